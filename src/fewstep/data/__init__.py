@@ -1,0 +1,1 @@
+"""Examples and batches: where pictures and captions come from, in which order, with which draws."""

@@ -1,0 +1,22 @@
+"""Pictures as tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_pixels(images: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures of one size as `[b, 3, h, w]` fp32 in [−1, 1]."""
+    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """`[b, 3, h, w]` in [−1, 1] as RGB pictures; what lies outside is clipped, then rounded as diffusers does."""
+    levels = (pixels.detach().float().cpu() / 2 + 0.5).clamp(0, 1).mul(255).round().byte()
+    return [Image.fromarray(level.numpy()) for level in levels.permute(0, 2, 3, 1)]

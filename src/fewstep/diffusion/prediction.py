@@ -1,0 +1,46 @@
+"""What a network says of z_t, whatever it was trained to output: the clean latent and the noise in it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Parameterisation = Literal["epsilon", "v_prediction", "sample"]
+"""diffusers' names for ε-, v- and x0-prediction."""
+
+Cond = dict[str, Tensor]
+"""What a network is conditioned on; every tensor has the batch in front."""
+
+
+class Prediction(NamedTuple):
+    """z_t = α·z_0 + σ·epsilon, both shaped like z_t."""
+
+    z_0: Tensor
+    epsilon: Tensor
+
+
+class Network(Protocol):
+    """Every network, after conversion at the edge.
+
+    z_t `[b, …]`, t `[b]`, omega `[b]` in the paper's convention or None for a network that has no ω input.
+    """
+
+    def __call__(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction: ...
+
+
+def to_prediction(kind: Parameterisation, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+    """Converts a network's output, with α and σ shaped to multiply it; computes in fp32 at least."""
+    output, z_t = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (output, z_t))
+    if kind == "epsilon":
+        return Prediction((z_t - sigma * output) / alpha, output)
+    if kind == "v_prediction":
+        # v = α·ε − σ·z_0 (arXiv 2202.00512, appendix D)
+        return Prediction(alpha * z_t - sigma * output, alpha * output + sigma * z_t)
+    return Prediction(output, (z_t - alpha * output) / sigma)
+
+
+def concatenate(first: Cond, second: Cond) -> Cond:
+    """Two conditions as one batch."""
+    return {name: torch.cat([value, second[name]]) for name, value in first.items()}

@@ -1,0 +1,1 @@
+"""Scores, baselines, tables and grids."""

@@ -1,0 +1,75 @@
+"""Reads the attributes of a scene back from a picture, so that obedience to a prompt can be counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fewstep.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
+
+LAYOUTS = ("single", "left of", "above", "unreadable")
+_THING = (len(SHAPES), len(COLOURS), len(SIZES))
+HEADS = (len(LAYOUTS), *_THING, *_THING, len(BACKGROUNDS))
+"""Sizes of the answers: layout; shape, colour, size of the first thing; of the second; background."""
+FEATURES = 64
+
+
+class Reader(nn.Module):
+    """A small convolutional classifier of 64×64 pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for narrow, wide, stride in ((3, 32, 2), (32, 64, 2), (64, 96, 1), (96, 128, 2), (128, 128, 1)):
+            layers += [nn.Conv2d(narrow, wide, 3, stride, 1), nn.GroupNorm(8, wide), nn.GELU()]
+        self.body = nn.Sequential(*layers, nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 64, FEATURES))
+        self.heads = nn.Sequential(nn.GELU(), nn.Linear(FEATURES, sum(HEADS)))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """`[b, 64]` from `[b, 3, 64, 64]` in [−1, 1]; what the Fréchet distance compares."""
+        return self.body(pixels.contiguous(memory_format=torch.channels_last))
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """One `[b, k]` of logits for each of HEADS."""
+        return list(self.heads(self.features(pixels)).split(HEADS, dim=1))
+
+
+@torch.no_grad()
+def read(reader: Reader, pixels: Tensor, batch_size: int = 256) -> tuple[list[Scene | None], Tensor]:
+    """What each picture shows (None: unreadable), and its features `[n, 64]`."""
+    scenes: list[Scene | None] = []
+    features = []
+    for part in pixels.split(batch_size):
+        feature = reader.features(part)
+        answers = [logits.argmax(1).tolist() for logits in reader.heads(feature).split(HEADS, dim=1)]
+        scenes += [_to_scene(answer) for answer in zip(*answers, strict=True)]
+        features.append(feature)
+    return scenes, torch.cat(features)
+
+
+def _to_scene(answer: tuple[int, ...]) -> Scene | None:
+    layout = LAYOUTS[answer[0]]
+    if layout == "unreadable":
+        return None
+    first = Thing(SHAPES[answer[1]], COLOURS[answer[2]], SIZES[answer[3]])
+    second = Thing(SHAPES[answer[4]], COLOURS[answer[5]], SIZES[answer[6]])
+    single = layout == "single"
+    return Scene((first,) if single else (first, second), None if single else layout, BACKGROUNDS[answer[7]])
+
+
+def load_reader(folder: Path) -> Reader:
+    """The reader as `train-teacher` saved it."""
+    reader = Reader()
+    tensors = safetensors.torch.load_file(folder / "reader.safetensors")
+    reader.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return reader.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def save_reader(reader: nn.Module, folder: Path) -> None:
+    """In fp16, 0.9 MB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
+    safetensors.torch.save_file(tensors, folder / "reader.safetensors")

@@ -1,0 +1,1 @@
+"""The only folder that knows diffusers and transformers: networks in, networks out."""

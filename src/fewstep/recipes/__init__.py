@@ -1,0 +1,1 @@
+"""Named, typed run configurations, and what each command does with one."""

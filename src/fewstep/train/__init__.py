@@ -1,0 +1,1 @@
+"""The one training loop: optimisation, run state and resume, logging."""

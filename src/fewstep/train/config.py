@@ -1,0 +1,60 @@
+"""How a training loop runs, whatever it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fewstep.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    steps: int = 1000
+    """Updates of the weights."""
+    batch_size: int = 32
+    """Samples per update."""
+    accumulation: int = 1
+    """Parts that a batch is computed in; more parts need less memory. Divides `batch_size`."""
+    lr: float = 1e-4
+    """AdamW's peak learning rate."""
+    lr_decay: Literal["constant", "cosine", "linear"] = "constant"
+    """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
+    warmup_steps: int = 0
+    """Updates over which the learning rate rises linearly to `lr`."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    beta2: float = 0.999
+    """AdamW's second-moment decay."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    ema_decay: float = 0.0
+    """Decay μ of the averaged weights per update; 0 keeps no average."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What networks compute in; `auto` is bf16 on a GPU that has it, fp32 on a CPU."""
+    seed: int = 0
+    """Sample order and every random draw follow from it."""
+    log_every: int = 10
+    """Updates between two lines of `metrics.jsonl`."""
+    checkpoint_every: int = 200
+    """Updates between two checkpoints; the last update is always checkpointed."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay on disk."""
+
+    def __post_init__(self) -> None:
+        at_least_one = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}; choose a divisor"
+            )
+        if self.lr <= 0:
+            raise UserError(f"lr is {self.lr}; it must be above 0")
+        for name in ("ema_decay", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        for name in ("weight_decay", "clip_norm", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")

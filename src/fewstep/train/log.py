@@ -1,0 +1,92 @@
+"""What a run says while it goes on: a bar on a terminal, plain lines when piped, metrics.jsonl always."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunLog:
+    """Records metrics of a run of `steps` updates that starts, or goes on, at update `start`."""
+
+    def __init__(self, folder: Path, title: str, steps: int, start: int) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._title, self._steps = title, steps
+        self._begun = time.perf_counter()
+        self._last = (self._begun, start)
+        self._forget_after(start)
+        self._board = _tensorboard(folder)
+        self._progress: Progress | None = None
+        if sys.stderr.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(), console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._progress.add_task(title, total=steps, completed=start, note="")
+
+    def __enter__(self) -> Self:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+        if self._board:
+            self._board.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar; costs nothing when there is none."""
+        if self._progress:
+            self._progress.update(self._task, completed=step)
+
+    def record(self, step: int, batch_size: int, values: dict[str, float]) -> None:
+        """Writes one line of metrics for the updates since the last one."""
+        now = time.perf_counter()
+        before, before_step = self._last
+        self._last = (now, step)
+        rate = (step - before_step) * batch_size / max(now - before, 1e-9)
+        left = (self._steps - step) * batch_size / max(rate, 1e-9)
+        line = {"step": step, **values, "images_per_second": round(rate, 2), "seconds": round(now - self._begun, 2)}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        note = f"loss {values['loss']:.4g}  {rate:.0f} images/s"
+        if self._progress:
+            self._progress.update(self._task, completed=step, note=note)
+        else:
+            print(f"{self._title} {step}/{self._steps}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def _forget_after(self, start: int) -> None:
+        """Drops lines that an interrupted run wrote after its last checkpoint: they are written again."""
+        if not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= start]
+        self._path.write_text("".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):  # cut off in the middle by the interruption
+        return float("inf")
+
+
+def _tensorboard(folder: Path) -> Any:
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"))

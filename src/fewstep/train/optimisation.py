@@ -1,0 +1,60 @@
+"""Learning rate, AdamW whose update can be vetoed on the device, and averaged weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.train.config import LoopConfig
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """Learning rate of update number `step`, counted from 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.lr_decay == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    if config.lr_decay == "linear":
+        return config.lr * (1 - progress)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(student: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
+    """Fused AdamW over the weights that learn; fused, because it alone can be vetoed without a host sync."""
+    learning = [p for p in student.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        learning, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+    )
+
+
+def update(optimizer: torch.optim.AdamW, lr: float, clip_norm: float, broken: Tensor) -> None:
+    """Clips and applies the gradients, or leaves weights and moments alone where `broken` is 1.
+
+    `broken` (fp32 scalar on the device) is raised in place when the gradient is not finite, and once raised
+    vetoes every later update too, so that the host may look at it late.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    broken.copy_(torch.maximum(broken, (~torch.isfinite(norm)).float()))
+    if clip_norm > 0:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.found_inf = broken  # type: ignore[attr-defined]  # read by the fused kernel
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def update_average(averaged: nn.Module, student: nn.Module, decay: float, broken: Tensor) -> None:
+    """averaged ← μ·averaged + (1 − μ)·student over parameters, unless `broken`; buffers are copied."""
+    means, values = list(averaged.parameters()), list(student.parameters())
+    difference = torch._foreach_sub(values, means)
+    torch._foreach_mul_(difference, (1 - decay) * (1 - broken))
+    torch._foreach_add_(means, difference)
+    for mean, value in zip(averaged.buffers(), student.buffers(), strict=True):
+        mean.copy_(value)

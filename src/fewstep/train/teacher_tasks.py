@@ -1,0 +1,64 @@
+"""What a teacher is trained on: an autoencoder's reconstruction, and ordinary diffusion with captions dropped."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.data import draws
+from fewstep.diffusion.schedule import Schedule
+
+
+class AutoencoderTask:
+    """Squared error, squared error of the differences between neighbouring pixels, and a little KL.
+
+    Not the absolute error: on mostly flat pictures it settles on the median and loses the colours.
+    """
+
+    KL_WEIGHT = 1e-4
+    EDGE_WEIGHT = 1.0
+
+    def __init__(self, autoencoder: nn.Module, pixels: Callable[[range], Tensor], seed: int) -> None:
+        """`pixels(counters)` gives `[b, 3, h, w]` in [−1, 1]."""
+        self.student = autoencoder
+        self.averaged = copy.deepcopy(autoencoder)
+        self._pixels, self._seed = pixels, seed
+
+    def loss(self, counters: range) -> Tensor:
+        x = self._pixels(counters).contiguous(memory_format=torch.channels_last)
+        posterior = self.student.encode(x).latent_dist  # type: ignore[operator]
+        noise = draws.normal(self._seed, "vae", counters, posterior.mean.shape[1:])
+        error = self.student.decode(posterior.mean + posterior.std * noise).sample.float() - x  # type: ignore[operator]
+        edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return error.square().mean() + self.EDGE_WEIGHT * edges + self.KL_WEIGHT * kl
+
+
+class DiffusionTask:
+    """‖ε − ε̂(z_t, t, c)‖², with c replaced by the empty caption at times; the text encoder learns along."""
+
+    DROP_RATE = 0.12
+
+    def __init__(
+        self, unet: nn.Module, text_encoder: nn.Module, schedule: Schedule, latents: Tensor, tokens: Tensor, seed: int
+    ) -> None:
+        """`latents` [n, c, h, w] and `tokens` [n, l] are the training set; `tokens[n]`, one more, is the empty caption."""
+        self.student = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+        self.averaged = copy.deepcopy(self.student)
+        self._schedule, self._latents, self._tokens, self._seed = schedule, latents, tokens, seed
+
+    def loss(self, counters: range) -> Tensor:
+        index = torch.tensor(draws.order(self._seed, len(self._latents), counters))
+        z_0 = self._latents[index]
+        dropped = draws.uniform(self._seed, "drop", counters) < self.DROP_RATE
+        tokens = self._tokens[torch.where(dropped, len(self._latents), index)]
+        t = (draws.uniform(self._seed, "t", counters) * self._schedule.num_steps).long()
+        epsilon = draws.normal(self._seed, "epsilon", counters, z_0.shape[1:])
+        text = self.student["text_encoder"](tokens)[0]
+        output = self.student["unet"](self._schedule.diffuse(z_0, epsilon, t), t, text).sample
+        return functional.mse_loss(output.float(), epsilon)
