@@ -59,9 +59,7 @@ def _places(scene: Scene, rng: random.Random) -> list[Place]:
     return [(b, a, r) for a, b, r in zip(along, across, radii, strict=True)]
 
 
-def draw_shape(
-    canvas: Image.Image, shape: str, colour: RGB, background: RGB, place: Place, rng: random.Random
-) -> None:
+def draw_shape(canvas: Image.Image, shape: str, colour: RGB, background: RGB, place: Place, rng: random.Random) -> None:
     """Draws one filled shape on the enlarged canvas, turned by up to 10 degrees."""
     x, y, radius = (value * _SCALE for value in place)
     angle = math.radians(rng.uniform(-10, 10))

@@ -97,9 +97,7 @@ def draw_attributes(rng: random.Random, split: Split) -> Scene:
     """A scene with every attribute set, uniform over what `split` allows."""
     while True:
         count = rng.choice((1, 2))
-        things = tuple(
-            Thing(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(SIZES)) for _ in range(count)
-        )
+        things = tuple(Thing(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(SIZES)) for _ in range(count))
         relation = rng.choice(RELATIONS) if count == 2 else None
         background = rng.choice(BACKGROUNDS)
         held_out = any((thing.shape, thing.colour) in HELD_OUT_PAIRS for thing in things)

@@ -102,9 +102,7 @@ def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
         vocabulary_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocabulary_file.write_text(json.dumps(vocabulary))
         merges_file.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-        return CLIPTokenizer.from_pretrained(
-            _write_tokenizer_config(Path(folder)), model_max_length=MAX_TOKENS
-        )
+        return CLIPTokenizer.from_pretrained(_write_tokenizer_config(Path(folder)), model_max_length=MAX_TOKENS)
 
 
 def _write_tokenizer_config(folder: Path) -> str:

@@ -77,7 +77,12 @@ def train_teacher(config: TrainTeacher) -> None:
     )  # fmt: skip
     fit(diffusion_task, replace(config.diffusion, seed=config.seed), config.out / "diffusion", "unet")
     scenes_model.save_teacher(
-        config.out / "pipeline", autoencoder_task.averaged, diffusion_task.averaged, tokenizer, scheduler, scaling_factor
+        config.out / "pipeline",
+        autoencoder_task.averaged,
+        diffusion_task.averaged,
+        tokenizer,
+        scheduler,
+        scaling_factor,
     )
 
 

@@ -21,7 +21,7 @@ class RunState:
 
     student: nn.Module
     averaged: nn.Module | None
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     step: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -90,7 +90,9 @@ def restore_newest(state: RunState, folder: Path) -> bool:
         state.restore(safetensors.torch.load_file(newest / "state.safetensors"), step)
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"checkpoint {newest} cannot be read ({reason}); delete it to go on from an older one") from error
+        raise UserError(
+            f"checkpoint {newest} cannot be read ({reason}); delete it to go on from an older one"
+        ) from error
     return True
 
 

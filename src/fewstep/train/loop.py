@@ -19,10 +19,13 @@ from fewstep.train.optimisation import learning_rate, make_optimizer, update, up
 class Task(Protocol):
     """What is trained, and on what."""
 
-    student: nn.Module
-    """Holds the weights that learn."""
-    averaged: nn.Module | None
-    """A copy of `student` that the loop keeps as its moving average, or None."""
+    @property
+    def student(self) -> nn.Module:
+        """Holds the weights that learn."""
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        """A copy of `student` that the loop keeps as its moving average, or None."""
 
     def loss(self, counters: range) -> Tensor:
         """Mean loss over the samples at these counters: a pure function of counters and weights."""
@@ -33,9 +36,7 @@ class NonFiniteLossError(UserError):
     """The loss or its gradient was NaN or infinite; no weight was changed by it."""
 
 
-def fit(
-    task: Task, config: LoopConfig, folder: Path, title: str, at_step: Callable[[int], None] | None = None
-) -> None:
+def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Callable[[int], None] | None = None) -> None:
     """Trains `task` to `config.steps`, going on from the newest checkpoint in `folder`.
 
     `at_step(n)` is called after every update n, with the weights of that moment, for sample grids and the like.
@@ -53,7 +54,10 @@ def fit(
             state.step += 1
             log.advance(state.step)
             due = state.step == config.steps
-            logging, saving = due or state.step % config.log_every == 0, due or state.step % config.checkpoint_every == 0
+            logging, saving = (
+                due or state.step % config.log_every == 0,
+                due or state.step % config.checkpoint_every == 0,
+            )
             if logging or saving:  # the host waits for the device here and nowhere else
                 _stop_if_broken(losses, state.step)
             if logging:
@@ -85,9 +89,7 @@ def _one_update(task: Task, state: RunState, config: LoopConfig, broken: Tensor)
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    wanted = precision == "bf16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
+    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 

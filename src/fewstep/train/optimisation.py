@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +53,8 @@ def update(optimizer: torch.optim.AdamW, lr: float, clip_norm: float, broken: Te
 @torch.no_grad()
 def update_average(averaged: nn.Module, student: nn.Module, decay: float, broken: Tensor) -> None:
     """averaged ← μ·averaged + (1 − μ)·student over parameters, unless `broken`; buffers are copied."""
-    means, values = list(averaged.parameters()), list(student.parameters())
-    difference = torch._foreach_sub(values, means)
+    means: Any = list(averaged.parameters())
+    difference: Any = torch._foreach_sub(list(student.parameters()), means)  # type: ignore[arg-type]
     torch._foreach_mul_(difference, (1 - decay) * (1 - broken))
     torch._foreach_add_(means, difference)
     for mean, value in zip(averaged.buffers(), student.buffers(), strict=True):

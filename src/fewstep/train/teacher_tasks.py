@@ -47,7 +47,7 @@ class DiffusionTask:
     def __init__(
         self, unet: nn.Module, text_encoder: nn.Module, schedule: Schedule, latents: Tensor, tokens: Tensor, seed: int
     ) -> None:
-        """`latents` [n, c, h, w] and `tokens` [n, l] are the training set; `tokens[n]`, one more, is the empty caption."""
+        """`latents` [n, c, h, w] and `tokens` [n + 1, l] are the training set and, last, the empty caption."""
         self.student = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
         self.averaged = copy.deepcopy(self.student)
         self._schedule, self._latents, self._tokens, self._seed = schedule, latents, tokens, seed

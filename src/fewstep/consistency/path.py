@@ -1,0 +1,53 @@
+"""How z_t moves to the earlier z_s, at which time pairs (t, s)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.prediction import Cond, Network
+from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.solvers import Solver, ddim
+
+Times = Literal["grid", "any"]
+
+
+def draw_times(u: Tensor, num_steps: int, skip: int, times: Times) -> tuple[Tensor, Tensor]:
+    """t and s = max(t − skip, 0), whole, from `u` `[b]` uniform in [0, 1).
+
+    `grid`: t ∈ {k−1, 2k−1, …}, where LCM samplers land. `any`: t ∈ {k, …, T−1}, algorithm 1 as the paper writes it.
+    """
+    choices = torch.arange(skip - 1, num_steps, skip) if times == "grid" else torch.arange(skip, num_steps)
+    t = choices.to(u.device)[(u * len(choices)).long()]
+    return t, (t - skip).clamp(min=0)
+
+
+class Path(Protocol):
+    """z_s from z_t; never differentiated."""
+
+    def __call__(self, z_t: Tensor, t: Tensor, s: Tensor, cond: Cond, omega: Tensor | None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TeacherPath:
+    """One solver step of the teacher's (augmented) PF-ODE (LCM, eq. 16).
+
+    Guidance acts inside every evaluation, so that a second-order solver is of second order on the guided ODE.
+    With `null_cond` None, or ω None, the teacher is followed without guidance.
+    """
+
+    teacher: Network
+    schedule: Schedule
+    null_cond: Cond | None
+    """The empty condition, batch of one."""
+    solver: Solver = ddim
+
+    def __call__(self, z_t: Tensor, t: Tensor, s: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
+        if self.null_cond is None or omega is None:
+            return self.solver(self.schedule, lambda z, at: self.teacher(z, at, cond, None), z_t, t, s)
+        null = {name: value.expand(len(z_t), *value.shape[1:]) for name, value in self.null_cond.items()}
+        return self.solver(self.schedule, Guided(self.teacher, cond, null, omega), z_t, t, s)

@@ -1,0 +1,40 @@
+"""Multistep consistency sampling (LCM, algorithm 3): answer, add noise, answer again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fewstep.consistency.boundary import consistency_function
+from fewstep.diffusion.prediction import Cond, Network
+from fewstep.diffusion.schedule import Schedule
+
+
+def consistency_times(num_steps: int, grid_size: int, count: int) -> list[int]:
+    """`count` of the `grid_size` times {k−1, 2k−1, …}, k = T // grid_size, latest first.
+
+    Raises ValueError unless 1 ≤ count ≤ grid_size.
+    """
+    if not 1 <= count <= grid_size:
+        raise ValueError(f"steps is {count}; this model allows 1 to {grid_size}")
+    skip = num_steps // grid_size
+    return [(grid_size - i * grid_size // count) * skip - 1 for i in range(count)]
+
+
+def sample_consistency(
+    schedule: Schedule, network: Network, cond: Cond, omega: Tensor | None, times: Sequence[int],
+    draw: Callable[[], Tensor],
+) -> Tensor:  # fmt: skip
+    """z_0 `[b, …]` after one evaluation at each of `times`.
+
+    `draw()` gives standard normal fp32 noise `[b, …]`: first the initial latent, then that of every later step.
+    """
+    z = draw()
+    for i, time in enumerate(times):
+        t = torch.full((len(z),), time, dtype=torch.long, device=z.device)
+        if i > 0:
+            z = schedule.diffuse(z, draw(), t)
+        z = consistency_function(network, z, t, cond, omega)
+    return z

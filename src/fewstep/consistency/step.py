@@ -1,0 +1,52 @@
+"""Algorithm 1 of the paper, as a pure function: every draw is handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.consistency.boundary import consistency_function
+from fewstep.consistency.distance import Distance
+from fewstep.consistency.path import Path
+from fewstep.diffusion.prediction import Cond, Network
+from fewstep.diffusion.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch of data and of draws: z_0 and epsilon `[b, …]`, t, s `[b]` with s ≤ t, ω `[b]` or None."""
+
+    z_0: Tensor
+    cond: Cond
+    t: Tensor
+    s: Tensor
+    epsilon: Tensor
+    omega: Tensor | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """The seams of consistency distillation."""
+
+    schedule: Schedule
+    path: Path
+    distance: Distance
+    weight: Callable[[Tensor], Tensor] = torch.ones_like
+    """λ(t) of the loss, `[b]` from t `[b]`; constant in the paper."""
+
+
+def consistency_loss(method: Method, student: Network, target: Network, sample: Sample) -> Tensor:
+    """E[λ(t)·d(f_θ(z_t, ω, c, t), f_θ⁻(ẑ_s, ω, c, s))], a scalar (LCM, eq. 17 and algorithm 1).
+
+    Gradient flows into `student` alone; `target` is its EMA, or the student itself.
+    """
+    z_t = method.schedule.diffuse(sample.z_0, sample.epsilon, sample.t)
+    with torch.no_grad():
+        z_s = method.path(z_t, sample.t, sample.s, sample.cond, sample.omega)
+        answer_at_s = consistency_function(target, z_s, sample.s, sample.cond, sample.omega)
+    answer_at_t = consistency_function(student, z_t, sample.t, sample.cond, sample.omega)
+    weight = method.weight(sample.t.to(answer_at_t.dtype))
+    return (weight * method.distance(answer_at_t, answer_at_s)).mean()

@@ -1,0 +1,36 @@
+"""Classifier-free guidance in the paper's convention: ω = 0 is the plain conditional network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Cond, Network, Prediction, concatenate
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The field of the augmented PF-ODE (LCM, eq. 7): (1 + ω)·ε(z, c, t) − ω·ε(z, ∅, t).
+
+    Both halves run in one batched forward. `omega` and every entry of the conditions have the batch in front;
+    diffusers' `guidance_scale` is ω + 1.
+    """
+
+    network: Network
+    cond: Cond
+    null_cond: Cond
+    omega: Tensor
+
+    def __call__(self, z_t: Tensor, t: Tensor) -> Prediction:
+        both = self.network(torch.cat([z_t, z_t]), torch.cat([t, t]), concatenate(self.cond, self.null_cond), None)
+        omega = self.omega.to(both.z_0.dtype).view((-1,) + (1,) * (z_t.ndim - 1))
+
+        def guide(halves: Tensor) -> Tensor:
+            conditional, unconditional = halves.chunk(2)
+            return (1 + omega) * conditional - omega * unconditional
+
+        # Prediction is affine in the network's output with weights that add to one, so guiding z_0 and ε
+        # is guiding the output.
+        return Prediction(guide(both.z_0), guide(both.epsilon))
