@@ -1,0 +1,34 @@
+"""What a few-step model is compared with: its own teacher, sampled by solvers that need no training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.prediction import Cond
+from fewstep.diffusion.sampling import Spacing, sample_dpm_solver_pp_2m, sample_ode, sampling_times
+from fewstep.models.latent_model import LatentModel
+from fewstep.models.pipeline import seeded_noise
+
+SamplerName = Literal["ddim", "dpm++"]
+
+
+@torch.no_grad()
+def teacher_latents(
+    teacher: LatentModel, sampler: SamplerName, times: list[int], cond: Cond, seeds: range, omega: float
+) -> Tensor:
+    """z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""
+    z_T = seeded_noise(seeds, teacher.latent_shape(teacher.resolution), teacher.device)()
+    null = {"text": teacher.encode_text([""])["text"].expand(len(z_T), -1, -1)}
+    field = Guided(teacher.network, cond, null, torch.full((len(z_T),), omega, device=teacher.device))
+    if sampler == "ddim":
+        return sample_ode(teacher.schedule, field, z_T, times)
+    return sample_dpm_solver_pp_2m(teacher.schedule, field, z_T, times)
+
+
+def teacher_times(teacher: LatentModel, steps: int, spacing: Spacing) -> list[int]:
+    """The times of a baseline; `trailing` was the best spacing for both samplers (studies/spacing.py)."""
+    return sampling_times(teacher.schedule.num_steps, steps, spacing)

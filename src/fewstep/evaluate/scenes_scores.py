@@ -1,0 +1,135 @@
+"""Prompt accuracy and Fréchet distance on the scenes world, for a student and its baselines."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data.pictures import to_pixels
+from fewstep.data.scenes import Scene, Scenes
+from fewstep.diffusion.prediction import Cond
+from fewstep.diffusion.sampling import Spacing
+from fewstep.evaluate.baselines import teacher_latents, teacher_times
+from fewstep.evaluate.frechet import frechet_distance
+from fewstep.evaluate.reader import Reader, read
+from fewstep.models.latent_model import LatentModel
+from fewstep.models.pipeline import Pipeline
+
+PROMPT_SEED = 1_000_003  # no training run draws its scenes from this seed by default
+REFERENCE_PICTURES = 2048
+Latents = Callable[[Cond, range], Tensor]
+"""(conditions [b, …], seeds) → z_0 [b, c, h, w]."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Fresh prompts with what each states; the last `unseen` hold a shape in a colour never trained on."""
+
+    texts: list[str]
+    stated: list[Scene]
+    unseen: int
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256("\n".join(self.texts).encode()).hexdigest()
+
+
+def fresh_prompts(seen: int, unseen: int, seed: int = PROMPT_SEED) -> Prompts:
+    """`seen` + `unseen` prompts of scenes that no picture of a training set was drawn for."""
+    pairs = [Scenes(seed, "seen").prompt(i) for i in range(seen)] + [
+        Scenes(seed, "unseen").prompt(i) for i in range(unseen)
+    ]
+    return Prompts([text for text, _ in pairs], [scene for _, scene in pairs], unseen)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A row of the table, and the pictures behind it as pixels `[n, 3, h, w]`."""
+
+    row: dict[str, Any]
+    pixels: Tensor
+    read: list[Scene | None]
+
+
+class ScenesScores:
+    """Scores samplers over one set of prompts, seeds and guidance; picture i has seed `seed + i`."""
+
+    def __init__(self, reader: Reader, teacher: LatentModel, prompts: Prompts, *, omega: float, seed: int) -> None:
+        self.teacher, self.prompts, self.omega, self.seed = teacher, prompts, omega, seed
+        self._reader = reader
+        self._cond = teacher.encode_text(prompts.texts)
+        real = Scenes(PROMPT_SEED + 1, "seen")
+        self._reference = read(reader, to_pixels([real[i].image for i in range(REFERENCE_PICTURES)]))[1]
+
+    def protocol(self) -> dict[str, Any]:
+        """All that two tables must share to be compared."""
+        return {
+            "n": len(self.prompts.texts) - self.prompts.unseen,
+            "n_unseen": self.prompts.unseen,
+            "omega": self.omega,
+            "guidance_scale": self.omega + 1,
+            "seed": self.seed,
+            "prompts_sha256": self.prompts.sha256,
+            "fd": f"reader features against {REFERENCE_PICTURES} real scenes",
+        }
+
+    def teacher_row(self, steps: int) -> Scored:
+        """The reference: DDIM at many steps."""
+        return self._baseline("teacher", "ddim", steps, "trailing")
+
+    def ddim_row(self, steps: int, spacing: Spacing = "trailing") -> Scored:
+        return self._baseline("ddim", "ddim", steps, spacing)
+
+    def dpm_row(self, steps: int, spacing: Spacing = "trailing") -> Scored:
+        return self._baseline("dpm++", "dpm++", steps, spacing)
+
+    def student_row(self, student: Pipeline, steps: int) -> Scored:
+        return self.score(
+            {"sampler": "lcm", "steps": steps, "network_evaluations": steps, "spacing": "lcm"},
+            lambda cond, seeds: student.latents(cond, seeds, steps, self.omega),
+        )
+
+    def _baseline(self, name: str, sampler: Any, steps: int, spacing: Spacing) -> Scored:
+        times = teacher_times(self.teacher, steps, spacing)
+        return self.score(
+            {"sampler": name, "steps": steps, "network_evaluations": 2 * steps, "spacing": spacing},
+            lambda cond, seeds: teacher_latents(self.teacher, sampler, times, cond, seeds, self.omega),
+        )
+
+    def score(self, row: dict[str, Any], latents: Latents, batch_size: int = 64) -> Scored:
+        """Completes `row` with accuracy, distance and time."""
+        begun = time.perf_counter()
+        parts = []
+        count = len(self.prompts.texts)
+        for start in range(0, count, batch_size):
+            stop = min(count, start + batch_size)
+            cond = {name: value[start:stop] for name, value in self._cond.items()}
+            z_0 = latents(cond, range(self.seed + start, self.seed + stop))
+            parts.append(self.teacher.decode(z_0).clamp(-1, 1).cpu())
+        seconds = (time.perf_counter() - begun) / count
+        pixels = torch.cat(parts)
+        scenes, features = read(self._reader, pixels)
+        right = [
+            scene is not None and scene.agrees_with(want)
+            for scene, want in zip(scenes, self.prompts.stated, strict=True)
+        ]
+        seen = count - self.prompts.unseen
+        row = {
+            **row,
+            "guidance_scale": self.omega + 1,
+            "prompt_accuracy": _share(right[:seen]),
+            "prompt_accuracy_unseen": _share(right[seen:]),
+            "fd": round(frechet_distance(features[:seen], self._reference), 4),
+            "seconds_per_image": round(seconds, 5),
+        }
+        return Scored(row, pixels, scenes)
+
+
+def _share(right: Sequence[bool]) -> float | None:
+    return round(sum(right) / len(right), 4) if right else None

@@ -1,0 +1,93 @@
+"""Pictures and captions as the network sees them: encoded once and kept where they fit, else batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from fewstep.data.pictures import to_pixels
+from fewstep.diffusion.prediction import Cond
+from fewstep.models.latent_model import LatentModel
+
+_CHUNK = 64
+
+
+class CaptionedPicture(Protocol):
+    @property
+    def image(self) -> Image.Image: ...
+
+    @property
+    def caption(self) -> str: ...
+
+
+class PictureSource(Protocol):
+    """Captioned RGB pictures of one square size."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> CaptionedPicture: ...
+
+
+class KeptLatents:
+    """Everything encoded beforehand; a batch is a look-up."""
+
+    def __init__(self, model: LatentModel, pictures: PictureSource) -> None:
+        console = Console(stderr=True)
+        starts: Sequence[int] = range(0, len(pictures), _CHUNK)
+        means, stds = [], []
+        numbers: dict[str, int] = {}  # equal captions are encoded once
+        rows = []
+        for start in track(
+            starts, f"encoding {len(pictures)} pictures", console=console, disable=not console.is_terminal
+        ):
+            part = [pictures[i] for i in range(start, min(start + _CHUNK, len(pictures)))]
+            mean, std = model.encode_pixels(to_pixels([example.image for example in part]))
+            means.append(mean)
+            stds.append(std)
+            rows += [numbers.setdefault(example.caption, len(numbers)) for example in part]
+        captions = list(numbers)
+        texts = [model.encode_text(captions[i : i + _CHUNK])["text"] for i in range(0, len(captions), _CHUNK)]
+        self._mean, self._std, self._text = torch.cat(means), torch.cat(stds), torch.cat(texts)
+        self._rows = torch.tensor(rows)
+
+    def __len__(self) -> int:
+        return len(self._mean)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return tuple(self._mean.shape[1:])
+
+    def batch(self, indices: Sequence[int], noise: Tensor) -> tuple[Tensor, Cond]:
+        index = torch.tensor(indices)
+        z_0 = self._mean[index] + self._std[index] * noise
+        return z_0, {"text": self._text[self._rows[index]]}
+
+
+class FreshLatents:
+    """Every batch encoded when it is asked for."""
+
+    def __init__(self, model: LatentModel, pictures: PictureSource, resolution: int) -> None:
+        self._model, self._pictures = model, pictures
+        self.latent_shape: tuple[int, ...] = model.latent_shape(resolution)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def batch(self, indices: Sequence[int], noise: Tensor) -> tuple[Tensor, Cond]:
+        examples = [self._pictures[i] for i in indices]
+        mean, std = self._model.encode_pixels(to_pixels([example.image for example in examples]))
+        return mean + std * noise, self._model.encode_text([example.caption for example in examples])
+
+
+def encode(model: LatentModel, pictures: PictureSource, resolution: int, keep_gib: float) -> KeptLatents | FreshLatents:
+    """Keeps the latents and texts when they need at most `keep_gib` GiB."""
+    channels, height, width = model.latent_shape(resolution)
+    tokens = model.tokenizer.model_max_length * model.text_encoder.config.hidden_size
+    needed = len(pictures) * 4 * (2 * channels * height * width + tokens) / 2**30
+    return KeptLatents(model, pictures) if needed <= keep_gib else FreshLatents(model, pictures, resolution)

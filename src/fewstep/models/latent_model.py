@@ -1,0 +1,189 @@
+"""A latent diffusion model in Stable Diffusion's layout, loaded from a diffusers folder or from the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from fewstep.diffusion.prediction import Cond, Parameterisation
+from fewstep.diffusion.schedule import Schedule, ScheduleError
+from fewstep.errors import UserError
+from fewstep.models.network import UNetNetwork
+
+TEACHER_CLASS = "StableDiffusionPipeline"
+STUDENT_CLASS = "LatentConsistencyModelPipeline"
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+@dataclass(frozen=True)
+class LatentModel:
+    """A teacher, or a student that fewstep or another wrote; `network` tells which by its ω input."""
+
+    source: str
+    """Folder or Hub id that it was loaded from."""
+    network: UNetNetwork
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler_config: dict[str, Any]
+    details: dict[str, Any]
+    """What fewstep recorded of a student (`fewstep.json`); empty for other models."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.unet.device
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.network.schedule
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the pictures that the model was trained on."""
+        return int(self.network.unet.config.sample_size) * self.pixels_per_latent
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        side = resolution // self.pixels_per_latent
+        return (int(self.network.unet.config.in_channels), side, side)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Cond:
+        """`{"text": [b, tokens, width]}`; what does not fit the text encoder is cut off."""
+        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return {"text": self.text_encoder(tokens.to(self.device))[0]}
+
+    def truncated(self, prompt: str) -> bool:
+        """Whether the text encoder cannot see the end of `prompt`."""
+        return len(self.tokenizer(prompt).input_ids) > self.tokenizer.model_max_length
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scaled latents of `[b, 3, h, w]` in [−1, 1]."""
+        pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
+        posterior = self.vae.encode(pixels).latent_dist
+        scale = self.vae.config.scaling_factor
+        return (posterior.mean * scale).contiguous(), (posterior.std * scale).contiguous()
+
+    @torch.no_grad()
+    def decode(self, z_0: Tensor) -> Tensor:
+        """Pixels `[b, 3, h, w]` from scaled latents."""
+        z = (z_0 / self.vae.config.scaling_factor).to(self.vae.dtype)
+        return self.vae.decode(z.contiguous(memory_format=torch.channels_last)).sample.float()
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The named device, or the best there is."""
+    if name != "auto":
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {name!r} cannot be used here; allowed are auto, cpu, cuda, mps") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_latent_model(source: str | Path, device: torch.device) -> LatentModel:
+    """Loads every part in fp32 on `device`, frozen; raises UserError naming what is missing or not known."""
+    folder = _local_folder(source)
+    index = _read_json(folder / "model_index.json", f"{source} is not a pipeline")
+    kind = index.get("_class_name")
+    if kind not in (TEACHER_CLASS, STUDENT_CLASS):
+        raise UserError(f"{source} holds a {kind}; known are {TEACHER_CLASS} and {STUDENT_CLASS}")
+    for part in _PARTS:
+        if not (folder / part).is_dir():
+            raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
+    scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
+    schedule, parameterisation = _read_schedule(scheduler_config, source)
+    unet = _load_part(UNet2DConditionModel, folder / "unet").to(device)
+    vae = _load_part(AutoencoderKL, folder / "vae").to(device, memory_format=torch.channels_last)
+    text_encoder = _load_part(CLIPTextModel, folder / "text_encoder").to(device)
+    details_file = folder / "fewstep.json"
+    return LatentModel(
+        source=str(source),
+        network=UNetNetwork(unet, schedule, parameterisation),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler_config=scheduler_config,
+        details=_read_json(details_file, f"{source} cannot be read") if details_file.exists() else {},
+    )
+
+
+def _local_folder(source: str | Path) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    looks_like_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "/", "~"))
+    if not looks_like_hub_id:
+        raise UserError(f"{source} is not a folder; give a diffusers folder (with model_index.json) or a Hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = [
+            "model_index.json",
+            *(f"{part}/*{end}" for part in _PARTS for end in (".json", ".safetensors", ".txt")),
+        ]
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{source} is neither a folder here nor a model that could be fetched from the Hub ({type(error).__name__}); "
+            "check the name and the connection, or give a diffusers folder"
+        ) from error
+
+
+def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{otherwise}: {path.name} is missing") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{otherwise}: {path.name} cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{otherwise}: {path.name} is not a JSON object")
+    return content
+
+
+def _read_schedule(config: dict[str, Any], source: str | Path) -> tuple[Schedule, Parameterisation]:
+    parameterisation = config.get("prediction_type", "epsilon")
+    if parameterisation not in get_args(Parameterisation):
+        allowed = ", ".join(get_args(Parameterisation))
+        raise UserError(f"{source} has prediction_type {parameterisation!r}; known are {allowed}")
+    try:
+        schedule = Schedule.from_config(config)
+    except ScheduleError as error:
+        raise UserError(f"{source}: {error}") from error
+    if schedule.has_zero_terminal_snr and parameterisation == "epsilon":
+        raise UserError(
+            f"{source} has zero-terminal SNR with epsilon-prediction, which has no answer at pure noise; "
+            "use a v_prediction model, or its scheduler without rescale_betas_zero_snr"
+        )
+    return schedule, parameterisation
+
+
+def _load_part(kind: Any, folder: Path) -> Any:
+    weights = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".ckpt", ".pt"))
+    safe = [name for name in weights if name.endswith(".safetensors")]
+    if not safe:
+        found = f"found {', '.join(weights)}, a pickle" if weights else "found none"
+        raise UserError(f"{folder} has no safetensors weights ({found}); only safetensors are read, convert them first")
+    variant = None if any(".fp16." not in name for name in safe) else "fp16"
+    try:
+        part = kind.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, variant=variant)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason}") from error
+    return part.eval().requires_grad_(False)

@@ -1,0 +1,45 @@
+"""A diffusers UNet as a Network: its output converted to z_0 and ε once, here at the edge."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from fewstep.consistency.omega_embedding import OMEGA_WIDTH, embed_omega
+from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
+from fewstep.diffusion.schedule import Schedule
+
+
+class UNetNetwork(nn.Module):
+    """`cond["text"]` is `[b, tokens, width]`; ω is used where the UNet has an input for it."""
+
+    def __init__(self, unet: UNet2DConditionModel, schedule: Schedule, parameterisation: Parameterisation) -> None:
+        super().__init__()
+        self.unet = unet
+        self.schedule = schedule.to(unet.device)
+        self.parameterisation = parameterisation
+
+    def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        omega_embedding = None
+        if omega is not None and self.unet.config.time_cond_proj_dim is not None:
+            omega_embedding = embed_omega(omega, self.unet.config.time_cond_proj_dim).to(self.unet.dtype)
+        output = self.unet(
+            z_t.to(self.unet.dtype),
+            t.float() if t.is_floating_point() else t,
+            encoder_hidden_states=cond["text"].to(self.unet.dtype),
+            timestep_cond=omega_embedding,
+        ).sample
+        alpha, sigma = self.schedule.coefficients(t, z_t)
+        return to_prediction(self.parameterisation, output, z_t, alpha, sigma)
+
+
+@torch.no_grad()
+def student_of(teacher: UNetNetwork) -> UNetNetwork:
+    """A copy of the teacher with an input for ω that starts at zero, so that it answers as the teacher does."""
+    unet = teacher.unet
+    copy = UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": OMEGA_WIDTH}).to(unet.device)
+    copy.time_embedding.cond_proj.weight.zero_()
+    missing, unexpected = copy.load_state_dict(unet.state_dict(), strict=False)
+    assert (missing, unexpected) == (["time_embedding.cond_proj.weight"], [])
+    return UNetNetwork(copy, teacher.schedule, teacher.parameterisation)
