@@ -1,1 +1,24 @@
 """Distil a latent diffusion model into one that paints in 1 to 8 steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fewstep.models.pipeline import Pipeline
+
+__all__ = ["__version__", "load"]
+__version__ = "0.1.0"
+
+
+def load(model: str | Path, device: str = "auto") -> Pipeline:
+    """Loads a few-step model: `pipe = fewstep.load("runs/demo/model"); images = pipe("a red star", steps=4, seed=7)`.
+
+    `model` is a folder that `distill` wrote, any LatentConsistencyModelPipeline folder, or a Hub id; `device` is
+    auto, cpu, cuda or mps. Raises fewstep.errors.UserError for anything else.
+    """
+    from fewstep.models.pipeline import load_pipeline  # torch and diffusers load here, not with `import fewstep`
+
+    return load_pipeline(model, device)

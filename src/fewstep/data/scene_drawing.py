@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 if TYPE_CHECKING:
     from fewstep.data.scenes import Scene
 
-SIZE = 64
+SIDE = 64
 """Side of a picture in pixels."""
 _SCALE = 4
 _REACH = 1.15  # no shape goes further than this many radii from its centre
@@ -38,7 +38,7 @@ def draw_scene(scene: Scene, rng: random.Random) -> Image.Image:
     """An RGB picture of `scene`, whose attributes must all be set; place, angle and shade are drawn."""
     background = _shade(BACKGROUND_RGB[str(scene.background)], rng, 5)
     places = _places(scene, rng)
-    canvas = Image.new("RGB", (SIZE * _SCALE, SIZE * _SCALE), background)
+    canvas = Image.new("RGB", (SIDE * _SCALE, SIDE * _SCALE), background)
     for thing, place in zip(scene.things, places, strict=True):
         draw_shape(canvas, thing.shape, _shade(COLOUR_RGB[thing.colour], rng, 10), background, place, rng)
     return canvas.reduce(_SCALE)
@@ -48,12 +48,12 @@ def _places(scene: Scene, rng: random.Random) -> list[Place]:
     radii = [rng.uniform(*_RADII[str(thing.size)]) for thing in scene.things]
     reaches = [radius * _REACH for radius in radii]
     if scene.relation is None:
-        low, high = reaches[0] + 1, SIZE - 1 - reaches[0]
+        low, high = reaches[0] + 1, SIDE - 1 - reaches[0]
         return [(rng.uniform(low, high), rng.uniform(low, high), radii[0])]
-    free = SIZE - 2 - 2 * sum(reaches) - 2  # a pixel at each edge, two between
+    free = SIDE - 2 - 2 * sum(reaches) - 2  # a pixel at each edge, two between
     cuts = sorted((rng.uniform(0, free), rng.uniform(0, free)))
-    along = [1 + cuts[0] + reaches[0], SIZE - 1 - (free - cuts[1]) - reaches[1]]
-    across = [SIZE / 2 + rng.uniform(-5, 5) for _ in radii]
+    along = [1 + cuts[0] + reaches[0], SIDE - 1 - (free - cuts[1]) - reaches[1]]
+    across = [SIDE / 2 + rng.uniform(-5, 5) for _ in radii]
     if scene.relation == "left of":
         return [(a, b, r) for a, b, r in zip(along, across, radii, strict=True)]
     return [(b, a, r) for a, b, r in zip(along, across, radii, strict=True)]

@@ -135,3 +135,19 @@ def _say_thing(rng: random.Random, thing: Thing) -> str:
     words += [thing.colour, thing.shape]
     article = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([article, *words])
+
+
+@dataclass(frozen=True)
+class SceneExamples:
+    """The first `count` scenes, as a training set."""
+
+    scenes: Scenes
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> ScenePicture:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.scenes[index]

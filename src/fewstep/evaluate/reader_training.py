@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fewstep.data.pictures import to_pixels
-from fewstep.data.scene_drawing import BACKGROUND_RGB, COLOUR_RGB, SIZE, draw_shape
+from fewstep.data.scene_drawing import BACKGROUND_RGB, COLOUR_RGB, SIDE, draw_shape
 from fewstep.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Scenes
 from fewstep.evaluate.reader import LAYOUTS, Reader
 
@@ -74,17 +74,17 @@ def spoil(scenes: Scenes, index: int, rng: random.Random) -> Image.Image:
     if kind == "mix":
         return Image.blend(image, other, rng.uniform(0.35, 0.65))
     if kind == "patch":
-        half = SIZE // 2
+        half = SIDE // 2
         image.paste(other.crop((0, 0, half, half)), (half, half))
-        image.paste(other.crop((half, 0, SIZE, half)), (0, half))
+        image.paste(other.crop((half, 0, SIDE, half)), (0, half))
         return image
     background = BACKGROUND_RGB[rng.choice(BACKGROUNDS)]
     if kind == "empty":
-        return _noised(Image.new("RGB", (SIZE, SIZE), background), rng, rng.uniform(0, 20))
+        return _noised(Image.new("RGB", (SIDE, SIDE), background), rng, rng.uniform(0, 20))
     if kind == "colours":  # a scene whose colours drift across it
-        ramp = Image.linear_gradient("L").resize((SIZE, SIZE)).rotate(rng.choice((0, 90, 180, 270)))
+        ramp = Image.linear_gradient("L").resize((SIDE, SIDE)).rotate(rng.choice((0, 90, 180, 270)))
         return Image.composite(ImageChops.invert(image), image, ramp)
-    canvas = Image.new("RGB", (4 * SIZE, 4 * SIZE), background)
+    canvas = Image.new("RGB", (4 * SIDE, 4 * SIDE), background)
     for _ in range(rng.randint(3, 5)):
         place = (rng.uniform(10, 54), rng.uniform(10, 54), rng.uniform(6, 11))
         draw_shape(canvas, rng.choice(SHAPES), COLOUR_RGB[rng.choice(COLOURS)], background, place, rng)
@@ -93,6 +93,6 @@ def spoil(scenes: Scenes, index: int, rng: random.Random) -> Image.Image:
 
 def _noised(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
-    noise = torch.randn(3, SIZE, SIZE, generator=generator) * strength
+    noise = torch.randn(3, SIDE, SIDE, generator=generator) * strength
     pixels = (to_pixels([image])[0] + 1) * 127.5 + noise
     return Image.fromarray(pixels.clamp(0, 255).byte().permute(1, 2, 0).numpy())

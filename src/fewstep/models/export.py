@@ -55,6 +55,7 @@ def save_student(
 def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = None) -> str:
     """The card in Markdown: where the model comes from, how it is used, what it scored."""
     low, high = details["guidance_range"]
+    scale = f"{details['guidance_scale']:g}"
     lines = [
         "---",
         "library_name: diffusers",
@@ -70,14 +71,14 @@ def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = No
         "|---|---|",
         f"| teacher | {details['teacher']} |",
         f"| data | {details['data']} |",
-        f"| training | {details['steps']} steps of {details['batch_size']}, solver {details['solver']}, skip {details['skip']} |",
-        f"| guidance | diffusers' `guidance_scale` {low:g} to {high:g} (ω + 1), {details['guidance_scale']:g} by default |",
+        "| training | {steps} steps of {batch_size}, solver {solver}, skip {skip} |".format(**details),
+        f"| guidance | diffusers' `guidance_scale` {low:g} to {high:g} (ω + 1), {scale} by default |",
         "",
         "```python",
         "from diffusers import DiffusionPipeline",
         "",
         'pipe = DiffusionPipeline.from_pretrained("this folder")',
-        f'image = pipe("a prompt", num_inference_steps=4, guidance_scale={details["guidance_scale"]:g}).images[0]',
+        f'image = pipe("a prompt", num_inference_steps=4, guidance_scale={scale}).images[0]',
         "```",
         "",
         "A negative prompt has no effect: guidance is inside the network.",

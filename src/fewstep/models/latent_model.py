@@ -140,7 +140,7 @@ def _local_folder(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{source} is neither a folder here nor a model that could be fetched from the Hub ({type(error).__name__}); "
+            f"{source} is no folder here and could not be fetched from the Hub ({type(error).__name__}); "
             "check the name and the connection, or give a diffusers folder"
         ) from error
 

@@ -42,6 +42,7 @@ class Pipeline:
                 f"{model.source} is a teacher, not a few-step model; make one with `fewstep distill --teacher`"
             )
         self.model = model
+        self.name = str(model.details.get("name", Path(model.source).name))
         self.grid_size = int(model.scheduler_config.get("original_inference_steps", 50))
         """How many times its sampler may choose from."""
         self.guidance_scale = float(model.details.get("guidance_scale", DIFFUSERS_GUIDANCE_SCALE))

@@ -1,0 +1,6 @@
+"""`python -m fewstep` is the command."""
+
+from fewstep.cli import main
+
+if __name__ == "__main__":
+    main()

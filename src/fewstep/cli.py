@@ -1,0 +1,128 @@
+"""The command `fewstep`: which subcommand there is, its options, and errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import io
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from fewstep import __version__
+from fewstep.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a subcommand lives; its module is imported only when it is called."""
+
+    module: str
+    config: str
+    """Name of the configuration dataclass, or of a function that gives one with its defaults."""
+    run: str
+    help: str
+
+
+COMMANDS = {
+    "demo": Command(
+        "demo", "default_demo", "demo", "distil the bundled teacher, paint, and score it against baselines"
+    ),
+    "distill": Command("distill", "Distill", "distill", "turn a teacher into a model that paints in 1 to 8 steps"),
+    "generate": Command("generate", "Generate", "generate", "paint pictures with a few-step model"),
+    "train-teacher": Command("train_teacher", "TrainTeacher", "train_teacher", "make the bundled teacher from nothing"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; exits with status 2 on bad input and 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return
+    if arguments[0] == "--version":
+        print(f"fewstep {__version__}")
+        return
+    try:
+        _run(arguments[0], arguments[1:])
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("\nfewstep: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fewstep COMMAND [options]",
+            "",
+            "Distil a latent diffusion model into one that paints in 1 to 8 steps.",
+            "",
+            *lines,
+            "",
+            "fewstep COMMAND --help lists a command's options; fewstep --version prints the version.",
+        ]
+    )
+
+
+def _run(name: str, rest: list[str]) -> None:
+    command = COMMANDS.get(name)
+    if command is None:
+        raise UserError(f"{name!r} is no command; known are {', '.join(COMMANDS)}{_nearest(name, list(COMMANDS))}")
+    # Libraries' notes about themselves are not for the person at the terminal.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    module = importlib.import_module(f"fewstep.recipes.{command.module}")
+    config = getattr(module, command.config)
+    if name == "distill":
+        from fewstep.recipes.named import find_recipe
+
+        recipe = rest.pop(0) if rest and not rest[0].startswith("-") else "scenes"
+        default = find_recipe(recipe)
+    else:
+        default = config()
+    getattr(module, command.run)(_parse(default, rest, f"fewstep {name}"))
+
+
+def _parse(default: Any, arguments: list[str], program: str) -> Any:
+    """The configuration with the options of the command line; any mistake is a UserError of one line."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(type(default), default=default, args=arguments, prog=program)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+    message = _one_line(said.getvalue())
+    unknown = re.search(r"Unrecognized options: (\S+?)(?:,|$|\s)", message)
+    if unknown and unknown[1].startswith("-"):
+        options = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(default)]
+        given = unknown[1].split("=")[0].replace("_", "-")
+        raise UserError(f"{given} is no option of `{program}`{_nearest(given, options)}")
+    raise UserError(f"{message}; `{program} --help` lists the options")
+
+
+def _one_line(box: str) -> str:
+    """tyro's boxed message as one line: the part between its title and its hints."""
+    lines = [line.strip(" │|╭╮╰╯─-\n") if set(line.strip()) != {"-"} else "" for line in box.splitlines()]
+    parts = [part.strip() for part in "\n".join(lines).split("\n\n") if part.strip()]
+    return " ".join((parts[1] if len(parts) > 1 else parts[0] if parts else "bad options").split()).rstrip(".")
+
+
+def _nearest(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"fewstep: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,100 @@
+"""`fewstep generate`: pictures from a few-step model, as PNGs that hold what made them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from fewstep import __version__
+from fewstep.errors import UserError
+from fewstep.models.pipeline import MAX_STEPS, Pipeline, load_pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Paints pictures with a few-step model."""
+
+    model: str = "runs/demo/model"
+    """A folder that `distill` wrote, any LatentConsistencyModelPipeline folder, or a Hub id."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to paint; may be given several times."""
+    negative_prompt: str = ""
+    """Ignored, with a warning, by models that have guidance built in."""
+    steps: Annotated[int, tyro.conf.arg(aliases=["--num-inference-steps"])] = 4
+    """Network evaluations per picture."""
+    guidance_scale: float | None = None
+    """diffusers' convention (ω + 1); the model's own default when not given."""
+    seed: int = 0
+    """Picture i has a generator of its own, seeded with seed + i."""
+    count: Annotated[int, tyro.conf.arg(aliases=["--num-images-per-prompt"])] = 1
+    """Pictures per prompt."""
+    batch_size: int = 16
+    """Pictures painted at a time; changes no picture."""
+    out: Path = Path("pictures")
+    """Folder for the PNGs."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"steps is {self.steps}; allowed are 1 to {MAX_STEPS}")
+        if self.count < 1 or self.batch_size < 1:
+            raise UserError(f"count is {self.count} and batch_size {self.batch_size}; both must be at least 1")
+        if self.guidance_scale is not None and self.guidance_scale < 1:
+            raise UserError(f"guidance_scale is {self.guidance_scale:g}; it must be at least 1, which is no guidance")
+
+
+def generate(config: Generate) -> None:
+    """Writes one PNG a picture and prints their names."""
+    if not config.prompt:
+        raise UserError('nothing to paint: give --prompt "…"')
+    pipeline = load_pipeline(config.model, config.device)
+    pipeline.times(config.steps)  # refuses steps that this model does not allow, before any work
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        images = pipeline(
+            config.prompt, steps=config.steps, seed=config.seed, count=config.count,
+            guidance_scale=config.guidance_scale, negative_prompt=config.negative_prompt, batch_size=config.batch_size,
+        )  # fmt: skip
+    for message in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
+        print(f"warning: {message}")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        prompts = [prompt for prompt in config.prompt for _ in range(config.count)]
+        for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            path = _free_name(config.out, prompt, config.seed + i)
+            image.save(path, pnginfo=parameters(config, pipeline, prompt, config.seed + i, image))
+            print(path)
+    except OSError as error:
+        raise UserError(f"{config.out} cannot be written ({error.strerror}); choose another --out") from error
+
+
+def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, image: Image.Image) -> PngInfo:
+    """AUTOMATIC1111's `parameters` text, which many tools read."""
+    scale = pipeline.guidance_scale if config.guidance_scale is None else config.guidance_scale
+    lines = [prompt]
+    if config.negative_prompt:
+        lines.append(f"Negative prompt: {config.negative_prompt}")
+    lines.append(
+        f"Steps: {config.steps}, Sampler: LCM, CFG scale: {scale:g}, Seed: {seed}, "
+        f"Size: {image.width}x{image.height}, Model: {pipeline.name}, Version: fewstep {__version__}"
+    )
+    text, info = "\n".join(lines), PngInfo()
+    if text.isascii():
+        info.add_text("parameters", text)
+    else:  # plain text chunks hold Latin-1 alone
+        info.add_itxt("parameters", text)
+    return info
+
+
+def _free_name(folder: Path, prompt: str, seed: int) -> Path:
+    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+    names = (f"{slug}-seed{seed}{'' if n == 1 else f'-{n}'}.png" for n in range(1, 1_000_000))
+    return next(path for path in (folder / name for name in names) if not path.exists())

@@ -1,0 +1,97 @@
+"""A run folder belongs to one configuration, which it holds in full; the same configuration goes on in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from fewstep.errors import UserError
+
+CONFIG_FILE = "config.yaml"
+_MADE_WITH = "made_with"
+T = TypeVar("T")
+
+
+def claim_run_folder(out: Path, config: Any) -> None:
+    """Writes the resolved `config` into `out`, or checks that it is the one already there.
+
+    Raises UserError when the folder holds something else, naming each field that differs.
+    """
+    file = out / CONFIG_FILE
+    wanted = to_plain(config)
+    if file.exists():
+        held = read_config_file(file)
+        names = sorted((held.keys() | wanted.keys()) - {"out"})
+        different = [
+            f"{n} is {held.get(n)} there and {wanted.get(n)} here" for n in names if held.get(n) != wanted.get(n)
+        ]
+        if different:
+            raise UserError(
+                f"{out} already holds another run: {'; '.join(different)}; choose another --out, or those settings"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty and holds no run of fewstep; choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump({**wanted, _MADE_WITH: made_with()}, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+
+
+def read_config_file(file: Path) -> dict[str, Any]:
+    """The fields of a run's configuration as an earlier run wrote them."""
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} holds no configuration; give the config.yaml of an earlier run")
+    values.pop(_MADE_WITH, None)
+    return values
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as what YAML can hold."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, tuple):
+            return [plain(each) for each in value]
+        if isinstance(value, dict):
+            return {name: plain(each) for name, each in value.items()}
+        return value
+
+    return plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
+
+
+def from_plain(kind: type[T], values: dict[str, Any], source: object) -> T:
+    """The flat configuration dataclass `kind` that `to_plain` was given; fields left out have their defaults."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(values.keys() - fields.keys())
+    if unknown:
+        raise UserError(f"{source} sets {', '.join(unknown)}, which {kind.__name__} does not have")
+    typed = {}
+    for name, value in values.items():
+        default = fields[name].default
+        typed[name] = tuple(value) if isinstance(value, list) else Path(value) if isinstance(default, Path) else value
+    return kind(**typed)
+
+
+def made_with() -> dict[str, str]:
+    """Versions of what a run depends on, and the commit when fewstep runs from a checkout."""
+    versions = {name: importlib.metadata.version(name) for name in ("fewstep", "torch", "diffusers", "transformers")}
+    versions["python"] = platform.python_version()
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    inside = subprocess.run(["git", "-C", here, "ls-files", __file__], capture_output=True, text=True, check=False)
+    if found.returncode == 0 and inside.stdout:
+        versions["commit"] = found.stdout.strip()
+    return versions
