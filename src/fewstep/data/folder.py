@@ -42,7 +42,7 @@ class Reason(StrEnum):
     REPEATED_LINE = "repeated metadata line"
     MISSING = "missing picture"
     OUTSIDE = "outside the folder"
-    NOT_SEARCHED = "folder not searched"
+    NOT_SEARCHED = "unsearched folder"
 
 
 _NOT_PICTURES = frozenset((Reason.BAD_LINE, Reason.REPEATED_LINE, Reason.MISSING, Reason.OUTSIDE, Reason.NOT_SEARCHED))
@@ -87,8 +87,8 @@ class FolderReport:
 
 
 def _counted(count: int, reason: str) -> str:
-    plural = count > 1 and reason.endswith((" picture", " file", " format", " line", "empty caption"))
-    return f"{count} {reason}{'s' if plural else ''}"
+    countable = reason not in (Reason.TOO_LARGE, Reason.NO_CAPTION, Reason.CAPTION_NOT_UTF8, Reason.OUTSIDE)
+    return f"{count} {reason}{'s' if countable and count > 1 else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,9 @@ from fewstep.train.teacher_tasks import AutoencoderTask, DiffusionTask
 
 
 def _autoencoder() -> LoopConfig:
-    return LoopConfig(steps=2000, lr=1.5e-3, lr_decay="cosine", warmup_steps=100, ema_decay=0.995, precision="bf16")
+    return LoopConfig(
+        steps=3000, batch_size=16, lr=1.5e-3, lr_decay="cosine", warmup_steps=100, ema_decay=0.995, precision="bf16"
+    )
 
 
 def _reader() -> LoopConfig:
@@ -28,7 +30,7 @@ def _reader() -> LoopConfig:
 
 
 def _diffusion() -> LoopConfig:
-    return LoopConfig(steps=6000, lr=1.5e-3, lr_decay="cosine", warmup_steps=600, ema_decay=0.999)
+    return LoopConfig(steps=5000, lr=1.5e-3, lr_decay="cosine", warmup_steps=600, ema_decay=0.999)
 
 
 @dataclass(frozen=True, kw_only=True)

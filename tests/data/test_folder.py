@@ -1,0 +1,288 @@
+"""What of a user's folder is used, and what is counted or said when it cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fewstep.data.folder import FolderReport, Reason, open_folder
+from fewstep.errors import UserError
+
+
+def write_metadata(folder: Path, *lines: object) -> None:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / "metadata.jsonl").write_text(text + "\n", encoding="utf-8")
+
+
+def test_the_order_is_that_of_the_paths_and_not_of_the_writing(tmp_path: Path, add: Callable[..., Path]):
+    names = ["b.png", "a/z.png", "a.png", "B.png", "a-1.png", "c/d/e.png", "10.png", "9.png"]
+    for folder, order in ((tmp_path / "one", names), (tmp_path / "two", names[::-1])):
+        for name in order:
+            add(folder, name, name)
+    one, two = open_folder(tmp_path / "one", 16), open_folder(tmp_path / "two", 16)
+    assert one.samples == two.samples
+    assert [file for file, _ in one.samples] == sorted(names)
+
+
+def test_a_caption_is_utf8_and_white_space_in_it_becomes_single_spaces(tmp_path: Path, add: Callable[..., Path]):
+    add(tmp_path, "a.png", "  un café\r\n\n à\tParis \n")
+    add(tmp_path, "b.png", b"\xef\xbb\xbfwritten with a byte order mark")
+    assert [example.caption for example in open_folder(tmp_path, 16)] == [
+        "un café à Paris",
+        "written with a byte order mark",
+    ]
+
+
+def test_metadata_goes_before_text_files_which_fill_its_gaps(tmp_path: Path, add: Callable[..., Path]):
+    add(tmp_path, "a.png", "from the text file")
+    add(tmp_path, "b.png", "from the text file")
+    add(tmp_path, "sub/c.png", None)
+    add(tmp_path, "d.png", None)
+    write_metadata(
+        tmp_path,
+        {"file_name": "a.png", "text": " from \n metadata ", "more": 1},
+        "",
+        {"file_name": "./sub/c.png", "text": "zwölf"},
+    )
+    data = open_folder(tmp_path, 16)
+    assert dict(data.samples) == {"a.png": "from metadata", "b.png": "from the text file", "sub/c.png": "zwölf"}
+    assert data.report.dropped_files == {"without caption": ["d.png"]}
+
+
+def test_every_bad_metadata_line_is_counted_and_names_its_number(tmp_path: Path, add: Callable[..., Path]):
+    for name in ("a.png", "b.png", "c.png"):
+        add(tmp_path, name, None)
+    add(tmp_path.parent, "outside.png", "not ours")
+    (tmp_path / "d.gif").write_bytes(b"GIF89a")
+    write_metadata(
+        tmp_path,
+        {"file_name": "a.png", "text": "good"},
+        '{"file_name": "b.png", "text"',
+        ["b.png", "text"],
+        "7",
+        {"file_name": "b.png"},
+        {"text": "no name"},
+        {"file_name": "b.png", "text": 3},
+        {"file_name": 3, "text": "b"},
+        {"file_name": "b.png", "text": None},
+        '{"file_name": "b.png", "text": "half a pair \\ud800"}',
+        "[" * 100_000,
+        {"file_name": "absent.png", "text": "b"},
+        {"file_name": "nul\0.png", "text": "b"},
+        {"file_name": "", "text": "b"},
+        {"file_name": "../outside.png", "text": "b"},
+        {"file_name": "sub/../../outside.png", "text": "b"},
+        {"file_name": str(tmp_path.parent / "outside.png"), "text": "b"},
+        {"file_name": "..\\outside.png", "text": "b"},
+        {"file_name": "C:\\outside.png", "text": "b"},
+        {"file_name": "./a.png", "text": "said again"},
+        {"file_name": "c.png", "text": " \t "},
+        {"file_name": "d.gif", "text": "counted as a file already"},
+    )
+    with (tmp_path / "metadata.jsonl").open("ab") as file:
+        file.write(b'{"file_name": "b.png", "text": "\xff"}')
+    data = open_folder(tmp_path, 16)
+    assert data.samples == (("a.png", "good"),)
+
+    def lines(*numbers: int) -> list[str]:
+        return [f"metadata.jsonl line {number}" for number in numbers]
+
+    assert data.report.dropped_files == {
+        "bad metadata line": lines(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 23),
+        "missing picture": lines(12, 13, 14),
+        "outside the folder": lines(15, 16, 17, 18, 19),
+        "repeated metadata line": lines(20),
+        "empty caption": ["c.png"],
+        "unsupported format": ["d.gif"],
+        "without caption": ["b.png"],
+    }
+    assert data.report.found == 24
+    assert data.report.line().startswith("data: 24 pictures and other entries found, 1 used, 23 dropped (")
+
+
+def test_a_metadata_file_may_begin_with_a_byte_order_mark(tmp_path: Path, add: Callable[..., Path]):
+    add(tmp_path, "a.png", None)
+    (tmp_path / "metadata.jsonl").write_bytes(b'\xef\xbb\xbf{"file_name": "a.png", "text": "first"}\r\n')
+    assert open_folder(tmp_path, 16).samples == (("a.png", "first"),)
+
+
+def test_every_picture_that_cannot_be_used_is_counted_once(
+    tmp_path: Path,
+    photographs: list[Image.Image],
+    add: Callable[..., Path],
+    png_that_claims: Callable[[int, int], bytes],
+):
+    add(tmp_path, "good.jpg", "a temple", photographs[0])
+    for name in ("cut.jpg", "cut.png", "cut.webp"):
+        path = add(tmp_path, name, "cut", photographs[0])
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    add(tmp_path, "zero.jpg", "no bytes").write_bytes(b"")
+    add(tmp_path, "text.png", "no picture").write_bytes(b"<html>404</html>" * 50)
+    add(tmp_path, "flipped.png", "flipped bits").write_bytes(flip_bits((tmp_path / "good.jpg"), tmp_path))
+    shutil.copy(add(tmp_path, "other.gif", None), add(tmp_path, "renamed.png", "a GIF"))
+    add(tmp_path, "without.png", None)
+    add(tmp_path, "without and broken.png", None).write_bytes(b"")
+    add(tmp_path, "empty.png", " \n")
+    add(tmp_path, "latin.png", "café".encode("latin-1"))
+    add(tmp_path, "utf16.png", "café".encode("utf-16"))
+    add(tmp_path, "bomb.png", "too large").write_bytes(png_that_claims(8001, 8000))
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "dangling.txt").write_text("a link to nothing")
+    (tmp_path / "directory.png").mkdir()
+    add(tmp_path, "caption is a folder.png", None).with_suffix(".txt").mkdir()
+    (tmp_path / "notes.md").write_text("no picture, so not counted")
+    report = open_folder(tmp_path, 16).report
+    assert report.dropped_files == {
+        "broken picture": ["cut.jpg", "cut.png", "cut.webp", "flipped.png", "renamed.png", "text.png", "zero.jpg"],
+        "too large": ["bomb.png"],
+        "unreadable file": ["caption is a folder.png", "dangling.png"],
+        "unsupported format": ["other.gif"],
+        "without caption": ["without and broken.png", "without.png"],
+        "empty caption": ["empty.png"],
+        "caption not UTF-8": ["latin.png", "utf16.png"],
+    }
+    assert report.dropped == {reason: len(files) for reason, files in report.dropped_files.items()}
+    assert (report.found, report.used) == (17, 1)
+    assert report.line() == (
+        "data: 17 pictures found, 1 used, 16 dropped (7 broken pictures, 1 too large, 2 unreadable files, "
+        "1 unsupported format, 2 without caption, 1 empty caption, 2 caption not UTF-8)"
+    )
+
+
+def flip_bits(source: Path, folder: Path) -> bytes:
+    """A PNG of `source` with one byte of its compressed pixels changed, which its checksum shows."""
+    path = folder / "whole.tmp"
+    with Image.open(source) as image:
+        image.save(path, "PNG")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    return bytes(data)
+
+
+def test_a_report_that_does_not_add_up_cannot_be_made():
+    assert FolderReport(found=3, used=1, dropped_files={"too large": ["a", "b"]}).dropped == {"too large": 2}
+    with pytest.raises(ValueError, match="found"):
+        FolderReport(found=4, used=1, dropped_files={"too large": ["a", "b"]})
+
+
+def test_any_mixture_of_troubles_adds_up(
+    tmp_path: Path, add: Callable[..., Path], png_that_claims: Callable[[int, int], bytes]
+):
+    rng = random.Random(1)
+    add(tmp_path, "sure.png", "one that is whole")
+    written = 1
+    for i in range(60):
+        path = add(tmp_path, f"{rng.choice('abc')}/{i}.png", rng.choice(["words", "", None, b"\xff"]))
+        if rng.random() < 0.3:
+            path.write_bytes(rng.choice([b"", b"junk", png_that_claims(9000, 9000)]))
+        written += 1
+    report = open_folder(tmp_path, 8).report
+    assert report.found == written == report.used + sum(report.dropped.values())
+    listed = [file for files in report.dropped_files.values() for file in files]
+    assert len(set(listed)) == len(listed)
+
+
+def test_the_line_counts_in_the_singular_and_in_the_plural():
+    line = FolderReport(found=12, used=9, dropped_files={"broken picture": ["a"], "without caption": ["b", "c"]}).line()
+    assert line == "data: 12 pictures found, 9 used, 3 dropped (1 broken picture, 2 without caption)"
+    assert FolderReport(found=1, used=1, dropped_files={}).line() == "data: 1 picture found, 1 used, 0 dropped"
+
+
+def test_linked_pictures_are_read_and_linked_folders_are_counted(tmp_path: Path, add: Callable[..., Path]):
+    elsewhere = tmp_path / "elsewhere"
+    picture = add(elsewhere, "b.png", "elsewhere")
+    folder = tmp_path / "data"
+    add(folder, "a.png", "here")
+    (folder / "b.png").symlink_to(picture)
+    (folder / "b.txt").write_text("linked")
+    (folder / "more").symlink_to(elsewhere)
+    (folder / "round").symlink_to(folder)
+    data = open_folder(folder, 16)
+    assert [caption for _, caption in data.samples] == ["here", "linked"]
+    assert data.report.dropped_files == {"unsearched folder": ["more", "round"]}
+    assert data.report.line() == ("data: 4 pictures and other entries found, 2 used, 2 dropped (2 unsearched folders)")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_does_not_block(tmp_path: Path, add: Callable[..., Path]):
+    add(tmp_path, "a.png", "here")
+    add(tmp_path, "c.png", None)
+    os.mkfifo(tmp_path / "b.png")
+    (tmp_path / "b.txt").write_text("a pipe")
+    os.mkfifo(tmp_path / "c.txt")
+    assert open_folder(tmp_path, 16).report.dropped_files == {"unreadable file": ["b.png", "c.png"]}
+
+
+def test_what_the_system_refuses_to_open_is_counted(
+    tmp_path: Path, add: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("a.png", "no.png", "closed/b.png", "open/c.png"):
+        add(tmp_path, name, "words")
+    opened, scanned = Image.open, os.scandir
+
+    def refuse(path: Path, **options: object) -> Image.Image:
+        if path.name == "no.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, **options)
+
+    def refuse_folder(path: str) -> object:
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scanned(path)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(os, "scandir", refuse_folder)
+    data = open_folder(tmp_path, 16)
+    assert [file for file, _ in data.samples] == ["a.png", "open/c.png"]
+    assert data.report.dropped_files == {"unreadable file": ["no.png"], "unsearched folder": ["closed"]}
+
+
+def message(path: Path, resolution: int = 16) -> str:
+    with pytest.raises(UserError) as caught:
+        open_folder(path, resolution)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path, add: Callable[..., Path]):
+    file = add(tmp_path, "a.png", None)
+    assert f"{tmp_path / 'absent'} does not exist" in message(tmp_path / "absent")
+    assert f"{file} is not a folder" in message(file)
+    assert "resolution is 0; it must be at least 1" in message(tmp_path, resolution=0)
+    (tmp_path / "empty").mkdir()
+    text = message(tmp_path / "empty")
+    assert "0 pictures found" in text
+    assert all(wanted in text for wanted in (".jpg", ".jpeg", ".png", ".webp", ".txt", "metadata.jsonl"))
+    message(tmp_path / "two\nlines")
+    (tmp_path / "metadata.jsonl").mkdir()
+    assert "metadata.jsonl cannot be read" in message(tmp_path)
+
+
+def test_when_all_pictures_are_dropped_the_error_gives_the_counts(tmp_path: Path, add: Callable[..., Path]):
+    for i in range(3):
+        add(tmp_path, f"{i}.png", None)
+    add(tmp_path, "zero.jpg", "no bytes").write_bytes(b"")
+    text = message(tmp_path)
+    assert "4 pictures found, 0 used, 4 dropped (1 broken picture, 3 without caption)" in text
+    assert str(tmp_path) in text
+
+
+def test_a_picture_that_vanishes_or_breaks_later_is_named(tmp_path: Path, add: Callable[..., Path]):
+    gone, broken = add(tmp_path, "gone\n.png", "a"), add(tmp_path, "broken.png", "b")
+    data = open_folder(tmp_path, 16)
+    gone.unlink()
+    broken.write_bytes(b"")
+    for i, (name, reason) in enumerate([("broken.png", Reason.BROKEN), ("gone", Reason.UNREADABLE)]):
+        with pytest.raises(UserError) as caught:
+            data[i]
+        assert len(str(caught.value).splitlines()) == 1
+        assert name in str(caught.value)
+        assert reason in str(caught.value)
