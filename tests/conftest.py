@@ -1,14 +1,70 @@
+"""Fixtures that several folders of tests share: small random models in the real layout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
-from closed_forms import SD_CONFIG
+import torch
 
-from fewstep.diffusion.schedule import Schedule
-
-
-@pytest.fixture(scope="session")
-def sd_schedule() -> Schedule:
-    return Schedule.from_config(SD_CONFIG)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 
 
 @pytest.fixture(scope="session")
-def zero_terminal_schedule() -> Schedule:
-    return Schedule.from_config(SD_CONFIG | {"rescale_betas_zero_snr": True})
+def random_teacher(tmp_path_factory):
+    """The bundled teacher's architecture with random weights, as a diffusers folder; do not write into it."""
+    from fewstep.data.scenes import Scenes
+    from fewstep.models import scenes_model
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "random-teacher"
+    tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
+    trained = torch.nn.ModuleDict(
+        {"unet": scenes_model.build_unet(), "text_encoder": scenes_model.build_text_encoder(tokenizer)}
+    )
+    autoencoder = scenes_model.build_autoencoder()
+    scenes_model.save_teacher(folder, autoencoder, trained, tokenizer, scenes_model.build_scheduler(), 0.7)
+    return folder
+
+
+@pytest.fixture
+def teacher_copy(random_teacher, tmp_path):
+    """A copy of `random_teacher` to spoil."""
+    return shutil.copytree(random_teacher, tmp_path / "teacher")
+
+
+@pytest.fixture
+def edit_json():
+    """Changes keys of a JSON file."""
+
+    def edit(path, **changes):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def fewstep_command():
+    """Runs the real command in a process of its own."""
+
+    def run(*arguments, cwd=None, env=None):
+        return subprocess.run(
+            [sys.executable, "-m", "fewstep", *map(str, arguments)],
+            capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **(env or {})},
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def random_student(random_teacher, tmp_path_factory, fewstep_command):
+    """A run folder after a few updates on `random_teacher`; do not write into it."""
+    out = tmp_path_factory.mktemp("runs") / "student"
+    done = fewstep_command(
+        "distill", "--teacher", random_teacher, "--out", out, "--steps", 3, "--batch-size", 4, "--pictures", 24,
+        "--skip", 20, "--log-every", 1, "--sample-every", 2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out

@@ -1,0 +1,130 @@
+"""Loading: what is taken, what is refused, and in which words."""
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+import pytest
+from fewstep.errors import UserError
+from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models.pipeline import seeded_noise
+
+CPU = torch.device("cpu")
+
+
+def refusal(source):
+    with pytest.raises(UserError) as caught:
+        load_latent_model(source, CPU)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_reads_what_diffusers_wrote(random_teacher):
+    model = load_latent_model(random_teacher, CPU)
+    assert (model.resolution, model.pixels_per_latent, model.latent_shape(64)) == (64, 8, (12, 8, 8))
+    assert model.network.parameterisation == "epsilon"
+    assert model.network.unet.dtype == torch.float32
+    theirs = StableDiffusionPipeline.from_pretrained(random_teacher)
+    text, _ = theirs.encode_prompt(["a red star"], CPU, 1, do_classifier_free_guidance=False)
+    assert torch.equal(model.encode_text(["a red star"])["text"], text)
+
+
+def test_encoding_and_decoding_use_the_scaling_factor(random_teacher):
+    model = load_latent_model(random_teacher, CPU)
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    mean, std = model.encode_pixels(pixels)
+    posterior = model.vae.encode(pixels).latent_dist
+    torch.testing.assert_close(mean, posterior.mean * 0.7, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(std, posterior.std * 0.7, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.decode(mean), model.vae.decode(posterior.mean).sample, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_other_parameterisations(teacher_copy, edit_json, kind):
+    edit_json(teacher_copy / "scheduler" / "scheduler_config.json", prediction_type=kind)
+    model = load_latent_model(teacher_copy, CPU)
+    z, t, cond = torch.randn(1, 12, 8, 8), torch.tensor([399]), model.encode_text(["a red star"])
+    raw = model.network.unet(z, t, encoder_hidden_states=cond["text"]).sample
+    alpha, sigma = model.schedule.coefficients(t, z)
+    expected = raw if kind == "sample" else alpha * z - sigma * raw
+    torch.testing.assert_close(model.network(z, t, cond, None).z_0, expected)
+
+
+def test_half_precision_variants_are_found(random_teacher, tmp_path):
+    pipe = StableDiffusionPipeline.from_pretrained(random_teacher)
+    pipe.to(dtype=torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
+    half, full = load_latent_model(tmp_path / "half", CPU), load_latent_model(random_teacher, CPU)
+    for mine, theirs in zip(half.network.parameters(), full.network.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_missing_folder():
+    assert "is not a folder" in refusal("/no/such/folder")
+
+
+def test_unreachable_hub_id():
+    assert "could not be fetched from the Hub" in refusal("nobody/no-such-model")
+
+
+def test_not_a_pipeline(tmp_path):
+    assert "is not a pipeline: model_index.json is missing" in refusal(tmp_path)
+
+
+def test_another_pipeline(teacher_copy, edit_json):
+    edit_json(teacher_copy / "model_index.json", _class_name="FluxPipeline")
+    assert "holds a FluxPipeline; known are StableDiffusionPipeline" in refusal(teacher_copy)
+
+
+def test_broken_json(teacher_copy):
+    (teacher_copy / "model_index.json").write_text("{")
+    assert "model_index.json cannot be read" in refusal(teacher_copy)
+
+
+def test_missing_part(teacher_copy):
+    (teacher_copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert "no safetensors weights (found none)" in refusal(teacher_copy)
+
+
+def test_unknown_prediction_type(teacher_copy, edit_json):
+    edit_json(teacher_copy / "scheduler" / "scheduler_config.json", prediction_type="flow")
+    assert "prediction_type 'flow'; known are epsilon, v_prediction, sample" in refusal(teacher_copy)
+
+
+def test_unknown_schedule(teacher_copy, edit_json):
+    edit_json(teacher_copy / "scheduler" / "scheduler_config.json", beta_schedule="sigmoid")
+    assert "beta_schedule is 'sigmoid'" in refusal(teacher_copy)
+
+
+def test_epsilon_with_zero_terminal_snr(teacher_copy, edit_json):
+    edit_json(teacher_copy / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
+    assert "no answer at pure noise" in refusal(teacher_copy)
+
+
+def test_a_pickle_is_refused(teacher_copy):
+    weights = teacher_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save({}, weights.with_suffix(".bin"))
+    weights.unlink()
+    assert "a pickle" in refusal(teacher_copy)
+
+
+@pytest.mark.parametrize("spoil", ["pickle inside", "truncated"])
+def test_a_file_that_only_claims_to_be_safetensors(teacher_copy, spoil):
+    weights = teacher_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    if spoil == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        torch.save({}, weights)
+    assert "cannot be loaded as UNet2DConditionModel" in refusal(teacher_copy)
+
+
+def test_unknown_device():
+    with pytest.raises(UserError, match="allowed are auto, cpu, cuda, mps"):
+        pick_device("abacus")
+
+
+def test_noise_is_each_pictures_own():
+    draw = seeded_noise([3, 4], (2, 5), CPU)
+    first, second = draw(), draw()
+    own = torch.Generator().manual_seed(4)
+    assert torch.equal(first[1], torch.randn((1, 2, 5), generator=own)[0])
+    assert torch.equal(second[1], torch.randn((1, 2, 5), generator=own)[0])

@@ -1,0 +1,187 @@
+"""The training loop on a small regression, where every option's effect can be seen."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.data import draws
+from fewstep.errors import UserError
+from fewstep.train.config import LoopConfig
+from fewstep.train.loop import NonFiniteLossError, fit
+from fewstep.train.optimisation import learning_rate, update_average
+
+
+class Regression:
+    """Fits a small network to sin; the loss of the samples in `broken_at` is NaN."""
+
+    def __init__(self, ema=True, seed=0, broken_at=()):
+        torch.manual_seed(5)
+        self.student = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.averaged = copy.deepcopy(self.student) if ema else None
+        self.seed, self.broken_at, self.seen = seed, broken_at, []
+
+    def loss(self, counters):
+        self.seen += counters
+        x = draws.normal(self.seed, "x", counters, (1,))
+        loss = (self.student(x) - x.sin()).square().mean()
+        return loss * float("nan") if set(counters) & set(self.broken_at) else loss
+
+
+BASE = LoopConfig(steps=12, batch_size=8, lr=0.01, ema_decay=0.9, log_every=5, checkpoint_every=5)
+
+
+def trained(folder, config=BASE, **options):
+    task = Regression(**options)
+    fit(task, config, folder, "test")
+    return task
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_learns_and_logs(tmp_path):
+    trained(tmp_path, dataclasses.replace(BASE, steps=300, log_every=50))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [50, 100, 150, 200, 250, 300]
+    assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
+    assert {"loss", "lr", "images_per_second", "seconds"} <= lines[0].keys()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 13}, {"batch_size": 4}, {"lr": 0.02}, {"lr_decay": "cosine"}, {"lr_decay": "linear"},
+        {"warmup_steps": 4}, {"weight_decay": 0.5}, {"beta2": 0.9}, {"clip_norm": 0.01}, {"precision": "bf16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_option_changes_the_weights(tmp_path, change):
+    plain = trained(tmp_path / "a")
+    changed = trained(tmp_path / "b", dataclasses.replace(BASE, **change))
+    assert not torch.equal(weights(plain.student), weights(changed.student))
+
+
+def test_ema_decay_changes_the_average_alone(tmp_path):
+    plain = trained(tmp_path / "a")
+    changed = trained(tmp_path / "b", dataclasses.replace(BASE, ema_decay=0.5))
+    assert torch.equal(weights(plain.student), weights(changed.student))
+    assert not torch.equal(weights(plain.averaged), weights(changed.averaged))
+
+
+def test_checkpointing_and_logging_change_no_weight(tmp_path):
+    plain = trained(tmp_path / "a")
+    changed = trained(tmp_path / "b", dataclasses.replace(BASE, log_every=1, checkpoint_every=1, keep_checkpoints=3))
+    assert torch.equal(weights(plain.student), weights(changed.student))
+    assert len(list((tmp_path / "b" / "checkpoints").iterdir())) == 3
+
+
+def test_accumulation_is_the_same_batch_in_parts(tmp_path):
+    whole, parts = trained(tmp_path / "a"), trained(tmp_path / "b", dataclasses.replace(BASE, accumulation=4))
+    torch.testing.assert_close(weights(whole.student), weights(parts.student), rtol=1e-4, atol=1e-6)
+    assert whole.seen == parts.seen
+
+
+def test_every_sample_counter_comes_once_and_in_order(tmp_path):
+    assert trained(tmp_path).seen == list(range(12 * 8))
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, ema):
+    config = dataclasses.replace(BASE, checkpoint_every=4, ema_decay=0.9 if ema else 0)
+
+    class InterruptedError(Exception):
+        pass
+
+    def interrupt(step):
+        if step == 6:  # two updates after the last checkpoint
+            raise InterruptedError
+
+    straight = trained(tmp_path / "a", config, ema=ema)
+    with pytest.raises(InterruptedError):
+        fit(Regression(ema=ema), config, tmp_path / "b", "test", interrupt)
+    resumed = trained(tmp_path / "b", config, ema=ema)
+    assert resumed.seen[0] == 4 * 8
+    assert torch.equal(weights(straight.student), weights(resumed.student))
+    if ema:
+        assert torch.equal(weights(straight.averaged), weights(resumed.averaged))
+    steps = [[json.loads(line)["step"] for line in (tmp_path / x / "metrics.jsonl").open()] for x in "ab"]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("left_out", ["optimizer.exp_avg.0.weight", "averaged.0.weight"])
+def test_a_state_with_something_left_out_does_not_end_the_same(tmp_path, left_out, monkeypatch):
+    """The control of the test above: it must be able to fail."""
+    from fewstep.train.checkpoint import RunState
+
+    config = dataclasses.replace(BASE, checkpoint_every=6, steps=12)
+    straight = trained(tmp_path / "a", config)
+    trained(tmp_path / "b", dataclasses.replace(config, steps=6))
+    complete = RunState.restore
+
+    def forgetful(state, tensors, step):
+        tensors[left_out] = torch.zeros_like(tensors[left_out])
+        complete(state, tensors, step)
+
+    monkeypatch.setattr(RunState, "restore", forgetful)
+    resumed = trained(tmp_path / "b", config)
+    same = torch.equal(weights(straight.student), weights(resumed.student)) and torch.equal(
+        weights(straight.averaged), weights(resumed.averaged)
+    )
+    assert not same
+
+
+def test_a_non_finite_loss_stops_before_the_weights_change(tmp_path):
+    """Update 8 holds sample 60; the loss is looked at only after update 10."""
+    config = dataclasses.replace(BASE, log_every=10, checkpoint_every=100)
+    task, reference = Regression(broken_at=[60]), Regression()
+    with pytest.raises(NonFiniteLossError, match="update 8 "):
+        fit(task, config, tmp_path / "a", "test")
+    fit(reference, dataclasses.replace(config, steps=7), tmp_path / "b", "test")
+    assert torch.equal(weights(task.student), weights(reference.student))
+    assert torch.equal(weights(task.averaged), weights(reference.averaged))
+    assert not list((tmp_path / "a").glob("checkpoints/*"))
+
+
+def test_a_non_finite_gradient_stops_too(tmp_path):
+    class InfiniteSlope(Regression):
+        def loss(self, counters):
+            # √|w| at w = 0 is 0 with an infinite slope
+            return super().loss(counters) + (self.student[0].bias * 0).abs().sqrt().sum()
+
+    task = InfiniteSlope()
+    before = weights(task.student).clone()
+    with pytest.raises(NonFiniteLossError, match="update 1 "):
+        fit(task, BASE, tmp_path, "test")
+    assert torch.equal(weights(task.student), before)
+
+
+def test_average_is_the_formula():
+    student, averaged = nn.Linear(3, 2), nn.Linear(3, 2)
+    expected = 0.9 * averaged.weight.detach() + 0.1 * student.weight.detach()
+    update_average(averaged, student, 0.9, torch.zeros(()))
+    torch.testing.assert_close(averaged.weight.detach(), expected)
+
+
+def test_learning_rate_shapes():
+    config = LoopConfig(steps=110, lr=1.0, warmup_steps=10, lr_decay="linear")
+    assert learning_rate(config, 0) == pytest.approx(0.1)
+    assert learning_rate(config, 9) == pytest.approx(1.0)
+    assert learning_rate(config, 60) == pytest.approx(0.5)
+    assert learning_rate(dataclasses.replace(config, lr_decay="cosine"), 60) == pytest.approx(0.5)
+    assert learning_rate(dataclasses.replace(config, lr_decay="constant"), 109) == 1.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 0}, {"batch_size": 0}, {"accumulation": 3}, {"lr": 0.0}, {"ema_decay": 1.0}, {"clip_norm": -1.0},
+     {"keep_checkpoints": 0}],
+    ids=str,
+)  # fmt: skip
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        dataclasses.replace(BASE, **change)
