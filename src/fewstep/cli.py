@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib
 import io
+import os
 import re
 import sys
 import warnings
@@ -35,6 +36,13 @@ COMMANDS = {
     "distill": Command("distill", "Distill", "distill", "turn a teacher into a model that paints in 1 to 8 steps"),
     "generate": Command("generate", "Generate", "generate", "paint pictures with a few-step model"),
     "train-teacher": Command("train_teacher", "TrainTeacher", "train_teacher", "make the bundled teacher from nothing"),
+}
+
+
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
 
@@ -76,7 +84,9 @@ def _run(name: str, rest: list[str]) -> None:
     command = COMMANDS.get(name)
     if command is None:
         raise UserError(f"{name!r} is no command; known are {', '.join(COMMANDS)}{_nearest(name, list(COMMANDS))}")
-    # Libraries' notes about themselves are not for the person at the terminal.
+    # Libraries' notes and bars about themselves are not for the person at the terminal.
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     module = importlib.import_module(f"fewstep.recipes.{command.module}")

@@ -1,9 +1,9 @@
 """Loading: what is taken, what is refused, and in which words."""
 
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-import pytest
 from fewstep.errors import UserError
 from fewstep.models.latent_model import load_latent_model, pick_device
 from fewstep.models.pipeline import seeded_noise

@@ -133,3 +133,4 @@ def save_teacher(
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_vocabulary(str(folder / "tokenizer"))  # vocab.json and merges.txt, where older tools look

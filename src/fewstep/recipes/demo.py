@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,15 @@ class Demo(Distill):
 
 def default_demo() -> Demo:
     """The `scenes` recipe, in the demo's own folder."""
-    fields = {name: getattr(named.scenes(), name) for name in Distill.__dataclass_fields__}
-    return Demo(**{**fields, "out": Path("runs/demo")})
+    recipe = named.scenes()
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    return Demo(**{**values, "out": Path("runs/demo")})
 
 
 def demo(config: Demo) -> None:
     """Leaves `model/`, `grid.png` and `scores.json` in `config.out`."""
-    distill(config)
+    # The run folder belongs to the distillation alone: scoring it otherwise is no other run.
+    distill(Distill(**{field.name: getattr(config, field.name) for field in fields(Distill)}))
     scored, scores = score(config, config.out / "model")
     (config.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     details = json.loads((config.out / "model" / "fewstep.json").read_text())

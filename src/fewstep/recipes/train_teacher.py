@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluate.reader import Reader, save_reader
 from fewstep.evaluate.reader_training import ReaderTask
 from fewstep.models import scenes_model
+from fewstep.recipes.run_folder import claim_run_folder
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
 from fewstep.train.teacher_tasks import AutoencoderTask, DiffusionTask
@@ -39,7 +41,7 @@ class TrainTeacher:
 
     out: Path = Path("runs/teacher")
     """Run folder; `pipeline/` and `reader/` in it are what the package bundles."""
-    pictures: int = 60_000
+    pictures: int = 40_000
     """Scenes that the UNet is trained on."""
     autoencoder: LoopConfig = field(default_factory=_autoencoder)
     """Loop of the autoencoder."""
@@ -53,9 +55,10 @@ class TrainTeacher:
 
 def train_teacher(config: TrainTeacher) -> None:
     """Runs the stages that are not done yet; each goes on where it stopped."""
+    claim_run_folder(config.out, config)
+    scenes = Scenes(seed=config.seed)
     torch.manual_seed(config.seed)  # initial weights; all later draws are counter-based
     autoencoder = scenes_model.build_autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    scenes = Scenes(seed=config.seed)
     autoencoder_task = AutoencoderTask(
         autoencoder, lambda counters: to_pixels([scenes[i].image for i in counters]), config.seed
     )
@@ -66,13 +69,13 @@ def train_teacher(config: TrainTeacher) -> None:
     fit(reader_task, replace(config.reader, seed=config.seed), config.out / "reader-training", "reader")
     save_reader(reader_task.averaged, config.out / "reader")
 
-    torch.manual_seed(config.seed + 2)
     captions = [scenes.prompt(i)[0] for i in range(config.pictures)]
     tokenizer = scenes_model.build_tokenizer(captions[:5000])
     tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    latents = encode_scenes(autoencoder_task.averaged, scenes, config.pictures)
+    latents = _latents(config, autoencoder_task.averaged, scenes)
     scaling_factor = float(1 / latents.std())
     scheduler = scenes_model.build_scheduler()
+    torch.manual_seed(config.seed + 2)
     diffusion_task = DiffusionTask(
         scenes_model.build_unet(), scenes_model.build_text_encoder(tokenizer), Schedule.from_config(scheduler.config),
         latents * scaling_factor, tokens, config.seed,
@@ -86,6 +89,16 @@ def train_teacher(config: TrainTeacher) -> None:
         scheduler,
         scaling_factor,
     )
+
+
+def _latents(config: TrainTeacher, autoencoder: torch.nn.Module, scenes: Scenes) -> Tensor:
+    """Kept in the run folder, since encoding takes minutes."""
+    file = config.out / "latents.safetensors"
+    if not file.exists():
+        draft = file.with_suffix(".tmp")
+        safetensors.torch.save_file({"mean": encode_scenes(autoencoder, scenes, config.pictures)}, draft)
+        draft.rename(file)
+    return safetensors.torch.load_file(file)["mean"]
 
 
 @torch.no_grad()

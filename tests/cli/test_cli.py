@@ -1,0 +1,104 @@
+"""The command itself: help, errors in one line, and the demo in miniature."""
+
+import json
+import time
+
+import pytest
+from PIL import Image
+
+BAD_INPUT = {
+    "missing folder": (("distill", "--teacher", "/no/such/folder"), "/no/such/folder is not a folder"),
+    "not a pipeline": (("distill", "--teacher", "{empty}"), "model_index.json is missing"),
+    "missing pictures": (("distill", "--data", "/no/such/pictures"), "/no/such/pictures"),
+    "no pictures": (("distill", "--data", "{empty}"), "{empty}"),
+    "unknown option": (("distill", "--stpes", "3"), "--stpes is no option of `fewstep distill`; did you mean --steps?"),
+    "unknown option with =": (("generate", "--sead=3"), "did you mean --seed?"),
+    "unknown command": (("distil",), "'distil' is no command; known are demo, distill"),
+    "unknown recipe": (("distill", "scene"), "did you mean scenes?"),
+    "not a number": (("distill", "--steps", "many"), "invalid literal for int() with base 10: 'many'"),
+    "not a choice": (("distill", "--solver", "euler"), "invalid choice 'euler'"),
+    "missing value": (("distill", "--steps"), "Missing value"),
+    "a stray word": (("distill", "scenes", "sd15"), "sd15"),
+    "guidance outside its range": (("distill", "--guidance-scale", "12"), "guidance_range is 3 to 9"),
+    "no prompt": (("generate",), "--prompt"),
+    "no model": (("generate", "--prompt", "a", "--model", "/no/such/model"), "/no/such/model is not a folder"),
+    "resolution": (("distill", "--resolution", "60"), "resolution is 60; the teacher needs a multiple of 8"),
+    "skip": (("distill", "--skip", "0"), "skip is 0; allowed are 1 to 100"),
+    "folder of something else": (("distill", "--out", "{full}"), "is not empty and holds no run of fewstep"),
+    "broken yaml": (("distill", "{full}/broken.yaml"), "cannot be read as YAML"),
+    "yaml of something else": (("distill", "{full}/other.yaml"), "sets colour, which Distill does not have"),
+    "demo of another teacher": (("demo", "--teacher", "/some/where"), "use `fewstep distill`"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT, ids=str)
+def test_bad_input_gets_one_clear_line(case, tmp_path, fewstep_command):
+    arguments, expected = BAD_INPUT[case]
+    places = {"empty": tmp_path / "empty", "full": tmp_path / "full"}
+    for place in places.values():
+        place.mkdir()
+    (places["full"] / "broken.yaml").write_text("a: [")
+    (places["full"] / "other.yaml").write_text("colour: red")
+    done = fewstep_command(*[argument.format(**places) for argument in arguments], cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("fewstep: error: ")
+    assert expected.format(**places) in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]  # nothing was begun
+
+
+def test_help_is_quick(fewstep_command):
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        done = fewstep_command("--help")
+        times.append(time.perf_counter() - begun)
+    assert done.returncode == 0
+    assert {"demo", "distill", "generate", "train-teacher"} <= set(done.stdout.split())
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize("command", ["demo", "distill", "generate", "train-teacher"])
+def test_help_of_a_command_explains_every_option(fewstep_command, command):
+    done = fewstep_command(command, "--help")
+    assert done.returncode == 0
+    assert "--out" in done.stdout
+    assert done.stderr == ""
+
+
+def test_version(fewstep_command):
+    import fewstep
+
+    assert fewstep_command("--version").stdout.strip() == f"fewstep {fewstep.__version__}"
+
+
+def test_the_demo_in_miniature(tmp_path, fewstep_command):
+    """The whole path on the bundled teacher: distil, export, score, grid; twice, the second time from what stands."""
+    out = tmp_path / "demo"
+    arguments = ("demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 65, "--n-unseen", 4, "--sample-every", 2)
+    done = fewstep_command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {
+        "model", "config.yaml", "metrics.jsonl", "checkpoints", "samples", "grid.png", "scores.json",
+    }  # fmt: skip
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["protocol"]["n"] == 65
+    assert scores["protocol"]["guidance_scale"] == scores["protocol"]["omega"] + 1
+    assert len(scores["protocol"]["prompts_sha256"]) == 64
+    rows = {(row["sampler"], row["steps"]): row for row in scores["rows"]}
+    assert rows.keys() == {("teacher", 50), *((s, n) for s in ("ddim", "dpm++", "lcm") for n in (1, 2, 4, 8))}
+    assert rows["lcm", 4]["network_evaluations"] == 4
+    assert rows["ddim", 4]["network_evaluations"] == 8
+    assert rows["teacher", 50]["prompt_accuracy"] >= 0.9
+    assert rows["teacher", 50]["fd"] < rows["ddim", 1]["fd"]
+    assert all(row["seconds_per_image"] > 0 for row in scores["rows"])
+    assert "teacher" in done.stdout
+    assert Image.open(out / "grid.png").width > 500
+    assert "## Scores" in (out / "model" / "README.md").read_text()
+    first = (out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    again = fewstep_command(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert (out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == first
+    repeated = json.loads((out / "scores.json").read_text())["rows"]
+    for one, other in zip(scores["rows"], repeated, strict=True):
+        assert {**one, "seconds_per_image": 0} == {**other, "seconds_per_image": 0}

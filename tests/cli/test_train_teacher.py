@@ -1,0 +1,25 @@
+"""How the bundled teacher was made, in miniature and interrupted between its stages."""
+
+from safetensors.torch import load_file
+
+from fewstep.models.latent_model import load_latent_model, pick_device
+
+SMALL = (
+    "--pictures", 40, "--autoencoder.steps", 2, "--autoencoder.batch-size", 2, "--reader.steps", 2,
+    "--reader.batch-size", 4, "--diffusion.steps", 2, "--diffusion.batch-size", 2,
+)  # fmt: skip
+
+
+def test_makes_a_teacher_that_loads(tmp_path, fewstep_command):
+    done = fewstep_command("train-teacher", "--out", tmp_path / "t", *SMALL)
+    assert done.returncode == 0, done.stderr
+    model = load_latent_model(tmp_path / "t" / "pipeline", pick_device("cpu"))
+    assert model.resolution == 64
+    assert {path.name for path in (tmp_path / "t" / "pipeline" / "tokenizer").iterdir()} >= {"vocab.json", "merges.txt"}
+    assert load_file(tmp_path / "t" / "reader" / "reader.safetensors")
+    again = fewstep_command("train-teacher", "--out", tmp_path / "t", *SMALL)
+    assert again.returncode == 0, again.stderr
+    assert "1/2" not in again.stderr  # every stage was done
+    other = fewstep_command("train-teacher", "--out", tmp_path / "t", *SMALL, "--seed", 1)
+    assert other.returncode == 2
+    assert "seed is 0 there and 1 here" in other.stderr
