@@ -22,8 +22,12 @@ from fewstep.train.teacher_tasks import AutoencoderTask, DiffusionTask
 
 
 def _autoencoder() -> LoopConfig:
+    return LoopConfig(steps=2000, lr=1.5e-3, lr_decay="cosine", warmup_steps=100, ema_decay=0.995, precision="bf16")
+
+
+def _polish() -> LoopConfig:
     return LoopConfig(
-        steps=3000, batch_size=16, lr=1.5e-3, lr_decay="cosine", warmup_steps=100, ema_decay=0.995, precision="bf16"
+        steps=3600, batch_size=16, lr=1.2e-3, lr_decay="cosine", warmup_steps=100, ema_decay=0.998, precision="bf16"
     )
 
 
@@ -32,7 +36,7 @@ def _reader() -> LoopConfig:
 
 
 def _diffusion() -> LoopConfig:
-    return LoopConfig(steps=5000, lr=1.5e-3, lr_decay="cosine", warmup_steps=600, ema_decay=0.999)
+    return LoopConfig(steps=4500, lr=1.5e-3, lr_decay="cosine", warmup_steps=600, ema_decay=0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,8 @@ class TrainTeacher:
     """Scenes that the UNet is trained on."""
     autoencoder: LoopConfig = field(default_factory=_autoencoder)
     """Loop of the autoencoder."""
+    polish: LoopConfig = field(default_factory=_polish)
+    """A second loop of the autoencoder from the average of the first: smaller batches, a new learning-rate cycle."""
     reader: LoopConfig = field(default_factory=_reader)
     """Loop of the reader."""
     diffusion: LoopConfig = field(default_factory=_diffusion)
@@ -59,10 +65,12 @@ def train_teacher(config: TrainTeacher) -> None:
     scenes = Scenes(seed=config.seed)
     torch.manual_seed(config.seed)  # initial weights; all later draws are counter-based
     autoencoder = scenes_model.build_autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    autoencoder_task = AutoencoderTask(
-        autoencoder, lambda counters: to_pixels([scenes[i].image for i in counters]), config.seed
-    )
-    fit(autoencoder_task, replace(config.autoencoder, seed=config.seed), config.out / "autoencoder", "autoencoder")
+    for name, loop in (("autoencoder", config.autoencoder), ("polish", config.polish)):
+        task = AutoencoderTask(
+            autoencoder, lambda counters: to_pixels([scenes[i].image for i in counters]), config.seed
+        )
+        fit(task, replace(loop, seed=config.seed), config.out / name, name)
+        autoencoder = task.averaged
 
     torch.manual_seed(config.seed + 1)
     reader_task = ReaderTask(Reader(), config.seed)
@@ -72,7 +80,7 @@ def train_teacher(config: TrainTeacher) -> None:
     captions = [scenes.prompt(i)[0] for i in range(config.pictures)]
     tokenizer = scenes_model.build_tokenizer(captions[:5000])
     tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    latents = _latents(config, autoencoder_task.averaged, scenes)
+    latents = _latents(config, autoencoder, scenes)
     scaling_factor = float(1 / latents.std())
     scheduler = scenes_model.build_scheduler()
     torch.manual_seed(config.seed + 2)
@@ -83,7 +91,7 @@ def train_teacher(config: TrainTeacher) -> None:
     fit(diffusion_task, replace(config.diffusion, seed=config.seed), config.out / "diffusion", "unet")
     scenes_model.save_teacher(
         config.out / "pipeline",
-        autoencoder_task.averaged,
+        autoencoder,
         diffusion_task.averaged,
         tokenizer,
         scheduler,

@@ -15,15 +15,12 @@ from fewstep.diffusion.schedule import Schedule
 
 
 class AutoencoderTask:
-    """Squared error at four scales, squared error of neighbouring pixels' differences, and a little KL.
+    """Squared error, squared error of the differences between neighbouring pixels, and a little KL.
 
-    Not the absolute error: on mostly flat pictures it settles on the median and loses the colours. The coarse
-    scales hold the colours of small things, which a sum over single pixels hardly sees.
+    Not the absolute error: on mostly flat pictures it settles on the median and loses the colours.
     """
 
     KL_WEIGHT = 1e-4
-    EDGE_WEIGHT = 0.5
-    POOLS = (2, 4, 8)
 
     def __init__(self, autoencoder: nn.Module, pixels: Callable[[range], Tensor], seed: int) -> None:
         """`pixels(counters)` gives `[b, 3, h, w]` in [−1, 1]."""
@@ -37,11 +34,10 @@ class AutoencoderTask:
         posterior = self.student.encode(x).latent_dist  # type: ignore[operator]
         noise = draws.normal(self._seed, "vae", counters, posterior.mean.shape[1:])
         error = self.student.decode(posterior.mean + posterior.std * noise).sample.float() - x  # type: ignore[operator]
-        coarse = sum(functional.avg_pool2d(error, size).square().mean() for size in self.POOLS)
         edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return error.square().mean() + coarse + self.EDGE_WEIGHT * edges + self.KL_WEIGHT * kl
+        return error.square().mean() + edges + self.KL_WEIGHT * kl
 
 
 def _normalise_in_fp32(network: nn.Module) -> None:

@@ -1,0 +1,84 @@
+"""How good the bundled teacher and its reader are: the gates they had to pass, and a contact sheet to judge by eye.
+
+    python studies/teacher.py --out docs/teacher        # about 15 minutes on two cores
+
+FIGURES
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from fewstep import assets
+from fewstep.data.pictures import to_images, to_pixels
+from fewstep.data.scenes import Scene, Scenes
+from fewstep.evaluate.grid import labelled_grid
+from fewstep.evaluate.reader import load_reader, read
+from fewstep.evaluate.scenes_scores import ScenesScores, fresh_prompts
+from fewstep.models.latent_model import load_latent_model
+
+SHEET_COLUMNS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    out: Path = Path("docs/teacher")
+    """Folder for scores.json and contact-sheet.png."""
+    n: int = 1000
+    """Fresh prompts at the main guidance scale; a quarter as many at the others."""
+    guidance_scale: float = 3.0
+    """The main guidance scale (ω + 1)."""
+    others: tuple[float, ...] = (1.0, 2.0, 5.0)
+    """Further guidance scales."""
+
+
+def describe(scene: Scene | None) -> str:
+    """What the reader saw, for the sheet."""
+    if scene is None:
+        return "unreadable"
+    things = [f"{thing.size} {thing.colour} {thing.shape}" for thing in scene.things]
+    return f"{f' {scene.relation} '.join(things)}, {scene.background}"
+
+
+def main(study: Study) -> None:
+    study.out.mkdir(parents=True, exist_ok=True)
+    reader, teacher = (
+        load_reader(assets.scenes_reader()),
+        load_latent_model(assets.scenes_teacher(), torch.device("cpu")),
+    )
+    scenes = Scenes(seed=424242, split="all")
+    pictures = [scenes[i] for i in range(2000)]
+    pixels = to_pixels([picture.image for picture in pictures])
+    rebuilt = torch.cat([teacher.decode(teacher.encode_pixels(part)[0]) for part in pixels.split(100)])
+    figures: dict[str, object] = {}
+    for name, shown in (("reader_on_real_pictures", pixels), ("reader_on_reconstructions", rebuilt.clamp(-1, 1))):
+        found, _ = read(reader, shown)
+        right = [scene == picture.scene for scene, picture in zip(found, pictures, strict=True)]
+        figures[name] = sum(right) / len(right)
+    print(figures, flush=True)
+    rows = []
+    for scale in (study.guidance_scale, *study.others):
+        n = study.n if scale == study.guidance_scale else study.n // 4
+        scores = ScenesScores(reader, teacher, fresh_prompts(n, n // 4), omega=scale - 1, seed=0)
+        scored = scores.teacher_row(50)
+        rows.append({"n": n, "n_unseen": n // 4, **scored.row})
+        print(rows[-1], flush=True)
+        if scale == study.guidance_scale:
+            labels = [f"{i}: {describe(scene)}" for i, scene in enumerate(scored.read[:100])]
+            images = to_images(scored.pixels[:100])
+            sheets = [
+                labelled_grid([("", images[i : i + SHEET_COLUMNS])], labels[i : i + SHEET_COLUMNS], cell=128)
+                for i in range(0, 100, SHEET_COLUMNS)
+            ]
+            for i, sheet in enumerate(sheets):
+                sheet.save(study.out / f"sheet-{i}.png")
+    (study.out / "scores.json").write_text(json.dumps({**figures, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Study))

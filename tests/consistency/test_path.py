@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from closed_forms import Mixture
+from fewstep.consistency.path import TeacherPath, draw_times
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.solvers import SOLVERS, ddim
+
+ALMOST_ONE = 1 - 2**-53
+
+
+def every_u(count: int = 20_000) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.float64) / count
+
+
+@pytest.mark.parametrize(("num_steps", "skip"), [(1000, 20), (1000, 50), (1000, 30), (250, 5)])
+def test_grid_times_are_where_samplers_land(num_steps, skip):
+    t, s = draw_times(every_u(), num_steps, skip, "grid")
+    assert t.unique().tolist() == list(range(skip - 1, num_steps, skip))
+    assert torch.equal(s, (t - skip).clamp(min=0))
+    assert (s < t).all()
+    assert not t.is_floating_point()
+
+
+def test_any_times_are_those_a_whole_skip_above_zero():
+    t, s = draw_times(every_u(), 1000, 20, "any")
+    assert t.unique().tolist() == list(range(20, 1000))
+    assert torch.equal(s, t - 20)
+
+
+@pytest.mark.parametrize("times", ["grid", "any"])
+def test_ends_of_u_are_ends_of_the_times(times):
+    t, s = draw_times(torch.tensor([0.0, ALMOST_ONE], dtype=torch.float64), 1000, 20, times)
+    assert t.tolist() == [19 if times == "grid" else 20, 999]
+    assert s.tolist() == [0, 979]
+
+
+def test_grid_times_are_equally_likely():
+    t, _ = draw_times(every_u(), 1000, 20, "grid")
+    assert set(t.unique(return_counts=True)[1].tolist()) == {400}
+
+
+@pytest.fixture
+def setting(sd_schedule):
+    generator = torch.Generator().manual_seed(0)
+    means = torch.tensor([[-0.5, 0.5], [-0.5, -0.5], [0.5, 0.5], [0.5, -0.5]])
+    teacher = Mixture(sd_schedule, means, 0.5)
+    weights = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5], [0.7, 0.1, 0.1, 0.1]])
+    z_t = torch.randn(3, 2, dtype=torch.float64, generator=generator)
+    t, s = torch.tensor([999, 500, 19]), torch.tensor([979, 480, 0])
+    return teacher, {"weights": weights}, {"weights": torch.full((1, 4), 0.25)}, z_t, t, s
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_teacher_path_is_one_solver_step_of_the_guided_teacher(name, sd_schedule, setting):
+    teacher, cond, null_cond, z_t, t, s = setting
+    omega = torch.tensor([0.0, 3.0, 7.5])
+    z_s = TeacherPath(teacher, sd_schedule, null_cond, SOLVERS[name])(z_t, t, s, cond, omega)
+    field = Guided(teacher, cond, {"weights": null_cond["weights"].repeat(3, 1)}, omega)
+    torch.testing.assert_close(z_s, SOLVERS[name](sd_schedule, field, z_t, t, s))
+
+
+def test_every_option_of_the_path_matters(sd_schedule, setting):
+    teacher, cond, null_cond, z_t, t, s = setting
+    omega = torch.full((3,), 5.0)
+    z_s = TeacherPath(teacher, sd_schedule, null_cond)(z_t, t, s, cond, omega)
+    others = {
+        "solver": TeacherPath(teacher, sd_schedule, null_cond, SOLVERS["dpm-solver-2"])(z_t, t, s, cond, omega),
+        "null_cond": TeacherPath(teacher, sd_schedule, {"weights": torch.eye(4)[:1] + 0.01})(z_t, t, s, cond, omega),
+        "omega": TeacherPath(teacher, sd_schedule, null_cond)(z_t, t, s, cond, omega - 1),
+        "cond": TeacherPath(teacher, sd_schedule, null_cond)(z_t, t, s, {"weights": cond["weights"].flip(0)}, omega),
+    }
+    for name, other in others.items():
+        assert (other - z_s).abs().max() > 1e-6, name
+
+
+@pytest.mark.parametrize("without", ["null_cond", "omega"])
+def test_without_null_cond_or_omega_the_plain_teacher_is_followed(without, sd_schedule, setting):
+    teacher, cond, null_cond, z_t, t, s = setting
+    asked = []
+
+    def counting(z, at, given, omega):
+        asked.append(len(z))
+        return teacher(z, at, given, omega)
+
+    path = TeacherPath(counting, sd_schedule, None if without == "null_cond" else null_cond)
+    z_s = path(z_t, t, s, cond, None if without == "omega" else torch.ones(3))
+    assert asked == [3]
+    torch.testing.assert_close(z_s, ddim(sd_schedule, lambda z, at: teacher(z, at, cond, None), z_t, t, s))

@@ -1,0 +1,159 @@
+"""Laws that hold for every schedule, time, seed and batch."""
+
+import collections
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from closed_forms import SD_CONFIG
+from fewstep.consistency.path import draw_times
+from fewstep.consistency.sampling import consistency_times
+from fewstep.data import draws
+from fewstep.diffusion.prediction import to_prediction
+from fewstep.diffusion.schedule import Schedule
+
+settings.register_profile(
+    "quick", max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("quick")
+
+SCHEDULES = [
+    Schedule.from_config(config)
+    for config in (
+        SD_CONFIG,
+        SD_CONFIG | {"rescale_betas_zero_snr": True},
+        {"beta_schedule": "linear", "num_train_timesteps": 300},
+        {"beta_schedule": "squaredcos_cap_v2"},
+    )
+]
+schedules = st.sampled_from(SCHEDULES)
+seeds = st.integers(0, 2**31)
+streams = st.sampled_from(["t", "omega", "epsilon", "vae"])
+
+
+@st.composite
+def schedule_and_time(draw):
+    """A schedule and a whole or fractional time of it, below the last one."""
+    schedule = draw(schedules)
+    whole = st.integers(0, schedule.num_steps - 2).map(float)
+    return schedule, draw(whole | st.floats(0, schedule.num_steps - 2))
+
+
+@given(schedule_and_time())
+def test_alpha_squared_and_sigma_squared_add_to_one(pair):
+    schedule, time = pair
+    t = torch.tensor([time], dtype=torch.float64)
+    assert abs(float(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2) - 1) < 1e-12
+
+
+@given(schedules)
+def test_lam_falls_strictly(schedule):
+    lam = schedule.lam(torch.arange(schedule.num_steps))
+    assert (lam[1:] < lam[:-1]).all()
+
+
+@given(schedule_and_time(), st.floats(0.01, 0.99))
+def test_lam_falls_between_whole_times_too(pair, part):
+    schedule, time = pair
+    t = torch.tensor([time, time + part], dtype=torch.float64)
+    assert schedule.lam(t).diff() < 0 or schedule.lam(t)[1] == -torch.inf
+
+
+@given(schedule_and_time())
+def test_time_of_lam_inverts_lam(pair):
+    schedule, time = pair
+    t = torch.tensor([time], dtype=torch.float64)
+    assert abs(float(schedule.time_of_lam(schedule.lam(t))) - time) < 1e-6
+
+
+@given(schedule_and_time(), st.sampled_from(["epsilon", "v_prediction", "sample"]), seeds)
+def test_every_prediction_puts_z_t_together_again(pair, kind, seed):
+    """z_t = α·z_0 + σ·ε for whatever a network outputs, not only for a right answer."""
+    schedule, time = pair
+    generator = torch.Generator().manual_seed(seed)
+    output, z_t = torch.randn(2, 1, 4, 3, 3, dtype=torch.float64, generator=generator).unbind()
+    t = torch.tensor([time], dtype=torch.float64)
+    prediction = to_prediction(kind, output, z_t, *schedule.coefficients(t, z_t))
+    torch.testing.assert_close(schedule.diffuse(prediction.z_0, prediction.epsilon, t), z_t, rtol=0, atol=1e-9)
+
+
+@given(seeds, streams, st.integers(0, 10**9), st.integers(1, 8), st.data())
+def test_draws_do_not_depend_on_how_a_batch_is_split(seed, stream, first, size, data):
+    counters = range(first, first + size)
+    cut = data.draw(st.integers(0, size))
+    parts = [part for part in (counters[:cut], counters[cut:]) if part]
+    assert torch.equal(
+        draws.normal(seed, stream, counters, (2, 3)),
+        torch.cat([draws.normal(seed, stream, part, (2, 3)) for part in parts]),
+    )
+    assert torch.equal(
+        draws.uniform(seed, stream, counters), torch.cat([draws.uniform(seed, stream, part) for part in parts])
+    )
+
+
+@given(seeds, streams, st.integers(0, 10**9))
+def test_draws_differ_in_seed_stream_and_counter(seed, stream, counter):
+    values = [
+        float(draws.uniform(*name, [at])[0])
+        for *name, at in [
+            (seed, stream, counter), (seed + 1, stream, counter), (seed, stream + "2", counter),
+            (seed, stream, counter + 1),
+        ]
+    ]  # fmt: skip
+    assert len(set(values)) == 4
+
+
+@given(seeds, streams, st.integers(0, 10**9))
+def test_drawing_leaves_the_global_generator_alone(seed, stream, counter):
+    state = torch.get_rng_state()
+    draws.normal(seed, stream, [counter], (3,))
+    draws.order(seed, 5, [counter])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_uniform_draws_are_uniform_and_normal_draws_normal():
+    u = draws.uniform(0, "t", range(4000))
+    assert float(u.min()) >= 0
+    assert float(u.max()) < 1
+    assert (torch.histc(u, 8, 0, 1) / 4000 - 1 / 8).abs().max() < 0.02
+    x = draws.normal(0, "epsilon", range(1000), (4,))
+    assert abs(float(x.mean())) < 0.06
+    assert abs(float(x.std()) - 1) < 0.05
+
+
+def test_the_largest_key_still_gives_a_draw_below_one(monkeypatch):
+    monkeypatch.setattr(draws, "key", lambda *_: 2**63 - 1)
+    assert float(draws.uniform(0, "t", [0])[0]) < 1
+
+
+@given(seeds, st.integers(1, 40), st.integers(0, 5))
+def test_order_visits_each_sample_exactly_once_per_epoch(seed, size, epoch):
+    counters = range(epoch * size, (epoch + 1) * size)
+    assert collections.Counter(draws.order(seed, size, counters)) == dict.fromkeys(range(size), 1)
+
+
+@given(seeds, st.integers(1, 40), st.integers(0, 200), st.integers(1, 30))
+def test_order_does_not_depend_on_how_a_batch_is_split(seed, size, first, length):
+    counters = range(first, first + length)
+    assert draws.order(seed, size, counters) == [draws.order(seed, size, [i])[0] for i in counters]
+
+
+def test_order_is_shuffled_anew_by_seed_and_epoch():
+    first = draws.order(0, 50, range(50))
+    assert first != list(range(50))
+    assert first != draws.order(0, 50, range(50, 100))
+    assert first != draws.order(1, 50, range(50))
+
+
+@given(st.integers(2, 1000), st.data())
+def test_sampling_stands_on_times_that_were_trained(num_steps, data):
+    """Every time of a consistency sampler is one that grid training draws; steps fall, and the first is the last."""
+    grid_size = data.draw(st.integers(1, num_steps))
+    count = data.draw(st.integers(1, grid_size))
+    times = consistency_times(num_steps, grid_size, count)
+    trained = draw_times(torch.arange(4000, dtype=torch.float64) / 4000, num_steps, num_steps // grid_size, "grid")[0]
+    assert len(times) == count
+    assert times == sorted(set(times), reverse=True)
+    assert set(times) <= set(trained.tolist())
+    assert times[0] == grid_size * (num_steps // grid_size) - 1
