@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from PIL import Image
 
 from fewstep import assets
 from fewstep.data.pictures import to_images, to_pixels
@@ -33,7 +34,7 @@ class Study:
     """Fresh prompts at the main guidance scale; a quarter as many at the others."""
     guidance_scale: float = 3.0
     """The main guidance scale (ω + 1)."""
-    others: tuple[float, ...] = (1.0, 2.0, 5.0)
+    others: tuple[float, ...] = (1.0, 5.0)
     """Further guidance scales."""
 
 
@@ -71,12 +72,14 @@ def main(study: Study) -> None:
         if scale == study.guidance_scale:
             labels = [f"{i}: {describe(scene)}" for i, scene in enumerate(scored.read[:100])]
             images = to_images(scored.pixels[:100])
-            sheets = [
-                labelled_grid([("", images[i : i + SHEET_COLUMNS])], labels[i : i + SHEET_COLUMNS], cell=128)
-                for i in range(0, 100, SHEET_COLUMNS)
+            bands = [
+                labelled_grid([("", images[i : i + SHEET_COLUMNS])], labels[i : i + SHEET_COLUMNS], cell=100)
+                for i in range(0, len(images), SHEET_COLUMNS)
             ]
-            for i, sheet in enumerate(sheets):
-                sheet.save(study.out / f"sheet-{i}.png")
+            sheet = Image.new("RGB", (bands[0].width, sum(band.height for band in bands)), "white")
+            for i, band in enumerate(bands):
+                sheet.paste(band, (0, sum(above.height for above in bands[:i])))
+            sheet.save(study.out / "contact-sheet.png", optimize=True)
     (study.out / "scores.json").write_text(json.dumps({**figures, "rows": rows}, indent=2) + "\n")
 
 

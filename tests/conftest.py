@@ -9,7 +9,20 @@ import sys
 import pytest
 import torch
 
+from closed_forms import SD_CONFIG
+from fewstep.diffusion.schedule import Schedule
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+
+
+@pytest.fixture(scope="session")
+def sd_schedule() -> Schedule:
+    return Schedule.from_config(SD_CONFIG)
+
+
+@pytest.fixture(scope="session")
+def zero_terminal_schedule() -> Schedule:
+    return Schedule.from_config(SD_CONFIG | {"rescale_betas_zero_snr": True})
 
 
 @pytest.fixture(scope="session")
