@@ -10,7 +10,7 @@ ALMOST_ONE = 1 - 2**-53
 
 
 def every_u(count: int = 20_000) -> torch.Tensor:
-    return torch.arange(count, dtype=torch.float64) / count
+    return (torch.arange(count, dtype=torch.float64) + 0.5) / count
 
 
 @pytest.mark.parametrize(("num_steps", "skip"), [(1000, 20), (1000, 50), (1000, 30), (250, 5)])

@@ -85,16 +85,10 @@ def test_schedule_reads_what_a_scheduler_saves():
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
-@pytest.mark.parametrize("count", [1, 2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 1000])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 10, 20, 25, 30, 33, 40, 50, 100, 500])
 def test_ddim_times(spacing, count):
     scheduler = DDIMScheduler(**SD_CONFIG, timestep_spacing=spacing, steps_offset=1 if spacing == "leading" else 0)
     scheduler.set_timesteps(count)
-    if (spacing, count) == ("leading", 1000):  # diffusers steps out of its table: its first time is T
-        assert scheduler.timesteps[0] == 1000
-        return
-    if (spacing, count) == ("linspace", 1):  # numpy starts at the first end; one step belongs to the last
-        assert scheduler.timesteps.tolist() == [0]
-        return
     assert sampling_times(1000, count, spacing) == scheduler.timesteps.tolist()
 
 
@@ -129,7 +123,7 @@ def test_ddim_with_linspace(count, kind):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("count", [2, 4, 8, 14, 15, 20, 50])
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 14, 15, 20, 50])
 def test_dpm_solver_pp_2m(count, kind):
     scheduler = DPMSolverMultistepScheduler(
         **SD_CONFIG, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero", lower_order_final=True,
