@@ -98,12 +98,14 @@ def test_options_of_a_call_change_the_picture(random_student):
     assert len(pipe("a red star", count=3)) == 3
 
 
-def test_a_negative_prompt_and_a_long_prompt_are_warned_about(random_student):
+def test_what_the_model_cannot_do_is_warned_about(random_student):
     pipe = fewstep.load(random_student / "model")
     with pytest.warns(UserWarning, match="ignores the negative prompt"):
         pipe("a red star", steps=1, negative_prompt="blurry")
     with pytest.warns(UserWarning, match="first 30 tokens"):
         pipe("a red star " * 20, steps=1)
+    with pytest.warns(UserWarning, match="trained for 3 to 9"):
+        pipe("a red star", steps=1, guidance_scale=12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pipe("a red star", steps=1)

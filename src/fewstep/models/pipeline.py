@@ -75,6 +75,9 @@ class Pipeline:
                     f"the model reads the first {limit} tokens of {each!r} and ignores the rest", stacklevel=2
                 )
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
+        low, high = self.model.details.get("guidance_range", (scale, scale))
+        if not low <= scale <= high:
+            warnings.warn(f"guidance_scale is {scale:g}; this model was trained for {low:g} to {high:g}", stacklevel=2)
         images: list[Image.Image] = []
         for start in range(0, len(prompts), batch_size):
             part = prompts[start : start + batch_size]
