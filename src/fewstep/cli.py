@@ -59,8 +59,14 @@ def main(arguments: list[str] | None = None) -> None:
         _run(arguments[0], arguments[1:])
     except UserError as error:
         _fail(str(error))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("\nfewstep: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "" if arguments[0] == "generate" else "; the same command goes on from the last checkpoint"
+        print(f"\nfewstep: stopped{goes_on}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -27,6 +27,14 @@ BAD_INPUT = {
     "folder of something else": (("distill", "--out", "{full}"), "is not empty and holds no run of fewstep"),
     "broken yaml": (("distill", "{full}/broken.yaml"), "cannot be read as YAML"),
     "yaml of something else": (("distill", "{full}/other.yaml"), "sets colour, which Distill does not have"),
+    "wrong type in yaml": (("distill", "{full}/typed.yaml"), "steps is 'many'; wanted is one int"),
+    "wrong choice in yaml": (("distill", "{full}/choice.yaml"), "distance is 'l3'; allowed are huber, l2"),
+    "skip without a grid": (("distill", "--skip", "60"), "skip is 60, where no sampler of 1000 times lands"),
+    "not finite": (("distill", "--lr", "nan"), "lr is nan; it must be a finite number"),
+    "infinite guidance": (("distill", "--guidance-range", "3", "inf"), "guidance_range is inf"),
+    "huge seed": (("generate", "--prompt", "a", "--seed", "99999999999999999999"), "seed is 99999999999999999999"),
+    "unknown device": (("distill", "--device", "meta"), "allowed are auto, cpu, cuda, mps"),
+    "stage seed": (("train-teacher", "--reader.seed", "3"), "all stages follow from --seed"),
     "demo of another teacher": (("demo", "--teacher", "/some/where"), "use `fewstep distill`"),
 }
 
@@ -39,12 +47,22 @@ def test_bad_input_gets_one_clear_line(case, tmp_path, fewstep_command):
         place.mkdir()
     (places["full"] / "broken.yaml").write_text("a: [")
     (places["full"] / "other.yaml").write_text("colour: red")
+    (places["full"] / "typed.yaml").write_text("lr: 1e-4\nsteps: many")
+    (places["full"] / "choice.yaml").write_text("distance: l3")
     done = fewstep_command(*[argument.format(**places) for argument in arguments], cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stderr.startswith("fewstep: error: ")
     assert expected.format(**places) in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]  # nothing was begun
+
+
+def test_runs_where_there_is_no_git(tmp_path, random_teacher, fewstep_command):
+    done = fewstep_command(
+        "distill", "--teacher", random_teacher, "--out", tmp_path / "run", "--steps", 1, "--batch-size", 2,
+        "--pictures", 4, "--sample-every", 0, env={"PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_is_quick(fewstep_command):

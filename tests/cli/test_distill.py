@@ -50,8 +50,8 @@ def test_killed_and_run_again_equals_undisturbed(random_teacher, tmp_path, fewst
     assert fewstep_command(*arguments, "--out", tmp_path / "straight").returncode == 0
     killed = [sys.executable, "-m", "fewstep", *map(str, arguments), "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    for _ in range(1200):
-        if (tmp_path / "killed" / "checkpoints" / "step-0000004").exists() or process.poll() is not None:
+    for _ in range(6000):
+        if (tmp_path / "killed/checkpoints/step-0000004").exists() or process.poll() is not None:
             break
         time.sleep(0.05)
     assert process.poll() is None, "it ended before it could be killed"
@@ -106,6 +106,7 @@ def test_real_photographs_with_captions(random_teacher, tmp_path, fewstep_comman
         "--resolution", 128, *SMALL,
     )  # fmt: skip
     assert wider.returncode == 0, wider.stderr
+    assert fewstep.load(tmp_path / "wide" / "model")("a pink dahlia", steps=1)[0].size == (128, 128)
 
 
 def test_generate_writes_pictures_that_say_what_made_them(random_student, tmp_path, fewstep_command):
@@ -123,7 +124,7 @@ def test_generate_writes_pictures_that_say_what_made_them(random_student, tmp_pa
     assert [re.search(r"Seed: (\d+)", lines[1])[1] for lines in said] == ["7", "8", "9", "10"]
     assert said[0][1].startswith("Steps: 2, Sampler: LCM, CFG scale: 6, Seed: 7, Size: 64x64, Model: student")
     expected = fewstep.load(random_student / "model")(prompt, steps=2, seed=7, guidance_scale=6)[0]
-    assert np.array_equal(np.asarray(Image.open(paths[0])), np.asarray(expected))
+    assert np.abs(np.asarray(Image.open(paths[0]), dtype=int) - np.asarray(expected)).max() <= 1
     again = fewstep_command(
         "generate", "--model", random_student / "model", "--prompt", prompt, "--steps", 2, "--seed", 7,
         "--guidance-scale", 6, "--out", tmp_path / "pictures", "--negative-prompt", "blurry", "--batch-size", 1,
@@ -131,7 +132,7 @@ def test_generate_writes_pictures_that_say_what_made_them(random_student, tmp_pa
     assert "warning: this model has guidance built in and ignores the negative prompt" in again.stdout
     second = Path(again.stdout.splitlines()[-1])
     assert second not in paths  # nothing is overwritten
-    assert np.array_equal(np.asarray(Image.open(second)), np.asarray(expected))
+    assert np.abs(np.asarray(Image.open(second), dtype=int) - np.asarray(expected)).max() <= 1
     assert "Negative prompt: blurry" in Image.open(second).info["parameters"]
 
 

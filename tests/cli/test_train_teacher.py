@@ -1,11 +1,12 @@
-"""How the bundled teacher was made, in miniature and interrupted between its stages."""
+"""How the bundled teacher was made, in miniature, twice in the same folder."""
 
 from safetensors.torch import load_file
 
 from fewstep.models.latent_model import load_latent_model, pick_device
 
 SMALL = (
-    "--pictures", 40, "--autoencoder.steps", 2, "--autoencoder.batch-size", 2, "--reader.steps", 2,
+    "--pictures", 40, "--autoencoder.steps", 2, "--autoencoder.batch-size", 2, "--polish.steps", 2,
+    "--polish.batch-size", 2, "--reader.steps", 2,
     "--reader.batch-size", 4, "--diffusion.steps", 2, "--diffusion.batch-size", 2,
 )  # fmt: skip
 
@@ -19,7 +20,8 @@ def test_makes_a_teacher_that_loads(tmp_path, fewstep_command):
     assert load_file(tmp_path / "t" / "reader" / "reader.safetensors")
     again = fewstep_command("train-teacher", "--out", tmp_path / "t", *SMALL)
     assert again.returncode == 0, again.stderr
-    assert "1/2" not in again.stderr  # every stage was done
+    assert "2/2" in done.stderr
+    assert "2/2" not in again.stderr  # every stage was done
     other = fewstep_command("train-teacher", "--out", tmp_path / "t", *SMALL, "--seed", 1)
     assert other.returncode == 2
     assert "seed is 0 there and 1 here" in other.stderr

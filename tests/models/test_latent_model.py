@@ -1,5 +1,7 @@
 """Loading: what is taken, what is refused, and in which words."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -108,13 +110,46 @@ def test_a_pickle_is_refused(teacher_copy):
 
 
 @pytest.mark.parametrize("spoil", ["pickle inside", "truncated"])
-def test_a_file_that_only_claims_to_be_safetensors(teacher_copy, spoil):
-    weights = teacher_copy / "unet" / "diffusion_pytorch_model.safetensors"
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+def test_a_file_that_only_claims_to_be_safetensors(teacher_copy, part, spoil):
+    weights = teacher_copy / f"{part}.safetensors"
     if spoil == "truncated":
         weights.write_bytes(weights.read_bytes()[:1000])
     else:
         torch.save({}, weights)
-    assert "cannot be loaded as UNet2DConditionModel" in refusal(teacher_copy)
+    assert "cannot be loaded as" in refusal(teacher_copy)
+
+
+def test_a_broken_tokenizer(teacher_copy):
+    (teacher_copy / "tokenizer" / "tokenizer.json").write_text("{")
+    assert "cannot be loaded as CLIPTokenizer" in refusal(teacher_copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_train_timesteps": "many"}, {"beta_start": -1}, {"beta_end": 2}, {"num_train_timesteps": 0}],
+    ids=str,
+)
+def test_a_schedule_out_of_range(teacher_copy, edit_json, change):
+    edit_json(teacher_copy / "scheduler" / "scheduler_config.json", **change)
+    assert "no usable noise schedule" in refusal(teacher_copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("fewstep.json", {"guidance_scale": "much"}),
+        ("scheduler/scheduler_config.json", {"original_inference_steps": 2000}),
+        ("scheduler/scheduler_config.json", {"original_inference_steps": None}),
+    ],
+)
+def test_a_student_whose_records_are_broken(random_student, tmp_path, edit_json, file, change):
+    import fewstep
+
+    model = shutil.copytree(random_student / "model", tmp_path / "model")
+    edit_json(model / file, **change)
+    with pytest.raises(UserError, match=next(iter(change))):
+        fewstep.load(model)
 
 
 def test_unknown_device():

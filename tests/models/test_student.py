@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def test_the_student_starts_as_its_teacher_whatever_omega(random_teacher):
     teacher = load_latent_model(random_teacher, CPU)
-    student = student_of(teacher.network)
+    student = student_of(teacher.network, 8)
     z, t = torch.randn(3, 12, 8, 8), torch.tensor([19, 499, 999])
     cond = teacher.encode_text(["a red star", "", "a blue ring"])
     for omega in (torch.zeros(3), torch.tensor([1.0, 7.5, 13.0])):
@@ -29,7 +29,7 @@ def test_the_student_starts_as_its_teacher_whatever_omega(random_teacher):
 
 
 def test_omega_reaches_the_student(random_teacher):
-    student = student_of(load_latent_model(random_teacher, CPU).network)
+    student = student_of(load_latent_model(random_teacher, CPU).network, 8)
     torch.nn.init.normal_(student.unet.time_embedding.cond_proj.weight)
     z, t, cond = torch.randn(1, 12, 8, 8), torch.tensor([499]), {"text": torch.randn(1, 32, 64)}
     outputs = [student(z, t, cond, torch.tensor([omega])).epsilon for omega in (1.0, 2.0)]

@@ -37,6 +37,13 @@ def test_the_newest_are_kept(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000002", "step-0000010"]
 
 
+def test_other_folders_are_not_checkpoints(tmp_path):
+    save_checkpoint(make_state(3), tmp_path, keep=1)
+    (tmp_path / "step-0000003-backup").mkdir()
+    save_checkpoint(make_state(20_000_000), tmp_path, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-0000003-backup", "step-20000000"}
+
+
 def test_an_unfinished_draft_is_not_a_checkpoint(tmp_path):
     save_checkpoint(make_state(3), tmp_path, keep=2)
     draft = tmp_path / "step-0000009.tmp-123"
@@ -52,7 +59,7 @@ def test_nothing_to_restore(tmp_path):
     assert not restore_newest(make_state(), tmp_path)
 
 
-@pytest.mark.parametrize("spoil", ["truncate", "delete", "not json"])
+@pytest.mark.parametrize("spoil", ["truncate", "delete", "not json", "not an object"])
 def test_a_spoilt_checkpoint_is_named(tmp_path, spoil):
     save_checkpoint(make_state(5), tmp_path, keep=2)
     folder = tmp_path / "step-0000005"
@@ -61,6 +68,6 @@ def test_a_spoilt_checkpoint_is_named(tmp_path, spoil):
     elif spoil == "delete":
         (folder / "state.safetensors").unlink()
     else:
-        (folder / "state.json").write_text("{")
+        (folder / "state.json").write_text("{" if spoil == "not json" else "[]")
     with pytest.raises(UserError, match="step-0000005 cannot be read"):
         restore_newest(make_state(), tmp_path)

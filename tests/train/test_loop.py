@@ -113,6 +113,24 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, ema):
     assert steps[0] == steps[1]
 
 
+def test_resuming_keeps_moments_with_their_weights_in_channels_last(tmp_path):
+    class Convolution(Regression):
+        def __init__(self):
+            super().__init__(ema=False)
+            self.student = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+
+        def loss(self, counters):
+            x = draws.normal(0, "x", counters, (4, 5, 5))
+            return (self.student(x) - x.mean()).square().mean()
+
+    config = dataclasses.replace(BASE, ema_decay=0)
+    whole, first, second = Convolution(), Convolution(), Convolution()
+    fit(whole, config, tmp_path / "a", "test")
+    fit(first, dataclasses.replace(config, steps=6), tmp_path / "b", "test")
+    fit(second, config, tmp_path / "b", "test")
+    assert torch.equal(weights(whole.student), weights(second.student))
+
+
 @pytest.mark.parametrize("left_out", ["optimizer.exp_avg.0.weight", "averaged.0.weight"])
 def test_a_state_with_something_left_out_does_not_end_the_same(tmp_path, left_out, monkeypatch):
     """The control of the test above: it must be able to fail."""
@@ -178,7 +196,7 @@ def test_learning_rate_shapes():
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 0}, {"batch_size": 0}, {"accumulation": 3}, {"lr": 0.0}, {"ema_decay": 1.0}, {"clip_norm": -1.0},
+    [{"lr": float("nan")}, {"weight_decay": float("inf")}, {"seed": 2**64}, {"steps": 0}, {"batch_size": 0}, {"accumulation": 3}, {"lr": 0.0}, {"ema_decay": 1.0}, {"clip_norm": -1.0},
      {"keep_checkpoints": 0}],
     ids=str,
 )  # fmt: skip

@@ -54,7 +54,7 @@ class KeptLatents:
         captions = list(numbers)
         texts = [model.encode_text(captions[i : i + _CHUNK])["text"] for i in range(0, len(captions), _CHUNK)]
         self._mean, self._std, self._text = torch.cat(means), torch.cat(stds), torch.cat(texts)
-        self._rows = torch.tensor(rows)
+        self._rows = torch.tensor(rows, device=model.device)
 
     def __len__(self) -> int:
         return len(self._mean)
@@ -64,7 +64,7 @@ class KeptLatents:
         return tuple(self._mean.shape[1:])
 
     def batch(self, indices: Sequence[int], noise: Tensor) -> tuple[Tensor, Cond]:
-        index = torch.tensor(indices)
+        index = torch.tensor(indices).to(self._mean.device, non_blocking=True)
         z_0 = self._mean[index] + self._std[index] * noise
         return z_0, {"text": self._text[self._rows[index]]}
 

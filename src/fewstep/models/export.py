@@ -15,10 +15,10 @@ from torch import nn
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.network import UNetNetwork
 
-_SCHEDULE_KEYS = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-    "rescale_betas_zero_snr",
-)  # fmt: skip
+_SCHEDULE_DEFAULTS = {
+    "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
+    "trained_betas": None, "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
+}  # fmt: skip
 
 
 def save_student(
@@ -29,7 +29,8 @@ def save_student(
     `details` must hold `guidance_scale` (the default) and `guidance_range`, in diffusers' convention.
     """
     assert isinstance(network, UNetNetwork)
-    schedule = {key: teacher.scheduler_config[key] for key in _SCHEDULE_KEYS if key in teacher.scheduler_config}
+    # What a file leaves out has one default here (DDIM's, as diffusers has it) and another in LCMScheduler.
+    schedule = {key: teacher.scheduler_config.get(key, default) for key, default in _SCHEDULE_DEFAULTS.items()}
     # What sampling starts from; our own sampler follows the same rule.
     scheduler = LCMScheduler(**schedule, original_inference_steps=grid_size, clip_sample=False, set_alpha_to_one=False)
     pipeline = LatentConsistencyModelPipeline(

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -61,8 +62,13 @@ class LatentModel:
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Cond:
         """`{"text": [b, tokens, width]}`; what does not fit the text encoder is cut off."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return {"text": self.text_encoder(tokens.to(self.device))[0]}
+        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").to(
+            self.device
+        )
+        # The few text encoders that want a mask say so, as diffusers has it.
+        mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
+        with torch.autocast(self.device.type, enabled=False):
+            return {"text": self.text_encoder(tokens.input_ids, attention_mask=mask)[0]}
 
     def truncated(self, prompt: str) -> bool:
         """Whether the text encoder cannot see the end of `prompt`."""
@@ -72,7 +78,8 @@ class LatentModel:
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents of `[b, 3, h, w]` in [−1, 1]."""
         pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
-        posterior = self.vae.encode(pixels).latent_dist
+        with torch.autocast(self.device.type, enabled=False):
+            posterior = self.vae.encode(pixels).latent_dist
         scale = self.vae.config.scaling_factor
         return (posterior.mean * scale).contiguous(), (posterior.std * scale).contiguous()
 
@@ -87,7 +94,10 @@ def pick_device(name: str = "auto") -> torch.device:
     """The named device, or the best there is."""
     if name != "auto":
         try:
-            return torch.empty(0, device=name).device
+            device = torch.empty(0, device=name).device
+            if device.type in ("cpu", "cuda", "mps"):
+                return device
+            raise RuntimeError(device.type)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {name!r} cannot be used here; allowed are auto, cpu, cuda, mps") from error
     if torch.cuda.is_available():
@@ -110,20 +120,24 @@ def load_latent_model(source: str | Path, device: torch.device) -> LatentModel:
     unet = _load_part(UNet2DConditionModel, folder / "unet").to(device)
     vae = _load_part(AutoencoderKL, folder / "vae").to(device, memory_format=torch.channels_last)
     text_encoder = _load_part(CLIPTextModel, folder / "text_encoder").to(device)
+    if not isinstance(unet.config.sample_size, int):
+        raise UserError(
+            f"{source} has sample_size {unet.config.sample_size} in unet/config.json; square models are read"
+        )
     details_file = folder / "fewstep.json"
     return LatentModel(
         source=str(source),
         network=UNetNetwork(unet, schedule, parameterisation),
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer=_load_tokenizer(folder / "tokenizer"),
         scheduler_config=scheduler_config,
         details=_read_json(details_file, f"{source} cannot be read") if details_file.exists() else {},
     )
 
 
 def _local_folder(source: str | Path) -> Path:
-    folder = Path(source).expanduser()
+    folder = Path(source)
     if folder.is_dir():
         return folder
     looks_like_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "/", "~"))
@@ -135,6 +149,7 @@ def _local_folder(source: str | Path) -> Path:
     try:
         patterns = [
             "model_index.json",
+            "fewstep.json",
             *(f"{part}/*{end}" for part in _PARTS for end in (".json", ".safetensors", ".txt")),
         ]
         return Path(snapshot_download(str(source), allow_patterns=patterns))
@@ -164,8 +179,11 @@ def _read_schedule(config: dict[str, Any], source: str | Path) -> tuple[Schedule
         raise UserError(f"{source} has prediction_type {parameterisation!r}; known are {allowed}")
     try:
         schedule = Schedule.from_config(config)
-    except ScheduleError as error:
-        raise UserError(f"{source}: {error}") from error
+    except (ScheduleError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{source} has no usable noise schedule in scheduler_config.json: {reason}") from error
+    if not (schedule.alphas.isfinite().all() and (schedule.alphas.diff() < 0).all()):
+        raise UserError(f"{source} has no usable noise schedule in scheduler_config.json: its betas are out of range")
     if schedule.has_zero_terminal_snr and parameterisation == "epsilon":
         raise UserError(
             f"{source} has zero-terminal SNR with epsilon-prediction, which has no answer at pure noise; "
@@ -183,7 +201,18 @@ def _load_part(kind: Any, folder: Path) -> Any:
     variant = None if any(".fp16." not in name for name in safe) else "fp16"
     try:
         part = kind.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, variant=variant)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise _not_loaded(folder, kind, error) from error
     return part.eval().requires_grad_(False)
+
+
+def _load_tokenizer(folder: Path) -> CLIPTokenizer:
+    try:
+        return CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises bare Exception for a broken file
+        raise _not_loaded(folder, CLIPTokenizer, error) from error
+
+
+def _not_loaded(folder: Path, kind: type, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason}")

@@ -35,10 +35,14 @@ class UNetNetwork(nn.Module):
 
 
 @torch.no_grad()
-def student_of(teacher: UNetNetwork) -> UNetNetwork:
-    """A copy of the teacher with an input for ω that starts at zero, so that it answers as the teacher does."""
+def student_of(teacher: UNetNetwork, latent_side: int) -> UNetNetwork:
+    """A copy of the teacher with an input for ω that starts at zero, so that it answers as the teacher does.
+
+    `latent_side` is what it will be trained on, and what samplers then paint by default.
+    """
     unet = teacher.unet
-    copy = UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": OMEGA_WIDTH}).to(unet.device)
+    changes = {"time_cond_proj_dim": OMEGA_WIDTH, "sample_size": latent_side}
+    copy = UNet2DConditionModel.from_config({**unet.config, **changes}).to(unet.device)
     copy.time_embedding.cond_proj.weight.zero_()
     missing, unexpected = copy.load_state_dict(unet.state_dict(), strict=False)
     assert (missing, unexpected) == (["time_embedding.cond_proj.weight"], [])

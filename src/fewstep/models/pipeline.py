@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,9 +44,9 @@ class Pipeline:
             )
         self.model = model
         self.name = str(model.details.get("name", Path(model.source).name))
-        self.grid_size = int(model.scheduler_config.get("original_inference_steps", 50))
+        self.grid_size = _whole_number(model, "original_inference_steps", 50)
         """How many times its sampler may choose from."""
-        self.guidance_scale = float(model.details.get("guidance_scale", DIFFUSERS_GUIDANCE_SCALE))
+        self.guidance_scale = _finite_number(model, "guidance_scale", DIFFUSERS_GUIDANCE_SCALE)
         """Used when none is given; diffusers' convention, ω + 1."""
 
     def __call__(
@@ -99,6 +100,21 @@ class Pipeline:
         if not 1 <= steps <= most:
             raise UserError(f"steps is {steps}; this model allows 1 to {most}")
         return consistency_times(self.model.schedule.num_steps, self.grid_size, steps)
+
+
+def _whole_number(model: LatentModel, name: str, default: int) -> int:
+    value = model.scheduler_config.get(name, default)
+    if type(value) is not int or not 1 <= value <= model.schedule.num_steps:
+        allowed = f"1 to {model.schedule.num_steps}"
+        raise UserError(f"{model.source} has {name} {value!r} in scheduler_config.json; allowed are {allowed}")
+    return value
+
+
+def _finite_number(model: LatentModel, name: str, default: float) -> float:
+    value = model.details.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{model.source} has {name} {value!r} in fewstep.json; a number is wanted")
+    return float(value)
 
 
 def load_pipeline(source: str | Path, device: str = "auto") -> Pipeline:

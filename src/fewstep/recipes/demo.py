@@ -22,6 +22,7 @@ from fewstep.models.latent_model import load_latent_model, pick_device
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import named
 from fewstep.recipes.distill import SAMPLE_STEPS, Distill, distill
+from fewstep.train.config import check_seed
 
 TEACHER_STEPS = 50
 GRID_COLUMNS = 8
@@ -40,6 +41,7 @@ class Demo(Distill):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seed(self.score_seed, max(1, self.n + self.n_unseen))
         if self.n < 65 or self.n_unseen < 0:
             raise UserError(f"n is {self.n} and n_unseen {self.n_unseen}; at least 65 and 0 are needed")
         if {self.teacher, self.data} != {assets.SCENES}:

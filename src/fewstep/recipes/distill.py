@@ -90,6 +90,7 @@ class Distill(LoopConfig):
 def distill(config: Distill) -> None:
     """Trains and exports to `config.out / "model"`."""
     teacher = load_teacher(config)
+    check_skip(config.skip, teacher.schedule.num_steps)
     resolution = config.resolution or teacher.resolution
     if resolution % teacher.pixels_per_latent:
         raise UserError(f"resolution is {resolution}; the teacher needs a multiple of {teacher.pixels_per_latent}")
@@ -99,6 +100,19 @@ def distill(config: Distill) -> None:
     captions = [pictures[i].caption for i in range(min(SAMPLE_PROMPTS, len(pictures)))]
     fit(task, config, config.out, "distil", _sampler(config, teacher, task, captions))
     save_student(config.out / "model", teacher, exported(task), grid_size(config, teacher), model_details(config))
+
+
+def check_skip(skip: int, num_steps: int) -> None:
+    """LCM samplers choose from {k'−1, 2k'−1, …} with k' = T // (T // k); training must land there too."""
+
+    def usable(k: int) -> bool:
+        return 0 < k < num_steps and num_steps // (num_steps // k) == k
+
+    if not usable(skip):
+        near = min((k for k in range(1, min(num_steps, 101)) if usable(k)), key=lambda k: abs(k - skip))
+        raise UserError(
+            f"skip is {skip}, where no sampler of {num_steps} times lands; the nearest that works is {near}"
+        )
 
 
 def load_teacher(config: Distill) -> LatentModel:
@@ -135,7 +149,8 @@ def make_task(config: Distill, teacher: LatentModel, pictures: PictureSource, re
     low, high = config.guidance_range
     drawn = TimeAndGuidance(skip=config.skip, times=config.times, omega_range=(low - 1, high - 1))
     source = encode(teacher, pictures, resolution, config.keep_gib)
-    return DistillTask(student_of(teacher.network), method, source, drawn, config.ema_decay > 0, config.seed)
+    student = student_of(teacher.network, resolution // teacher.pixels_per_latent)
+    return DistillTask(student, method, source, drawn, config.ema_decay > 0, config.seed)
 
 
 def exported(task: DistillTask) -> nn.Module:

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from fewstep import __version__
 from fewstep.errors import UserError
 from fewstep.models.pipeline import MAX_STEPS, Pipeline, load_pipeline
+from fewstep.train.config import check_finite, check_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,12 @@ class Generate:
     """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"steps is {self.steps}; allowed are 1 to {MAX_STEPS}")
         if self.count < 1 or self.batch_size < 1:
             raise UserError(f"count is {self.count} and batch_size {self.batch_size}; both must be at least 1")
+        check_seed(self.seed, max(1, self.count * len(self.prompt)))
         if self.guidance_scale is not None and self.guidance_scale < 1:
             raise UserError(f"guidance_scale is {self.guidance_scale:g}; it must be at least 1, which is no guidance")
 

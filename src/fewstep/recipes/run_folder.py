@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+import shutil
 import subprocess
+import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +42,9 @@ def claim_run_folder(out: Path, config: Any) -> None:
         raise UserError(f"{out} is not empty and holds no run of fewstep; choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump({**wanted, _MADE_WITH: made_with()}, sort_keys=False, allow_unicode=True))
+        draft = file.with_suffix(".tmp")
+        draft.write_text(yaml.safe_dump({**wanted, _MADE_WITH: made_with()}, sort_keys=False, allow_unicode=True))
+        draft.rename(file)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
 
@@ -54,7 +58,7 @@ def read_config_file(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{file} holds no configuration; give the config.yaml of an earlier run")
     values.pop(_MADE_WITH, None)
-    return values
+    return {str(name): value for name, value in values.items()}
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -74,21 +78,42 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 def from_plain(kind: type[T], values: dict[str, Any], source: object) -> T:
     """The flat configuration dataclass `kind` that `to_plain` was given; fields left out have their defaults."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(values.keys() - fields.keys())
+    types = typing.get_type_hints(kind)
+    unknown = sorted(values.keys() - types.keys())
     if unknown:
         raise UserError(f"{source} sets {', '.join(unknown)}, which {kind.__name__} does not have")
-    typed = {}
-    for name, value in values.items():
-        default = fields[name].default
-        typed[name] = tuple(value) if isinstance(value, list) else Path(value) if isinstance(default, Path) else value
-    return kind(**typed)
+    return kind(**{name: _typed(types[name], value, f"{source}: {name}") for name, value in values.items()})
+
+
+def _typed(wanted: Any, value: Any, what: str) -> Any:
+    """`value` as YAML gave it, as the type of its field; YAML reads 1e-4, without a point, as text."""
+    if typing.get_origin(wanted) is typing.Literal:
+        if value in typing.get_args(wanted):
+            return value
+        raise UserError(f"{what} is {value!r}; allowed are {', '.join(map(str, typing.get_args(wanted)))}")
+    if typing.get_origin(wanted) is tuple:
+        items = typing.get_args(wanted)
+        if isinstance(value, list) and len(value) == len(items):
+            return tuple(_typed(item, each, what) for item, each in zip(items, value, strict=True))
+        raise UserError(f"{what} is {value!r}; wanted is a list of {len(items)}")
+    if wanted is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif wanted is Path and isinstance(value, str):
+        return Path(value)
+    elif type(value) is wanted:
+        return value
+    raise UserError(f"{what} is {value!r}; wanted is one {wanted.__name__}")
 
 
 def made_with() -> dict[str, str]:
     """Versions of what a run depends on, and the commit when fewstep runs from a checkout."""
     versions = {name: importlib.metadata.version(name) for name in ("fewstep", "torch", "diffusers", "transformers")}
     versions["python"] = platform.python_version()
+    if shutil.which("git") is None:
+        return versions
     here = Path(__file__).parent
     found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     inside = subprocess.run(["git", "-C", here, "ls-files", __file__], capture_output=True, text=True, check=False)

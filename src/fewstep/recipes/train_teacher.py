@@ -12,11 +12,12 @@ from torch import Tensor
 from fewstep.data.pictures import to_pixels
 from fewstep.data.scenes import Scenes
 from fewstep.diffusion.schedule import Schedule
+from fewstep.errors import UserError
 from fewstep.evaluate.reader import Reader, save_reader
 from fewstep.evaluate.reader_training import ReaderTask
 from fewstep.models import scenes_model
 from fewstep.recipes.run_folder import claim_run_folder
-from fewstep.train.config import LoopConfig
+from fewstep.train.config import LoopConfig, check_seed
 from fewstep.train.loop import fit
 from fewstep.train.teacher_tasks import AutoencoderTask, DiffusionTask
 
@@ -57,6 +58,14 @@ class TrainTeacher:
     """Loop of the UNet and the text encoder."""
     seed: int = 0
     """Seeds initial weights, pictures and every draw."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, count=3)
+        if self.pictures < 1:
+            raise UserError(f"pictures is {self.pictures}; it must be at least 1")
+        for name in ("autoencoder", "polish", "reader", "diffusion"):
+            if getattr(self, name).seed:
+                raise UserError(f"{name}.seed is set; all stages follow from --seed")
 
 
 def train_teacher(config: TrainTeacher) -> None:

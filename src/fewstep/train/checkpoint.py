@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,15 @@ class RunState:
         self.optimizer.state.clear()
         for name, value in self.student.named_parameters():
             if name in moments:
-                self.optimizer.state[value] = {m: v.to(value.device) for m, v in moments[name].items()}
+                self.optimizer.state[value] = {m: _laid_out_as(value, v) for m, v in moments[name].items()}
         self.step = step
+
+
+def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """The fused AdamW walks memory, not strides: a moment must lie as its parameter does (channels last, say)."""
+    if moment.shape != parameter.shape:
+        return moment.to(parameter.device)
+    return torch.empty_like(parameter, requires_grad=False).copy_(moment)
 
 
 def save_checkpoint(state: RunState, folder: Path, keep: int) -> None:
@@ -76,7 +84,8 @@ def save_checkpoint(state: RunState, folder: Path, keep: int) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if ".tmp-" not in path.name)
+    found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*"))
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def restore_newest(state: RunState, folder: Path) -> bool:
@@ -88,8 +97,8 @@ def restore_newest(state: RunState, folder: Path) -> bool:
     try:
         step = int(json.loads((newest / "state.json").read_text())["step"])
         state.restore(safetensors.torch.load_file(newest / "state.safetensors"), step)
-    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"checkpoint {newest} cannot be read ({reason}); delete it to go on from an older one"
         ) from error

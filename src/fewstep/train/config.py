@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fewstep.errors import UserError
+
+
+def check_finite(config: Any) -> None:
+    """Refuses NaN and infinity in any field of a configuration dataclass: no comparison would."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{field.name} is {number}; it must be a finite number")
+
+
+def check_seed(seed: int, count: int = 1) -> None:
+    """Refuses what torch's generators cannot hold, for `count` seeds from this one on."""
+    if not -(2**63) <= seed <= 2**63 - count:
+        raise UserError(f"seed is {seed}; allowed are whole numbers of 64 bits, with sign")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +59,8 @@ class LoopConfig:
     """Newest checkpoints that stay on disk."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
+        check_seed(self.seed)
         at_least_one = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
         for name in at_least_one:
             if getattr(self, name) < 1:

@@ -61,9 +61,14 @@ class DistillTask:
         omega = None
         if self._drawn.omega_range is not None:
             low, high = self._drawn.omega_range
-            omega = (low + (high - low) * draws.uniform(self._seed, "omega", counters)).float().to(self._device)
+            omega = (
+                (low + (high - low) * draws.uniform(self._seed, "omega", counters))
+                .float()
+                .to(self._device, non_blocking=True)
+            )
         epsilon = self._normal("epsilon", counters, shape)
-        return Sample(z_0, cond, t.to(self._device), s.to(self._device), epsilon, omega)
+        t, s = (time.to(self._device, non_blocking=True) for time in (t, s))
+        return Sample(z_0, cond, t, s, epsilon, omega)
 
     def loss(self, counters: range) -> Tensor:
         target = self.averaged if self.averaged is not None else self.student

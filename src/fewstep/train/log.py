@@ -80,7 +80,7 @@ class RunLog:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):  # cut off in the middle by the interruption
+    except (ValueError, KeyError, TypeError):  # cut off in the middle by the interruption
         return float("inf")
 
 

@@ -90,7 +90,9 @@ def _one_update(task: Task, state: RunState, config: LoopConfig, broken: Tensor)
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
     wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    # Without the cache of cast weights: filled by a target that runs without gradient, it would hide the student's
+    # weights from autograd where the student is its own target.
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted, cache_enabled=False)
 
 
 def _stop_if_broken(losses: list[Tensor], step: int) -> None:
