@@ -196,8 +196,10 @@ def test_learning_rate_shapes():
 
 @pytest.mark.parametrize(
     "change",
-    [{"lr": float("nan")}, {"weight_decay": float("inf")}, {"seed": 2**64}, {"steps": 0}, {"batch_size": 0}, {"accumulation": 3}, {"lr": 0.0}, {"ema_decay": 1.0}, {"clip_norm": -1.0},
-     {"keep_checkpoints": 0}],
+    [
+        {"lr": float("nan")}, {"weight_decay": float("inf")}, {"seed": 2**64}, {"steps": 0}, {"batch_size": 0},
+        {"accumulation": 3}, {"lr": 0.0}, {"ema_decay": 1.0}, {"clip_norm": -1.0}, {"keep_checkpoints": 0},
+    ],
     ids=str,
 )  # fmt: skip
 def test_impossible_settings_are_refused(change):
