@@ -144,7 +144,7 @@ def test_every_seam_of_the_method_changes_the_loss(sd_schedule, networks, sample
     path = TeacherPath(teacher, sd_schedule, NULL_COND)
 
     def loss(target=target, path=path, distance=l2, weight=torch.ones_like, sample=sample):
-        return float(consistency_loss(Method(sd_schedule, path, distance, weight), student, target, sample))
+        return consistency_loss(Method(sd_schedule, path, distance, weight), student, target, sample).item()
 
     stripped = Sample(sample.z_0, sample.cond, sample.t, sample.s, sample.epsilon, sample.omega - 1)
     others = {

@@ -24,7 +24,7 @@ def refusal(source):
 def test_reads_what_diffusers_wrote(random_teacher):
     model = load_latent_model(random_teacher, CPU)
     assert (model.resolution, model.pixels_per_latent, model.latent_shape(64)) == (64, 8, (12, 8, 8))
-    assert model.network.parameterisation == "epsilon"
+    assert model.network.parameterisation == "v_prediction"
     assert model.network.unet.dtype == torch.float32
     theirs = StableDiffusionPipeline.from_pretrained(random_teacher)
     text, _ = theirs.encode_prompt(["a red star"], CPU, 1, do_classifier_free_guidance=False)
@@ -41,14 +41,14 @@ def test_encoding_and_decoding_use_the_scaling_factor(random_teacher):
     torch.testing.assert_close(model.decode(mean), model.vae.decode(posterior.mean).sample, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_other_parameterisations(teacher_copy, edit_json, kind):
     edit_json(teacher_copy / "scheduler" / "scheduler_config.json", prediction_type=kind)
     model = load_latent_model(teacher_copy, CPU)
     z, t, cond = torch.randn(1, 12, 8, 8), torch.tensor([399]), model.encode_text(["a red star"])
     raw = model.network.unet(z, t, encoder_hidden_states=cond["text"]).sample
     alpha, sigma = model.schedule.coefficients(t, z)
-    expected = raw if kind == "sample" else alpha * z - sigma * raw
+    expected = {"epsilon": (z - sigma * raw) / alpha, "v_prediction": alpha * z - sigma * raw, "sample": raw}[kind]
     torch.testing.assert_close(model.network(z, t, cond, None).z_0, expected)
 
 
@@ -98,7 +98,8 @@ def test_unknown_schedule(teacher_copy, edit_json):
 
 
 def test_epsilon_with_zero_terminal_snr(teacher_copy, edit_json):
-    edit_json(teacher_copy / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
+    scheduler = teacher_copy / "scheduler" / "scheduler_config.json"
+    edit_json(scheduler, rescale_betas_zero_snr=True, prediction_type="epsilon")
     assert "no answer at pure noise" in refusal(teacher_copy)
 
 

@@ -104,7 +104,8 @@ def test_ddim(spacing, count, kind):
     schedule = Schedule.from_config(scheduler.config)
     times = sampling_times(1000, count, spacing)
     ours = sample_ode(schedule, toy_field(schedule, kind), initial_noise(), times)
-    assert_same(ours, sample_with(scheduler, initial_noise()))
+    # ε̂ from ẑ_0 divides by σ, and in the fp32 table 1 − ᾱ(1) is good to 3e-5 only.
+    assert_same(ours, sample_with(scheduler, initial_noise()), 3e-5 if kind == "sample" else 1e-5)
 
 
 @pytest.mark.parametrize("count", [4, 10, 50])

@@ -29,8 +29,9 @@ from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.loop import fit
 
-BOUND = 4.0
-"""Times the error of the 50-step DDIM map."""
+BOUND = 6.0
+"""Times the error of the 50-step DDIM map. Over five initialisations the right method gave 2.1 to 3.1; controls give 16
+and more."""
 
 OMEGAS = (0.0, 2.0, 5.0)
 SKIP = 20

@@ -28,7 +28,7 @@ def normal(seed: int, stream: str, counters: Sequence[int], shape: Sequence[int]
 
 def uniform(seed: int, stream: str, counters: Sequence[int]) -> Tensor:
     """Uniform in [0, 1), float64 `[len(counters)]`."""
-    return torch.tensor([key(seed, stream, i) / 2**63 for i in counters], dtype=torch.float64)
+    return torch.tensor([(key(seed, stream, i) >> 10) / 2**53 for i in counters], dtype=torch.float64)
 
 
 def order(seed: int, size: int, counters: Sequence[int]) -> list[int]:

@@ -182,7 +182,7 @@ def _read_schedule(config: dict[str, Any], source: str | Path) -> tuple[Schedule
     except (ScheduleError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source} has no usable noise schedule in scheduler_config.json: {reason}") from error
-    if not (schedule.alphas.isfinite().all() and (schedule.alphas.diff() < 0).all()):
+    if not len(schedule.alphas) or not (schedule.alphas.isfinite().all() and (schedule.alphas.diff() < 0).all()):
         raise UserError(f"{source} has no usable noise schedule in scheduler_config.json: its betas are out of range")
     if schedule.has_zero_terminal_snr and parameterisation == "epsilon":
         raise UserError(

@@ -35,7 +35,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """An ε-network on 12×8×8 latents; 4.2 M parameters."""
+    """A v-network on 12×8×8 latents; 4.2 M parameters."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,
@@ -69,11 +69,12 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule."""
+    """Stable Diffusion's noise schedule, v-prediction."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
@@ -120,7 +121,11 @@ def save_teacher(
     scheduler: DDIMScheduler,
     scaling_factor: float,
 ) -> None:
-    """Writes what `StableDiffusionPipeline.save_pretrained` writes, weights in fp16."""
+    """Writes what `StableDiffusionPipeline.save_pretrained` writes, weights in fp16.
+
+    The small text encoder stays in fp32: transformers loads a file in the precision it was saved in, diffusers in
+    fp32, and a pipeline of both would not run.
+    """
     autoencoder.register_to_config(scaling_factor=scaling_factor)
     pipeline = StableDiffusionPipeline(
         vae=autoencoder,
@@ -132,5 +137,15 @@ def save_teacher(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_vocabulary(str(folder / "tokenizer"))  # vocab.json and merges.txt, where older tools look
+    pipeline.to(dtype=torch.float16)
+    pipeline.text_encoder.float()
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    _write_vocabulary(folder / "tokenizer")
+
+
+def _write_vocabulary(folder: Path) -> None:
+    """vocab.json and merges.txt, where older tools look, from tokenizer.json."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{line}\n" for line in lines))

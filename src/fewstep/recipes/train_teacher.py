@@ -37,7 +37,7 @@ def _reader() -> LoopConfig:
 
 
 def _diffusion() -> LoopConfig:
-    return LoopConfig(steps=4500, lr=1.5e-3, lr_decay="cosine", warmup_steps=600, ema_decay=0.999)
+    return LoopConfig(steps=6000, lr=1.5e-3, lr_decay="cosine", warmup_steps=600, ema_decay=0.999)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,11 @@ def _normalise_in_fp32(network: nn.Module) -> None:
 
 
 class DiffusionTask:
-    """‖ε − ε̂(z_t, t, c)‖², with c replaced by the empty caption at times; the text encoder learns along."""
+    """‖v − v̂(z_t, t, c)‖², v = α·ε − σ·z_0, with c replaced by the empty caption at times.
+
+    The text encoder learns along. In ε the loss hardly sees the large t at which a caption decides what the picture
+    will be: there an error of z_0 counts α²/σ² times.
+    """
 
     DROP_RATE = 0.12
 
@@ -73,4 +77,5 @@ class DiffusionTask:
         epsilon = draws.normal(self._seed, "epsilon", counters, z_0.shape[1:])
         text = self.student["text_encoder"](tokens)[0]
         output = self.student["unet"](self._schedule.diffuse(z_0, epsilon, t), t, text).sample
-        return functional.mse_loss(output.float(), epsilon)
+        alpha, sigma = self._schedule.coefficients(t, z_0)
+        return functional.mse_loss(output.float(), alpha * epsilon - sigma * z_0)
