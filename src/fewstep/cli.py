@@ -128,10 +128,12 @@ def _parse(default: Any, arguments: list[str], program: str) -> Any:
 
 
 def _one_line(box: str) -> str:
-    """tyro's boxed message as one line: the part between its title and its hints."""
-    lines = [line.strip(" │|╭╮╰╯─-\n") if set(line.strip()) != {"-"} else "" for line in box.splitlines()]
-    parts = [part.strip() for part in "\n".join(lines).split("\n\n") if part.strip()]
-    return " ".join((parts[1] if len(parts) > 1 else parts[0] if parts else "bad options").split()).rstrip(".")
+    """tyro's boxed message as one line: what stands between its title and its hints."""
+    lines = [line.strip(" │|╭╮╰╯├┤─-") for line in box.splitlines()]
+    lines = [line for line in lines if line][1:]
+    hints = ("Perhaps you meant", "Argument helptext", "For full helptext", "Similar arguments")
+    end = next((i for i, line in enumerate(lines) if line.startswith(hints)), len(lines))
+    return " ".join(lines[:end]).rstrip(".") or "these options cannot be read"
 
 
 def _nearest(given: str, known: list[str]) -> str:

@@ -6,6 +6,8 @@ import time
 import pytest
 from PIL import Image
 
+from fewstep.cli import main
+
 BAD_INPUT = {
     "missing folder": (("distill", "--teacher", "/no/such/folder"), "/no/such/folder is not a folder"),
     "not a pipeline": (("distill", "--teacher", "{empty}"), "model_index.json is missing"),
@@ -40,7 +42,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT, ids=str)
-def test_bad_input_gets_one_clear_line(case, tmp_path, fewstep_command):
+def test_bad_input_gets_one_clear_line(case, tmp_path, monkeypatch, capsys):
     arguments, expected = BAD_INPUT[case]
     places = {"empty": tmp_path / "empty", "full": tmp_path / "full"}
     for place in places.values():
@@ -49,12 +51,22 @@ def test_bad_input_gets_one_clear_line(case, tmp_path, fewstep_command):
     (places["full"] / "other.yaml").write_text("colour: red")
     (places["full"] / "typed.yaml").write_text("lr: 1e-4\nsteps: many")
     (places["full"] / "choice.yaml").write_text("distance: l3")
-    done = fewstep_command(*[argument.format(**places) for argument in arguments], cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("fewstep: error: ")
-    assert expected.format(**places) in done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([argument.format(**places) for argument in arguments])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1, said
+    assert said.startswith("fewstep: error: ")
+    assert expected.format(**places) in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]  # nothing was begun
+
+
+def test_a_mistake_ends_the_process_with_status_2(fewstep_command):
+    done = fewstep_command("distill", "--teacher", "/no/such/folder")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("fewstep: error: /no/such/folder is not a folder")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_runs_where_there_is_no_git(tmp_path, random_teacher, fewstep_command):
