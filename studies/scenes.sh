@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A longer distillation of the bundled teacher, scored as the demo is; FIGURES.
-# Takes about LONG_MINUTES minutes on two cores:  bash studies/scenes.sh [folder]
+# A longer distillation of the bundled teacher, scored as the demo is. Figures: none published yet.
+# Takes about a quarter of an hour on two cores:  bash studies/scenes.sh [folder]
 set -euo pipefail
 out=${1:-runs/scenes-long}
 fewstep=.venv/bin/fewstep

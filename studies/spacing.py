@@ -2,7 +2,7 @@
 
     python studies/spacing.py        # about four minutes on two cores
 
-FIGURES
+Figures: none published yet.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python studies/teacher.py --out docs/teacher        # about eight minutes on two cores
 
-FIGURES
+Figures: none published yet.
 """
 
 from __future__ import annotations

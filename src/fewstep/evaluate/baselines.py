@@ -30,5 +30,5 @@ def teacher_latents(
 
 
 def teacher_times(teacher: LatentModel, steps: int, spacing: Spacing) -> list[int]:
-    """The times of a baseline; `trailing` was the best spacing for both samplers (studies/spacing.py)."""
+    """The times of a baseline, latest first."""
     return sampling_times(teacher.schedule.num_steps, steps, spacing)
