@@ -22,6 +22,12 @@ def test_grid_times_are_where_samplers_land(num_steps, skip):
     assert not t.is_floating_point()
 
 
+def test_skip_of_one_leaves_out_time_zero():
+    t, s = draw_times(every_u(), 1000, 1, "grid")
+    assert (int(t.min()), int(t.max())) == (1, 999)
+    assert torch.equal(s, t - 1)
+
+
 def test_any_times_are_those_a_whole_skip_above_zero():
     t, s = draw_times(every_u(), 1000, 20, "any")
     assert t.unique().tolist() == list(range(20, 1000))

@@ -22,6 +22,7 @@ def draw_times(u: Tensor, num_steps: int, skip: int, times: Times) -> tuple[Tens
     `grid`: t ∈ {k−1, 2k−1, …}, where LCM samplers land. `any`: t ∈ {k, …, T−1}, algorithm 1 as the paper writes it.
     """
     choices = torch.arange(skip - 1, num_steps, skip) if times == "grid" else torch.arange(skip, num_steps)
+    choices = choices[choices > 0]  # k = 1 would hold t = 0, where f is the identity and nothing is learnt
     t = choices.to(u.device)[(u * len(choices)).long()]
     return t, (t - skip).clamp(min=0)
 

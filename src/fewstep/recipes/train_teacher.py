@@ -1,4 +1,4 @@
-"""How the bundled teacher and its reader were made, from nothing, on two CPU cores in under an hour."""
+"""How the bundled teacher and its reader were made, from nothing, on two CPU cores in about an hour."""
 
 from __future__ import annotations
 
