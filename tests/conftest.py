@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from closed_forms import SD_CONFIG
+from fewstep.cli import QUIET
 from fewstep.diffusion.schedule import Schedule
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.update(QUIET)  # as the command sets it, before transformers is imported by any test
 
 
 @pytest.fixture(scope="session")

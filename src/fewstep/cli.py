@@ -39,7 +39,7 @@ COMMANDS = {
 }
 
 
-_QUIET = {
+QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -91,7 +91,7 @@ def _run(name: str, rest: list[str]) -> None:
     if command is None:
         raise UserError(f"{name!r} is no command; known are {', '.join(COMMANDS)}{_nearest(name, list(COMMANDS))}")
     # Libraries' notes and bars about themselves are not for the person at the terminal.
-    for variable, value in _QUIET.items():
+    for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
