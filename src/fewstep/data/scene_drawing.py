@@ -30,6 +30,8 @@ COLOUR_RGB: dict[str, RGB] = {
 BACKGROUND_RGB: dict[str, RGB] = {"white": (246, 246, 246), "grey": (128, 128, 128), "black": (14, 14, 14)}
 _RADII = {"small": (6.5, 8.0), "large": (11.0, 13.0)}
 
+_STRAY = 3.0
+
 Place = tuple[float, float, float]
 """Centre x, centre y and radius, in pixels of the finished picture."""
 
@@ -45,18 +47,18 @@ def draw_scene(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def _places(scene: Scene, rng: random.Random) -> list[Place]:
-    radii = [rng.uniform(*_RADII[str(thing.size)]) for thing in scene.things]
-    reaches = [radius * _REACH for radius in radii]
-    if scene.relation is None:
-        low, high = reaches[0] + 1, SIDE - 1 - reaches[0]
-        return [(rng.uniform(low, high), rng.uniform(low, high), radii[0])]
-    free = SIDE - 2 - 2 * sum(reaches) - 2  # a pixel at each edge, two between
-    cuts = sorted((rng.uniform(0, free), rng.uniform(0, free)))
-    along = [1 + cuts[0] + reaches[0], SIDE - 1 - (free - cuts[1]) - reaches[1]]
-    across = [SIDE / 2 + rng.uniform(-5, 5) for _ in radii]
-    if scene.relation == "left of":
-        return [(a, b, r) for a, b, r in zip(along, across, radii, strict=True)]
-    return [(b, a, r) for a, b, r in zip(along, across, radii, strict=True)]
+    """One thing stands in the middle, two in the middle of their halves, each up to `_STRAY` pixels off."""
+    places = []
+    for i, thing in enumerate(scene.things):
+        radius = rng.uniform(*_RADII[str(thing.size)])
+        across = SIDE / 2 + rng.uniform(-_STRAY, _STRAY)
+        if scene.relation is None:
+            along = SIDE / 2 + rng.uniform(-_STRAY, _STRAY)
+        else:
+            stray = min(_STRAY, SIDE / 4 - 1 - radius * _REACH)  # a pixel to the edge, two between
+            along = SIDE * (1 + 2 * i) / 4 + rng.uniform(-stray, stray)
+        places.append((across, along, radius) if scene.relation == "above" else (along, across, radius))
+    return places
 
 
 def draw_shape(canvas: Image.Image, shape: str, colour: RGB, background: RGB, place: Place, rng: random.Random) -> None:

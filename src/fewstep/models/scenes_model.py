@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LATENT_CHANNELS = 12
@@ -113,25 +113,28 @@ def _write_tokenizer_config(folder: Path) -> str:
     return str(folder)
 
 
-def save_teacher(
-    folder: Path,
-    autoencoder: AutoencoderKL,
-    trained: nn.ModuleDict,
-    tokenizer: CLIPTokenizer,
-    scheduler: DDIMScheduler,
-    scaling_factor: float,
-) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """The parts that were trained; `scaling_factor` brings latents to a deviation of 1."""
+
+    autoencoder: AutoencoderKL
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    scaling_factor: float
+
+
+def save_teacher(folder: Path, trained: Trained, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler) -> None:
     """Writes what `StableDiffusionPipeline.save_pretrained` writes, weights in fp16.
 
     The small text encoder stays in fp32: transformers loads a file in the precision it was saved in, diffusers in
     fp32, and a pipeline of both would not run.
     """
-    autoencoder.register_to_config(scaling_factor=scaling_factor)
+    trained.autoencoder.register_to_config(scaling_factor=trained.scaling_factor)
     pipeline = StableDiffusionPipeline(
-        vae=autoencoder,
-        text_encoder=trained["text_encoder"],
+        vae=trained.autoencoder,
+        text_encoder=trained.text_encoder,
         tokenizer=tokenizer,
-        unet=trained["unet"],
+        unet=trained.unet,
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,

@@ -19,7 +19,7 @@ from fewstep.models import scenes_model
 from fewstep.recipes.run_folder import claim_run_folder
 from fewstep.train.config import LoopConfig, check_seed
 from fewstep.train.loop import fit
-from fewstep.train.teacher_tasks import AutoencoderTask, DiffusionTask
+from fewstep.train.teacher_tasks import AutoencoderTask, CaptionTask, DiffusionTask
 
 
 def _autoencoder() -> LoopConfig:
@@ -34,6 +34,10 @@ def _polish() -> LoopConfig:
 
 def _reader() -> LoopConfig:
     return LoopConfig(steps=3000, batch_size=64, lr=1.5e-3, lr_decay="cosine", warmup_steps=100, ema_decay=0.995)
+
+
+def _text() -> LoopConfig:
+    return LoopConfig(steps=1500, batch_size=64, lr=2e-3, lr_decay="cosine", warmup_steps=200, ema_decay=0.99)
 
 
 def _diffusion() -> LoopConfig:
@@ -54,16 +58,18 @@ class TrainTeacher:
     """A second loop of the autoencoder from the average of the first: smaller batches, a new learning-rate cycle."""
     reader: LoopConfig = field(default_factory=_reader)
     """Loop of the reader."""
+    text: LoopConfig = field(default_factory=_text)
+    """Loop of the text encoder alone: what captions mean."""
     diffusion: LoopConfig = field(default_factory=_diffusion)
     """Loop of the UNet and the text encoder."""
     seed: int = 0
     """Seeds initial weights, pictures and every draw."""
 
     def __post_init__(self) -> None:
-        check_seed(self.seed, count=3)
+        check_seed(self.seed, count=4)
         if self.pictures < 1:
             raise UserError(f"pictures is {self.pictures}; it must be at least 1")
-        for name in ("autoencoder", "polish", "reader", "diffusion"):
+        for name in ("autoencoder", "polish", "reader", "text", "diffusion"):
             if getattr(self, name).seed:
                 raise UserError(f"{name}.seed is set; all stages follow from --seed")
 
@@ -75,37 +81,41 @@ def train_teacher(config: TrainTeacher) -> None:
     torch.manual_seed(config.seed)  # initial weights; all later draws are counter-based
     autoencoder = scenes_model.build_autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for name, loop in (("autoencoder", config.autoencoder), ("polish", config.polish)):
-        task = AutoencoderTask(
+        autoencoder_task = AutoencoderTask(
             autoencoder, lambda counters: to_pixels([scenes[i].image for i in counters]), config.seed
         )
-        fit(task, replace(loop, seed=config.seed), config.out / name, name)
-        autoencoder = task.averaged
+        fit(autoencoder_task, replace(loop, seed=config.seed), config.out / name, name)
+        autoencoder = autoencoder_task.averaged
 
     torch.manual_seed(config.seed + 1)
     reader_task = ReaderTask(Reader(), config.seed)
     fit(reader_task, replace(config.reader, seed=config.seed), config.out / "reader-training", "reader")
     save_reader(reader_task.averaged, config.out / "reader")
 
-    captions = [scenes.prompt(i)[0] for i in range(config.pictures)]
+    captions, stated = zip(*(scenes.prompt(i) for i in range(config.pictures)), strict=True)
     tokenizer = scenes_model.build_tokenizer(captions[:5000])
     tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    torch.manual_seed(config.seed + 2)
+    caption_task = CaptionTask(scenes_model.build_text_encoder(tokenizer), tokens[:-1], stated, config.seed)
+    fit(caption_task, replace(config.text, seed=config.seed), config.out / "text", "text")
+    text_encoder = caption_task.averaged["text_encoder"]
+
     latents = _latents(config, autoencoder, scenes)
     scaling_factor = float(1 / latents.std())
     scheduler = scenes_model.build_scheduler()
-    torch.manual_seed(config.seed + 2)
-    diffusion_task = DiffusionTask(
-        scenes_model.build_unet(), scenes_model.build_text_encoder(tokenizer), Schedule.from_config(scheduler.config),
-        latents * scaling_factor, tokens, config.seed,
-    )  # fmt: skip
-    fit(diffusion_task, replace(config.diffusion, seed=config.seed), config.out / "diffusion", "unet")
-    scenes_model.save_teacher(
-        config.out / "pipeline",
-        autoencoder,
-        diffusion_task.averaged,
-        tokenizer,
-        scheduler,
-        scaling_factor,
-    )
+    schedule = Schedule.from_config(scheduler.config)
+    torch.manual_seed(config.seed + 3)
+    unet = scenes_model.build_unet()
+    task = DiffusionTask(unet, schedule, latents * scaling_factor, encode_tokens(text_encoder, tokens), config.seed)
+    fit(task, replace(config.diffusion, seed=config.seed), config.out / "diffusion", "unet")
+    trained = scenes_model.Trained(autoencoder, text_encoder, task.averaged, scaling_factor)
+    scenes_model.save_teacher(config.out / "pipeline", trained, tokenizer, scheduler)
+
+
+@torch.no_grad()
+def encode_tokens(text_encoder: torch.nn.Module, tokens: Tensor, batch_size: int = 500) -> Tensor:
+    """`[n, l, d]` from `[n, l]`; the text encoder learns no more once the UNet begins."""
+    return torch.cat([text_encoder(part)[0] for part in tokens.split(batch_size)])
 
 
 def _latents(config: TrainTeacher, autoencoder: torch.nn.Module, scenes: Scenes) -> Tensor:
