@@ -5,4 +5,4 @@ set -euo pipefail
 out=${1:-runs/scenes-long}
 fewstep=.venv/bin/fewstep
 command -v "$fewstep" >/dev/null || fewstep=fewstep
-"$fewstep" demo --out "$out" --steps 1600 --pictures 32768 --checkpoint-every 400
+"$fewstep" demo --out "$out" --steps 400 --batch-size 64 --pictures 25600

@@ -21,7 +21,7 @@ BAD_INPUT = {
     "not a choice": (("distill", "--solver", "euler"), "invalid choice 'euler'"),
     "missing value": (("distill", "--steps"), "Missing value"),
     "a stray word": (("distill", "scenes", "sd15"), "sd15"),
-    "guidance outside its range": (("distill", "--guidance-scale", "12"), "guidance_range is 3 to 9"),
+    "guidance outside its range": (("distill", "--guidance-scale", "12"), "guidance_range is 2 to 9"),
     "no prompt": (("generate",), "--prompt"),
     "no model": (("generate", "--prompt", "a", "--model", "/no/such/model"), "/no/such/model is not a folder"),
     "resolution": (("distill", "--resolution", "60"), "resolution is 60; the teacher needs a multiple of 8"),
@@ -109,7 +109,7 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
     done = fewstep_command(*arguments)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {
-        "model", "config.yaml", "metrics.jsonl", "checkpoints", "samples", "grid.png", "scores.json",
+        "model", "config.yaml", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "grid.png", "scores.json",
     }  # fmt: skip
     scores = json.loads((out / "scores.json").read_text())
     assert scores["protocol"]["n"] == 65
@@ -120,6 +120,7 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
     assert rows["lcm", 4]["network_evaluations"] == 4
     assert rows["ddim", 4]["network_evaluations"] == 8
     assert all(0 <= row["prompt_accuracy"] <= 1 for row in scores["rows"])
+    assert rows["teacher", 50]["prompt_accuracy"] >= 0.9
     assert rows["teacher", 50]["fd"] < rows["ddim", 1]["fd"]
     assert all(row["seconds_per_image"] > 0 for row in scores["rows"])
     assert "teacher" in done.stdout

@@ -8,7 +8,8 @@ SMALL = (
     "--pictures", 40, "--autoencoder.steps", 2, "--autoencoder.batch-size", 2, "--polish.steps", 2,
     "--polish.batch-size", 2, "--reader.steps", 2,
     "--reader.batch-size", 4, "--text.steps", 2, "--text.batch-size", 4, "--diffusion.steps", 2,
-    "--diffusion.batch-size", 2,
+    "--diffusion.batch-size", 2, "--finish.steps", 2, "--finish.batch-size", 2,
+    "--touch-up.steps", 2, "--touch-up.batch-size", 2,
 )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from fewstep.cli import COMMANDS
 from fewstep.models.export import score_table
 
@@ -11,10 +13,27 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_table_of_the_readme_is_the_scores():
-    for line in score_table(json.loads((ROOT / "docs/demo/scores.json").read_text())):
-        assert line in README
-    assert (ROOT / "docs/demo/grid.png").exists()
+@pytest.mark.parametrize(
+    ("page", "scores"),
+    [
+        ("README.md", "demo/scores.json"),
+        ("docs/results.md", "scenes-long/scores.json"),
+        ("docs/results.md", "demo/spacing.json"),
+        ("docs/results.md", "demo/spacing-guidance-2.json"),
+        ("docs/teacher.md", "teacher/scores.json"),
+    ],
+)
+def test_tables_are_the_scores(page, scores):
+    text = (ROOT / page).read_text()
+    for line in score_table(json.loads((ROOT / "docs" / scores).read_text())):
+        assert line in text
+
+
+def test_figures_in_words_are_the_scores():
+    scores = json.loads((ROOT / "docs/teacher/scores.json").read_text())
+    text = (ROOT / "docs/teacher.md").read_text()
+    for name in ("reader_on_real_pictures", "reader_on_reconstructions"):
+        assert f"{scores[name]:.2%}" in text
 
 
 def test_paths_and_commands_of_the_readme_exist():

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from fewstep.data import draws
@@ -50,6 +51,15 @@ def test_learns_and_logs(tmp_path):
     assert [line["step"] for line in lines] == [50, 100, 150, 200, 250, 300]
     assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
     assert {"loss", "lr", "images_per_second", "seconds"} <= lines[0].keys()
+
+
+def test_tensorboard_gets_what_metrics_hold(tmp_path):
+    trained(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("loss", "lr"):
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        assert shown == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines]
 
 
 @pytest.mark.parametrize(

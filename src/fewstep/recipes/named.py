@@ -13,7 +13,10 @@ from fewstep.recipes.run_folder import from_plain, read_config_file
 
 def scenes() -> Distill:
     """The bundled teacher in a few minutes on two CPU cores; docs/log.md tells how the values were found."""
-    return Distill(steps=500, batch_size=32, lr=7e-4, lr_decay="cosine", ema_decay=0.98, skip=50, huber_c=0.1)
+    return Distill(
+        steps=300, batch_size=32, lr=5e-4, lr_decay="cosine", ema_decay=0.95, skip=20, huber_c=0.03,
+        guidance_range=(2.0, 9.0), guidance_scale=5.0,
+    )  # fmt: skip
 
 
 RECIPES: dict[str, Callable[[], Distill]] = {"scenes": scenes}
