@@ -32,9 +32,9 @@ class Study:
     """Folder for scores.json and contact-sheet.png."""
     n: int = 1000
     """Fresh prompts at the main guidance scale; a quarter as many at the others."""
-    guidance_scale: float = 1.25
+    guidance_scale: float = 1.5
     """The main guidance scale (ω + 1)."""
-    others: tuple[float, ...] = (1.5, 3.0, 5.0)
+    others: tuple[float, ...] = (3.0, 5.0)
     """Further guidance scales."""
 
 

@@ -12,12 +12,14 @@ from fewstep.data.pictures import to_pixels
 from fewstep.data.scenes import Scenes
 from fewstep.evaluate.reader import load_reader, read
 
-DEMO = Path(__file__).parents[2] / "docs" / "demo" / "scores.json"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return {(row["sampler"], row["steps"]): row for row in json.loads(DEMO.read_text())["rows"]}
+    return {
+        (row["sampler"], row["steps"]): row for row in json.loads((DOCS / "demo" / "scores.json").read_text())["rows"]
+    }
 
 
 def test_the_teacher_obeys_in_stable_diffusion_pipeline():
@@ -30,8 +32,11 @@ def test_the_teacher_obeys_in_stable_diffusion_pipeline():
     assert sum(s is not None and s.agrees_with(p) for s, (_, p) in zip(found, pairs, strict=True)) >= 6
 
 
-def test_the_teacher_of_the_published_demo_is_accurate(rows):
-    assert rows["teacher", 50]["prompt_accuracy"] >= 0.97
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="96.9 %: docs/teacher.md")
+def test_the_teacher_reaches_its_bar():
+    row = json.loads((DOCS / "teacher" / "scores.json").read_text())["rows"][0]
+    assert (row["n"], row["steps"]) == (1000, 50)
+    assert row["prompt_accuracy"] >= 0.97
 
 
 def test_the_published_demo_reaches_its_bar(rows):
@@ -42,3 +47,10 @@ def test_the_published_demo_reaches_its_bar(rows):
         for other in ("ddim", "dpm++"):
             assert rows["lcm", steps]["prompt_accuracy"] > rows[other, steps]["prompt_accuracy"]
             assert rows["lcm", steps]["fd"] < rows[other, steps]["fd"]
+
+
+def test_the_longer_run_reaches_its_bar():
+    scores = json.loads((DOCS / "scenes-long" / "scores.json").read_text())
+    accuracy = {(row["sampler"], row["steps"]): row["prompt_accuracy"] for row in scores["rows"]}
+    for steps, share in ((1, 0.80), (2, 0.95), (4, 0.96)):
+        assert accuracy["lcm", steps] >= share * accuracy["teacher", 50]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SIDE = 64
 """Side of a picture in pixels."""
 _SCALE = 4
-_REACH = 1.15  # no shape goes further than this many radii from its centre
+_REACH = 1.15  # no shape goes further than this many radii from its centre (the heart by a thousandth)
 
 RGB = tuple[int, int, int]
 COLOUR_RGB: dict[str, RGB] = {

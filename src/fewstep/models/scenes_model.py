@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -140,8 +139,8 @@ def save_teacher(folder: Path, trained: Trained, tokenizer: CLIPTokenizer, sched
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=torch.float16)
-    pipeline.text_encoder.float()
+    pipeline.vae.half()
+    pipeline.unet.half()
     pipeline.save_pretrained(folder, safe_serialization=True)
     _write_vocabulary(folder / "tokenizer")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -20,6 +20,8 @@ from fewstep.recipes.run_folder import claim_run_folder
 from fewstep.train.config import LoopConfig, check_seed
 from fewstep.train.loop import fit
 from fewstep.train.teacher_tasks import AutoencoderTask, CaptionTask, DiffusionTask
+
+TOKENIZER_CAPTIONS = 5000
 
 
 def _autoencoder() -> LoopConfig:
@@ -96,20 +98,21 @@ def train_teacher(config: TrainTeacher) -> None:
         autoencoder_task = AutoencoderTask(
             autoencoder, lambda counters: to_pixels([scenes[i].image for i in counters]), config.seed
         )
-        fit(autoencoder_task, replace(loop, seed=config.seed), config.out / name, name)
+        fit(autoencoder_task, loop, config.out / name, name)
         autoencoder = autoencoder_task.averaged
 
     torch.manual_seed(config.seed + 1)
     reader_task = ReaderTask(Reader(), config.seed)
-    fit(reader_task, replace(config.reader, seed=config.seed), config.out / "reader-training", "reader")
+    fit(reader_task, config.reader, config.out / "reader-training", "reader")
     save_reader(reader_task.averaged, config.out / "reader")
 
     captions, stated = zip(*(scenes.prompt(i) for i in range(config.pictures)), strict=True)
-    tokenizer = scenes_model.build_tokenizer(captions[:5000])
+    # From so many captions that no two merges are equally frequent: ties would fall differently in every process.
+    tokenizer = scenes_model.build_tokenizer(scenes.prompt(i)[0] for i in range(TOKENIZER_CAPTIONS))
     tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
     torch.manual_seed(config.seed + 2)
     caption_task = CaptionTask(scenes_model.build_text_encoder(tokenizer), tokens[:-1], stated, config.seed)
-    fit(caption_task, replace(config.text, seed=config.seed), config.out / "text", "text")
+    fit(caption_task, config.text, config.out / "text", "text")
     text_encoder = caption_task.averaged["text_encoder"]
 
     latents = _latents(config, autoencoder, scenes)
@@ -122,7 +125,7 @@ def train_teacher(config: TrainTeacher) -> None:
     cycles = {"diffusion": config.diffusion, "finish": config.finish, "touch-up": config.touch_up}
     for i, (name, loop) in enumerate(cycles.items()):
         task = DiffusionTask(unet, schedule, latents * scaling_factor, text, config.seed + i)
-        fit(task, replace(loop, seed=config.seed), config.out / name, f"unet, {name}")
+        fit(task, loop, config.out / name, f"unet, {name}")
         unet = task.averaged
     trained = scenes_model.Trained(autoencoder, text_encoder, unet, scaling_factor)
     scenes_model.save_teacher(config.out / "pipeline", trained, tokenizer, scheduler)

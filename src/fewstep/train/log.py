@@ -23,7 +23,7 @@ class RunLog:
         self._begun = time.perf_counter()
         self._last = (self._begun, start)
         self._forget_after(start)
-        self._board = _tensorboard(folder)
+        self._board = _tensorboard(folder, start)
         self._progress: Progress | None = None
         if sys.stderr.isatty():
             self._progress = Progress(
@@ -84,9 +84,9 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, start: int) -> Any:
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

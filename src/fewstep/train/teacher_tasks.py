@@ -62,7 +62,7 @@ class CaptionTask:
     """Cross entropy of all that a caption states, read from the text encoder's output where the caption has ended.
 
     Stable Diffusion's text encoder comes to the diffusion knowing what captions mean. One that starts from nothing
-    learns it from the diffusion loss ten times more slowly.
+    learns it from the diffusion loss slowly (docs/log.md).
     """
 
     def __init__(self, text_encoder: nn.Module, tokens: Tensor, stated: Sequence[Scene], seed: int) -> None:
