@@ -1,5 +1,6 @@
 """How the bundled teacher was made, in miniature, twice in the same folder."""
 
+import torch
 from safetensors.torch import load_file
 
 from fewstep.models.latent_model import load_latent_model, pick_device
@@ -20,6 +21,7 @@ def test_makes_a_teacher_that_loads(tmp_path, fewstep_command):
     assert model.resolution == 64
     assert {path.name for path in (tmp_path / "t" / "pipeline" / "tokenizer").iterdir()} >= {"vocab.json", "merges.txt"}
     assert load_file(tmp_path / "t" / "reader" / "reader.safetensors")
+    assert_exported_is_last_average(tmp_path / "t")
     again = fewstep_command("train-teacher", "--out", tmp_path / "t", *SMALL)
     assert again.returncode == 0, again.stderr
     assert "2/2" in done.stderr
@@ -27,3 +29,17 @@ def test_makes_a_teacher_that_loads(tmp_path, fewstep_command):
     other = fewstep_command("train-teacher", "--out", tmp_path / "t", *SMALL, "--seed", 1)
     assert other.returncode == 2
     assert "seed is 0 there and 1 here" in other.stderr
+
+
+def assert_exported_is_last_average(run):
+    """The UNet of the last loop in fp16, the text encoder of its own loop in fp32."""
+    unet = load_file(run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    last = load_file(next((run / "touch-up" / "checkpoints").glob("*2")) / "state.safetensors")
+    assert unet
+    for name, value in unet.items():
+        assert torch.equal(value, last[f"averaged.{name}"].half()), name
+    text = load_file(run / "pipeline" / "text_encoder" / "model.safetensors")
+    last = load_file(next((run / "text" / "checkpoints").glob("*2")) / "state.safetensors")
+    assert text
+    for name, value in text.items():
+        assert torch.equal(value, last[f"averaged.text_encoder.{name}"]), name
