@@ -36,11 +36,9 @@ def random_teacher(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "random-teacher"
     tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
-    trained = torch.nn.ModuleDict(
-        {"unet": scenes_model.build_unet(), "text_encoder": scenes_model.build_text_encoder(tokenizer)}
-    )
-    autoencoder = scenes_model.build_autoencoder()
-    scenes_model.save_teacher(folder, autoencoder, trained, tokenizer, scenes_model.build_scheduler(), 0.7)
+    unet, text_encoder = scenes_model.build_unet(), scenes_model.build_text_encoder(tokenizer)
+    trained = scenes_model.Trained(scenes_model.build_autoencoder(), text_encoder, unet, scaling_factor=0.7)
+    scenes_model.save_teacher(folder, trained, tokenizer, scenes_model.build_scheduler())
     return folder
 
 

@@ -105,7 +105,10 @@ def test_version(fewstep_command):
 def test_the_demo_in_miniature(tmp_path, fewstep_command):
     """The whole path on the bundled teacher: distil, export, score, grid; twice, the second time from what stands."""
     out = tmp_path / "demo"
-    arguments = ("demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 65, "--n-unseen", 4, "--sample-every", 2)
+    arguments = (
+        "demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 65, "--n-unseen", 4, "--sample-every", 2,
+        "--guidance-scale", 2,
+    )  # fmt: skip
     done = fewstep_command(*arguments)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {
