@@ -104,7 +104,7 @@ def test_what_the_model_cannot_do_is_warned_about(random_student):
         pipe("a red star", steps=1, negative_prompt="blurry")
     with pytest.warns(UserWarning, match="first 30 tokens"):
         pipe("a red star " * 20, steps=1)
-    with pytest.warns(UserWarning, match="trained for 3 to 9"):
+    with pytest.warns(UserWarning, match="trained for 2 to 9"):
         pipe("a red star", steps=1, guidance_scale=12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
