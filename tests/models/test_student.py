@@ -63,7 +63,7 @@ def test_the_export_says_what_it_is(random_student):
     assert json.loads((folder / "unet" / "config.json").read_text())["time_cond_proj_dim"] == 256
     assert not list(folder.rglob("*.bin"))
     card = (folder / "README.md").read_text()
-    for said in ("random-teacher", "3 steps of 4", "3 to 9", "ddim"):
+    for said in ("random-teacher", "3 steps of 4", "2 to 9", "ddim"):
         assert said in card
 
 
