@@ -119,8 +119,25 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, ema):
     assert torch.equal(weights(straight.student), weights(resumed.student))
     if ema:
         assert torch.equal(weights(straight.averaged), weights(resumed.averaged))
-    steps = [[json.loads(line)["step"] for line in (tmp_path / x / "metrics.jsonl").open()] for x in "ab"]
-    assert steps[0] == steps[1]
+    logged = [[json.loads(line) for line in (tmp_path / x / "metrics.jsonl").open()] for x in "ab"]
+    assert [[(line["step"], line["loss"]) for line in lines] for lines in logged] == [
+        [(5, logged[0][0]["loss"]), (10, logged[0][1]["loss"]), (12, logged[0][2]["loss"])]
+    ] * 2
+    shown = EventAccumulator(str(tmp_path / "b" / "tensorboard")).Reload().Scalars("loss")
+    assert [event.step for event in shown] == [5, 10, 12]
+
+
+def test_what_is_cut_short_at_a_step_is_done_again(tmp_path):
+    done = []
+
+    def interrupted(step):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Regression(), BASE, tmp_path, "test", interrupted)
+    fit(Regression(), BASE, tmp_path, "test", done.append)
+    assert 5 in done
 
 
 def test_resuming_keeps_moments_with_their_weights_in_channels_last(tmp_path):

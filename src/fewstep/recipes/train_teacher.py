@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,10 +95,9 @@ def train_teacher(config: TrainTeacher) -> None:
     scenes = Scenes(seed=config.seed)
     torch.manual_seed(config.seed)  # initial weights; all later draws are counter-based
     autoencoder = scenes_model.build_autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for name, loop in (("autoencoder", config.autoencoder), ("polish", config.polish)):
-        autoencoder_task = AutoencoderTask(
-            autoencoder, lambda counters: to_pixels([scenes[i].image for i in counters]), config.seed
-        )
+    for i, (name, loop) in enumerate((("autoencoder", config.autoencoder), ("polish", config.polish))):
+        drawn = Scenes(seed=config.seed + i)
+        autoencoder_task = AutoencoderTask(autoencoder, functools.partial(_pixels, drawn), config.seed + i)
         fit(autoencoder_task, loop, config.out / name, name)
         autoencoder = autoencoder_task.averaged
 
@@ -131,6 +131,10 @@ def train_teacher(config: TrainTeacher) -> None:
     scenes_model.save_teacher(config.out / "pipeline", trained, tokenizer, scheduler)
 
 
+def _pixels(scenes: Scenes, counters: range) -> Tensor:
+    return to_pixels([scenes[i].image for i in counters])
+
+
 @torch.no_grad()
 def encode_tokens(text_encoder: torch.nn.Module, tokens: Tensor, batch_size: int = 500) -> Tensor:
     """`[n, l, d]` from `[n, l]`; the text encoder learns no more once the UNet begins."""
@@ -152,7 +156,7 @@ def encode_scenes(autoencoder: torch.nn.Module, scenes: Scenes, count: int, batc
     """Unscaled latent means `[count, c, h, w]` of the first `count` scenes."""
     parts = []
     for start in range(0, count, batch_size):
-        pixels = to_pixels([scenes[i].image for i in range(start, min(count, start + batch_size))])
+        pixels = _pixels(scenes, range(start, min(count, start + batch_size)))
         posterior = autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist  # type: ignore[operator]
         parts.append(posterior.mean.contiguous())
     return torch.cat(parts)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -24,6 +24,8 @@ class RunState:
     averaged: nn.Module | None
     optimizer: torch.optim.AdamW
     step: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    """Of the updates since the last line of the log."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state under a name that says what it is."""
@@ -33,6 +35,7 @@ class RunState:
         for name, parameter in self.student.named_parameters():
             for moment, value in self.optimizer.state.get(parameter, {}).items():
                 named[f"optimizer.{moment}.{name}"] = value
+        named["losses"] = torch.stack(self.losses) if self.losses else torch.zeros(0)
         return {name: value.detach().contiguous() for name, value in named.items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
@@ -52,6 +55,7 @@ class RunState:
         for name, value in self.student.named_parameters():
             if name in moments:
                 self.optimizer.state[value] = {m: _laid_out_as(value, v) for m, v in moments[name].items()}
+        self.losses = list(tensors["losses"].to(next(self.student.parameters()).device))
         self.step = step
 
 

@@ -46,11 +46,10 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     device = next(task.student.parameters()).device
     state = RunState(task.student, task.averaged, make_optimizer(task.student, config))
     restore_newest(state, folder / "checkpoints")
-    losses: list[Tensor] = []
     broken = torch.zeros((), device=device)
     with RunLog(folder, title, config.steps, state.step) as log:
         while state.step < config.steps:
-            losses.append(_one_update(task, state, config, broken))
+            state.losses.append(_one_update(task, state, config, broken))
             state.step += 1
             log.advance(state.step)
             due = state.step == config.steps
@@ -59,16 +58,16 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
                 due or state.step % config.checkpoint_every == 0,
             )
             if logging or saving:  # the host waits for the device here and nowhere else
-                _stop_if_broken(losses, state.step)
+                _stop_if_broken(state.losses, state.step)
             if logging:
-                mean = float(torch.stack(losses).mean())
+                mean = float(torch.stack(state.losses).mean())
                 lr = learning_rate(config, state.step - 1)
                 log.record(state.step, config.batch_size, {"loss": mean, "lr": lr})
-                losses = []
+                state.losses = []
+            if at_step is not None:  # before saving: what an interruption cuts short here is done again
+                at_step(state.step)
             if saving:
                 save_checkpoint(state, folder / "checkpoints", config.keep_checkpoints)
-            if at_step is not None:
-                at_step(state.step)
 
 
 def _one_update(task: Task, state: RunState, config: LoopConfig, broken: Tensor) -> Tensor:
