@@ -2,11 +2,16 @@ import pytest
 import torch
 
 from closed_forms import Mixture
-from fewstep.consistency.path import TeacherPath, draw_times
+from fewstep.consistency.path import DataPath, Sample, TeacherPath, draw_times
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.solvers import SOLVERS, ddim
 
 ALMOST_ONE = 1 - 2**-53
+
+
+def at(t, s, cond, omega) -> Sample:
+    """As much of a sample as a teacher's path needs."""
+    return Sample(torch.zeros(0), cond, t, s, torch.zeros(0), omega)
 
 
 def every_u(count: int = 20_000) -> torch.Tensor:
@@ -61,7 +66,7 @@ def setting(sd_schedule):
 def test_teacher_path_is_one_solver_step_of_the_guided_teacher(name, sd_schedule, setting):
     teacher, cond, null_cond, z_t, t, s = setting
     omega = torch.tensor([0.0, 3.0, 7.5])
-    z_s = TeacherPath(teacher, sd_schedule, null_cond, SOLVERS[name])(z_t, t, s, cond, omega)
+    z_s = TeacherPath(teacher, sd_schedule, null_cond, SOLVERS[name])(z_t, at(t, s, cond, omega))
     field = Guided(teacher, cond, {"weights": null_cond["weights"].repeat(3, 1)}, omega)
     torch.testing.assert_close(z_s, SOLVERS[name](sd_schedule, field, z_t, t, s))
 
@@ -69,12 +74,13 @@ def test_teacher_path_is_one_solver_step_of_the_guided_teacher(name, sd_schedule
 def test_every_option_of_the_path_matters(sd_schedule, setting):
     teacher, cond, null_cond, z_t, t, s = setting
     omega = torch.full((3,), 5.0)
-    z_s = TeacherPath(teacher, sd_schedule, null_cond)(z_t, t, s, cond, omega)
+    plain, sample = TeacherPath(teacher, sd_schedule, null_cond), at(t, s, cond, omega)
+    z_s = plain(z_t, sample)
     others = {
-        "solver": TeacherPath(teacher, sd_schedule, null_cond, SOLVERS["dpm-solver-2"])(z_t, t, s, cond, omega),
-        "null_cond": TeacherPath(teacher, sd_schedule, {"weights": torch.eye(4)[:1] + 0.01})(z_t, t, s, cond, omega),
-        "omega": TeacherPath(teacher, sd_schedule, null_cond)(z_t, t, s, cond, omega - 1),
-        "cond": TeacherPath(teacher, sd_schedule, null_cond)(z_t, t, s, {"weights": cond["weights"].flip(0)}, omega),
+        "solver": TeacherPath(teacher, sd_schedule, null_cond, SOLVERS["dpm-solver-2"])(z_t, sample),
+        "null_cond": TeacherPath(teacher, sd_schedule, {"weights": torch.eye(4)[:1] + 0.01})(z_t, sample),
+        "omega": plain(z_t, at(t, s, cond, omega - 1)),
+        "cond": plain(z_t, at(t, s, {"weights": cond["weights"].flip(0)}, omega)),
     }
     for name, other in others.items():
         assert (other - z_s).abs().max() > 1e-6, name
@@ -90,6 +96,13 @@ def test_without_null_cond_or_omega_the_plain_teacher_is_followed(without, sd_sc
         return teacher(z, at, given, omega)
 
     path = TeacherPath(counting, sd_schedule, None if without == "null_cond" else null_cond)
-    z_s = path(z_t, t, s, cond, None if without == "omega" else torch.ones(3))
+    z_s = path(z_t, at(t, s, cond, None if without == "omega" else torch.ones(3)))
     assert asked == [3]
     torch.testing.assert_close(z_s, ddim(sd_schedule, lambda z, at: teacher(z, at, cond, None), z_t, t, s))
+
+
+def test_data_path_keeps_picture_and_noise(sd_schedule):
+    z_0, epsilon = torch.randn(2, 3, 4, dtype=torch.float64).unbind()
+    t, s = torch.tensor([999, 500, 19]), torch.tensor([979, 480, 0])
+    z_s = DataPath(sd_schedule)(sd_schedule.diffuse(z_0, epsilon, t), Sample(z_0, {}, t, s, epsilon, None))
+    assert torch.equal(z_s, sd_schedule.diffuse(z_0, epsilon, s))

@@ -9,8 +9,8 @@ from torch import nn
 from closed_forms import Gaussian
 from fewstep.consistency.boundary import boundary, consistency_function
 from fewstep.consistency.distance import l2, pseudo_huber
-from fewstep.consistency.path import TeacherPath, draw_times
-from fewstep.consistency.step import Method, Sample, consistency_loss
+from fewstep.consistency.path import DataPath, Sample, TeacherPath, draw_times
+from fewstep.consistency.step import Method, consistency_loss
 from fewstep.diffusion.prediction import Prediction, to_prediction
 from fewstep.diffusion.solvers import SOLVERS
 
@@ -63,7 +63,7 @@ def teacher_path(data: Gaussian, solver_name) -> TeacherPath:
 @pytest.mark.parametrize("times", ["grid", "any"])
 def test_exact_network_on_the_exact_path_has_no_loss(data, times):
     t, s = draw_times(torch.arange(200, dtype=torch.float64) / 200, 1000, 20, times)
-    method = Method(data.schedule, lambda z_t, t, s, _cond, _omega: data.flow(z_t, t, s), l2)
+    method = Method(data.schedule, lambda z_t, sample: data.flow(z_t, sample.t, sample.s), l2)
     exact = ExactConsistency(data)
     assert float(consistency_loss(method, exact, exact, make_sample(t, s))) <= 1e-24
 
@@ -83,7 +83,7 @@ def test_wrong_target_time_is_seen_by_the_exact_network(data):
     """What the laws above rule out: the same path, answered at t instead of at s, has a large loss."""
     exact = ExactConsistency(data)
     t, s = draw_times(torch.arange(200, dtype=torch.float64) / 200, 1000, 20, "grid")
-    method = Method(data.schedule, lambda z_t, t, s, _cond, _omega: data.flow(z_t, t, s), l2)
+    method = Method(data.schedule, lambda z_t, sample: data.flow(z_t, sample.t, sample.s), l2)
 
     def late(z, _s, cond, omega):
         return exact(z, t, cond, omega)
@@ -130,7 +130,7 @@ def test_loss_is_the_weighted_mean_of_the_distances(sd_schedule, networks, sampl
     path = TeacherPath(teacher, sd_schedule, NULL_COND)
     method = Method(sd_schedule, path, pseudo_huber(0.03), weight=lambda t: 1 + t / 100)
     z_t = sd_schedule.diffuse(sample.z_0, sample.epsilon, sample.t)
-    z_s = path(z_t, sample.t, sample.s, sample.cond, sample.omega)
+    z_s = path(z_t, sample)
     distances = pseudo_huber(0.03)(
         consistency_function(student, z_t, sample.t, sample.cond, sample.omega),
         consistency_function(target, z_s, sample.s, sample.cond, sample.omega),
@@ -149,7 +149,7 @@ def test_every_seam_of_the_method_changes_the_loss(sd_schedule, networks, sample
     stripped = Sample(sample.z_0, sample.cond, sample.t, sample.s, sample.epsilon, sample.omega - 1)
     others = {
         "target": loss(target=student),
-        "path": loss(path=lambda z_t, t, s, cond, omega: z_t),  # noqa: ARG005
+        "path": loss(path=DataPath(sd_schedule)),
         "solver": loss(path=TeacherPath(teacher, sd_schedule, NULL_COND, SOLVERS["dpm-solver-2"])),
         "distance": loss(distance=pseudo_huber(0.03)),
         "weight": loss(weight=lambda t: t / 1000),

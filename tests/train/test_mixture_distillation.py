@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from closed_forms import Mixture
 from fewstep.consistency.boundary import consistency_function
 from fewstep.consistency.distance import l2
-from fewstep.consistency.path import TeacherPath
-from fewstep.consistency.step import Method, Sample, consistency_loss
+from fewstep.consistency.path import Sample, TeacherPath
+from fewstep.consistency.step import Method, consistency_loss
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Network, to_prediction
 from fewstep.diffusion.sampling import sample_ode, sampling_times
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers import ddim, dpm_solver_2
 from fewstep.train.config import LoopConfig
-from fewstep.train.distill_task import DistillTask, TimeAndGuidance
+from fewstep.train.distill_task import DistillTask, TimeAndGuidance, whole
 from fewstep.train.loop import fit
 
 BOUND = 6.0
@@ -103,21 +103,14 @@ class Task(DistillTask):
         return self.remembered[counters]
 
 
-class TeacherAsTarget(Task):
-    target: Network
-
-    def loss(self, counters: range) -> Tensor:
-        return consistency_loss(self._method, self.student, self.target, self.sample(counters))
-
-
 class TargetAskedAtT(Task):
     """ẑ_s stays where it is, but the target and its boundary are told that it stands at t."""
 
     def loss(self, counters: range) -> Tensor:
         sample = self.sample(counters)
 
-        def to_s(z_t, t, _s, cond, omega):
-            return self._method.path(z_t, t, sample.s, cond, omega)
+        def to_s(z_t, _at_t):
+            return self._method.path(z_t, sample)
 
         method = dataclasses.replace(self._method, path=to_s)
         return consistency_loss(method, self.student, self.averaged, dataclasses.replace(sample, s=sample.t))
@@ -157,8 +150,10 @@ class World:
         """Relative error, at the worst ω, of what the real loop leaves."""
         torch.manual_seed(0)
         method = Method(self.schedule, path or self.path, l2)
-        task = task_type(student_type(self.schedule), method, self.points, DRAWN, ema=True, seed=7)
-        task.remembered, task.target = self.remembered, target
+        learner = whole(student_type(self.schedule), ema=True)
+        learner = learner if target is None else dataclasses.replace(learner, target=target)
+        task = task_type(learner, method, self.points, DRAWN, seed=7)
+        task.remembered = self.remembered
         fit(task, LOOP, folder, "mixture")
         errors = [self.relative_error(task.averaged, omega) for omega in OMEGAS]
         print(*(f"ω = {omega:g}: {error:.2f}" for omega, error in zip(OMEGAS, errors, strict=True)), sep=", ")
@@ -194,8 +189,8 @@ def test_control_student_that_ignores_omega(world, tmp_path):
 def test_control_guidance_off_by_one(off_by, world, tmp_path):
     """diffusers' guidance_scale taken for ω, or the other way round."""
 
-    def path(z_t, t, s, cond, omega):
-        return world.path(z_t, t, s, cond, omega + off_by)
+    def path(z_t, sample):
+        return world.path(z_t, dataclasses.replace(sample, omega=sample.omega + off_by))
 
     assert world.distil(tmp_path, path=path) > BOUND
 
@@ -204,7 +199,7 @@ def test_control_frozen_teacher_as_target(world, tmp_path):
     def teacher(z_s, s, cond, _omega):
         return world.teacher(z_s, s, cond, None)
 
-    assert world.distil(tmp_path, TeacherAsTarget, target=teacher) > BOUND
+    assert world.distil(tmp_path, target=teacher) > BOUND
 
 
 def test_control_target_asked_at_t(world, tmp_path):

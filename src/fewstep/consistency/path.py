@@ -27,10 +27,22 @@ def draw_times(u: Tensor, num_steps: int, skip: int, times: Times) -> tuple[Tens
     return t, (t - skip).clamp(min=0)
 
 
-class Path(Protocol):
-    """z_s from z_t; never differentiated."""
+@dataclass(frozen=True)
+class Sample:
+    """A batch of data and of draws: z_0 and epsilon `[b, …]`, t, s `[b]` with s ≤ t, ω `[b]` or None."""
 
-    def __call__(self, z_t: Tensor, t: Tensor, s: Tensor, cond: Cond, omega: Tensor | None) -> Tensor: ...
+    z_0: Tensor
+    cond: Cond
+    t: Tensor
+    s: Tensor
+    epsilon: Tensor
+    omega: Tensor | None
+
+
+class Path(Protocol):
+    """z_s from z_t = α(t)·z_0 + σ(t)·ε; never differentiated."""
+
+    def __call__(self, z_t: Tensor, sample: Sample) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -47,8 +59,19 @@ class TeacherPath:
     """The empty condition, batch of one."""
     solver: Solver = ddim
 
-    def __call__(self, z_t: Tensor, t: Tensor, s: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
+    def __call__(self, z_t: Tensor, sample: Sample) -> Tensor:
+        t, s, cond, omega = sample.t, sample.s, sample.cond, sample.omega
         if self.null_cond is None or omega is None:
             return self.solver(self.schedule, lambda z, at: self.teacher(z, at, cond, None), z_t, t, s)
         null = {name: value.expand(len(z_t), *value.shape[1:]) for name, value in self.null_cond.items()}
         return self.solver(self.schedule, Guided(self.teacher, cond, null, omega), z_t, t, s)
+
+
+@dataclass(frozen=True)
+class DataPath:
+    """The same picture with less of the same noise: no teacher (LCM, algorithm 4, latent consistency fine-tuning)."""
+
+    schedule: Schedule
+
+    def __call__(self, z_t: Tensor, sample: Sample) -> Tensor:  # noqa: ARG002  # z_0 and ε say it all
+        return self.schedule.diffuse(sample.z_0, sample.epsilon, sample.s)

@@ -10,21 +10,9 @@ from torch import Tensor
 
 from fewstep.consistency.boundary import consistency_function
 from fewstep.consistency.distance import Distance
-from fewstep.consistency.path import Path
-from fewstep.diffusion.prediction import Cond, Network
+from fewstep.consistency.path import Path, Sample
+from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A batch of data and of draws: z_0 and epsilon `[b, …]`, t, s `[b]` with s ≤ t, ω `[b]` or None."""
-
-    z_0: Tensor
-    cond: Cond
-    t: Tensor
-    s: Tensor
-    epsilon: Tensor
-    omega: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +33,7 @@ def consistency_loss(method: Method, student: Network, target: Network, sample: 
     """
     z_t = method.schedule.diffuse(sample.z_0, sample.epsilon, sample.t)
     with torch.no_grad():
-        z_s = method.path(z_t, sample.t, sample.s, sample.cond, sample.omega)
+        z_s = method.path(z_t, sample)
         answer_at_s = consistency_function(target, z_s, sample.s, sample.cond, sample.omega)
     answer_at_t = consistency_function(student, z_t, sample.t, sample.cond, sample.omega)
     weight = method.weight(sample.t.to(answer_at_t.dtype))

@@ -27,7 +27,7 @@ from fewstep.models.network import UNetNetwork, student_of
 from fewstep.models.pipeline import Pipeline
 from fewstep.recipes.run_folder import claim_run_folder
 from fewstep.train.config import LoopConfig
-from fewstep.train.distill_task import DistillTask, TimeAndGuidance
+from fewstep.train.distill_task import DistillTask, TimeAndGuidance, whole
 from fewstep.train.loop import fit
 
 SAMPLE_STEPS = (1, 2, 4, 8)
@@ -150,7 +150,7 @@ def make_task(config: Distill, teacher: LatentModel, pictures: PictureSource, re
     drawn = TimeAndGuidance(skip=config.skip, times=config.times, omega_range=(low - 1, high - 1))
     source = encode(teacher, pictures, resolution, config.keep_gib)
     student = student_of(teacher.network, resolution // teacher.pixels_per_latent)
-    return DistillTask(student, method, source, drawn, config.ema_decay > 0, config.seed)
+    return DistillTask(whole(student, ema=config.ema_decay > 0), method, source, drawn, config.seed)
 
 
 def exported(task: DistillTask) -> nn.Module:

@@ -9,10 +9,10 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from fewstep.consistency.path import Times, draw_times
-from fewstep.consistency.step import Method, Sample, consistency_loss
+from fewstep.consistency.path import Sample, Times, draw_times
+from fewstep.consistency.step import Method, consistency_loss
 from fewstep.data import draws
-from fewstep.diffusion.prediction import Cond
+from fewstep.diffusion.prediction import Cond, Network
 
 
 class LatentSource(Protocol):
@@ -39,17 +39,33 @@ class TimeAndGuidance:
     """Uniform in it, in the paper's convention; None for a method without guidance."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """The weights that learn, their moving average, and the networks that answer with each."""
+
+    weights: nn.Module
+    student: Network
+    averaged: nn.Module | None = None
+    target: Network | None = None
+    """Answers with `averaged`; None: the student is its own target, without gradient."""
+
+
+def whole(network: nn.Module, *, ema: bool) -> Learner:
+    """Every weight of `network` (a Network) learns."""
+    averaged = copy.deepcopy(network).requires_grad_(False) if ema else None
+    return Learner(weights=network, student=network, averaged=averaged, target=averaged)
+
+
 class DistillTask:
     """The student learns to answer at t as its target answers at s, one solver step of the teacher earlier."""
 
     def __init__(
-        self, student: nn.Module, method: Method, source: LatentSource, drawn: TimeAndGuidance, ema: bool, seed: int
+        self, learner: Learner, method: Method, source: LatentSource, drawn: TimeAndGuidance, seed: int
     ) -> None:
-        """`student` is a Network; without `ema` it is its own target, without gradient."""
-        self.student = student
-        self.averaged = copy.deepcopy(student).requires_grad_(False) if ema else None
+        self.student, self.averaged = learner.weights, learner.averaged
+        self._networks = learner.student, learner.target or learner.student
         self._method, self._source, self._drawn, self._seed = method, source, drawn, seed
-        self._device = next(student.parameters()).device
+        self._device = next(learner.weights.parameters()).device
 
     def sample(self, counters: range) -> Sample:
         """The batch at these counters, with every draw that its loss needs."""
@@ -71,8 +87,7 @@ class DistillTask:
         return Sample(z_0, cond, t, s, epsilon, omega)
 
     def loss(self, counters: range) -> Tensor:
-        target = self.averaged if self.averaged is not None else self.student
-        return consistency_loss(self._method, self.student, target, self.sample(counters))
+        return consistency_loss(self._method, *self._networks, self.sample(counters))
 
     def _normal(self, stream: str, counters: range, shape: Sequence[int]) -> Tensor:
         return draws.normal(self._seed, stream, counters, shape).to(self._device, non_blocking=True)
