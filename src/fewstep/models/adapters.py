@@ -1,0 +1,121 @@
+"""LoRA adapters on the networks of a model: trained beside a base that stays as it is, or hung on to paint with."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Mapping
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fewstep.diffusion.prediction import Cond, Prediction
+from fewstep.models.lora_file import Lora, Pair
+from fewstep.models.network import UNetNetwork
+
+TARGET_MODULES = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
+    "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
+"""What LCM-LoRA adapts (its released files): 278 modules of Stable Diffusion 1.5, 67.25 M parameters at rank 64."""
+
+_TRAINED = "default"
+
+
+class AdapterWeights(nn.Module):
+    """A and B of every adapted module: the very parameters that the network uses."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in network.named_parameters():
+            if f".{_TRAINED}." in name:
+                self.register_parameter(name.replace(".", "/"), parameter)
+
+    def by_name(self) -> dict[str, Tensor]:
+        """Under the names they have in the network."""
+        return {name.replace("/", "."): value for name, value in self.named_parameters()}
+
+
+class AdaptedNetwork:
+    """Three networks with one base in memory: with adapters, without, and with other adapters in their place."""
+
+    def __init__(self, network: UNetNetwork, rank: int, alpha: float, target_modules: tuple[str, ...]) -> None:
+        """Hangs fresh adapters, whose effect is zero, on `network`."""
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules))  # type: ignore[arg-type]
+        network.unet.add_adapter(config, _TRAINED)
+        self.network, self.alpha = network, alpha
+        self.weights = AdapterWeights(network)
+
+    def student(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        """The base with its adapters."""
+        return self.network(z_t, t, cond, omega)
+
+    def teacher(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        """The base alone, bit for bit."""
+        self.network.unet.disable_adapters()
+        try:
+            return self.network(z_t, t, cond, omega)
+        finally:
+            self.network.unet.enable_adapters()
+
+    def averaged(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None, weights: AdapterWeights) -> Prediction:
+        """The base with `weights` in place of its own adapters."""
+        answer: Prediction = functional_call(self.network, weights.by_name(), (z_t, t, cond, omega))
+        return answer
+
+    def copy_of_weights(self) -> AdapterWeights:
+        """A moving average starts from it."""
+        return copy.deepcopy(self.weights).requires_grad_(False)
+
+    def pairs(self, weights: AdapterWeights) -> Lora:
+        """The adapters as a LoRA file has them."""
+        named = weights.by_name()
+        pairs: Lora = {}
+        for name, down in named.items():
+            if f".lora_A.{_TRAINED}." in name:
+                up = named[name.replace(".lora_A.", ".lora_B.")]
+                pairs[name.split(".lora_A.")[0]] = Pair(down.detach().float(), up.detach().float(), self.alpha)
+        return pairs
+
+
+def attach(parts: Mapping[str, nn.Module], pairs: Lora, name: str, scale: float) -> None:
+    """Hangs `scale`·ΔW on the modules of `parts`, beside adapters that hang there already."""
+    for part, network in parts.items():
+        own = {key.split(".", 1)[1]: pair for key, pair in pairs.items() if key.startswith(f"{part}.")}
+        if not own:
+            continue
+        config = LoraConfig(
+            r=1, lora_alpha=1, target_modules="|".join(map(re.escape, own)), init_lora_weights=False,
+            rank_pattern={f"^{module}": pair.rank for module, pair in own.items()},
+            alpha_pattern={f"^{module}": pair.alpha for module, pair in own.items()},
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are meant here
+            inject_adapter_in_model(config, network, name)
+        for module, pair in own.items():
+            layer = network.get_submodule(module)
+            assert isinstance(layer, LoraLayer)
+            state = {f"lora_A.{name}.weight": pair.down, f"lora_B.{name}.weight": pair.up}
+            layer.load_state_dict(state, strict=False)  # type: ignore[attr-defined]
+            layer.set_scale(name, scale)
+        _activate(network)
+
+
+def detach(parts: Mapping[str, nn.Module], name: str) -> None:
+    """Takes one adapter off again; what it hung on is as it was, bit for bit."""
+    for network in parts.values():
+        for layer in network.modules():
+            if isinstance(layer, LoraLayer) and name in layer.lora_A:
+                layer.delete_adapter(name)
+        getattr(network, "peft_config", {}).pop(name, None)
+        _activate(network)
+
+
+def _activate(network: nn.Module) -> None:
+    """All adapters of every layer act together."""
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_adapter(list(layer.lora_A), inference_mode=True)

@@ -1,0 +1,211 @@
+"""LoRA adapters and the files that carry them."""
+
+import copy
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import StableDiffusionPipeline
+
+from fewstep.errors import UserError
+from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork, attach, detach
+from fewstep.models.latent_model import load_latent_model
+from fewstep.models.lora_file import DIFFUSERS_FILE, KOHYA_FILE, Pair, read_lora, write_lora
+
+CPU = torch.device("cpu")
+Z, T = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([999, 259])
+COND = {"text": torch.randn(2, 32, 64, generator=torch.Generator().manual_seed(1))}
+
+
+@pytest.fixture
+def network(random_teacher):
+    return load_latent_model(random_teacher, CPU).network
+
+
+@pytest.fixture
+def adapted(network):
+    """With adapters that do something; alpha is not rank."""
+    adapted = AdaptedNetwork(network, rank=6, alpha=9.0, target_modules=TARGET_MODULES)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in adapted.weights.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return adapted
+
+
+@pytest.fixture
+def files(adapted, tmp_path):
+    assert write_lora(tmp_path, adapted.pairs(adapted.weights), {}, {"unet": adapted.network.unet}) == 0
+    return tmp_path
+
+
+def test_fresh_adapters_change_nothing_and_alone_learn(random_teacher, network):
+    plain = load_latent_model(random_teacher, CPU).network
+    adapted = AdaptedNetwork(network, 4, 4.0, TARGET_MODULES)
+    assert torch.equal(adapted.student(Z, T, COND, None).z_0, plain(Z, T, COND, None).z_0)
+    learning = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert learning == {f"unet.{name.removeprefix('unet.')}" for name in adapted.weights.by_name()}
+    adapted.student(Z, T, COND, None).z_0.square().mean().backward()
+    assert all(p.grad is None for p in network.parameters() if not p.requires_grad)
+    assert any(float(p.grad.abs().max()) > 0 for p in adapted.weights.parameters())
+
+
+def test_the_teacher_is_the_base_bit_for_bit(random_teacher, adapted):
+    plain = load_latent_model(random_teacher, CPU).network(Z, T, COND, None)
+    assert torch.equal(adapted.teacher(Z, T, COND, None).z_0, plain.z_0)
+    assert not torch.allclose(adapted.student(Z, T, COND, None).z_0, plain.z_0, atol=1e-3)
+    assert all(p.requires_grad for p in adapted.weights.parameters())
+
+
+def test_the_average_answers_with_its_own_weights(adapted):
+    average = adapted.copy_of_weights()
+    assert torch.equal(adapted.averaged(Z, T, COND, None, average).z_0, adapted.student(Z, T, COND, None).z_0)
+    with torch.no_grad():
+        for parameter in average.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(adapted.averaged(Z, T, COND, None, average).z_0, adapted.teacher(Z, T, COND, None).z_0)
+
+
+@pytest.mark.parametrize("file", [DIFFUSERS_FILE, KOHYA_FILE])
+def test_what_was_written_is_read_and_hung_on_again(file, files, adapted, random_teacher):
+    fresh = load_latent_model(random_teacher, CPU).network
+    before = fresh(Z, T, COND, None).z_0
+    state = copy.deepcopy(fresh.unet.state_dict())
+    attach({"unet": fresh.unet}, read_lora(files / file, {"unet": fresh.unet}).pairs, "one", 1.0)
+    expected = adapted.student(Z, T, COND, None).z_0
+    torch.testing.assert_close(fresh(Z, T, COND, None).z_0, expected, rtol=0, atol=1e-5)
+    assert not any(p.requires_grad for p in fresh.parameters())
+    detach({"unet": fresh.unet}, "one")
+    assert torch.equal(fresh(Z, T, COND, None).z_0, before)
+    kept = {name.replace(".base_layer", ""): value for name, value in fresh.unet.state_dict().items()}
+    assert kept.keys() == state.keys()
+    assert all(torch.equal(kept[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("file", [DIFFUSERS_FILE, KOHYA_FILE])
+def test_diffusers_loads_it_at_the_right_scale(file, files, adapted, random_teacher):
+    pipe = StableDiffusionPipeline.from_pretrained(random_teacher)
+    pipe.load_lora_weights(files, weight_name=file)
+    theirs = pipe.unet(Z, T, encoder_hidden_states=COND["text"]).sample
+    mine = adapted.network.unet(Z, T, encoder_hidden_states=COND["text"]).sample
+    torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-5)
+
+
+def test_scales_act_and_adapters_add(files, random_teacher):
+    network = load_latent_model(random_teacher, CPU).network
+    parts = {"unet": network.unet}
+    pairs = read_lora(files / DIFFUSERS_FILE, parts).pairs
+    name = "unet.down_blocks.0.attentions.0.proj_in"
+    weight = network.unet.down_blocks[0].attentions[0].proj_in.weight.clone()
+    attach(parts, pairs, "one", 0.5)
+    attach(parts, pairs, "two", -0.25)
+    layer = network.unet.down_blocks[0].attentions[0].proj_in
+    x = torch.randn(2, weight.shape[1], 4, 4)
+    expected = torch.nn.functional.conv2d(
+        x, weight + 0.25 * pairs[name].delta().float().view_as(weight), layer.base_layer.bias
+    )
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-5)
+
+
+SPELLINGS = {
+    "diffusers, attention processors": lambda part, module, end: (
+        f"{part}.{module.removesuffix('.to_q')}.processor.to_q_lora.{'down' if end == 'A' else 'up'}.weight"
+    ),
+    "diffusers, old": lambda part, module, end: f"{part}.{module}.lora.{'down' if end == 'A' else 'up'}.weight",
+    "peft": lambda _part, module, end: f"base_model.model.{module}.lora_{end}.weight",
+    "peft, named": lambda part, module, end: f"base_model.model.{part}.{module}.lora_{end}.default.weight",
+    "kohya": lambda _part, module, end: (
+        f"lora_unet_{module.replace('.', '_')}.lora_{'down' if end == 'A' else 'up'}.weight"
+    ),
+}
+QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_spellings_from_elsewhere(spelling, network, tmp_path):
+    down, up = torch.randn(4, 64), torch.randn(64, 4)
+    spelt = SPELLINGS[spelling]
+    safetensors.torch.save_file(
+        {spelt("unet", QUERY, "A"): down, spelt("unet", QUERY, "B"): up}, tmp_path / "x.safetensors"
+    )
+    (name, pair), *others = read_lora(tmp_path / "x.safetensors", {"unet": network.unet}).pairs.items()
+    assert (name, others, pair.alpha) == (f"unet.{QUERY}", [], 4.0)
+    assert torch.equal(pair.down, down)
+    assert torch.equal(pair.up, up)
+
+
+@pytest.mark.parametrize("end", ["lora_te_", "lora_te1_", "text_encoder."])
+def test_adapters_of_the_text_encoder(end, random_teacher, tmp_path):
+    model = load_latent_model(random_teacher, CPU)
+    parts = {"unet": model.network.unet, "text_encoder": model.text_encoder}
+    module = "text_model.encoder.layers.0.self_attn.q_proj"
+    key = f"{end}{module.replace('.', '_')}.lora_" if end.startswith("lora") else f"{end}{module}.lora_"
+    halves = ("down", "up") if end.startswith("lora") else ("A", "B")
+    tensors = {f"{key}{halves[0]}.weight": torch.randn(2, 64), f"{key}{halves[1]}.weight": torch.randn(64, 2)}
+    safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
+    before = model.encode_text(["a red star"])["text"]
+    attach(parts, read_lora(tmp_path / "x.safetensors", parts).pairs, "style", 1.0)
+    assert not torch.allclose(model.encode_text(["a red star"])["text"], before, atol=1e-3)
+    detach(parts, "style")
+    assert torch.equal(model.encode_text(["a red star"])["text"], before)
+
+
+def spoilt(tmp_path, **changes):
+    tensors = {
+        f"unet.{QUERY}.lora_A.weight": torch.randn(4, 64),
+        f"unet.{QUERY}.lora_B.weight": torch.randn(64, 4),
+    } | changes.pop("tensors", {})
+    metadata = {"lora_adapter_metadata": json.dumps(changes)} if changes else None
+    path = tmp_path / "spoilt.safetensors"
+    safetensors.torch.save_file({name: value for name, value in tensors.items() if value is not None}, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tensors": {f"unet.{QUERY}.lora_A.weight": torch.randn(4, 65)}}, "does not fit this base"),
+        ({"tensors": {"unet.somewhere.else.lora_A.weight": torch.randn(4, 64)}}, "match no module"),
+        ({"tensors": {f"unet.{QUERY}.dora_scale": torch.randn(64)}}, "DoRA"),
+        ({"tensors": {f"unet.{QUERY}.lora_B.weight": None}}, "down alone"),
+        ({"tensors": {f"unet.{QUERY}.lora_B.weight": torch.full((64, 4), float("nan"))}}, "NaN"),
+        ({"tensors": {f"unet.{QUERY}.alpha": torch.tensor(1e9)}}, "alpha 1e\\+09"),
+        ({"tensors": {f"unet.{QUERY}.alpha": torch.tensor(float("nan"))}}, "alpha nan"),
+        ({"unet.lora_alpha": 1e9}, "alpha 1e\\+09"),
+        (
+            {
+                "tensors": {
+                    f"unet.{QUERY}.lora_A.weight": torch.randn(2000, 64),
+                    f"unet.{QUERY}.lora_B.weight": torch.randn(64, 2000),
+                }
+            },
+            "rank 2000",
+        ),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(changes, said, network, tmp_path):
+    state = copy.deepcopy(network.unet.state_dict())
+    with pytest.raises(UserError, match=said):
+        read_lora(spoilt(tmp_path, **copy.deepcopy(changes)), {"unet": network.unet})
+    now = network.unet.state_dict()
+    assert now.keys() == state.keys()
+    assert all(torch.equal(now[name], value) for name, value in state.items())
+
+
+def test_files_that_are_none(network, tmp_path):
+    parts = {"unet": network.unet}
+    pickle, cut = tmp_path / "pickle.safetensors", tmp_path / "cut.safetensors"
+    torch.save({"a": torch.zeros(3)}, pickle)
+    cut.write_bytes(spoilt(tmp_path).read_bytes()[:-50])
+    none = {pickle: "no whole safetensors", cut: "no whole safetensors", tmp_path / "absent.safetensors": "not a file"}
+    for path, said in {**none, tmp_path: "not a file"}.items():
+        with pytest.raises(UserError, match=said):
+            read_lora(path, parts)
+
+
+def test_delta_is_the_product_at_its_scale():
+    pair = Pair(torch.randn(3, 5, 3, 3), torch.randn(4, 3, 1, 1), alpha=6.0)
+    expected = 2 * torch.einsum("or,rikl->oikl", pair.up[..., 0, 0].double(), pair.down.double())
+    torch.testing.assert_close(pair.delta(), expected)
