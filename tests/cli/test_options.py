@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.models.encoding import FreshLatents, KeptLatents, encode
-from fewstep.recipes.distill import Distill, distill, exported, load_teacher, make_task, open_pictures
+from fewstep.recipes.distill import Distill, distill, load_teacher, make_student, make_task, open_pictures
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,13 @@ def base(random_teacher):
 def gradient(config):
     """The gradient of the first batch, which every option of the method must reach."""
     teacher = load_teacher(config)
-    task = make_task(config, teacher, open_pictures(config, teacher.resolution), teacher.resolution)
-    # A student whose ω input is zero and that equals its target would hide some options.
     torch.manual_seed(0)
-    torch.nn.init.normal_(task.student.unet.time_embedding.cond_proj.weight, std=0.02)
+    student = make_student(config, teacher, teacher.resolution)
+    task = make_task(config, student, teacher, open_pictures(config, teacher.resolution), teacher.resolution)
+    # A student whose ω input, or whose adapters, are zero and that equals its target would hide some options.
+    for name, parameter in task.student.named_parameters():
+        if "cond_proj" in name or "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
     task.loss(range(4)).backward()
     return torch.cat([p.grad.flatten() for p in task.student.parameters()])
 
@@ -52,11 +55,27 @@ def test_the_same_settings_give_the_same_gradient(base, plain):
     assert torch.equal(plain, gradient(base))
 
 
+@pytest.fixture(scope="module")
+def lora(base):
+    return dataclasses.replace(base, lora_rank=4, guidance_range=(4.0, 4.0), guidance_scale=4.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora_rank": 5}, {"lora_alpha": 8.0}, {"guidance_range": (5.0, 5.0), "guidance_scale": 5.0},
+        {"solver": "dpm-solver-2"}, {"skip": 50}, {"huber_c": 0.1}, {"seed": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_reach_the_gradient_of_adapters(lora, change):
+    assert not torch.equal(gradient(lora), gradient(dataclasses.replace(lora, **change)))
+
+
 def test_without_ema_the_student_itself_is_exported(base):
     config = dataclasses.replace(base, ema_decay=0.0)
-    teacher = load_teacher(config)
-    task = make_task(config, teacher, open_pictures(config, 64), 64)
-    assert exported(task) is task.student
+    student = make_student(config, load_teacher(config), 64)
+    assert (student.learner.averaged, student.learner.target) == (None, None)
 
 
 def test_kept_and_fresh_latents_are_the_same(base):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.models.lora_file import Lora, Pair
@@ -61,10 +61,18 @@ class AdaptedNetwork:
         finally:
             self.network.unet.enable_adapters()
 
-    def averaged(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None, weights: AdapterWeights) -> Prediction:
-        """The base with `weights` in place of its own adapters."""
-        answer: Prediction = functional_call(self.network, weights.by_name(), (z_t, t, cond, omega))
-        return answer
+    @contextlib.contextmanager
+    def using(self, weights: AdapterWeights) -> Iterator[None]:
+        """While it lasts, `weights` stand in the place of the adapters' own; not while a graph is being built."""
+        self._swap(weights)
+        try:
+            yield
+        finally:
+            self._swap(weights)
+
+    def _swap(self, weights: AdapterWeights) -> None:
+        for own, other in zip(self.weights.parameters(), weights.parameters(), strict=True):
+            own.data, other.data = other.data, own.data
 
     def copy_of_weights(self) -> AdapterWeights:
         """A moving average starts from it."""

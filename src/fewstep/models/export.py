@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import LatentConsistencyModelPipeline, LCMScheduler
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from fewstep.models.latent_model import LatentModel
+from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, Lora, write_lora
 from fewstep.models.network import UNetNetwork
 
 _SCHEDULE_DEFAULTS = {
@@ -53,33 +57,88 @@ def save_student(
     draft.rename(folder)
 
 
+def save_lora(folder: Path, model: LatentModel, pairs: Lora, details: Mapping[str, Any]) -> float:
+    """Writes an LCM-LoRA in both spellings, `fewstep.json` and the card; returns the largest difference on reloading.
+
+    `details` as for `save_student`, with `grid_size`, `lora_rank` and `lora_alpha`.
+    """
+    draft = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    difference = write_lora(draft, pairs, lora_header(model, details), model.parts)
+    (draft / "fewstep.json").write_text(json.dumps(dict(details), indent=2) + "\n")
+    (draft / "README.md").write_text(model_card(details))
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+    return difference
+
+
+def lora_header(model: LatentModel, details: Mapping[str, Any]) -> dict[str, str]:
+    """ModelSpec 1.0.1, kohya's `ss_*`, and what our own loader needs to paint by itself."""
+    said = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "https://github.com/huggingface/diffusers",
+        "modelspec.title": details["name"],
+        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        "modelspec.resolution": f"{model.resolution}x{model.resolution}",
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(model.network.parameterisation, "epsilon"),
+        "modelspec.usage_hint": "LCM sampler, 2 to 8 steps, guidance scale 1",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": details["lora_rank"],
+        "ss_network_alpha": details["lora_alpha"],
+        "ss_learning_rate": details["lr"],
+        "ss_max_train_steps": details["steps"],
+        "ss_total_batch_size": details["batch_size"],
+        "ss_seed": details["seed"],
+        "fewstep.method": details["method"],
+        "fewstep.teacher": details["teacher"],
+        "fewstep.teacher_sha256": weights_sha256(model.network.unet),
+        "fewstep.omega": details["guidance_scale"] - 1,
+        "fewstep.original_inference_steps": details["grid_size"],
+        "fewstep.scheduler": "LCMScheduler",
+        "fewstep.steps": 4,
+    }
+    return {name: str(value) for name, value in said.items()}
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Hash of a network's weights, whatever adapters hang on it."""
+    total = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if ".lora_" not in name:
+            total.update(name.replace(".base_layer", "").encode())
+            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
 def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = None) -> str:
     """The card in Markdown: where the model comes from, how it is used, what it scored."""
+    lora = details["method"] == LCM_LORA
     low, high = details["guidance_range"]
     scale = f"{details['guidance_scale']:g}"
+    what = "An LCM-LoRA (arXiv 2311.05556)" if lora else "A Latent Consistency Model (arXiv 2310.04378)"
+    guidance = f"{low:g} to {high:g} (ω + 1), {scale} by default"
     lines = [
         "---",
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
-        "tags: [latent-consistency-model, few-step, fewstep]",
+        f"tags: [{'lora, lcm-lora' if lora else 'latent-consistency-model'}, few-step, fewstep]",
         "---",
         "",
         f"# {details['name']}",
         "",
-        "A Latent Consistency Model (arXiv 2310.04378) distilled with fewstep: 1 to 8 steps in place of 50.",
+        f"{what} distilled with fewstep: 1 to 8 steps in place of 50.",
         "",
         "| | |",
         "|---|---|",
         f"| teacher | {details['teacher']} |",
         f"| data | {details['data']} |",
         "| training | {steps} steps of {batch_size}, solver {solver}, skip {skip} |".format(**details),
-        f"| guidance | diffusers' `guidance_scale` {low:g} to {high:g} (ω + 1), {scale} by default |",
+        f"| guidance | diffusers' `guidance_scale` {f'{scale} (ω + 1), built in' if lora else guidance} |",
+        *(["| rank, alpha | {lora_rank}, {lora_alpha:g} |".format(**details)] if lora else []),
         "",
         "```python",
-        "from diffusers import DiffusionPipeline",
-        "",
-        'pipe = DiffusionPipeline.from_pretrained("this folder")',
-        f'image = pipe("a prompt", num_inference_steps=4, guidance_scale={scale}).images[0]',
+        *(_lora_usage(details) if lora else _usage(scale)),
         "```",
         "",
         "A negative prompt has no effect: guidance is inside the network.",
@@ -87,6 +146,27 @@ def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = No
     if scores:
         lines += ["", "## Scores", "", *score_table(scores)]
     return "\n".join(lines) + "\n"
+
+
+def _usage(scale: str) -> list[str]:
+    return [
+        "from diffusers import DiffusionPipeline",
+        "",
+        'pipe = DiffusionPipeline.from_pretrained("this folder")',
+        f'image = pipe("a prompt", num_inference_steps=4, guidance_scale={scale}).images[0]',
+    ]
+
+
+def _lora_usage(details: Mapping[str, Any]) -> list[str]:
+    return [
+        "from diffusers import DiffusionPipeline, LCMScheduler",
+        "",
+        f'pipe = DiffusionPipeline.from_pretrained("{details["teacher"]}")',
+        f"lcm = dict(original_inference_steps={details['grid_size']})",
+        "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, **lcm)",
+        f'pipe.load_lora_weights("this folder", weight_name="{DIFFUSERS_FILE}")',
+        'image = pipe("a prompt", num_inference_steps=4, guidance_scale=1).images[0]',
+    ]
 
 
 def score_table(scores: Mapping[str, Any]) -> list[str]:

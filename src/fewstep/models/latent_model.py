@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from fewstep.diffusion.prediction import Cond, Parameterisation
@@ -41,6 +41,11 @@ class LatentModel:
     @property
     def device(self) -> torch.device:
         return self.network.unet.device
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What LoRA files may adapt, under the names that they use."""
+        return {"unet": self.network.unet, "text_encoder": self.text_encoder}
 
     @property
     def schedule(self) -> Schedule:

@@ -18,6 +18,8 @@ from fewstep.errors import UserError
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "lora-kohya.safetensors"
+LCM_LORA = "LCM-LoRA"
+"""`fewstep.method` in the header of a file that makes its base a few-step model."""
 LARGEST_RANK = 1024
 LARGEST_SCALE = 64.0
 """Beyond this |alpha/rank| a file is taken for broken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,11 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep import assets
 from fewstep.consistency.sampling import consistency_times, sample_consistency
 from fewstep.data.pictures import to_images
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
+from fewstep.models.adapters import attach
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
+from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, read_header, read_lora
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
 MAX_STEPS = 50
@@ -38,9 +42,12 @@ class Pipeline:
     """A loaded few-step model."""
 
     def __init__(self, model: LatentModel) -> None:
-        if model.network.unet.config.time_cond_proj_dim is None:
+        self.takes_guidance = model.network.unet.config.time_cond_proj_dim is not None
+        """Whether guidance is an input; with an LCM-LoRA it is built in at one scale."""
+        if not self.takes_guidance and model.details.get("method") != LCM_LORA:
             raise UserError(
-                f"{model.source} is a teacher, not a few-step model; make one with `fewstep distill --teacher`"
+                f"{model.source} is a teacher, not a few-step model; make one with `fewstep distill --teacher`, "
+                "or give an LCM-LoRA with it"
             )
         self.model = model
         self.name = str(model.details.get("name", Path(model.source).name))
@@ -77,7 +84,9 @@ class Pipeline:
                 )
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         low, high = self.model.details.get("guidance_range", (scale, scale))
-        if not low <= scale <= high:
+        if not self.takes_guidance and guidance_scale not in (None, 1.0, self.guidance_scale):
+            warnings.warn(f"guidance is built into the LCM-LoRA; guidance_scale {scale:g} has no effect", stacklevel=2)
+        elif self.takes_guidance and not low <= scale <= high:
             warnings.warn(f"guidance_scale is {scale:g}; this model was trained for {low:g} to {high:g}", stacklevel=2)
         images: list[Image.Image] = []
         for start in range(0, len(prompts), batch_size):
@@ -117,6 +126,42 @@ def _finite_number(model: LatentModel, name: str, default: float) -> float:
     return float(value)
 
 
-def load_pipeline(source: str | Path, device: str = "auto") -> Pipeline:
-    """Loads a few-step model from a diffusers folder or Hub id; `device` is auto, cpu, cuda or mps."""
-    return Pipeline(load_latent_model(source, pick_device(device)))
+def load_pipeline(source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = ()) -> Pipeline:
+    """Loads a few-step model from a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep wrote.
+
+    `loras` are files with their scales, hung on together. `device` is auto, cpu, cuda or mps.
+    """
+    lora = Path(source) / DIFFUSERS_FILE
+    if lora.is_file():
+        base = read_header(lora).get("fewstep.teacher")
+        if base is None:
+            raise UserError(f"{lora} does not say what model it is for; give that as the model and this as a LoRA")
+        source, loras = assets.scenes_teacher() if base == assets.SCENES else base, [(lora, 1.0), *loras]
+    model = load_latent_model(source, pick_device(device))
+    return Pipeline(with_loras(model, loras) if loras else model)
+
+
+def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:
+    """`model` with θ + Σ λ_i·ΔW_i in place of θ; an LCM-LoRA among them makes it a few-step model.
+
+    All files are read and checked before the first is hung on. A file of which fewstep wrote nothing may be an
+    LCM-LoRA too: on a base that needs one, and with no other that says so, it is taken for one.
+    """
+    files = [read_lora(path, model.parts) for path, _ in loras]
+    for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):
+        attach(model.parts, file.pairs, f"lora{i}", scale)
+    if model.network.unet.config.time_cond_proj_dim is not None:
+        return model
+    known = [file for file in files if file.note("method") == LCM_LORA]
+    silent = [file for file in files if file.note("method") is None]
+    if not known and not silent:
+        return model
+    header = (known or silent)[0].header
+    details = {
+        "name": header.get("modelspec.title", Path((known or silent)[0].source).stem),
+        "method": LCM_LORA,
+        "guidance_scale": float(header.get("fewstep.omega", 0.0)) + 1,
+    }
+    grid = int(header.get("fewstep.original_inference_steps", 50))
+    scheduler = {**model.scheduler_config, "original_inference_steps": grid}
+    return dataclasses.replace(model, details=details, scheduler_config=scheduler)

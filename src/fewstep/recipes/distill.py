@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from fewstep import assets
 from fewstep.consistency.distance import DistanceName, l2, pseudo_huber
@@ -21,13 +19,13 @@ from fewstep.diffusion.solvers import SOLVERS, SolverName
 from fewstep.errors import UserError
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.models.encoding import PictureSource, encode
-from fewstep.models.export import save_student
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
-from fewstep.models.network import UNetNetwork, student_of
-from fewstep.models.pipeline import Pipeline
+from fewstep.models.lora_file import LCM_LORA
+from fewstep.models.network import student_of
 from fewstep.recipes.run_folder import claim_run_folder
+from fewstep.recipes.student import LoraStudent, Student, WholeStudent
 from fewstep.train.config import LoopConfig
-from fewstep.train.distill_task import DistillTask, TimeAndGuidance, whole
+from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.loop import fit
 
 SAMPLE_STEPS = (1, 2, 4, 8)
@@ -52,6 +50,10 @@ class Distill(LoopConfig):
     """Guidance the model is trained for, in diffusers' convention (ω + 1, so 1 is none)."""
     guidance_scale: float = 5.0
     """Guidance the model uses when none is asked for, in diffusers' convention; lies in `guidance_range`."""
+    lora_rank: int = 0
+    """0 trains every weight; above it LoRA adapters of this rank, with guidance fixed at `guidance_scale`."""
+    lora_alpha: float = 0.0
+    """The adapters act alpha/rank-fold; 0 takes the rank, as the paper does."""
     solver: SolverName = "ddim"
     """How the teacher steps from t to s."""
     skip: int = 20
@@ -81,6 +83,17 @@ class Distill(LoopConfig):
             )
         if not 1 <= self.skip <= 100:
             raise UserError(f"skip is {self.skip}; allowed are 1 to 100")
+        if self.lora_rank < 0 or self.lora_alpha < 0:
+            raise UserError(
+                f"lora_rank is {self.lora_rank} and lora_alpha {self.lora_alpha:g}; neither may be negative"
+            )
+        if self.lora_alpha and not self.lora_rank:
+            raise UserError(f"lora_alpha is {self.lora_alpha:g} without adapters; give --lora-rank too")
+        if self.lora_rank and low != high:
+            raise UserError(
+                f"a LoRA has no input for guidance and guidance_range is {low:g} to {high:g}; "
+                f"give one value twice: --guidance-range {self.guidance_scale:g} {self.guidance_scale:g}"
+            )
         if self.pictures < 1:
             raise UserError(f"pictures is {self.pictures}; it must be at least 1")
         if self.huber_c <= 0:
@@ -96,10 +109,11 @@ def distill(config: Distill) -> None:
         raise UserError(f"resolution is {resolution}; the teacher needs a multiple of {teacher.pixels_per_latent}")
     pictures = open_pictures(config, resolution)
     claim_run_folder(config.out, config)
-    task = make_task(config, teacher, pictures, resolution)
+    student = make_student(config, teacher, resolution)
+    task = make_task(config, student, teacher, pictures, resolution)
     captions = [pictures[i].caption for i in range(min(SAMPLE_PROMPTS, len(pictures)))]
-    fit(task, config, config.out, "distil", _sampler(config, teacher, task, captions))
-    save_student(config.out / "model", teacher, exported(task), grid_size(config, teacher), model_details(config))
+    fit(task, config, config.out, "distil", _sampler(config, student, captions))
+    student.save(config.out / "model")
 
 
 def check_skip(skip: int, num_steps: int) -> None:
@@ -137,69 +151,57 @@ def open_pictures(config: Distill, resolution: int) -> PictureSource:
     return SceneExamples(Scenes(seed=config.seed), config.pictures)
 
 
-def make_task(config: Distill, teacher: LatentModel, pictures: PictureSource, resolution: int) -> DistillTask:
+def make_student(config: Distill, teacher: LatentModel, resolution: int) -> Student:
+    """What learns; with adapters `teacher` itself is given them."""
+    details, ema = model_details(config, teacher), config.ema_decay > 0
+    if config.lora_rank:
+        return LoraStudent(teacher, ema=ema, details=details)
+    network = student_of(teacher.network, resolution // teacher.pixels_per_latent)
+    return WholeStudent(network, teacher, ema=ema, details=details)
+
+
+def make_task(
+    config: Distill, student: Student, teacher: LatentModel, pictures: PictureSource, resolution: int
+) -> DistillTask:
     """The seams of the method, set as the configuration says."""
     schedule = teacher.schedule
     method = Method(
         schedule=schedule,
-        path=TeacherPath(teacher.network, schedule, teacher.encode_text([""]), SOLVERS[config.solver]),
+        path=TeacherPath(student.base, schedule, teacher.encode_text([""]), SOLVERS[config.solver]),
         distance=l2 if config.distance == "l2" else pseudo_huber(config.huber_c),
         weight=loss_weight(config.loss_weight, schedule),
     )
     low, high = config.guidance_range
     drawn = TimeAndGuidance(skip=config.skip, times=config.times, omega_range=(low - 1, high - 1))
     source = encode(teacher, pictures, resolution, config.keep_gib)
-    student = student_of(teacher.network, resolution // teacher.pixels_per_latent)
-    return DistillTask(whole(student, ema=config.ema_decay > 0), method, source, drawn, config.seed)
+    return DistillTask(student.learner, method, source, drawn, config.seed)
 
 
-def exported(task: DistillTask) -> nn.Module:
-    """The averaged weights where there are any."""
-    return task.averaged if task.averaged is not None else task.student
-
-
-def grid_size(config: Distill, teacher: LatentModel) -> int:
-    """T/k, from which LCM samplers choose their times."""
-    return teacher.schedule.num_steps // config.skip
-
-
-def model_details(config: Distill) -> dict[str, object]:
+def model_details(config: Distill, teacher: LatentModel) -> dict[str, Any]:
     """What is recorded beside the weights."""
     names = ("teacher", "data", "steps", "batch_size", "lr", "ema_decay", "solver", "skip", "guidance_scale", "seed")
+    adapters = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or float(config.lora_rank)}
     return {
         "name": config.out.resolve().name,
-        "method": "LCD",
+        "method": LCM_LORA if config.lora_rank else "LCD",
         **{name: getattr(config, name) for name in names},
         "guidance_range": list(config.guidance_range),
+        "grid_size": teacher.schedule.num_steps // config.skip,
+        **(adapters if config.lora_rank else {}),
     }
 
 
-def student_pipeline(config: Distill, teacher: LatentModel, network: nn.Module) -> Pipeline:
-    """The network as it would be exported, without a detour over the disk."""
-    assert isinstance(network, UNetNetwork)
-    scheduler_config = {**teacher.scheduler_config, "original_inference_steps": grid_size(config, teacher)}
-    return Pipeline(
-        dataclasses.replace(
-            teacher, source=str(config.out), network=network, scheduler_config=scheduler_config,
-            details=model_details(config),
-        )
-    )  # fmt: skip
-
-
-def _sampler(
-    config: Distill, teacher: LatentModel, task: DistillTask, captions: list[str]
-) -> Callable[[int], None] | None:
+def _sampler(config: Distill, student: Student, captions: list[str]) -> Callable[[int], None] | None:
     if config.sample_every < 1:
         return None
-    pipeline = student_pipeline(config, teacher, exported(task))
-    allowed = [steps for steps in SAMPLE_STEPS if steps <= pipeline.grid_size]
+    allowed = [steps for steps in SAMPLE_STEPS if student.allowed(steps)]
 
     def sample(step: int) -> None:
         if step % config.sample_every and step != config.steps:
             return
         folder = config.out / "samples"
         folder.mkdir(exist_ok=True)
-        rows = [(f"{steps} steps", pipeline(captions, steps=steps)) for steps in allowed]
+        rows = [(f"{steps} steps", student.paint(captions, steps)) for steps in allowed]
         labelled_grid(rows, captions).save(folder / f"step-{step:07d}.png")
 
     return sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,12 @@ def scenes() -> Distill:
     )  # fmt: skip
 
 
-RECIPES: dict[str, Callable[[], Distill]] = {"scenes": scenes}
+def scenes_lora() -> Distill:
+    """LCM-LoRA of the bundled teacher."""
+    return dataclasses.replace(scenes(), lora_rank=64, lr=1e-3, guidance_range=(3.0, 3.0), guidance_scale=3.0)
+
+
+RECIPES: dict[str, Callable[[], Distill]] = {"scenes": scenes, "scenes-lora": scenes_lora}
 
 
 def find_recipe(name: str) -> Distill:

@@ -1,0 +1,107 @@
+"""What learns in a consistency run: every weight of a copy of the teacher, or adapters on the teacher itself."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Cond, Network, Prediction
+from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
+from fewstep.models.export import save_lora, save_student
+from fewstep.models.latent_model import LatentModel
+from fewstep.models.network import UNetNetwork
+from fewstep.models.pipeline import Pipeline
+from fewstep.train.distill_task import Learner, whole
+
+
+class Student(Protocol):
+    """Built from a base; knows what its run exports."""
+
+    learner: Learner
+    base: Network
+    """The base as it was: the teacher of a distillation."""
+
+    def paint(self, prompts: list[str], steps: int) -> list[Image.Image]:
+        """With the weights that would be exported now."""
+        ...
+
+    def allowed(self, steps: int) -> bool:
+        """Whether it can be painted with in so many steps."""
+        ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+class WholeStudent:
+    """Every weight learns."""
+
+    def __init__(self, network: UNetNetwork, model: LatentModel, *, ema: bool, details: Mapping[str, Any]) -> None:
+        """`model` gives all but the network; `details` as `save_student` wants them."""
+        self.base: Network = model.network
+        self.learner = whole(network, ema=ema)
+        self._model, self._details = model, details
+        self._pipeline = Pipeline(_as_student(model, details, self._exported))
+
+    @property
+    def _exported(self) -> UNetNetwork:
+        network = self.learner.averaged or self.learner.weights
+        assert isinstance(network, UNetNetwork)
+        return network
+
+    def paint(self, prompts: list[str], steps: int) -> list[Image.Image]:
+        return self._pipeline(prompts, steps=steps)
+
+    def allowed(self, steps: int) -> bool:
+        return steps <= self._pipeline.grid_size
+
+    def save(self, folder: Path) -> None:
+        save_student(folder, self._model, self._exported, self._details["grid_size"], self._details)
+
+
+class LoraStudent:
+    """Adapters learn; the base serves teacher and student alike, so that there is one copy of it in memory."""
+
+    def __init__(self, model: LatentModel, *, ema: bool, details: Mapping[str, Any]) -> None:
+        """`details` as `save_lora` wants them."""
+        self._adapted = AdaptedNetwork(model.network, details["lora_rank"], details["lora_alpha"], TARGET_MODULES)
+        self._average = self._adapted.copy_of_weights() if ema else None
+        self.base: Network = self._adapted.teacher
+        self.learner = Learner(
+            weights=self._adapted.weights, student=self._adapted.student, averaged=self._average,
+            target=self._averaged if ema else None,
+        )  # fmt: skip
+        self._model, self._details = model, details
+        self._pipeline = Pipeline(_as_student(model, details, model.network))
+
+    def _averaged(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        with self._exported():
+            return self._adapted.student(z_t, t, cond, omega)
+
+    @contextlib.contextmanager
+    def _exported(self) -> Iterator[None]:
+        with self._adapted.using(self._average) if self._average is not None else contextlib.nullcontext():
+            yield
+
+    def paint(self, prompts: list[str], steps: int) -> list[Image.Image]:
+        with self._exported():
+            return self._pipeline(prompts, steps=steps)
+
+    def allowed(self, steps: int) -> bool:
+        return steps <= self._pipeline.grid_size
+
+    def save(self, folder: Path) -> None:
+        pairs = self._adapted.pairs(self._average or self._adapted.weights)
+        difference = save_lora(folder, self._model, pairs, self._details)
+        print(f"LoRA written in two spellings and read back: largest difference {difference:g}", flush=True)
+
+
+def _as_student(model: LatentModel, details: Mapping[str, Any], network: UNetNetwork) -> LatentModel:
+    """As it would be loaded from disk."""
+    scheduler = {**model.scheduler_config, "original_inference_steps": details["grid_size"]}
+    return dataclasses.replace(model, network=network, scheduler_config=scheduler, details=dict(details))
