@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from fewstep.errors import UserError
 from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork, attach, detach
+from fewstep.models.combining import combined, merge
 from fewstep.models.latent_model import load_latent_model
 from fewstep.models.lora_file import DIFFUSERS_FILE, KOHYA_FILE, Pair, read_lora, write_lora
 
@@ -212,3 +213,37 @@ def test_delta_is_the_product_at_its_scale():
     pair = Pair(torch.randn(3, 5, 3, 3), torch.randn(4, 3, 1, 1), alpha=6.0)
     expected = 2 * torch.einsum("or,rikl->oikl", pair.up[..., 0, 0].double(), pair.down.double())
     torch.testing.assert_close(pair.delta(), expected)
+
+
+def random_lora(network, rank, alpha, seed, modules):
+    generator = torch.Generator().manual_seed(seed)
+    pairs = {}
+    for name in modules:
+        out, into, *kernel = network.unet.get_submodule(name).weight.shape
+        down = torch.randn(rank, into, *kernel, generator=generator)
+        up = torch.randn(out, rank, *[1] * len(kernel), generator=generator)
+        pairs[f"unet.{name}"] = Pair(down, up, alpha)
+    return pairs
+
+
+def test_combining_adds_weight_deltas(network):
+    convolution = "down_blocks.0.resnets.0.conv1"
+    lcm = random_lora(network, 3, 6.0, 0, [QUERY, convolution])
+    style = random_lora(network, 2, 1.0, 1, [convolution])
+    loras = [(lcm, 1.0), (style, 0.8)]
+    by_hand = {
+        f"unet.{QUERY}": lcm[f"unet.{QUERY}"].delta(),
+        f"unet.{convolution}": lcm[f"unet.{convolution}"].delta() + 0.8 * style[f"unet.{convolution}"].delta(),
+    }
+    one = combined(loras)
+    assert {name: pair.rank for name, pair in one.items()} == {f"unet.{QUERY}": 3, f"unet.{convolution}": 5}
+    for name, expected in by_hand.items():
+        torch.testing.assert_close(one[name].delta(), expected, rtol=1e-5, atol=1e-5)
+    before = {name: network.unet.get_submodule(name[5:]).weight.double() for name in by_hand}
+    state = copy.deepcopy(network.unet.state_dict())
+    merge({"unet": network.unet}, loras)
+    for name, expected in by_hand.items():
+        now = network.unet.get_submodule(name[5:]).weight
+        torch.testing.assert_close(now, (before[name] + expected).float(), rtol=1e-6, atol=1e-6)
+    untouched = state.keys() - {f"{name[5:]}.weight" for name in by_hand}
+    assert all(torch.equal(network.unet.state_dict()[name], state[name]) for name in untouched)

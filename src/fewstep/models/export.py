@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
@@ -33,26 +35,57 @@ def save_student(
     `details` must hold `guidance_scale` (the default) and `guidance_range`, in diffusers' convention.
     """
     assert isinstance(network, UNetNetwork)
+    pipeline = _pipeline(LatentConsistencyModelPipeline, teacher, network, _lcm_scheduler(teacher, grid_size))
+    with _replaced_whole(folder) as draft:
+        pipeline.save_pretrained(draft, safe_serialization=True)
+        (draft / "fewstep.json").write_text(json.dumps(dict(details), indent=2) + "\n")
+        (draft / "README.md").write_text(model_card(details))
+
+
+def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> None:
+    """Writes `model` as it stands, as a pipeline; `header` is that of the LCM-LoRA merged into it, if any."""
+    few_step = header.get("fewstep.method") == LCM_LORA
+    takes_guidance = model.network.unet.config.time_cond_proj_dim is not None
+    if few_step:
+        scheduler = _lcm_scheduler(model, int(header["fewstep.original_inference_steps"]))
+    else:
+        scheduler = getattr(diffusers, model.scheduler_config["_class_name"]).from_config(model.scheduler_config)
+    kind = LatentConsistencyModelPipeline if takes_guidance else StableDiffusionPipeline
+    details = dict(model.details) | {"name": folder.resolve().name}
+    if few_step:
+        details |= {"method": LCM_LORA, "guidance_scale": float(header["fewstep.omega"]) + 1}
+    with _replaced_whole(folder) as draft:
+        _pipeline(kind, model, model.network, scheduler).save_pretrained(draft, safe_serialization=True)
+        (draft / "fewstep.json").write_text(json.dumps(details, indent=2) + "\n")
+
+
+def _lcm_scheduler(model: LatentModel, grid_size: int) -> LCMScheduler:
     # What a file leaves out has one default here (DDIM's, as diffusers has it) and another in LCMScheduler.
-    schedule = {key: teacher.scheduler_config.get(key, default) for key, default in _SCHEDULE_DEFAULTS.items()}
+    schedule = {key: model.scheduler_config.get(key, default) for key, default in _SCHEDULE_DEFAULTS.items()}
     # What sampling starts from; our own sampler follows the same rule.
-    scheduler = LCMScheduler(**schedule, original_inference_steps=grid_size, clip_sample=False, set_alpha_to_one=False)
-    pipeline = LatentConsistencyModelPipeline(
-        vae=teacher.vae,
-        text_encoder=teacher.text_encoder,
-        tokenizer=teacher.tokenizer,
+    return LCMScheduler(**schedule, original_inference_steps=grid_size, clip_sample=False, set_alpha_to_one=False)
+
+
+def _pipeline(kind: Any, model: LatentModel, network: UNetNetwork, scheduler: Any) -> Any:
+    diffusers_logging.disable_progress_bar()
+    return kind(
+        vae=model.vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
         unet=network.unet,
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+@contextlib.contextmanager
+def _replaced_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `folder` once all is written."""
     draft = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    diffusers_logging.disable_progress_bar()
-    pipeline.save_pretrained(draft, safe_serialization=True)
-    (draft / "fewstep.json").write_text(json.dumps(dict(details), indent=2) + "\n")
-    (draft / "README.md").write_text(model_card(details))
+    yield draft
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
 
@@ -62,13 +95,10 @@ def save_lora(folder: Path, model: LatentModel, pairs: Lora, details: Mapping[st
 
     `details` as for `save_student`, with `grid_size`, `lora_rank` and `lora_alpha`.
     """
-    draft = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    difference = write_lora(draft, pairs, lora_header(model, details), model.parts)
-    (draft / "fewstep.json").write_text(json.dumps(dict(details), indent=2) + "\n")
-    (draft / "README.md").write_text(model_card(details))
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    with _replaced_whole(folder) as draft:
+        difference = write_lora(draft, pairs, lora_header(model, details), model.parts)
+        (draft / "fewstep.json").write_text(json.dumps(dict(details), indent=2) + "\n")
+        (draft / "README.md").write_text(model_card(details))
     return difference
 
 

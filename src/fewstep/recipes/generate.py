@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__
 from fewstep.errors import UserError
+from fewstep.models.lora_file import DIFFUSERS_FILE
 from fewstep.models.pipeline import MAX_STEPS, Pipeline, load_pipeline
 from fewstep.train.config import check_finite, check_seed
 
@@ -23,7 +25,10 @@ class Generate:
     """Paints pictures with a few-step model."""
 
     model: str = "runs/demo/model"
-    """A folder that `distill` wrote, any LatentConsistencyModelPipeline folder, or a Hub id."""
+    """A folder that `distill` wrote, any LatentConsistencyModelPipeline folder, a Hub id, or, with an LCM-LoRA, the
+    base that it is for."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A LoRA file, and its scale after a colon (style.safetensors:0.8); 1 if none; may be given several times."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to paint; may be given several times."""
     negative_prompt: str = ""
@@ -58,7 +63,7 @@ def generate(config: Generate) -> None:
     """Writes one PNG a picture and prints their names."""
     if not config.prompt:
         raise UserError('nothing to paint: give --prompt "…"')
-    pipeline = load_pipeline(config.model, config.device)
+    pipeline = load_pipeline(config.model, config.device, [parse_lora(given) for given in config.lora])
     pipeline.times(config.steps)  # refuses steps that this model does not allow, before any work
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -79,6 +84,19 @@ def generate(config: Generate) -> None:
         raise UserError(f"{config.out} cannot be written ({error.strerror}); choose another --out") from error
 
 
+def parse_lora(given: str) -> tuple[Path, float]:
+    """`FILE` or `FILE:SCALE`; in place of a file a folder that `distill` wrote a LoRA into."""
+    name, colon, number = given.rpartition(":")
+    try:
+        scale = float(number) if colon else 1.0
+    except ValueError:  # the colon belongs to the name
+        name, scale = given, 1.0
+    if not math.isfinite(scale):
+        raise UserError(f"--lora {given} has scale {scale:g}; a finite number is wanted")
+    path = Path(name if colon and name else given)
+    return (path / DIFFUSERS_FILE if path.is_dir() else path), scale
+
+
 def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, image: Image.Image) -> PngInfo:
     """AUTOMATIC1111's `parameters` text, which many tools read."""
     scale = pipeline.guidance_scale if config.guidance_scale is None else config.guidance_scale
@@ -87,7 +105,9 @@ def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, ima
         lines.append(f"Negative prompt: {config.negative_prompt}")
     lines.append(
         f"Steps: {config.steps}, Sampler: LCM, CFG scale: {scale:g}, Seed: {seed}, "
-        f"Size: {image.width}x{image.height}, Model: {pipeline.name}, Version: fewstep {__version__}"
+        f"Size: {image.width}x{image.height}, Model: {pipeline.name}, "
+        + "".join(f"Lora {i}: {given}, " for i, given in enumerate(config.lora, 1))
+        + f"Version: fewstep {__version__}"
     )
     text, info = "\n".join(lines), PngInfo()
     if text.isascii():
