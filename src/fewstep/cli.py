@@ -36,6 +36,7 @@ COMMANDS = {
     "distill": Command("distill", "Distill", "distill", "turn a teacher into a model that paints in 1 to 8 steps"),
     "generate": Command("generate", "Generate", "generate", "paint pictures with a few-step model"),
     "combine": Command("combine", "Combine", "combine", "several LoRAs as one, or merged with their base"),
+    "inspect": Command("inspect", "Inspect", "inspect", "say what a model, LoRA, run folder or picture is"),
     "train-teacher": Command("train_teacher", "TrainTeacher", "train_teacher", "make the bundled teacher from nothing"),
 }
 

@@ -17,6 +17,7 @@ from fewstep import __version__
 from fewstep.errors import UserError
 from fewstep.models.lora_file import DIFFUSERS_FILE
 from fewstep.models.pipeline import MAX_STEPS, Pipeline, load_pipeline
+from fewstep.recipes.infotext import Infotext
 from fewstep.train.config import check_finite, check_seed
 
 
@@ -100,16 +101,18 @@ def parse_lora(given: str) -> tuple[Path, float]:
 def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, image: Image.Image) -> PngInfo:
     """AUTOMATIC1111's `parameters` text, which many tools read."""
     scale = pipeline.guidance_scale if config.guidance_scale is None else config.guidance_scale
-    lines = [prompt]
-    if config.negative_prompt:
-        lines.append(f"Negative prompt: {config.negative_prompt}")
-    lines.append(
-        f"Steps: {config.steps}, Sampler: LCM, CFG scale: {scale:g}, Seed: {seed}, "
-        f"Size: {image.width}x{image.height}, Model: {pipeline.name}, "
-        + "".join(f"Lora {i}: {given}, " for i, given in enumerate(config.lora, 1))
-        + f"Version: fewstep {__version__}"
-    )
-    text, info = "\n".join(lines), PngInfo()
+    settings = {
+        "Steps": str(config.steps),
+        "Sampler": "LCM",
+        "CFG scale": f"{scale:g}",
+        "Seed": str(seed),
+        "Size": f"{image.width}x{image.height}",
+        "Model": pipeline.name,
+        "Model path": config.model,
+        **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
+        "Version": f"fewstep {__version__}",
+    }
+    text, info = str(Infotext(prompt, config.negative_prompt, settings)), PngInfo()
     if text.isascii():
         info.add_text("parameters", text)
     else:  # plain text chunks hold Latin-1 alone

@@ -1,0 +1,47 @@
+"""AUTOMATIC1111's `parameters` text in a PNG: prompt, negative prompt, and settings as `Name: value, …`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_NEGATIVE = "Negative prompt: "
+_SETTING = re.compile(r'\s*([\w][\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+
+
+@dataclass(frozen=True)
+class Infotext:
+    """What painted a picture."""
+
+    prompt: str
+    negative_prompt: str
+    settings: Mapping[str, str]
+
+    def __str__(self) -> str:
+        negative = [_NEGATIVE + self.negative_prompt] if self.negative_prompt else []
+        settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in self.settings.items())
+        return "\n".join([self.prompt, *negative, settings])
+
+
+def read_infotext(text: str) -> Infotext:
+    """The inverse of `str`."""
+    *lines, last = text.split("\n")
+    starts = [i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)]
+    end = starts[-1] if starts else len(lines)
+    settings = {name: _plain(value.strip()) for name, value in _SETTING.findall(last)}
+    return Infotext("\n".join(lines[:end]), "\n".join(lines[end:]).removeprefix(_NEGATIVE), settings)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n]', value) or value != value.strip() else value
+
+
+def _plain(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
