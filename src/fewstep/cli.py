@@ -36,6 +36,9 @@ COMMANDS = {
     "distill": Command("distill", "Distill", "distill", "turn a teacher into a model that paints in 1 to 8 steps"),
     "generate": Command("generate", "Generate", "generate", "paint pictures with a few-step model"),
     "combine": Command("combine", "Combine", "combine", "several LoRAs as one, or merged with their base"),
+    "finetune": Command(
+        "finetune", "default_finetune", "finetune", "a few-step model on pictures of one's own, without a teacher"
+    ),
     "inspect": Command("inspect", "Inspect", "inspect", "say what a model, LoRA, run folder or picture is"),
     "train-teacher": Command("train_teacher", "TrainTeacher", "train_teacher", "make the bundled teacher from nothing"),
 }

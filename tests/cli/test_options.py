@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fewstep.models.encoding import FreshLatents, KeptLatents, encode
-from fewstep.recipes.distill import Distill, distill, load_teacher, make_student, make_task, open_pictures
+from fewstep.recipes.consistency_run import make_task, open_pictures
+from fewstep.recipes.distill import Distill, distill, load_teacher, make_path, make_student
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,8 @@ def gradient(config):
     teacher = load_teacher(config)
     torch.manual_seed(0)
     student = make_student(config, teacher, teacher.resolution)
-    task = make_task(config, student, teacher, open_pictures(config, teacher.resolution), teacher.resolution)
+    pictures, path = open_pictures(config, 64), make_path(config, student, teacher)
+    task = make_task(config, student, path, teacher, pictures, 64)
     # A student whose ω input, or whose adapters, are zero and that equals its target would hide some options.
     for name, parameter in task.student.named_parameters():
         if "cond_proj" in name or "lora_B" in name:

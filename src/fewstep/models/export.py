@@ -143,7 +143,7 @@ def weights_sha256(network: nn.Module) -> str:
 
 def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = None) -> str:
     """The card in Markdown: where the model comes from, how it is used, what it scored."""
-    lora = details["method"] == LCM_LORA
+    lora, tuned = "lora_rank" in details, details["method"] == "LCF"
     low, high = details["guidance_range"]
     scale = f"{details['guidance_scale']:g}"
     what = "An LCM-LoRA (arXiv 2311.05556)" if lora else "A Latent Consistency Model (arXiv 2310.04378)"
@@ -157,11 +157,11 @@ def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = No
         "",
         f"# {details['name']}",
         "",
-        f"{what} distilled with fewstep: 1 to 8 steps in place of 50.",
+        f"{what} {'fine-tuned' if tuned else 'distilled'} with fewstep: 1 to 8 steps in place of 50.",
         "",
         "| | |",
         "|---|---|",
-        f"| teacher | {details['teacher']} |",
+        f"| {'base' if tuned else 'teacher'} | {details['teacher']} |",
         f"| data | {details['data']} |",
         "| training | {steps} steps of {batch_size}, solver {solver}, skip {skip} |".format(**details),
         f"| guidance | diffusers' `guidance_scale` {f'{scale} (ω + 1), built in' if lora else guidance} |",

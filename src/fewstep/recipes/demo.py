@@ -21,7 +21,8 @@ from fewstep.models.export import model_card
 from fewstep.models.latent_model import load_latent_model, pick_device
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import named
-from fewstep.recipes.distill import SAMPLE_STEPS, Distill, distill
+from fewstep.recipes.consistency_run import SAMPLE_STEPS
+from fewstep.recipes.distill import Distill, distill
 from fewstep.train.config import check_seed
 
 TEACHER_STEPS = 50

@@ -2,131 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewstep import assets
-from fewstep.consistency.distance import DistanceName, l2, pseudo_huber
-from fewstep.consistency.path import TeacherPath, Times
-from fewstep.consistency.step import Method
-from fewstep.consistency.weight import WeightName, loss_weight
-from fewstep.data.folder import open_folder
-from fewstep.data.scene_drawing import SIDE
-from fewstep.data.scenes import SceneExamples, Scenes
+from fewstep.consistency.path import TeacherPath
 from fewstep.diffusion.solvers import SOLVERS, SolverName
 from fewstep.errors import UserError
-from fewstep.evaluate.grid import labelled_grid
-from fewstep.models.encoding import PictureSource, encode
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.lora_file import LCM_LORA
 from fewstep.models.network import student_of
-from fewstep.recipes.run_folder import claim_run_folder
+from fewstep.recipes.consistency_run import ConsistencyRun, run
 from fewstep.recipes.student import LoraStudent, Student, WholeStudent
-from fewstep.train.config import LoopConfig
-from fewstep.train.distill_task import DistillTask, TimeAndGuidance
-from fewstep.train.loop import fit
-
-SAMPLE_STEPS = (1, 2, 4, 8)
-SAMPLE_PROMPTS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(LoopConfig):
+class Distill(ConsistencyRun):
     """Turns a teacher into a model that paints in 1 to 8 steps."""
 
     teacher: str = assets.SCENES
     """`scenes` (bundled), a diffusers folder in Stable Diffusion's layout, or a Hub id."""
-    data: str = assets.SCENES
-    """`scenes` (drawn on the fly), or a folder of pictures with .txt captions or a metadata.jsonl."""
     out: Path = Path("runs/scenes")
     """Run folder. The same command again goes on where it stopped."""
-    pictures: int = 8192
-    """How many scenes are drawn; a folder is always used whole."""
-    resolution: int = 0
-    """Side of the pictures in pixels; 0 takes the teacher's own."""
-    guidance_range: tuple[float, float] = (3.0, 9.0)
-    """Guidance the model is trained for, in diffusers' convention (ω + 1, so 1 is none)."""
-    guidance_scale: float = 5.0
-    """Guidance the model uses when none is asked for, in diffusers' convention; lies in `guidance_range`."""
-    lora_rank: int = 0
-    """0 trains every weight; above it LoRA adapters of this rank, with guidance fixed at `guidance_scale`."""
-    lora_alpha: float = 0.0
-    """The adapters act alpha/rank-fold; 0 takes the rank, as the paper does."""
     solver: SolverName = "ddim"
     """How the teacher steps from t to s."""
-    skip: int = 20
-    """k = t − s, in the schedule's whole times."""
-    times: Times = "grid"
-    """`grid`: t where LCM samplers land; `any`: every t ≥ k, as the paper's algorithm 1 is written."""
-    distance: DistanceName = "huber"
-    """How two answers are compared."""
-    huber_c: float = 0.03
-    """Width of pseudo-Huber's quadratic bottom, in units of the latent."""
-    loss_weight: WeightName = "constant"
-    """λ(t) of the loss."""
-    sample_every: int = 200
-    """Updates between two sample grids; 0 draws none."""
-    keep_gib: float = 4.0
-    """Latents and texts are encoded once and kept when they need at most this many GiB."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.guidance_range
-        if not 1 <= low <= self.guidance_scale <= high:
-            raise UserError(
-                f"guidance_range is {low:g} to {high:g} and guidance_scale {self.guidance_scale:g}; "
-                "needed is 1 ≤ low ≤ guidance_scale ≤ high"
-            )
-        if not 1 <= self.skip <= 100:
-            raise UserError(f"skip is {self.skip}; allowed are 1 to 100")
-        if self.lora_rank < 0 or self.lora_alpha < 0:
-            raise UserError(
-                f"lora_rank is {self.lora_rank} and lora_alpha {self.lora_alpha:g}; neither may be negative"
-            )
-        if self.lora_alpha and not self.lora_rank:
-            raise UserError(f"lora_alpha is {self.lora_alpha:g} without adapters; give --lora-rank too")
         if self.lora_rank and low != high:
             raise UserError(
                 f"a LoRA has no input for guidance and guidance_range is {low:g} to {high:g}; "
                 f"give one value twice: --guidance-range {self.guidance_scale:g} {self.guidance_scale:g}"
             )
-        if self.pictures < 1:
-            raise UserError(f"pictures is {self.pictures}; it must be at least 1")
-        if self.huber_c <= 0:
-            raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
 
 
 def distill(config: Distill) -> None:
     """Trains and exports to `config.out / "model"`."""
     teacher = load_teacher(config)
-    check_skip(config.skip, teacher.schedule.num_steps)
-    resolution = config.resolution or teacher.resolution
-    if resolution % teacher.pixels_per_latent:
-        raise UserError(f"resolution is {resolution}; the teacher needs a multiple of {teacher.pixels_per_latent}")
-    pictures = open_pictures(config, resolution)
-    claim_run_folder(config.out, config)
-    student = make_student(config, teacher, resolution)
-    task = make_task(config, student, teacher, pictures, resolution)
-    captions = [pictures[i].caption for i in range(min(SAMPLE_PROMPTS, len(pictures)))]
-    fit(task, config, config.out, "distil", _sampler(config, student, captions))
-    student.save(config.out / "model")
+    run(
+        config, teacher, lambda resolution: make_student(config, teacher, resolution),
+        lambda student: make_path(config, student, teacher), "distil",
+    )  # fmt: skip
 
 
-def check_skip(skip: int, num_steps: int) -> None:
-    """LCM samplers choose from {k'−1, 2k'−1, …} with k' = T // (T // k); training must land there too."""
-
-    def usable(k: int) -> bool:
-        return 0 < k < num_steps and num_steps // (num_steps // k) == k
-
-    if not usable(skip):
-        near = min((k for k in range(1, min(num_steps, 101)) if usable(k)), key=lambda k: abs(k - skip))
-        raise UserError(
-            f"skip is {skip}, where no sampler of {num_steps} times lands; the nearest that works is {near}"
-        )
+def make_path(config: Distill, student: Student, teacher: LatentModel) -> TeacherPath:
+    """One step of the solver along the teacher's guided ODE."""
+    return TeacherPath(student.base, teacher.schedule, teacher.encode_text([""]), SOLVERS[config.solver])
 
 
 def load_teacher(config: Distill) -> LatentModel:
@@ -138,19 +61,6 @@ def load_teacher(config: Distill) -> LatentModel:
     return teacher
 
 
-def open_pictures(config: Distill, resolution: int) -> PictureSource:
-    """The training set; of a folder it prints what was used and what was dropped."""
-    if config.data != assets.SCENES:
-        pictures = open_folder(Path(config.data), resolution)
-        print(pictures.report.line(), flush=True)
-        return pictures
-    if resolution != SIDE:
-        raise UserError(
-            f"scenes are {SIDE} pixels wide and resolution is {resolution}; give your own pictures with --data"
-        )
-    return SceneExamples(Scenes(seed=config.seed), config.pictures)
-
-
 def make_student(config: Distill, teacher: LatentModel, resolution: int) -> Student:
     """What learns; with adapters `teacher` itself is given them."""
     details, ema = model_details(config, teacher), config.ema_decay > 0
@@ -158,23 +68,6 @@ def make_student(config: Distill, teacher: LatentModel, resolution: int) -> Stud
         return LoraStudent(teacher, ema=ema, details=details)
     network = student_of(teacher.network, resolution // teacher.pixels_per_latent)
     return WholeStudent(network, teacher, ema=ema, details=details)
-
-
-def make_task(
-    config: Distill, student: Student, teacher: LatentModel, pictures: PictureSource, resolution: int
-) -> DistillTask:
-    """The seams of the method, set as the configuration says."""
-    schedule = teacher.schedule
-    method = Method(
-        schedule=schedule,
-        path=TeacherPath(student.base, schedule, teacher.encode_text([""]), SOLVERS[config.solver]),
-        distance=l2 if config.distance == "l2" else pseudo_huber(config.huber_c),
-        weight=loss_weight(config.loss_weight, schedule),
-    )
-    low, high = config.guidance_range
-    drawn = TimeAndGuidance(skip=config.skip, times=config.times, omega_range=(low - 1, high - 1))
-    source = encode(teacher, pictures, resolution, config.keep_gib)
-    return DistillTask(student.learner, method, source, drawn, config.seed)
 
 
 def model_details(config: Distill, teacher: LatentModel) -> dict[str, Any]:
@@ -189,19 +82,3 @@ def model_details(config: Distill, teacher: LatentModel) -> dict[str, Any]:
         "grid_size": teacher.schedule.num_steps // config.skip,
         **(adapters if config.lora_rank else {}),
     }
-
-
-def _sampler(config: Distill, student: Student, captions: list[str]) -> Callable[[int], None] | None:
-    if config.sample_every < 1:
-        return None
-    allowed = [steps for steps in SAMPLE_STEPS if student.allowed(steps)]
-
-    def sample(step: int) -> None:
-        if step % config.sample_every and step != config.steps:
-            return
-        folder = config.out / "samples"
-        folder.mkdir(exist_ok=True)
-        rows = [(f"{steps} steps", student.paint(captions, steps)) for steps in allowed]
-        labelled_grid(rows, captions).save(folder / f"step-{step:07d}.png")
-
-    return sample

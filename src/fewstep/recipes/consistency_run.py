@@ -1,0 +1,164 @@
+"""What distillation and fine-tuning share: the consistency loss's settings, the pictures, samples along the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep import assets
+from fewstep.consistency.distance import DistanceName, l2, pseudo_huber
+from fewstep.consistency.path import Path as ConsistencyPath
+from fewstep.consistency.path import Times
+from fewstep.consistency.step import Method
+from fewstep.consistency.weight import WeightName, loss_weight
+from fewstep.data.folder import open_folder
+from fewstep.data.scene_drawing import SIDE
+from fewstep.data.scenes import SceneExamples, Scenes
+from fewstep.errors import UserError
+from fewstep.evaluate.grid import labelled_grid
+from fewstep.models.encoding import PictureSource, encode
+from fewstep.models.latent_model import LatentModel
+from fewstep.recipes.run_folder import claim_run_folder
+from fewstep.recipes.student import Student
+from fewstep.train.config import LoopConfig
+from fewstep.train.distill_task import DistillTask, TimeAndGuidance
+from fewstep.train.loop import fit
+
+SAMPLE_STEPS = (1, 2, 4, 8)
+SAMPLE_PROMPTS = 6
+PathMaker = Callable[[Student], ConsistencyPath]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyRun(LoopConfig):
+    data: str = assets.SCENES
+    """`scenes` (drawn on the fly), or a folder of pictures with .txt captions or a metadata.jsonl."""
+    out: Path = Path("runs/scenes")
+    """Run folder. The same command again goes on where it stopped."""
+    pictures: int = 8192
+    """How many scenes are drawn; a folder is always used whole."""
+    resolution: int = 0
+    """Side of the pictures in pixels; 0 takes the teacher's own."""
+    guidance_range: tuple[float, float] = (3.0, 9.0)
+    """Guidance the model is trained for, in diffusers' convention (ω + 1, so 1 is none)."""
+    guidance_scale: float = 5.0
+    """Guidance the model uses when none is asked for, in diffusers' convention; lies in `guidance_range`."""
+    lora_rank: int = 0
+    """0 trains every weight; above it LoRA adapters of this rank."""
+    lora_alpha: float = 0.0
+    """The adapters act alpha/rank-fold; 0 takes the rank, as the paper does."""
+    skip: int = 20
+    """k = t − s, in the schedule's whole times."""
+    times: Times = "grid"
+    """`grid`: t where LCM samplers land; `any`: every t ≥ k, as the paper's algorithm 1 is written."""
+    distance: DistanceName = "huber"
+    """How two answers are compared."""
+    huber_c: float = 0.03
+    """Width of pseudo-Huber's quadratic bottom, in units of the latent."""
+    loss_weight: WeightName = "constant"
+    """λ(t) of the loss."""
+    sample_every: int = 200
+    """Updates between two sample grids; 0 draws none."""
+    keep_gib: float = 4.0
+    """Latents and texts are encoded once and kept when they need at most this many GiB."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.guidance_range
+        if not 1 <= low <= self.guidance_scale <= high:
+            raise UserError(
+                f"guidance_range is {low:g} to {high:g} and guidance_scale {self.guidance_scale:g}; "
+                "needed is 1 ≤ low ≤ guidance_scale ≤ high"
+            )
+        if not 1 <= self.skip <= 100:
+            raise UserError(f"skip is {self.skip}; allowed are 1 to 100")
+        if self.lora_rank < 0 or self.lora_alpha < 0:
+            raise UserError(
+                f"lora_rank is {self.lora_rank} and lora_alpha {self.lora_alpha:g}; neither may be negative"
+            )
+        if self.lora_alpha and not self.lora_rank:
+            raise UserError(f"lora_alpha is {self.lora_alpha:g} without adapters; give --lora-rank too")
+        if self.pictures < 1:
+            raise UserError(f"pictures is {self.pictures}; it must be at least 1")
+        if self.huber_c <= 0:
+            raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
+
+
+def run(
+    config: ConsistencyRun, model: LatentModel, make: Callable[[int], Student], path: PathMaker, title: str
+) -> None:
+    """Trains what `make(resolution)` gives on the configuration's pictures and exports to `config.out / "model"`."""
+    check_skip(config.skip, model.schedule.num_steps)
+    resolution = config.resolution or model.resolution
+    if resolution % model.pixels_per_latent:
+        raise UserError(f"resolution is {resolution}; the teacher needs a multiple of {model.pixels_per_latent}")
+    pictures = open_pictures(config, resolution)
+    claim_run_folder(config.out, config)
+    student = make(resolution)
+    task = make_task(config, student, path(student), model, pictures, resolution)
+    captions = [pictures[i].caption for i in range(min(SAMPLE_PROMPTS, len(pictures)))]
+    fit(task, config, config.out, title, _sampler(config, student, captions))
+    student.save(config.out / "model")
+
+
+def make_task(
+    config: ConsistencyRun, student: Student, path: ConsistencyPath, model: LatentModel, pictures: PictureSource,
+    resolution: int,
+) -> DistillTask:  # fmt: skip
+    """The seams of the method, set as the configuration says."""
+    method = Method(
+        schedule=model.schedule,
+        path=path,
+        distance=l2 if config.distance == "l2" else pseudo_huber(config.huber_c),
+        weight=loss_weight(config.loss_weight, model.schedule),
+    )
+    low, high = config.guidance_range
+    drawn = TimeAndGuidance(skip=config.skip, times=config.times, omega_range=(low - 1, high - 1))
+    return DistillTask(
+        student.learner, method, encode(model, pictures, resolution, config.keep_gib), drawn, config.seed
+    )
+
+
+def check_skip(skip: int, num_steps: int) -> None:
+    """LCM samplers choose from {k'−1, 2k'−1, …} with k' = T // (T // k); training must land there too."""
+
+    def usable(k: int) -> bool:
+        return 0 < k < num_steps and num_steps // (num_steps // k) == k
+
+    if not usable(skip):
+        near = min((k for k in range(1, min(num_steps, 101)) if usable(k)), key=lambda k: abs(k - skip))
+        raise UserError(
+            f"skip is {skip}, where no sampler of {num_steps} times lands; the nearest that works is {near}"
+        )
+
+
+def open_pictures(config: ConsistencyRun, resolution: int) -> PictureSource:
+    """The training set; of a folder it prints what was used and what was dropped."""
+    if config.data != assets.SCENES:
+        pictures = open_folder(Path(config.data), resolution)
+        print(pictures.report.line(), flush=True)
+        return pictures
+    if resolution != SIDE:
+        raise UserError(
+            f"scenes are {SIDE} pixels wide and resolution is {resolution}; give your own pictures with --data"
+        )
+    return SceneExamples(Scenes(seed=config.seed), config.pictures)
+
+
+def _sampler(config: ConsistencyRun, student: Student, captions: list[str]) -> Callable[[int], None] | None:
+    if config.sample_every < 1:
+        return None
+    allowed = [steps for steps in SAMPLE_STEPS if student.allowed(steps)]
+
+    def sample(step: int) -> None:
+        if step % config.sample_every and step != config.steps:
+            return
+        folder = config.out / "samples"
+        folder.mkdir(exist_ok=True)
+        rows = [(f"{steps} steps", student.paint(captions, steps)) for steps in allowed]
+        labelled_grid(rows, captions).save(folder / f"step-{step:07d}.png")
+
+    return sample
