@@ -7,6 +7,9 @@ from pathlib import Path
 SCENES = "scenes"
 """The name by which users ask for the bundled teacher and its world."""
 
+SCENES_CONTOURED = "scenes-contoured"
+"""The same world in another look, for styles to be learnt from."""
+
 _HERE = Path(__file__).parent
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-from fewstep.data.scene_drawing import draw_scene
+from fewstep.data.scene_drawing import Look, draw_scene
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "diamond", "cross", "heart")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -72,16 +72,20 @@ class ScenePicture:
 
 @dataclass(frozen=True)
 class Scenes:
-    """`Scenes(seed=s, split=p)[i]` is a pure function of (s, p, i); every i ≥ 0 exists."""
+    """`Scenes(seed=s, split=p)[i]` is a pure function of (s, p, i); every i ≥ 0 exists.
+
+    In another `look` the same (s, p, i) is the same scene with the same caption.
+    """
 
     seed: int = 0
     split: Split = "train"
+    look: Look = "plain"
 
     def __getitem__(self, index: int) -> ScenePicture:
         rng = self._rng(index)
         scene = draw_attributes(rng, self.split)
         prompt, caption = say(rng, scene)
-        return ScenePicture(draw_scene(scene, rng), caption, scene, prompt)
+        return ScenePicture(draw_scene(scene, rng, self.look), caption, scene, prompt)
 
     def prompt(self, index: int) -> tuple[str, Scene]:
         """The caption of picture `index` and what it states, without drawing the picture."""

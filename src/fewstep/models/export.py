@@ -18,7 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from fewstep.models.latent_model import LatentModel
-from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, Lora, write_lora
+from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, STYLE_LORA, Lora, write_lora
 from fewstep.models.network import UNetNetwork
 
 _SCHEDULE_DEFAULTS = {
@@ -91,7 +91,7 @@ def _replaced_whole(folder: Path) -> Iterator[Path]:
 
 
 def save_lora(folder: Path, model: LatentModel, pairs: Lora, details: Mapping[str, Any]) -> float:
-    """Writes an LCM-LoRA in both spellings, `fewstep.json` and the card; returns the largest difference on reloading.
+    """Writes a LoRA in both spellings, `fewstep.json` and the card; returns the largest difference on reloading.
 
     `details` as for `save_student`, with `grid_size`, `lora_rank` and `lora_alpha`.
     """
@@ -112,7 +112,6 @@ def lora_header(model: LatentModel, details: Mapping[str, Any]) -> dict[str, str
         "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
         "modelspec.resolution": f"{model.resolution}x{model.resolution}",
         "modelspec.prediction_type": {"v_prediction": "v"}.get(model.network.parameterisation, "epsilon"),
-        "modelspec.usage_hint": "LCM sampler, 2 to 8 steps, guidance scale 1",
         "ss_network_module": "networks.lora",
         "ss_network_dim": details["lora_rank"],
         "ss_network_alpha": details["lora_alpha"],
@@ -123,11 +122,15 @@ def lora_header(model: LatentModel, details: Mapping[str, Any]) -> dict[str, str
         "fewstep.method": details["method"],
         "fewstep.teacher": details["teacher"],
         "fewstep.teacher_sha256": weights_sha256(model.network.unet),
-        "fewstep.omega": details["guidance_scale"] - 1,
-        "fewstep.original_inference_steps": details["grid_size"],
-        "fewstep.scheduler": "LCMScheduler",
-        "fewstep.steps": 4,
     }
+    if details["method"] == LCM_LORA:
+        said |= {
+            "modelspec.usage_hint": "LCM sampler, 2 to 8 steps, guidance scale 1",
+            "fewstep.omega": details["guidance_scale"] - 1,
+            "fewstep.original_inference_steps": details["grid_size"],
+            "fewstep.scheduler": "LCMScheduler",
+            "fewstep.steps": 4,
+        }
     return {name: str(value) for name, value in said.items()}
 
 
@@ -141,61 +144,86 @@ def weights_sha256(network: nn.Module) -> str:
     return total.hexdigest()
 
 
+_KINDS = {
+    "LCD": (
+        "A Latent Consistency Model (arXiv 2310.04378) distilled with fewstep",
+        "latent-consistency-model, few-step",
+    ),
+    "LCF": (
+        "A Latent Consistency Model (arXiv 2310.04378) fine-tuned with fewstep",
+        "latent-consistency-model, few-step",
+    ),
+    LCM_LORA: ("An LCM-LoRA (arXiv 2311.05556) distilled with fewstep", "lora, lcm-lora, few-step"),
+    STYLE_LORA: ("A style as a LoRA, trained with fewstep", "lora"),
+}
+
+
 def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = None) -> str:
     """The card in Markdown: where the model comes from, how it is used, what it scored."""
-    lora, tuned = "lora_rank" in details, details["method"] == "LCF"
-    low, high = details["guidance_range"]
-    scale = f"{details['guidance_scale']:g}"
-    what = "An LCM-LoRA (arXiv 2311.05556)" if lora else "A Latent Consistency Model (arXiv 2310.04378)"
-    guidance = f"{low:g} to {high:g} (ω + 1), {scale} by default"
+    what, tags = _KINDS[details["method"]]
+    lora, few_step = "lora_rank" in details, details["method"] != STYLE_LORA
+    training = "{steps} steps of {batch_size}".format(**details)
+    training += ", solver {solver}, skip {skip}".format(**details) if few_step else ""
     lines = [
         "---",
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
-        f"tags: [{'lora, lcm-lora' if lora else 'latent-consistency-model'}, few-step, fewstep]",
+        f"tags: [{tags}, fewstep]",
         "---",
         "",
         f"# {details['name']}",
         "",
-        f"{what} {'fine-tuned' if tuned else 'distilled'} with fewstep: 1 to 8 steps in place of 50.",
+        f"{what}{': 1 to 8 steps in place of 50' if few_step else ''}.",
         "",
         "| | |",
         "|---|---|",
-        f"| {'base' if tuned else 'teacher'} | {details['teacher']} |",
+        f"| {'teacher' if few_step else 'base'} | {details['teacher']} |",
         f"| data | {details['data']} |",
-        "| training | {steps} steps of {batch_size}, solver {solver}, skip {skip} |".format(**details),
-        f"| guidance | diffusers' `guidance_scale` {f'{scale} (ω + 1), built in' if lora else guidance} |",
+        f"| training | {training} |",
+        *([f"| guidance | {_guidance(details)} |"] if few_step else []),
         *(["| rank, alpha | {lora_rank}, {lora_alpha:g} |".format(**details)] if lora else []),
         "",
         "```python",
-        *(_lora_usage(details) if lora else _usage(scale)),
+        *(_lora_usage(details) if lora else _usage(details)),
         "```",
-        "",
-        "A negative prompt has no effect: guidance is inside the network.",
     ]
+    if few_step:
+        lines += ["", "A negative prompt has no effect: guidance is inside the network."]
     if scores:
         lines += ["", "## Scores", "", *score_table(scores)]
     return "\n".join(lines) + "\n"
 
 
-def _usage(scale: str) -> list[str]:
+def _guidance(details: Mapping[str, Any]) -> str:
+    low, high = details["guidance_range"]
+    scale = f"{details['guidance_scale']:g}"
+    if details["method"] == LCM_LORA:
+        return f"diffusers' `guidance_scale` {scale} (ω + 1), built in"
+    return f"diffusers' `guidance_scale` {low:g} to {high:g} (ω + 1), {scale} by default"
+
+
+def _usage(details: Mapping[str, Any]) -> list[str]:
     return [
         "from diffusers import DiffusionPipeline",
         "",
         'pipe = DiffusionPipeline.from_pretrained("this folder")',
-        f'image = pipe("a prompt", num_inference_steps=4, guidance_scale={scale}).images[0]',
+        f'image = pipe("a prompt", num_inference_steps=4, guidance_scale={details["guidance_scale"]:g}).images[0]',
     ]
 
 
 def _lora_usage(details: Mapping[str, Any]) -> list[str]:
+    few_step = details["method"] == LCM_LORA
+    scheduler = [
+        f"lcm = dict(original_inference_steps={details.get('grid_size')})",
+        "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, **lcm)",
+    ]
     return [
-        "from diffusers import DiffusionPipeline, LCMScheduler",
+        "from diffusers import DiffusionPipeline" + (", LCMScheduler" if few_step else ""),
         "",
         f'pipe = DiffusionPipeline.from_pretrained("{details["teacher"]}")',
-        f"lcm = dict(original_inference_steps={details['grid_size']})",
-        "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, **lcm)",
+        *(scheduler if few_step else []),
         f'pipe.load_lora_weights("this folder", weight_name="{DIFFUSERS_FILE}")',
-        'image = pipe("a prompt", num_inference_steps=4, guidance_scale=1).images[0]',
+        'image = pipe("a prompt"' + (", num_inference_steps=4, guidance_scale=1" if few_step else "") + ").images[0]",
     ]
 
 

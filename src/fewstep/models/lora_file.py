@@ -20,6 +20,8 @@ DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "lora-kohya.safetensors"
 LCM_LORA = "LCM-LoRA"
 """`fewstep.method` in the header of a file that makes its base a few-step model."""
+STYLE_LORA = "style"
+"""The same of a file that ordinary diffusion training made."""
 LARGEST_RANK = 1024
 LARGEST_SCALE = 64.0
 """Beyond this |alpha/rank| a file is taken for broken."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fewstep import assets
 from fewstep.consistency.distance import DistanceName, l2, pseudo_huber
@@ -13,7 +14,7 @@ from fewstep.consistency.path import Times
 from fewstep.consistency.step import Method
 from fewstep.consistency.weight import WeightName, loss_weight
 from fewstep.data.folder import open_folder
-from fewstep.data.scene_drawing import SIDE
+from fewstep.data.scene_drawing import SIDE, Look
 from fewstep.data.scenes import SceneExamples, Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.grid import labelled_grid
@@ -33,7 +34,8 @@ PathMaker = Callable[[Student], ConsistencyPath]
 @dataclass(frozen=True, kw_only=True)
 class ConsistencyRun(LoopConfig):
     data: str = assets.SCENES
-    """`scenes` (drawn on the fly), or a folder of pictures with .txt captions or a metadata.jsonl."""
+    """`scenes` or `scenes-contoured` (drawn on the fly), or a folder of pictures with .txt captions or a
+    metadata.jsonl."""
     out: Path = Path("runs/scenes")
     """Run folder. The same command again goes on where it stopped."""
     pictures: int = 8192
@@ -135,9 +137,25 @@ def check_skip(skip: int, num_steps: int) -> None:
         )
 
 
-def open_pictures(config: ConsistencyRun, resolution: int) -> PictureSource:
+class PictureSettings(Protocol):
+    """What a configuration says of its pictures."""
+
+    @property
+    def data(self) -> str: ...
+
+    @property
+    def pictures(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+LOOKS: dict[str, Look] = {assets.SCENES: "plain", assets.SCENES_CONTOURED: "contoured"}
+
+
+def open_pictures(config: PictureSettings, resolution: int) -> PictureSource:
     """The training set; of a folder it prints what was used and what was dropped."""
-    if config.data != assets.SCENES:
+    if config.data not in LOOKS:
         pictures = open_folder(Path(config.data), resolution)
         print(pictures.report.line(), flush=True)
         return pictures
@@ -145,7 +163,7 @@ def open_pictures(config: ConsistencyRun, resolution: int) -> PictureSource:
         raise UserError(
             f"scenes are {SIDE} pixels wide and resolution is {resolution}; give your own pictures with --data"
         )
-    return SceneExamples(Scenes(seed=config.seed), config.pictures)
+    return SceneExamples(Scenes(seed=config.seed, look=LOOKS[config.data]), config.pictures)
 
 
 def _sampler(config: ConsistencyRun, student: Student, captions: list[str]) -> Callable[[int], None] | None:

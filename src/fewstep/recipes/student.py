@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,7 +78,10 @@ class LoraStudent:
             target=self._averaged if ema else None,
         )  # fmt: skip
         self._model, self._details = model, details
-        self._pipeline = Pipeline(_as_student(model, details, model.network))
+
+    @functools.cached_property
+    def _pipeline(self) -> Pipeline:
+        return Pipeline(_as_student(self._model, self._details, self._model.network))
 
     def _averaged(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         with self._exported():

@@ -1,0 +1,86 @@
+"""`fewstep train-lora`: a style as a LoRA, by ordinary diffusion training on pictures of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep import assets
+from fewstep.errors import UserError
+from fewstep.models.encoding import encode
+from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models.lora_file import STYLE_LORA
+from fewstep.recipes.consistency_run import open_pictures
+from fewstep.recipes.run_folder import claim_run_folder
+from fewstep.recipes.student import LoraStudent
+from fewstep.train.config import LoopConfig
+from fewstep.train.diffusion_tuning import DiffusionTuningTask
+from fewstep.train.loop import fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLora(LoopConfig):
+    """Trains adapters on a teacher."""
+
+    model: str = assets.SCENES
+    """`scenes` (bundled), a diffusers folder in Stable Diffusion's layout, or a Hub id."""
+    data: str = assets.SCENES_CONTOURED
+    """A folder of pictures with .txt captions or a metadata.jsonl; or `scenes` or `scenes-contoured`."""
+    out: Path = Path("runs/style")
+    """Run folder. The same command again goes on where it stopped."""
+    pictures: int = 8192
+    """How many scenes are drawn; a folder is always used whole."""
+    resolution: int = 0
+    """Side of the pictures in pixels; 0 takes the model's own."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    lora_alpha: float = 0.0
+    """The adapters act alpha/rank-fold; 0 takes the rank."""
+    keep_gib: float = 4.0
+    """Latents and texts are encoded once and kept when they need at most this many GiB."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_rank < 1 or self.lora_alpha < 0:
+            raise UserError(
+                f"lora_rank is {self.lora_rank} and lora_alpha {self.lora_alpha:g}; at least 1 and 0 needed"
+            )
+        if self.pictures < 1:
+            raise UserError(f"pictures is {self.pictures}; it must be at least 1")
+
+
+def default_train_lora() -> TrainLora:
+    """A few hundred updates on two CPU cores."""
+    return TrainLora(steps=400, batch_size=16, lr=1e-3, lr_decay="cosine", warmup_steps=20, ema_decay=0.99)
+
+
+def train_lora(config: TrainLora) -> None:
+    """Trains and exports to `config.out / "model"`."""
+    source = assets.scenes_teacher() if config.model == assets.SCENES else config.model
+    model = load_latent_model(source, pick_device(config.device))
+    resolution = config.resolution or model.resolution
+    pictures = open_pictures(config, resolution)
+    claim_run_folder(config.out, config)
+    null_cond = model.encode_text([""])
+    latents = encode(model, pictures, resolution, config.keep_gib)
+    student = LoraStudent(model, ema=config.ema_decay > 0, details=model_details(config))
+    task = DiffusionTuningTask(
+        student.learner, model.schedule, model.network.parameterisation, latents, null_cond, config.seed
+    )
+    fit(task, config, config.out, "style")
+    student.save(config.out / "model")
+
+
+def model_details(config: TrainLora) -> dict[str, Any]:
+    """What is recorded beside the weights."""
+    names = ("data", "steps", "batch_size", "lr", "ema_decay", "seed", "lora_rank")
+    return {
+        "name": config.out.resolve().name,
+        "method": STYLE_LORA,
+        "teacher": config.model,
+        **{name: getattr(config, name) for name in names},
+        "lora_alpha": config.lora_alpha or float(config.lora_rank),
+    }
