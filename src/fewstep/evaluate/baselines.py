@@ -22,7 +22,7 @@ def teacher_latents(
 ) -> Tensor:
     """z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""
     z_T = seeded_noise(seeds, teacher.latent_shape(teacher.resolution), teacher.device)()
-    null = {"text": teacher.encode_text([""])["text"].expand(len(z_T), -1, -1)}
+    null = {name: value.expand(len(z_T), *value.shape[1:]) for name, value in teacher.null_cond().items()}
     field = Guided(teacher.network, cond, null, torch.full((len(z_T),), omega, device=teacher.device))
     if sampler == "ddim":
         return sample_ode(teacher.schedule, field, z_T, times)

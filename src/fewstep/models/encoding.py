@@ -52,8 +52,9 @@ class KeptLatents:
             stds.append(std)
             rows += [numbers.setdefault(example.caption, len(numbers)) for example in part]
         captions = list(numbers)
-        texts = [model.encode_text(captions[i : i + _CHUNK])["text"] for i in range(0, len(captions), _CHUNK)]
-        self._mean, self._std, self._text = torch.cat(means), torch.cat(stds), torch.cat(texts)
+        texts = [model.encode_text(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK)]
+        self._mean, self._std = torch.cat(means), torch.cat(stds)
+        self._text = {name: torch.cat([part[name] for part in texts]) for name in texts[0]}
         self._rows = torch.tensor(rows, device=model.device)
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ class KeptLatents:
     def batch(self, indices: Sequence[int], noise: Tensor) -> tuple[Tensor, Cond]:
         index = torch.tensor(indices).to(self._mean.device, non_blocking=True)
         z_0 = self._mean[index] + self._std[index] * noise
-        return z_0, {"text": self._text[self._rows[index]]}
+        return z_0, {name: value[self._rows[index]] for name, value in self._text.items()}
 
 
 class FreshLatents:
@@ -88,6 +89,6 @@ class FreshLatents:
 def encode(model: LatentModel, pictures: PictureSource, resolution: int, keep_gib: float) -> KeptLatents | FreshLatents:
     """Keeps the latents and texts when they need at most `keep_gib` GiB."""
     channels, height, width = model.latent_shape(resolution)
-    tokens = model.tokenizer.model_max_length * model.text_encoder.config.hidden_size
-    needed = len(pictures) * 4 * (2 * channels * height * width + tokens) / 2**30
+    text = sum(value.numel() for value in model.encode_text([""]).values())
+    needed = len(pictures) * 4 * (2 * channels * height * width + text) / 2**30
     return KeptLatents(model, pictures) if needed <= keep_gib else FreshLatents(model, pictures, resolution)

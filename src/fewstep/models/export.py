@@ -13,7 +13,12 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline
+from diffusers import (
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
@@ -35,7 +40,7 @@ def save_student(
     `details` must hold `guidance_scale` (the default) and `guidance_range`, in diffusers' convention.
     """
     assert isinstance(network, UNetNetwork)
-    pipeline = _pipeline(LatentConsistencyModelPipeline, teacher, network, _lcm_scheduler(teacher, grid_size))
+    pipeline = _pipeline(teacher, network, _lcm_scheduler(teacher, grid_size))
     with _replaced_whole(folder) as draft:
         pipeline.save_pretrained(draft, safe_serialization=True)
         (draft / "fewstep.json").write_text(json.dumps(dict(details), indent=2) + "\n")
@@ -45,17 +50,15 @@ def save_student(
 def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> None:
     """Writes `model` as it stands, as a pipeline; `header` is that of the LCM-LoRA merged into it, if any."""
     few_step = header.get("fewstep.method") == LCM_LORA
-    takes_guidance = model.network.unet.config.time_cond_proj_dim is not None
     if few_step:
         scheduler = _lcm_scheduler(model, int(header["fewstep.original_inference_steps"]))
     else:
         scheduler = getattr(diffusers, model.scheduler_config["_class_name"]).from_config(model.scheduler_config)
-    kind = LatentConsistencyModelPipeline if takes_guidance else StableDiffusionPipeline
     details = dict(model.details) | {"name": folder.resolve().name}
     if few_step:
         details |= {"method": LCM_LORA, "guidance_scale": float(header["fewstep.omega"]) + 1}
     with _replaced_whole(folder) as draft:
-        _pipeline(kind, model, model.network, scheduler).save_pretrained(draft, safe_serialization=True)
+        _pipeline(model, model.network, scheduler).save_pretrained(draft, safe_serialization=True)
         (draft / "fewstep.json").write_text(json.dumps(details, indent=2) + "\n")
 
 
@@ -66,18 +69,19 @@ def _lcm_scheduler(model: LatentModel, grid_size: int) -> LCMScheduler:
     return LCMScheduler(**schedule, original_inference_steps=grid_size, clip_sample=False, set_alpha_to_one=False)
 
 
-def _pipeline(kind: Any, model: LatentModel, network: UNetNetwork, scheduler: Any) -> Any:
+def _pipeline(model: LatentModel, network: UNetNetwork, scheduler: Any) -> Any:
+    """A pipeline of the class that people load such a model with."""
     diffusers_logging.disable_progress_bar()
-    return kind(
-        vae=model.vae,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=network.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {
+        "vae": model.vae, "text_encoder": model.text_encoder, "tokenizer": model.tokenizer, "unet": network.unet,
+        "scheduler": scheduler,
+    }  # fmt: skip
+    if model.text_encoder_2 is not None:
+        second = {"text_encoder_2": model.text_encoder_2, "tokenizer_2": model.tokenizer_2}
+        return StableDiffusionXLPipeline(**parts, **second, force_zeros_for_empty_prompt=model.zero_null_cond)
+    takes_guidance = network.unet.config.time_cond_proj_dim is not None
+    kind = LatentConsistencyModelPipeline if takes_guidance else StableDiffusionPipeline
+    return kind(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
 @contextlib.contextmanager

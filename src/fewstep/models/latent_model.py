@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fewstep.diffusion.prediction import Cond, Parameterisation
 from fewstep.diffusion.schedule import Schedule, ScheduleError
@@ -21,7 +21,9 @@ from fewstep.models.network import UNetNetwork
 
 TEACHER_CLASS = "StableDiffusionPipeline"
 STUDENT_CLASS = "LatentConsistencyModelPipeline"
+XL_CLASS = "StableDiffusionXLPipeline"
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_XL_PARTS = (*_PARTS, "text_encoder_2", "tokenizer_2")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class LatentModel:
     scheduler_config: dict[str, Any]
     details: dict[str, Any]
     """What fewstep recorded of a student (`fewstep.json`); empty for other models."""
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    """Stable Diffusion XL's second text encoder, which also gives the pooled embedding."""
+    tokenizer_2: CLIPTokenizer | None = None
+    zero_null_cond: bool = False
+    """Whether the condition of guidance's other half is all zeros, as Stable Diffusion XL wants it."""
 
     @property
     def device(self) -> torch.device:
@@ -45,7 +52,8 @@ class LatentModel:
     @property
     def parts(self) -> dict[str, nn.Module]:
         """What LoRA files may adapt, under the names that they use."""
-        return {"unet": self.network.unet, "text_encoder": self.text_encoder}
+        second = {} if self.text_encoder_2 is None else {"text_encoder_2": self.text_encoder_2}
+        return {"unet": self.network.unet, "text_encoder": self.text_encoder, **second}
 
     @property
     def schedule(self) -> Schedule:
@@ -66,14 +74,26 @@ class LatentModel:
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Cond:
-        """`{"text": [b, tokens, width]}`; what does not fit the text encoder is cut off."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").to(
-            self.device
-        )
-        # The few text encoders that want a mask say so, as diffusers has it.
-        mask = tokens.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
+        """`{"text": [b, tokens, width]}`, for Stable Diffusion XL `"pooled": [b, width]` too; what does not fit is cut
+        off."""
         with torch.autocast(self.device.type, enabled=False):
-            return {"text": self.text_encoder(tokens.input_ids, attention_mask=mask)[0]}
+            first = self._run_encoder(self.tokenizer, self.text_encoder, prompts)
+            if self.text_encoder_2 is None:
+                return {"text": first[0]}
+            second = self._run_encoder(self.tokenizer_2, self.text_encoder_2, prompts)
+            text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+            return {"text": text, "pooled": second.text_embeds}
+
+    def _run_encoder(self, tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Any:
+        tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").to(self.device)
+        # The few text encoders that want a mask say so, as diffusers has it.
+        mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+        return encoder(tokens.input_ids, attention_mask=mask, output_hidden_states=self.text_encoder_2 is not None)
+
+    def null_cond(self) -> Cond:
+        """∅, batch of one: what guidance leads away from."""
+        cond = self.encode_text([""])
+        return {name: torch.zeros_like(value) for name, value in cond.items()} if self.zero_null_cond else cond
 
     def truncated(self, prompt: str) -> bool:
         """Whether the text encoder cannot see the end of `prompt`."""
@@ -115,9 +135,10 @@ def load_latent_model(source: str | Path, device: torch.device) -> LatentModel:
     folder = _local_folder(source)
     index = _read_json(folder / "model_index.json", f"{source} is not a pipeline")
     kind = index.get("_class_name")
-    if kind not in (TEACHER_CLASS, STUDENT_CLASS):
-        raise UserError(f"{source} holds a {kind}; known are {TEACHER_CLASS} and {STUDENT_CLASS}")
-    for part in _PARTS:
+    if kind not in (TEACHER_CLASS, STUDENT_CLASS, XL_CLASS):
+        raise UserError(f"{source} holds a {kind}; known are {TEACHER_CLASS}, {STUDENT_CLASS} and {XL_CLASS}")
+    xl = kind == XL_CLASS
+    for part in _XL_PARTS if xl else _PARTS:
         if not (folder / part).is_dir():
             raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
     scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
@@ -130,14 +151,18 @@ def load_latent_model(source: str | Path, device: torch.device) -> LatentModel:
             f"{source} has sample_size {unet.config.sample_size} in unet/config.json; square models are read"
         )
     details_file = folder / "fewstep.json"
+    pixels_per_latent = 2 ** (len(vae.config.block_out_channels) - 1)
     return LatentModel(
         source=str(source),
-        network=UNetNetwork(unet, schedule, parameterisation),
+        network=UNetNetwork(unet, schedule, parameterisation, pixels_per_latent),
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=_load_tokenizer(folder / "tokenizer"),
         scheduler_config=scheduler_config,
         details=_read_json(details_file, f"{source} cannot be read") if details_file.exists() else {},
+        text_encoder_2=_load_part(CLIPTextModelWithProjection, folder / "text_encoder_2").to(device) if xl else None,
+        tokenizer_2=_load_tokenizer(folder / "tokenizer_2") if xl else None,
+        zero_null_cond=xl and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
 
 
@@ -155,7 +180,7 @@ def _local_folder(source: str | Path) -> Path:
         patterns = [
             "model_index.json",
             "fewstep.json",
-            *(f"{part}/*{end}" for part in _PARTS for end in (".json", ".safetensors", ".txt")),
+            *(f"{part}/*{end}" for part in _XL_PARTS for end in (".json", ".safetensors", ".txt")),
         ]
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -12,13 +12,18 @@ from fewstep.diffusion.schedule import Schedule
 
 
 class UNetNetwork(nn.Module):
-    """`cond["text"]` is `[b, tokens, width]`; ω is used where the UNet has an input for it."""
+    """`cond["text"]` is `[b, tokens, width]`, with `"pooled"` `[b, width]` for Stable Diffusion XL, whose sizes and
+    crop are then those of a whole picture; ω is used where the UNet has an input for it."""
 
-    def __init__(self, unet: UNet2DConditionModel, schedule: Schedule, parameterisation: Parameterisation) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, schedule: Schedule, parameterisation: Parameterisation,
+        pixels_per_latent: int = 8,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.unet = unet
         self.schedule = schedule.to(unet.device)
         self.parameterisation = parameterisation
+        self.pixels_per_latent = pixels_per_latent
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         omega_embedding = None
@@ -29,9 +34,16 @@ class UNetNetwork(nn.Module):
             t.float() if t.is_floating_point() else t,
             encoder_hidden_states=cond["text"].to(self.unet.dtype),
             timestep_cond=omega_embedding,
+            added_cond_kwargs=self._sizes(z_t, cond) if "pooled" in cond else None,
         ).sample
         alpha, sigma = self.schedule.coefficients(t, z_t)
         return to_prediction(self.parameterisation, output, z_t, alpha, sigma)
+
+    def _sizes(self, z_t: Tensor, cond: Cond) -> Cond:
+        """Stable Diffusion XL's added conditions: original size, crop's corner, target size (arXiv 2307.01952, 2.2)."""
+        height, width = (side * self.pixels_per_latent for side in z_t.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=self.unet.dtype, device=z_t.device)
+        return {"text_embeds": cond["pooled"].to(self.unet.dtype), "time_ids": sizes.expand(len(z_t), 6)}
 
 
 @torch.no_grad()
@@ -46,4 +58,4 @@ def student_of(teacher: UNetNetwork, latent_side: int) -> UNetNetwork:
     copy.time_embedding.cond_proj.weight.zero_()
     missing, unexpected = copy.load_state_dict(unet.state_dict(), strict=False)
     assert (missing, unexpected) == (["time_embedding.cond_proj.weight"], [])
-    return UNetNetwork(copy, teacher.schedule, teacher.parameterisation)
+    return UNetNetwork(copy, teacher.schedule, teacher.parameterisation, teacher.pixels_per_latent)

@@ -49,7 +49,7 @@ def distill(config: Distill) -> None:
 
 def make_path(config: Distill, student: Student, teacher: LatentModel) -> TeacherPath:
     """One step of the solver along the teacher's guided ODE."""
-    return TeacherPath(student.base, teacher.schedule, teacher.encode_text([""]), SOLVERS[config.solver])
+    return TeacherPath(student.base, teacher.schedule, teacher.null_cond(), SOLVERS[config.solver])
 
 
 def load_teacher(config: Distill) -> LatentModel:

@@ -64,7 +64,7 @@ def train_lora(config: TrainLora) -> None:
     resolution = config.resolution or model.resolution
     pictures = open_pictures(config, resolution)
     claim_run_folder(config.out, config)
-    null_cond = model.encode_text([""])
+    null_cond = model.null_cond()
     latents = encode(model, pictures, resolution, config.keep_gib)
     student = LoraStudent(model, ema=config.ema_decay > 0, details=model_details(config))
     task = DiffusionTuningTask(
