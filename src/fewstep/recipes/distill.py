@@ -54,6 +54,9 @@ def make_path(config: Distill, student: Student, teacher: LatentModel) -> Teache
 
 def load_teacher(config: Distill) -> LatentModel:
     """The teacher, frozen; refuses a model that is already few-step."""
+    for name in ("teacher", "data"):
+        if not getattr(config, name):
+            raise UserError(f"this recipe has no {name} of its own: give --{name}")
     source = assets.scenes_teacher() if config.teacher == assets.SCENES else config.teacher
     teacher = load_latent_model(source, pick_device(config.device))
     if teacher.network.unet.config.time_cond_proj_dim is not None:
