@@ -26,8 +26,11 @@ def scenes_lora() -> Distill:
 
 
 def sd15() -> Distill:
-    """Stable Diffusion 1.x, 512 pixels: the paper's values for 2.1-base. EMA 0.999943 has a half-life of 12,000 updates:
-    below 30,000 give --ema-decay 0.95, or the average will not have left the teacher."""
+    """Stable Diffusion 1.x, 512 pixels: the paper's values for 2.1-base.
+
+    EMA 0.999943 has a half-life of 12,000 updates: below 30,000 give --ema-decay 0.95, or the average will not have
+    left the teacher.
+    """
     return Distill(
         teacher="", data="", steps=100_000, batch_size=72, lr=8e-6, lr_decay="constant", warmup_steps=1000,
         ema_decay=0.999943, skip=20, huber_c=0.001, guidance_range=(3.0, 15.0), guidance_scale=8.5,
