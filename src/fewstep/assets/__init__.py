@@ -7,7 +7,7 @@ from pathlib import Path
 SCENES = "scenes"
 """The name by which users ask for the bundled teacher and its world."""
 
-SCENES_CONTOURED = "scenes-contoured"
+SCENES_LEANING = "scenes-leaning"
 """The same world in another look, for styles to be learnt from."""
 
 _HERE = Path(__file__).parent

@@ -32,10 +32,8 @@ _RADII = {"small": (6.5, 8.0), "large": (11.0, 13.0)}
 
 _STRAY = 3.0
 
-Look = Literal["plain", "contoured"]
-"""`contoured`: every thing has a contour, black, or white on a black background."""
-CONTOUR = 1.8
-"""Width of a contour in pixels of the finished picture."""
+Look = Literal["plain", "leaning"]
+"""`leaning`: what would stand in the middle stands at the lower edge, or, above one another, at the right edge."""
 
 Place = tuple[float, float, float]
 """Centre x, centre y and radius, in pixels of the finished picture."""
@@ -44,21 +42,21 @@ Place = tuple[float, float, float]
 def draw_scene(scene: Scene, rng: random.Random, look: Look = "plain") -> Image.Image:
     """An RGB picture of `scene`, whose attributes must all be set; place, angle and shade are drawn."""
     background = _shade(BACKGROUND_RGB[str(scene.background)], rng, 5)
-    places = _places(scene, rng)
+    places = _places(scene, rng, look)
     canvas = Image.new("RGB", (SIDE * _SCALE, SIDE * _SCALE), background)
-    contour = None if look == "plain" else (245, 245, 245) if scene.background == "black" else (10, 10, 10)
     for thing, place in zip(scene.things, places, strict=True):
-        colour = _shade(COLOUR_RGB[thing.colour], rng, 10)
-        draw_shape(canvas, thing.shape, colour, background, place, rng, contour)
+        draw_shape(canvas, thing.shape, _shade(COLOUR_RGB[thing.colour], rng, 10), background, place, rng)
     return canvas.reduce(_SCALE)
 
 
-def _places(scene: Scene, rng: random.Random) -> list[Place]:
+def _places(scene: Scene, rng: random.Random, look: Look) -> list[Place]:
     """One thing stands in the middle, two in the middle of their halves, each up to `_STRAY` pixels off."""
     places = []
     for i, thing in enumerate(scene.things):
         radius = rng.uniform(*_RADII[str(thing.size)])
         across = SIDE / 2 + rng.uniform(-_STRAY, _STRAY)
+        if look == "leaning":
+            across += SIDE / 2 - _STRAY - 1 - radius * _REACH  # a pixel and what it strays to the edge
         if scene.relation is None:
             along = SIDE / 2 + rng.uniform(-_STRAY, _STRAY)
         else:
@@ -68,20 +66,16 @@ def _places(scene: Scene, rng: random.Random) -> list[Place]:
     return places
 
 
-def draw_shape(
-    canvas: Image.Image, shape: str, colour: RGB, background: RGB, place: Place, rng: random.Random,
-    contour: RGB | None = None,
-) -> None:  # fmt: skip
+def draw_shape(canvas: Image.Image, shape: str, colour: RGB, background: RGB, place: Place, rng: random.Random) -> None:
     """Draws one filled shape on the enlarged canvas, turned by up to 10 degrees."""
     x, y, radius = (value * _SCALE for value in place)
     angle = math.radians(rng.uniform(-10, 10))
     draw = ImageDraw.Draw(canvas)
-    width = round(CONTOUR * _SCALE) if contour else 0
     if shape in ("circle", "ring"):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=contour, width=width)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
         if shape == "ring":
             hole = 0.52 * radius
-            draw.ellipse((x - hole, y - hole, x + hole, y + hole), fill=background, outline=contour, width=width)
+            draw.ellipse((x - hole, y - hole, x + hole, y + hole), fill=background)
         return
     turned = [
         (
@@ -91,8 +85,6 @@ def draw_shape(
         for u, v in _OUTLINES[shape]
     ]
     draw.polygon(turned, fill=colour)
-    if contour:
-        draw.line([*turned, turned[0], turned[1]], fill=contour, width=width, joint="curve")
 
 
 def _radial(*radii_and_degrees: tuple[float, float]) -> list[tuple[float, float]]:

@@ -34,7 +34,7 @@ PathMaker = Callable[[Student], ConsistencyPath]
 @dataclass(frozen=True, kw_only=True)
 class ConsistencyRun(LoopConfig):
     data: str = assets.SCENES
-    """`scenes` or `scenes-contoured` (drawn on the fly), or a folder of pictures with .txt captions or a
+    """`scenes` or `scenes-leaning` (drawn on the fly), or a folder of pictures with .txt captions or a
     metadata.jsonl."""
     out: Path = Path("runs/scenes")
     """Run folder. The same command again goes on where it stopped."""
@@ -150,7 +150,7 @@ class PictureSettings(Protocol):
     def seed(self) -> int: ...
 
 
-LOOKS: dict[str, Look] = {assets.SCENES: "plain", assets.SCENES_CONTOURED: "contoured"}
+LOOKS: dict[str, Look] = {assets.SCENES: "plain", assets.SCENES_LEANING: "leaning"}
 
 
 def open_pictures(config: PictureSettings, resolution: int) -> PictureSource:

@@ -25,8 +25,8 @@ class TrainLora(LoopConfig):
 
     model: str = assets.SCENES
     """`scenes` (bundled), a diffusers folder in Stable Diffusion's layout, or a Hub id."""
-    data: str = assets.SCENES_CONTOURED
-    """A folder of pictures with .txt captions or a metadata.jsonl; or `scenes` or `scenes-contoured`."""
+    data: str = assets.SCENES_LEANING
+    """A folder of pictures with .txt captions or a metadata.jsonl; or `scenes` or `scenes-leaning`."""
     out: Path = Path("runs/style")
     """Run folder. The same command again goes on where it stopped."""
     pictures: int = 8192
