@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 
 import torch
 from PIL import Image, ImageChops, ImageFilter
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fewstep.data.pictures import to_pixels
-from fewstep.data.scene_drawing import BACKGROUND_RGB, COLOUR_RGB, SIDE, draw_shape
+from fewstep.data.scene_drawing import BACKGROUND_RGB, COLOUR_RGB, SIDE, Look, draw_shape
 from fewstep.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Scenes
 from fewstep.evaluate.reader import LAYOUTS, Reader
 
@@ -22,13 +23,13 @@ UNREADABLE_RATE = 0.3
 class ReaderTask:
     """Cross entropy of every answer that the picture determines."""
 
-    def __init__(self, reader: Reader, seed: int) -> None:
+    def __init__(self, reader: Reader, seed: int, looks: Sequence[Look] = ("plain",)) -> None:
         self.student = reader
         self.averaged = copy.deepcopy(reader)
-        self._seed = seed
+        self._seed, self._looks = seed, looks
 
     def loss(self, counters: range) -> Tensor:
-        pixels, answers = reader_batch(self._seed, counters)
+        pixels, answers = reader_batch(self._seed, counters, self._looks)
         total = torch.zeros(())
         for logits, answer in zip(self.student(pixels), answers.T, strict=True):
             if (answer != _IGNORED).any():
@@ -36,11 +37,12 @@ class ReaderTask:
         return total
 
 
-def reader_batch(seed: int, counters: range) -> tuple[Tensor, Tensor]:
-    """Pixels `[b, 3, 64, 64]` and answers `[b, 8]`, 30 % of them unreadable."""
-    scenes = Scenes(seed=seed, split="all")
+def reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plain",)) -> tuple[Tensor, Tensor]:
+    """Pixels `[b, 3, 64, 64]` and answers `[b, 8]`, 30 % of them unreadable; the looks take turns."""
+    worlds = [Scenes(seed=seed, split="all", look=look) for look in looks]
     pictures, answers = [], []
     for i in counters:
+        scenes = worlds[i % len(worlds)]
         rng = random.Random(f"reader {seed} {i}")
         if rng.random() < UNREADABLE_RATE:
             pictures.append(spoil(scenes, 2 * i, rng))

@@ -1,0 +1,202 @@
+"""A style LoRA with an LCM-LoRA over their scales, and latent consistency fine-tuning, on a look of the scenes world.
+
+    python studies/styles.py        # about twenty minutes on two cores; goes on where it stopped
+
+Figures: docs/styles/combining.json and heatmap.png, docs/styles/finetuning.json, printed in docs/styles.md. A picture
+is in the style when a linear probe of the reader's features says so; the probe, and the reader, which here is trained
+on both looks, are tested on reconstructions first, and the study stops if either is right in less than 99 %.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+import tyro
+from torch import Tensor, nn
+
+from fewstep import assets
+from fewstep.data.pictures import to_pixels
+from fewstep.data.scenes import Scenes
+from fewstep.evaluate.reader import Reader, load_reader, read
+from fewstep.evaluate.reader_training import ReaderTask
+from fewstep.evaluate.scenes_scores import Prompts, ScenesScores, Scored, fresh_prompts
+from fewstep.models.adapters import attach
+from fewstep.models.latent_model import LatentModel, load_latent_model
+from fewstep.models.lora_file import DIFFUSERS_FILE, read_lora
+from fewstep.models.pipeline import load_pipeline
+from fewstep.recipes import distill, finetune, named, train_lora
+from fewstep.train.config import LoopConfig
+from fewstep.train.loop import fit
+
+LOOKS = ("plain", "leaning")
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    runs: Path = Path("runs/styles")
+    """Folder for what is trained."""
+    out: Path = Path("docs/styles")
+    """Folder for the figures."""
+    n: int = 256
+    """Fresh prompts."""
+    pictures: int = 400
+    """Pictures in the new look that style LoRA and fine-tuning learn from."""
+    scales: tuple[float, ...] = (0.4, 0.6, 0.8, 1.0, 1.2)
+    """λ1 and λ2."""
+
+
+class Judge:
+    """Prompt accuracy and share in the style."""
+
+    def __init__(self, folder: Path, prompts: Prompts) -> None:
+        torch.manual_seed(0)
+        task = ReaderTask(load_reader(assets.scenes_reader()), 3, LOOKS)
+        loop = LoopConfig(steps=1000, batch_size=64, lr=1e-3, lr_decay="cosine", warmup_steps=50, ema_decay=0.99)
+        fit(task, loop, folder, "reader of both looks")
+        self.reader: Reader = task.averaged
+        self.prompts = prompts
+        teacher = load_latent_model(assets.scenes_teacher(), CPU)
+        self.probe = self._fit_probe([self._features(teacher, look, seed=51) for look in LOOKS])
+        found = [self._features(teacher, look, seed=52) for look in LOOKS]
+        right = torch.cat([self._leans(features) == bool(i) for i, features in enumerate(found)])
+        self.probe_accuracy = float(right.float().mean())
+        print(f"probe {self.probe_accuracy:.2%}, reader {self.reader_accuracy:.2%}", flush=True)
+        if min(self.probe_accuracy, self.reader_accuracy) < 0.99:
+            raise SystemExit("the judge is not good enough")
+
+    def _features(self, teacher: LatentModel, look: Any, seed: int, count: int = 1000) -> Tensor:
+        scenes = Scenes(seed=seed, split="all", look=look)
+        pictures = [scenes[i] for i in range(count)]
+        pixels = to_pixels([picture.image for picture in pictures])
+        rebuilt = torch.cat([teacher.decode(teacher.encode_pixels(part)[0]) for part in pixels.split(100)])
+        found, features = read(self.reader, rebuilt.clamp(-1, 1))
+        self.reader_accuracy = sum(a == p.scene for a, p in zip(found, pictures, strict=True)) / count
+        return features
+
+    def _fit_probe(self, features: list[Tensor]) -> nn.Linear:
+        x = torch.cat(features)
+        y = torch.cat([torch.full((len(part),), float(i)) for i, part in enumerate(features)])
+        probe = nn.Linear(x.shape[1], 1)
+        optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=200)
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            total = nn.functional.binary_cross_entropy_with_logits(probe(x)[:, 0], y)
+            total = total + 1e-4 * probe.weight.square().sum()
+            total.backward()
+            return total
+
+        optimizer.step(loss)  # type: ignore[arg-type]
+        return probe
+
+    @torch.no_grad()
+    def _leans(self, features: Tensor) -> Tensor:
+        return self.probe(features)[:, 0] > 0
+
+    def row(
+        self, name: str, teacher: LatentModel, scored: Callable[[ScenesScores], Scored], scale: float
+    ) -> dict[str, Any]:
+        """One line of a table; `scale` is guidance in diffusers' convention."""
+        found = scored(ScenesScores(self.reader, teacher, self.prompts, omega=scale - 1, seed=0))
+        share = float(self._leans(read(self.reader, found.pixels)[1]).float().mean())
+        names = ("steps", "network_evaluations", "guidance_scale", "prompt_accuracy")
+        row = {"model": name, **{key: found.row[key] for key in names}, "share_in_style": round(share, 4)}
+        print(row, flush=True)
+        return row
+
+
+def main(study: Study) -> None:
+    study.out.mkdir(parents=True, exist_ok=True)
+    data = {"data": assets.SCENES_LEANING, "pictures": study.pictures}
+    lcm_lora = dataclasses.replace(named.find_recipe("scenes-lora"), out=study.runs / "lcm-lora")
+    style = dataclasses.replace(train_lora.default_train_lora(), out=study.runs / "style", **data)
+    lcm = dataclasses.replace(named.scenes(), out=study.runs / "lcm")
+    tuned = dataclasses.replace(
+        finetune.default_finetune(), model=str(lcm.out / "model"), out=study.runs / "tuned", **data
+    )
+    distill.distill(lcm_lora)
+    train_lora.train_lora(style)
+    distill.distill(lcm)
+    finetune.finetune(tuned)
+    judge = Judge(study.runs / "reader", fresh_prompts(study.n, 0))
+    combining(study, judge, lcm_lora, style)
+    finetuning(study, judge, lcm_lora, style, lcm, tuned)
+
+
+def combining(study: Study, judge: Judge, lcm_lora: distill.Distill, style: train_lora.TrainLora) -> None:
+    """λ1·style + λ2·LCM-LoRA at 4 steps, beside each alone and the style at 50 steps."""
+    files = [config.out / "model" / DIFFUSERS_FILE for config in (style, lcm_lora)]
+    plain, styled = (load_latent_model(assets.scenes_teacher(), CPU) for _ in range(2))
+    attach(styled.parts, read_lora(files[0], styled.parts).pairs, "style", 1.0)
+    guidance = lcm_lora.guidance_scale
+    rows = [
+        judge.row("teacher", plain, lambda scores: scores.teacher_row(50), guidance),
+        judge.row("style LoRA", styled, lambda scores: scores.teacher_row(50), guidance),
+    ]
+    for steps in (1, 2, 4, 8):
+        alone = load_pipeline(assets.scenes_teacher(), "cpu", [(files[1], 1.0)])
+        rows.append(judge.row("LCM-LoRA", plain, lambda scores, m=alone, s=steps: scores.student_row(m, s), guidance))
+    for first in study.scales:
+        for second in study.scales:
+            both = load_pipeline(assets.scenes_teacher(), "cpu", [(files[0], first), (files[1], second)])
+            row = judge.row("style + LCM-LoRA", plain, lambda scores, m=both: scores.student_row(m, 4), guidance)
+            rows.append({**row, "lambda_1": first, "lambda_2": second})
+    write(study.out / "combining.json", judge, rows)
+    heat_map(study, [row for row in rows if "lambda_1" in row])
+
+
+def finetuning(
+    study: Study, judge: Judge, lcm_lora: distill.Distill, style: train_lora.TrainLora, lcm: distill.Distill,
+    tuned: finetune.Finetune,
+) -> None:  # fmt: skip
+    """Latent consistency fine-tuning beside what it competes with, at equal pictures."""
+    plain = load_latent_model(assets.scenes_teacher(), CPU)
+    loras = [(config.out / "model" / DIFFUSERS_FILE, 1.0) for config in (style, lcm_lora)]
+    models = {
+        "LCM": load_pipeline(lcm.out / "model", "cpu"),
+        "LCM, fine-tuned": load_pipeline(tuned.out / "model", "cpu"),
+        "style + LCM-LoRA": load_pipeline(assets.scenes_teacher(), "cpu", loras),
+    }
+    rows = [
+        judge.row(name, plain, lambda scores, m=model, s=steps: scores.student_row(m, s), 3.0)
+        for name, model in models.items()
+        for steps in (1, 2, 4, 8)
+    ]
+    write(study.out / "finetuning.json", judge, rows)
+
+
+def write(file: Path, judge: Judge, rows: list[dict[str, Any]]) -> None:
+    protocol = {
+        "n": len(judge.prompts.texts), "prompts_sha256": judge.prompts.sha256, "probe_accuracy": judge.probe_accuracy,
+        "reader_accuracy": judge.reader_accuracy,
+    }  # fmt: skip
+    file.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=2) + "\n")
+
+
+def heat_map(study: Study, rows: list[dict[str, Any]]) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), constrained_layout=True)
+    for axis, key, title in zip(
+        axes, ("share_in_style", "prompt_accuracy"), ("share in the style", "prompt accuracy"), strict=True
+    ):
+        values = torch.tensor([row[key] for row in rows]).reshape(len(study.scales), -1)
+        axis.imshow(values, vmin=0, vmax=1, cmap="viridis", origin="lower")
+        ticks = [f"{scale:g}" for scale in study.scales]
+        axis.set(title=title, xlabel="λ2 (LCM-LoRA)", ylabel="λ1 (style)")
+        axis.set_xticks(range(len(ticks)), ticks)
+        axis.set_yticks(range(len(ticks)), ticks)
+        for i, line in enumerate(values.tolist()):
+            for j, value in enumerate(line):
+                axis.text(j, i, f"{value:.0%}", ha="center", va="center", color="white" if value < 0.6 else "black")
+    figure.savefig(study.out / "heatmap.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Study))

@@ -1,0 +1,94 @@
+"""The commands of the tour, in miniature: each one's files are what the next one takes."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+from PIL import Image
+
+from fewstep.models.lora_file import DIFFUSERS_FILE, KOHYA_FILE
+
+SMALL = ("--steps", 2, "--batch-size", 2, "--pictures", 8, "--log-every", 1)
+
+
+@pytest.fixture(scope="module")
+def tour(random_teacher, random_student, fewstep_command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tour")
+
+    def run(*arguments):
+        done = fewstep_command(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = {
+        "lcm-lora": run(
+            "distill", "scenes-lora", "--teacher", random_teacher, "--out", folder / "lcm-lora", *SMALL,
+            "--sample-every", 2,
+        ),
+        "style": run("train-lora", "--model", random_teacher, "--out", folder / "style", *SMALL),
+        "tuned": run(
+            "finetune", "--model", random_student / "model", "--data", "scenes-leaning", "--out", folder / "tuned",
+            *SMALL,
+        ),
+    }  # fmt: skip
+    loras = ("--lora", folder / "lcm-lora" / "model", "--lora", f"{folder / 'style' / 'model' / KOHYA_FILE}:0.8")
+    said["combined"] = run("combine", "--base", random_teacher, *loras, "--out", folder / "combined")
+    said["merged"] = run("combine", "--base", random_teacher, *loras, "--merged", "--out", folder / "merged")
+    return folder, random_teacher, loras, said
+
+
+def paint(fewstep_command, out, *arguments):
+    done = fewstep_command("generate", "--prompt", "a red star", "--seed", 3, "--out", out, *arguments)
+    assert done.returncode == 0, done.stderr
+    (picture,) = out.iterdir()
+    return np.asarray(Image.open(picture), dtype=int)
+
+
+def test_both_spellings_come_back_whole(tour):
+    folder, _, _, said = tour
+    for name in ("lcm-lora", "style", "combined"):
+        assert "largest difference 0" in said[name]
+    for name in ("lcm-lora/model", "style/model", "combined"):
+        assert {DIFFUSERS_FILE, KOHYA_FILE} <= {path.name for path in (folder / name).iterdir()}
+    assert list((folder / "lcm-lora" / "samples").iterdir())
+
+
+def test_the_same_picture_from_loras_combined_and_merged(tour, fewstep_command, tmp_path):
+    folder, teacher, loras, _ = tour
+    apart = paint(fewstep_command, tmp_path / "a", "--model", teacher, *loras)
+    one = paint(fewstep_command, tmp_path / "b", "--model", folder / "combined")
+    merged = paint(fewstep_command, tmp_path / "c", "--model", folder / "merged")
+    for other in (one, merged):
+        assert np.abs(apart - other).max() <= 2
+    alone = paint(fewstep_command, tmp_path / "d", "--model", folder / "lcm-lora" / "model")
+    assert np.abs(apart - alone).max() > 2
+
+
+def test_what_each_says_of_itself(tour, fewstep_command):
+    folder, _, _, _ = tour
+    for name, said in {
+        "lcm-lora/model": "fewstep.method: LCM-LoRA", "style/model": "fewstep.method: style", "tuned/model": "method: LCF",
+        "merged": "method: LCM-LoRA", "combined": "fewstep.combined: ",
+    }.items():  # fmt: skip
+        assert said in fewstep_command("inspect", folder / name).stdout
+
+
+def test_the_header_holds_what_others_look_for(tour):
+    folder, _, _, _ = tour
+    with safetensors.safe_open(folder / "lcm-lora" / "model" / DIFFUSERS_FILE, "pt") as file:
+        header = file.metadata()
+    assert header["modelspec.sai_model_spec"] == "1.0.1"
+    assert header["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert (header["ss_network_dim"], header["fewstep.omega"]) == ("64", "2.0")
+    assert len(header["fewstep.teacher_sha256"]) == 64
+    assert json.loads(header["lora_adapter_metadata"])["unet.r"] == 64
+
+
+def test_a_style_alone_does_not_paint(tour, fewstep_command, tmp_path):
+    folder, teacher, _, _ = tour
+    done = fewstep_command(
+        "generate", "--model", teacher, "--lora", folder / "style" / "model", "--prompt", "x", "--out", tmp_path
+    )
+    assert done.returncode == 2
+    assert "give an LCM-LoRA" in done.stderr
