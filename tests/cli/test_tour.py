@@ -26,7 +26,10 @@ def tour(random_teacher, random_student, fewstep_command, tmp_path_factory):
             "distill", "scenes-lora", "--teacher", random_teacher, "--out", folder / "lcm-lora", *SMALL,
             "--sample-every", 2,
         ),
-        "style": run("train-lora", "--model", random_teacher, "--out", folder / "style", *SMALL),
+        "style": run(
+            "train-lora", "--model", random_teacher, "--out", folder / "style", *SMALL, "--lr", 0.1, "--ema-decay", 0,
+            "--warmup-steps", 0,
+        ),
         "tuned": run(
             "finetune", "--model", random_student / "model", "--data", "scenes-leaning", "--out", folder / "tuned",
             *SMALL,
@@ -68,8 +71,8 @@ def test_the_same_picture_from_loras_combined_and_merged(tour, fewstep_command, 
 def test_what_each_says_of_itself(tour, fewstep_command):
     folder, _, _, _ = tour
     for name, said in {
-        "lcm-lora/model": "fewstep.method: LCM-LoRA", "style/model": "fewstep.method: style", "tuned/model": "method: LCF",
-        "merged": "method: LCM-LoRA", "combined": "fewstep.combined: ",
+        "lcm-lora/model": "fewstep.method: LCM-LoRA", "style/model": "fewstep.method: style",
+        "tuned/model": "method: LCF", "merged": "method: LCM-LoRA", "combined": "fewstep.combined: ",
     }.items():  # fmt: skip
         assert said in fewstep_command("inspect", folder / name).stdout
 

@@ -6,9 +6,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline, LCMScheduler
+from diffusers import (
+    DiffusionPipeline,
+    LatentConsistencyModelImg2ImgPipeline,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+)
 
 import fewstep
+from fewstep.data.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models.latent_model import load_latent_model
 from fewstep.models.network import student_of
@@ -53,6 +59,25 @@ def test_diffusers_paints_the_same_picture(random_student, steps):
         difference = np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max()
         assert difference <= 2
     assert np.asarray(mine[0]).std() > 1  # not two blank pictures
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(1, 1.0), (4, 0.8), (3, 0.3)])
+def test_diffusers_paints_the_same_picture_from_a_picture(random_student, steps, strength):
+    folder = random_student / "model"
+    theirs = LatentConsistencyModelImg2ImgPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    start = Scenes(seed=3)[0].image
+    expected = theirs(
+        "a cyan heart", image=start, num_inference_steps=steps, strength=strength, guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]  # fmt: skip
+    pipe = fewstep.load(folder)
+    mine = pipe("a cyan heart", steps=steps, seed=7, guidance_scale=5.0, init_image=start, strength=strength)[0]
+    assert np.abs(np.asarray(mine, dtype=int) - np.asarray(expected, dtype=int)).max() <= 2
+    without = pipe("a cyan heart", steps=steps, seed=7, guidance_scale=5.0)[0]
+    assert np.abs(np.asarray(mine, dtype=int) - np.asarray(without, dtype=int)).max() > 2
+    with pytest.raises(UserError, match=r"allows 1 to 10 at strength 0\.2"):
+        pipe("a cyan heart", steps=11, init_image=start, strength=0.2)
 
 
 def test_the_export_says_what_it_is(random_student):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fewstep import assets
 from fewstep.consistency.sampling import consistency_times, sample_consistency
-from fewstep.data.pictures import to_images
+from fewstep.data.folder import fit_square
+from fewstep.data.pictures import to_images, to_pixels
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.models.adapters import attach
@@ -56,7 +57,7 @@ class Pipeline:
         self.guidance_scale = _finite_number(model, "guidance_scale", DIFFUSERS_GUIDANCE_SCALE)
         """Used when none is given; diffusers' convention, ω + 1."""
 
-    def __call__(
+    def __call__(  # noqa: PLR0913  # one call that takes all, as diffusers' pipelines are
         self,
         prompt: str | Sequence[str],
         *,
@@ -65,12 +66,15 @@ class Pipeline:
         count: int = 1,
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
+        init_image: Image.Image | None = None,
+        strength: float = 0.8,
         batch_size: int = 16,
     ) -> list[Image.Image]:
         """Paints `count` pictures of every prompt, prompt by prompt.
 
         Picture i has a CPU generator of its own, seeded with seed + i, and does not depend on `batch_size`.
-        `guidance_scale` is diffusers' (ω + 1). Raises UserError for steps the model does not allow.
+        `guidance_scale` is diffusers' (ω + 1). With `init_image`, cut to a square of the model's size, painting starts
+        from it, the further from it the greater `strength` in (0, 1]. Raises UserError for steps not allowed.
         """
         if negative_prompt:
             warnings.warn("this model has guidance built in and ignores the negative prompt", stacklevel=2)
@@ -92,23 +96,37 @@ class Pipeline:
         for start in range(0, len(prompts), batch_size):
             part = prompts[start : start + batch_size]
             seeds = range(seed + start, seed + start + len(part))
-            z_0 = self.latents(self.model.encode_text(part), seeds, steps, omega=scale - 1)
+            cond = self.model.encode_text(part)
+            z_0 = self.latents(cond, seeds, steps, omega=scale - 1, init_image=init_image, strength=strength)
             images += to_images(self.model.decode(z_0))
         return images
 
     @torch.no_grad()
-    def latents(self, cond: Cond, seeds: Sequence[int], steps: int, omega: float) -> Tensor:
+    def latents(
+        self, cond: Cond, seeds: Sequence[int], steps: int, omega: float, *, init_image: Image.Image | None = None,
+        strength: float = 1.0,
+    ) -> Tensor:  # fmt: skip
         """z_0 `[b, c, h, w]` for conditions `[b, …]`, one seed a picture; ω in the paper's convention."""
-        draw = seeded_noise(seeds, self.model.latent_shape(self.model.resolution), self.model.device)
-        omegas = torch.full((len(seeds),), omega, device=self.model.device)
-        return sample_consistency(self.model.schedule, self.model.network, cond, omegas, self.times(steps), draw)
+        model = self.model
+        draw = seeded_noise(seeds, model.latent_shape(model.resolution), model.device)
+        omegas = torch.full((len(seeds),), omega, device=model.device)
+        start = None
+        if init_image is not None:
+            square = fit_square(init_image.convert("RGB"), model.resolution)
+            mean, std = model.encode_pixels(to_pixels([square]))
+            start = mean + std * draw()  # the posterior's noise comes first, as in diffusers
+        times = self.times(steps, strength if start is not None else 1.0)
+        return sample_consistency(model.schedule, model.network, cond, omegas, times, draw, start)
 
-    def times(self, steps: int) -> list[int]:
+    def times(self, steps: int, strength: float = 1.0) -> list[int]:
         """The times at which `steps` evaluations stand, latest first."""
-        most = min(MAX_STEPS, self.grid_size)
+        if not 0 < strength <= 1:
+            raise UserError(f"strength is {strength:g}; allowed is above 0, up to 1")
+        most = min(MAX_STEPS, int(self.grid_size * strength))
         if not 1 <= steps <= most:
-            raise UserError(f"steps is {steps}; this model allows 1 to {most}")
-        return consistency_times(self.model.schedule.num_steps, self.grid_size, steps)
+            part = "" if strength == 1 else f" at strength {strength:g}"
+            raise UserError(f"steps is {steps}; this model allows 1 to {most}{part}")
+        return consistency_times(self.model.schedule.num_steps, self.grid_size, steps, strength)
 
 
 def _whole_number(model: LatentModel, name: str, default: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__
@@ -38,6 +38,10 @@ class Generate:
     """Network evaluations per picture."""
     guidance_scale: float | None = None
     """diffusers' convention (ω + 1); the model's own default when not given."""
+    init_image: Path | None = None
+    """A picture to start from; its middle square is taken."""
+    strength: float = 0.8
+    """How far from `init_image` to go: above 0, up to 1, which keeps nothing of it."""
     seed: int = 0
     """Picture i has a generator of its own, seeded with seed + i."""
     count: Annotated[int, tyro.conf.arg(aliases=["--num-images-per-prompt"])] = 1
@@ -56,6 +60,8 @@ class Generate:
         if self.count < 1 or self.batch_size < 1:
             raise UserError(f"count is {self.count} and batch_size {self.batch_size}; both must be at least 1")
         check_seed(self.seed, max(1, self.count * len(self.prompt)))
+        if not 0 < self.strength <= 1:
+            raise UserError(f"strength is {self.strength:g}; allowed is above 0, up to 1")
         if self.guidance_scale is not None and self.guidance_scale < 1:
             raise UserError(f"guidance_scale is {self.guidance_scale:g}; it must be at least 1, which is no guidance")
 
@@ -65,12 +71,15 @@ def generate(config: Generate) -> None:
     if not config.prompt:
         raise UserError('nothing to paint: give --prompt "…"')
     pipeline = load_pipeline(config.model, config.device, [parse_lora(given) for given in config.lora])
-    pipeline.times(config.steps)  # refuses steps that this model does not allow, before any work
+    init_image = None if config.init_image is None else read_picture(config.init_image)
+    # Refuses steps that this model does not allow, before any work.
+    pipeline.times(config.steps, config.strength if init_image else 1.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         images = pipeline(
             config.prompt, steps=config.steps, seed=config.seed, count=config.count,
-            guidance_scale=config.guidance_scale, negative_prompt=config.negative_prompt, batch_size=config.batch_size,
+            guidance_scale=config.guidance_scale, negative_prompt=config.negative_prompt, init_image=init_image,
+            strength=config.strength, batch_size=config.batch_size,
         )  # fmt: skip
     for message in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
         print(f"warning: {message}")
@@ -109,6 +118,7 @@ def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, ima
         "Size": f"{image.width}x{image.height}",
         "Model": pipeline.name,
         "Model path": config.model,
+        **({} if config.init_image is None else _start(config)),
         **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
         "Version": f"fewstep {__version__}",
     }
@@ -118,6 +128,21 @@ def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, ima
     else:  # plain text chunks hold Latin-1 alone
         info.add_itxt("parameters", text)
     return info
+
+
+def _start(config: Generate) -> dict[str, str]:
+    return {"Denoising strength": f"{config.strength:g}", "Init image": str(config.init_image)}
+
+
+def read_picture(path: Path) -> Image.Image:
+    """An RGB picture, turned as its camera says."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; give a picture to start from") from error
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture; give a PNG, JPEG or WebP") from error
 
 
 def _free_name(folder: Path, prompt: str, seed: int) -> Path:

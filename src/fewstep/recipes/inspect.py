@@ -148,7 +148,11 @@ def _describe_picture(path: Path) -> Iterator[str]:
     for name, value in said.settings.items():
         yield f"{name.lower()}: {value}"
     command = ["fewstep", "generate", "--model", said.settings.get("Model path", "MODEL"), "--prompt", said.prompt]
-    for name, option in (("Steps", "--steps"), ("Seed", "--seed"), ("CFG scale", "--guidance-scale")):
+    options = {
+        "Steps": "--steps", "Seed": "--seed", "CFG scale": "--guidance-scale", "Init image": "--init-image",
+        "Denoising strength": "--strength",
+    }  # fmt: skip
+    for name, option in options.items():
         command += [option, said.settings[name]] if name in said.settings else []
     command += ["--negative-prompt", said.negative_prompt] if said.negative_prompt else []
     for name, value in said.settings.items():
