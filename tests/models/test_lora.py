@@ -6,13 +6,14 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from fewstep.errors import UserError
 from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork, attach, detach
 from fewstep.models.combining import combined, merge
 from fewstep.models.latent_model import load_latent_model
 from fewstep.models.lora_file import DIFFUSERS_FILE, KOHYA_FILE, Pair, read_lora, write_lora
+from fewstep.models.network import UNetNetwork
 
 CPU = torch.device("cpu")
 Z, T = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([999, 259])
@@ -247,3 +248,16 @@ def test_combining_adds_weight_deltas(network):
         torch.testing.assert_close(now, (before[name] + expected).float(), rtol=1e-6, atol=1e-6)
     untouched = state.keys() - {f"{name[5:]}.weight" for name in by_hand}
     assert all(torch.equal(network.unet.state_dict()[name], state[name]) for name in untouched)
+
+
+def test_the_papers_number_of_parameters_on_stable_diffusion_15(sd_schedule):
+    """67.25 M on 278 modules, as in the released LCM-LoRA; on the meta device, which holds no weights."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8
+        )
+    assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+    network = UNetNetwork(unet.requires_grad_(False), sd_schedule, "epsilon")
+    weights = AdaptedNetwork(network, 64, 64.0, TARGET_MODULES).weights
+    assert sum(p.numel() for p in weights.parameters()) == 67_252_224
+    assert len(list(weights.parameters())) == 2 * 278
