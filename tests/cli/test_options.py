@@ -74,6 +74,24 @@ def test_options_reach_the_gradient_of_adapters(lora, change):
     assert not torch.equal(gradient(lora), gradient(dataclasses.replace(lora, **change)))
 
 
+@pytest.mark.parametrize("change", [{}, {"lora_rank": 4, "guidance_range": (4.0, 4.0), "guidance_scale": 4.0}], ids=str)
+def test_gradient_checkpointing_changes_what_is_kept_and_nothing_else(base, change, monkeypatch):
+    asked = []
+    real = torch.utils.checkpoint.checkpoint
+
+    def counting(*args, **kwargs):
+        asked.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counting)
+    config = dataclasses.replace(base, **change)
+    expected = gradient(config)
+    assert not asked
+    found = gradient(dataclasses.replace(config, gradient_checkpointing=True))
+    assert asked
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
 def test_without_ema_the_student_itself_is_exported(base):
     config = dataclasses.replace(base, ema_decay=0.0)
     student = make_student(config, load_teacher(config), 64)

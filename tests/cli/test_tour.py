@@ -95,3 +95,22 @@ def test_a_style_alone_does_not_paint(tour, fewstep_command, tmp_path):
     )
     assert done.returncode == 2
     assert "give an LCM-LoRA" in done.stderr
+
+
+@pytest.mark.parametrize("recipe", ["scenes", "sd15-lora"])
+def test_a_dry_run_leaves_nothing_and_says_the_plan(recipe, tour, fewstep_command, tmp_path):
+    _, teacher, _, _ = tour
+    done = fewstep_command(
+        "distill", recipe, "--teacher", teacher, "--data", "scenes", "--out", tmp_path / "run", "--batch-size", 2,
+        "--dry-run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for said in ("plan: ", "updates of 2", "time: at most", "peak memory: "):
+        assert said in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_family_recipe_asks_for_teacher_and_data(fewstep_command, tmp_path):
+    done = fewstep_command("distill", "sd15", "--data", "scenes", "--out", tmp_path / "run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "give --teacher" in done.stderr

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
+
+import torch
 
 from fewstep import assets
 from fewstep.consistency.distance import DistanceName, l2, pseudo_huber
@@ -18,8 +24,9 @@ from fewstep.data.scene_drawing import SIDE, Look
 from fewstep.data.scenes import SceneExamples, Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.grid import labelled_grid
-from fewstep.models.encoding import PictureSource, encode
+from fewstep.models.encoding import CaptionedPicture, PictureSource, encode
 from fewstep.models.latent_model import LatentModel
+from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes.run_folder import claim_run_folder
 from fewstep.recipes.student import Student
 from fewstep.train.config import LoopConfig
@@ -64,6 +71,10 @@ class ConsistencyRun(LoopConfig):
     """Updates between two sample grids; 0 draws none."""
     keep_gib: float = 4.0
     """Latents and texts are encoded once and kept when they need at most this many GiB."""
+    gradient_checkpointing: bool = False
+    """Keep fewer activations and compute them again in the backward pass: less memory, a third more time."""
+    dry_run: bool = False
+    """Do one batch, one update, one save and one reload in a folder that goes away, and print the plan."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
@@ -98,6 +109,11 @@ def run(
     if resolution % model.pixels_per_latent:
         raise UserError(f"resolution is {resolution}; the teacher needs a multiple of {model.pixels_per_latent}")
     pictures = open_pictures(config, resolution)
+    if config.dry_run:
+        few = FirstPictures(pictures, config.batch_size)
+        student = make(resolution)
+        try_out(config, student, make_task(config, student, path(student), model, few, resolution), len(pictures))
+        return
     claim_run_folder(config.out, config)
     student = make(resolution)
     task = make_task(config, student, path(student), model, pictures, resolution)
@@ -122,6 +138,49 @@ def make_task(
     return DistillTask(
         student.learner, method, encode(model, pictures, resolution, config.keep_gib), drawn, config.seed
     )
+
+
+@dataclass(frozen=True)
+class FirstPictures:
+    """The beginning of a source."""
+
+    source: PictureSource
+    count: int
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.source))
+
+    def __getitem__(self, index: int) -> CaptionedPicture:
+        return self.source[index]
+
+
+def try_out(config: ConsistencyRun, student: Student, task: DistillTask, pictures: int) -> None:
+    """One batch, one update, one save and one reload, in a folder that goes away; then the plan of the whole run."""
+    once = LoopConfig(**{field.name: getattr(config, field.name) for field in fields(LoopConfig)} | {"steps": 1})
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        fit(task, once, Path(folder) / "run", "dry run")
+        seconds = time.perf_counter() - begun
+        student.save(Path(folder) / "model")
+        load_pipeline(Path(folder) / "model", config.device)
+    learning = sum(p.numel() for p in student.learner.weights.parameters() if p.requires_grad)
+    print(f"saved and loaded again; {learning:,} parameters learn")
+    print(
+        f"plan: {config.steps} updates of {config.batch_size}, {config.steps * config.batch_size / pictures:.1f} epochs"
+    )
+    print(
+        f"time: at most {timedelta(seconds=round(seconds * config.steps))}, by the first update, which is the slowest"
+    )
+    print(f"peak memory: {peak_gib():.2f} GiB")
+
+
+def peak_gib() -> float:
+    """Of the GPU where there is one, else of the process, since it began."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def check_skip(skip: int, num_steps: int) -> None:

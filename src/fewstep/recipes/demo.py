@@ -60,6 +60,8 @@ def demo(config: Demo) -> None:
     """Leaves `model/`, `grid.png` and `scores.json` in `config.out`."""
     # The run folder belongs to the distillation alone: scoring it otherwise is no other run.
     distill(Distill(**{field.name: getattr(config, field.name) for field in fields(Distill)}))
+    if config.dry_run:
+        return
     scored, scores = score(config, config.out / "model")
     (config.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     details = json.loads((config.out / "model" / "fewstep.json").read_text())

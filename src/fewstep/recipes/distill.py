@@ -66,11 +66,14 @@ def load_teacher(config: Distill) -> LatentModel:
 
 def make_student(config: Distill, teacher: LatentModel, resolution: int) -> Student:
     """What learns; with adapters `teacher` itself is given them."""
-    details, ema = model_details(config, teacher), config.ema_decay > 0
+    settings: Any = {
+        "ema": config.ema_decay > 0, "checkpointing": config.gradient_checkpointing,
+        "details": model_details(config, teacher),
+    }  # fmt: skip
     if config.lora_rank:
-        return LoraStudent(teacher, ema=ema, details=details)
+        return LoraStudent(teacher, **settings)
     network = student_of(teacher.network, resolution // teacher.pixels_per_latent)
-    return WholeStudent(network, teacher, ema=ema, details=details)
+    return WholeStudent(network, teacher, **settings)
 
 
 def model_details(config: Distill, teacher: LatentModel) -> dict[str, Any]:

@@ -56,14 +56,15 @@ def takes_guidance(model: LatentModel) -> bool:
 
 def make_student(config: Finetune, model: LatentModel, resolution: int) -> Student:
     """What learns: all of the few-step model, adapters on it, or a student made from a teacher."""
-    details, ema = model_details(config, model), config.ema_decay > 0
+    settings: Any = {
+        "ema": config.ema_decay > 0, "checkpointing": config.gradient_checkpointing,
+        "details": model_details(config, model),
+    }  # fmt: skip
     if config.lora_rank:
-        return LoraStudent(model, ema=ema, details=details)
+        return LoraStudent(model, **settings)
     if takes_guidance(model):
-        return WholeStudent(model.network.requires_grad_(True), model, ema=ema, details=details)
-    return WholeStudent(
-        student_of(model.network, resolution // model.pixels_per_latent), model, ema=ema, details=details
-    )
+        return WholeStudent(model.network.requires_grad_(True), model, **settings)
+    return WholeStudent(student_of(model.network, resolution // model.pixels_per_latent), model, **settings)
 
 
 def model_details(config: Finetune, model: LatentModel) -> dict[str, Any]:

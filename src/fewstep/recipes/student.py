@@ -42,10 +42,14 @@ class Student(Protocol):
 class WholeStudent:
     """Every weight learns."""
 
-    def __init__(self, network: UNetNetwork, model: LatentModel, *, ema: bool, details: Mapping[str, Any]) -> None:
+    def __init__(
+        self, network: UNetNetwork, model: LatentModel, *, ema: bool, checkpointing: bool, details: Mapping[str, Any]
+    ) -> None:
         """`model` gives all but the network; `details` as `save_student` wants them."""
         self.base: Network = model.network
         self.learner = whole(network, ema=ema)
+        if checkpointing:
+            network.unet.enable_gradient_checkpointing()
         self._model, self._details = model, details
         self._pipeline = Pipeline(_as_student(model, details, self._exported))
 
@@ -68,10 +72,14 @@ class WholeStudent:
 class LoraStudent:
     """Adapters learn; the base serves teacher and student alike, so that there is one copy of it in memory."""
 
-    def __init__(self, model: LatentModel, *, ema: bool, details: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: LatentModel, *, ema: bool, checkpointing: bool = False, details: Mapping[str, Any]
+    ) -> None:
         """`details` as `save_lora` wants them."""
         self._adapted = AdaptedNetwork(model.network, details["lora_rank"], details["lora_alpha"], TARGET_MODULES)
         self._average = self._adapted.copy_of_weights() if ema else None
+        if checkpointing:
+            model.network.unet.enable_gradient_checkpointing()
         self.base: Network = self._adapted.teacher
         self.learner = Learner(
             weights=self._adapted.weights, student=self._adapted.student, averaged=self._average,
