@@ -32,7 +32,6 @@ def test_the_teacher_obeys_in_stable_diffusion_pipeline():
     assert sum(s is not None and s.agrees_with(p) for s, (_, p) in zip(found, pairs, strict=True)) >= 6
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="96.9 %: docs/teacher.md")
 def test_the_teacher_reaches_its_bar():
     row = json.loads((DOCS / "teacher" / "scores.json").read_text())["rows"][0]
     assert (row["n"], row["steps"]) == (1000, 50)
