@@ -48,6 +48,12 @@ def test_the_published_demo_reaches_its_bar(rows):
             assert rows["lcm", steps]["fd"] < rows[other, steps]["fd"]
 
 
+def test_the_baselines_of_the_published_demo_stand_at_their_best_spacing(rows):
+    tried = json.loads((DOCS / "demo" / "spacing.json").read_text())["rows"]
+    for row in tried:
+        assert row["prompt_accuracy"] <= rows[row["sampler"], row["steps"]]["prompt_accuracy"]
+
+
 def test_the_longer_run_reaches_its_bar():
     scores = json.loads((DOCS / "scenes-long" / "scores.json").read_text())
     accuracy = {(row["sampler"], row["steps"]): row["prompt_accuracy"] for row in scores["rows"]}
