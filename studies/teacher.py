@@ -3,7 +3,7 @@
     python studies/teacher.py --out docs/teacher        # about eight minutes on two cores
 
 Figures (docs/teacher/scores.json): reader 100 % on real pictures, 99.75 % on reconstructions; teacher
-96.9 %, FD 10.3, on 1,000 prompts at guidance_scale 1.5; 94.8 % at 3 and 90.4 % at 5 on 250.
+97.4 %, FD 10.4, on 1,000 prompts at guidance_scale 1.5; 94.8 % at 3 and 90.8 % at 5 on 250.
 """
 
 from __future__ import annotations

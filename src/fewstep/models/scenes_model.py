@@ -68,12 +68,16 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, v-prediction."""
+    """Stable Diffusion's noise schedule, rescaled to end in noise alone (arXiv 2305.08891); v-prediction.
+
+    Else training would see a trace of the picture at t = T − 1, from which it learns what sampling cannot give it.
+    """
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,

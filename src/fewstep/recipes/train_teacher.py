@@ -52,7 +52,7 @@ def _finish() -> LoopConfig:
 
 
 def _touch_up() -> LoopConfig:
-    return LoopConfig(steps=2400, lr=7e-4, lr_decay="cosine", warmup_steps=100, ema_decay=0.999)
+    return LoopConfig(steps=2400, batch_size=64, lr=1.2e-3, lr_decay="cosine", warmup_steps=100, ema_decay=0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class TrainTeacher:
     finish: LoopConfig = field(default_factory=_finish)
     """A second loop of the UNet from the average of the first."""
     touch_up: LoopConfig = field(default_factory=_touch_up)
-    """A third one, shorter still."""
+    """A third one, of larger batches."""
     seed: int = 0
     """Seeds initial weights, pictures and every draw."""
 
