@@ -145,7 +145,8 @@ def _finite_number(model: LatentModel, name: str, default: float) -> float:
 
 
 def load_pipeline(source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = ()) -> Pipeline:
-    """Loads a few-step model from a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep wrote.
+    """Loads a few-step model from a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep wrote; or a
+    base for the LCM-LoRA among `loras`, which may be `scenes`, the bundled teacher.
 
     `loras` are files with their scales, hung on together. `device` is auto, cpu, cuda or mps.
     """
@@ -154,7 +155,8 @@ def load_pipeline(source: str | Path, device: str = "auto", loras: Sequence[tupl
         base = read_header(lora).get("fewstep.teacher")
         if base is None:
             raise UserError(f"{lora} does not say what model it is for; give that as the model and this as a LoRA")
-        source, loras = assets.scenes_teacher() if base == assets.SCENES else base, [(lora, 1.0), *loras]
+        source, loras = base, [(lora, 1.0), *loras]
+    source = assets.scenes_teacher() if str(source) == assets.SCENES else source
     model = load_latent_model(source, pick_device(device))
     return Pipeline(with_loras(model, loras) if loras else model)
 
