@@ -71,7 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         _fail(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
     except KeyboardInterrupt:
-        goes_on = "" if arguments[0] == "generate" else "; the same command goes on from the last checkpoint"
+        goes_on = (
+            "" if arguments[0] == "generate" else "; the same command goes on from the last checkpoint, if there is one"
+        )
         print(f"\nfewstep: stopped{goes_on}", file=sys.stderr)
         sys.exit(130)
 

@@ -1,9 +1,13 @@
 """How the bundled teacher was made, in miniature, twice in the same folder."""
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.recipes import train_teacher as recipe
+from fewstep.train.config import LoopConfig
+from fewstep.train.teacher_tasks import AutoencoderTask
 
 SMALL = (
     "--pictures", 40, "--autoencoder.steps", 2, "--autoencoder.batch-size", 2, "--polish.steps", 2,
@@ -43,3 +47,27 @@ def assert_exported_is_last_average(run):
     assert text
     for name, value in text.items():
         assert torch.equal(value, last[f"averaged.text_encoder.{name}"]), name
+
+
+def test_the_autoencoders_second_cycle_draws_anew(tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    seen = []
+
+    class Recorder(AutoencoderTask):
+        def __init__(self, autoencoder, pixels, seed):
+            super().__init__(autoencoder, pixels, seed)
+            seen.append((pixels(range(2)), seed))
+
+    def stop(*_):
+        raise Stop
+
+    monkeypatch.setattr(recipe, "AutoencoderTask", Recorder)
+    monkeypatch.setattr(recipe, "ReaderTask", stop)
+    short = LoopConfig(steps=1, batch_size=2)
+    with pytest.raises(Stop):
+        recipe.train_teacher(recipe.TrainTeacher(out=tmp_path / "t", autoencoder=short, polish=short))
+    (first, seed), (second, other_seed) = seen
+    assert not torch.equal(first, second)
+    assert seed != other_seed

@@ -10,6 +10,7 @@ from fewstep import assets
 from fewstep.data.pictures import to_images
 from fewstep.data.scenes import Scenes
 from fewstep.evaluate.baselines import teacher_latents, teacher_times
+from fewstep.models import scenes_model
 from fewstep.models.latent_model import load_latent_model
 
 
@@ -65,3 +66,12 @@ def test_everything_bundled_is_small():
     folder = assets.scenes_teacher().parent
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 20_000_000
     assert not list(folder.rglob("*.bin"))
+
+
+def test_the_bundled_schedule_is_the_recipes():
+    """In files of other versions of diffusers keys may be missing or more; those that both have are the same."""
+    bundled = DDIMScheduler.from_pretrained(assets.scenes_teacher() / "scheduler").config
+    recipe = scenes_model.build_scheduler().config
+    shared = {name for name in bundled.keys() & recipe.keys() if not name.startswith("_")}
+    assert {name: bundled[name] for name in shared} == {name: recipe[name] for name in shared}
+    assert bundled["rescale_betas_zero_snr"]

@@ -127,17 +127,29 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, ema):
     assert [event.step for event in shown] == [5, 10, 12]
 
 
-def test_what_is_cut_short_at_a_step_is_done_again(tmp_path):
+def test_what_is_cut_short_at_a_step_is_done_again_and_costs_no_update(tmp_path):
     done = []
 
-    def interrupted(step):
+    def failing(step):
         if step == 5:
-            raise KeyboardInterrupt
+            raise MemoryError
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(Regression(), BASE, tmp_path, "test", interrupted)
-    fit(Regression(), BASE, tmp_path, "test", done.append)
-    assert 5 in done
+    with pytest.raises(MemoryError):
+        fit(Regression(), BASE, tmp_path, "test", failing)
+    task = Regression()
+    fit(task, BASE, tmp_path, "test", done.append)
+    assert done[0] == 5
+    assert task.seen[0] == 5 * BASE.batch_size
+
+
+def test_seconds_go_on_after_a_restart(tmp_path):
+    trained(tmp_path, dataclasses.replace(BASE, steps=5))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({**json.loads(lines[0]), "seconds": 1000.0}) + "\n")
+    trained(tmp_path)
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert seconds[0] == 1000
+    assert 1000 <= seconds[1] <= seconds[2] < 1100
 
 
 def test_resuming_keeps_moments_with_their_weights_in_channels_last(tmp_path):

@@ -11,13 +11,16 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers import Field, Solver, ddim
 
-Spacing = Literal["trailing", "leading", "linspace"]
-"""Where the steps stand: from T − 1 in equal strides; from 1 in equal strides (never reaching T − 1); from
-T − 1 to 0 with both ends."""
+Spacing = Literal["trailing", "leading", "linspace", "leading+1", "linspace+1"]
+"""Where n steps stand: from T − 1 in equal strides; from 1 in equal strides (never reaching T − 1); from T − 1 to 0
+with both ends. The last two make n + 1 such steps and leave out the earliest, as diffusers' DPM-Solver schedulers
+do."""
 
 
 def sampling_times(num_steps: int, count: int, spacing: Spacing) -> list[int]:
     """`count` whole times of a schedule of `num_steps`, latest first, as diffusers' schedulers place them."""
+    if spacing in ("leading+1", "linspace+1"):
+        return sampling_times(num_steps, count + 1, "leading" if spacing == "leading+1" else "linspace")[:-1]
     if spacing == "trailing":
         times = torch.arange(num_steps, 0, -num_steps / count, dtype=torch.float64).round()[:count] - 1
     elif spacing == "leading":

@@ -233,9 +233,13 @@ def _sampler(config: ConsistencyRun, student: Student, captions: list[str]) -> C
     def sample(step: int) -> None:
         if step % config.sample_every and step != config.steps:
             return
-        folder = config.out / "samples"
-        folder.mkdir(exist_ok=True)
+        file = config.out / "samples" / f"step-{step:07d}.png"
+        if file.exists():
+            return
+        file.parent.mkdir(exist_ok=True)
         rows = [(f"{steps} steps", student.paint(captions, steps)) for steps in allowed]
-        labelled_grid(rows, captions).save(folder / f"step-{step:07d}.png")
+        draft = file.with_suffix(".tmp")
+        labelled_grid(rows, captions).save(draft, format="png")
+        draft.rename(file)
 
     return sample

@@ -104,7 +104,8 @@ def restore_newest(state: RunState, folder: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"checkpoint {newest} cannot be read ({reason}); delete it to go on from an older one"
+            f"checkpoint {newest} cannot be read ({reason}); delete it to go on from an older one, or, if an earlier "
+            "version of fewstep wrote it, choose another --out"
         ) from error
     return True
 

@@ -22,7 +22,7 @@ class RunLog:
         self._title, self._steps = title, steps
         self._begun = time.perf_counter()
         self._last = (self._begun, start)
-        self._forget_after(start)
+        self._begun -= self._forget_after(start)
         self._board = _tensorboard(folder, start)
         self._progress: Progress | None = None
         if sys.stderr.isatty():
@@ -69,12 +69,16 @@ class RunLog:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def _forget_after(self, start: int) -> None:
-        """Drops lines that an interrupted run wrote after its last checkpoint: they are written again."""
+    def _forget_after(self, start: int) -> float:
+        """Drops lines that an interrupted run wrote after its last checkpoint: they are written again.
+
+        Gives the seconds that the run had taken by the last of the others.
+        """
         if not self._path.exists():
-            return
+            return 0.0
         kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= start]
         self._path.write_text("".join(line + "\n" for line in kept))
+        return float(json.loads(kept[-1]).get("seconds", 0)) if kept else 0.0
 
 
 def _step_of(line: str) -> float:

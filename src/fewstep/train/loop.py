@@ -39,13 +39,15 @@ class NonFiniteLossError(UserError):
 def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Callable[[int], None] | None = None) -> None:
     """Trains `task` to `config.steps`, going on from the newest checkpoint in `folder`.
 
-    `at_step(n)` is called after every update n, with the weights of that moment, for sample grids and the like.
+    `at_step(n)` is called after every update n, with the weights of that moment, for sample grids and the like; after a
+    restart it is called for the restored update again.
     Raises NonFiniteLossError with weights, moments and average as they were before the broken update.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(task.student.parameters()).device
     state = RunState(task.student, task.averaged, make_optimizer(task.student, config))
-    restore_newest(state, folder / "checkpoints")
+    if restore_newest(state, folder / "checkpoints") and at_step is not None:
+        at_step(state.step)  # may have been cut short
     broken = torch.zeros((), device=device)
     with RunLog(folder, title, config.steps, state.step) as log:
         while state.step < config.steps:
@@ -64,10 +66,10 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
                 lr = learning_rate(config, state.step - 1)
                 log.record(state.step, config.batch_size, {"loss": mean, "lr": lr})
                 state.losses = []
-            if at_step is not None:  # before saving: what an interruption cuts short here is done again
-                at_step(state.step)
-            if saving:
+            if saving:  # before anything of `at_step` can fail
                 save_checkpoint(state, folder / "checkpoints", config.keep_checkpoints)
+            if at_step is not None:
+                at_step(state.step)
 
 
 def _one_update(task: Task, state: RunState, config: LoopConfig, broken: Tensor) -> Tensor:
