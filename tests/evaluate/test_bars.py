@@ -52,6 +52,9 @@ def test_the_baselines_of_the_published_demo_stand_at_their_best_spacing(rows):
     tried = json.loads((DOCS / "demo" / "spacing.json").read_text())["rows"]
     for row in tried:
         assert row["prompt_accuracy"] <= rows[row["sampler"], row["steps"]]["prompt_accuracy"]
+        if row["steps"] <= 4:
+            assert row["prompt_accuracy"] < rows["lcm", row["steps"]]["prompt_accuracy"]
+            assert row["fd"] > rows["lcm", row["steps"]]["fd"]
 
 
 def test_the_longer_run_reaches_its_bar():
