@@ -104,7 +104,7 @@ def show(scores: dict[str, Any]) -> None:
     protocol = scores["protocol"]
     guidance = f"guidance_scale {protocol['guidance_scale']:g} (ω = {protocol['omega']:g})"
     table = Table(title=f"{protocol['n']} fresh prompts, {guidance}")
-    for heading in ("sampler", "steps", "evaluations", "spacing", "accuracy", "unseen pairs", "FD", "ms/image"):
+    for heading in ("sampler", "steps", "calls", "spacing", "accuracy", "unseen", "FD", "ms"):
         table.add_column(heading, justify="left" if heading in ("sampler", "spacing") else "right")
     for row in scores["rows"]:
         unseen = row["prompt_accuracy_unseen"]
