@@ -43,7 +43,8 @@ def test_encoding_and_decoding_use_the_scaling_factor(random_teacher):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_other_parameterisations(teacher_copy, edit_json, kind):
-    edit_json(teacher_copy / "scheduler" / "scheduler_config.json", prediction_type=kind)
+    scheduler = teacher_copy / "scheduler" / "scheduler_config.json"
+    edit_json(scheduler, prediction_type=kind, rescale_betas_zero_snr=kind != "epsilon")
     model = load_latent_model(teacher_copy, CPU)
     z, t, cond = torch.randn(1, 12, 8, 8), torch.tensor([399]), model.encode_text(["a red star"])
     raw = model.network.unet(z, t, encoder_hidden_states=cond["text"]).sample
