@@ -2,9 +2,9 @@
 
     python studies/styles.py        # about twenty minutes on two cores; goes on where it stopped
 
-Figures: docs/styles/combining.json and heatmap.png, docs/styles/finetuning.json, printed in docs/styles.md. A picture
-is in the style when a linear probe of the reader's features says so; the probe, and the reader, which here is trained
-on both looks, are tested on reconstructions first, and the study stops if either is right in less than 99 %.
+Figures: none published yet; it writes docs/styles/combining.json, heatmap.png and finetuning.json. A picture is in the
+style when a linear probe of the reader's features says so; the probe, and the reader, which here is trained on both
+looks, are tested on reconstructions first, and the study stops if either is right in less than 99 %.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Judge:
 
     def __init__(self, folder: Path, prompts: Prompts) -> None:
         torch.manual_seed(0)
-        task = ReaderTask(load_reader(assets.scenes_reader()), 3, LOOKS)
+        task = ReaderTask(load_reader(assets.scenes_reader()).requires_grad_(True), 3, LOOKS)
         loop = LoopConfig(steps=1000, batch_size=64, lr=1e-3, lr_decay="cosine", warmup_steps=50, ema_decay=0.99)
         fit(task, loop, folder, "reader of both looks")
         self.reader: Reader = task.averaged
@@ -122,10 +122,11 @@ def main(study: Study) -> None:
     tuned = dataclasses.replace(
         finetune.default_finetune(), model=str(lcm.out / "model"), out=study.runs / "tuned", **data
     )
-    distill.distill(lcm_lora)
-    train_lora.train_lora(style)
-    distill.distill(lcm)
-    finetune.finetune(tuned)
+    for train, config in (
+        (distill.distill, lcm_lora), (train_lora.train_lora, style), (distill.distill, lcm), (finetune.finetune, tuned),
+    ):  # fmt: skip
+        if not (config.out / "model").exists():
+            train(config)  # type: ignore[operator]
     judge = Judge(study.runs / "reader", fresh_prompts(study.n, 0))
     combining(study, judge, lcm_lora, style)
     finetuning(study, judge, lcm_lora, style, lcm, tuned)
