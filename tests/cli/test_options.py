@@ -96,6 +96,7 @@ def test_without_ema_the_student_itself_is_exported(base):
     config = dataclasses.replace(base, ema_decay=0.0)
     student = make_student(config, load_teacher(config), 64)
     assert (student.learner.averaged, student.learner.target) == (None, None)
+    assert student._exported is student.learner.weights
 
 
 def test_kept_and_fresh_latents_are_the_same(base):
