@@ -31,7 +31,7 @@ BAD_INPUT = {
     "yaml of something else": (("distill", "{full}/other.yaml"), "sets colour, which Distill does not have"),
     "wrong type in yaml": (("distill", "{full}/typed.yaml"), "steps is 'many'; wanted is one int"),
     "wrong choice in yaml": (("distill", "{full}/choice.yaml"), "distance is 'l3'; allowed are huber, l2"),
-    "skip without a grid": (("distill", "--skip", "60"), "skip is 60, where no sampler of 1000 times lands"),
+    "skip too long": (("distill", "--skip", "101"), "skip is 101; allowed are 1 to 100"),
     "not finite": (("distill", "--lr", "nan"), "lr is nan; it must be a finite number"),
     "infinite guidance": (("distill", "--guidance-range", "3", "inf"), "guidance_range is inf"),
     "huge seed": (("generate", "--prompt", "a", "--seed", "99999999999999999999"), "seed is 99999999999999999999"),

@@ -19,9 +19,11 @@ Times = Literal["grid", "any"]
 def draw_times(u: Tensor, num_steps: int, skip: int, times: Times) -> tuple[Tensor, Tensor]:
     """t and s = max(t − skip, 0), whole, from `u` `[b]` uniform in [0, 1).
 
-    `grid`: t ∈ {k−1, 2k−1, …}, where LCM samplers land. `any`: t ∈ {k, …, T−1}, algorithm 1 as the paper writes it.
+    `grid`: t ∈ {k′−1, 2k′−1, …}, where LCM samplers with T // k times land, so that k′ = T // (T // k); that is k
+    itself wherever k divides T. `any`: t ∈ {k, …, T−1}, algorithm 1 as the paper writes it.
     """
-    choices = torch.arange(skip - 1, num_steps, skip) if times == "grid" else torch.arange(skip, num_steps)
+    spacing = num_steps // (num_steps // skip)
+    choices = torch.arange(spacing - 1, num_steps, spacing) if times == "grid" else torch.arange(skip, num_steps)
     choices = choices[choices > 0]  # k = 1 would hold t = 0, where f is the identity and nothing is learnt
     t = choices.to(u.device)[(u * len(choices)).long()]
     return t, (t - skip).clamp(min=0)

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -42,12 +43,18 @@ class AdapterWeights(nn.Module):
 class AdaptedNetwork:
     """Three networks with one base in memory: with adapters, without, and with other adapters in their place."""
 
-    def __init__(self, network: UNetNetwork, rank: int, alpha: float, target_modules: tuple[str, ...]) -> None:
-        """Hangs fresh adapters, whose effect is zero, on `network`."""
+    def __init__(
+        self, network: UNetNetwork, rank: int, alpha: float, target_modules: tuple[str, ...],
+        base_dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        """Hangs fresh adapters in fp32, whose effect is zero, on `network`, the rest of which is stored in `base_dtype`."""
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules))  # type: ignore[arg-type]
         network.unet.add_adapter(config, _TRAINED)
         self.network, self.alpha = network, alpha
         self.weights = AdapterWeights(network)
+        for parameter in network.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(base_dtype)
 
     def student(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         """The base with its adapters."""

@@ -22,6 +22,7 @@ from diffusers import (
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
+from fewstep.models.families import kohya_base, modelspec_architecture
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, STYLE_LORA, Lora, write_lora
 from fewstep.models.network import UNetNetwork
@@ -97,7 +98,7 @@ def _replaced_whole(folder: Path) -> Iterator[Path]:
 def save_lora(folder: Path, model: LatentModel, pairs: Lora, details: Mapping[str, Any]) -> float:
     """Writes a LoRA in both spellings, `fewstep.json` and the card; returns the largest difference on reloading.
 
-    `details` as for `save_student`, with `grid_size`, `lora_rank` and `lora_alpha`.
+    `details` as for `save_student`, with `grid_size`, `lora_rank`, `lora_alpha` and `teacher_sha256`.
     """
     with _replaced_whole(folder) as draft:
         difference = write_lora(draft, pairs, lora_header(model, details), model.parts)
@@ -108,9 +109,10 @@ def save_lora(folder: Path, model: LatentModel, pairs: Lora, details: Mapping[st
 
 def lora_header(model: LatentModel, details: Mapping[str, Any]) -> dict[str, str]:
     """ModelSpec 1.0.1, kohya's `ss_*`, and what our own loader needs to paint by itself."""
+    architecture = modelspec_architecture(model.family, model.network.parameterisation)
     said = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": details["name"],
         "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
@@ -125,7 +127,9 @@ def lora_header(model: LatentModel, details: Mapping[str, Any]) -> dict[str, str
         "ss_seed": details["seed"],
         "fewstep.method": details["method"],
         "fewstep.teacher": details["teacher"],
-        "fewstep.teacher_sha256": weights_sha256(model.network.unet),
+        "fewstep.teacher_sha256": details["teacher_sha256"],
+        **({"fewstep.base_config": details["base_config"]} if "base_config" in details else {}),
+        **kohya_base(model.family),
     }
     if details["method"] == LCM_LORA:
         said |= {

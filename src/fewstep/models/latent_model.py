@@ -1,4 +1,4 @@
-"""A latent diffusion model in Stable Diffusion's layout, loaded from a diffusers folder or from the Hub."""
+"""A latent diffusion model in Stable Diffusion's layout, loaded from a diffusers folder, the Hub, or a single file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from fewstep import assets
 from fewstep.diffusion.prediction import Cond, Parameterisation
 from fewstep.diffusion.schedule import Schedule, ScheduleError
 from fewstep.errors import UserError
+from fewstep.models.families import Family, family_of
 from fewstep.models.network import UNetNetwork
+from fewstep.models.single_file import load_single_file
 
 TEACHER_CLASS = "StableDiffusionPipeline"
 STUDENT_CLASS = "LatentConsistencyModelPipeline"
@@ -31,7 +34,7 @@ class LatentModel:
     """A teacher, or a student that fewstep or another wrote; `network` tells which by its ω input."""
 
     source: str
-    """Folder or Hub id that it was loaded from."""
+    """Folder, Hub id or single file that it was loaded from."""
     network: UNetNetwork
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
@@ -58,6 +61,10 @@ class LatentModel:
     @property
     def schedule(self) -> Schedule:
         return self.network.schedule
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.network.unet.config)
 
     @property
     def resolution(self) -> int:
@@ -130,8 +137,18 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_latent_model(source: str | Path, device: torch.device) -> LatentModel:
-    """Loads every part in fp32 on `device`, frozen; raises UserError naming what is missing or not known."""
+def load_latent_model(source: str | Path, device: torch.device, base_config: str = "") -> LatentModel:
+    """Loads every part in fp32 on `device`, frozen; raises UserError naming what is missing or not known.
+
+    `source` is `scenes` (bundled), a diffusers folder, a Hub id or a single-file checkpoint, for which `base_config`
+    may be a folder with the family's configurations and tokenizers.
+    """
+    if str(source) == assets.SCENES:
+        source = assets.scenes_teacher()
+    if Path(source).is_file():
+        return _from_single_file(Path(source), device, base_config)
+    if base_config:
+        raise UserError(f"{source} is no single file and has its own configurations; leave --base-config out")
     folder = _local_folder(source)
     index = _read_json(folder / "model_index.json", f"{source} is not a pipeline")
     kind = index.get("_class_name")
@@ -142,27 +159,61 @@ def load_latent_model(source: str | Path, device: torch.device) -> LatentModel:
         if not (folder / part).is_dir():
             raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
     scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
+    _read_schedule(scheduler_config, source)  # before the weights, which take their time
+    details_file = folder / "fewstep.json"
+    parts = {
+        "unet": _load_part(UNet2DConditionModel, folder / "unet"),
+        "vae": _load_part(AutoencoderKL, folder / "vae"),
+        "text_encoder": _load_part(CLIPTextModel, folder / "text_encoder"),
+        "tokenizer": _load_tokenizer(folder / "tokenizer"),
+        "text_encoder_2": _load_part(CLIPTextModelWithProjection, folder / "text_encoder_2") if xl else None,
+        "tokenizer_2": _load_tokenizer(folder / "tokenizer_2") if xl else None,
+    }
+    details = _read_json(details_file, f"{source} cannot be read") if details_file.exists() else {}
+    zero_null_cond = xl and bool(index.get("force_zeros_for_empty_prompt", True))
+    return _assemble(source, parts, scheduler_config, device, details=details, zero_null_cond=zero_null_cond)
+
+
+def _from_single_file(path: Path, device: torch.device, base_config: str) -> LatentModel:
+    pipeline = load_single_file(path, base_config)
+    zero_null_cond = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
+    scheduler_config = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
+    parts = dict(pipeline.components)
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if parts.get(name) is not None:
+            parts[name] = parts[name].eval().requires_grad_(False)
+    return _assemble(path, parts, scheduler_config, device, details={}, zero_null_cond=zero_null_cond)
+
+
+def _assemble(
+    source: str | Path, parts: dict[str, Any], scheduler_config: dict[str, Any], device: torch.device, *,
+    details: dict[str, Any], zero_null_cond: bool,
+) -> LatentModel:  # fmt: skip
+    """Checks that the parts fit each other, and puts them on `device`."""
     schedule, parameterisation = _read_schedule(scheduler_config, source)
-    unet = _load_part(UNet2DConditionModel, folder / "unet").to(device)
-    vae = _load_part(AutoencoderKL, folder / "vae").to(device, memory_format=torch.channels_last)
-    text_encoder = _load_part(CLIPTextModel, folder / "text_encoder").to(device)
+    unet, vae = parts["unet"], parts["vae"]
     if not isinstance(unet.config.sample_size, int):
         raise UserError(
             f"{source} has sample_size {unet.config.sample_size} in unet/config.json; square models are read"
         )
-    details_file = folder / "fewstep.json"
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise UserError(
+            f"{source} has a UNet of {unet.config.in_channels} input channels and latents of "
+            f"{vae.config.latent_channels}: inpainting and upscaling models are not read; give a text-to-image model"
+        )
+    encoder_2 = parts.get("text_encoder_2")
     pixels_per_latent = 2 ** (len(vae.config.block_out_channels) - 1)
     return LatentModel(
         source=str(source),
-        network=UNetNetwork(unet, schedule, parameterisation, pixels_per_latent),
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=_load_tokenizer(folder / "tokenizer"),
+        network=UNetNetwork(unet.to(device), schedule, parameterisation, pixels_per_latent),
+        vae=vae.to(device, memory_format=torch.channels_last),
+        text_encoder=parts["text_encoder"].to(device),
+        tokenizer=parts["tokenizer"],
         scheduler_config=scheduler_config,
-        details=_read_json(details_file, f"{source} cannot be read") if details_file.exists() else {},
-        text_encoder_2=_load_part(CLIPTextModelWithProjection, folder / "text_encoder_2").to(device) if xl else None,
-        tokenizer_2=_load_tokenizer(folder / "tokenizer_2") if xl else None,
-        zero_null_cond=xl and bool(index.get("force_zeros_for_empty_prompt", True)),
+        details=details,
+        text_encoder_2=None if encoder_2 is None else encoder_2.to(device),
+        tokenizer_2=parts.get("tokenizer_2"),
+        zero_null_cond=zero_null_cond,
     )
 
 
@@ -172,7 +223,10 @@ def _local_folder(source: str | Path) -> Path:
         return folder
     looks_like_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "/", "~"))
     if not looks_like_hub_id:
-        raise UserError(f"{source} is not a folder; give a diffusers folder (with model_index.json) or a Hub id")
+        raise UserError(
+            f"{source} is not a folder and no file; give a diffusers folder (with model_index.json), a single-file "
+            ".safetensors checkpoint or a Hub id"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

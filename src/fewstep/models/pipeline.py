@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep import assets
 from fewstep.consistency.sampling import consistency_times, sample_consistency
 from fewstep.data.folder import fit_square
 from fewstep.data.pictures import to_images, to_pixels
@@ -144,21 +143,27 @@ def _finite_number(model: LatentModel, name: str, default: float) -> float:
     return float(value)
 
 
-def load_pipeline(source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = ()) -> Pipeline:
-    """Loads a few-step model from a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep wrote; or a
-    base for the LCM-LoRA among `loras`, which may be `scenes`, the bundled teacher.
+def load_pipeline(
+    source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = ""
+) -> Pipeline:
+    """Loads a few-step model from a run folder, a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep
+    wrote; or a base for the LCM-LoRA among `loras`, which may be `scenes`, the bundled teacher.
 
-    `loras` are files with their scales, hung on together. `device` is auto, cpu, cuda or mps.
+    `loras` are files with their scales, hung on together. `device` is auto, cpu, cuda or mps. `base_config` as in
+    `load_latent_model`.
     """
+    if (model := Path(source) / "model").is_dir() and not (Path(source) / "model_index.json").exists():
+        source = model  # of a run folder
     lora = Path(source) / DIFFUSERS_FILE
     if lora.is_file():
-        base = read_header(lora).get("fewstep.teacher")
+        header = read_header(lora)
+        base = header.get("fewstep.teacher")
         if base is None:
             raise UserError(f"{lora} does not say what model it is for; give that as the model and this as a LoRA")
         source, loras = base, [(lora, 1.0), *loras]
-    source = assets.scenes_teacher() if str(source) == assets.SCENES else source
-    model = load_latent_model(source, pick_device(device))
-    return Pipeline(with_loras(model, loras) if loras else model)
+        base_config = base_config or header.get("fewstep.base_config", "")
+    loaded = load_latent_model(source, pick_device(device), base_config)
+    return Pipeline(with_loras(loaded, loras) if loras else loaded)
 
 
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:

@@ -21,7 +21,10 @@ class Combine:
     """θ + Σ λ_i·ΔW_i, as one LoRA or as a whole pipeline."""
 
     base: str = assets.SCENES
-    """What the LoRAs are for: a diffusers folder, a Hub id, or `scenes` (bundled)."""
+    """What the LoRAs are for: a diffusers folder, a single-file checkpoint, a Hub id, or `scenes` (bundled)."""
+    base_config: str = ""
+    """For a single-file checkpoint: a diffusers folder of its family, weights or none, for configurations and tokenizers;
+    else they are fetched from the Hub."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A LoRA file, and its scale λ after a colon (style.safetensors:0.8); 1 if none; given once for each."""
     merged: bool = False
@@ -36,8 +39,7 @@ def combine(config: Combine) -> None:
         raise UserError("nothing to combine: give --lora FILE:SCALE, once for each")
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} is not empty; choose another --out")
-    source = assets.scenes_teacher() if config.base == assets.SCENES else config.base
-    model = load_latent_model(source, pick_device("cpu"))
+    model = load_latent_model(config.base, pick_device("cpu"), config.base_config)
     given = [parse_lora(text) for text in config.lora]
     files = [read_lora(path, model.parts) for path, _ in given]
     loras = [(file.pairs, scale) for file, (_, scale) in zip(files, given, strict=True)]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -43,6 +43,9 @@ class ConsistencyRun(LoopConfig):
     data: str = assets.SCENES
     """`scenes` or `scenes-leaning` (drawn on the fly), or a folder of pictures with .txt captions or a
     metadata.jsonl."""
+    base_config: str = ""
+    """For a single-file checkpoint: a diffusers folder of its family, weights or none, for configurations and tokenizers;
+    else they are fetched from the Hub."""
     out: Path = Path("runs/scenes")
     """Run folder. The same command again goes on where it stopped."""
     pictures: int = 8192
@@ -71,6 +74,9 @@ class ConsistencyRun(LoopConfig):
     """Updates between two sample grids; 0 draws none."""
     keep_gib: float = 4.0
     """Latents and texts are encoded once and kept when they need at most this many GiB."""
+    frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What weights that do not learn are stored in: `auto` is bf16 where networks compute in it, so that they need half the
+    memory and are not cast at every call."""
     gradient_checkpointing: bool = False
     """Keep fewer activations and compute them again in the backward pass: less memory, a third more time."""
     dry_run: bool = False
@@ -104,7 +110,8 @@ def run(
     config: ConsistencyRun, model: LatentModel, make: Callable[[int], Student], path: PathMaker, title: str
 ) -> None:
     """Trains what `make(resolution)` gives on the configuration's pictures and exports to `config.out / "model"`."""
-    check_skip(config.skip, model.schedule.num_steps)
+    if config.skip >= model.schedule.num_steps:
+        raise UserError(f"skip is {config.skip} and the schedule has {model.schedule.num_steps} times; give less")
     resolution = config.resolution or model.resolution
     if resolution % model.pixels_per_latent:
         raise UserError(f"resolution is {resolution}; the teacher needs a multiple of {model.pixels_per_latent}")
@@ -181,19 +188,6 @@ def peak_gib() -> float:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-def check_skip(skip: int, num_steps: int) -> None:
-    """LCM samplers choose from {k'−1, 2k'−1, …} with k' = T // (T // k); training must land there too."""
-
-    def usable(k: int) -> bool:
-        return 0 < k < num_steps and num_steps // (num_steps // k) == k
-
-    if not usable(skip):
-        near = min((k for k in range(1, min(num_steps, 101)) if usable(k)), key=lambda k: abs(k - skip))
-        raise UserError(
-            f"skip is {skip}, where no sampler of {num_steps} times lands; the nearest that works is {near}"
-        )
 
 
 class PictureSettings(Protocol):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fewstep import assets
 from fewstep.consistency.path import DataPath
 from fewstep.errors import UserError
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.lora_file import LCM_LORA
-from fewstep.models.network import student_of
 from fewstep.recipes.consistency_run import ConsistencyRun, run
-from fewstep.recipes.student import LoraStudent, Student, WholeStudent
+from fewstep.recipes.student import Student, build_student, takes_guidance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +31,7 @@ def default_finetune() -> Finetune:
 
 def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
-    source = assets.scenes_teacher() if config.model == assets.SCENES else config.model
-    model = load_latent_model(source, pick_device(config.device))
+    model = load_latent_model(config.model, pick_device(config.device), config.base_config)
     grid_size = model.schedule.num_steps // config.skip
     held = model.scheduler_config.get("original_inference_steps", grid_size)
     if takes_guidance(model) and held != grid_size:
@@ -49,36 +45,9 @@ def finetune(config: Finetune) -> None:
     )  # fmt: skip
 
 
-def takes_guidance(model: LatentModel) -> bool:
-    """Whether it is a student already."""
-    return model.network.unet.config.time_cond_proj_dim is not None
-
-
 def make_student(config: Finetune, model: LatentModel, resolution: int) -> Student:
     """What learns: all of the few-step model, adapters on it, or a student made from a teacher."""
-    settings: Any = {
-        "ema": config.ema_decay > 0, "checkpointing": config.gradient_checkpointing,
-        "details": model_details(config, model),
-    }  # fmt: skip
-    if config.lora_rank:
-        return LoraStudent(model, **settings)
-    if takes_guidance(model):
-        return WholeStudent(model.network.requires_grad_(True), model, **settings)
-    return WholeStudent(student_of(model.network, resolution // model.pixels_per_latent), model, **settings)
-
-
-def model_details(config: Finetune, model: LatentModel) -> dict[str, Any]:
-    """What is recorded beside the weights."""
-    names = ("data", "steps", "batch_size", "lr", "ema_decay", "skip", "guidance_scale", "seed")
-    lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or float(config.lora_rank)}
-    few_step_lora = config.lora_rank and not takes_guidance(model)
-    return {
-        "name": config.out.resolve().name,
-        "method": LCM_LORA if few_step_lora else "LCF",
-        "teacher": config.model,
-        "solver": "none (algorithm 4)",
-        **{name: getattr(config, name) for name in names},
-        "guidance_range": list(config.guidance_range),
-        "grid_size": model.schedule.num_steps // config.skip,
-        **(lora if config.lora_rank else {}),
-    }
+    method = LCM_LORA if config.lora_rank and not takes_guidance(model) else "LCF"
+    return build_student(
+        config, model, resolution, {"method": method, "teacher": config.model, "solver": "none (algorithm 4)"}
+    )

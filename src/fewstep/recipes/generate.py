@@ -28,6 +28,9 @@ class Generate:
     model: str = "runs/demo/model"
     """A folder that `distill` wrote, any LatentConsistencyModelPipeline folder, a Hub id, or, with an LCM-LoRA, the
     base that it is for."""
+    base_config: str = ""
+    """For a single-file checkpoint: a diffusers folder of its family, weights or none, for configurations and tokenizers;
+    else they are fetched from the Hub."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A LoRA file, and its scale after a colon (style.safetensors:0.8); 1 if none; may be given several times."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -70,7 +73,9 @@ def generate(config: Generate) -> None:
     """Writes one PNG a picture and prints their names."""
     if not config.prompt:
         raise UserError('nothing to paint: give --prompt "…"')
-    pipeline = load_pipeline(config.model, config.device, [parse_lora(given) for given in config.lora])
+    pipeline = load_pipeline(
+        config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config
+    )
     init_image = None if config.init_image is None else read_picture(config.init_image)
     # Refuses steps that this model does not allow, before any work.
     pipeline.times(config.steps, config.strength if init_image else 1.0)
@@ -118,6 +123,7 @@ def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, ima
         "Size": f"{image.width}x{image.height}",
         "Model": pipeline.name,
         "Model path": config.model,
+        **({"Model config": config.base_config} if config.base_config else {}),
         **({} if config.init_image is None else _start(config)),
         **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
         "Version": f"fewstep {__version__}",

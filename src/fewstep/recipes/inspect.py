@@ -15,6 +15,7 @@ import tyro
 from PIL import Image, UnidentifiedImageError
 
 from fewstep.errors import UserError
+from fewstep.models.families import title
 from fewstep.recipes.infotext import read_infotext
 from fewstep.recipes.run_folder import CONFIG_FILE, read_config_file
 
@@ -68,7 +69,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     vae = _json(folder / "vae/config.json")
     pixels = 2 ** (len(vae.get("block_out_channels", [])) - 1) * int(unet.get("sample_size", 0))
     yield f"pipeline: {index.get('_class_name')}"
-    yield f"family: {family(unet)}"
+    yield f"family: {title(unet)}"
     yield f"parameterisation: {scheduler.get('prediction_type', 'epsilon')}"
     yield f"resolution: {pixels}×{pixels}"
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
@@ -82,13 +83,6 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
     else:
         yield f"make it few-step: fewstep distill --teacher {here} --data PICTURES --out RUN"
-
-
-def family(unet: dict[str, Any]) -> str:
-    """The family by the UNet's configuration."""
-    width = unet.get("cross_attention_dim")
-    known = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
-    return known.get(width, f"Stable Diffusion's layout, text {width} wide")  # type: ignore[arg-type]
 
 
 def _describe_run(folder: Path) -> Iterator[str]:
@@ -150,7 +144,7 @@ def _describe_picture(path: Path) -> Iterator[str]:
     command = ["fewstep", "generate", "--model", said.settings.get("Model path", "MODEL"), "--prompt", said.prompt]
     options = {
         "Steps": "--steps", "Seed": "--seed", "CFG scale": "--guidance-scale", "Init image": "--init-image",
-        "Denoising strength": "--strength",
+        "Denoising strength": "--strength", "Model config": "--base-config",
     }  # fmt: skip
     for name, option in options.items():
         command += [option, said.settings[name]] if name in said.settings else []

@@ -32,20 +32,25 @@ def sd15() -> Distill:
     left the teacher.
     """
     return Distill(
-        teacher="", data="", steps=100_000, batch_size=72, lr=8e-6, lr_decay="constant", warmup_steps=1000,
+        family="sd1", teacher="", data="", steps=100_000, batch_size=72, lr=8e-6, lr_decay="constant", warmup_steps=1000,
         ema_decay=0.999943, skip=20, huber_c=0.001, guidance_range=(3.0, 15.0), guidance_scale=8.5,
         checkpoint_every=1000, sample_every=1000,
     )  # fmt: skip
 
 
+def sd21_base() -> Distill:
+    """Stable Diffusion 2.1-base, 512 pixels: the paper's values. For short runs see sd15."""
+    return dataclasses.replace(sd15(), family="sd2")
+
+
 def sd21() -> Distill:
     """Stable Diffusion 2.1, 768 pixels, v-prediction: the paper's values. For short runs see sd15."""
-    return dataclasses.replace(sd15(), batch_size=16)
+    return dataclasses.replace(sd15(), family="sd2", batch_size=16)
 
 
 def sdxl() -> Distill:
     """Stable Diffusion XL, 1024 pixels; the paper has no values of its own for it. For short runs see sd15."""
-    return dataclasses.replace(sd15(), batch_size=16)
+    return dataclasses.replace(sd15(), family="sdxl", batch_size=16)
 
 
 def lora_of(recipe: Callable[[], Distill]) -> Callable[[], Distill]:
@@ -57,8 +62,8 @@ def lora_of(recipe: Callable[[], Distill]) -> Callable[[], Distill]:
 
 
 RECIPES: dict[str, Callable[[], Distill]] = {
-    "scenes": scenes, "sd15": sd15, "sd21-base": sd15, "sd21": sd21, "sdxl": sdxl,
-    "scenes-lora": scenes_lora, "sd15-lora": lora_of(sd15), "sd21-base-lora": lora_of(sd15), "sd21-lora": lora_of(sd21),
+    "scenes": scenes, "sd15": sd15, "sd21-base": sd21_base, "sd21": sd21, "sdxl": sdxl,
+    "scenes-lora": scenes_lora, "sd15-lora": lora_of(sd15), "sd21-base-lora": lora_of(sd21_base), "sd21-lora": lora_of(sd21),
     "sdxl-lora": lora_of(sdxl),
 }  # fmt: skip
 

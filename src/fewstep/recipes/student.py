@@ -7,18 +7,23 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Cond, Network, Prediction
 from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
-from fewstep.models.export import save_lora, save_student
+from fewstep.models.export import save_lora, save_student, weights_sha256
 from fewstep.models.latent_model import LatentModel
-from fewstep.models.network import UNetNetwork
+from fewstep.models.network import UNetNetwork, student_of
 from fewstep.models.pipeline import Pipeline
 from fewstep.train.distill_task import Learner, whole
+from fewstep.train.loop import computes_in_bf16
+
+if TYPE_CHECKING:
+    from fewstep.recipes.consistency_run import ConsistencyRun
 
 
 class Student(Protocol):
@@ -73,10 +78,13 @@ class LoraStudent:
     """Adapters learn; the base serves teacher and student alike, so that there is one copy of it in memory."""
 
     def __init__(
-        self, model: LatentModel, *, ema: bool, checkpointing: bool = False, details: Mapping[str, Any]
-    ) -> None:
-        """`details` as `save_lora` wants them."""
-        self._adapted = AdaptedNetwork(model.network, details["lora_rank"], details["lora_alpha"], TARGET_MODULES)
+        self, model: LatentModel, *, ema: bool, checkpointing: bool = False, details: Mapping[str, Any],
+        frozen: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        """`details` as `save_lora` wants them; the base is stored in `frozen`."""
+        self._adapted = AdaptedNetwork(
+            model.network, details["lora_rank"], details["lora_alpha"], TARGET_MODULES, frozen
+        )
         self._average = self._adapted.copy_of_weights() if ema else None
         if checkpointing:
             model.network.unet.enable_gradient_checkpointing()
@@ -111,6 +119,60 @@ class LoraStudent:
         pairs = self._adapted.pairs(self._average or self._adapted.weights)
         difference = save_lora(folder, self._model, pairs, self._details)
         print(f"LoRA written in two spellings and read back: largest difference {difference:g}", flush=True)
+
+
+class _Frozen(Protocol):
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def frozen_precision(self) -> str: ...
+
+
+def frozen_dtype(config: _Frozen, device: torch.device) -> torch.dtype:
+    """What weights that do not learn are stored in."""
+    if config.frozen_precision == "auto":
+        return torch.bfloat16 if computes_in_bf16(device, config.precision) else torch.float32
+    return torch.bfloat16 if config.frozen_precision == "bf16" else torch.float32
+
+
+def takes_guidance(model: LatentModel) -> bool:
+    """Whether it is a few-step model already."""
+    return model.network.unet.config.time_cond_proj_dim is not None
+
+
+def build_student(config: ConsistencyRun, model: LatentModel, resolution: int, made_by: Mapping[str, Any]) -> Student:
+    """Adapters on `model`, `model` itself where it is few-step already, or a few-step copy of it.
+
+    `made_by` has the `method`, the `teacher` and the `solver` that are recorded beside the weights.
+    """
+    frozen = frozen_dtype(config, model.device)
+    settings: Any = {
+        "ema": config.ema_decay > 0, "checkpointing": config.gradient_checkpointing,
+        "details": _details(config, model) | made_by,
+    }  # fmt: skip
+    if config.lora_rank:
+        return LoraStudent(model, **settings, frozen=frozen)
+    if takes_guidance(model):
+        return WholeStudent(model.network.requires_grad_(True), model, **settings)
+    network = student_of(model.network, resolution // model.pixels_per_latent)
+    model.network.unet.to(frozen)
+    return WholeStudent(network, model, **settings)
+
+
+def _details(config: ConsistencyRun, model: LatentModel) -> dict[str, Any]:
+    """What is recorded beside the weights."""
+    names = ("data", "steps", "batch_size", "lr", "ema_decay", "skip", "guidance_scale", "seed")
+    adapters = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or float(config.lora_rank)}
+    return {
+        "name": config.out.resolve().name,
+        **{name: getattr(config, name) for name in names},
+        "guidance_range": list(config.guidance_range),
+        "grid_size": model.schedule.num_steps // config.skip,
+        "teacher_sha256": weights_sha256(model.network.unet),
+        **({"base_config": config.base_config} if config.base_config else {}),
+        **(adapters if config.lora_rank else {}),
+    }
 
 
 def _as_student(model: LatentModel, details: Mapping[str, Any], network: UNetNetwork) -> LatentModel:

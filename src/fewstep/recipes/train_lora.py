@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.models.encoding import encode
-from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models.export import weights_sha256
+from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.lora_file import STYLE_LORA
 from fewstep.recipes.consistency_run import open_pictures
 from fewstep.recipes.run_folder import claim_run_folder
-from fewstep.recipes.student import LoraStudent
+from fewstep.recipes.student import LoraStudent, frozen_dtype
 from fewstep.train.config import LoopConfig
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
@@ -24,7 +25,10 @@ class TrainLora(LoopConfig):
     """Trains adapters on a teacher."""
 
     model: str = assets.SCENES
-    """`scenes` (bundled), a diffusers folder in Stable Diffusion's layout, or a Hub id."""
+    """`scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a single-file checkpoint, or a Hub id."""
+    base_config: str = ""
+    """For a single-file checkpoint: a diffusers folder of its family, weights or none, for configurations and tokenizers;
+    else they are fetched from the Hub."""
     data: str = assets.SCENES_LEANING
     """A folder of pictures with .txt captions or a metadata.jsonl; or `scenes` or `scenes-leaning`."""
     out: Path = Path("runs/style")
@@ -37,6 +41,9 @@ class TrainLora(LoopConfig):
     """Rank of the adapters."""
     lora_alpha: float = 0.0
     """The adapters act alpha/rank-fold; 0 takes the rank."""
+    frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What weights that do not learn are stored in: `auto` is bf16 where networks compute in it, so that they need half the
+    memory and are not cast at every call."""
     keep_gib: float = 4.0
     """Latents and texts are encoded once and kept when they need at most this many GiB."""
     device: str = "auto"
@@ -59,14 +66,15 @@ def default_train_lora() -> TrainLora:
 
 def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
-    source = assets.scenes_teacher() if config.model == assets.SCENES else config.model
-    model = load_latent_model(source, pick_device(config.device))
+    model = load_latent_model(config.model, pick_device(config.device), config.base_config)
     resolution = config.resolution or model.resolution
     pictures = open_pictures(config, resolution)
     claim_run_folder(config.out, config)
     null_cond = model.null_cond()
     latents = encode(model, pictures, resolution, config.keep_gib)
-    student = LoraStudent(model, ema=config.ema_decay > 0, details=model_details(config))
+    student = LoraStudent(
+        model, ema=config.ema_decay > 0, details=model_details(config, model), frozen=frozen_dtype(config, model.device)
+    )
     task = DiffusionTuningTask(
         student.learner, model.schedule, model.network.parameterisation, latents, null_cond, config.seed
     )
@@ -74,13 +82,15 @@ def train_lora(config: TrainLora) -> None:
     student.save(config.out / "model")
 
 
-def model_details(config: TrainLora) -> dict[str, Any]:
+def model_details(config: TrainLora, model: LatentModel) -> dict[str, Any]:
     """What is recorded beside the weights."""
     names = ("data", "steps", "batch_size", "lr", "ema_decay", "seed", "lora_rank")
     return {
         "name": config.out.resolve().name,
         "method": STYLE_LORA,
         "teacher": config.model,
+        "teacher_sha256": weights_sha256(model.network.unet),
+        **({"base_config": config.base_config} if config.base_config else {}),
         **{name: getattr(config, name) for name in names},
         "lora_alpha": config.lora_alpha or float(config.lora_rank),
     }

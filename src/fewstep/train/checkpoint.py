@@ -22,7 +22,7 @@ class RunState:
 
     student: nn.Module
     averaged: nn.Module | None
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step: int = 0
     losses: list[Tensor] = field(default_factory=list)
     """Of the updates since the last line of the log."""
@@ -34,7 +34,8 @@ class RunState:
             named |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
         for name, parameter in self.student.named_parameters():
             for moment, value in self.optimizer.state.get(parameter, {}).items():
-                named[f"optimizer.{moment}.{name}"] = value
+                # bitsandbytes counts in Python and shares its table of levels between weights, which no file can.
+                named[f"optimizer.{moment}.{name}"] = torch.tensor(value) if isinstance(value, int) else value.clone()
         named["losses"] = torch.stack(self.losses) if self.losses else torch.zeros(0)
         return {name: value.detach().contiguous() for name, value in named.items()}
 
@@ -54,16 +55,19 @@ class RunState:
         self.optimizer.state.clear()
         for name, value in self.student.named_parameters():
             if name in moments:
-                self.optimizer.state[value] = {m: _laid_out_as(value, v) for m, v in moments[name].items()}
+                self.optimizer.state[value] = {m: _moment(value, v) for m, v in moments[name].items()}
         self.losses = list(tensors["losses"].to(next(self.student.parameters()).device))
         self.step = step
 
 
-def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
-    """The fused AdamW walks memory, not strides: a moment must lie as its parameter does (channels last, say)."""
-    if moment.shape != parameter.shape:
-        return moment.to(parameter.device)
-    return torch.empty_like(parameter, requires_grad=False).copy_(moment)
+def _moment(parameter: Tensor, saved: Tensor) -> Tensor | int:
+    """As the optimiser holds it. AdamW's kernels walk memory, not strides: a moment must lie as its parameter does
+    (channels last, say)."""
+    if saved.dtype == torch.int64:
+        return int(saved)
+    if saved.shape != parameter.shape:
+        return saved.to(parameter.device)
+    return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)
 
 
 def save_checkpoint(state: RunState, folder: Path, keep: int) -> None:

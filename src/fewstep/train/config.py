@@ -39,6 +39,9 @@ class LoopConfig:
     """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises linearly to `lr`."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps AdamW's moments in 8 bits (fewstep[8bit]): a quarter of their memory; the host then waits for the
+    device at every update."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     beta2: float = 0.999

@@ -89,8 +89,13 @@ def _one_update(task: Task, state: RunState, config: LoopConfig, broken: Tensor)
     return torch.where(broken > 0, torch.nan, total)
 
 
+def computes_in_bf16(device: torch.device, precision: str) -> bool:
+    """Whether networks do, by the configuration's `precision`."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+
+
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    wanted = computes_in_bf16(device, precision)
     # Without the cache of cast weights: filled by a target that runs without gradient, it would hide the student's
     # weights from autograd where the student is its own target.
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted, cache_enabled=False)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.errors import UserError
 from fewstep.train.config import LoopConfig
 
 
@@ -23,15 +24,22 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(student: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the weights that learn; fused, because it alone can be vetoed without a host sync."""
+def make_optimizer(student: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    """AdamW over the weights that learn: torch's, fused, because it alone can be vetoed without a host sync, or
+    bitsandbytes' with 8-bit moments (arXiv 2110.02861; tensors under 4,096 elements keep theirs in fp32)."""
     learning = [p for p in student.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        learning, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
-    )
+    settings: Any = {"lr": config.lr, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(learning, fused=True, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError("optimizer adamw8bit needs bitsandbytes: pip install 'fewstep[8bit]'") from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(learning, **settings)
+    return optimizer
 
 
-def update(optimizer: torch.optim.AdamW, lr: float, clip_norm: float, broken: Tensor) -> None:
+def update(optimizer: torch.optim.Optimizer, lr: float, clip_norm: float, broken: Tensor) -> None:
     """Clips and applies the gradients, or leaves weights and moments alone where `broken` is 1.
 
     `broken` (fp32 scalar on the device) is raised in place when the gradient is not finite, and once raised
@@ -45,8 +53,11 @@ def update(optimizer: torch.optim.AdamW, lr: float, clip_norm: float, broken: Te
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.found_inf = broken  # type: ignore[attr-defined]  # read by the fused kernel
-    optimizer.step()
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.found_inf = broken  # type: ignore[attr-defined]  # read by the fused kernel
+        optimizer.step()
+    elif not broken:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
