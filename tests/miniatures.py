@@ -21,7 +21,7 @@ def save_miniature(family: str, tokenizer: CLIPTokenizer, folder: Path) -> Path:
     """Writes a pipeline of `family`: its classes, its switches, its parameterisation, a few thousand weights."""
     torch.manual_seed(0)
     xl, second = family == "sdxl", family.startswith("sd21")
-    text_width = 16
+    text_width, second_width = 16, 24  # readers of single files tell Stable Diffusion XL's encoders by their widths
     parts = {
         "vae": AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
@@ -34,9 +34,9 @@ def save_miniature(family: str, tokenizer: CLIPTokenizer, folder: Path) -> Path:
             sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=2 * text_width if xl else text_width,
+            cross_attention_dim=text_width + second_width if xl else text_width,
             attention_head_dim=(1, 2) if second or xl else 2, use_linear_projection=second or xl,
-            **(_xl_unet(text_width) if xl else {}),
+            **(_xl_unet(second_width) if xl else {}),
         ),
         "scheduler": DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
@@ -45,7 +45,7 @@ def save_miniature(family: str, tokenizer: CLIPTokenizer, folder: Path) -> Path:
         ),
     }  # fmt: skip
     if xl:
-        encoder = CLIPTextModelWithProjection(_text(tokenizer, text_width, "gelu"))
+        encoder = CLIPTextModelWithProjection(_text(tokenizer, second_width, "gelu"))
         pipeline = StableDiffusionXLPipeline(**parts, text_encoder_2=encoder, tokenizer_2=tokenizer)
     else:
         pipeline = StableDiffusionPipeline(

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib
 import io
+import logging
 import os
 import re
 import sys
@@ -103,6 +104,8 @@ def _run(name: str, rest: list[str]) -> None:
         os.environ.setdefault(variable, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fewstep").setLevel(logging.INFO)
     module = importlib.import_module(f"fewstep.recipes.{command.module}")
     config = getattr(module, command.config)
     if name == "distill":

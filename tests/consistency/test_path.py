@@ -3,6 +3,7 @@ import torch
 
 from closed_forms import Mixture
 from fewstep.consistency.path import DataPath, Sample, TeacherPath, draw_times
+from fewstep.consistency.sampling import consistency_times
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.solvers import SOLVERS, ddim
 
@@ -25,6 +26,14 @@ def test_grid_times_are_where_samplers_land(num_steps, skip):
     assert torch.equal(s, (t - skip).clamp(min=0))
     assert (s < t).all()
     assert not t.is_floating_point()
+
+
+@pytest.mark.parametrize("skip", range(1, 101))
+def test_every_skip_is_trained_where_its_sampler_lands(skip):
+    t, s = draw_times(every_u(), 1000, skip, "grid")
+    landing = consistency_times(1000, 1000 // skip, 1000 // skip)
+    assert set(landing) - {0} == set(t.tolist())
+    assert torch.equal(s, (t - skip).clamp(min=0))
 
 
 def test_skip_of_one_leaves_out_time_zero():

@@ -47,7 +47,7 @@ class AdaptedNetwork:
         self, network: UNetNetwork, rank: int, alpha: float, target_modules: tuple[str, ...],
         base_dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
-        """Hangs fresh adapters in fp32, whose effect is zero, on `network`, the rest of which is stored in `base_dtype`."""
+        """Hangs fresh adapters, in fp32 and of no effect, on `network`; the rest of it is stored in `base_dtype`."""
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules))  # type: ignore[arg-type]
         network.unet.add_adapter(config, _TRAINED)
         self.network, self.alpha = network, alpha

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
+from fewstep.models.original_names import original_unet_names
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "lora-kohya.safetensors"
@@ -66,6 +67,12 @@ class LoraFile:
     pairs: Lora
     header: dict[str, str]
 
+    def matched(self) -> str:
+        """How many modules of which parts it adapts, in words; all of its tensors have their place there."""
+        parts = [name.split(".", 1)[0] for name in self.pairs]
+        counts = ", ".join(f"{parts.count(part)} modules of {part}" for part in dict.fromkeys(parts))
+        return f"{self.source}: {counts}; every tensor matched"
+
     def note(self, name: str) -> str | None:
         """What fewstep wrote under `fewstep.<name>`."""
         return self.header.get(f"fewstep.{name}")
@@ -81,7 +88,7 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module]) -> LoraFile:
     names = _spellings(modules)
     halves: dict[str, dict[str, Tensor]] = {}
     unknown = []
-    for key, value in _without_sgm_names(tensors, parts).items():
+    for key, value in tensors.items():
         module, half = _split(key)
         if half is None or (name := names.get(module)) is None:
             unknown.append(key)
@@ -147,7 +154,7 @@ def adaptable_modules(parts: Mapping[str, nn.Module]) -> dict[str, nn.Linear | n
     return found
 
 
-def _spellings(modules: Iterable[str]) -> dict[str, str]:
+def _spellings(modules: Collection[str]) -> dict[str, str]:
     """Every name by which a file may call a module, and the name it has in the pipeline."""
     names: dict[str, str] = {}
     for true in modules:
@@ -159,24 +166,15 @@ def _spellings(modules: Iterable[str]) -> dict[str, str]:
             names |= dict.fromkeys((f"{prefix}_{flat}" for prefix in _KOHYA_PARTS[part]), true)
             if part == "unet":
                 names[f"base_model.model.{spelt}"] = true
+    # kohya's files for SDXL number the blocks as the original does
+    unet = [true.removeprefix("unet.") for true in modules if true.startswith("unet.")]
+    for module, theirs in original_unet_names(unet).items():
+        names[f"lora_unet_{theirs.replace('.', '_')}"] = f"unet.{module}"
     return names
 
 
 def _in_files(part: str, module: str) -> str:
     return module if part == "unet" else f"text_model.{module.removeprefix('text_model.')}"
-
-
-def _without_sgm_names(tensors: dict[str, Tensor], parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """kohya's SDXL files number the blocks as Stability's own code does; diffusers knows the way back."""
-    if not any(re.search(r"lora_unet_(input_blocks|middle_block|output_blocks)_", key) for key in tensors):
-        return tensors
-    from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
-
-    try:
-        mapped: dict[str, Tensor] = _maybe_map_sgm_blocks_to_diffusers(dict(tensors), parts["unet"].config)
-    except (ValueError, KeyError, IndexError):
-        return tensors
-    return mapped
 
 
 def _written_alphas(header: Mapping[str, str]) -> dict[str, Any]:

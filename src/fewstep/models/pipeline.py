@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, read_header, read
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
 MAX_STEPS = 50
+logger = logging.getLogger(__name__)
 
 
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Callable[[], Tensor]:
@@ -174,6 +176,7 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     """
     files = [read_lora(path, model.parts) for path, _ in loras]
     for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):
+        logger.info(file.matched())
         attach(model.parts, file.pairs, f"lora{i}", scale)
     if model.network.unet.config.time_cond_proj_dim is not None:
         return model

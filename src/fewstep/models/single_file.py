@@ -10,6 +10,7 @@ from typing import Any
 import safetensors
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.models.families import SD1, SD2, SDXL, Family, family_of
@@ -29,9 +30,7 @@ def family_of_keys(keys: Sequence[str], path: Path) -> Family:
         if any(key.startswith(prefix) for key in keys):
             missing = [part for part in (_UNET, _VAE) if not any(key.startswith(part) for key in keys)]
             if missing:
-                raise UserError(
-                    f"{path} is no whole checkpoint of {family.title}: nothing in it begins with {missing[0]}"
-                )
+                raise UserError(f"{path} is no whole {family.title} model: no tensor begins with {missing[0]}")
             return family
     if any(".lora_" in key or key.startswith("lora_") for key in keys):
         raise UserError(f"{path} is a LoRA, not a model; give it with --lora")
@@ -59,7 +58,7 @@ def _check_config(folder: Path, path: Path, family: Family) -> None:
         unet = json.loads((folder / "unet" / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--base-config {folder} has no readable unet/config.json; give a diffusers pipeline's folder, weights or none"
+            f"--base-config {folder} has no readable unet/config.json; give the folder of a diffusers pipeline"
         ) from error
     if family_of(unet) is not family:
         raise UserError(f"{path} is {family.title} and --base-config {folder} is {family_of(unet).title}")
@@ -77,7 +76,7 @@ def load_single_file(path: Path, config: str) -> Any:
     kind: Any = StableDiffusionXLPipeline if family is SDXL else StableDiffusionPipeline
     none = {} if family is SDXL else {"safety_checker": None, "feature_extractor": None}
     try:
-        return kind.from_single_file(str(path), config=config or None, torch_dtype=torch.float32, **none)
+        pipeline = kind.from_single_file(str(path), config=config or None, torch_dtype=torch.float32, **none)
     except Exception as error:  # diffusers, transformers and the Hub each raise their own
         reason = " ".join(str(error).split())[:200]
         help_ = (
@@ -86,3 +85,7 @@ def load_single_file(path: Path, config: str) -> Any:
             else ("; without a connection give --base-config, the folder of any diffusers pipeline of this family")
         )
         raise UserError(f"{path} cannot be loaded as {family.title} ({reason}){help_}") from error
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and any(weight.is_meta for weight in part.parameters()):
+            raise UserError(f"{path} is no whole {family.title} model: weights of {name} are missing")
+    return pipeline

@@ -23,8 +23,8 @@ class Combine:
     base: str = assets.SCENES
     """What the LoRAs are for: a diffusers folder, a single-file checkpoint, a Hub id, or `scenes` (bundled)."""
     base_config: str = ""
-    """For a single-file checkpoint: a diffusers folder of its family, weights or none, for configurations and tokenizers;
-    else they are fetched from the Hub."""
+    """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
+    tokenizers; else they are fetched from the Hub."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A LoRA file, and its scale λ after a colon (style.safetensors:0.8); 1 if none; given once for each."""
     merged: bool = False

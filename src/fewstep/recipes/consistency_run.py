@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
@@ -44,8 +45,8 @@ class ConsistencyRun(LoopConfig):
     """`scenes` or `scenes-leaning` (drawn on the fly), or a folder of pictures with .txt captions or a
     metadata.jsonl."""
     base_config: str = ""
-    """For a single-file checkpoint: a diffusers folder of its family, weights or none, for configurations and tokenizers;
-    else they are fetched from the Hub."""
+    """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
+    tokenizers; else they are fetched from the Hub."""
     out: Path = Path("runs/scenes")
     """Run folder. The same command again goes on where it stopped."""
     pictures: int = 8192
@@ -75,8 +76,8 @@ class ConsistencyRun(LoopConfig):
     keep_gib: float = 4.0
     """Latents and texts are encoded once and kept when they need at most this many GiB."""
     frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What weights that do not learn are stored in: `auto` is bf16 where networks compute in it, so that they need half the
-    memory and are not cast at every call."""
+    """What weights that do not learn are stored in: `auto` is bf16 where networks compute in it, so that they need
+    half the memory and are not cast at every call."""
     gradient_checkpointing: bool = False
     """Keep fewer activations and compute them again in the backward pass: less memory, a third more time."""
     dry_run: bool = False
@@ -122,6 +123,8 @@ def run(
         try_out(config, student, make_task(config, student, path(student), model, few, resolution), len(pictures))
         return
     claim_run_folder(config.out, config)
+    if config.ema_decay**config.steps > 0.1:
+        print(f"note: {slow_average(config)}", flush=True)
     student = make(resolution)
     task = make_task(config, student, path(student), model, pictures, resolution)
     captions = [pictures[i].caption for i in range(min(SAMPLE_PROMPTS, len(pictures)))]
@@ -188,6 +191,16 @@ def peak_gib() -> float:
     import resource  # not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def slow_average(config: LoopConfig) -> str:
+    """Why the average of a short run is not worth exporting, and what to do."""
+    half_life = math.log(0.5) / math.log(config.ema_decay)
+    return (
+        f"ema_decay {config.ema_decay:g} has a half-life of {half_life:,.0f} updates: after {config.steps} the "
+        f"exported average is still {config.ema_decay**config.steps:.0%} what it began as; for a run this short give "
+        "--ema-decay 0.95"
+    )
 
 
 class PictureSettings(Protocol):

@@ -29,8 +29,8 @@ class Generate:
     """A folder that `distill` wrote, any LatentConsistencyModelPipeline folder, a Hub id, or, with an LCM-LoRA, the
     base that it is for."""
     base_config: str = ""
-    """For a single-file checkpoint: a diffusers folder of its family, weights or none, for configurations and tokenizers;
-    else they are fetched from the Hub."""
+    """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
+    tokenizers; else they are fetched from the Hub."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A LoRA file, and its scale after a colon (style.safetensors:0.8); 1 if none; may be given several times."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fewstep.errors import UserError
 from fewstep.models.families import title
+from fewstep.models.single_file import family_of_keys, read_keys
 from fewstep.recipes.infotext import read_infotext
 from fewstep.recipes.run_folder import CONFIG_FILE, read_config_file
 
@@ -43,7 +44,9 @@ def describe(path: Path) -> Iterator[str]:
     if path.is_dir():
         yield from _describe_folder(path)
     elif path.suffix == ".safetensors":
-        yield from _describe_lora(path)
+        keys = read_keys(path)
+        is_model = any(key.startswith(("model.", "first_stage_model.", "cond_stage_model.")) for key in keys)
+        yield from _describe_single_file(path, keys) if is_model else _describe_lora(path)
     else:
         yield from _describe_picture(path)
 
@@ -83,6 +86,13 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
     else:
         yield f"make it few-step: fewstep distill --teacher {here} --data PICTURES --out RUN"
+
+
+def _describe_single_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    yield f"single-file checkpoint: {family_of_keys(list(shapes), path).title}"
+    yield f"parameters: {sum(_product(shape) for shape in shapes.values()):,} in {len(shapes)} tensors"
+    yield "parameterisation and resolution: not in the file; those of --base-config, or of the Hub's configuration"
+    yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))} --data PICTURES --out RUN"
 
 
 def _describe_run(folder: Path) -> Iterator[str]:

@@ -32,8 +32,8 @@ def sd15() -> Distill:
     left the teacher.
     """
     return Distill(
-        family="sd1", teacher="", data="", steps=100_000, batch_size=72, lr=8e-6, lr_decay="constant", warmup_steps=1000,
-        ema_decay=0.999943, skip=20, huber_c=0.001, guidance_range=(3.0, 15.0), guidance_scale=8.5,
+        family="sd1", teacher="", data="", steps=100_000, batch_size=72, lr=8e-6, lr_decay="constant",
+        warmup_steps=1000, ema_decay=0.999943, skip=20, huber_c=0.001, guidance_range=(3.0, 15.0), guidance_scale=8.5,
         checkpoint_every=1000, sample_every=1000,
     )  # fmt: skip
 
@@ -63,8 +63,8 @@ def lora_of(recipe: Callable[[], Distill]) -> Callable[[], Distill]:
 
 RECIPES: dict[str, Callable[[], Distill]] = {
     "scenes": scenes, "sd15": sd15, "sd21-base": sd21_base, "sd21": sd21, "sdxl": sdxl,
-    "scenes-lora": scenes_lora, "sd15-lora": lora_of(sd15), "sd21-base-lora": lora_of(sd21_base), "sd21-lora": lora_of(sd21),
-    "sdxl-lora": lora_of(sdxl),
+    "scenes-lora": scenes_lora, "sd15-lora": lora_of(sd15), "sd21-base-lora": lora_of(sd21_base),
+    "sd21-lora": lora_of(sd21), "sdxl-lora": lora_of(sdxl),
 }  # fmt: skip
 
 

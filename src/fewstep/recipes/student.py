@@ -149,7 +149,7 @@ def build_student(config: ConsistencyRun, model: LatentModel, resolution: int, m
     frozen = frozen_dtype(config, model.device)
     settings: Any = {
         "ema": config.ema_decay > 0, "checkpointing": config.gradient_checkpointing,
-        "details": _details(config, model) | made_by,
+        "details": {**_details(config, model), **made_by},
     }  # fmt: skip
     if config.lora_rank:
         return LoraStudent(model, **settings, frozen=frozen)

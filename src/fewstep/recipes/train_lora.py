@@ -27,8 +27,8 @@ class TrainLora(LoopConfig):
     model: str = assets.SCENES
     """`scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a single-file checkpoint, or a Hub id."""
     base_config: str = ""
-    """For a single-file checkpoint: a diffusers folder of its family, weights or none, for configurations and tokenizers;
-    else they are fetched from the Hub."""
+    """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
+    tokenizers; else they are fetched from the Hub."""
     data: str = assets.SCENES_LEANING
     """A folder of pictures with .txt captions or a metadata.jsonl; or `scenes` or `scenes-leaning`."""
     out: Path = Path("runs/style")
@@ -42,8 +42,8 @@ class TrainLora(LoopConfig):
     lora_alpha: float = 0.0
     """The adapters act alpha/rank-fold; 0 takes the rank."""
     frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What weights that do not learn are stored in: `auto` is bf16 where networks compute in it, so that they need half the
-    memory and are not cast at every call."""
+    """What weights that do not learn are stored in: `auto` is bf16 where networks compute in it, so that they need
+    half the memory and are not cast at every call."""
     keep_gib: float = 4.0
     """Latents and texts are encoded once and kept when they need at most this many GiB."""
     device: str = "auto"

@@ -1,0 +1,140 @@
+"""Single-file checkpoints and families, on miniatures of each."""
+
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from fewstep.data.scenes import Scenes
+from fewstep.errors import UserError
+from fewstep.models import scenes_model
+from fewstep.models.families import modelspec_architecture
+from fewstep.models.latent_model import load_latent_model
+from fewstep.models.lora_file import read_lora
+from fewstep.models.original_names import original_unet_names
+from fewstep.recipes import distill
+from fewstep.recipes.inspect import describe
+from fewstep.recipes.named import find_recipe
+from miniatures import FAMILIES, save_miniature
+from single_files import save_single_file
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Of every family a folder, the same as one file, and the folder without its weights."""
+    root = tmp_path_factory.mktemp("families")
+    tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
+    found = {}
+    for family in FAMILIES:
+        folder = save_miniature(family, tokenizer, root / family)
+        file = save_single_file(family, folder, root / f"{family}.safetensors")
+        bare = shutil.copytree(folder, root / f"{family}-config", ignore=shutil.ignore_patterns("*.safetensors"))
+        found[family] = folder, file, bare
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_single_file_is_the_same_model_as_its_folder(family, models):
+    folder, file, config = models[family]
+    one, other = load_latent_model(folder, CPU), load_latent_model(file, CPU, str(config))
+    z, t = torch.randn(1, 4, 8, 8), torch.tensor([599])
+    cond = one.encode_text(["a red star"])
+    for mine, theirs in zip(one.parts.values(), other.parts.values(), strict=True):
+        held, found = mine.state_dict(), theirs.state_dict()
+        assert held.keys() == found.keys()
+        assert all(torch.equal(value, found[name]) for name, value in held.items())
+    # rounding alone: the weights lie otherwise in memory
+    for name, value in other.encode_text(["a red star"]).items():
+        torch.testing.assert_close(value, cond[name])
+    answers = [model.network(z, t, cond, None).z_0 for model in (one, other)]
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.decode(z), other.decode(z), rtol=1e-4, atol=1e-4)
+    for name, value in one.null_cond().items():
+        torch.testing.assert_close(value, other.null_cond()[name])
+    assert one.network.parameterisation == other.network.parameterisation
+    assert one.family is other.family
+    assert not any(p.requires_grad for part in other.parts.values() for p in part.parameters())
+
+
+def test_families_and_their_names(models):
+    found = {family: load_latent_model(models[family][0], CPU) for family in FAMILIES}
+    assert [model.family.name for model in found.values()] == ["sd1", "sd2", "sd2", "sdxl"]
+    assert [modelspec_architecture(m.family, m.network.parameterisation) for m in found.values()] == [
+        "stable-diffusion-v1", "stable-diffusion-v2-512", "stable-diffusion-v2-768-v", "stable-diffusion-xl-v1-base",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inspect_names_the_family_of_a_file(family, models):
+    assert "single-file checkpoint: Stable Diffusion " in next(iter(describe(models[family][1])))
+
+
+def test_without_configurations_and_offline_one_line_says_what_to_give(models):
+    with pytest.raises(UserError, match="give --base-config") as caught:
+        load_latent_model(models["sd15"][1], CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_checkpoint(models, tmp_path):
+    _, file, config = models["sd15"]
+    flow, half = tmp_path / "flow.safetensors", tmp_path / "half.safetensors"
+    safetensors.torch.save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(2)}, flow)
+    tensors = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({n: v for n, v in tensors.items() if not n.startswith("first_stage")}, half)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(file.read_bytes()[:-50])
+    pickle = tmp_path / "model.ckpt"
+    torch.save({}, pickle)
+    cases = {
+        flow: "begin with double_blocks.0; known are single files of Stable Diffusion XL",
+        half: "no tensor begins with first_stage_model.", cut: "no whole safetensors file",
+        pickle: "not a .safetensors file",
+    }  # fmt: skip
+    for path, said in cases.items():
+        with pytest.raises(UserError, match=said):
+            load_latent_model(path, CPU, str(config))
+    with pytest.raises(UserError, match=r"is Stable Diffusion 1.x and --base-config .* is Stable Diffusion XL"):
+        load_latent_model(file, CPU, str(models["sdxl"][2]))
+    with pytest.raises(UserError, match="leave --base-config out"):
+        load_latent_model(models["sd15"][0], CPU, str(config))
+
+
+def test_an_inpainting_model_is_refused(models, tmp_path, edit_json):
+    folder = shutil.copytree(models["sd15"][0], tmp_path / "nine")
+    edit_json(folder / "unet" / "config.json", in_channels=9)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    tensors["conv_in.weight"] = torch.randn(8, 9, 3, 3)
+    safetensors.torch.save_file(tensors, weights)
+    with pytest.raises(UserError, match="inpainting"):
+        load_latent_model(folder, CPU)
+
+
+def test_a_recipe_for_another_family_is_refused(models):
+    config = find_recipe("sdxl-lora")
+    settings = {**vars(config), "teacher": str(models["sd15"][0]), "data": "scenes", "device": "cpu"}
+    with pytest.raises(UserError, match=r"for the family sdxl and .* is of sd1"):
+        distill.load_teacher(distill.Distill(**settings))
+    distill.load_teacher(distill.Distill(**settings | {"family": "any"}))
+
+
+def test_the_numbered_blocks_of_kohyas_sdxl_files(models, tmp_path):
+    """`lora_unet_input_blocks_4_1_…`, as kohya's trainer writes them for SDXL alone."""
+    model = load_latent_model(models["sdxl"][0], CPU)
+    names = original_unet_names(name for name, _ in model.network.unet.named_modules())
+    assert names["down_blocks.1.attentions.0.proj_in"] == "input_blocks.3.1.proj_in"  # one layer a level here
+    tensors, expected = {}, {}
+    for name, module in model.network.unet.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.endswith("to_q"):
+            spelt = f"lora_unet_{names[name].replace('.', '_')}"
+            down, up = torch.randn(2, module.in_features), torch.randn(module.out_features, 2)
+            tensors |= {f"{spelt}.lora_down.weight": down, f"{spelt}.lora_up.weight": up}
+            tensors[f"{spelt}.alpha"] = torch.tensor(1.0)
+            expected[f"unet.{name}"] = down
+    safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
+    found = read_lora(tmp_path / "x.safetensors", model.parts).pairs
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name].down, down) and found[name].alpha == 1.0 for name, down in expected.items())
