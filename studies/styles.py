@@ -2,10 +2,10 @@
 
     python studies/styles.py        # about twenty minutes on two cores; goes on where it stopped
 
-Figures: docs/styles.md; at 4 steps and the paper's scales 99.2 % of pictures are in the style and 93.8 % right. It writes
-docs/styles/combining.json, heatmap.png and finetuning.json. A picture is in the style when a linear probe of the reader's
-features says so; the probe, and the reader, which here is trained on both looks, are tested on reconstructions first, and
-the study stops if either is right in less than 99 %.
+Figures: docs/styles.md; at 4 steps and the paper's scales 99.2 % of pictures are in the style and 93.8 % right. It
+writes docs/styles/combining.json, heatmap.png and finetuning.json. A picture is in the style when a linear probe of the
+reader's features says so; the probe, and the reader, which here is trained on both looks, are tested on reconstructions
+first, and the study stops if either is right in less than 99 %.
 """
 
 from __future__ import annotations

@@ -44,3 +44,33 @@ def test_paths_and_commands_of_the_readme_exist():
     tree = README[README.index("src/fewstep/\n") : README.index("Imports point down")]
     for name in re.findall(r"^  ([a-z]+)/", tree, re.MULTILINE):
         assert (ROOT / "src" / "fewstep" / name).is_dir(), name
+
+
+def test_figures_of_the_styles_are_the_scores():
+    text = (ROOT / "docs/styles.md").read_text()
+    held = {name: json.loads((ROOT / f"docs/styles/{name}.json").read_text()) for name in ("combining", "finetuning")}
+    assert min(part["protocol"][f"{judge}_accuracy"] for part in held.values() for judge in ("probe", "reader")) >= 0.99
+
+    def percent(name, **wanted):
+        (row,) = [row for row in held[name]["rows"] if wanted.items() <= row.items()]
+        return f"{100 * row['share_in_style']:.3g} %", f"{100 * row['prompt_accuracy']:.1f} %"
+
+    both = {"model": "style + LCM-LoRA", "steps": 4, "lambda_2": 1.0}
+    lines = {
+        "teacher | 50": percent("combining", model="teacher"),
+        "style LoRA alone, λ1 = 1 | 50": percent("combining", model="style LoRA"),
+        "both, λ1 = 0.8, λ2 = 1 (the paper's) | 4": percent("combining", lambda_1=0.8, **both),
+        "both, λ1 = 1, λ2 = 1 | 4": percent("combining", lambda_1=1.0, **both),
+        "LCM as it was": percent("finetuning", model="LCM", steps=4),
+        "LCM, fine-tuned (algorithm 4)": percent("finetuning", model="LCM, fine-tuned", steps=4),
+        "style LoRA + LCM-LoRA, λ1 = λ2 = 1": percent("finetuning", model="style + LCM-LoRA", steps=4),
+    }
+    for name, (share, accuracy) in lines.items():
+        assert f"| {name} | {share} | {accuracy} |" in text, name
+
+
+def test_the_lcm_lora_reaches_its_bar():
+    """93 % of the teacher's prompt accuracy in 4 steps."""
+    rows = json.loads((ROOT / "docs/styles/combining.json").read_text())["rows"]
+    found = {(row["model"], row["steps"]): row["prompt_accuracy"] for row in rows}
+    assert found["LCM-LoRA", 4] >= 0.93 * found["teacher", 50]
