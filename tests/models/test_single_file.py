@@ -1,5 +1,6 @@
 """Single-file checkpoints and families, on miniatures of each."""
 
+import json
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from fewstep.models import scenes_model
 from fewstep.models.families import modelspec_architecture
 from fewstep.models.latent_model import load_latent_model
 from fewstep.models.lora_file import read_lora
+from fewstep.models.network import student_of
 from fewstep.models.original_names import original_unet_names
 from fewstep.recipes import distill
 from fewstep.recipes.inspect import describe
@@ -111,6 +113,18 @@ def test_an_inpainting_model_is_refused(models, tmp_path, edit_json):
     safetensors.torch.save_file(tensors, weights)
     with pytest.raises(UserError, match="inpainting"):
         load_latent_model(folder, CPU)
+
+
+def test_a_config_older_than_guidance_inputs_makes_a_student(models, tmp_path):
+    """Released models were saved before diffusers knew `time_cond_proj_dim`; their config.json does not hold it."""
+    folder = shutil.copytree(models["sd15"][0], tmp_path / "old")
+    file = folder / "unet" / "config.json"
+    held = json.loads(file.read_text())
+    del held["time_cond_proj_dim"]
+    file.write_text(json.dumps(held))
+    student = student_of(load_latent_model(folder, CPU).network, 8)
+    assert student.unet.config.time_cond_proj_dim == 256
+    assert not student.unet.time_embedding.cond_proj.weight.any()
 
 
 def test_a_recipe_for_another_family_is_refused(models):

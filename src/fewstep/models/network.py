@@ -54,7 +54,9 @@ def student_of(teacher: UNetNetwork, latent_side: int) -> UNetNetwork:
     """
     unet = teacher.unet
     changes = {"time_cond_proj_dim": OMEGA_WIDTH, "sample_size": latent_side}
-    copy = UNet2DConditionModel.from_config({**unet.config, **changes}).to(unet.device)
+    # What an older config.json leaves out diffusers lists under this name, and would set to its default again.
+    config = {name: value for name, value in unet.config.items() if name != "_use_default_values"}
+    copy = UNet2DConditionModel.from_config({**config, **changes}).to(unet.device)
     copy.time_embedding.cond_proj.weight.zero_()
     missing, unexpected = copy.load_state_dict(unet.state_dict(), strict=False)
     assert (missing, unexpected) == (["time_embedding.cond_proj.weight"], [])

@@ -1,0 +1,79 @@
+"""Stable Diffusion 1.5's architecture at full size, with random weights: one update fits a machine of 18 GiB.
+
+Run with `pytest -m slow tests/slow`; a few minutes and 18 GiB, so not in every run.
+"""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ONE_UPDATE = """
+import json, sys
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from fewstep import assets
+from fewstep.models.families import SD1
+from fewstep.models.latent_model import _assemble
+from fewstep.recipes.consistency_run import make_task, open_pictures, peak_gib
+from fewstep.recipes.distill import Distill, make_path, make_student
+from fewstep.train.optimisation import make_optimizer, update
+
+data, rank = sys.argv[1], int(sys.argv[2])
+torch.manual_seed(0)
+vae = AutoencoderKL(
+    down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
+)
+text = CLIPTextModel(CLIPTextConfig(
+    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+))
+parts = {
+    "unet": UNet2DConditionModel(**SD1.unet), "vae": vae, "text_encoder": text,
+    "tokenizer": CLIPTokenizer.from_pretrained(assets.scenes_teacher() / "tokenizer"),
+}
+for name in ("unet", "vae", "text_encoder"):
+    parts[name].eval().requires_grad_(False)
+scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
+model = _assemble("random", parts, dict(scheduler), torch.device("cpu"), details={}, zero_null_cond=False)
+config = Distill(
+    teacher="random", data=data, resolution=64, batch_size=1, ema_decay=0.0, frozen_precision="bf16", lora_rank=rank,
+    guidance_range=(8.5, 8.5), guidance_scale=8.5, device="cpu",
+)
+student = make_student(config, model, 64)
+task = make_task(config, student, make_path(config, student, model), model, open_pictures(config, 64), 64)
+optimizer, broken = make_optimizer(task.student, config), torch.zeros(())
+loss = task.loss(range(1))
+loss.backward()
+largest = max(float(p.grad.abs().max()) for p in task.student.parameters() if p.grad is not None)
+update(optimizer, 1e-4, 1.0, broken)
+print(json.dumps({
+    "loss": float(loss), "gradient": largest, "broken": float(broken), "peak_gib": peak_gib(),
+    "learning": sum(p.numel() for p in task.student.parameters() if p.requires_grad),
+    "frozen": str(model.network.unet.conv_in.weight.dtype),
+}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "learning"), [(0, 859_520_964 + 256 * 320), (64, 67_252_224)])
+def test_one_update_at_full_size(rank, learning, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_text("a red star")
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_UPDATE, str(tmp_path), str(rank)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    print(said)
+    assert said["learning"] == learning
+    assert said["frozen"] == "torch.bfloat16"
+    assert np.isfinite(said["loss"])
+    assert said["gradient"] > 0
+    assert said["broken"] == 0
+    assert said["peak_gib"] < 18
