@@ -14,18 +14,15 @@ from diffusers import UNet2DConditionModel
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
+from fewstep.models.families import SD1
 from fewstep.models.network import UNetNetwork
 
-SD15 = {
-    "sample_size": 64, "cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280),
-    "attention_head_dim": 8, "layers_per_block": 2,
-}  # fmt: skip
 FP32, MOMENTS = 4, 2
 
 
 def main() -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD15)  # type: ignore[arg-type]
+        unet = UNet2DConditionModel(**SD1.unet)  # type: ignore[arg-type]
     whole = sum(parameter.numel() for parameter in unet.parameters())
     network = UNetNetwork(unet.requires_grad_(False), Schedule.from_config({}).to("cpu"), "epsilon")
     adapted = AdaptedNetwork(network, 64, 64.0, TARGET_MODULES)

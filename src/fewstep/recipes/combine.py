@@ -52,5 +52,8 @@ def combine(config: Combine) -> None:
         save_merged(config.out, model, header)
         print(f"pipeline: {config.out}")
         return
-    difference = write_lora(config.out, combined(loras), {**header, "fewstep.teacher": config.base}, model.parts)
+    header["fewstep.teacher"] = config.base
+    if config.base_config:
+        header["fewstep.base_config"] = config.base_config
+    difference = write_lora(config.out, combined(loras), header, model.parts)
     print(f"LoRA: {config.out / DIFFUSERS_FILE} and {KOHYA_FILE}, read back: largest difference {difference:g}")

@@ -34,8 +34,9 @@ class RunState:
             named |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
         for name, parameter in self.student.named_parameters():
             for moment, value in self.optimizer.state.get(parameter, {}).items():
-                # bitsandbytes counts in Python and shares its table of levels between weights, which no file can.
-                named[f"optimizer.{moment}.{name}"] = torch.tensor(value) if isinstance(value, int) else value.clone()
+                # bitsandbytes counts in Python, and shares its small tables of levels between weights, which no file can.
+                whole = torch.tensor(value) if isinstance(value, int) else value
+                named[f"optimizer.{moment}.{name}"] = whole.clone() if moment.startswith("qmap") else whole
         named["losses"] = torch.stack(self.losses) if self.losses else torch.zeros(0)
         return {name: value.detach().contiguous() for name, value in named.items()}
 
