@@ -34,7 +34,7 @@ class RunState:
             named |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
         for name, parameter in self.student.named_parameters():
             for moment, value in self.optimizer.state.get(parameter, {}).items():
-                # bitsandbytes counts in Python, and shares its small tables of levels between weights, which no file can.
+                # bitsandbytes counts in Python, and its weights share tables of levels, which no file can.
                 whole = torch.tensor(value) if isinstance(value, int) else value
                 named[f"optimizer.{moment}.{name}"] = whole.clone() if moment.startswith("qmap") else whole
         named["losses"] = torch.stack(self.losses) if self.losses else torch.zeros(0)
