@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from closed_forms import Mixture
-from fewstep.consistency.path import DataPath, Sample, TeacherPath, draw_times
+from fewstep.consistency.path import DataPath, Sample, TeacherPath, draw_times, shrinking_gap
 from fewstep.consistency.sampling import consistency_times
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.solvers import SOLVERS, ddim
@@ -58,6 +58,16 @@ def test_ends_of_u_are_ends_of_the_times(times):
 def test_grid_times_are_equally_likely():
     t, _ = draw_times(every_u(), 1000, 20, "grid")
     assert set(t.unique(return_counts=True)[1].tolist()) == {400}
+
+
+def test_gap_shrinks_from_the_whole_schedule_to_the_skip():
+    progress = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 3.0], dtype=torch.float64)
+    gap = shrinking_gap(progress, 1000, 20)
+    assert gap.tolist() == [1000, 376, 141, 53, 20, 20]  # 20·50^(1 − p)
+    t, s = draw_times(every_u(6), 1000, 20, "grid", gap)
+    assert torch.equal(s, (t - gap).clamp(min=0))
+    assert int(s[0]) == 0
+    assert torch.equal(t, draw_times(every_u(6), 1000, 20, "grid")[0])  # where samplers land, whatever the gap
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from fewstep.errors import UserError
+from fewstep.models import latent_model
 from fewstep.models.latent_model import load_latent_model, pick_device
 from fewstep.models.pipeline import seeded_noise
 
@@ -39,6 +40,21 @@ def test_encoding_and_decoding_use_the_scaling_factor(random_teacher):
     torch.testing.assert_close(mean, posterior.mean * 0.7, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(std, posterior.std * 0.7, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.decode(mean), model.vae.decode(posterior.mean).sample, rtol=1e-3, atol=1e-4)
+
+
+def test_few_pixels_are_encoded_together(random_teacher, monkeypatch):
+    model = load_latent_model(random_teacher, CPU)
+    pixels = torch.rand(5, 3, 64, 64) * 2 - 1
+    whole = model.encode_pixels(pixels)
+    monkeypatch.setattr(latent_model, "PIXELS_AT_ONCE", 2 * 64 * 64 + 1)
+    sizes = []
+    model.vae.encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    for part, one in zip(model.encode_pixels(pixels), whole, strict=True):
+        torch.testing.assert_close(part, one, rtol=1e-4, atol=1e-5)
+    assert sizes == [2, 2, 1]
+    monkeypatch.setattr(latent_model, "PIXELS_AT_ONCE", 1)  # a picture larger than that is encoded alone
+    model.encode_pixels(pixels[:2])
+    assert sizes[3:] == [1, 1]
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

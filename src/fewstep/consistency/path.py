@@ -16,8 +16,8 @@ from fewstep.diffusion.solvers import Solver, ddim
 Times = Literal["grid", "any"]
 
 
-def draw_times(u: Tensor, num_steps: int, skip: int, times: Times) -> tuple[Tensor, Tensor]:
-    """t and s = max(t − skip, 0), whole, from `u` `[b]` uniform in [0, 1).
+def draw_times(u: Tensor, num_steps: int, skip: int, times: Times, gap: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """t and s = max(t − gap, 0), whole, from `u` `[b]` uniform in [0, 1); `gap` `[b]`, else the skip.
 
     `grid`: t ∈ {k′−1, 2k′−1, …}, where LCM samplers with T // k times land, so that k′ = T // (T // k); that is k
     itself wherever k divides T. `any`: t ∈ {k, …, T−1}, algorithm 1 as the paper writes it.
@@ -26,7 +26,17 @@ def draw_times(u: Tensor, num_steps: int, skip: int, times: Times) -> tuple[Tens
     choices = torch.arange(spacing - 1, num_steps, spacing) if times == "grid" else torch.arange(skip, num_steps)
     choices = choices[choices > 0]  # k = 1 would hold t = 0, where f is the identity and nothing is learnt
     t = choices.to(u.device)[(u * len(choices)).long()]
-    return t, (t - skip).clamp(min=0)
+    return t, (t - (skip if gap is None else gap.to(u.device))).clamp(min=0)
+
+
+def shrinking_gap(progress: Tensor, num_steps: int, skip: int) -> Tensor:
+    """t − s `[b]`, whole: k·(T/k)^(1 − p), from T at progress p `[b]` = 0 down to the skip k from p = 1 on.
+
+    The idea is Easy Consistency Tuning's (arXiv 2406.14548): with s = 0 the target is the picture itself, so what
+    pictures say is known at every t before consistency refines it.
+    """
+    left = 1 - progress.double().clamp(0, 1)
+    return (skip * (num_steps / skip) ** left).round().long()
 
 
 @dataclass(frozen=True)

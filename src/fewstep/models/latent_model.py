@@ -26,6 +26,8 @@ TEACHER_CLASS = "StableDiffusionPipeline"
 STUDENT_CLASS = "LatentConsistencyModelPipeline"
 XL_CLASS = "StableDiffusionXLPipeline"
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PIXELS_AT_ONCE = 2**20
+"""What the autoencoder encodes together: one picture of 1024 pixels' side, or four of 512; gigabytes of activations."""
 _XL_PARTS = (*_PARTS, "text_encoder_2", "tokenizer_2")
 
 
@@ -109,11 +111,16 @@ class LatentModel:
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents of `[b, 3, h, w]` in [−1, 1]."""
-        pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, enabled=False):
-            posterior = self.vae.encode(pixels).latent_dist
+        together = max(1, PIXELS_AT_ONCE // pixels[0, 0].numel())
+        means, stds = [], []
+        for part in pixels.split(together):
+            given = part.to(self.device).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, enabled=False):
+                posterior = self.vae.encode(given).latent_dist
+            means.append(posterior.mean)
+            stds.append(posterior.std)
         scale = self.vae.config.scaling_factor
-        return (posterior.mean * scale).contiguous(), (posterior.std * scale).contiguous()
+        return (torch.cat(means) * scale).contiguous(), (torch.cat(stds) * scale).contiguous()
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:

@@ -63,6 +63,9 @@ class ConsistencyRun(LoopConfig):
     """The adapters act alpha/rank-fold; 0 takes the rank, as the paper does."""
     skip: int = 20
     """k = t − s, in the schedule's whole times."""
+    shrink: float = 0.0
+    """Part of the run, 0 to 1, over which t − s falls from the whole schedule to `skip`; 0 holds it at `skip`, as the
+    papers do."""
     times: Times = "grid"
     """`grid`: t where LCM samplers land; `any`: every t ≥ k, as the paper's algorithm 1 is written."""
     distance: DistanceName = "huber"
@@ -95,6 +98,8 @@ class ConsistencyRun(LoopConfig):
             )
         if not 1 <= self.skip <= 100:
             raise UserError(f"skip is {self.skip}; allowed are 1 to 100")
+        if not 0 <= self.shrink <= 1:
+            raise UserError(f"shrink is {self.shrink:g}; it is a part of the run, 0 to 1")
         if self.lora_rank < 0 or self.lora_alpha < 0:
             raise UserError(
                 f"lora_rank is {self.lora_rank} and lora_alpha {self.lora_alpha:g}; neither may be negative"
@@ -144,7 +149,10 @@ def make_task(
         weight=loss_weight(config.loss_weight, model.schedule),
     )
     low, high = config.guidance_range
-    drawn = TimeAndGuidance(skip=config.skip, times=config.times, omega_range=(low - 1, high - 1))
+    drawn = TimeAndGuidance(
+        skip=config.skip, times=config.times, omega_range=(low - 1, high - 1),
+        shrinking_samples=round(config.shrink * config.steps * config.batch_size),
+    )  # fmt: skip
     return DistillTask(
         student.learner, method, encode(model, pictures, resolution, config.keep_gib), drawn, config.seed
     )

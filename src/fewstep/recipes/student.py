@@ -162,7 +162,7 @@ def build_student(config: ConsistencyRun, model: LatentModel, resolution: int, m
 
 def _details(config: ConsistencyRun, model: LatentModel) -> dict[str, Any]:
     """What is recorded beside the weights."""
-    names = ("data", "steps", "batch_size", "lr", "ema_decay", "skip", "guidance_scale", "seed")
+    names = ("data", "steps", "batch_size", "lr", "ema_decay", "skip", "shrink", "guidance_scale", "seed")
     adapters = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or float(config.lora_rank)}
     return {
         "name": config.out.resolve().name,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
-from fewstep.consistency.path import Sample, Times, draw_times
+from fewstep.consistency.path import Sample, Times, draw_times, shrinking_gap
 from fewstep.consistency.step import Method, consistency_loss
 from fewstep.data import draws
 from fewstep.diffusion.prediction import Cond, Network
@@ -37,6 +38,8 @@ class TimeAndGuidance:
     times: Times
     omega_range: tuple[float, float] | None
     """Uniform in it, in the paper's convention; None for a method without guidance."""
+    shrinking_samples: int = 0
+    """So many samples long t − s falls from the whole schedule to the skip; 0: it is the skip throughout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ class DistillTask:
         indices = draws.order(self._seed, len(self._source), counters)
         z_0, cond = self._source.batch(indices, self._normal("vae", counters, shape))
         u = draws.uniform(self._seed, "t", counters)
-        t, s = draw_times(u, self._method.schedule.num_steps, self._drawn.skip, self._drawn.times)
+        t, s = draw_times(u, self._method.schedule.num_steps, self._drawn.skip, self._drawn.times, self._gap(counters))
         omega = None
         if self._drawn.omega_range is not None:
             low, high = self._drawn.omega_range
@@ -85,6 +88,12 @@ class DistillTask:
         epsilon = self._normal("epsilon", counters, shape)
         t, s = (time.to(self._device, non_blocking=True) for time in (t, s))
         return Sample(z_0, cond, t, s, epsilon, omega)
+
+    def _gap(self, counters: range) -> Tensor | None:
+        if not self._drawn.shrinking_samples:
+            return None
+        progress = torch.tensor(counters, dtype=torch.float64) / self._drawn.shrinking_samples
+        return shrinking_gap(progress, self._method.schedule.num_steps, self._drawn.skip)
 
     def loss(self, counters: range) -> Tensor:
         return consistency_loss(self._method, *self._networks, self.sample(counters))
