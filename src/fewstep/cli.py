@@ -109,23 +109,25 @@ def _run(name: str, rest: list[str]) -> None:
     module = importlib.import_module(f"fewstep.recipes.{command.module}")
     config = getattr(module, command.config)
     if name == "distill":
-        from fewstep.recipes.named import find_recipe
+        from fewstep.recipes.named import describe, find_recipe
 
         recipe = rest.pop(0) if rest and not rest[0].startswith("-") else "scenes"
-        default = find_recipe(recipe)
+        parsed = _parse(find_recipe(recipe), rest, f"fewstep {name}", f" [{recipe}]", describe())
     else:
-        default = config()
-    getattr(module, command.run)(_parse(default, rest, f"fewstep {name}"))
+        parsed = _parse(config(), rest, f"fewstep {name}")
+    getattr(module, command.run)(parsed)
 
 
-def _parse(default: Any, arguments: list[str], program: str) -> Any:
+def _parse(default: Any, arguments: list[str], program: str, recipe: str = "", description: str | None = None) -> Any:
     """The configuration with the options of the command line; any mistake is a UserError of one line."""
     import tyro
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(type(default), default=default, args=arguments, prog=program)
+            return tyro.cli(
+                type(default), default=default, args=arguments, prog=program + recipe, description=description
+            )
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

@@ -61,6 +61,7 @@ def test_killed_and_run_again_equals_undisturbed(random_teacher, tmp_path, fewst
     again = fewstep_command(*arguments, "--out", tmp_path / "killed")
     assert again.returncode == 0, again.stderr
     assert "distil 4/9" not in again.stderr  # it did not start over
+    assert "distil: goes on after update" in again.stderr
     assert "distil 9/9" in again.stderr
     assert same(tmp_path / "straight", tmp_path / "killed")
     states = [
@@ -69,6 +70,15 @@ def test_killed_and_run_again_equals_undisturbed(random_teacher, tmp_path, fewst
     ]
     assert states[0].keys() == states[1].keys()
     assert all((states[0][name] == states[1][name]).all() for name in states[0])
+
+
+def test_a_finished_run_says_so_and_trains_no_more(random_student, fewstep_command):
+    before = {path: path.stat().st_mtime_ns for path in random_student.rglob("*")}
+    done = fewstep_command("distill", random_student / "config.yaml", "--out", random_student)
+    assert done.returncode == 0, done.stderr
+    assert f"{random_student} is finished: its model is {random_student / 'model'}" in done.stdout
+    assert "distil" not in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in random_student.rglob("*")} == before
 
 
 def test_another_configuration_is_refused_in_the_same_folder(random_student, random_teacher, fewstep_command):

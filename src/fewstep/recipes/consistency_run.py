@@ -28,7 +28,7 @@ from fewstep.evaluate.grid import labelled_grid
 from fewstep.models.encoding import CaptionedPicture, PictureSource, encode
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import load_pipeline
-from fewstep.recipes.run_folder import claim_run_folder
+from fewstep.recipes.run_folder import claim_run_folder, finished
 from fewstep.recipes.student import Student
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
@@ -128,6 +128,8 @@ def run(
         try_out(config, student, make_task(config, student, path(student), model, few, resolution), len(pictures))
         return
     claim_run_folder(config.out, config)
+    if finished(config.out):
+        return
     if config.ema_decay**config.steps > 0.1:
         print(f"note: {slow_average(config)}", flush=True)
     student = make(resolution)
@@ -135,6 +137,7 @@ def run(
     captions = [pictures[i].caption for i in range(min(SAMPLE_PROMPTS, len(pictures)))]
     fit(task, config, config.out, title, _sampler(config, student, captions))
     student.save(config.out / "model")
+    print(f"model: {config.out / 'model'}", flush=True)
 
 
 def make_task(
@@ -178,7 +181,7 @@ def try_out(config: ConsistencyRun, student: Student, task: DistillTask, picture
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         fit(task, once, Path(folder) / "run", "dry run")
-        seconds = time.perf_counter() - begun
+        seconds, peak = time.perf_counter() - begun, peak_gib()  # before the reload, which a run does not do
         student.save(Path(folder) / "model")
         load_pipeline(Path(folder) / "model", config.device)
     learning = sum(p.numel() for p in student.learner.weights.parameters() if p.requires_grad)
@@ -189,7 +192,7 @@ def try_out(config: ConsistencyRun, student: Student, task: DistillTask, picture
     print(
         f"time: at most {timedelta(seconds=round(seconds * config.steps))}, by the first update, which is the slowest"
     )
-    print(f"peak memory: {peak_gib():.2f} GiB")
+    print(f"peak memory: {peak:.2f} GiB")
 
 
 def peak_gib() -> float:

@@ -29,12 +29,12 @@ def sd15() -> Distill:
     """Stable Diffusion 1.x, 512 pixels: the paper's values for 2.1-base.
 
     EMA 0.999943 has a half-life of 12,000 updates: below 30,000 give --ema-decay 0.95, or the average will not have
-    left the teacher.
+    left the teacher. Parts and checkpointing are for one card of 24 GB.
     """
     return Distill(
-        family="sd1", teacher="", data="", steps=100_000, batch_size=72, lr=8e-6, lr_decay="constant",
+        family="sd1", teacher="", data="", steps=100_000, batch_size=72, accumulation=9, lr=8e-6, lr_decay="constant",
         warmup_steps=1000, ema_decay=0.999943, skip=20, huber_c=0.001, guidance_range=(3.0, 15.0), guidance_scale=8.5,
-        checkpoint_every=1000, sample_every=1000,
+        gradient_checkpointing=True, checkpoint_every=1000, sample_every=1000,
     )  # fmt: skip
 
 
@@ -45,27 +45,41 @@ def sd21_base() -> Distill:
 
 def sd21() -> Distill:
     """Stable Diffusion 2.1, 768 pixels, v-prediction: the paper's values. For short runs see sd15."""
-    return dataclasses.replace(sd15(), family="sd2", batch_size=16)
+    return dataclasses.replace(sd15(), family="sd2", batch_size=16, accumulation=4)
 
 
 def sdxl() -> Distill:
     """Stable Diffusion XL, 1024 pixels; the paper has no values of its own for it. For short runs see sd15."""
-    return dataclasses.replace(sd15(), family="sdxl", batch_size=16)
+    return dataclasses.replace(sd15(), family="sdxl", batch_size=16, accumulation=8)
 
 
-def lora_of(recipe: Callable[[], Distill]) -> Callable[[], Distill]:
+def lora_of(recipe: Callable[[], Distill], accumulation: int) -> Callable[[], Distill]:
     """LCM-LoRA as its paper has it: rank 64, ω = 7.5, 1e-4; 2,000 updates and, being so few, no average."""
     return lambda: dataclasses.replace(
-        recipe(), steps=2000, batch_size=16, lr=1e-4, warmup_steps=100, ema_decay=0.0, lora_rank=64,
-        guidance_range=(8.5, 8.5), checkpoint_every=200, sample_every=200,
+        recipe(), steps=2000, batch_size=16, accumulation=accumulation, lr=1e-4, warmup_steps=100, ema_decay=0.0,
+        lora_rank=64, guidance_range=(8.5, 8.5), checkpoint_every=200, sample_every=200,
     )  # fmt: skip
 
 
 RECIPES: dict[str, Callable[[], Distill]] = {
     "scenes": scenes, "sd15": sd15, "sd21-base": sd21_base, "sd21": sd21, "sdxl": sdxl,
-    "scenes-lora": scenes_lora, "sd15-lora": lora_of(sd15), "sd21-base-lora": lora_of(sd21_base),
-    "sd21-lora": lora_of(sd21), "sdxl-lora": lora_of(sdxl),
+    "scenes-lora": scenes_lora, "sd15-lora": lora_of(sd15, 2), "sd21-base-lora": lora_of(sd21_base, 2),
+    "sd21-lora": lora_of(sd21, 4), "sdxl-lora": lora_of(sdxl, 4),
 }  # fmt: skip
+
+
+MEMORY_GIB: dict[str, float] = {}
+"""Of a card, one update, in bf16 with fp32 weights; studies/memory.py counted them and docs/memory.md says how."""
+
+
+def describe() -> str:
+    """For `--help`: what `distill` does and which recipes there are."""
+    memory = {name: f" ({gib:.0f} GiB)" for name, gib in MEMORY_GIB.items()}
+    names = ", ".join(name + memory.get(name, "") for name in RECIPES)
+    return (
+        "Turns a teacher into a model that paints in 1 to 8 steps. The first word is a recipe, whose values stand "
+        f"below, or the config.yaml of an earlier run. Recipes, and the memory that one update needs: {names}."
+    )
 
 
 def find_recipe(name: str) -> Distill:

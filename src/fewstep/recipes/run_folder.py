@@ -49,6 +49,14 @@ def claim_run_folder(out: Path, config: Any) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
 
 
+def finished(out: Path) -> bool:
+    """Whether the run there has written its model, which it does last and whole; says so."""
+    done = (out / "model").exists()
+    if done:
+        print(f"{out} is finished: its model is {out / 'model'}; give another --out to train again", flush=True)
+    return done
+
+
 def read_config_file(file: Path) -> dict[str, Any]:
     """The fields of a run's configuration as an earlier run wrote them."""
     try:

@@ -13,7 +13,7 @@ from fewstep.models.export import weights_sha256
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.lora_file import STYLE_LORA
 from fewstep.recipes.consistency_run import open_pictures
-from fewstep.recipes.run_folder import claim_run_folder
+from fewstep.recipes.run_folder import claim_run_folder, finished
 from fewstep.recipes.student import LoraStudent, frozen_dtype
 from fewstep.train.config import LoopConfig
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
@@ -70,6 +70,8 @@ def train_lora(config: TrainLora) -> None:
     resolution = config.resolution or model.resolution
     pictures = open_pictures(config, resolution)
     claim_run_folder(config.out, config)
+    if finished(config.out):
+        return
     null_cond = model.null_cond()
     latents = encode(model, pictures, resolution, config.keep_gib)
     student = LoraStudent(
@@ -80,6 +82,7 @@ def train_lora(config: TrainLora) -> None:
     )
     fit(task, config, config.out, "style")
     student.save(config.out / "model")
+    print(f"model: {config.out / 'model'}", flush=True)
 
 
 def model_details(config: TrainLora, model: LatentModel) -> dict[str, Any]:

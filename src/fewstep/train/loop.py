@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -46,8 +47,10 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     folder.mkdir(parents=True, exist_ok=True)
     device = next(task.student.parameters()).device
     state = RunState(task.student, task.averaged, make_optimizer(task.student, config))
-    if restore_newest(state, folder / "checkpoints") and at_step is not None:
-        at_step(state.step)  # may have been cut short
+    if restore_newest(state, folder / "checkpoints"):
+        print(f"{title}: goes on after update {state.step} of {config.steps}", file=sys.stderr, flush=True)
+        if at_step is not None:
+            at_step(state.step)  # may have been cut short
     broken = torch.zeros((), device=device)
     with RunLog(folder, title, config.steps, state.step) as log:
         while state.step < config.steps:
