@@ -68,6 +68,10 @@ def main(study: Study) -> None:
                 rows.append({**key, **peak(config, family, side)})
                 print(rows[-1], f"{time.perf_counter() - begun:.0f} s", flush=True)
                 study.out.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+    for rank in (0, 64):  # what tests/slow measures of a real process
+        config = Distill(batch_size=1, ema_decay=0.0, lora_rank=rank, guidance_range=(8.5, 8.5), guidance_scale=8.5)
+        print(f"64 pixels in fp32, rank {rank}: {peak(config, SD1, 8, in_bf16=False)}")
 
 
 def part_of(config: Distill) -> int:
@@ -85,7 +89,7 @@ def variants(recipe: Distill) -> list[Distill]:
     ]
 
 
-def peak(config: Distill, family: Family, side: int) -> dict[str, float]:
+def peak(config: Distill, family: Family, side: int, *, in_bf16: bool = True) -> dict[str, float]:
     """GiB of one update in the midst of a run, whole and of weights alone."""
     with torch.device("meta"):  # peft moves what it makes, which fake tensors do not allow
         learner, teacher, modules = networks(config, family)
@@ -102,12 +106,26 @@ def peak(config: Distill, family: Family, side: int) -> dict[str, float]:
         held = live.now
         with live:
             for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients
-                with torch.autocast("cpu", torch.bfloat16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
                     loss = consistency_loss(method, learner.student, learner.target or learner.student, sample)
                 loss.backward()
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
     moments = MOMENTS[config.optimizer] * learning
     return {"gib": round((live.most + moments) / GIB, 2), "weights_gib": round(held / GIB, 2)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown, as docs/memory.md has it."""
+    found = {(row["recipe"], row["part"], row["checkpointing"]): row["gib"] for row in rows}
+    lines = [
+        "| recipe | pictures together | GiB | without checkpointing | one at a time | so, without checkpointing |",
+        "|---|---|---|---|---|---|",
+    ]
+    for recipe in (name + kind for name in SHAPES for kind in ("", "-lora")):
+        part = part_of(named.find_recipe(recipe))
+        cells = [f"{found[recipe, p, c]:.1f}" for p in (part, 1) for c in (True, False)]
+        lines.append(f"| `{recipe}` | {part} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 class LiveBytes(TorchDispatchMode):

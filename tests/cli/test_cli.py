@@ -32,6 +32,7 @@ BAD_INPUT = {
     "wrong type in yaml": (("distill", "{full}/typed.yaml"), "steps is 'many'; wanted is one int"),
     "wrong choice in yaml": (("distill", "{full}/choice.yaml"), "distance is 'l3'; allowed are huber, l2"),
     "skip too long": (("distill", "--skip", "101"), "skip is 101; allowed are 1 to 100"),
+    "shrink": (("distill", "--shrink", "1.5"), "shrink is 1.5; it is a part of the run, 0 to 1"),
     "not finite": (("distill", "--lr", "nan"), "lr is nan; it must be a finite number"),
     "infinite guidance": (("distill", "--guidance-range", "3", "inf"), "guidance_range is inf"),
     "huge seed": (("generate", "--prompt", "a", "--seed", "99999999999999999999"), "seed is 99999999999999999999"),

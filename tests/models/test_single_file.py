@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -12,16 +13,19 @@ from fewstep.errors import UserError
 from fewstep.models import scenes_model
 from fewstep.models.families import modelspec_architecture
 from fewstep.models.latent_model import load_latent_model
-from fewstep.models.lora_file import read_lora
+from fewstep.models.lora_file import Pair, read_lora, write_lora
 from fewstep.models.network import student_of
 from fewstep.models.original_names import original_unet_names
+from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import distill
+from fewstep.recipes.combine import Combine, combine
 from fewstep.recipes.inspect import describe
 from fewstep.recipes.named import find_recipe
 from miniatures import FAMILIES, save_miniature
 from single_files import save_single_file
 
 CPU = torch.device("cpu")
+ADAPTED = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +156,21 @@ def test_the_numbered_blocks_of_kohyas_sdxl_files(models, tmp_path):
     found = read_lora(tmp_path / "x.safetensors", model.parts).pairs
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name].down, down) and found[name].alpha == 1.0 for name, down in expected.items())
+
+
+def test_what_is_combined_on_a_single_file_finds_its_configurations_again(models, tmp_path):
+    """The LoRA's header keeps the base and its --base-config; a merged pipeline needs neither."""
+    _, file, config = models["sd15"]
+    model = load_latent_model(file, CPU, str(config))
+    weight = model.network.unet.get_submodule(ADAPTED).weight
+    lora = {f"unet.{ADAPTED}": Pair(torch.randn(2, weight.shape[1]) / 4, torch.randn(weight.shape[0], 2) / 4, 2.0)}
+    write_lora(tmp_path / "lora", lora, {"fewstep.method": "LCM-LoRA", "fewstep.grid_size": "50"}, model.parts)
+    settings = {"base": str(file), "base_config": str(config), "lora": (f"{tmp_path / 'lora'}:0.5",)}
+    combine(Combine(**settings, out=tmp_path / "one"))
+    combine(Combine(**settings, out=tmp_path / "merged", merged=True))
+    shutil.rmtree(tmp_path / "lora")
+    alone, merged = (load_pipeline(tmp_path / name, "cpu") for name in ("one", "merged"))
+    expected = weight + 0.5 * lora[f"unet.{ADAPTED}"].up @ lora[f"unet.{ADAPTED}"].down
+    torch.testing.assert_close(merged.model.network.unet.get_submodule(ADAPTED).weight, expected)
+    first, second = (np.asarray(pipe(["a red star"], steps=2)[0], dtype=int) for pipe in (alone, merged))
+    assert np.abs(first - second).max() <= 2

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from fewstep import assets
 from fewstep.models.families import SD1
-from fewstep.models.latent_model import _assemble
+from fewstep.models.latent_model import assemble
 from fewstep.recipes.consistency_run import make_task, open_pictures, peak_gib
 from fewstep.recipes.distill import Distill, make_path, make_student
 from fewstep.train.optimisation import make_optimizer, update
@@ -39,7 +39,7 @@ parts = {
 for name in ("unet", "vae", "text_encoder"):
     parts[name].eval().requires_grad_(False)
 scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
-model = _assemble("random", parts, dict(scheduler), torch.device("cpu"), details={}, zero_null_cond=False)
+model = assemble("random", parts, dict(scheduler), torch.device("cpu"), details={}, zero_null_cond=False)
 config = Distill(
     teacher="random", data=data, resolution=64, batch_size=1, ema_decay=0.0, frozen_precision="bf16", lora_rank=rank,
     guidance_range=(8.5, 8.5), guidance_scale=8.5, device="cpu",

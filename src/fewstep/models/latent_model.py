@@ -178,7 +178,7 @@ def load_latent_model(source: str | Path, device: torch.device, base_config: str
     }
     details = _read_json(details_file, f"{source} cannot be read") if details_file.exists() else {}
     zero_null_cond = xl and bool(index.get("force_zeros_for_empty_prompt", True))
-    return _assemble(source, parts, scheduler_config, device, details=details, zero_null_cond=zero_null_cond)
+    return assemble(source, parts, scheduler_config, device, details=details, zero_null_cond=zero_null_cond)
 
 
 def _from_single_file(path: Path, device: torch.device, base_config: str) -> LatentModel:
@@ -189,10 +189,10 @@ def _from_single_file(path: Path, device: torch.device, base_config: str) -> Lat
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if parts.get(name) is not None:
             parts[name] = parts[name].eval().requires_grad_(False)
-    return _assemble(path, parts, scheduler_config, device, details={}, zero_null_cond=zero_null_cond)
+    return assemble(path, parts, scheduler_config, device, details={}, zero_null_cond=zero_null_cond)
 
 
-def _assemble(
+def assemble(
     source: str | Path, parts: dict[str, Any], scheduler_config: dict[str, Any], device: torch.device, *,
     details: dict[str, Any], zero_null_cond: bool,
 ) -> LatentModel:  # fmt: skip

@@ -50,7 +50,7 @@ def sd21() -> Distill:
 
 def sdxl() -> Distill:
     """Stable Diffusion XL, 1024 pixels; the paper has no values of its own for it. For short runs see sd15."""
-    return dataclasses.replace(sd15(), family="sdxl", batch_size=16, accumulation=8)
+    return dataclasses.replace(sd15(), family="sdxl", batch_size=16, accumulation=4)
 
 
 def lora_of(recipe: Callable[[], Distill], accumulation: int) -> Callable[[], Distill]:
