@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import torch
@@ -52,6 +52,8 @@ class Study:
     """Pictures in the new look that style LoRA and fine-tuning learn from."""
     scales: tuple[float, ...] = (0.4, 0.6, 0.8, 1.0, 1.2)
     """λ1 and λ2."""
+    tables: tuple[Literal["combining", "finetuning"], ...] = ("combining", "finetuning")
+    """Which of the two are made."""
 
 
 class Judge:
@@ -123,14 +125,18 @@ def main(study: Study) -> None:
     tuned = dataclasses.replace(
         finetune.default_finetune(), model=str(lcm.out / "model"), out=study.runs / "tuned", **data
     )
+    papers = dataclasses.replace(tuned, out=study.runs / "tuned-fixed-gap", shrink=0.0)
     for train, config in (
-        (distill.distill, lcm_lora), (train_lora.train_lora, style), (distill.distill, lcm), (finetune.finetune, tuned),
+        (distill.distill, lcm_lora), (train_lora.train_lora, style), (distill.distill, lcm),
+        (finetune.finetune, papers), (finetune.finetune, tuned),
     ):  # fmt: skip
         if not (config.out / "model").exists():
             train(config)  # type: ignore[operator]
     judge = Judge(study.runs / "reader", fresh_prompts(study.n, 0))
-    combining(study, judge, lcm_lora, style)
-    finetuning(study, judge, lcm_lora, style, lcm, tuned)
+    if "combining" in study.tables:
+        combining(study, judge, lcm_lora, style)
+    if "finetuning" in study.tables:
+        finetuning(study, judge, loras=(style, lcm_lora), lcms=(lcm, papers, tuned))
 
 
 def combining(study: Study, judge: Judge, lcm_lora: distill.Distill, style: train_lora.TrainLora) -> None:
@@ -155,19 +161,17 @@ def combining(study: Study, judge: Judge, lcm_lora: distill.Distill, style: trai
     heat_map(study, [row for row in rows if "lambda_1" in row])
 
 
-def finetuning(
-    study: Study, judge: Judge, lcm_lora: distill.Distill, style: train_lora.TrainLora, lcm: distill.Distill,
-    tuned: finetune.Finetune,
-) -> None:  # fmt: skip
+def finetuning(study: Study, judge: Judge, loras: Sequence[Any], lcms: Sequence[Any]) -> None:
     """Latent consistency fine-tuning beside what it competes with, at equal pictures."""
-    plain = load_latent_model(assets.scenes_teacher(), CPU)
-    loras = [(config.out / "model" / DIFFUSERS_FILE, 1.0) for config in (style, lcm_lora)]
-    models = {
-        "LCM": load_pipeline(lcm.out / "model", "cpu"),
-        "LCM, fine-tuned": load_pipeline(tuned.out / "model", "cpu"),
-        "style + LCM-LoRA": load_pipeline(assets.scenes_teacher(), "cpu", loras),
-    }
-    rows = [
+    plain, styled = (load_latent_model(assets.scenes_teacher(), CPU) for _ in range(2))
+    style, lcm_lora = (config.out / "model" / DIFFUSERS_FILE for config in loras)
+    attach(styled.parts, read_lora(style, styled.parts).pairs, "style", 1.0)
+    # Without a teacher there is no guidance to learn from: this is what pictures alone can give.
+    rows = [judge.row("style LoRA, no guidance", styled, lambda scores: scores.teacher_row(50), 1.0)]
+    names = ("LCM", "LCM, fine-tuned at a fixed gap", "LCM, fine-tuned")
+    models = {name: load_pipeline(config.out / "model", "cpu") for name, config in zip(names, lcms, strict=True)}
+    models["style + LCM-LoRA"] = load_pipeline(assets.scenes_teacher(), "cpu", [(style, 1.0), (lcm_lora, 1.0)])
+    rows += [
         judge.row(name, plain, lambda scores, m=model, s=steps: scores.student_row(m, s), 3.0)
         for name, model in models.items()
         for steps in (1, 2, 4, 8)

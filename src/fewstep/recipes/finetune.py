@@ -26,7 +26,9 @@ class Finetune(ConsistencyRun):
 
 def default_finetune() -> Finetune:
     """A few hundred updates on two CPU cores."""
-    return Finetune(steps=300, batch_size=32, lr=1e-4, lr_decay="cosine", ema_decay=0.95, guidance_range=(2.0, 9.0))
+    return Finetune(
+        steps=300, batch_size=32, lr=5e-4, lr_decay="cosine", ema_decay=0.95, shrink=0.5, guidance_range=(2.0, 9.0)
+    )
 
 
 def finetune(config: Finetune) -> None:
