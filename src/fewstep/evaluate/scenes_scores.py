@@ -16,7 +16,7 @@ from fewstep.data.scenes import Scene, Scenes
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.sampling import Spacing
 from fewstep.evaluate.baselines import SamplerName, teacher_latents, teacher_times
-from fewstep.evaluate.frechet import frechet_distance
+from fewstep.evaluate.frechet import Moments, frechet_distance
 from fewstep.evaluate.reader import Reader, read
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import Pipeline
@@ -69,7 +69,8 @@ class ScenesScores:
         self._reader = reader
         self._cond = teacher.encode_text(prompts.texts)
         real = Scenes(PROMPT_SEED + 1, "seen")
-        self._reference = read(reader, to_pixels([real[i].image for i in range(REFERENCE_PICTURES)]))[1]
+        features = read(reader, to_pixels([real[i].image for i in range(REFERENCE_PICTURES)]))[1]
+        self._reference = Moments.of(features)
 
     def protocol(self) -> dict[str, Any]:
         """All that two tables must share to be compared."""
@@ -131,7 +132,7 @@ class ScenesScores:
             "guidance_scale": self.omega + 1,
             "prompt_accuracy": _share(right[:seen]),
             "prompt_accuracy_unseen": _share(right[seen:]),
-            "fd": round(frechet_distance(features[:seen], self._reference), 4),
+            "fd": round(frechet_distance(Moments.of(features[:seen]), self._reference), 4),
             "seconds_per_image": round(seconds, 5),
         }
         return Scored(row, pixels, scenes)
