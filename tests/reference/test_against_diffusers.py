@@ -9,9 +9,11 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
 )
 from torch import Tensor
 
@@ -20,7 +22,13 @@ from fewstep.consistency.boundary import boundary
 from fewstep.consistency.omega_embedding import embed_omega
 from fewstep.consistency.sampling import consistency_times, sample_consistency
 from fewstep.diffusion.prediction import to_prediction
-from fewstep.diffusion.sampling import sample_dpm_solver_pp_2m, sample_ode, sampling_times
+from fewstep.diffusion.sampling import (
+    sample_dpm_solver_pp_2m,
+    sample_euler,
+    sample_ode,
+    sample_unipc,
+    sampling_times,
+)
 from fewstep.diffusion.schedule import Schedule
 
 SHAPE = (2, 4, 8, 8)
@@ -174,6 +182,46 @@ def test_dpm_solver_pp_2m_with_zero_terminal_snr_is_the_limit(count, kind):
         errors.append(float((found - ours).abs().max() / ours.abs().max()))
     assert errors[2] < errors[1] < errors[0] < 0.05
     assert errors[2] < 2e-3
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 20, 50])
+def test_unipc(count, spacing, kind):
+    scheduler = UniPCMultistepScheduler(
+        **SD_CONFIG, solver_order=2, solver_type="bh2", final_sigmas_type="zero", timestep_spacing=spacing,
+        prediction_type=kind,
+    )  # fmt: skip
+    scheduler.set_timesteps(count)
+    schedule = Schedule.from_config(scheduler.config)
+    ours = sample_unipc(schedule, toy_field(schedule, kind), initial_noise(), scheduler.timesteps.tolist())
+    assert_same(ours, sample_with(scheduler, initial_noise()))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 50])
+def test_euler(count, kind):
+    scheduler = EulerDiscreteScheduler(**SD_CONFIG, timestep_spacing="trailing", prediction_type=kind)
+    scheduler.set_timesteps(count)
+    schedule = Schedule.from_config(scheduler.config)
+    z = initial_noise() / float(schedule.alphas[-1])  # theirs is z/α, and its noise level σ/α
+    for t in scheduler.timesteps:
+        z = scheduler.step(toy_output(scheduler.scale_model_input(z, t), t), t, z, return_dict=False)[0]
+    times = [int(t) for t in scheduler.timesteps]
+    assert_same(sample_euler(schedule, toy_field(schedule, kind), initial_noise(), times), z)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_unipc_from_zero_terminal_snr_is_finite_and_near_the_ode(kind):
+    exact = Schedule.from_config(SD_CONFIG | {"rescale_betas_zero_snr": True})
+    field, noise = toy_field(exact, kind), initial_noise().double()
+    fine = sample_ode(exact, field, noise, sampling_times(1000, 1000, "trailing"))
+    errors = [
+        float((sample_unipc(exact, field, noise, sampling_times(1000, count, "trailing")) - fine).abs().mean())
+        for count in (8, 50)
+    ]
+    assert errors[1] < errors[0] / 2
+    assert errors[1] < 0.1
 
 
 @pytest.mark.parametrize("grid_size", [20, 33, 50])
