@@ -107,7 +107,7 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
     """The whole path on the bundled teacher: distil, export, score, grid; twice, the second time from what stands."""
     out = tmp_path / "demo"
     arguments = (
-        "demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 65, "--n-unseen", 4, "--sample-every", 2,
+        "demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 128, "--n-unseen", 4, "--sample-every", 2,
         "--guidance-scale", 2,
     )  # fmt: skip
     done = fewstep_command(*arguments)
@@ -116,7 +116,7 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
         "model", "config.yaml", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "grid.png", "scores.json",
     }  # fmt: skip
     scores = json.loads((out / "scores.json").read_text())
-    assert scores["protocol"]["n"] == 65
+    assert scores["protocol"]["n"] == 128
     assert scores["protocol"]["guidance_scale"] == scores["protocol"]["omega"] + 1
     assert len(scores["protocol"]["prompts_sha256"]) == 64
     rows = {(row["sampler"], row["steps"]): row for row in scores["rows"]}

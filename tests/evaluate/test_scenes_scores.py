@@ -20,7 +20,7 @@ def teacher():
 
 def pixels(teacher, *, omega=2.0, seed=0, unseen=1, steps=1):
     scores = ScenesScores(
-        load_reader(assets.scenes_reader()), teacher, fresh_prompts(66, unseen), omega=omega, seed=seed
+        load_reader(assets.scenes_reader()), teacher, fresh_prompts(128, unseen), omega=omega, seed=seed
     )
     return scores.ddim_row(steps)
 

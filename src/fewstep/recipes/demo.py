@@ -15,7 +15,7 @@ from fewstep import assets
 from fewstep.data.pictures import to_images
 from fewstep.errors import UserError
 from fewstep.evaluate.grid import labelled_grid
-from fewstep.evaluate.reader import load_reader
+from fewstep.evaluate.reader import FEATURES, load_reader
 from fewstep.evaluate.scenes_scores import ScenesScores, Scored, fresh_prompts
 from fewstep.models.export import model_card
 from fewstep.models.latent_model import load_latent_model, pick_device
@@ -34,7 +34,7 @@ class Demo(Distill):
     """Distils the bundled teacher, paints with it, and scores it against DDIM and DPM-Solver++."""
 
     n: int = 256
-    """Prompts that the table is made of; at least 65, for the Fréchet distance."""
+    """Prompts that the table is made of; at least 128, for the Fréchet distance."""
     n_unseen: int = 64
     """Further prompts with a shape in a colour that no training picture shows, scored apart."""
     score_seed: int = 0
@@ -43,8 +43,8 @@ class Demo(Distill):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.score_seed, max(1, self.n + self.n_unseen))
-        if self.n < 65 or self.n_unseen < 0:
-            raise UserError(f"n is {self.n} and n_unseen {self.n_unseen}; at least 65 and 0 are needed")
+        if self.n < 2 * FEATURES or self.n_unseen < 0:
+            raise UserError(f"n is {self.n} and n_unseen {self.n_unseen}; at least {2 * FEATURES} and 0 are needed")
         if {self.teacher, self.data} != {assets.SCENES}:
             raise UserError("the demo's scores are about the scenes world; for your own teacher use `fewstep distill`")
 
