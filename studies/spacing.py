@@ -19,6 +19,7 @@ import tyro
 
 from fewstep import assets
 from fewstep.diffusion.sampling import Spacing
+from fewstep.evaluate.baselines import SamplerName
 from fewstep.evaluate.reader import load_reader
 from fewstep.evaluate.scenes_scores import ScenesScores, fresh_prompts
 from fewstep.models.latent_model import load_latent_model
@@ -31,6 +32,8 @@ class Study:
     """Fresh prompts."""
     guidance_scale: float = 5.0
     """diffusers' convention."""
+    samplers: tuple[SamplerName, ...] = ("ddim", "dpm++")
+    """Which baselines."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of steps."""
     student: Path | None = None
@@ -46,7 +49,7 @@ def main(study: Study) -> None:
     student = load_pipeline(study.student, "cpu") if study.student else None
     rows = []
     for steps in study.steps:
-        found = [row(steps, spacing) for spacing in get_args(Spacing) for row in (scores.ddim_row, scores.dpm_row)]
+        found = [scores.baseline_row(s, steps, spacing) for spacing in get_args(Spacing) for s in study.samplers]
         found += [scores.student_row(student, steps)] if student else []
         names = ("sampler", "steps", "spacing", "guidance_scale", "prompt_accuracy", "fd")
         for scored in found:

@@ -22,7 +22,7 @@ def pixels(teacher, *, omega=2.0, seed=0, unseen=1, steps=1):
     scores = ScenesScores(
         load_reader(assets.scenes_reader()), teacher, fresh_prompts(128, unseen), omega=omega, seed=seed
     )
-    return scores.ddim_row(steps)
+    return scores.baseline_row("ddim", steps)
 
 
 def test_the_same_again_and_other_with_another_seed_or_guidance(teacher):
@@ -55,8 +55,8 @@ def test_the_demos_options_reach_its_scores(monkeypatch, tmp_path):
     monkeypatch.setattr(demo_recipe, "load_pipeline", lambda *_: SimpleNamespace(grid_size=50))
     monkeypatch.setattr(demo_recipe, "ScenesScores", record)
     config = dataclasses.replace(
-        demo_recipe.default_demo(), n=70, n_unseen=5, score_seed=11, guidance_scale=4.0, device="cpu"
+        demo_recipe.default_demo(), n=130, n_unseen=5, score_seed=11, guidance_scale=4.0, device="cpu"
     )
     with pytest.raises(Stop):
         demo_recipe.score(config, tmp_path)
-    assert seen == {"n": 75, "unseen": 5, "omega": 3.0, "seed": 11}
+    assert seen == {"n": 135, "unseen": 5, "omega": 3.0, "seed": 11}

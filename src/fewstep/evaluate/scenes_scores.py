@@ -15,7 +15,7 @@ from fewstep.data.pictures import to_pixels
 from fewstep.data.scenes import Scene, Scenes
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.sampling import Spacing
-from fewstep.evaluate.baselines import SamplerName, teacher_latents, teacher_times
+from fewstep.evaluate.baselines import SamplerName, network_evaluations, teacher_latents, teacher_times
 from fewstep.evaluate.frechet import Moments, frechet_distance
 from fewstep.evaluate.reader import Reader, read
 from fewstep.models.latent_model import LatentModel
@@ -88,13 +88,9 @@ class ScenesScores:
         """The reference: DDIM at many steps."""
         return self._baseline("teacher", "ddim", steps, "trailing")
 
-    def ddim_row(self, steps: int, spacing: Spacing | None = None) -> Scored:
+    def baseline_row(self, sampler: SamplerName, steps: int, spacing: Spacing | None = None) -> Scored:
         """At its best spacing when none is given."""
-        return self._baseline("ddim", "ddim", steps, spacing or BEST_SPACING.get(("ddim", steps), "trailing"))
-
-    def dpm_row(self, steps: int, spacing: Spacing | None = None) -> Scored:
-        """At its best spacing when none is given."""
-        return self._baseline("dpm++", "dpm++", steps, spacing or BEST_SPACING.get(("dpm++", steps), "trailing"))
+        return self._baseline(sampler, sampler, steps, spacing or BEST_SPACING.get((sampler, steps), "trailing"))
 
     def student_row(self, student: Pipeline, steps: int) -> Scored:
         return self.score(
@@ -102,10 +98,15 @@ class ScenesScores:
             lambda cond, seeds: student.latents(cond, seeds, steps, self.omega),
         )
 
-    def _baseline(self, name: str, sampler: Any, steps: int, spacing: Spacing) -> Scored:
+    def _baseline(self, name: str, sampler: SamplerName, steps: int, spacing: Spacing) -> Scored:
         times = teacher_times(self.teacher, steps, spacing)
         return self.score(
-            {"sampler": name, "steps": steps, "network_evaluations": 2 * steps, "spacing": spacing},
+            {
+                "sampler": name,
+                "steps": steps,
+                "network_evaluations": network_evaluations(sampler, steps),
+                "spacing": spacing,
+            },
             lambda cond, seeds: teacher_latents(self.teacher, sampler, times, cond, seeds, self.omega),
         )
 

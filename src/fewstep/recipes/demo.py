@@ -81,8 +81,8 @@ def score(config: Demo, model: Path) -> tuple[list[tuple[Scored, list[str]]], di
     scores = ScenesScores(load_reader(assets.scenes_reader()), teacher, prompts, omega=omega, seed=config.score_seed)
     rows = [scores.teacher_row(TEACHER_STEPS)]
     counts = [steps for steps in SAMPLE_STEPS if steps <= student.grid_size]
-    rows += [scores.ddim_row(steps) for steps in counts]
-    rows += [scores.dpm_row(steps) for steps in counts]
+    rows += [scores.baseline_row("ddim", steps) for steps in counts]
+    rows += [scores.baseline_row("dpm++", steps) for steps in counts]
     rows += [scores.student_row(student, steps) for steps in counts]
     return [(row, prompts.texts) for row in rows], {
         "protocol": scores.protocol() | {"model": str(model)},
