@@ -1,0 +1,158 @@
+"""Networks that turn pictures into features for distances and scores: CLIP, DINOv2, and FID's Inception, from local
+files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep.errors import UserError
+
+INCEPTION_SIDE = 299
+_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Features of pictures."""
+
+    name: str
+    sha256: str
+    """Of the weights' files."""
+    resize: str
+    """What is done to a picture before the network sees it."""
+    features: Callable[[Tensor], Tensor]
+    """uint8 `[n, h, w, 3]` → fp32 `[n, d]` on the CPU."""
+    text_features: Callable[[Sequence[str]], Tensor] | None = None
+    """`[n, d]` of texts, in the same space, where the network has one."""
+
+
+def load_extractor(source: str | Path, device: torch.device) -> Extractor:
+    """A folder of CLIP or DINOv2 in transformers' layout, or Inception's TorchScript file. Nothing is fetched."""
+    path = Path(source)
+    if path.is_file():
+        return _inception(path, device)
+    config = path / "config.json"
+    if not config.is_file():
+        raise UserError(f"{path} is no folder of CLIP or DINOv2 (it has no config.json) and no TorchScript file")
+    kind = json.loads(config.read_text()).get("model_type")
+    if kind == "clip":
+        return _clip(path, device)
+    if kind == "dinov2":
+        return _dinov2(path, device)
+    raise UserError(f"{path} holds a {kind!r} model; features are read from clip and dinov2")
+
+
+def _clip(folder: Path, device: torch.device) -> Extractor:
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model = _loaded(CLIPModel, folder, device)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    side = model.config.vision_config.image_size
+
+    @torch.no_grad()
+    def texts(captions: Sequence[str]) -> Tensor:
+        given = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").to(device)
+        pooled = model.text_model(input_ids=given.input_ids, attention_mask=given.attention_mask).pooler_output
+        return model.text_projection(pooled).float().cpu()  # type: ignore[no-any-return]
+
+    def images(pixels: Tensor) -> Tensor:
+        return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)  # type: ignore[no-any-return]
+
+    return Extractor(
+        f"CLIP {folder.name}", _sha256(folder), f"middle square to {side}",
+        _in_parts(folder, side, images, device), texts,
+    )  # fmt: skip
+
+
+def _dinov2(folder: Path, device: torch.device) -> Extractor:
+    from transformers import Dinov2Model
+
+    model = _loaded(Dinov2Model, folder, device)
+    side = _preprocessor(folder).get("crop_size", {}).get("height", 224)
+    return Extractor(
+        f"DINOv2 {folder.name}", _sha256(folder), f"middle square to {side}",
+        _in_parts(folder, side, lambda pixels: model(pixel_values=pixels).pooler_output, device),
+    )  # fmt: skip
+
+
+def _inception(file: Path, device: torch.device) -> Extractor:
+    """`inception-2015-12-05.pt`: takes uint8 and, asked so, gives the 2,048 features of FID."""
+    try:
+        model = torch.jit.load(str(file), map_location=device).eval()
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{file} is no TorchScript file ({str(error).splitlines()[0][:100]})") from error
+
+    @torch.no_grad()
+    def features(pictures: Tensor) -> Tensor:
+        parts = [
+            model((resized(part, INCEPTION_SIDE) * 255).round().byte().to(device), return_features=True).float().cpu()
+            for part in pictures.split(_AT_ONCE)
+        ]
+        return torch.cat(parts)
+
+    return Extractor(file.stem, _sha256(file), f"middle square to {INCEPTION_SIDE}", features)
+
+
+def _in_parts(
+    folder: Path, side: int, network: Callable[[Tensor], Tensor], device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    held = _preprocessor(folder)
+    mean, std = (torch.tensor(held[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
+
+    @torch.no_grad()
+    def features(pictures: Tensor) -> Tensor:
+        parts = [
+            network(((resized(part, side) - mean) / std).to(device)).float().cpu() for part in pictures.split(_AT_ONCE)
+        ]
+        return torch.cat(parts)
+
+    return features
+
+
+def resized(pictures: Tensor, side: int) -> Tensor:
+    """uint8 `[n, h, w, 3]` → fp32 `[n, 3, side, side]` in [0, 1]: the middle square, by Pillow's bicubic on floats,
+    antialiased when it shrinks; how pictures are resized moves FID by whole points (arXiv 2104.11222)."""
+    height, width = pictures.shape[1:3]
+    short = min(height, width)
+    left, top = (width - short) // 2, (height - short) // 2
+    square = pictures[:, top : top + short, left : left + short]
+    found = [
+        np.asarray(Image.fromarray(channel, "F").resize((side, side), Image.Resampling.BICUBIC))
+        for picture in square.float().div(255).numpy()
+        for channel in np.ascontiguousarray(picture.transpose(2, 0, 1))
+    ]
+    return torch.from_numpy(np.stack(found)).view(len(pictures), 3, side, side).clamp(0, 1)
+
+
+def _loaded(kind: Any, folder: Path, device: torch.device) -> Any:
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().to(device)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder} cannot be loaded ({str(error).splitlines()[0][:150]})") from error
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        raise UserError(f"{folder} has no preprocessor_config.json, which says how pictures are normalised")
+    held: dict[str, Any] = json.loads(file.read_text())
+    return held
+
+
+def _sha256(source: Path) -> str:
+    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            total.update(hashlib.file_digest(opened, "sha256").digest())
+    return total.hexdigest()

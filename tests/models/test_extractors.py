@@ -1,0 +1,121 @@
+"""Features from CLIP, DINOv2 and a TorchScript file, on miniatures in their real layouts."""
+
+import json
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, Dinov2Model
+
+from fewstep.data.scenes import Scenes
+from fewstep.errors import UserError
+from fewstep.models import scenes_model
+from fewstep.models.extractors import load_extractor, resized
+
+CPU = torch.device("cpu")
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return torch.randint(0, 256, (5, 28, 28, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def normalised(pictures):
+    pixels = pictures.permute(0, 3, 1, 2).float() / 255
+    return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def preprocessor(folder, **more):
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD, **more}))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extractors") / "clip"
+    tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
+    text = CLIPTextConfig(
+        **SMALL, vocab_size=len(tokenizer), max_position_embeddings=32, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(**SMALL, image_size=28, patch_size=14)
+    torch.manual_seed(0)
+    CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    preprocessor(folder)
+    return folder
+
+
+def test_clip_is_transformers_own(clip, pictures):
+    extractor, model = load_extractor(clip, CPU), CLIPModel.from_pretrained(clip)
+    with torch.no_grad():
+        seen = model.visual_projection(model.vision_model(normalised(pictures)).pooler_output)
+        torch.testing.assert_close(extractor.features(pictures), seen)
+        both = model(
+            input_ids=torch.randint(0, 9, (1, 4)), pixel_values=normalised(pictures)
+        ).image_embeds  # unit vectors there
+    torch.testing.assert_close(torch.nn.functional.normalize(extractor.features(pictures)), both)
+    texts = extractor.text_features(["a red star", "a blue ring on a white background", "a red star"])
+    assert texts.shape == (3, 16)
+    assert torch.equal(texts[0], texts[2])
+    assert not torch.equal(texts[0], texts[1])
+    assert (len(extractor.sha256), extractor.resize) == (64, "middle square to 28")
+
+
+def test_dinov2_is_transformers_own(tmp_path, pictures):
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    torch.manual_seed(0)
+    Dinov2Model(config).save_pretrained(tmp_path)
+    preprocessor(tmp_path, crop_size={"height": 28, "width": 28})
+    extractor = load_extractor(tmp_path, CPU)
+    with torch.no_grad():
+        expected = Dinov2Model.from_pretrained(tmp_path)(normalised(pictures)).pooler_output
+    torch.testing.assert_close(extractor.features(pictures), expected)
+    assert extractor.text_features is None
+
+
+class Inception(torch.nn.Module):
+    """The signature of FID's TorchScript file, and features that show what came in."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        assert x.dtype == torch.uint8
+        y = x.float()
+        if return_features:
+            return torch.cat([y.mean((2, 3)), y[:, :, 0, 0], torch.full((x.shape[0], 1), float(x.shape[3]))], 1)
+        return y.mean((2, 3))
+
+
+def test_inception_is_given_bytes_of_its_size_and_asked_for_features(tmp_path):
+    torch.jit.script(Inception()).save(str(tmp_path / "inception.pt"))
+    extractor = load_extractor(tmp_path / "inception.pt", CPU)
+    pictures = torch.full((2, 64, 64, 3), 200, dtype=torch.uint8)
+    pictures[:, :, :, 1] = 50
+    assert extractor.features(pictures).tolist() == [[200, 50, 200, 200, 50, 200, 299]] * 2
+
+
+def test_resizing_is_antialiased_and_takes_the_middle():
+    stripes = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    stripes[:, :, ::2] = 255
+    grey = resized(stripes, 16)
+    assert grey.shape == (1, 3, 16, 16)
+    assert (grey - 0.5).abs().max() < 0.05  # columns left out would make it black or white
+    wide = torch.zeros(1, 10, 30, 3, dtype=torch.uint8)
+    wide[:, :, 10:20] = 255
+    torch.testing.assert_close(resized(wide, 10), torch.ones(1, 3, 10, 10))
+    torch.testing.assert_close(resized(wide, 5), torch.ones(1, 3, 5, 5))
+    ramp = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
+    torch.testing.assert_close(resized(ramp, 16)[0, 0] * 255, ramp[0, :, :, 0].float())
+
+
+def test_what_is_no_extractor_gets_one_line(tmp_path):
+    (tmp_path / "junk.pt").write_text("junk")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    cases = {"junk.pt": "TorchScript", "empty": "config.json", "bert": "'bert' model", "missing": "config.json"}
+    for name, said in cases.items():
+        with pytest.raises(UserError, match=said) as caught:
+            load_extractor(tmp_path / name, CPU)
+        assert "\n" not in str(caught.value)
