@@ -8,6 +8,7 @@ import pytest
 
 from fewstep.cli import COMMANDS
 from fewstep.models.export import score_table
+from fewstep.recipes.named import MEMORY_GIB, RECIPES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -62,11 +63,29 @@ def test_figures_of_the_styles_are_the_scores():
         "both, λ1 = 0.8, λ2 = 1 (the paper's) | 4": percent("combining", lambda_1=0.8, **both),
         "both, λ1 = 1, λ2 = 1 | 4": percent("combining", lambda_1=1.0, **both),
         "LCM as it was": percent("finetuning", model="LCM", steps=4),
-        "LCM, fine-tuned (algorithm 4)": percent("finetuning", model="LCM, fine-tuned", steps=4),
+        "LCM, fine-tuned": percent("finetuning", model="LCM, fine-tuned", steps=4),
+        "LCM, fine-tuned at a fixed gap (`--shrink 0`: algorithm 4 as it is written)": percent(
+            "finetuning", model="LCM, fine-tuned at a fixed gap", steps=4
+        ),
+        "style LoRA without guidance, 50 steps": percent("finetuning", model="style LoRA, no guidance"),
         "style LoRA + LCM-LoRA, λ1 = λ2 = 1": percent("finetuning", model="style + LCM-LoRA", steps=4),
     }
     for name, (share, accuracy) in lines.items():
         assert f"| {name} | {share} | {accuracy} |" in text, name
+
+
+def test_memory_is_what_the_study_counted():
+    rows = json.loads((ROOT / "docs/memory.json").read_text())
+    found = {(row["recipe"], row["part"], row["checkpointing"]): row["gib"] for row in rows}
+    page = (ROOT / "docs/memory.md").read_text()
+    released = {name for name in RECIPES if not name.startswith("scenes")}
+    assert MEMORY_GIB.keys() == released == {row["recipe"] for row in rows}
+    for name in released:
+        recipe = RECIPES[name]()
+        part = recipe.batch_size // recipe.accumulation
+        assert MEMORY_GIB[name] == found[name, part, recipe.gradient_checkpointing], name
+        cells = [f"{found[name, p, c]:.1f}" for p in (part, 1) for c in (True, False)]
+        assert f"| `{name}` | {part} | {' | '.join(cells)} |" in page
 
 
 def test_the_lcm_lora_reaches_its_bar():
