@@ -192,6 +192,8 @@ def test_any_mixture_of_troubles_adds_up(
 def test_the_line_counts_in_the_singular_and_in_the_plural():
     line = FolderReport(found=12, used=9, dropped_files={"broken picture": ["a"], "without caption": ["b", "c"]}).line()
     assert line == "data: 12 pictures found, 9 used, 3 dropped (1 broken picture, 2 without caption)"
+    many = FolderReport(found=5, used=0, dropped_files={"broken picture": list("abcd"), "without caption": ["e"]})
+    assert many.examples() == ["  broken picture: a, b, c and 1 more", "  without caption: e"]
     assert FolderReport(found=1, used=1, dropped_files={}).line() == "data: 1 picture found, 1 used, 0 dropped"
 
 

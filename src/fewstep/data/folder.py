@@ -85,6 +85,14 @@ class FolderReport:
         reasons = ", ".join(_counted(count, reason) for reason, count in self.dropped.items())
         return f"{counts} ({reasons})" if reasons else counts
 
+    def examples(self, most: int = 3) -> list[str]:
+        """A line for each reason, with the first few that it befell: `  broken picture: a.png, b.png and 4 more`."""
+        lines = []
+        for reason, files in self.dropped_files.items():
+            more = f" and {len(files) - most} more" if len(files) > most else ""
+            lines.append(f"  {reason}: {', '.join(files[:most])}{more}")
+        return lines
+
 
 def _counted(count: int, reason: str) -> str:
     countable = reason not in (Reason.TOO_LARGE, Reason.NO_CAPTION, Reason.CAPTION_NOT_UTF8, Reason.OUTSIDE)

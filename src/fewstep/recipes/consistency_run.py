@@ -234,7 +234,7 @@ def open_pictures(config: PictureSettings, resolution: int) -> PictureSource:
     """The training set; of a folder it prints what was used and what was dropped."""
     if config.data not in LOOKS:
         pictures = open_folder(Path(config.data), resolution)
-        print(pictures.report.line(), flush=True)
+        print("\n".join([pictures.report.line(), *pictures.report.examples()]), flush=True)
         return pictures
     if resolution != SIDE:
         raise UserError(
