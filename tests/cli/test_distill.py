@@ -45,7 +45,7 @@ def test_a_run_leaves_what_it_promises(random_student, random_teacher):
 def test_killed_and_run_again_equals_undisturbed(random_teacher, tmp_path, fewstep_command):
     arguments = [
         "distill", "--teacher", random_teacher, "--steps", 9, "--checkpoint-every", 2, *SMALL, "--skip", 20,
-        "--keep-checkpoints", 9, "--seed", 3,
+        "--keep-checkpoints", 9, "--seed", 3, "--shrink", 0.7,
     ]  # fmt: skip
     assert fewstep_command(*arguments, "--out", tmp_path / "straight").returncode == 0
     killed = [sys.executable, "-m", "fewstep", *map(str, arguments), "--out", str(tmp_path / "killed")]
