@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 import tyro
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,6 +37,7 @@ from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
 from fewstep.models.families import SD1, SD2, SDXL, Family
+from fewstep.models.latent_model import PIXELS_AT_ONCE
 from fewstep.models.network import UNetNetwork
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
@@ -53,25 +55,25 @@ SCHEDULE = Schedule.from_config({})
 @dataclass(frozen=True, kw_only=True)
 class Study:
     out: Path = Path("docs/memory.json")
-    """Where the figures go; what it has already is not counted again."""
+    """Where the figures go."""
 
 
 def main(study: Study) -> None:
-    rows: list[dict[str, Any]] = json.loads(study.out.read_text()) if study.out.exists() else []
+    rows: list[dict[str, Any]] = []
     for name, (family, side) in SHAPES.items():
         for recipe in (name, f"{name}-lora"):
             for config in variants(named.find_recipe(recipe)):
                 key = {"recipe": recipe, "part": part_of(config), "checkpointing": config.gradient_checkpointing}
-                if any(key.items() <= row.items() for row in rows):
-                    continue
                 begun = time.perf_counter()
                 rows.append({**key, **peak(config, family, side)})
                 print(rows[-1], f"{time.perf_counter() - begun:.0f} s", flush=True)
-                study.out.write_text(json.dumps(rows, indent=1) + "\n")
+    study.out.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
     for rank in (0, 64):  # what tests/slow measures of a real process
         config = Distill(batch_size=1, ema_decay=0.0, lora_rank=rank, guidance_range=(8.5, 8.5), guidance_scale=8.5)
         print(f"64 pixels in fp32, rank {rank}: {peak(config, SD1, 8, in_bf16=False)}")
+    for part in ("encode", "decode"):
+        print(f"activations of the autoencoder, {part}: {autoencoder(part):.1f} GiB")
 
 
 def part_of(config: Distill) -> int:
@@ -93,7 +95,7 @@ def peak(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
     """GiB of one update in the midst of a run, whole and of weights alone."""
     with torch.device("meta"):  # peft moves what it makes, which fake tensors do not allow
         learner, teacher, modules = networks(config, family)
-    with FakeTensorMode(allow_non_fake_inputs=True), norms_in_fp32():
+    with FakeTensorMode(allow_non_fake_inputs=True), norms_in_fp32(enabled=in_bf16):
         made_fake(modules)
         null = {name: value[:1] for name, value in condition(family, 1).items()}
         path = TeacherPath(teacher, SCHEDULE, null)
@@ -106,7 +108,7 @@ def peak(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         held = live.now
         with live:
             for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients
-                with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
                     loss = consistency_loss(method, learner.student, learner.target or learner.student, sample)
                 loss.backward()
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
@@ -126,6 +128,20 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [f"{found[recipe, p, c]:.1f}" for p in (part, 1) for c in (True, False)]
         lines.append(f"| `{recipe}` | {part} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def autoencoder(part: str) -> float:
+    """GiB of activations in fp32, of as many pixels as fewstep gives it together."""
+    with FakeTensorMode(), torch.no_grad():
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+        )  # fmt: skip
+        side = math.isqrt(PIXELS_AT_ONCE)
+        given = torch.randn(1, 3, side, side) if part == "encode" else torch.randn(1, 4, side // 8, side // 8)
+        with LiveBytes() as live:
+            getattr(vae, part)(given)
+    return live.most / GIB
 
 
 class LiveBytes(TorchDispatchMode):
@@ -209,8 +225,11 @@ def sample_of(family: Family, side: int, batch: int) -> Sample:
 
 
 @contextlib.contextmanager
-def norms_in_fp32() -> Iterator[None]:
+def norms_in_fp32(*, enabled: bool) -> Iterator[None]:
     """As CUDA's autocast has them; the CPU's leaves them as they come."""
+    if not enabled:
+        yield
+        return
     kept = {name: getattr(nn.functional, name) for name in ("group_norm", "layer_norm")}
 
     def in_fp32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:

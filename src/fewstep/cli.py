@@ -13,6 +13,7 @@ import re
 import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fewstep import __version__
@@ -114,7 +115,13 @@ def _run(name: str, rest: list[str]) -> None:
         recipe = rest.pop(0) if rest and not rest[0].startswith("-") else "scenes"
         parsed = _parse(find_recipe(recipe), rest, f"fewstep {name}", f" [{recipe}]", describe())
     else:
-        parsed = _parse(config(), rest, f"fewstep {name}")
+        default = config()
+        if rest and rest[0].endswith((".yaml", ".yml")) and name in ("finetune", "train-lora"):
+            from fewstep.recipes.run_folder import from_plain, read_config_file
+
+            file = rest.pop(0)
+            default = from_plain(type(default), read_config_file(Path(file)), file)
+        parsed = _parse(default, rest, f"fewstep {name}")
     getattr(module, command.run)(parsed)
 
 

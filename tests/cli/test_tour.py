@@ -77,6 +77,22 @@ def test_what_each_says_of_itself(tour, fewstep_command):
         assert said in fewstep_command("inspect", folder / name).stdout
 
 
+def test_the_commands_that_inspect_gives_are_the_right_ones(tour, random_student, fewstep_command, tmp_path):
+    folder, teacher, _, _ = tour
+    said = {name: fewstep_command("inspect", folder / name).stdout for name in ("tuned", "style", "style/model")}
+    assert f"repeat it: fewstep finetune {folder / 'tuned' / 'config.yaml'} --out" in said["tuned"]
+    assert f"repeat it: fewstep train-lora {folder / 'style' / 'config.yaml'} --out" in said["style"]
+    assert (
+        f"--model {teacher} --lora LCM-LORA --lora {folder / 'style' / 'model' / DIFFUSERS_FILE}:0.8"
+        in said["style/model"]
+    )
+    assert "repeat it: fewstep distill " in fewstep_command("inspect", random_student).stdout
+    again = fewstep_command("finetune", folder / "tuned" / "config.yaml", "--out", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    weights = "model/unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (folder / "tuned" / weights).read_bytes()
+
+
 def test_the_header_holds_what_others_look_for(tour):
     folder, _, _, _ = tour
     with safetensors.safe_open(folder / "lcm-lora" / "model" / DIFFUSERS_FILE, "pt") as file:

@@ -57,6 +57,17 @@ def test_few_pixels_are_encoded_together(random_teacher, monkeypatch):
     assert sizes[3:] == [1, 1]
 
 
+def test_few_pixels_are_decoded_together(random_teacher, monkeypatch):
+    model = load_latent_model(random_teacher, CPU)
+    z_0 = torch.randn(5, *model.latent_shape(64))
+    whole = model.decode(z_0)
+    monkeypatch.setattr(latent_model, "PIXELS_AT_ONCE", 2 * 64 * 64 + 1)
+    sizes = []
+    model.vae.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    torch.testing.assert_close(model.decode(z_0), whole, rtol=1e-4, atol=1e-4)
+    assert sizes == [2, 2, 1]
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_other_parameterisations(teacher_copy, edit_json, kind):
     scheduler = teacher_copy / "scheduler" / "scheduler_config.json"

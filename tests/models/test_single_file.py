@@ -106,6 +106,8 @@ def test_what_is_no_checkpoint(models, tmp_path):
         load_latent_model(file, CPU, str(models["sdxl"][2]))
     with pytest.raises(UserError, match="leave --base-config out"):
         load_latent_model(models["sd15"][0], CPU, str(config))
+    with pytest.raises(UserError, match="gone.safetensors is not there"):
+        load_latent_model("gone.safetensors", CPU, str(config))
 
 
 def test_an_inpainting_model_is_refused(models, tmp_path, edit_json):

@@ -27,7 +27,7 @@ STUDENT_CLASS = "LatentConsistencyModelPipeline"
 XL_CLASS = "StableDiffusionXLPipeline"
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PIXELS_AT_ONCE = 2**20
-"""What the autoencoder encodes together: one picture of 1024 pixels' side, or four of 512; gigabytes of activations."""
+"""What the autoencoder sees together: one picture of 1024 pixels' side, or four of 512; gigabytes of activations."""
 _XL_PARTS = (*_PARTS, "text_encoder_2", "tokenizer_2")
 
 
@@ -126,7 +126,9 @@ class LatentModel:
     def decode(self, z_0: Tensor) -> Tensor:
         """Pixels `[b, 3, h, w]` from scaled latents."""
         z = (z_0 / self.vae.config.scaling_factor).to(self.vae.dtype)
-        return self.vae.decode(z.contiguous(memory_format=torch.channels_last)).sample.float()
+        together = max(1, PIXELS_AT_ONCE // (z[0, 0].numel() * self.pixels_per_latent**2))
+        parts = [part.contiguous(memory_format=torch.channels_last) for part in z.split(together)]
+        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -155,6 +157,8 @@ def load_latent_model(source: str | Path, device: torch.device, base_config: str
     if Path(source).is_file():
         return _from_single_file(Path(source), device, base_config)
     if base_config:
+        if not Path(source).exists():
+            raise UserError(f"{source} is not there; a base that a LoRA names is looked for from where you are")
         raise UserError(f"{source} is no single file and has its own configurations; leave --base-config out")
     folder = _local_folder(source)
     index = _read_json(folder / "model_index.json", f"{source} is not a pipeline")

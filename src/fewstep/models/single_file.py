@@ -79,6 +79,8 @@ def load_single_file(path: Path, config: str) -> Any:
         pipeline = kind.from_single_file(str(path), config=config or None, torch_dtype=torch.float32, **none)
     except Exception as error:  # diffusers, transformers and the Hub each raise their own
         reason = " ".join(str(error).split())[:200]
+        if "meta tensor" in reason:  # what diffusers says of tensors that it looked for in vain
+            reason = "tensors are missing: the file is not whole, or of another layout than its configuration"
         help_ = (
             ""
             if config

@@ -79,8 +79,8 @@ class ConsistencyRun(LoopConfig):
     keep_gib: float = 4.0
     """Latents and texts are encoded once and kept when they need at most this many GiB."""
     frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What weights that do not learn are stored in: `auto` is bf16 where networks compute in it, so that they need
-    half the memory and are not cast at every call."""
+    """What the frozen UNet, a teacher or the base of adapters, is stored in: `auto` is bf16 where networks compute in
+    it, so that it needs half the memory and is not cast at every call. A few-step model that learns whole has none."""
     gradient_checkpointing: bool = False
     """Keep fewer activations and compute them again in the backward pass: less memory, a third more time."""
     dry_run: bool = False
@@ -154,7 +154,7 @@ def make_task(
     low, high = config.guidance_range
     drawn = TimeAndGuidance(
         skip=config.skip, times=config.times, omega_range=(low - 1, high - 1),
-        shrinking_samples=round(config.shrink * config.steps * config.batch_size),
+        shrinking_samples=math.ceil(config.shrink * config.steps * config.batch_size),
     )  # fmt: skip
     return DistillTask(
         student.learner, method, encode(model, pictures, resolution, config.keep_gib), drawn, config.seed

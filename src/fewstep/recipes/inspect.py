@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fewstep.errors import UserError
 from fewstep.models.families import title
+from fewstep.models.lora_file import LCM_LORA
 from fewstep.models.single_file import family_of_keys, read_keys
 from fewstep.recipes.infotext import read_infotext
 from fewstep.recipes.run_folder import CONFIG_FILE, read_config_file
@@ -95,6 +96,10 @@ def _describe_single_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Ite
     yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))} --data PICTURES --out RUN"
 
 
+_TOLD_BY = {"teacher": "distill", "skip": "finetune", "lora_rank": "train-lora"}
+"""Which command wrote a run: the first of these settings that it has."""
+
+
 def _describe_run(folder: Path) -> Iterator[str]:
     settings = read_config_file(folder / CONFIG_FILE)
     yield f"run: {folder.name}"
@@ -106,7 +111,9 @@ def _describe_run(folder: Path) -> Iterator[str]:
     yield f"done: {done} of {settings.get('steps', '?')} updates"
     if (folder / "model").is_dir():
         yield f'paint with it: fewstep generate --model {shlex.quote(str(folder / "model"))} --prompt "…"'
-    yield f"repeat it: fewstep distill {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
+    command = next((command for name, command in _TOLD_BY.items() if name in settings), None)
+    if command:
+        yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
 
 
 def _describe_lora(path: Path) -> Iterator[str]:
@@ -128,12 +135,14 @@ def _describe_lora(path: Path) -> Iterator[str]:
     for name, value in header.items():
         if name.startswith(("fewstep.", "modelspec.")):
             yield f"{name}: {value}"
-    if "fewstep.method" in header:
-        base = header.get("fewstep.teacher", "BASE")
-        here = shlex.quote(str(path))
-        yield f'paint with it: fewstep generate --model {shlex.quote(base)} --lora {here} --prompt "…"'
+    base, here = shlex.quote(header.get("fewstep.teacher", "BASE")), shlex.quote(str(path))
+    if "fewstep.base_config" in header:
+        base += f" --base-config {shlex.quote(header['fewstep.base_config'])}"
+    if header.get("fewstep.method") == LCM_LORA:
+        yield f'paint with it: fewstep generate --model {base} --lora {here} --prompt "…"'
     else:
-        yield f'hang it on a base: fewstep generate --model BASE --lora {shlex.quote(str(path))}:0.8 --prompt "…"'
+        few_step = "--lora LCM-LORA"
+        yield f'paint with it: fewstep generate --model {base} {few_step} --lora {here}:0.8 --prompt "…"'
 
 
 def _describe_picture(path: Path) -> Iterator[str]:
