@@ -90,13 +90,15 @@ def test_what_is_no_checkpoint(models, tmp_path):
     safetensors.torch.save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(2)}, flow)
     tensors = safetensors.torch.load_file(file)
     safetensors.torch.save_file({n: v for n, v in tensors.items() if not n.startswith("first_stage")}, half)
+    hole = tmp_path / "hole.safetensors"
+    safetensors.torch.save_file({n: v for n, v in tensors.items() if "decoder.conv_out.weight" not in n}, hole)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(file.read_bytes()[:-50])
     pickle = tmp_path / "model.ckpt"
     torch.save({}, pickle)
     cases = {
         flow: "begin with double_blocks.0; known are single files of Stable Diffusion XL",
-        half: "no tensor begins with first_stage_model.", cut: "no whole safetensors file",
+        half: "no tensor begins with first_stage_model.", hole: "tensors are missing: the file is not whole", cut: "no whole safetensors file",
         pickle: "not a .safetensors file",
     }  # fmt: skip
     for path, said in cases.items():
@@ -106,7 +108,7 @@ def test_what_is_no_checkpoint(models, tmp_path):
         load_latent_model(file, CPU, str(models["sdxl"][2]))
     with pytest.raises(UserError, match="leave --base-config out"):
         load_latent_model(models["sd15"][0], CPU, str(config))
-    with pytest.raises(UserError, match="gone.safetensors is not there"):
+    with pytest.raises(UserError, match="is not there"):
         load_latent_model("gone.safetensors", CPU, str(config))
 
 
@@ -166,7 +168,9 @@ def test_what_is_combined_on_a_single_file_finds_its_configurations_again(models
     model = load_latent_model(file, CPU, str(config))
     weight = model.network.unet.get_submodule(ADAPTED).weight
     lora = {f"unet.{ADAPTED}": Pair(torch.randn(2, weight.shape[1]) / 4, torch.randn(weight.shape[0], 2) / 4, 2.0)}
-    write_lora(tmp_path / "lora", lora, {"fewstep.method": "LCM-LoRA", "fewstep.grid_size": "50"}, model.parts)
+    write_lora(
+        tmp_path / "lora", lora, {"fewstep.method": "LCM-LoRA", "fewstep.original_inference_steps": "50"}, model.parts
+    )
     settings = {"base": str(file), "base_config": str(config), "lora": (f"{tmp_path / 'lora'}:0.5",)}
     combine(Combine(**settings, out=tmp_path / "one"))
     combine(Combine(**settings, out=tmp_path / "merged", merged=True))

@@ -52,7 +52,7 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
     """Writes `model` as it stands, as a pipeline; `header` is that of the LCM-LoRA merged into it, if any."""
     few_step = header.get("fewstep.method") == LCM_LORA
     if few_step:
-        scheduler = _lcm_scheduler(model, int(header["fewstep.original_inference_steps"]))
+        scheduler = _lcm_scheduler(model, int(header.get("fewstep.original_inference_steps", 50)))
     else:
         scheduler = getattr(diffusers, model.scheduler_config["_class_name"]).from_config(model.scheduler_config)
     details = dict(model.details) | {"name": folder.resolve().name}
