@@ -98,7 +98,8 @@ def test_what_is_no_checkpoint(models, tmp_path):
     torch.save({}, pickle)
     cases = {
         flow: "begin with double_blocks.0; known are single files of Stable Diffusion XL",
-        half: "no tensor begins with first_stage_model.", hole: "tensors are missing: the file is not whole", cut: "no whole safetensors file",
+        half: "no tensor begins with first_stage_model.", hole: "tensors are missing: the file is not whole",
+        cut: "no whole safetensors file",
         pickle: "not a .safetensors file",
     }  # fmt: skip
     for path, said in cases.items():
@@ -168,9 +169,8 @@ def test_what_is_combined_on_a_single_file_finds_its_configurations_again(models
     model = load_latent_model(file, CPU, str(config))
     weight = model.network.unet.get_submodule(ADAPTED).weight
     lora = {f"unet.{ADAPTED}": Pair(torch.randn(2, weight.shape[1]) / 4, torch.randn(weight.shape[0], 2) / 4, 2.0)}
-    write_lora(
-        tmp_path / "lora", lora, {"fewstep.method": "LCM-LoRA", "fewstep.original_inference_steps": "50"}, model.parts
-    )
+    header = {"fewstep.method": "LCM-LoRA", "fewstep.original_inference_steps": "50", "fewstep.omega": "7.5"}
+    write_lora(tmp_path / "lora", lora, header, model.parts)
     settings = {"base": str(file), "base_config": str(config), "lora": (f"{tmp_path / 'lora'}:0.5",)}
     combine(Combine(**settings, out=tmp_path / "one"))
     combine(Combine(**settings, out=tmp_path / "merged", merged=True))
