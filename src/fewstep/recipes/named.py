@@ -68,8 +68,11 @@ RECIPES: dict[str, Callable[[], Distill]] = {
 }  # fmt: skip
 
 
-MEMORY_GIB: dict[str, float] = {}
-"""Of a card, one update, in bf16 with fp32 weights; studies/memory.py counted them and docs/memory.md says how."""
+MEMORY_GIB: dict[str, float] = {
+    "sd15": 19.92, "sd21-base": 20.05, "sd21": 20.31, "sdxl": 56.08,
+    "sd15-lora": 5.46, "sd21-base-lora": 5.16, "sd21-lora": 5.47, "sdxl-lora": 11.62,
+}  # fmt: skip
+"""Of a card, for one update that computes in bf16; studies/memory.py counted it and docs/memory.md says how."""
 
 
 def describe() -> str:
