@@ -12,6 +12,7 @@ import torch
 from closed_forms import SD_CONFIG
 from fewstep.cli import QUIET
 from fewstep.diffusion.schedule import Schedule
+from warm_command import run_warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.update(QUIET)  # as the command sets it, before transformers is imported by any test
@@ -60,9 +61,11 @@ def edit_json():
 
 @pytest.fixture(scope="session")
 def fewstep_command():
-    """Runs the real command in a process of its own."""
+    """Runs the real command in a process of its own; `fresh`, or with an `env`, in an interpreter of its own too."""
 
-    def run(*arguments, cwd=None, env=None):
+    def run(*arguments, cwd=None, env=None, fresh=False):
+        if not fresh and env is None:
+            return run_warm([*map(str, arguments)], cwd)
         return subprocess.run(
             [sys.executable, "-m", "fewstep", *map(str, arguments)],
             capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **(env or {})},

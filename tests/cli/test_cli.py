@@ -65,7 +65,7 @@ def test_bad_input_gets_one_clear_line(case, tmp_path, monkeypatch, capsys):
 
 
 def test_a_mistake_ends_the_process_with_status_2(fewstep_command):
-    done = fewstep_command("distill", "--teacher", "/no/such/folder")
+    done = fewstep_command("distill", "--teacher", "/no/such/folder", fresh=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("fewstep: error: /no/such/folder is not a folder")
     assert len(done.stderr.splitlines()) == 1
@@ -83,7 +83,7 @@ def test_help_is_quick(fewstep_command):
     times = []
     for _ in range(3):
         begun = time.perf_counter()
-        done = fewstep_command("--help")
+        done = fewstep_command("--help", fresh=True)
         times.append(time.perf_counter() - begun)
     assert done.returncode == 0
     assert {"demo", "distill", "generate", "train-teacher"} <= set(done.stdout.split())

@@ -1,0 +1,50 @@
+"""The command in a process of its own, forked from one that has torch and diffusers imported already.
+
+A fresh interpreter imports them for seconds, dozens of times in a run of the tests.
+"""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["fewstep.recipes.named", "fewstep.recipes.finetune", "fewstep.recipes.train_lora", "peft"])
+LONGEST = 600
+
+
+@dataclass(frozen=True)
+class Done:
+    """As subprocess.run has it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_warm(arguments: list[str], cwd: Path | None = None) -> Done:
+    """Runs `fewstep` with these arguments; fails after ten minutes."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / name) for name in ("out", "err")]
+        process = FORK.Process(target=_main, args=(arguments, *files, str(cwd or Path.cwd())))
+        process.start()
+        process.join(LONGEST)
+        if process.is_alive():
+            process.kill()
+            raise TimeoutError(f"fewstep {' '.join(arguments)} ran for more than {LONGEST} s")
+        out, err = (Path(file).read_text() for file in files)
+        return Done(process.exitcode, out, err)
+
+
+def _main(arguments: list[str], out: str, err: str, cwd: str) -> None:
+    for stream, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY, 0o644), stream)
+    # Python's own streams, which the fork server shares, are bound to these files anew.
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for stream in (1, 2))
+    os.chdir(cwd)
+    from fewstep.cli import main
+
+    sys.argv[1:] = arguments
+    main(arguments)
