@@ -13,7 +13,6 @@ import re
 import sys
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from fewstep import __version__
@@ -117,10 +116,9 @@ def _run(name: str, rest: list[str]) -> None:
     else:
         default = config()
         if rest and rest[0].endswith((".yaml", ".yml")) and name in ("finetune", "train-lora"):
-            from fewstep.recipes.run_folder import from_plain, read_config_file
+            from fewstep.recipes.run_folder import from_file
 
-            file = rest.pop(0)
-            default = from_plain(type(default), read_config_file(Path(file)), file)
+            default = from_file(type(default), rest.pop(0))
         parsed = _parse(default, rest, f"fewstep {name}")
     getattr(module, command.run)(parsed)
 

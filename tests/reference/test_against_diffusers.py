@@ -146,6 +146,14 @@ def test_ddim_with_linspace(count, kind):
     assert_same(ours, sample_with(scheduler, initial_noise()))
 
 
+def assert_sampler_is(sampler, scheduler, count: int, kind: str) -> None:
+    """At the scheduler's own times."""
+    scheduler.set_timesteps(count)
+    schedule = Schedule.from_config(scheduler.config)
+    ours = sampler(schedule, toy_field(schedule, kind), initial_noise(), scheduler.timesteps.tolist())
+    assert_same(ours, sample_with(scheduler, initial_noise()))
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 14, 15, 20, 50])
 def test_dpm_solver_pp_2m(count, kind):
@@ -153,10 +161,7 @@ def test_dpm_solver_pp_2m(count, kind):
         **SD_CONFIG, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero", lower_order_final=True,
         timestep_spacing="trailing", prediction_type=kind,
     )  # fmt: skip
-    scheduler.set_timesteps(count)
-    schedule = Schedule.from_config(scheduler.config)
-    ours = sample_dpm_solver_pp_2m(schedule, toy_field(schedule, kind), initial_noise(), scheduler.timesteps.tolist())
-    assert_same(ours, sample_with(scheduler, initial_noise()))
+    assert_sampler_is(sample_dpm_solver_pp_2m, scheduler, count, kind)
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
@@ -192,10 +197,7 @@ def test_unipc(count, spacing, kind):
         **SD_CONFIG, solver_order=2, solver_type="bh2", final_sigmas_type="zero", timestep_spacing=spacing,
         prediction_type=kind,
     )  # fmt: skip
-    scheduler.set_timesteps(count)
-    schedule = Schedule.from_config(scheduler.config)
-    ours = sample_unipc(schedule, toy_field(schedule, kind), initial_noise(), scheduler.timesteps.tolist())
-    assert_same(ours, sample_with(scheduler, initial_noise()))
+    assert_sampler_is(sample_unipc, scheduler, count, kind)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

@@ -59,7 +59,7 @@ def sample_dpm_solver_pp_2m(schedule: Schedule, field: Field, z_T: Tensor, times
     for t, s in itertools.pairwise(times):
         now, span = field(z, _batch_of(t, z)).z_0, _Span(schedule, t, s, z)
         z = span.step(z, now + _slope(past, now, span) / 2)
-        past = now, span
+        past = span.history(now)
     return field(z, _batch_of(times[-1], z)).z_0
 
 
@@ -75,9 +75,9 @@ def sample_unipc(schedule: Schedule, field: Field, z_T: Tensor, times: list[int]
         span = _Span(schedule, t, s, z)
         slope = _slope(past, now, span)
         after = field(span.step(z, now + slope / 2), _batch_of(s, z)).z_0
-        rho_1, rho_2 = (0.0, 0.5) if past is None or not past[1].finite else _corrector(past[1].h / span.h, span.h)
+        rho_1, rho_2 = (0.0, 0.5) if past is None else _corrector(past[1].h / span.h, span.h)
         z = span.step(z, now + rho_1 * slope + rho_2 * (after - now))
-        past, now = (now, span), after
+        past, now = span.history(now), after
     return now
 
 
@@ -87,8 +87,6 @@ class _Span:
     def __init__(self, schedule: Schedule, t: int, s: int, z: Tensor) -> None:
         t_batch, s_batch = _batch_of(t, z), _batch_of(s, z)
         self.h = float(schedule.lam(s_batch[:1])) - float(schedule.lam(t_batch[:1]))
-        self.finite = math.isfinite(self.h)
-        """False from zero-terminal SNR, where λ = −∞: then neither this step nor the next has a history to lean on."""
         _, sigma_t = schedule.coefficients(t_batch, z)
         self._alpha_s, sigma_s = schedule.coefficients(s_batch, z)
         self._ratio = sigma_s / sigma_t
@@ -96,10 +94,14 @@ class _Span:
     def step(self, z_t: Tensor, d: Tensor) -> Tensor:
         return self._ratio * z_t - self._alpha_s * torch.expm1(torch.tensor(-self.h, dtype=d.dtype)).item() * d
 
+    def history(self, z_0: Tensor) -> tuple[Tensor, _Span] | None:
+        """What the next step leans on; nothing from zero-terminal SNR, where λ = −∞."""
+        return (z_0, self) if math.isfinite(self.h) else None
+
 
 def _slope(past: tuple[Tensor, _Span] | None, now: Tensor, span: _Span) -> Tensor:
     """(ẑ_0(z_t) − ẑ_0(before))/r, r = h_before/h; zero where there is no history."""
-    if past is None or not past[1].finite:
+    if past is None:
         return torch.zeros_like(now)
     before, last = past
     return (now - before) * (span.h / last.h)

@@ -70,7 +70,7 @@ def _clip(folder: Path, device: torch.device) -> Extractor:
 
     return Extractor(
         f"CLIP {folder.name}", _sha256(folder), f"middle square to {side}",
-        _in_parts(folder, side, images, device), texts,
+        _in_parts(side, _normalised(folder, images, device), device), texts,
     )  # fmt: skip
 
 
@@ -79,10 +79,9 @@ def _dinov2(folder: Path, device: torch.device) -> Extractor:
 
     model = _loaded(Dinov2Model, folder, device)
     side = _preprocessor(folder).get("crop_size", {}).get("height", 224)
-    return Extractor(
-        f"DINOv2 {folder.name}", _sha256(folder), f"middle square to {side}",
-        _in_parts(folder, side, lambda pixels: model(pixel_values=pixels).pooler_output, device),
-    )  # fmt: skip
+    network = _normalised(folder, lambda pixels: model(pixel_values=pixels).pooler_output, device)
+    features = _in_parts(side, network, device)
+    return Extractor(f"DINOv2 {folder.name}", _sha256(folder), f"middle square to {side}", features)
 
 
 def _inception(file: Path, device: torch.device) -> Extractor:
@@ -92,29 +91,24 @@ def _inception(file: Path, device: torch.device) -> Extractor:
     except (RuntimeError, OSError) as error:
         raise UserError(f"{file} is no TorchScript file ({str(error).splitlines()[0][:100]})") from error
 
-    @torch.no_grad()
-    def features(pictures: Tensor) -> Tensor:
-        parts = [
-            model((resized(part, INCEPTION_SIDE) * 255).round().byte().to(device), return_features=True).float().cpu()
-            for part in pictures.split(_AT_ONCE)
-        ]
-        return torch.cat(parts)
+    def network(pixels: Tensor) -> Tensor:
+        return model((pixels * 255).round().byte(), return_features=True)  # type: ignore[no-any-return]
 
+    features = _in_parts(INCEPTION_SIDE, network, device)
     return Extractor(file.stem, _sha256(file), f"middle square to {INCEPTION_SIDE}", features)
 
 
-def _in_parts(
-    folder: Path, side: int, network: Callable[[Tensor], Tensor], device: torch.device
-) -> Callable[[Tensor], Tensor]:
+def _normalised(folder: Path, network: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
     held = _preprocessor(folder)
-    mean, std = (torch.tensor(held[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
+    mean, std = (torch.tensor(held[name], device=device).view(3, 1, 1) for name in ("image_mean", "image_std"))
+    return lambda pixels: network((pixels - mean) / std)
 
+
+def _in_parts(side: int, network: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def features(pictures: Tensor) -> Tensor:
-        parts = [
-            network(((resized(part, side) - mean) / std).to(device)).float().cpu() for part in pictures.split(_AT_ONCE)
-        ]
-        return torch.cat(parts)
+        parts = pictures.split(_AT_ONCE)
+        return torch.cat([network(resized(part, side).to(device)).float().cpu() for part in parts])
 
     return features
 

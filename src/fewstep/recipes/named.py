@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable
-from pathlib import Path
 
 from fewstep.errors import UserError
 from fewstep.recipes.distill import Distill
-from fewstep.recipes.run_folder import from_plain, read_config_file
+from fewstep.recipes.run_folder import from_file
 
 
 def scenes() -> Distill:
@@ -90,8 +89,7 @@ def find_recipe(name: str) -> Distill:
     if name in RECIPES:
         return RECIPES[name]()
     if name.endswith((".yaml", ".yml")):
-        values = read_config_file(Path(name))
-        return from_plain(Distill, values, name)
+        return from_file(Distill, name)
     close = difflib.get_close_matches(name, RECIPES, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(

@@ -69,6 +69,11 @@ def read_config_file(file: Path) -> dict[str, Any]:
     return {str(name): value for name, value in values.items()}
 
 
+def from_file(kind: type[T], file: str) -> T:
+    """The configuration of an earlier run, from its config.yaml."""
+    return from_plain(kind, read_config_file(Path(file)), file)
+
+
 def to_plain(config: Any) -> dict[str, Any]:
     """A configuration dataclass as what YAML can hold."""
 
