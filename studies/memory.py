@@ -1,11 +1,11 @@
 """Peak memory of one update of every recipe for full-size models, counted on tensors that have shapes and no contents.
 
-    python studies/memory.py        # about half an hour on one core; needs no GPU and little memory
+    python studies/memory.py        # ten minutes on one core; needs no GPU and little memory
 
-Figures: docs/memory.md. One whole update is run, teacher, target, student, backward pass and all, and every tensor's
-bytes are followed from its making to its end (torch's fake tensors); AdamW's moments are added. Networks
-compute in bf16 under autocast, norms in fp32 as on CUDA. Not counted: CUDA's own context (about 0.5 GiB),
-fragmentation, the autoencoder and the text encoders (which only encode), and latents kept on the device (`keep_gib`).
+Figures: docs/memory.md; sd15 19.9 GiB, sdxl 56.1, their LoRAs 5.5 and 11.6. One whole update is run, teacher, target,
+student, backward pass and all, and every tensor's bytes are followed from its making to its end (torch's fake tensors);
+AdamW's moments are added. Networks compute in bf16 under autocast, norms in fp32 as on CUDA. Not counted: CUDA's own
+context (about 0.5 GiB), fragmentation, autoencoder and text encoders, and latents kept on the device (`keep_gib`).
 """
 
 from __future__ import annotations
