@@ -149,14 +149,14 @@ def _one_line(box: str) -> str:
     """tyro's boxed message as one line: what stands between its title and its hints."""
     lines = [line.strip(" │|╭╮╰╯├┤─-") for line in box.splitlines()]
     lines = [line for line in lines if line][1:]
-    lines = [_in_words(line) for line in lines]
     hints = ("Perhaps you meant", "Argument helptext", "For full helptext", "Similar arguments")
     end = next((i for i, line in enumerate(lines) if line.startswith(hints)), len(lines))
-    return " ".join(lines[:end]).rstrip(".") or "these options cannot be read"
+    return _in_words(" ".join(lines[:end])).rstrip(".") or "these options cannot be read"
 
 
 def _in_words(line: str) -> str:
     """Python's words for a bad number, which tyro hands on, as people's."""
+    line = re.sub(r"Error parsing (\S+?/)?(--[\w-]+): ", r"\2: ", line)
     line = re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is not a whole number", line)
     return re.sub(r"could not convert string to float: ('.*?')", r"\1 is not a number", line)
 

@@ -9,9 +9,12 @@ from PIL import Image
 from fewstep.cli import main
 
 BAD_INPUT = {
-    "missing folder": (("distill", "--teacher", "/no/such/folder"), "/no/such/folder is not a folder"),
+    "missing folder": (("distill", "--teacher", "/no/such/folder"), "/no/such/folder is neither a folder"),
     "not a pipeline": (("distill", "--teacher", "{empty}"), "model_index.json is missing"),
     "missing pictures": (("distill", "--data", "/no/such/pictures"), "/no/such/pictures"),
+    "misspelt world": (("distill", "--data", "scenes-leanin"), "did you mean scenes-leaning?"),
+    "strength of nothing": (("generate", "--prompt", "a", "--strength", "0.5"), "give --init-image too"),
+    "not a whole number": (("generate", "--prompt", "a", "--steps", "four"), "'four' is not a whole number"),
     "no pictures": (("distill", "--data", "{empty}"), "{empty}"),
     "unknown option": (("distill", "--stpes", "3"), "--stpes is no option of `fewstep distill`; did you mean --steps?"),
     "unknown option with =": (("generate", "--sead=3"), "did you mean --seed?"),
@@ -24,7 +27,7 @@ BAD_INPUT = {
     "a stray word": (("distill", "scenes", "sd15"), "sd15"),
     "guidance outside its range": (("distill", "--guidance-scale", "12"), "guidance_range is 2 to 9"),
     "no prompt": (("generate",), "--prompt"),
-    "no model": (("generate", "--prompt", "a", "--model", "/no/such/model"), "/no/such/model is not a folder"),
+    "no model": (("generate", "--prompt", "a", "--model", "/no/such/model"), "/no/such/model is neither a folder"),
     "resolution": (("distill", "--resolution", "60"), "resolution is 60; the teacher needs a multiple of 8"),
     "skip": (("distill", "--skip", "0"), "skip is 0; allowed are 1 to 100"),
     "folder of something else": (("distill", "--out", "{full}"), "is not empty and holds no run of fewstep"),
@@ -67,7 +70,7 @@ def test_bad_input_gets_one_clear_line(case, tmp_path, monkeypatch, capsys):
 def test_a_mistake_ends_the_process_with_status_2(fewstep_command):
     done = fewstep_command("distill", "--teacher", "/no/such/folder", fresh=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("fewstep: error: /no/such/folder is not a folder")
+    assert done.stderr.startswith("fewstep: error: /no/such/folder is neither a folder")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
+from fewstep.models.export import model_card
 from fewstep.models.lora_file import DIFFUSERS_FILE, KOHYA_FILE
 
 SMALL = ("--steps", 2, "--batch-size", 2, "--pictures", 8, "--log-every", 1)
@@ -110,7 +111,47 @@ def test_a_style_alone_does_not_paint(tour, fewstep_command, tmp_path):
         "generate", "--model", teacher, "--lora", folder / "style" / "model", "--prompt", "x", "--out", tmp_path
     )
     assert done.returncode == 2
-    assert "give an LCM-LoRA" in done.stderr
+    assert "no LCM-LoRA was given" in done.stderr
+
+
+def test_a_run_folder_of_a_lora_is_taken(tour, fewstep_command, tmp_path):
+    folder, teacher, loras, _ = tour
+    whole = paint(fewstep_command, tmp_path / "a", "--model", teacher, "--lora", folder / "lcm-lora")
+    file = paint(fewstep_command, tmp_path / "b", "--model", teacher, *loras[:2])
+    assert np.array_equal(whole, file)
+    said = fewstep_command("inspect", folder / "style").stdout
+    assert f"--lora LCM-LORA --lora {folder / 'style' / 'model' / DIFFUSERS_FILE}:0.8" in said
+
+
+def test_a_lora_where_it_does_not_belong_is_said(tour, random_student, teacher_copy, fewstep_command, tmp_path):
+    folder, _, loras, _ = tour
+    weights = teacher_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file({name: 1.01 * value for name, value in tensors.items()}, weights, {"format": "pt"})
+    for model, said in (
+        (teacher_copy, "was made for other weights"),
+        (random_student / "model", "few-step already"),
+        (folder / "lcm-lora" / "model", ""),
+    ):
+        hung = loras[:2] if said else ()
+        done = fewstep_command("generate", "--model", model, *hung, "--prompt", "x", "--out", tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stderr
+    assert "was made for" not in done.stderr
+
+
+def test_others_may_read_what_is_written(tour, random_student):
+    folder, _, _, _ = tour
+    for file in (*folder.glob("*/model/*.safetensors"), *(random_student / "model").rglob("*.safetensors")):
+        assert file.stat().st_mode == (random_student / "model" / "fewstep.json").stat().st_mode
+
+
+def test_the_card_of_a_lora_names_a_base_that_diffusers_can_load(tour):
+    details = json.loads((tour[0] / "lcm-lora" / "model" / "fewstep.json").read_text())
+    assert f'from_pretrained("{details["teacher"]}")' in model_card(details)
+    bundled = model_card({**details, "teacher": "scenes"})
+    assert "from fewstep import assets" in bundled
+    assert "from_pretrained(assets.scenes_teacher())" in bundled
 
 
 @pytest.mark.parametrize("recipe", ["scenes", "sd15-lora"])

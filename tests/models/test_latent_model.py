@@ -89,7 +89,7 @@ def test_half_precision_variants_are_found(random_teacher, tmp_path):
 
 
 def test_missing_folder():
-    assert "is not a folder" in refusal("/no/such/folder")
+    assert "is neither a folder" in refusal("/no/such/folder")
 
 
 def test_unreachable_hub_id():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 from diffusers import (
     LatentConsistencyModelPipeline,
     LCMScheduler,
@@ -22,6 +21,7 @@ from diffusers import (
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
+from fewstep import assets
 from fewstep.models.families import kohya_base, modelspec_architecture
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, STYLE_LORA, Lora, write_lora
@@ -91,8 +91,23 @@ def _replaced_whole(folder: Path) -> Iterator[Path]:
     draft = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     yield draft
+    readable = 0o666 & ~_umask()  # safetensors writes files that none but their owner may read
+    for file in draft.rglob("*.safetensors"):
+        file.chmod(readable)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
+
+
+def _umask() -> int:
+    held = os.umask(0)
+    os.umask(held)
+    return held
+
+
+def save_combined(folder: Path, model: LatentModel, pairs: Lora, header: Mapping[str, str]) -> float:
+    """Writes LoRAs that are one now, in both spellings; returns the largest difference on reloading."""
+    with _replaced_whole(folder) as draft:
+        return write_lora(draft, pairs, header, model.parts)
 
 
 def save_lora(folder: Path, model: LatentModel, pairs: Lora, details: Mapping[str, Any]) -> float:
@@ -142,16 +157,6 @@ def lora_header(model: LatentModel, details: Mapping[str, Any]) -> dict[str, str
     return {name: str(value) for name, value in said.items()}
 
 
-def weights_sha256(network: nn.Module) -> str:
-    """Hash of a network's weights, whatever adapters hang on it."""
-    total = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        if ".lora_" not in name:
-            total.update(name.replace(".base_layer", "").encode())
-            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
 _KINDS = {
     "LCD": (
         "A Latent Consistency Model (arXiv 2310.04378) distilled with fewstep",
@@ -164,6 +169,9 @@ _KINDS = {
     LCM_LORA: ("An LCM-LoRA (arXiv 2311.05556) distilled with fewstep", "lora, lcm-lora, few-step"),
     STYLE_LORA: ("A style as a LoRA, trained with fewstep", "lora"),
 }
+
+
+_ORIGIN = {"LCF": "started from", STYLE_LORA: "base"}
 
 
 def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = None) -> str:
@@ -185,7 +193,7 @@ def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = No
         "",
         "| | |",
         "|---|---|",
-        f"| {'teacher' if few_step else 'base'} | {details['teacher']} |",
+        f"| {_ORIGIN.get(details['method'], 'teacher')} | {details['teacher']} |",
         f"| data | {details['data']} |",
         f"| training | {training} |",
         *([f"| guidance | {_guidance(details)} |"] if few_step else []),
@@ -225,10 +233,13 @@ def _lora_usage(details: Mapping[str, Any]) -> list[str]:
         f"lcm = dict(original_inference_steps={details.get('grid_size')})",
         "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, **lcm)",
     ]
+    bundled = details["teacher"] == assets.SCENES
+    base = "assets.scenes_teacher()" if bundled else f'"{details["teacher"]}"'
     return [
         "from diffusers import DiffusionPipeline" + (", LCMScheduler" if few_step else ""),
+        *(["from fewstep import assets"] if bundled else []),
         "",
-        f'pipe = DiffusionPipeline.from_pretrained("{details["teacher"]}")',
+        f"pipe = DiffusionPipeline.from_pretrained({base})",
         *(scheduler if few_step else []),
         f'pipe.load_lora_weights("this folder", weight_name="{DIFFUSERS_FILE}")',
         'image = pipe("a prompt"' + (", num_inference_steps=4, guidance_scale=1" if few_step else "") + ").images[0]",

@@ -235,7 +235,7 @@ def _local_folder(source: str | Path) -> Path:
     looks_like_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "/", "~"))
     if not looks_like_hub_id:
         raise UserError(
-            f"{source} is not a folder and no file; give a diffusers folder (with model_index.json), a single-file "
+            f"{source} is neither a folder nor a file; give a diffusers folder (with model_index.json), a single-file "
             ".safetensors checkpoint or a Hub id"
         )
     from huggingface_hub import snapshot_download

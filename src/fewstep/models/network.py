@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -61,3 +63,13 @@ def student_of(teacher: UNetNetwork, latent_side: int) -> UNetNetwork:
     missing, unexpected = copy.load_state_dict(unet.state_dict(), strict=False)
     assert (missing, unexpected) == (["time_embedding.cond_proj.weight"], [])
     return UNetNetwork(copy, teacher.schedule, teacher.parameterisation, teacher.pixels_per_latent)
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Hash of a network's weights, whatever adapters hang on it."""
+    total = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if ".lora_" not in name:
+            total.update(name.replace(".base_layer", "").encode())
+            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -21,6 +21,7 @@ from fewstep.errors import UserError
 from fewstep.models.adapters import attach
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, read_header, read_lora
+from fewstep.models.network import weights_sha256
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
 MAX_STEPS = 50
@@ -48,8 +49,8 @@ class Pipeline:
         """Whether guidance is an input; with an LCM-LoRA it is built in at one scale."""
         if not self.takes_guidance and model.details.get("method") != LCM_LORA:
             raise UserError(
-                f"{model.source} is a teacher, not a few-step model; make one with `fewstep distill --teacher`, "
-                "or give an LCM-LoRA with it"
+                f"{model.source} is a teacher, not a few-step model, and no LCM-LoRA was given with it (a style is "
+                "none): give one with --lora, or make a few-step model with `fewstep distill --teacher`"
             )
         self.model = model
         self.name = str(model.details.get("name", Path(model.source).name))
@@ -175,13 +176,22 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     LCM-LoRA too: on a base that needs one, and with no other that says so, it is taken for one.
     """
     files = [read_lora(path, model.parts) for path, _ in loras]
+    hashes = {file.note("teacher_sha256") for file in files} - {None}
+    held = weights_sha256(model.network.unet) if hashes else None
     for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):
         logger.info(file.matched())
+        if file.note("teacher_sha256") not in (None, held):
+            logger.info(f"note: {file.source} was made for other weights than those of {model.source}")
         attach(model.parts, file.pairs, f"lora{i}", scale)
-    if model.network.unet.config.time_cond_proj_dim is not None:
-        return model
     known = [file for file in files if file.note("method") == LCM_LORA]
     silent = [file for file in files if file.note("method") is None]
+    if model.network.unet.config.time_cond_proj_dim is not None:
+        if known:
+            logger.warning(
+                f"warning: {model.source} is few-step already and {known[0].source} makes it so a second time, which "
+                "distorts pictures; give the base that the LCM-LoRA is for"
+            )
+        return model
     if not known and not silent:
         return model
     header = (known or silent)[0].header

@@ -10,15 +10,15 @@ import tyro
 from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.models.combining import combined, merge
-from fewstep.models.export import save_merged
+from fewstep.models.export import save_combined, save_merged
 from fewstep.models.latent_model import load_latent_model, pick_device
-from fewstep.models.lora_file import DIFFUSERS_FILE, KOHYA_FILE, LCM_LORA, read_lora, write_lora
+from fewstep.models.lora_file import DIFFUSERS_FILE, KOHYA_FILE, LCM_LORA, read_lora
 from fewstep.recipes.generate import parse_lora
 
 
 @dataclass(frozen=True, kw_only=True)
 class Combine:
-    """θ + Σ λ_i·ΔW_i, as one LoRA or as a whole pipeline."""
+    """Several LoRAs, each at its scale, as one LoRA or merged into a whole pipeline: θ + Σ λ_i·ΔW_i."""
 
     base: str = assets.SCENES
     """What the LoRAs are for: a diffusers folder, a single-file checkpoint, a Hub id, or `scenes` (bundled)."""
@@ -55,5 +55,5 @@ def combine(config: Combine) -> None:
     header["fewstep.teacher"] = config.base
     if config.base_config:
         header["fewstep.base_config"] = config.base_config
-    difference = write_lora(config.out, combined(loras), header, model.parts)
+    difference = save_combined(config.out, model, combined(loras), header)
     print(f"LoRA: {config.out / DIFFUSERS_FILE} and {KOHYA_FILE}, read back: largest difference {difference:g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import sys
 import tempfile
@@ -233,6 +234,10 @@ LOOKS: dict[str, Look] = {assets.SCENES: "plain", assets.SCENES_LEANING: "leanin
 def open_pictures(config: PictureSettings, resolution: int) -> PictureSource:
     """The training set; of a folder it prints what was used and what was dropped."""
     if config.data not in LOOKS:
+        if not Path(config.data).exists():
+            close = difflib.get_close_matches(config.data, LOOKS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {' and '.join(LOOKS)}"
+            raise UserError(f"data folder {config.data} does not exist{hint}")
         pictures = open_folder(Path(config.data), resolution)
         print("\n".join([pictures.report.line(), *pictures.report.examples()]), flush=True)
         return pictures

@@ -26,13 +26,14 @@ class Generate:
     """Paints pictures with a few-step model."""
 
     model: str = "runs/demo/model"
-    """A folder that `distill` wrote, any LatentConsistencyModelPipeline folder, a Hub id, or, with an LCM-LoRA, the
-    base that it is for."""
+    """A folder that `distill`, `finetune` or `combine` wrote, any LatentConsistencyModelPipeline folder or Hub id, or,
+    with an LCM-LoRA, the base that it is for (`scenes` is the bundled one)."""
     base_config: str = ""
     """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
     tokenizers; else they are fetched from the Hub."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A LoRA file, and its scale after a colon (style.safetensors:0.8); 1 if none; may be given several times."""
+    """A LoRA file or run folder, and its scale after a colon (style.safetensors:0.8); 1 if none; may be given several
+    times."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to paint; may be given several times."""
     negative_prompt: str = ""
@@ -63,6 +64,8 @@ class Generate:
         if self.count < 1 or self.batch_size < 1:
             raise UserError(f"count is {self.count} and batch_size {self.batch_size}; both must be at least 1")
         check_seed(self.seed, max(1, self.count * len(self.prompt)))
+        if self.init_image is None and self.strength != Generate.strength:
+            raise UserError(f"strength is {self.strength:g} without a picture to start from; give --init-image too")
         if not 0 < self.strength <= 1:
             raise UserError(f"strength is {self.strength:g}; allowed is above 0, up to 1")
         if self.guidance_scale is not None and self.guidance_scale < 1:
@@ -109,7 +112,10 @@ def parse_lora(given: str) -> tuple[Path, float]:
     if not math.isfinite(scale):
         raise UserError(f"--lora {given} has scale {scale:g}; a finite number is wanted")
     path = Path(name if colon and name else given)
-    return (path / DIFFUSERS_FILE if path.is_dir() else path), scale
+    if path.is_dir():
+        model = path / "model"  # of a run folder
+        return (model if model.is_dir() else path) / DIFFUSERS_FILE, scale
+    return path, scale
 
 
 def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, image: Image.Image) -> PngInfo:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fewstep.errors import UserError
 from fewstep.models.families import title
-from fewstep.models.lora_file import LCM_LORA
+from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, read_header
 from fewstep.models.single_file import family_of_keys, read_keys
 from fewstep.recipes.infotext import read_infotext
 from fewstep.recipes.run_folder import CONFIG_FILE, read_config_file
@@ -110,10 +110,25 @@ def _describe_run(folder: Path) -> Iterator[str]:
     done = json.loads(lines[-1])["step"] if lines else 0
     yield f"done: {done} of {settings.get('steps', '?')} updates"
     if (folder / "model").is_dir():
-        yield f'paint with it: fewstep generate --model {shlex.quote(str(folder / "model"))} --prompt "…"'
+        yield from _how_to_paint(folder / "model")
     command = next((command for name, command in _TOLD_BY.items() if name in settings), None)
     if command:
         yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
+
+
+def _how_to_paint(model: Path) -> Iterator[str]:
+    if (file := model / DIFFUSERS_FILE).is_file():
+        yield _painting_with(file, read_header(file))
+    else:
+        yield f'paint with it: fewstep generate --model {shlex.quote(str(model))} --prompt "…"'
+
+
+def _painting_with(lora: Path, header: dict[str, str]) -> str:
+    base, here = shlex.quote(header.get("fewstep.teacher", "BASE")), shlex.quote(str(lora))
+    if "fewstep.base_config" in header:
+        base += f" --base-config {shlex.quote(header['fewstep.base_config'])}"
+    loras = f"--lora {here}" if header.get("fewstep.method") == LCM_LORA else f"--lora LCM-LORA --lora {here}:0.8"
+    return f'paint with it: fewstep generate --model {base} {loras} --prompt "…"'
 
 
 def _describe_lora(path: Path) -> Iterator[str]:
@@ -132,17 +147,10 @@ def _describe_lora(path: Path) -> Iterator[str]:
     yield f"modules: {len(down)}"
     yield f"rank: {', '.join(map(str, ranks))}"
     yield f"parameters: {sum(_product(shape) for shape in shapes.values()):,}"
-    for name, value in header.items():
+    for name, value in sorted(header.items()):
         if name.startswith(("fewstep.", "modelspec.")):
             yield f"{name}: {value}"
-    base, here = shlex.quote(header.get("fewstep.teacher", "BASE")), shlex.quote(str(path))
-    if "fewstep.base_config" in header:
-        base += f" --base-config {shlex.quote(header['fewstep.base_config'])}"
-    if header.get("fewstep.method") == LCM_LORA:
-        yield f'paint with it: fewstep generate --model {base} --lora {here} --prompt "…"'
-    else:
-        few_step = "--lora LCM-LORA"
-        yield f'paint with it: fewstep generate --model {base} {few_step} --lora {here}:0.8 --prompt "…"'
+    yield _painting_with(path, header)
 
 
 def _describe_picture(path: Path) -> Iterator[str]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fewstep.diffusion.prediction import Cond, Network, Prediction
 from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
-from fewstep.models.export import save_lora, save_student, weights_sha256
+from fewstep.models.export import save_lora, save_student
 from fewstep.models.latent_model import LatentModel
-from fewstep.models.network import UNetNetwork, student_of
+from fewstep.models.network import UNetNetwork, student_of, weights_sha256
 from fewstep.models.pipeline import Pipeline
 from fewstep.train.distill_task import Learner, whole
 from fewstep.train.loop import computes_in_bf16
