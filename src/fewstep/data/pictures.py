@@ -16,7 +16,12 @@ def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_images(pixels: Tensor) -> list[Image.Image]:
-    """`[b, 3, h, w]` in [−1, 1] as RGB pictures; what lies outside is clipped, then rounded as diffusers does."""
+def to_levels(pixels: Tensor) -> Tensor:
+    """`[b, 3, h, w]` in [−1, 1] as uint8 `[b, h, w, 3]` on the CPU; clipped, then rounded as diffusers does."""
     levels = (pixels.detach().float().cpu() / 2 + 0.5).clamp(0, 1).mul(255).round().byte()
-    return [Image.fromarray(level.numpy()) for level in levels.permute(0, 2, 3, 1)]
+    return levels.permute(0, 2, 3, 1).contiguous()
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """`[b, 3, h, w]` in [−1, 1] as RGB pictures."""
+    return [Image.fromarray(level.numpy()) for level in to_levels(pixels)]

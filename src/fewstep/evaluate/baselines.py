@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -12,12 +12,10 @@ from torch import Tensor
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.sampling import (
-    Spacing,
     sample_dpm_solver_pp_2m,
     sample_euler,
     sample_ode,
     sample_unipc,
-    sampling_times,
 )
 from fewstep.diffusion.solvers import dpm_solver_2
 from fewstep.models.latent_model import LatentModel
@@ -37,15 +35,10 @@ def network_evaluations(sampler: SamplerName, steps: int) -> int:
 
 @torch.no_grad()
 def teacher_latents(
-    teacher: LatentModel, sampler: SamplerName, times: list[int], cond: Cond, seeds: range, omega: float
+    teacher: LatentModel, sampler: SamplerName, times: list[int], cond: Cond, seeds: Sequence[int], omega: float
 ) -> Tensor:
     """z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""
     z_T = seeded_noise(seeds, teacher.latent_shape(teacher.resolution), teacher.device)()
     null = {name: value.expand(len(z_T), *value.shape[1:]) for name, value in teacher.null_cond().items()}
     field = Guided(teacher.network, cond, null, torch.full((len(z_T),), omega, device=teacher.device))
     return _SAMPLERS[sampler](teacher.schedule, field, z_T, times)
-
-
-def teacher_times(teacher: LatentModel, steps: int, spacing: Spacing) -> list[int]:
-    """The times of a baseline, latest first."""
-    return sampling_times(teacher.schedule.num_steps, steps, spacing)

@@ -14,14 +14,14 @@ from torch import Tensor
 from fewstep.data.pictures import to_pixels
 from fewstep.data.scenes import Scene, Scenes
 from fewstep.diffusion.prediction import Cond
-from fewstep.diffusion.sampling import Spacing
-from fewstep.evaluate.baselines import SamplerName, network_evaluations, teacher_latents, teacher_times
+from fewstep.diffusion.sampling import Spacing, sampling_times
+from fewstep.evaluate.baselines import SamplerName, network_evaluations, teacher_latents
 from fewstep.evaluate.frechet import Moments, frechet_distance
 from fewstep.evaluate.reader import Reader, read
+from fewstep.evaluate.roster import PROMPT_SEED
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import Pipeline
 
-PROMPT_SEED = 1_000_003  # no training run draws its scenes from this seed by default
 REFERENCE_PICTURES = 2048
 BEST_SPACING: dict[tuple[SamplerName, int], Spacing] = {
     ("ddim", 2): "leading+1", ("ddim", 4): "leading+1", ("dpm++", 2): "leading+1",
@@ -99,7 +99,7 @@ class ScenesScores:
         )
 
     def _baseline(self, name: str, sampler: SamplerName, steps: int, spacing: Spacing) -> Scored:
-        times = teacher_times(self.teacher, steps, spacing)
+        times = sampling_times(self.teacher.schedule.num_steps, steps, spacing)
         return self.score(
             {
                 "sampler": name,

@@ -1,0 +1,88 @@
+"""Painting a cell part by part, every part kept, so that an interrupted evaluation goes on where it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewstep.data.pictures import to_levels
+from fewstep.evaluate.bench import Bench, Observer, Seen
+from fewstep.evaluate.cell import Painter
+
+_LATENTS, _SECONDS = "latents", "seconds_per_image"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """All that is known of a cell's pictures, in the roster's order."""
+
+    observed: dict[str, Tensor]
+    latents: Tensor
+    seconds_per_image: float
+    """To sample and decode one, as the median over parts."""
+
+
+def paint(
+    bench: Bench, painter: Painter, observers: Mapping[str, Observer], batch_size: int, folder: Path | None = None
+) -> Kept:
+    """Paints the bench's roster in batches that are all of `batch_size`, the last one filled up with pictures that are
+    thrown away: every picture is computed in a batch of one shape, whatever else is painted with it.
+
+    With a `folder`, each part is written there once it is painted, and one that is there is not painted again; what an
+    observer that it lacks would keep is made up for from its latents.
+    """
+    parts = []
+    for number in range(-(-len(bench.roster) // batch_size)):
+        file = None if folder is None else folder / f"part-{number:05d}.safetensors"
+        rows = list(range(number * batch_size, min((number + 1) * batch_size, len(bench.roster))))
+        parts.append(_part(bench, painter, observers, rows, batch_size, file))
+    tensors = [{name: value for name, value in part.items() if name != _SECONDS} for part in parts]
+    joined = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
+    seconds = median(float(part[_SECONDS]) for part in parts)
+    return Kept({name: joined[name] for name in observers if joined[name].numel()}, joined[_LATENTS], seconds)
+
+
+def _part(
+    bench: Bench, painter: Painter, observers: Mapping[str, Observer], rows: list[int], batch_size: int,
+    file: Path | None,
+) -> dict[str, Tensor]:  # fmt: skip
+    held = _read(file) if file is not None and file.exists() else {}
+    missing = {name: observe for name, observe in observers.items() if name not in held}
+    if held and not missing:
+        return held
+    begun = time.perf_counter()
+    z_0 = held[_LATENTS] if held else _latents(bench, painter, rows, batch_size)
+    # Decoded in the shape that they were painted in too.
+    filled = z_0[torch.arange(batch_size) % len(rows)]
+    pictures = to_levels(painter.model.decode(filled.to(painter.model.device)))[: len(rows)]
+    if not held:
+        held = {_LATENTS: z_0, _SECONDS: torch.tensor((time.perf_counter() - begun) / batch_size)}
+    for name, observe in missing.items():
+        value = observe(Seen(pictures, z_0, rows, bench))
+        held[name] = torch.empty(0) if value is None else value.contiguous()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".tmp")
+        save_file(held, draft)
+        draft.rename(file)
+    return held
+
+
+def _latents(bench: Bench, painter: Painter, rows: list[int], batch_size: int) -> Tensor:
+    filled = [rows[i % len(rows)] for i in range(batch_size)]
+    cond = painter.model.encode_text([bench.roster.prompts[i] for i in filled])
+    z_0 = painter.latents(cond, [bench.roster.seeds[i] for i in filled])
+    return z_0[: len(rows)].float().cpu().contiguous()
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, "pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping

@@ -1,0 +1,55 @@
+"""The record of how an evaluation was made; tables of different protocols are not put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+
+RESULTS_FILE = "results.json"
+
+
+def difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first field in which two protocols differ, with both values; None where they agree."""
+    for name in sorted({*mine, *other}):
+        one, two = mine.get(name), other.get(name)
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            if inner := difference(one, two):
+                return f"{name}.{inner}"
+        elif one != two:
+            return f"{name} is {one} here and {two} there"
+    return None
+
+
+def rows_beside(folder: Path, protocol: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of an earlier report, which must have been made by the same protocol."""
+    file = folder / RESULTS_FILE if folder.is_dir() else folder
+    try:
+        results = json.loads(file.read_text())
+        rows, held = results["rows"], results["protocol"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} holds no results of `fewstep evaluate`") from error
+    if said := difference(protocol, held):
+        raise UserError(f"{folder} cannot stand in the same table: {said}")
+    yield from rows
+
+
+def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> None:
+    """Writes what the report is made of into `out`, or checks that it is what is there already.
+
+    Raises UserError naming the first field that differs.
+    """
+    file = out / "made_of.json"
+    if file.exists():
+        if said := difference(made_of, json.loads(file.read_text())):
+            raise UserError(f"{out} holds another evaluation: {said}; choose another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty and holds no evaluation; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".tmp")
+    draft.write_text(json.dumps(made_of, indent=2) + "\n")
+    draft.rename(file)

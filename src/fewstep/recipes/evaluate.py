@@ -1,0 +1,348 @@
+"""`fewstep evaluate`: a few-step model against its teacher under other samplers, in a table that can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fewstep import assets
+from fewstep.data.folder import open_folder
+from fewstep.data.pictures import to_images, to_levels, to_pixels
+from fewstep.data.scenes import Scenes
+from fewstep.diffusion.sampling import Spacing
+from fewstep.errors import UserError
+from fewstep.evaluate.baselines import SamplerName
+from fewstep.evaluate.bench import Bench
+from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
+from fewstep.evaluate.grid import labelled_grid
+from fewstep.evaluate.metrics import OBSERVERS, conclude
+from fewstep.evaluate.painting import Kept, paint
+from fewstep.evaluate.protocol import claim_report_folder, rows_beside
+from fewstep.evaluate.reader import Reader, load_reader, read
+from fewstep.evaluate.report import NAMES, columns_of, write_report
+from fewstep.evaluate.roster import PROMPT_SEED, Roster, captions_roster, scenes_roster
+from fewstep.evaluate.tuning import Row, best_cell
+from fewstep.models.extractors import Extractor, load_extractor
+from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
+from fewstep.models.network import weights_sha256
+from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.recipes.consistency_run import LOOKS
+from fewstep.recipes.generate import parse_lora
+from fewstep.recipes.run_folder import made_with
+from fewstep.train.config import check_finite, check_seed
+from fewstep.train.loop import computes_in_bf16
+
+READER = "reader"
+REFERENCE_SCENES = 2048
+REPEATED_PROMPTS = 16
+GRID_COLUMNS = 8
+TRUSTED = 5000
+_VERSIONS = ("fewstep", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Scores a few-step model, and its teacher under samplers that need no training, by the same pictures."""
+
+    model: str = "runs/demo/model"
+    """What `generate` takes: a folder that `distill` wrote, any LatentConsistencyModelPipeline, a folder with an
+    LCM-LoRA, or, with --lora, its base."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A LoRA file or run folder, and its scale after a colon; may be given several times."""
+    teacher: str = ""
+    """What the model was made from; by default what its card records."""
+    base_config: str = ""
+    """For single-file checkpoints: a diffusers folder of their family."""
+    data: str = ""
+    """Prompts and real pictures: `scenes` or `scenes-leaning` (drawn afresh), or a folder of captioned pictures, which
+    should be none that the model was trained on; by default what its card records."""
+    out: Path = Path("runs/evaluation")
+    """Folder for results.json, table.md, report.html and grid.png. The same command again goes on where it stopped."""
+    samplers: tuple[SamplerName, ...] = ("ddim", "dpm-solver-2", "dpm++", "euler", "unipc")
+    """What the teacher is sampled with for comparison."""
+    steps: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of steps, each a row of every sampler."""
+    guidance_scale: tuple[float, ...] = ()
+    """diffusers' convention (ω + 1). Of several each sampler takes its best; by default of 1.5, 3, 5 and 8.5."""
+    spacings: tuple[Spacing, ...] = ("trailing", "leading+1", "leading", "linspace", "linspace+1")
+    """Where a baseline's steps may stand; each takes its best."""
+    n: int = 1000
+    """Pictures a row; at least twice the extractor's features. Under 5,000 Fréchet distances lean upwards."""
+    n_unseen: int = 128
+    """Scenes: further pictures a row, of a shape in a colour never trained on, scored apart."""
+    n_tuning: int = 128
+    """Pictures, of other prompts, by which guidance and spacing are chosen."""
+    seed: int = 0
+    """Picture i starts from noise of seed + i."""
+    extractor: str = ""
+    """Whose features distances compare: `reader` (bundled, for scenes), a folder of CLIP or DINOv2 in transformers'
+    layout, or the TorchScript Inception. By default the reader for scenes."""
+    clip: str = ""
+    """A folder of CLIP in transformers' layout, for the CLIP score."""
+    beside: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """An earlier report, of the same protocol, whose few-step rows stand in the table too; may be given several
+    times."""
+    batch_size: int = 0
+    """Every picture is painted in a batch of this size; 0 takes 64 for pictures of up to 128 pixels, else 8."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What networks compute in; `auto` is bf16 on a GPU that has it, fp32 on a CPU."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        if self.n_unseen < 0 or self.batch_size < 0:
+            raise UserError(f"n_unseen is {self.n_unseen} and batch_size {self.batch_size}; neither may be negative")
+        if self.n < 20 or self.n_tuning < 20:
+            raise UserError(f"n is {self.n} and n_tuning {self.n_tuning}; a kernel distance needs at least 20")
+        check_seed(self.seed, self.n + 100_000_000)
+        if not self.steps or not all(1 <= steps <= TEACHER_STEPS for steps in self.steps):
+            raise UserError(f"steps is {self.steps}; allowed are 1 to {TEACHER_STEPS}")
+        if not all(scale >= 1 for scale in self.guidance_scale):
+            raise UserError(f"guidance_scale is {self.guidance_scale}; each must be at least 1, which is no guidance")
+        if not self.spacings:
+            raise UserError("spacings is empty; give at least one")
+
+
+def evaluate(config: Evaluate) -> dict[str, Any]:
+    """Writes the report, prints its table, and gives the content of results.json."""
+    evaluation = Evaluation(config)
+    results = evaluation.run()
+    show(results)
+    print(f"report: {config.out / 'report.html'}   pictures: {config.out / 'grid.png'}", flush=True)
+    return results
+
+
+class Evaluation:
+    """Everything loaded, and the folder claimed."""
+
+    def __init__(self, config: Evaluate) -> None:
+        self.config = config
+        device = pick_device(config.device)
+        loras = [parse_lora(given) for given in config.lora]
+        card = _card(config.model)
+        teacher = config.teacher or card.get("teacher") or (config.model if config.lora else "")
+        data = config.data or card.get("data", "")
+        for name, value in (("teacher", teacher), ("data", data)):
+            if not value:
+                raise UserError(f"{config.model} does not say its {name}: give --{name}")
+        base_config = config.base_config or card.get("base_config", "")
+        self.student = load_pipeline(config.model, config.device, loras, base_config if loras else "")
+        self.teacher = load_latent_model(teacher, device, base_config if Path(teacher).is_file() else "")
+        _check_same_latents(self.student.model, self.teacher)
+        if data == card.get("data") and data not in LOOKS:
+            print(f"note: the model was trained on {data}; give pictures held out from it with --data", flush=True)
+        self.batch_size = config.batch_size or (64 if self.teacher.resolution <= 128 else 8)
+        self._bf16 = computes_in_bf16(device, config.precision)
+        extractor, reader = _judge(config, data, device)
+        clip = load_extractor(config.clip, device) if config.clip else None
+        roster, tuning, real = _material(config, data, self.teacher.resolution)
+        reference, reference_sha256 = _reference(extractor, real)
+        made = made_with()
+        self.protocol = {
+            "n": roster.main, "n_unseen": roster.unseen, "repeats": roster.repeats, "seed": config.seed,
+            "prompts": data, "prompts_sha256": roster.sha256, "resolution": self.teacher.resolution,
+            "batch_size": self.batch_size, "precision": "bf16" if self._bf16 else "fp32",
+            "guidance": "diffusers' guidance_scale, the papers' ω + 1",
+            "extractor": _said(extractor), "clip": None if clip is None else _said(clip),
+            "reference": {"pictures": len(real), "sha256": reference_sha256},
+            "teacher": {"source": teacher, "sha256": weights_sha256(self.teacher.network.unet)},
+            "versions": {name: made[name] for name in _VERSIONS},
+        }  # fmt: skip
+        self._name = self.student.name
+        model = {"source": config.model, "loras": list(config.lora), "sha256": _model_sha256(self.student)}
+        claim_report_folder(config.out, {"model": model, "tuning": config.n_tuning, **self.protocol})
+        width = reference.shape[1]
+        if roster.main < 2 * width:
+            raise UserError(f"n is {roster.main}; {extractor.name} has {width} features: give at least {2 * width}")
+        self._bench = Bench(roster, extractor, reference, reader, clip)
+        self._tuning = Bench(tuning, extractor, reference, reader, clip)
+        if roster.main < TRUSTED:
+            print(f"note: n is {roster.main}; Fréchet distances of fewer than {TRUSTED} lean upwards", flush=True)
+
+    def run(self) -> dict[str, Any]:
+        """Paints and scores every row that is not there yet."""
+        tried: list[Row] = []
+        beside = [row for folder in self.config.beside for row in rows_beside(folder, self.protocol)]
+        scales = self._guidance_scales()
+        first, spacings = scales[0], self.config.spacings
+        cells = [Cell("teacher", TEACHER_STEPS, "trailing", first)]
+        cells += [Cell(sampler, n, spacings[0], first) for sampler in self.config.samplers for n in self.config.steps]
+        cells += [Cell("lcm", n, "lcm", first) for n in self.config.steps if n <= self.student.grid_size]
+        rows: list[Row] = []
+        pictures: list[tuple[str, list[Image.Image]]] = []
+        bench = self._bench
+        for start in cells:
+            allowed = self._trained_for(scales) if start.sampler == "lcm" else scales
+            spaced = spacings if start.sampler != "teacher" else ("trailing",)
+            cell, more = best_cell(start, allowed, spaced, self._tune)
+            tried += more
+            kept = self._paint(bench, cell, "cells")
+            if cell.sampler == "teacher":
+                bench = dataclasses.replace(bench, teacher_latents=kept.latents)
+            rows.append(self._row(cell, kept, bench))
+            pictures.append((f"{NAMES[cell.sampler]}, {cell.steps}", self._first(cell, kept)))
+            shown = ("prompt_accuracy", "clip_score", "fd")
+            said = ", ".join(f"{name.replace('_', ' ')} {rows[-1][name]:.3g}" for name in shown if name in rows[-1])
+            print(f"{cell.sampler} {cell.steps}: {said}", file=sys.stderr, flush=True)
+        rows += [row for row in beside if row["sampler"] == "lcm"]
+        results = {"protocol": self.protocol, "rows": rows, "tuning": tried}
+        headings = bench.roster.prompts[:GRID_COLUMNS]
+        write_report(self.config.out, results, labelled_grid(pictures, headings))
+        return results
+
+    def _guidance_scales(self) -> tuple[float, ...]:
+        return self.config.guidance_scale or (1.5, 3.0, 5.0, 8.5)
+
+    def _trained_for(self, scales: Sequence[float]) -> list[float]:
+        """Of the few-step model: those in its range, or what is built in."""
+        low, high = self.student.model.details.get("guidance_range", (1.0, math.inf))
+        if not self.student.takes_guidance:
+            return [self.student.guidance_scale]
+        return [scale for scale in scales if low <= scale <= high] or [self.student.guidance_scale]
+
+    def _tune(self, cell: Cell) -> Row:
+        return self._row(cell, self._paint(self._tuning, cell, "tuning"), self._tuning)
+
+    def _paint(self, bench: Bench, cell: Cell, part: str) -> Kept:
+        painter = painter_of(cell, self.teacher, self.student, bf16=self._bf16)
+        return paint(bench, painter, OBSERVERS, self.batch_size, self.config.out / part / cell.slug)
+
+    def _row(self, cell: Cell, kept: Kept, bench: Bench) -> Row:
+        name = self._name if cell.sampler == "lcm" else "teacher"
+        timed = {"seconds_per_image": round(kept.seconds_per_image, 5)}
+        columns = {key: value if value is None else round(value, 6) for key, value in conclude(kept, bench).items()}
+        return {"model": name, **cell.head(), **timed, **columns}
+
+    def _first(self, cell: Cell, kept: Kept) -> list[Image.Image]:
+        model = self.student.model if cell.sampler == "lcm" else self.teacher
+        return to_images(model.decode(kept.latents[:GRID_COLUMNS].to(model.device)))
+
+
+def _reference(extractor: Extractor, pictures: Any) -> tuple[Tensor, str]:
+    """Features `[m, d]` of real pictures, and the pictures' hash."""
+    total = hashlib.sha256()
+    parts = []
+    for start in range(0, len(pictures), 64):
+        levels = to_levels(to_pixels([pictures[i].image for i in range(start, min(start + 64, len(pictures)))]))
+        total.update(levels.numpy().data)
+        parts.append(extractor.features(levels))
+    return torch.cat(parts), total.hexdigest()
+
+
+def _card(model: str) -> dict[str, Any]:
+    """What fewstep recorded of a model; empty for others."""
+    for folder in (Path(model), Path(model) / "model"):
+        if (file := folder / "fewstep.json").is_file():
+            held: dict[str, Any] = json.loads(file.read_text())
+            return held
+    return {}
+
+
+def _judge(config: Evaluate, data: str, device: torch.device) -> tuple[Extractor, Reader | None]:
+    reader = load_reader(assets.scenes_reader()) if data in LOOKS else None
+    name = config.extractor or (READER if reader is not None else "")
+    if not name:
+        raise UserError(f"{data} holds no scenes: give --extractor, a folder of CLIP or DINOv2 or the Inception file")
+    if name != READER:
+        return load_extractor(name, device), reader
+    if reader is None:
+        raise UserError("the reader reads scenes and no other pictures; give another --extractor")
+    return reader_extractor(reader), reader
+
+
+def reader_extractor(reader: Reader) -> Extractor:
+    """The bundled reader's features."""
+    weights = hashlib.sha256((assets.scenes_reader() / "reader.safetensors").read_bytes()).hexdigest()
+
+    def features(pictures: Tensor) -> Tensor:
+        return read(reader, pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)[1]
+
+    return Extractor("the scenes reader", weights, "none", features)
+
+
+def _said(extractor: Extractor) -> dict[str, str]:
+    resize = "none" if extractor.resize == "none" else f"{extractor.resize}, Pillow's bicubic on floats, antialiased"
+    return {"name": extractor.name, "sha256": extractor.sha256, "resize": resize}
+
+
+def _material(config: Evaluate, data: str, resolution: int) -> tuple[Roster, Roster, Any]:
+    """What is painted, what guidance and spacing are chosen by, and real pictures."""
+    if data in LOOKS:
+        roster = scenes_roster(config.n, config.n_unseen, REPEATED_PROMPTS, seed=config.seed)
+        tuning = scenes_roster(config.n_tuning, seed=config.seed, prompt_seed=PROMPT_SEED + 2)
+        real = Scenes(PROMPT_SEED + 1, "seen", LOOKS[data])
+        return roster, tuning, _First(real, REFERENCE_SCENES)
+    pictures = open_folder(Path(data), resolution)
+    print("\n".join([pictures.report.line(), *pictures.report.examples()]), flush=True)
+    captions = [caption for _, caption in pictures.samples]
+    if len(captions) < config.n:
+        raise UserError(f"{data} has {len(captions)} captions and n is {config.n}; give --n {len(captions)} or less")
+    roster = captions_roster(captions[: config.n], REPEATED_PROMPTS, seed=config.seed)
+    others = captions[config.n :] or captions
+    tuning = captions_roster([others[i % len(others)] for i in range(config.n_tuning)], seed=config.seed + 50_000_000)
+    return roster, tuning, pictures
+
+
+@dataclass(frozen=True)
+class _First:
+    scenes: Scenes
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.scenes[index]
+
+
+def _check_same_latents(student: LatentModel, teacher: LatentModel) -> None:
+    mine, theirs = (model.latent_shape(model.resolution) for model in (student, teacher))
+    if mine != theirs:
+        raise UserError(f"{student.source} paints latents of {mine} and {teacher.source} of {theirs}: not its teacher")
+
+
+def _model_sha256(pipeline: Pipeline) -> str:
+    unet = pipeline.model.network.unet
+    total = hashlib.sha256(weights_sha256(unet).encode())
+    for name, value in sorted(unet.state_dict().items()):
+        if ".lora_" in name:
+            total.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+_SHORT = {
+    "sampler": "sampler", "steps": "steps", "network_evaluations": "calls", "spacing": "spacing",
+    "guidance_scale": "guid.", "prompt_accuracy": "right", "prompt_accuracy_unseen": "unseen", "clip_score": "CLIP",
+    "fd": "FD", "kd": "KD", "to_teacher": "to T", "diversity": "div.",
+}  # fmt: skip
+
+
+def show(results: dict[str, Any]) -> None:
+    """The table on the terminal, without intervals."""
+    rows = results["rows"]
+    columns = [name for name in columns_of(rows) if name in _SHORT]
+    table = Table(title=f"{results['protocol']['n']} pictures a row", padding=(0, 1, 0, 0), box=None)
+    for column in columns:
+        table.add_column(_SHORT[column], justify="left" if column in ("sampler", "spacing") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_short(row.get(column)) for column in columns))
+    Console().print(table)
+
+
+def _short(value: object) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

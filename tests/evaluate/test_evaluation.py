@@ -1,0 +1,224 @@
+"""`fewstep evaluate`: results that do not depend on how the work was split, and metrics that move the right way."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fewstep import assets
+from fewstep.data.pictures import to_levels, to_pixels
+from fewstep.data.scenes import Scenes
+from fewstep.errors import UserError
+from fewstep.evaluate.bench import Bench, Seen
+from fewstep.evaluate.cell import Cell, painter_of
+from fewstep.evaluate.frechet import frechet_distance
+from fewstep.evaluate.metrics import METRICS, OBSERVERS, conclude
+from fewstep.evaluate.metrics.distances import moments
+from fewstep.evaluate.painting import Kept, paint
+from fewstep.evaluate.protocol import claim_report_folder, difference, rows_beside
+from fewstep.evaluate.reader import load_reader
+from fewstep.evaluate.roster import captions_roster, scenes_roster
+from fewstep.evaluate.tuning import best_cell
+from fewstep.models.latent_model import load_latent_model
+from fewstep.recipes.evaluate import Evaluate, reader_extractor
+
+CPU = torch.device("cpu")
+N = 256
+
+
+@pytest.fixture(scope="module")
+def bench():
+    reader = load_reader(assets.scenes_reader())
+    extractor = reader_extractor(reader)
+    real = Scenes(71, "seen")
+    reference = extractor.features(to_levels(to_pixels([real[i].image for i in range(512)])))
+    return Bench(scenes_roster(N, 0, 8, 8), extractor, reference, reader)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The scenes that the prompts were said of: as good as pictures can be."""
+    scenes = Scenes(1_000_003, "seen")
+    images = [scenes[i].image for i in range(N)] + [scenes[i].image for i in range(8) for _ in range(8)]
+    return to_levels(to_pixels(images))
+
+
+def columns(bench, pictures):
+    latents = pictures.float().permute(0, 3, 1, 2) / 255
+    seen = Seen(pictures, latents, list(range(len(pictures))), dataclasses.replace(bench, teacher_latents=None))
+    observed = {name: observe(seen) for name, observe in OBSERVERS.items()}
+    return conclude(Kept({n: v for n, v in observed.items() if v is not None}, latents, 0.0), seen.bench)
+
+
+def blurred(pictures):
+    pixels = pictures.permute(0, 3, 1, 2).float()
+    return functional.avg_pool2d(pixels, 9, 1, 4).permute(0, 2, 3, 1).byte()
+
+
+def noised(pictures):
+    noise = 80 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
+    return (pictures + noise).clamp(0, 255).byte()
+
+
+@pytest.mark.parametrize("spoil", [blurred, noised])
+def test_spoilt_pictures_are_further_from_real_ones_and_less_obedient(bench, drawn, spoil):
+    good, bad = columns(bench, drawn), columns(bench, spoil(drawn))
+    assert good["prompt_accuracy"] > 0.99
+    assert bad["prompt_accuracy"] < 0.7
+    assert bad["fd"] > 3 * good["fd"]
+    assert bad["kd"] > good["kd"] + 3 * good["kd_error"]
+
+
+def test_pictures_of_other_prompts_are_as_real_and_not_obedient(bench, drawn):
+    good, swapped = columns(bench, drawn), columns(bench, torch.cat([drawn[:N].roll(1, 0), drawn[N:]]))
+    assert swapped["prompt_accuracy"] < 0.1
+    assert swapped["fd"] == pytest.approx(good["fd"], rel=1e-3)
+
+
+def test_one_picture_for_all_has_no_diversity_and_is_far(bench, drawn):
+    good, same = columns(bench, drawn), columns(bench, drawn[:1].expand(len(drawn), -1, -1, -1))
+    assert same["fd"] > 3 * good["fd"]
+    assert same["diversity"] == pytest.approx(0, abs=1e-9)
+    mixed = columns(bench, torch.cat([drawn[:N], drawn[:64]]))  # each "repeated" prompt in eight scenes
+    assert mixed["diversity"] > 0.5
+
+
+def test_moments_of_shards_are_those_of_the_whole(bench):
+    whole, shards = moments(bench.reference), moments(bench.reference[:300]) + moments(bench.reference[300:])
+    assert abs(frechet_distance(whole, shards)) < 1e-10 * float(whole.covariance.trace())
+
+
+def test_distance_to_the_teacher(bench):
+    metric = next(metric for metric in METRICS if metric.observe.__name__ == "latents")
+    z = torch.randn(len(bench.roster), 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    told = dataclasses.replace(bench, teacher_latents=z)
+    assert metric.conclude(z, told) == {"to_teacher": 0}
+    assert metric.conclude(z + 0.1, told)["to_teacher"] == pytest.approx(0.1, rel=1e-5)
+    assert metric.conclude(other, told)["to_teacher"] == pytest.approx(2**0.5, rel=0.02)
+    assert metric.conclude(z, bench) == {}
+
+
+def test_pictures_do_not_depend_on_how_the_work_was_split(random_teacher, bench, tmp_path):
+    teacher = load_latent_model(random_teacher, CPU)
+    few = dataclasses.replace(bench, roster=scenes_roster(10, 0, 0))
+    more = dataclasses.replace(bench, roster=scenes_roster(23, 5, 2, 3))
+    painter = painter_of(Cell("ddim", 2, "trailing", 3.0), teacher, None)
+    whole = paint(more, painter, OBSERVERS, 8, tmp_path / "a")
+    again = paint(more, painter, OBSERVERS, 8)
+    # Some parts there already, others not; and one whose observations are lost.
+    (tmp_path / "a" / "part-00001.safetensors").unlink()
+    third = paint(more, painter, {"latents": OBSERVERS["latents"]}, 8, tmp_path / "b")
+    resumed = paint(more, painter, OBSERVERS, 8, tmp_path / "a")
+    filled = paint(more, painter, OBSERVERS, 8, tmp_path / "b")
+    for other in (again, resumed, filled):
+        assert other.observed.keys() == whole.observed.keys() == {"right", "features", "latents"}
+        for name, values in whole.observed.items():
+            assert torch.equal(values, other.observed[name]), name
+    assert torch.equal(third.latents, whole.latents)
+    assert torch.equal(paint(few, painter, OBSERVERS, 8).latents, whole.latents[:10])
+    assert resumed.seconds_per_image > 0
+
+
+def test_the_best_guidance_and_spacing_are_taken_and_the_first_of_equals():
+    scores = {(1.5, "trailing"): 0.5, (3.0, "trailing"): 0.8, (3.0, "leading"): 0.9, (3.0, "linspace"): 0.9}
+
+    def score(cell):
+        return {"prompt_accuracy": scores[cell.guidance_scale, cell.spacing], "kd": 1.0, "at": cell.slug}
+
+    start = Cell("ddim", 4, "trailing", 1.5)
+    best, tried = best_cell(start, (1.5, 3.0), ("trailing", "leading", "linspace"), score)
+    assert best == Cell("ddim", 4, "leading", 3.0)
+    assert len(tried) == 4
+    assert best_cell(start, (1.5,), ("trailing",), score) == (start, [])
+    # Without prompts that state anything, the nearer to real pictures the better.
+    near, _ = best_cell(start, (1.5, 3.0), ("trailing",), lambda cell: {"kd": 5 - cell.guidance_scale})
+    assert near.guidance_scale == 3.0
+
+
+def test_protocols_that_differ_are_named(tmp_path):
+    mine = {"n": 5, "extractor": {"name": "x", "sha256": "a"}}
+    assert difference(mine, json.loads(json.dumps(mine))) is None
+    assert (
+        difference(mine, {**mine, "extractor": {"name": "x", "sha256": "b"}})
+        == "extractor.sha256 is a here and b there"
+    )
+    claim_report_folder(tmp_path / "out", mine)
+    claim_report_folder(tmp_path / "out", mine)
+    with pytest.raises(UserError, match="n is 6 here and 5 there"):
+        claim_report_folder(tmp_path / "out", {**mine, "n": 6})
+    (tmp_path / "results.json").write_text(json.dumps({"protocol": mine, "rows": [{"sampler": "lcm"}]}))
+    assert list(rows_beside(tmp_path, mine)) == [{"sampler": "lcm"}]
+    with pytest.raises(UserError, match="same table: n is 7 here and 5 there"):
+        list(rows_beside(tmp_path, {**mine, "n": 7}))
+    with pytest.raises(UserError, match="holds no results"):
+        list(rows_beside(tmp_path / "nowhere", mine))
+
+
+def test_rosters():
+    roster, longer = scenes_roster(10, 4, 2, 3), scenes_roster(20, 4, 2, 3)
+    assert len(roster) == 20
+    assert len(set(roster.seeds)) == 20
+    assert roster.seeds[10:] == longer.seeds[20:]
+    assert roster.prompts[:10] == longer.prompts[:10]
+    assert len(set(roster.prompts[roster.repeated_part])) == 2
+    assert roster.sha256 != longer.sha256
+    assert captions_roster(["a", "b"], 1, 2).prompts == ["a", "b", "a", "a"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"n": 5}, "n is 5"), ({"steps": ()}, "steps is"), ({"steps": (51,)}, "1 to 50"), ({"spacings": ()}, "spacings"),
+     ({"guidance_scale": (0.5,)}, "at least 1"), ({"n_unseen": -1}, "negative")],
+)  # fmt: skip
+def test_settings_that_cannot_be(settings, said):
+    with pytest.raises(UserError, match=said):
+        Evaluate(**settings)
+
+
+def test_killed_and_started_again_it_gives_the_same_results(random_student, tmp_path):
+    script = (
+        "import sys, fewstep.recipes.evaluate as e; from fewstep.cli import main; "
+        "e.TEACHER_STEPS = 10; main(sys.argv[1:])"
+    )
+    settings = (
+        "evaluate", "--model", random_student, "--n", 128, "--n-unseen", 0, "--n-tuning", 32, "--batch-size", 32,
+        "--samplers", "unipc", "--steps", 1, "--spacings", "trailing", "--guidance-scale", 3, 5,
+    )  # fmt: skip
+
+    def start(out):
+        command = [sys.executable, "-c", script, *map(str, settings), "--out", str(out)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    whole, cut = start(tmp_path / "whole"), None
+    _, said = whole.communicate(timeout=500)
+    assert whole.returncode == 0, said
+    cut = start(tmp_path / "cut")
+    until = time.monotonic() + 300
+    while not list((tmp_path / "cut").glob("cells/teacher-*/part-00001.*")) and time.monotonic() < until:
+        time.sleep(0.05)
+    cut.send_signal(signal.SIGKILL)
+    cut.wait()
+    assert not (tmp_path / "cut" / "results.json").exists()
+    again = start(tmp_path / "cut")
+    _, said = again.communicate(timeout=500)
+    assert again.returncode == 0, said
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut"))
+    for results in (one, two):
+        for row in (*results["rows"], *results["tuning"]):
+            assert row.pop("seconds_per_image") > 0
+    assert one == two
+    assert [row["sampler"] for row in one["rows"]] == ["teacher", "unipc", "lcm"]
+    assert one["rows"][0]["to_teacher"] == 0
+    assert one["rows"][0]["network_evaluations"] == 20
+    page = (tmp_path / "cut" / "report.html").read_text()
+    for said in ("data:image/png;base64,", "<svg", "prompts_sha256", one["protocol"]["prompts_sha256"], "UniPC"):
+        assert said in page
+    for outside in ('src="http', "<script", "<link"):
+        assert outside not in page
