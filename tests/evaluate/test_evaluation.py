@@ -188,8 +188,8 @@ def test_killed_and_started_again_it_gives_the_same_results(random_student, tmp_
         "e.TEACHER_STEPS = 10; main(sys.argv[1:])"
     )
     settings = (
-        "evaluate", "--model", random_student, "--n", 128, "--n-unseen", 0, "--batch-size", 32,
-        "--samplers", "unipc", "--steps", 1, "--spacings", "trailing", "--guidance-scale", 3,
+        "evaluate", "--model", random_student, "--n", 128, "--n-unseen", 0, "--n-tuning", 32, "--batch-size", 32,
+        "--samplers", "unipc", "--steps", 1, "--spacings", "trailing", "--guidance-scale", 3, 5,
     )  # fmt: skip
 
     def start(out):
@@ -211,7 +211,7 @@ def test_killed_and_started_again_it_gives_the_same_results(random_student, tmp_
     assert again.returncode == 0, said
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut"))
     for results in (one, two):
-        for row in results["rows"]:
+        for row in (*results["rows"], *results["tuning"]):
             assert row.pop("seconds_per_image") > 0
     assert one == two
     assert [row["sampler"] for row in one["rows"]] == ["teacher", "unipc", "lcm"]
