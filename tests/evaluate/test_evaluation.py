@@ -182,6 +182,13 @@ def test_settings_that_cannot_be(settings, said):
         Evaluate(**settings)
 
 
+def test_too_few_pictures_are_refused_before_the_folder_is_claimed(random_student, tmp_path, fewstep_command):
+    done = fewstep_command("evaluate", "--model", random_student, "--n", 127, "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "n is 127; the scenes reader has 64 features" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_killed_and_started_again_it_gives_the_same_results(random_student, tmp_path):
     script = (
         "import sys, fewstep.recipes.evaluate as e; from fewstep.cli import main; "

@@ -12,8 +12,12 @@ from torch import Tensor
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """RGB pictures of one size as `[b, 3, h, w]` fp32 in [−1, 1]."""
-    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return from_levels(torch.from_numpy(np.stack([np.asarray(image) for image in images])))
+
+
+def from_levels(levels: Tensor) -> Tensor:
+    """uint8 `[b, h, w, 3]` as `[b, 3, h, w]` fp32 in [−1, 1]."""
+    return levels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_levels(pixels: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fewstep import assets
 from fewstep.data.folder import open_folder
-from fewstep.data.pictures import to_images, to_levels, to_pixels
-from fewstep.data.scenes import Scenes
+from fewstep.data.pictures import from_levels, to_images, to_levels, to_pixels
+from fewstep.data.scenes import SceneExamples, Scenes
 from fewstep.diffusion.sampling import Spacing
 from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SamplerName
@@ -36,6 +36,7 @@ from fewstep.evaluate.reader import Reader, load_reader, read
 from fewstep.evaluate.report import NAMES, columns_of, write_report
 from fewstep.evaluate.roster import PROMPT_SEED, Roster, captions_roster, scenes_roster
 from fewstep.evaluate.tuning import Row, best_cell
+from fewstep.models.encoding import PictureSource
 from fewstep.models.extractors import Extractor, load_extractor
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.network import weights_sha256
@@ -152,6 +153,11 @@ class Evaluation:
         clip = load_extractor(config.clip, device) if config.clip else None
         roster, tuning, real = _material(config, data, self.teacher.resolution)
         reference, reference_sha256 = _reference(extractor, real)
+        for what, count in (("n is", roster.main), ("the real pictures are", len(real))):
+            if count < 2 * reference.shape[1]:  # before the folder is claimed for a number that cannot be
+                raise UserError(
+                    f"{what} {count}; {extractor.name} has {reference.shape[1]} features: needed are twice as many"
+                )
         made = made_with()
         self.protocol = {
             "n": roster.main, "n_unseen": roster.unseen, "repeats": roster.repeats, "seed": config.seed,
@@ -166,9 +172,6 @@ class Evaluation:
         self._name = self.student.name
         model = {"source": config.model, "loras": list(config.lora), "sha256": _model_sha256(self.student)}
         claim_report_folder(config.out, {"model": model, "tuning": config.n_tuning, **self.protocol})
-        width = reference.shape[1]
-        if roster.main < 2 * width:
-            raise UserError(f"n is {roster.main}; {extractor.name} has {width} features: give at least {2 * width}")
         self._bench = Bench(roster, extractor, reference, reader, clip)
         self._tuning = Bench(tuning, extractor, reference, reader, clip)
         if roster.main < TRUSTED:
@@ -233,7 +236,7 @@ class Evaluation:
         return to_images(model.decode(kept.latents[:GRID_COLUMNS].to(model.device)))
 
 
-def _reference(extractor: Extractor, pictures: Any) -> tuple[Tensor, str]:
+def _reference(extractor: Extractor, pictures: PictureSource) -> tuple[Tensor, str]:
     """Features `[m, d]` of real pictures, and the pictures' hash."""
     total = hashlib.sha256()
     parts = []
@@ -270,7 +273,7 @@ def reader_extractor(reader: Reader) -> Extractor:
     weights = hashlib.sha256((assets.scenes_reader() / "reader.safetensors").read_bytes()).hexdigest()
 
     def features(pictures: Tensor) -> Tensor:
-        return read(reader, pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)[1]
+        return read(reader, from_levels(pictures))[1]
 
     return Extractor("the scenes reader", weights, "none", features)
 
@@ -280,13 +283,13 @@ def _said(extractor: Extractor) -> dict[str, str]:
     return {"name": extractor.name, "sha256": extractor.sha256, "resize": resize}
 
 
-def _material(config: Evaluate, data: str, resolution: int) -> tuple[Roster, Roster, Any]:
+def _material(config: Evaluate, data: str, resolution: int) -> tuple[Roster, Roster, PictureSource]:
     """What is painted, what guidance and spacing are chosen by, and real pictures."""
     if data in LOOKS:
         roster = scenes_roster(config.n, config.n_unseen, REPEATED_PROMPTS, seed=config.seed)
         tuning = scenes_roster(config.n_tuning, seed=config.seed, prompt_seed=PROMPT_SEED + 2)
         real = Scenes(PROMPT_SEED + 1, "seen", LOOKS[data])
-        return roster, tuning, _First(real, REFERENCE_SCENES)
+        return roster, tuning, SceneExamples(real, REFERENCE_SCENES)
     pictures = open_folder(Path(data), resolution)
     print("\n".join([pictures.report.line(), *pictures.report.examples()]), flush=True)
     captions = [caption for _, caption in pictures.samples]
@@ -296,18 +299,6 @@ def _material(config: Evaluate, data: str, resolution: int) -> tuple[Roster, Ros
     others = captions[config.n :] or captions
     tuning = captions_roster([others[i % len(others)] for i in range(config.n_tuning)], seed=config.seed + 50_000_000)
     return roster, tuning, pictures
-
-
-@dataclass(frozen=True)
-class _First:
-    scenes: Scenes
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        return self.scenes[index]
 
 
 def _check_same_latents(student: LatentModel, teacher: LatentModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewstep.data.pictures import from_levels
 from fewstep.evaluate.bench import Bench, Metric, Seen
 from fewstep.evaluate.bootstrap import bootstrap_interval
 from fewstep.evaluate.reader import read
@@ -15,8 +16,7 @@ def right(seen: Seen) -> Tensor | None:
     stated, reader = seen.bench.roster.stated, seen.bench.reader
     if stated is None or reader is None:
         return None
-    pixels = seen.pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
-    scenes, _ = read(reader, pixels)
+    scenes, _ = read(reader, from_levels(seen.pictures))
     agree = [scene is not None and scene.agrees_with(stated[i]) for scene, i in zip(scenes, seen.rows, strict=True)]
     return torch.tensor(agree, dtype=torch.uint8)
 
