@@ -192,7 +192,7 @@ def test_too_few_pictures_are_refused_before_the_folder_is_claimed(random_studen
 def test_killed_and_started_again_it_gives_the_same_results(random_student, tmp_path):
     script = (
         "import sys, fewstep.recipes.evaluate as e; from fewstep.cli import main; "
-        "e.TEACHER_STEPS = 10; main(sys.argv[1:])"
+        "e.TEACHER_STEPS, e.REPEATED_PROMPTS = 10, 2; main(sys.argv[1:])"
     )
     settings = (
         "evaluate", "--model", random_student, "--n", 128, "--n-unseen", 0, "--n-tuning", 32, "--batch-size", 32,
