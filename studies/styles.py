@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +25,16 @@ from torch import Tensor, nn
 from fewstep import assets
 from fewstep.data.pictures import to_pixels
 from fewstep.data.scenes import Scenes
+from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
 from fewstep.evaluate.reader import Reader, load_reader, read
 from fewstep.evaluate.reader_training import ReaderTask
-from fewstep.evaluate.scenes_scores import Prompts, ScenesScores, Scored, fresh_prompts
+from fewstep.evaluate.roster import Roster, scenes_roster
+from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.scoring import score
 from fewstep.models.adapters import attach
 from fewstep.models.latent_model import LatentModel, load_latent_model
 from fewstep.models.lora_file import DIFFUSERS_FILE, read_lora
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.recipes import distill, finetune, named, train_lora
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
@@ -59,13 +62,13 @@ class Study:
 class Judge:
     """Prompt accuracy and share in the style."""
 
-    def __init__(self, folder: Path, prompts: Prompts) -> None:
+    def __init__(self, folder: Path, roster: Roster) -> None:
         torch.manual_seed(0)
         task = ReaderTask(load_reader(assets.scenes_reader()).requires_grad_(True), 3, LOOKS)
         loop = LoopConfig(steps=1000, batch_size=64, lr=1e-3, lr_decay="cosine", warmup_steps=50, ema_decay=0.99)
         fit(task, loop, folder, "reader of both looks")
         self.reader: Reader = task.averaged
-        self.prompts = prompts
+        self.bench = scenes_bench(roster, reader=self.reader)
         teacher = load_latent_model(assets.scenes_teacher(), CPU)
         self.probe = self._fit_probe([self._features(teacher, look, seed=51) for look in LOOKS])
         found = [self._features(teacher, look, seed=52) for look in LOOKS]
@@ -104,14 +107,18 @@ class Judge:
     def _leans(self, features: Tensor) -> Tensor:
         return self.probe(features)[:, 0] > 0
 
-    def row(
-        self, name: str, teacher: LatentModel, scored: Callable[[ScenesScores], Scored], scale: float
-    ) -> dict[str, Any]:
-        """One line of a table; `scale` is guidance in diffusers' convention."""
-        found = scored(ScenesScores(self.reader, teacher, self.prompts, omega=scale - 1, seed=0))
-        share = float(self._leans(read(self.reader, found.pixels)[1]).float().mean())
-        names = ("steps", "network_evaluations", "guidance_scale", "prompt_accuracy")
-        row = {"model": name, **{key: found.row[key] for key in names}, "share_in_style": round(share, 4)}
+    def row(self, name: str, model: LatentModel | Pipeline, scale: float, steps: int = TEACHER_STEPS) -> dict[str, Any]:
+        """One line of a table, of a teacher or a few-step model; `scale` is guidance in diffusers' convention."""
+        if isinstance(model, Pipeline):
+            cell = Cell("lcm", steps, "lcm", scale)
+            painter = painter_of(cell, model.model, model)
+        else:
+            cell = Cell("teacher", steps, "trailing", scale)
+            painter = painter_of(cell, model, None)
+        scored, kept = score(self.bench, cell, painter, name)
+        share = float(self._leans(kept.observed["features"]).float().mean())
+        names = ("model", "steps", "network_evaluations", "guidance_scale", "prompt_accuracy")
+        row = {**{key: scored[key] for key in names}, "share_in_style": round(share, 4)}
         print(row, flush=True)
         return row
 
@@ -132,7 +139,7 @@ def main(study: Study) -> None:
     ):  # fmt: skip
         if not (config.out / "model").exists():
             train(config)  # type: ignore[operator]
-    judge = Judge(study.runs / "reader", fresh_prompts(study.n, 0))
+    judge = Judge(study.runs / "reader", scenes_roster(study.n))
     if "combining" in study.tables:
         combining(study, judge, lcm_lora, style)
     if "finetuning" in study.tables:
@@ -146,16 +153,16 @@ def combining(study: Study, judge: Judge, lcm_lora: distill.Distill, style: trai
     attach(styled.parts, read_lora(files[0], styled.parts).pairs, "style", 1.0)
     guidance = lcm_lora.guidance_scale
     rows = [
-        judge.row("teacher", plain, lambda scores: scores.teacher_row(50), guidance),
-        judge.row("style LoRA", styled, lambda scores: scores.teacher_row(50), guidance),
+        judge.row("teacher", plain, guidance),
+        judge.row("style LoRA", styled, guidance),
     ]
     for steps in (1, 2, 4, 8):
         alone = load_pipeline(assets.scenes_teacher(), "cpu", [(files[1], 1.0)])
-        rows.append(judge.row("LCM-LoRA", plain, lambda scores, m=alone, s=steps: scores.student_row(m, s), guidance))
+        rows.append(judge.row("LCM-LoRA", alone, guidance, steps))
     for first in study.scales:
         for second in study.scales:
             both = load_pipeline(assets.scenes_teacher(), "cpu", [(files[0], first), (files[1], second)])
-            row = judge.row("style + LCM-LoRA", plain, lambda scores, m=both: scores.student_row(m, 4), guidance)
+            row = judge.row("style + LCM-LoRA", both, guidance, 4)
             rows.append({**row, "lambda_1": first, "lambda_2": second})
     write(study.out / "combining.json", judge, rows)
     heat_map(study, [row for row in rows if "lambda_1" in row])
@@ -163,26 +170,22 @@ def combining(study: Study, judge: Judge, lcm_lora: distill.Distill, style: trai
 
 def finetuning(study: Study, judge: Judge, loras: Sequence[Any], lcms: Sequence[Any]) -> None:
     """Latent consistency fine-tuning beside what it competes with, at equal pictures."""
-    plain, styled = (load_latent_model(assets.scenes_teacher(), CPU) for _ in range(2))
+    styled = load_latent_model(assets.scenes_teacher(), CPU)
     style, lcm_lora = (config.out / "model" / DIFFUSERS_FILE for config in loras)
     attach(styled.parts, read_lora(style, styled.parts).pairs, "style", 1.0)
     # Without a teacher there is no guidance to learn from: this is what pictures alone can give.
-    rows = [judge.row("style LoRA, no guidance", styled, lambda scores: scores.teacher_row(50), 1.0)]
+    rows = [judge.row("style LoRA, no guidance", styled, 1.0)]
     names = ("LCM", "LCM, fine-tuned at a fixed gap", "LCM, fine-tuned")
     models = {name: load_pipeline(config.out / "model", "cpu") for name, config in zip(names, lcms, strict=True)}
     models["style + LCM-LoRA"] = load_pipeline(assets.scenes_teacher(), "cpu", [(style, 1.0), (lcm_lora, 1.0)])
-    rows += [
-        judge.row(name, plain, lambda scores, m=model, s=steps: scores.student_row(m, s), 3.0)
-        for name, model in models.items()
-        for steps in (1, 2, 4, 8)
-    ]
+    rows += [judge.row(name, model, 3.0, steps) for name, model in models.items() for steps in (1, 2, 4, 8)]
     write(study.out / "finetuning.json", judge, rows)
 
 
 def write(file: Path, judge: Judge, rows: list[dict[str, Any]]) -> None:
     protocol = {
-        "n": len(judge.prompts.texts), "prompts_sha256": judge.prompts.sha256, "probe_accuracy": judge.probe_accuracy,
-        "reader_accuracy": judge.reader_accuracy,
+        "n": judge.bench.roster.main, "prompts_sha256": judge.bench.roster.sha256,
+        "probe_accuracy": judge.probe_accuracy, "reader_accuracy": judge.reader_accuracy,
     }  # fmt: skip
     file.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=2) + "\n")
 

@@ -19,9 +19,12 @@ from PIL import Image
 from fewstep import assets
 from fewstep.data.pictures import to_images, to_pixels
 from fewstep.data.scenes import Scene, Scenes
+from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.reader import load_reader, read
-from fewstep.evaluate.scenes_scores import ScenesScores, fresh_prompts
+from fewstep.evaluate.roster import scenes_roster
+from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.scoring import score
 from fewstep.models.latent_model import load_latent_model
 
 SHEET_COLUMNS = 10
@@ -66,13 +69,14 @@ def main(study: Study) -> None:
     rows = []
     for scale in (study.guidance_scale, *study.others):
         n = study.n if scale == study.guidance_scale else study.n // 4
-        scores = ScenesScores(reader, teacher, fresh_prompts(n, n // 4), omega=scale - 1, seed=0)
-        scored = scores.teacher_row(50)
-        rows.append({"n": n, "n_unseen": n // 4, **scored.row})
+        cell = Cell("teacher", TEACHER_STEPS, "trailing", scale)
+        row, kept = score(scenes_bench(scenes_roster(n, n // 4)), cell, painter_of(cell, teacher, None), "teacher")
+        rows.append({"n": n, "n_unseen": n // 4, **row})
         print(rows[-1], flush=True)
         if scale == study.guidance_scale:
-            labels = [f"{i}: {describe(scene)}" for i, scene in enumerate(scored.read[:100])]
-            images = to_images(scored.pixels[:100])
+            painted = teacher.decode(kept.latents[:100]).clamp(-1, 1)
+            labels = [f"{i}: {describe(scene)}" for i, scene in enumerate(read(reader, painted)[0])]
+            images = to_images(painted)
             bands = [
                 labelled_grid([("", images[i : i + SHEET_COLUMNS])], labels[i : i + SHEET_COLUMNS], cell=100)
                 for i in range(0, len(images), SHEET_COLUMNS)

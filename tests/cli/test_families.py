@@ -14,7 +14,8 @@ from fewstep.models import scenes_model
 from fewstep.models.lora_file import DIFFUSERS_FILE, KOHYA_FILE
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import distill, finetune
-from fewstep.recipes.consistency_run import make_task, open_pictures
+from fewstep.recipes.consistency_run import make_task
+from fewstep.recipes.pictures import open_pictures
 from miniatures import FAMILIES, save_miniature
 
 PROMPT = "a red star"

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fewstep.models.encoding import FreshLatents, KeptLatents, encode
-from fewstep.recipes.consistency_run import make_task, open_pictures
+from fewstep.recipes.consistency_run import make_task
 from fewstep.recipes.distill import Distill, distill, load_teacher, make_path, make_student
+from fewstep.recipes.pictures import open_pictures
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,11 @@ from fewstep.evaluate.painting import Kept, paint
 from fewstep.evaluate.protocol import claim_report_folder, difference, rows_beside
 from fewstep.evaluate.reader import load_reader
 from fewstep.evaluate.roster import captions_roster, scenes_roster
+from fewstep.evaluate.scenes_bench import reader_extractor
 from fewstep.evaluate.tuning import best_cell
 from fewstep.models.latent_model import load_latent_model
-from fewstep.recipes.evaluate import Evaluate, reader_extractor
+from fewstep.recipes.demo import default_demo, evaluation_of
+from fewstep.recipes.evaluate import Evaluate
 
 CPU = torch.device("cpu")
 N = 256
@@ -81,6 +83,17 @@ def test_pictures_of_other_prompts_are_as_real_and_not_obedient(bench, drawn):
     assert swapped["fd"] == pytest.approx(good["fd"], rel=1e-3)
 
 
+def test_unseen_pairs_count_apart(bench, drawn):
+    apart = dataclasses.replace(bench, roster=scenes_roster(N - 32, 32, 8, 8))
+    unseen = Scenes(1_000_003, "unseen")
+    pictures = torch.cat([drawn[: N - 32], to_levels(to_pixels([unseen[i].image for i in range(32)])), drawn[N:]])
+    good, wrong = columns(apart, pictures), columns(apart, torch.cat([drawn, drawn[N:]])[: len(pictures)])
+    assert good["prompt_accuracy_unseen"] > 0.9
+    assert wrong["prompt_accuracy_unseen"] < 0.1
+    for name in ("prompt_accuracy", "fd", "kd", "diversity"):
+        assert good[name] == wrong[name]
+
+
 def test_one_picture_for_all_has_no_diversity_and_is_far(bench, drawn):
     good, same = columns(bench, drawn), columns(bench, drawn[:1].expand(len(drawn), -1, -1, -1))
     assert same["fd"] > 3 * good["fd"]
@@ -122,6 +135,11 @@ def test_pictures_do_not_depend_on_how_the_work_was_split(random_teacher, bench,
         for name, values in whole.observed.items():
             assert torch.equal(values, other.observed[name]), name
     assert torch.equal(third.latents, whole.latents)
+    for other in (
+        paint(more, painter_of(Cell("ddim", 2, "trailing", 5.0), teacher, None), {}, 8),
+        paint(dataclasses.replace(more, roster=scenes_roster(23, 5, 2, 3, seed=1)), painter, {}, 8),
+    ):
+        assert (other.latents - whole.latents).abs().mean() > 0.01
     assert torch.equal(paint(few, painter, OBSERVERS, 8).latents, whole.latents[:10])
     assert resumed.seconds_per_image > 0
 
@@ -182,6 +200,16 @@ def test_settings_that_cannot_be(settings, said):
         Evaluate(**settings)
 
 
+def test_the_demos_options_reach_its_scores(tmp_path):
+    demo = dataclasses.replace(
+        default_demo(), out=tmp_path, n=130, n_unseen=5, score_seed=11, guidance_scale=4.0, device="cpu"
+    )
+    evaluation = evaluation_of(demo)
+    found = (evaluation.n, evaluation.n_unseen, evaluation.seed, evaluation.guidance_scale, evaluation.device)
+    assert found == (130, 5, 11, (4.0,), "cpu")
+    assert (evaluation.model, evaluation.out.parent) == (str(tmp_path / "model"), tmp_path)
+
+
 def test_too_few_pictures_are_refused_before_the_folder_is_claimed(random_student, tmp_path, fewstep_command):
     done = fewstep_command("evaluate", "--model", random_student, "--n", 127, "--out", tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -191,8 +219,8 @@ def test_too_few_pictures_are_refused_before_the_folder_is_claimed(random_studen
 
 def test_killed_and_started_again_it_gives_the_same_results(random_student, tmp_path):
     script = (
-        "import sys, fewstep.recipes.evaluate as e; from fewstep.cli import main; "
-        "e.TEACHER_STEPS, e.REPEATED_PROMPTS = 10, 2; main(sys.argv[1:])"
+        "import sys, fewstep.recipes.evaluate as e, fewstep.evaluate.scenes_bench as b; from fewstep.cli import main; "
+        "e.TEACHER_STEPS, e.REPEATED_PROMPTS, b.REFERENCE_SCENES = 10, 2, 256; main(sys.argv[1:])"
     )
     settings = (
         "evaluate", "--model", random_student, "--n", 128, "--n-unseen", 0, "--n-tuning", 32, "--batch-size", 32,

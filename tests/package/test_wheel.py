@@ -33,7 +33,17 @@ def test_wheel_installs_and_paints(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     venv.create(tmp_path / "env", with_pip=True)
     binaries = tmp_path / "env" / "bin"
-    run(binaries / "python", "-m", "pip", "install", "-q", "--constraint", CHECKOUT / "constraints.txt", wheel)
+    run(
+        binaries / "python",
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-compile",
+        "--constraint",
+        CHECKOUT / "constraints.txt",
+        wheel,
+    )
     run(binaries / "fewstep", "distill", "--steps", 2, "--batch-size", 2, "--pictures", 8, "--out", "run")
     run(binaries / "fewstep", "generate", "--model", "run/model", "--prompt", "a red star", "--out", "pictures")
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1

@@ -19,7 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from fewstep import assets
 from fewstep.models.families import SD1
 from fewstep.models.latent_model import assemble
-from fewstep.recipes.consistency_run import make_task, open_pictures, peak_gib
+from fewstep.recipes.consistency_run import make_task, peak_gib
+from fewstep.recipes.pictures import open_pictures
 from fewstep.recipes.distill import Distill, make_path, make_student
 from fewstep.train.optimisation import make_optimizer, update
 

@@ -16,6 +16,8 @@ from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import Pipeline
 
 TEACHER_STEPS = 50
+Row = dict[str, Any]
+"""Column → value."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Cell:
         """Names its folder."""
         return f"{self.sampler}-{self.steps}-{self.spacing}-guidance-{self.guidance_scale:g}"
 
-    def head(self) -> dict[str, Any]:
+    def head(self) -> Row:
         """The first columns of its row."""
         return {
             "sampler": self.sampler, "steps": self.steps, "network_evaluations": self.network_evaluations,
@@ -63,7 +65,7 @@ class Painter:
     """(conditions [b, …], b seeds) → z_0 [b, c, h, w]."""
 
 
-def painter_of(cell: Cell, teacher: LatentModel, student: Pipeline | None, *, bf16: bool = False) -> Painter:
+def painter_of(cell: Cell, teacher: LatentModel | None, student: Pipeline | None, *, bf16: bool = False) -> Painter:
     """Who paints this cell; with `bf16` networks compute in it, the autoencoder does not."""
     omega = cell.guidance_scale - 1
     if cell.sampler == "lcm":
@@ -73,11 +75,13 @@ def painter_of(cell: Cell, teacher: LatentModel, student: Pipeline | None, *, bf
         def sample(cond: Cond, seeds: Sequence[int]) -> Tensor:
             return few_step.latents(cond, seeds, cell.steps, omega)
     else:
+        assert teacher is not None
         assert cell.spacing != "lcm"
-        times, model = sampling_times(teacher.schedule.num_steps, cell.steps, cell.spacing), teacher
+        model = teacher
+        times = sampling_times(model.schedule.num_steps, cell.steps, cell.spacing)
 
         def sample(cond: Cond, seeds: Sequence[int]) -> Tensor:
-            return teacher_latents(teacher, cell.solver, times, cond, seeds, omega)
+            return teacher_latents(model, cell.solver, times, cond, seeds, omega)
 
     def latents(cond: Cond, seeds: Sequence[int]) -> Tensor:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):

@@ -45,7 +45,7 @@ def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> None:
     file = out / "made_of.json"
     if file.exists():
         if said := difference(made_of, json.loads(file.read_text())):
-            raise UserError(f"{out} holds another evaluation: {said}; choose another --out")
+            raise UserError(f"{out} holds another evaluation: {said}; choose another --out, or remove it")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no evaluation; choose another --out")

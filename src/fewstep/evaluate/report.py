@@ -14,6 +14,7 @@ from PIL import Image
 
 from fewstep.evaluate.protocol import RESULTS_FILE
 
+GRID_FILE = "grid.png"
 NAMES = {
     "teacher": "teacher", "ddim": "DDIM", "dpm-solver-2": "DPM-Solver-2", "dpm++": "DPM-Solver++ (2M)",
     "euler": "Euler", "unipc": "UniPC", "lcm": "LCM",
@@ -40,7 +41,7 @@ def write_report(out: Path, results: Mapping[str, Any], grid: Image.Image) -> No
     picture = io.BytesIO()
     grid.save(picture, format="png", optimize=True)
     files = {
-        "grid.png": picture.getvalue(),
+        GRID_FILE: picture.getvalue(),
         "table.md": "\n".join(markdown_table(results["rows"])).encode() + b"\n",
         "report.html": page(results, picture.getvalue()).encode(),
         RESULTS_FILE: json.dumps(results, indent=2).encode() + b"\n",

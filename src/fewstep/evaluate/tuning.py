@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from fewstep.diffusion.sampling import Spacing
-from fewstep.evaluate.cell import Cell
-
-Row = dict[str, Any]
+from fewstep.evaluate.cell import Cell, Row
 
 
 def best_cell(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ _KINDS = {
 _ORIGIN = {"LCF": "started from", STYLE_LORA: "base"}
 
 
-def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = None) -> str:
+def model_card(details: Mapping[str, Any], scores: Sequence[str] = ()) -> str:
     """The card in Markdown: where the model comes from, how it is used, what it scored."""
     what, tags = _KINDS[details["method"]]
     lora, few_step = "lora_rank" in details, details["method"] != STYLE_LORA
@@ -206,7 +206,7 @@ def model_card(details: Mapping[str, Any], scores: Mapping[str, Any] | None = No
     if few_step:
         lines += ["", "A negative prompt has no effect: guidance is inside the network."]
     if scores:
-        lines += ["", "## Scores", "", *score_table(scores)]
+        lines += ["", "## Scores", "", *scores]
     return "\n".join(lines) + "\n"
 
 
@@ -244,14 +244,3 @@ def _lora_usage(details: Mapping[str, Any]) -> list[str]:
         f'pipe.load_lora_weights("this folder", weight_name="{DIFFUSERS_FILE}")',
         'image = pipe("a prompt"' + (", num_inference_steps=4, guidance_scale=1" if few_step else "") + ").images[0]",
     ]
-
-
-def score_table(scores: Mapping[str, Any]) -> list[str]:
-    """`scores.json` as the lines of a Markdown table."""
-    columns = list(scores["rows"][0])
-    lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|" + "---|" * len(columns)]
-    return lines + ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in scores["rows"]]
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
@@ -21,21 +20,18 @@ from fewstep.consistency.path import Path as ConsistencyPath
 from fewstep.consistency.path import Times
 from fewstep.consistency.step import Method
 from fewstep.consistency.weight import WeightName, loss_weight
-from fewstep.data.folder import open_folder
-from fewstep.data.scene_drawing import SIDE, Look
-from fewstep.data.scenes import SceneExamples, Scenes
 from fewstep.errors import UserError
-from fewstep.evaluate.grid import labelled_grid
-from fewstep.models.encoding import CaptionedPicture, PictureSource, encode
+from fewstep.models.encoding import PictureSource, encode
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import load_pipeline
+from fewstep.recipes.pictures import LOOKS, FirstPictures, open_pictures
 from fewstep.recipes.run_folder import claim_run_folder, finished
 from fewstep.recipes.student import Student
+from fewstep.recipes.watching import Watcher
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.loop import fit
 
-SAMPLE_STEPS = (1, 2, 4, 8)
 SAMPLE_PROMPTS = 6
 PathMaker = Callable[[Student], ConsistencyPath]
 
@@ -77,6 +73,15 @@ class ConsistencyRun(LoopConfig):
     """λ(t) of the loss."""
     sample_every: int = 200
     """Updates between two sample grids; 0 draws none."""
+    eval_every: int = 0
+    """Updates between two small evaluations at 1, 2, 4 and 8 steps, at `guidance_scale`; 0 makes none. They are written
+    to evaluations.jsonl."""
+    eval_n: int = 128
+    """Pictures that each of their scores is made of; at least twice the extractor's features."""
+    eval_data: str = ""
+    """Prompts and real pictures for them: a folder held out from training. Scenes draw theirs afresh."""
+    eval_extractor: str = ""
+    """Whose features they compare, as `fewstep evaluate --extractor`."""
     keep_gib: float = 4.0
     """Latents and texts are encoded once and kept when they need at most this many GiB."""
     frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -109,6 +114,15 @@ class ConsistencyRun(LoopConfig):
             raise UserError(f"lora_alpha is {self.lora_alpha:g} without adapters; give --lora-rank too")
         if self.pictures < 1:
             raise UserError(f"pictures is {self.pictures}; it must be at least 1")
+        if self.sample_every < 0 or self.eval_every < 0:
+            raise UserError(
+                f"sample_every is {self.sample_every} and eval_every {self.eval_every}; neither may be negative"
+            )
+        if self.eval_every and self.data not in LOOKS and not (self.eval_data and self.eval_extractor):
+            raise UserError(
+                "evaluations along the way need pictures that training does not see and features to compare them by: "
+                "give --eval-data and --eval-extractor, or --eval-every 0"
+            )
         if self.huber_c <= 0:
             raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
 
@@ -136,7 +150,7 @@ def run(
     student = make(resolution)
     task = make_task(config, student, path(student), model, pictures, resolution)
     captions = [pictures[i].caption for i in range(min(SAMPLE_PROMPTS, len(pictures)))]
-    fit(task, config, config.out, title, _sampler(config, student, captions))
+    fit(task, config, config.out, title, Watcher(config, student, captions, resolution, model.device))
     student.save(config.out / "model")
     print(f"model: {config.out / 'model'}", flush=True)
 
@@ -160,20 +174,6 @@ def make_task(
     return DistillTask(
         student.learner, method, encode(model, pictures, resolution, config.keep_gib), drawn, config.seed
     )
-
-
-@dataclass(frozen=True)
-class FirstPictures:
-    """The beginning of a source."""
-
-    source: PictureSource
-    count: int
-
-    def __len__(self) -> int:
-        return min(self.count, len(self.source))
-
-    def __getitem__(self, index: int) -> CaptionedPicture:
-        return self.source[index]
 
 
 def try_out(config: ConsistencyRun, student: Student, task: DistillTask, pictures: int) -> None:
@@ -213,56 +213,3 @@ def slow_average(config: LoopConfig) -> str:
         f"exported average is still {config.ema_decay**config.steps:.0%} what it began as; for a run this short give "
         "--ema-decay 0.95"
     )
-
-
-class PictureSettings(Protocol):
-    """What a configuration says of its pictures."""
-
-    @property
-    def data(self) -> str: ...
-
-    @property
-    def pictures(self) -> int: ...
-
-    @property
-    def seed(self) -> int: ...
-
-
-LOOKS: dict[str, Look] = {assets.SCENES: "plain", assets.SCENES_LEANING: "leaning"}
-
-
-def open_pictures(config: PictureSettings, resolution: int) -> PictureSource:
-    """The training set; of a folder it prints what was used and what was dropped."""
-    if config.data not in LOOKS:
-        if not Path(config.data).exists():
-            close = difflib.get_close_matches(config.data, LOOKS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {' and '.join(LOOKS)}"
-            raise UserError(f"data folder {config.data} does not exist{hint}")
-        pictures = open_folder(Path(config.data), resolution)
-        print("\n".join([pictures.report.line(), *pictures.report.examples()]), flush=True)
-        return pictures
-    if resolution != SIDE:
-        raise UserError(
-            f"scenes are {SIDE} pixels wide and resolution is {resolution}; give your own pictures with --data"
-        )
-    return SceneExamples(Scenes(seed=config.seed, look=LOOKS[config.data]), config.pictures)
-
-
-def _sampler(config: ConsistencyRun, student: Student, captions: list[str]) -> Callable[[int], None] | None:
-    if config.sample_every < 1:
-        return None
-    allowed = [steps for steps in SAMPLE_STEPS if student.allowed(steps)]
-
-    def sample(step: int) -> None:
-        if step % config.sample_every and step != config.steps:
-            return
-        file = config.out / "samples" / f"step-{step:07d}.png"
-        if file.exists():
-            return
-        file.parent.mkdir(exist_ok=True)
-        rows = [(f"{steps} steps", student.paint(captions, steps)) for steps in allowed]
-        draft = file.with_suffix(".tmp")
-        labelled_grid(rows, captions).save(draft, format="png")
-        draft.rename(file)
-
-    return sample

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from fewstep import assets
-from fewstep.data.pictures import to_images
 from fewstep.errors import UserError
-from fewstep.evaluate.grid import labelled_grid
-from fewstep.evaluate.reader import FEATURES, load_reader
-from fewstep.evaluate.scenes_scores import ScenesScores, Scored, fresh_prompts
+from fewstep.evaluate.reader import FEATURES
+from fewstep.evaluate.report import GRID_FILE, markdown_table
 from fewstep.models.export import model_card
-from fewstep.models.latent_model import load_latent_model, pick_device
-from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import named
-from fewstep.recipes.consistency_run import SAMPLE_STEPS
 from fewstep.recipes.distill import Distill, distill
-from fewstep.train.config import check_seed
-
-TEACHER_STEPS = 50
-GRID_COLUMNS = 8
+from fewstep.recipes.evaluate import Evaluate, evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +30,11 @@ class Demo(Distill):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_seed(self.score_seed, max(1, self.n + self.n_unseen))
-        if self.n < 2 * FEATURES or self.n_unseen < 0:
-            raise UserError(f"n is {self.n} and n_unseen {self.n_unseen}; at least {2 * FEATURES} and 0 are needed")
+        if self.n < 2 * FEATURES:
+            raise UserError(f"n is {self.n}; at least {2 * FEATURES} are needed")
         if {self.teacher, self.data} != {assets.SCENES}:
             raise UserError("the demo's scores are about the scenes world; for your own teacher use `fewstep distill`")
+        evaluation_of(self)  # refuses now what would be refused after the training
 
 
 def default_demo() -> Demo:
@@ -57,60 +45,23 @@ def default_demo() -> Demo:
 
 
 def demo(config: Demo) -> None:
-    """Leaves `model/`, `grid.png` and `scores.json` in `config.out`."""
+    """Leaves `model/`, `evaluation/` and its `grid.png` in `config.out`."""
     # The run folder belongs to the distillation alone: scoring it otherwise is no other run.
     distill(Distill(**{field.name: getattr(config, field.name) for field in fields(Distill)}))
     if config.dry_run:
         return
-    scored, scores = score(config, config.out / "model")
-    (config.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    evaluation = evaluation_of(config)
+    results = evaluate(evaluation)
     details = json.loads((config.out / "model" / "fewstep.json").read_text())
-    (config.out / "model" / "README.md").write_text(model_card(details, scores))
-    comparison_grid(scored).save(config.out / "grid.png")
-    show(scores)
-    print(f"pictures: {config.out / 'grid.png'}   scores: {config.out / 'scores.json'}   model: {config.out / 'model'}")
+    (config.out / "model" / "README.md").write_text(model_card(details, markdown_table(results["rows"])))
+    shutil.copyfile(evaluation.out / GRID_FILE, config.out / GRID_FILE)
+    print(f"model: {config.out / 'model'}")
 
 
-def score(config: Demo, model: Path) -> tuple[list[tuple[Scored, list[str]]], dict[str, Any]]:
-    """Every row of the table with its prompts, and the content of `scores.json`."""
-    device = pick_device(config.device)
-    student = load_pipeline(model, str(device))
-    teacher = load_latent_model(assets.scenes_teacher(), device)
-    prompts = fresh_prompts(config.n, config.n_unseen)
-    omega = config.guidance_scale - 1
-    scores = ScenesScores(load_reader(assets.scenes_reader()), teacher, prompts, omega=omega, seed=config.score_seed)
-    rows = [scores.teacher_row(TEACHER_STEPS)]
-    counts = [steps for steps in SAMPLE_STEPS if steps <= student.grid_size]
-    rows += [scores.baseline_row("ddim", steps) for steps in counts]
-    rows += [scores.baseline_row("dpm++", steps) for steps in counts]
-    rows += [scores.student_row(student, steps) for steps in counts]
-    return [(row, prompts.texts) for row in rows], {
-        "protocol": scores.protocol() | {"model": str(model)},
-        "rows": [row.row for row in rows],
-    }
-
-
-def comparison_grid(scored: list[tuple[Scored, list[str]]]) -> Image.Image:
-    """The same prompts and seeds, a row a sampler."""
-    names = {"teacher": "teacher", "ddim": "DDIM", "dpm++": "DPM-Solver++", "lcm": "LCM (fewstep)"}
-    rows = [
-        (f"{names[row.row['sampler']]}, {row.row['steps']}", to_images(row.pixels[:GRID_COLUMNS])) for row, _ in scored
-    ]
-    return labelled_grid(rows, scored[0][1][:GRID_COLUMNS])
-
-
-def show(scores: dict[str, Any]) -> None:
-    """The table on the terminal."""
-    protocol = scores["protocol"]
-    guidance = f"guidance_scale {protocol['guidance_scale']:g} (ω = {protocol['omega']:g})"
-    table = Table(title=f"{protocol['n']} fresh prompts, {guidance}")
-    for heading in ("sampler", "steps", "calls", "spacing", "accuracy", "unseen", "FD", "ms"):
-        table.add_column(heading, justify="left" if heading in ("sampler", "spacing") else "right")
-    for row in scores["rows"]:
-        unseen = row["prompt_accuracy_unseen"]
-        table.add_row(
-            row["sampler"], str(row["steps"]), str(row["network_evaluations"]), row["spacing"],
-            f"{row['prompt_accuracy']:.1%}", "" if unseen is None else f"{unseen:.1%}",
-            f"{row['fd']:.2f}", f"{1000 * row['seconds_per_image']:.1f}",
-        )  # fmt: skip
-    Console().print(table)
+def evaluation_of(config: Demo) -> Evaluate:
+    """All at one guidance; each baseline where its steps stand best."""
+    return Evaluate(
+        model=str(config.out / "model"), out=config.out / "evaluation", samplers=("ddim", "dpm++"),
+        guidance_scale=(config.guidance_scale,), spacings=("trailing", "leading+1"), n=config.n,
+        n_unseen=config.n_unseen, n_tuning=64, seed=config.score_seed, precision=config.precision, device=config.device,
+    )  # fmt: skip

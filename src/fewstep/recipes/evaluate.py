@@ -12,43 +12,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import tyro
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from fewstep import assets
-from fewstep.data.folder import open_folder
-from fewstep.data.pictures import from_levels, to_images, to_levels, to_pixels
-from fewstep.data.scenes import SceneExamples, Scenes
+from fewstep.data.pictures import to_images
 from fewstep.diffusion.sampling import Spacing
 from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SamplerName
 from fewstep.evaluate.bench import Bench
-from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
+from fewstep.evaluate.cell import TEACHER_STEPS, Cell, Row, painter_of
 from fewstep.evaluate.grid import labelled_grid
-from fewstep.evaluate.metrics import OBSERVERS, conclude
-from fewstep.evaluate.painting import Kept, paint
+from fewstep.evaluate.painting import Kept
 from fewstep.evaluate.protocol import claim_report_folder, rows_beside
-from fewstep.evaluate.reader import Reader, load_reader, read
 from fewstep.evaluate.report import NAMES, columns_of, write_report
-from fewstep.evaluate.roster import PROMPT_SEED, Roster, captions_roster, scenes_roster
-from fewstep.evaluate.tuning import Row, best_cell
-from fewstep.models.encoding import PictureSource
+from fewstep.evaluate.scoring import score
+from fewstep.evaluate.tuning import best_cell
 from fewstep.models.extractors import Extractor, load_extractor
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.network import weights_sha256
 from fewstep.models.pipeline import Pipeline, load_pipeline
-from fewstep.recipes.consistency_run import LOOKS
+from fewstep.recipes.benches import judges, make_bench, material
 from fewstep.recipes.generate import parse_lora
+from fewstep.recipes.pictures import LOOKS
 from fewstep.recipes.run_folder import made_with
 from fewstep.train.config import check_finite, check_seed
 from fewstep.train.loop import computes_in_bf16
 
-READER = "reader"
-REFERENCE_SCENES = 2048
 REPEATED_PROMPTS = 16
 GRID_COLUMNS = 8
 TRUSTED = 5000
@@ -149,15 +140,17 @@ class Evaluation:
             print(f"note: the model was trained on {data}; give pictures held out from it with --data", flush=True)
         self.batch_size = config.batch_size or (64 if self.teacher.resolution <= 128 else 8)
         self._bf16 = computes_in_bf16(device, config.precision)
-        extractor, reader = _judge(config, data, device)
+        extractor, reader = judges(data, config.extractor, device)
         clip = load_extractor(config.clip, device) if config.clip else None
-        roster, tuning, real = _material(config, data, self.teacher.resolution)
-        reference, reference_sha256 = _reference(extractor, real)
-        for what, count in (("n is", roster.main), ("the real pictures are", len(real))):
-            if count < 2 * reference.shape[1]:  # before the folder is claimed for a number that cannot be
-                raise UserError(
-                    f"{what} {count}; {extractor.name} has {reference.shape[1]} features: needed are twice as many"
-                )
+        found = material(
+            data, self.teacher.resolution, n=config.n, n_unseen=config.n_unseen, repeated=REPEATED_PROMPTS,
+            n_tuning=config.n_tuning, seed=config.seed,
+        )  # fmt: skip
+        roster = found.scored
+        self._bench, reference_sha256 = make_bench(
+            found, extractor, reader, clip
+        )  # may refuse: before anything is claimed
+        self._tuning = dataclasses.replace(self._bench, roster=found.tuning)
         made = made_with()
         self.protocol = {
             "n": roster.main, "n_unseen": roster.unseen, "repeats": roster.repeats, "seed": config.seed,
@@ -165,15 +158,13 @@ class Evaluation:
             "batch_size": self.batch_size, "precision": "bf16" if self._bf16 else "fp32",
             "guidance": "diffusers' guidance_scale, the papers' ω + 1",
             "extractor": _said(extractor), "clip": None if clip is None else _said(clip),
-            "reference": {"pictures": len(real), "sha256": reference_sha256},
+            "reference": {"pictures": len(found.real), "sha256": reference_sha256},
             "teacher": {"source": teacher, "sha256": weights_sha256(self.teacher.network.unet)},
             "versions": {name: made[name] for name in _VERSIONS},
         }  # fmt: skip
         self._name = self.student.name
         model = {"source": config.model, "loras": list(config.lora), "sha256": _model_sha256(self.student)}
         claim_report_folder(config.out, {"model": model, "tuning": config.n_tuning, **self.protocol})
-        self._bench = Bench(roster, extractor, reference, reader, clip)
-        self._tuning = Bench(tuning, extractor, reference, reader, clip)
         if roster.main < TRUSTED:
             print(f"note: n is {roster.main}; Fréchet distances of fewer than {TRUSTED} lean upwards", flush=True)
 
@@ -194,10 +185,11 @@ class Evaluation:
             spaced = spacings if start.sampler != "teacher" else ("trailing",)
             cell, more = best_cell(start, allowed, spaced, self._tune)
             tried += more
-            kept = self._paint(bench, cell, "cells")
+            row, kept = self._score(bench, cell, "cells")
             if cell.sampler == "teacher":
                 bench = dataclasses.replace(bench, teacher_latents=kept.latents)
-            rows.append(self._row(cell, kept, bench))
+                row, _ = self._score(bench, cell, "cells")
+            rows.append(row)
             pictures.append((f"{NAMES[cell.sampler]}, {cell.steps}", self._first(cell, kept)))
             shown = ("prompt_accuracy", "clip_score", "fd")
             said = ", ".join(f"{name.replace('_', ' ')} {rows[-1][name]:.3g}" for name in shown if name in rows[-1])
@@ -219,32 +211,16 @@ class Evaluation:
         return [scale for scale in scales if low <= scale <= high] or [self.student.guidance_scale]
 
     def _tune(self, cell: Cell) -> Row:
-        return self._row(cell, self._paint(self._tuning, cell, "tuning"), self._tuning)
+        return self._score(self._tuning, cell, "tuning")[0]
 
-    def _paint(self, bench: Bench, cell: Cell, part: str) -> Kept:
+    def _score(self, bench: Bench, cell: Cell, part: str) -> tuple[Row, Kept]:
         painter = painter_of(cell, self.teacher, self.student, bf16=self._bf16)
-        return paint(bench, painter, OBSERVERS, self.batch_size, self.config.out / part / cell.slug)
-
-    def _row(self, cell: Cell, kept: Kept, bench: Bench) -> Row:
         name = self._name if cell.sampler == "lcm" else "teacher"
-        timed = {"seconds_per_image": round(kept.seconds_per_image, 5)}
-        columns = {key: value if value is None else round(value, 6) for key, value in conclude(kept, bench).items()}
-        return {"model": name, **cell.head(), **timed, **columns}
+        return score(bench, cell, painter, name, self.batch_size, self.config.out / part)
 
     def _first(self, cell: Cell, kept: Kept) -> list[Image.Image]:
         model = self.student.model if cell.sampler == "lcm" else self.teacher
         return to_images(model.decode(kept.latents[:GRID_COLUMNS].to(model.device)))
-
-
-def _reference(extractor: Extractor, pictures: PictureSource) -> tuple[Tensor, str]:
-    """Features `[m, d]` of real pictures, and the pictures' hash."""
-    total = hashlib.sha256()
-    parts = []
-    for start in range(0, len(pictures), 64):
-        levels = to_levels(to_pixels([pictures[i].image for i in range(start, min(start + 64, len(pictures)))]))
-        total.update(levels.numpy().data)
-        parts.append(extractor.features(levels))
-    return torch.cat(parts), total.hexdigest()
 
 
 def _card(model: str) -> dict[str, Any]:
@@ -256,49 +232,9 @@ def _card(model: str) -> dict[str, Any]:
     return {}
 
 
-def _judge(config: Evaluate, data: str, device: torch.device) -> tuple[Extractor, Reader | None]:
-    reader = load_reader(assets.scenes_reader()) if data in LOOKS else None
-    name = config.extractor or (READER if reader is not None else "")
-    if not name:
-        raise UserError(f"{data} holds no scenes: give --extractor, a folder of CLIP or DINOv2 or the Inception file")
-    if name != READER:
-        return load_extractor(name, device), reader
-    if reader is None:
-        raise UserError("the reader reads scenes and no other pictures; give another --extractor")
-    return reader_extractor(reader), reader
-
-
-def reader_extractor(reader: Reader) -> Extractor:
-    """The bundled reader's features."""
-    weights = hashlib.sha256((assets.scenes_reader() / "reader.safetensors").read_bytes()).hexdigest()
-
-    def features(pictures: Tensor) -> Tensor:
-        return read(reader, from_levels(pictures))[1]
-
-    return Extractor("the scenes reader", weights, "none", features)
-
-
 def _said(extractor: Extractor) -> dict[str, str]:
     resize = "none" if extractor.resize == "none" else f"{extractor.resize}, Pillow's bicubic on floats, antialiased"
     return {"name": extractor.name, "sha256": extractor.sha256, "resize": resize}
-
-
-def _material(config: Evaluate, data: str, resolution: int) -> tuple[Roster, Roster, PictureSource]:
-    """What is painted, what guidance and spacing are chosen by, and real pictures."""
-    if data in LOOKS:
-        roster = scenes_roster(config.n, config.n_unseen, REPEATED_PROMPTS, seed=config.seed)
-        tuning = scenes_roster(config.n_tuning, seed=config.seed, prompt_seed=PROMPT_SEED + 2)
-        real = Scenes(PROMPT_SEED + 1, "seen", LOOKS[data])
-        return roster, tuning, SceneExamples(real, REFERENCE_SCENES)
-    pictures = open_folder(Path(data), resolution)
-    print("\n".join([pictures.report.line(), *pictures.report.examples()]), flush=True)
-    captions = [caption for _, caption in pictures.samples]
-    if len(captions) < config.n:
-        raise UserError(f"{data} has {len(captions)} captions and n is {config.n}; give --n {len(captions)} or less")
-    roster = captions_roster(captions[: config.n], REPEATED_PROMPTS, seed=config.seed)
-    others = captions[config.n :] or captions
-    tuning = captions_roster([others[i % len(others)] for i in range(config.n_tuning)], seed=config.seed + 50_000_000)
-    return roster, tuning, pictures
 
 
 def _check_same_latents(student: LatentModel, teacher: LatentModel) -> None:

@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Cond, Network, Prediction
@@ -33,12 +33,8 @@ class Student(Protocol):
     base: Network
     """The base as it was: the teacher of a distillation."""
 
-    def paint(self, prompts: list[str], steps: int) -> list[Image.Image]:
-        """With the weights that would be exported now."""
-        ...
-
-    def allowed(self, steps: int) -> bool:
-        """Whether it can be painted with in so many steps."""
+    def pipeline(self) -> AbstractContextManager[Pipeline]:
+        """Paints with the weights that would be exported now."""
         ...
 
     def save(self, folder: Path) -> None: ...
@@ -64,11 +60,8 @@ class WholeStudent:
         assert isinstance(network, UNetNetwork)
         return network
 
-    def paint(self, prompts: list[str], steps: int) -> list[Image.Image]:
-        return self._pipeline(prompts, steps=steps)
-
-    def allowed(self, steps: int) -> bool:
-        return steps <= self._pipeline.grid_size
+    def pipeline(self) -> AbstractContextManager[Pipeline]:
+        return contextlib.nullcontext(self._pipeline)
 
     def save(self, folder: Path) -> None:
         save_student(folder, self._model, self._exported, self._details["grid_size"], self._details)
@@ -108,12 +101,10 @@ class LoraStudent:
         with self._adapted.using(self._average) if self._average is not None else contextlib.nullcontext():
             yield
 
-    def paint(self, prompts: list[str], steps: int) -> list[Image.Image]:
+    @contextlib.contextmanager
+    def pipeline(self) -> Iterator[Pipeline]:
         with self._exported():
-            return self._pipeline(prompts, steps=steps)
-
-    def allowed(self, steps: int) -> bool:
-        return steps <= self._pipeline.grid_size
+            yield self._pipeline
 
     def save(self, folder: Path) -> None:
         pairs = self._adapted.pairs(self._average or self._adapted.weights)

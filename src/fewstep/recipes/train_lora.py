@@ -12,7 +12,7 @@ from fewstep.models.encoding import encode
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.lora_file import STYLE_LORA
 from fewstep.models.network import weights_sha256
-from fewstep.recipes.consistency_run import open_pictures
+from fewstep.recipes.pictures import open_pictures
 from fewstep.recipes.run_folder import claim_run_folder, finished
 from fewstep.recipes.student import LoraStudent, frozen_dtype
 from fewstep.train.config import LoopConfig

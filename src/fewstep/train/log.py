@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +24,7 @@ class RunLog:
         self._begun = time.perf_counter()
         self._last = (self._begun, start)
         self._begun -= self._forget_after(start)
-        self._board = _tensorboard(folder, start)
+        self._board = _tensorboard(folder / "tensorboard", start + 1)
         self._progress: Progress | None = None
         if sys.stderr.isatty():
             self._progress = Progress(
@@ -81,6 +82,14 @@ class RunLog:
         return float(json.loads(kept[-1]).get("seconds", 0)) if kept else 0.0
 
 
+def scalars(folder: Path, step: int, values: Mapping[str, float]) -> None:
+    """Puts values of now and then on the run's board, if there is one."""
+    if board := _tensorboard(folder / "tensorboard" / "evaluation", None):
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
+        board.close()
+
+
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
@@ -88,9 +97,9 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _tensorboard(folder: Path, start: int) -> Any:
+def _tensorboard(folder: Path, purge_step: int | None) -> Any:
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+    return SummaryWriter(str(folder), purge_step=purge_step)

@@ -1,0 +1,86 @@
+"""What an evaluation is made with, from a configuration's words: prompts, real pictures and those who judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fewstep import assets
+from fewstep.errors import UserError
+from fewstep.evaluate.bench import Bench
+from fewstep.evaluate.reader import Reader, load_reader
+from fewstep.evaluate.roster import PROMPT_SEED, Roster, captions_roster, scenes_roster
+from fewstep.evaluate.scenes_bench import reader_extractor, real_features, reference_scenes
+from fewstep.models.encoding import PictureSource
+from fewstep.models.extractors import Extractor, load_extractor
+from fewstep.recipes.pictures import LOOKS, open_own
+
+READER = "reader"
+_TUNING_APART = 50_000_000  # between the seeds of scored pictures and of those by which guidance is chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Prompts and real pictures."""
+
+    scored: Roster
+    tuning: Roster
+    """Other prompts, by which guidance and spacing are chosen."""
+    real: PictureSource
+
+
+def material(
+    data: str, resolution: int, *, n: int, n_unseen: int = 0, repeated: int = 0, n_tuning: int = 0, seed: int = 0
+) -> Material:
+    """`data` is a world of scenes, drawn afresh, or a folder of captioned pictures."""
+    if data in LOOKS:
+        return Material(
+            scored=scenes_roster(n, n_unseen, repeated, seed=seed),
+            tuning=scenes_roster(n_tuning, seed=seed, prompt_seed=PROMPT_SEED + 2),
+            real=reference_scenes(LOOKS[data]),
+        )
+    pictures = open_own(data, resolution)
+    captions = [caption for _, caption in pictures.samples]
+    if len(captions) < n:
+        raise UserError(f"{data} has {len(captions)} captions and n is {n}; give --n {len(captions)} or less")
+    others = _cycle(captions[n:] or captions, n_tuning)
+    return Material(
+        scored=captions_roster(captions[:n], repeated, seed=seed),
+        tuning=captions_roster(others, seed=seed + _TUNING_APART),
+        real=pictures,
+    )
+
+
+def _cycle(captions: Sequence[str], count: int) -> list[str]:
+    return [captions[i % len(captions)] for i in range(count)]
+
+
+def judges(data: str, extractor: str, device: torch.device) -> tuple[Extractor, Reader | None]:
+    """Whose features distances compare, and who reads scenes."""
+    reader = load_reader(assets.scenes_reader()) if data in LOOKS else None
+    name = extractor or (READER if reader is not None else "")
+    if not name:
+        raise UserError(f"{data} holds no scenes: give --extractor, a folder of CLIP or DINOv2 or the Inception file")
+    if name != READER:
+        return load_extractor(name, device), reader
+    if reader is None:
+        raise UserError("the reader reads scenes and no other pictures; give another --extractor")
+    return reader_extractor(reader), reader
+
+
+def make_bench(
+    found: Material, extractor: Extractor, reader: Reader | None, clip: Extractor | None = None
+) -> tuple[Bench, str]:
+    """Of the scored prompts; and the real pictures' hash.
+
+    Raises UserError where there are too few pictures for the extractor's features.
+    """
+    reference, sha256 = real_features(extractor, found.real)
+    for what, count in (("n is", found.scored.main), ("the real pictures are", len(found.real))):
+        if count < 2 * reference.shape[1]:
+            raise UserError(
+                f"{what} {count}; {extractor.name} has {reference.shape[1]} features: needed are twice as many"
+            )
+    return Bench(found.scored, extractor, reference, reader, clip), sha256

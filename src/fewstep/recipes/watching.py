@@ -1,0 +1,90 @@
+"""What a run shows of its student along the way: grids of samples, and small evaluations."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from fewstep.evaluate.bench import Bench
+from fewstep.evaluate.cell import Cell, Row, painter_of
+from fewstep.evaluate.grid import labelled_grid
+from fewstep.evaluate.scoring import score
+from fewstep.recipes.benches import judges, make_bench, material
+from fewstep.recipes.student import Student
+from fewstep.train.log import scalars
+from fewstep.train.loop import computes_in_bf16
+
+if TYPE_CHECKING:
+    from fewstep.recipes.consistency_run import ConsistencyRun
+
+SAMPLE_STEPS = (1, 2, 4, 8)
+EVALUATIONS_FILE = "evaluations.jsonl"
+_SHOWN = ("prompt_accuracy", "fd", "kd")
+
+
+class Watcher:
+    """Called after every update; does what is due, once for each update however often the run is started."""
+
+    def __init__(
+        self, config: ConsistencyRun, student: Student, captions: Sequence[str], resolution: int, device: torch.device
+    ) -> None:
+        self._config, self._student, self._captions = config, student, list(captions)
+        with student.pipeline() as pipeline:
+            self._steps = [steps for steps in SAMPLE_STEPS if steps <= pipeline.grid_size]
+        self._bench = _bench(config, resolution, device) if config.eval_every else None
+        self._bf16 = computes_in_bf16(device, config.precision)
+
+    def __call__(self, step: int) -> None:
+        for every, act in ((self._config.sample_every, self._sample), (self._config.eval_every, self._evaluate)):
+            if every and (step % every == 0 or step == self._config.steps):
+                act(step)
+
+    def _sample(self, step: int) -> None:
+        file = self._config.out / "samples" / f"step-{step:07d}.png"
+        if file.exists():
+            return
+        file.parent.mkdir(exist_ok=True)
+        with self._student.pipeline() as pipeline:
+            rows = [(f"{steps} steps", pipeline(self._captions, steps=steps)) for steps in self._steps]
+        draft = file.with_suffix(".tmp")
+        labelled_grid(rows, self._captions).save(draft, format="png")
+        draft.rename(file)
+
+    def _evaluate(self, step: int) -> None:
+        file = self._config.out / EVALUATIONS_FILE
+        done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        if any(row["step"] == step for row in done):
+            return
+        rows = self._rows()
+        # Whole or not at all: all rows of an update in one write.
+        lines = "".join(json.dumps({"step": step, **row}) + "\n" for row in rows)
+        draft = file.with_suffix(".tmp")
+        draft.write_text("".join(json.dumps(row) + "\n" for row in done) + lines)
+        draft.rename(file)
+        values = {f"{name}/{row['steps']}": row[name] for row in rows for name in _SHOWN if row.get(name) is not None}
+        scalars(self._config.out, step, values)
+        shown = next(name for name in _SHOWN if rows[0].get(name) is not None)
+        said = ", ".join(f"{row[shown]:.3g}" for row in rows)
+        steps = ", ".join(str(row["steps"]) for row in rows)
+        print(f"after update {step}: {shown.replace('_', ' ')} {said} at {steps} steps", file=sys.stderr, flush=True)
+
+    def _rows(self) -> list[Row]:
+        assert self._bench is not None
+        rows = []
+        with self._student.pipeline() as pipeline:
+            batch_size = 64 if pipeline.model.resolution <= 128 else 8
+            for steps in self._steps:
+                cell = Cell("lcm", steps, "lcm", self._config.guidance_scale)
+                painter = painter_of(cell, None, pipeline, bf16=self._bf16)
+                rows.append(score(self._bench, cell, painter, pipeline.name, batch_size)[0])
+        return rows
+
+
+def _bench(config: ConsistencyRun, resolution: int, device: torch.device) -> Bench:
+    data = config.eval_data or config.data
+    extractor, reader = judges(data, config.eval_extractor, device)
+    return make_bench(material(data, resolution, n=config.eval_n), extractor, reader)[0]
