@@ -38,8 +38,11 @@ class Study:
     """Steps of the ODE's solver from T to 0; answers stand on its times."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of answers."""
-    guidance: tuple[tuple[float, float], ...] = ((1.5, 1.5), (3.0, 3.0), (5.0, 5.0), (3.0, 1.0), (5.0, 1.0))
-    """guidance_scale of the first answer and of all later ones."""
+    guidance: tuple[tuple[float, float, int], ...] = (
+        (1.5, 1.5, 0), (3.0, 3.0, 0), (5.0, 5.0, 0), (3.0, 1.0, 0), (5.0, 1.0, 0), (3.0, 3.0, 700), (5.0, 5.0, 700),
+        (5.0, 5.0, 850),
+    )  # fmt: skip
+    """guidance_scale of the first answer, of all later ones, and the time below which the ODE is not guided."""
     work: Path = Path("runs/decay")
     """Folder for painted parts."""
     out: Path = Path("docs/studies/decay-exact.json")
@@ -49,22 +52,22 @@ class Study:
 class ExactAnswer:
     """A network that answers with the end of the guided teacher's ODE."""
 
-    def __init__(self, teacher: LatentModel, grid_size: int, first: float, later: float) -> None:
+    def __init__(self, teacher: LatentModel, grid_size: int, first: float, later: float, guided_from: int) -> None:
         self._teacher, self._skip = teacher, teacher.schedule.num_steps // grid_size
-        self._first, self._later = first, later
+        self._first, self._later, self._guided_from = first, later, guided_from
 
     def __call__(self, z_t: Tensor, t: Tensor, cond: Cond, _omega: Tensor | None) -> Prediction:
         teacher = self._teacher
         start = int(t[0])
         scale = self._first if start == teacher.schedule.num_steps - 1 else self._later
         null = {name: value.expand(len(z_t), *value.shape[1:]) for name, value in teacher.null_cond().items()}
-        field = Guided(teacher.network, cond, null, torch.full((len(z_t),), scale - 1))
+        field = Guided(teacher.network, cond, null, torch.full((len(z_t),), scale - 1), self._guided_from)
         z_0 = sample_ode(teacher.schedule, field, z_t, list(range(start, 0, -self._skip)))
         return Prediction(z_0, z_t)
 
 
-def painter(teacher: LatentModel, study: Study, steps: int, first: float, later: float) -> Painter:
-    network = ExactAnswer(teacher, study.grid_size, first, later)
+def painter(teacher: LatentModel, study: Study, steps: int, guidance: tuple[float, float, int]) -> Painter:
+    network = ExactAnswer(teacher, study.grid_size, *guidance)
     times = consistency_times(teacher.schedule.num_steps, study.grid_size, steps)
 
     @torch.no_grad()
@@ -79,15 +82,17 @@ def main(study: Study) -> None:
     teacher = load_latent_model(assets.scenes_teacher(), torch.device("cpu"))
     bench = scenes_bench(scenes_roster(study.n))
     rows: list[Row] = []
-    for first, later in study.guidance:
+    for first, later, guided_from in study.guidance:
         for steps in study.steps:
             if steps == 1 and later != first:
                 continue
             cell = Cell("lcm", steps, "lcm", first)
-            folder = study.work / f"exact-{study.grid_size}-{study.n}-later-{later:g}"
-            row, _ = score(bench, cell, painter(teacher, study, steps, first, later), "exact", folder=folder)
-            rows.append({**row, "later_guidance_scale": later})
-            print(first, later, steps, f"{row['prompt_accuracy']:.3f} {row['fd']:.1f}", flush=True)
+            folder = study.work / f"exact-{study.grid_size}-{study.n}-later-{later:g}-from-{guided_from}"
+            row, _ = score(
+                bench, cell, painter(teacher, study, steps, (first, later, guided_from)), "exact", folder=folder
+            )
+            rows.append({**row, "later_guidance_scale": later, "guided_from": guided_from})
+            print(first, later, guided_from, steps, f"{row['prompt_accuracy']:.3f} {row['fd']:.1f}", flush=True)
     study.out.parent.mkdir(parents=True, exist_ok=True)
     protocol = {"n": study.n, "prompts_sha256": bench.roster.sha256}
     study.out.write_text(json.dumps({"protocol": protocol, "rows": rows}, indent=2) + "\n")

@@ -22,10 +22,13 @@ class Guided:
     cond: Cond
     null_cond: Cond
     omega: Tensor
+    guided_from: int = 0
+    """ω acts at t ≥ this time and is 0 below it: guidance in a limited interval (arXiv 2404.07724)."""
 
     def __call__(self, z_t: Tensor, t: Tensor) -> Prediction:
         both = self.network(torch.cat([z_t, z_t]), torch.cat([t, t]), concatenate(self.cond, self.null_cond), None)
-        omega = self.omega.to(both.z_0.dtype).view((-1,) + (1,) * (z_t.ndim - 1))
+        omega = torch.where(t >= self.guided_from, self.omega, 0.0)
+        omega = omega.to(both.z_0.dtype).view((-1,) + (1,) * (z_t.ndim - 1))
 
         def guide(halves: Tensor) -> Tensor:
             conditional, unconditional = halves.chunk(2)
