@@ -28,6 +28,7 @@ def test_evaluations_are_those_of_the_exported_weights(random_teacher, tmp_path,
         checkpoint_every=1, eval_every=1, out=tmp_path / "run", device="cpu", **adapters,
     )  # fmt: skip
     monkeypatch.setattr("fewstep.recipes.watching.SAMPLE_STEPS", (1, 2))
+    monkeypatch.setattr("fewstep.evaluate.scenes_bench.REFERENCE_SCENES", 256)
     distill(config)
     rows = rows_of(config.out)
     assert [(row["step"], row["steps"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]

@@ -29,6 +29,17 @@ def inputs():
     return normal(4, 3), torch.tensor([19, 259, 500, 999]), cond, null_cond
 
 
+def test_below_its_interval_the_network_is_not_guided(sd_schedule, inputs):
+    z_t, t, cond, null_cond = inputs
+    network = CountingNetwork(sd_schedule)
+    omega = torch.full((4,), 4.0)
+    part = Guided(network, cond, null_cond, omega, guided_from=500)(z_t, t)
+    whole, plain = Guided(network, cond, null_cond, omega)(z_t, t), network(z_t, t, cond, None)
+    torch.testing.assert_close(part.z_0[2:], whole.z_0[2:], rtol=0, atol=0)
+    torch.testing.assert_close(part.z_0[:2], plain.z_0[:2])
+    assert (whole.z_0[:2] - plain.z_0[:2]).abs().max() > 0.01
+
+
 def test_guidance_is_the_two_forward_formula_with_an_omega_per_sample(sd_schedule, inputs):
     z_t, t, cond, null_cond = inputs
     network = CountingNetwork(sd_schedule)

@@ -30,6 +30,20 @@ def test_tables_are_the_scores(page, scores):
         assert line in text
 
 
+def test_the_exact_answers_are_the_scores():
+    text = (ROOT / "docs/results.md").read_text()
+    rows = json.loads((ROOT / "docs/studies/decay-exact.json").read_text())["rows"]
+    assert len(rows) == 30
+    names = ("guidance_scale", "later_guidance_scale", "guided_from")
+    for setting in {tuple(row[name] for name in names) for row in rows}:
+        found = {row["steps"]: row for row in rows if tuple(row[name] for name in names) == setting}
+        cells = [
+            f"{100 * found[n]['prompt_accuracy']:.1f} %, {found[n]['fd']:.0f}" if n in found else ""
+            for n in (1, 2, 4, 8)
+        ]
+        assert "| {:g} | {:g} | {} | ".format(*setting) + " | ".join(cells) + " |" in text
+
+
 def test_figures_in_words_are_the_scores():
     scores = json.loads((ROOT / "docs/teacher/scores.json").read_text())
     text = (ROOT / "docs/teacher.md").read_text()

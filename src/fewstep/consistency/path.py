@@ -70,13 +70,15 @@ class TeacherPath:
     null_cond: Cond | None
     """The empty condition, batch of one."""
     solver: Solver = ddim
+    guided_from: int = 0
+    """As `Guided` has it."""
 
     def __call__(self, z_t: Tensor, sample: Sample) -> Tensor:
         t, s, cond, omega = sample.t, sample.s, sample.cond, sample.omega
         if self.null_cond is None or omega is None:
             return self.solver(self.schedule, lambda z, at: self.teacher(z, at, cond, None), z_t, t, s)
         null = {name: value.expand(len(z_t), *value.shape[1:]) for name, value in self.null_cond.items()}
-        return self.solver(self.schedule, Guided(self.teacher, cond, null, omega), z_t, t, s)
+        return self.solver(self.schedule, Guided(self.teacher, cond, null, omega, self.guided_from), z_t, t, s)
 
 
 @dataclass(frozen=True)

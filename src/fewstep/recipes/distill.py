@@ -29,9 +29,15 @@ class Distill(ConsistencyRun):
     """The family that the settings are for; a teacher of another is refused."""
     solver: SolverName = "ddim"
     """How the teacher steps from t to s."""
+    guided_from: int = 0
+    """Time below which the teacher is not guided. Multistep sampling guides again with every answer, which oversteers
+    with many steps and much guidance; guided at large t alone it does not (docs/results.md). 0: everywhere, as in the
+    paper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.guided_from < 0:
+            raise UserError(f"guided_from is {self.guided_from}; it is a time of the schedule, 0 or later")
         low, high = self.guidance_range
         if self.lora_rank and low != high:
             raise UserError(
@@ -51,7 +57,7 @@ def distill(config: Distill) -> None:
 
 def make_path(config: Distill, student: Student, teacher: LatentModel) -> TeacherPath:
     """One step of the solver along the teacher's guided ODE."""
-    return TeacherPath(student.base, teacher.schedule, teacher.null_cond(), SOLVERS[config.solver])
+    return TeacherPath(student.base, teacher.schedule, teacher.null_cond(), SOLVERS[config.solver], config.guided_from)
 
 
 def load_teacher(config: Distill) -> LatentModel:
@@ -73,6 +79,7 @@ def load_teacher(config: Distill) -> LatentModel:
 def make_student(config: Distill, teacher: LatentModel, resolution: int) -> Student:
     """What learns; with adapters `teacher` itself is given them."""
     method = LCM_LORA if config.lora_rank else "LCD"
-    return build_student(
-        config, teacher, resolution, {"method": method, "teacher": config.teacher, "solver": config.solver}
-    )
+    made_by = {
+        "method": method, "teacher": config.teacher, "solver": config.solver, "guided_from": config.guided_from,
+    }  # fmt: skip
+    return build_student(config, teacher, resolution, made_by)
