@@ -2,8 +2,8 @@
 
     python studies/decay.py        # half an hour on two cores; goes on where it stopped
 
-Figures, with --n 128 (docs/studies/decay-exact.json, docs/results.md): at guidance_scale 5 FD rises from 64 at 1 step to
-145 at 8; guided at t ≥ 850 alone it falls from 48 to 44.
+Figures, with --n 128 (docs/studies/decay-exact.json, docs/results.md): at guidance_scale 5 FD rises from 64 at 1 step
+to 145 at 8; guided at t ≥ 850 alone it falls from 48 to 44.
 
 The exact consistency function of the guided teacher is its ODE solved from t to 0, here by DDIM on the sampler's own
 grid. Whatever gets worse with more steps under it is no fault of training.

@@ -37,10 +37,8 @@ def test_the_exact_answers_are_the_scores():
     names = ("guidance_scale", "later_guidance_scale", "guided_from")
     for setting in {tuple(row[name] for name in names) for row in rows}:
         found = {row["steps"]: row for row in rows if tuple(row[name] for name in names) == setting}
-        cells = [
-            f"{100 * found[n]['prompt_accuracy']:.1f} %, {found[n]['fd']:.0f}" if n in found else ""
-            for n in (1, 2, 4, 8)
-        ]
+        said = {n: f"{100 * row['prompt_accuracy']:.1f} %, {row['fd']:.0f}" for n, row in found.items()}
+        cells = [said.get(n, "") for n in (1, 2, 4, 8)]
         assert "| {:g} | {:g} | {} | ".format(*setting) + " | ".join(cells) + " |" in text
 
 
