@@ -63,9 +63,9 @@ def edit_json():
 def fewstep_command():
     """Runs the real command in a process of its own; `fresh`, or with an `env`, in an interpreter of its own too."""
 
-    def run(*arguments, cwd=None, env=None, fresh=False):
+    def run(*arguments, cwd=None, env=None, fresh=False, constants=None):
         if not fresh and env is None:
-            return run_warm([*map(str, arguments)], cwd)
+            return run_warm([*map(str, arguments)], cwd, constants)
         return subprocess.run(
             [sys.executable, "-m", "fewstep", *map(str, arguments)],
             capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **(env or {})},

@@ -3,10 +3,12 @@
 A fresh interpreter imports them for seconds, dozens of times in a run of the tests.
 """
 
+import importlib
 import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +26,12 @@ class Done:
     stderr: str
 
 
-def run_warm(arguments: list[str], cwd: Path | None = None) -> Done:
-    """Runs `fewstep` with these arguments; fails after ten minutes."""
+def run_warm(arguments: list[str], cwd: Path | None = None, constants: Mapping[str, int] | None = None) -> Done:
+    """Runs `fewstep` with these arguments; fails after ten minutes. `constants` ("module.NAME" → value) are set in
+    that process, to make it smaller than any option does."""
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("out", "err")]
-        process = FORK.Process(target=_main, args=(arguments, *files, str(cwd or Path.cwd())))
+        process = FORK.Process(target=_main, args=(arguments, *files, str(cwd or Path.cwd()), dict(constants or {})))
         process.start()
         process.join(LONGEST)
         if process.is_alive():
@@ -38,12 +41,16 @@ def run_warm(arguments: list[str], cwd: Path | None = None) -> Done:
         return Done(process.exitcode, out, err)
 
 
-def _main(arguments: list[str], out: str, err: str, cwd: str) -> None:
+def _main(arguments: list[str], out: str, err: str, cwd: str, constants: dict[str, int]) -> None:
     for stream, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY, 0o644), stream)
     # Python's own streams, which the fork server shares, are bound to these files anew.
     sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for stream in (1, 2))
     os.chdir(cwd)
+    for name, value in constants.items():
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant)
+        setattr(importlib.import_module(module), constant, value)
     from fewstep.cli import main
 
     sys.argv[1:] = arguments

@@ -114,7 +114,8 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
         "demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 128, "--n-unseen", 4, "--sample-every", 2,
         "--guidance-scale", 2,
     )  # fmt: skip
-    done = fewstep_command(*arguments)
+    fewer = {"fewstep.recipes.evaluate.REPEATED_PROMPTS": 2, "fewstep.evaluate.scenes_bench.REFERENCE_SCENES": 256}
+    done = fewstep_command(*arguments, constants=fewer)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {
         "model", "config.yaml", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "grid.png", "evaluation",
@@ -136,7 +137,7 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
     assert Image.open(out / "grid.png").width > 500
     assert "## Scores" in (out / "model" / "README.md").read_text()
     first = (out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    again = fewstep_command(*arguments)
+    again = fewstep_command(*arguments, constants=fewer)
     assert again.returncode == 0, again.stderr
     assert (out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == first
     assert json.loads((out / "evaluation" / "results.json").read_text()) == scores

@@ -34,6 +34,7 @@ def test_below_its_interval_the_network_is_not_guided(sd_schedule, inputs):
     network = CountingNetwork(sd_schedule)
     omega = torch.full((4,), 4.0)
     part = Guided(network, cond, null_cond, omega, guided_from=500)(z_t, t)
+    assert network.calls == [(6, None)]  # the two that are not guided are asked once
     whole, plain = Guided(network, cond, null_cond, omega)(z_t, t), network(z_t, t, cond, None)
     torch.testing.assert_close(part.z_0[2:], whole.z_0[2:], rtol=0, atol=0)
     torch.testing.assert_close(part.z_0[:2], plain.z_0[:2])

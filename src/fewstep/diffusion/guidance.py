@@ -14,7 +14,7 @@ from fewstep.diffusion.prediction import Cond, Network, Prediction, concatenate
 class Guided:
     """The field of the augmented PF-ODE (LCM, eq. 7): (1 + ω)·ε(z, c, t) − ω·ε(z, ∅, t).
 
-    Both halves run in one batched forward. `omega` and every entry of the conditions have the batch in front;
+    Both halves run in one batched forward, the second only where ω acts. `omega` and every entry of the conditions have the batch in front;
     diffusers' `guidance_scale` is ω + 1.
     """
 
@@ -26,13 +26,17 @@ class Guided:
     """ω acts at t ≥ this time and is 0 below it: guidance in a limited interval (arXiv 2404.07724)."""
 
     def __call__(self, z_t: Tensor, t: Tensor) -> Prediction:
-        both = self.network(torch.cat([z_t, z_t]), torch.cat([t, t]), concatenate(self.cond, self.null_cond), None)
-        omega = torch.where(t >= self.guided_from, self.omega, 0.0)
-        omega = omega.to(both.z_0.dtype).view((-1,) + (1,) * (z_t.ndim - 1))
+        # A slice where all are guided: a GPU would have to wait for the count of some.
+        where = (t >= self.guided_from).nonzero()[:, 0] if self.guided_from else slice(None)
+        null_cond = {name: value[where] for name, value in self.null_cond.items()}
+        cond = concatenate(self.cond, null_cond)
+        both = self.network(torch.cat([z_t, z_t[where]]), torch.cat([t, t[where]]), cond, None)
+        omega = self.omega[where].to(both.z_0.dtype).view((-1,) + (1,) * (z_t.ndim - 1))
 
         def guide(halves: Tensor) -> Tensor:
-            conditional, unconditional = halves.chunk(2)
-            return (1 + omega) * conditional - omega * unconditional
+            guided, unconditional = halves[: len(z_t)].clone(), halves[len(z_t) :]
+            guided[where] = (1 + omega) * guided[where] - omega * unconditional
+            return guided
 
         # Prediction is affine in the network's output with weights that add to one, so guiding z_0 and ε
         # is guiding the output.

@@ -1,0 +1,55 @@
+"""A full LCM and an LCM-LoRA, both against the time that they have trained.
+
+    python studies/lora.py        # half an hour on two cores; goes on where it stopped
+
+Figures: docs/studies/lora.json, docs/results.md. Seconds are those of updates alone: let nothing else run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import tyro
+
+from common import configured, publish, rows_along, trained
+from fewstep.recipes import named
+from fewstep.recipes.distill import Distill
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    n: int = 1000
+    """Fresh prompts."""
+    updates: int = 300
+    """Of each."""
+    every: int = 100
+    """Updates between two scores."""
+
+
+def seconds_until(config: Distill, update: int) -> float:
+    """Of updates, without what is done between them."""
+    lines = [json.loads(line) for line in (config.out / "metrics.jsonl").open()]
+    spans = zip([0, *(line["step"] for line in lines)], lines, strict=False)
+    return sum(
+        (line["step"] - before) * config.batch_size / line["images_per_second"]
+        for before, line in spans if line["step"] <= update
+    )  # fmt: skip
+
+
+def main(study: Study) -> None:
+    scale = named.scenes_lora().guidance_scale
+    rows = []
+    for label, recipe in (("full", "scenes"), ("LoRA", "scenes-lora")):
+        # Both at the one guidance that adapters have.
+        config = configured(f"time-{recipe}", recipe, eval_every=study.every, eval_n=study.n)
+        config = dataclasses.replace(config, steps=study.updates, guidance_range=(scale, scale), guidance_scale=scale)
+        trained(config)
+        for row in rows_along(config, {"trained": label}):
+            rows.append({**row, "training_seconds": round(seconds_until(config, row["updates"]))})
+    publish("lora", study.n, rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Study))

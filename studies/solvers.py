@@ -1,0 +1,51 @@
+"""Solver × skip k: quality along the training, against updates and against network evaluations.
+
+    python studies/solvers.py        # about two hours on two cores; goes on where it stopped
+
+Figures: docs/studies/solvers.json, docs/results.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from common import configured, publish, rows_along, trained
+from fewstep.recipes.distill import SolverName
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    n: int = 1000
+    """Fresh prompts."""
+    updates: int = 500
+    """Of every student."""
+    every: int = 125
+    """Updates between two scores."""
+    solvers: tuple[SolverName, ...] = ("ddim", "dpm-solver-2", "dpm-solver++2s")
+    skips: tuple[int, ...] = (1, 20, 50)
+
+
+def per_picture(solver: SolverName) -> int:
+    """Forward passes of a UNet for a training picture: student, target, and the teacher with and without prompt."""
+    return 2 + 2 * (1 if solver == "ddim" else 2)
+
+
+def main(study: Study) -> None:
+    rows = []
+    for solver in study.solvers:
+        for skip in study.skips:
+            config = configured(
+                f"{solver}-{skip}", solver=solver, skip=skip, steps=study.updates, eval_every=study.every,
+                eval_n=study.n,
+            )  # fmt: skip
+            trained(config)
+            for row in rows_along(config, {"solver": solver, "skip": skip}, steps=(4,)):
+                millions = row["updates"] * config.batch_size * per_picture(solver) / 1e6
+                rows.append({**row, "training_evaluations_millions": round(millions, 4)})
+    publish("solvers", study.n, rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Study))
