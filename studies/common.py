@@ -34,9 +34,8 @@ def trained(config: Distill) -> Path:
 def rows_along(config: Distill, labels: Mapping[str, Any], steps: Sequence[int] = (1, 2, 4, 8)) -> list[Row]:
     """The evaluations along that run, each behind its labels and the number of updates."""
     rows = [json.loads(line) for line in (config.out / "evaluations.jsonl").open()]
-    return [
-        {**labels, "updates": row["step"], **{name: row[name] for name in SHOWN}} for row in rows if row["steps"] in steps
-    ]
+    rows = [row for row in rows if row["steps"] in steps]
+    return [{**labels, "updates": row["step"], **{name: row[name] for name in SHOWN}} for row in rows]
 
 
 def publish(name: str, n: int, rows: Sequence[Row], **protocol: Any) -> None:

@@ -47,11 +47,11 @@ class Study:
 
 def main(study: Study) -> None:
     rows = []
-    for number, (label, changes) in enumerate(FACTORS.items()):
-        if changes.get("lora_rank"):
-            # Adapters have one guidance and a learning rate of their own.
-            scale = named.scenes().guidance_scale
-            changes = {"lr": named.scenes_lora().lr, "guidance_range": (scale, scale), **changes}
+    scale = named.scenes().guidance_scale
+    # Adapters have one guidance, and a learning rate of their own.
+    adapters = {"lr": named.scenes_lora().lr, "guidance_range": (scale, scale)}
+    for number, (label, factor) in enumerate(FACTORS.items()):
+        changes = {**adapters, **factor} if "lora_rank" in factor else factor
         steps = PICTURES // changes.get("batch_size", named.scenes().batch_size)
         config = configured(f"factor-{number}", steps=steps, eval_every=steps, eval_n=study.n, **changes)
         trained(config)

@@ -13,11 +13,11 @@ __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-def load(model: str | Path, device: str = "auto") -> Pipeline:
-    """Loads a few-step model: `pipe = fewstep.load("runs/demo/model"); images = pipe("a red star", steps=4, seed=7)`.
+def load(model: str | Path = "scenes-lcm", device: str = "auto") -> Pipeline:
+    """Loads a few-step model: `pipe = fewstep.load(); images = pipe("a red star", steps=4, seed=7)`.
 
-    `model` is a folder that `distill` wrote, any LatentConsistencyModelPipeline folder, or a Hub id; `device` is
-    auto, cpu, cuda or mps. Raises fewstep.errors.UserError for anything else.
+    `model` is `scenes-lcm`, which is bundled, a folder that `distill` wrote, any LatentConsistencyModelPipeline folder,
+    or a Hub id; `device` is auto, cpu, cuda or mps. Raises fewstep.errors.UserError for anything else.
     """
     from fewstep.models.pipeline import load_pipeline  # torch and diffusers load here, not with `import fewstep`
 

@@ -1,4 +1,4 @@
-"""What the package ships: the scenes teacher and the reader of its pictures."""
+"""What the package ships: the scenes teacher, a few-step model of it, and the reader of their pictures."""
 
 from __future__ import annotations
 
@@ -10,12 +10,31 @@ SCENES = "scenes"
 SCENES_LEANING = "scenes-leaning"
 """The same world in another look, for styles to be learnt from."""
 
+SCENES_LCM = "scenes-lcm"
+"""The few-step model that the longer run gave (studies/scenes.sh)."""
+
 _HERE = Path(__file__).parent
 
 
 def scenes_teacher() -> Path:
     """Folder of the bundled teacher, in diffusers' layout."""
     return _HERE / "scenes-teacher"
+
+
+def scenes_lcm() -> Path:
+    """Folder of the bundled few-step model; `part` finds what it shares with its teacher."""
+    return _HERE / "scenes-lcm"
+
+
+def part(folder: str | Path, name: str) -> Path:
+    """Where the part of that name is of the pipeline in `folder`."""
+    shared = Path(folder) == scenes_lcm() and name in ("vae", "text_encoder", "tokenizer")
+    return (scenes_teacher() if shared else Path(folder)) / name
+
+
+def place(source: str | Path) -> str | Path:
+    """The folder of the bundled model of that name; any other source as it is."""
+    return {SCENES: scenes_teacher(), SCENES_LCM: scenes_lcm()}.get(str(source), source)
 
 
 def scenes_reader() -> Path:

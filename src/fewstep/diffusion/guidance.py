@@ -14,8 +14,8 @@ from fewstep.diffusion.prediction import Cond, Network, Prediction, concatenate
 class Guided:
     """The field of the augmented PF-ODE (LCM, eq. 7): (1 + ω)·ε(z, c, t) − ω·ε(z, ∅, t).
 
-    Both halves run in one batched forward, the second only where ω acts. `omega` and every entry of the conditions have the batch in front;
-    diffusers' `guidance_scale` is ω + 1.
+    Both halves run in one batched forward, the second only where ω acts. `omega` and every entry of the conditions
+    have the batch in front; diffusers' `guidance_scale` is ω + 1.
     """
 
     network: Network

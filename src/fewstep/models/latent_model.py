@@ -149,11 +149,10 @@ def pick_device(name: str = "auto") -> torch.device:
 def load_latent_model(source: str | Path, device: torch.device, base_config: str = "") -> LatentModel:
     """Loads every part in fp32 on `device`, frozen; raises UserError naming what is missing or not known.
 
-    `source` is `scenes` (bundled), a diffusers folder, a Hub id or a single-file checkpoint, for which `base_config`
-    may be a folder with the family's configurations and tokenizers.
+    `source` is `scenes` or `scenes-lcm` (bundled), a diffusers folder, a Hub id or a single-file checkpoint, for which
+    `base_config` may be a folder with the family's configurations and tokenizers.
     """
-    if str(source) == assets.SCENES:
-        source = assets.scenes_teacher()
+    source = assets.place(source)
     if Path(source).is_file():
         return _from_single_file(Path(source), device, base_config)
     if base_config:
@@ -166,19 +165,20 @@ def load_latent_model(source: str | Path, device: torch.device, base_config: str
     if kind not in (TEACHER_CLASS, STUDENT_CLASS, XL_CLASS):
         raise UserError(f"{source} holds a {kind}; known are {TEACHER_CLASS}, {STUDENT_CLASS} and {XL_CLASS}")
     xl = kind == XL_CLASS
+    places = {part: assets.part(folder, part) for part in _XL_PARTS}
     for part in _XL_PARTS if xl else _PARTS:
-        if not (folder / part).is_dir():
+        if not places[part].is_dir():
             raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
     scheduler_config = _read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
     _read_schedule(scheduler_config, source)  # before the weights, which take their time
     details_file = folder / "fewstep.json"
     parts = {
-        "unet": _load_part(UNet2DConditionModel, folder / "unet"),
-        "vae": _load_part(AutoencoderKL, folder / "vae"),
-        "text_encoder": _load_part(CLIPTextModel, folder / "text_encoder"),
-        "tokenizer": _load_tokenizer(folder / "tokenizer"),
-        "text_encoder_2": _load_part(CLIPTextModelWithProjection, folder / "text_encoder_2") if xl else None,
-        "tokenizer_2": _load_tokenizer(folder / "tokenizer_2") if xl else None,
+        "unet": _load_part(UNet2DConditionModel, places["unet"]),
+        "vae": _load_part(AutoencoderKL, places["vae"]),
+        "text_encoder": _load_part(CLIPTextModel, places["text_encoder"]),
+        "tokenizer": _load_tokenizer(places["tokenizer"]),
+        "text_encoder_2": _load_part(CLIPTextModelWithProjection, places["text_encoder_2"]) if xl else None,
+        "tokenizer_2": _load_tokenizer(places["tokenizer_2"]) if xl else None,
     }
     details = _read_json(details_file, f"{source} cannot be read") if details_file.exists() else {}
     zero_null_cond = xl and bool(index.get("force_zeros_for_empty_prompt", True))

@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from fewstep import assets
 from fewstep.data.pictures import to_images
 from fewstep.diffusion.sampling import Spacing
 from fewstep.errors import UserError
@@ -50,9 +51,9 @@ _VERSIONS = ("fewstep", "torch", "diffusers", "transformers")
 class Evaluate:
     """Scores a few-step model, and its teacher under samplers that need no training, by the same pictures."""
 
-    model: str = "runs/demo/model"
-    """What `generate` takes: a folder that `distill` wrote, any LatentConsistencyModelPipeline, a folder with an
-    LCM-LoRA, or, with --lora, its base."""
+    model: str = assets.SCENES_LCM
+    """What `generate` takes: `scenes-lcm` (bundled), a folder that `distill` wrote, any LatentConsistencyModelPipeline,
+    a folder with an LCM-LoRA, or, with --lora, its base."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A LoRA file or run folder, and its scale after a colon; may be given several times."""
     teacher: str = ""
@@ -225,7 +226,8 @@ class Evaluation:
 
 def _card(model: str) -> dict[str, Any]:
     """What fewstep recorded of a model; empty for others."""
-    for folder in (Path(model), Path(model) / "model"):
+    place = Path(assets.place(model))
+    for folder in (place, place / "model"):
         if (file := folder / "fewstep.json").is_file():
             held: dict[str, Any] = json.loads(file.read_text())
             return held

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep import assets
 from fewstep.consistency.path import DataPath
 from fewstep.errors import UserError
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
@@ -17,9 +18,9 @@ from fewstep.recipes.student import Student, build_student, takes_guidance
 class Finetune(ConsistencyRun):
     """Fine-tunes a few-step model, or makes a teacher few-step on these pictures (LCM, algorithm 4)."""
 
-    model: str = "runs/demo/model"
-    """A few-step model that `distill` wrote, any LatentConsistencyModelPipeline, or a teacher; `scenes` is the
-    bundled teacher."""
+    model: str = assets.SCENES_LCM
+    """`scenes-lcm` (bundled), a few-step model that `distill` wrote, any LatentConsistencyModelPipeline, or a teacher;
+    `scenes` is the bundled teacher."""
     out: Path = Path("runs/finetuned")
     """Run folder. The same command again goes on where it stopped."""
 

@@ -13,7 +13,7 @@ import tyro
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from fewstep import __version__
+from fewstep import __version__, assets
 from fewstep.errors import UserError
 from fewstep.models.lora_file import DIFFUSERS_FILE
 from fewstep.models.pipeline import MAX_STEPS, Pipeline, load_pipeline
@@ -25,9 +25,9 @@ from fewstep.train.config import check_finite, check_seed
 class Generate:
     """Paints pictures with a few-step model."""
 
-    model: str = "runs/demo/model"
-    """A folder that `distill`, `finetune` or `combine` wrote, any LatentConsistencyModelPipeline folder or Hub id, or,
-    with an LCM-LoRA, the base that it is for (`scenes` is the bundled one)."""
+    model: str = assets.SCENES_LCM
+    """`scenes-lcm` (bundled), a folder that `distill`, `finetune` or `combine` wrote, any LatentConsistencyModelPipeline
+    folder or Hub id, or, with an LCM-LoRA, the base that it is for (`scenes` is the bundled one)."""
     base_config: str = ""
     """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
     tokenizers; else they are fetched from the Hub."""

@@ -14,6 +14,7 @@ import safetensors
 import tyro
 from PIL import Image, UnidentifiedImageError
 
+from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.models.families import title
 from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, read_header
@@ -29,12 +30,13 @@ class Inspect:
     """Says what a path holds."""
 
     path: Annotated[Path, tyro.conf.Positional] = Path(".")
-    """A pipeline's folder, a LoRA's file or folder, a run folder, or a PNG that `generate` wrote."""
+    """`scenes` or `scenes-lcm` (bundled), a pipeline's folder, a LoRA's file or folder, a run folder, or a PNG that
+    `generate` wrote."""
 
 
 def inspect(config: Inspect) -> None:
     """Prints lines of `name: value`, nothing but names and numbers read from the headers of files."""
-    for line in describe(config.path):
+    for line in describe(Path(assets.place(config.path))):
         print(line)
 
 
@@ -70,14 +72,14 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
         _json(folder / name) for name in (MODEL_INDEX, "unet/config.json", "scheduler/scheduler_config.json")
     )
     few_step = unet.get("time_cond_proj_dim") is not None or scheduler.get("_class_name") == "LCMScheduler"
-    vae = _json(folder / "vae/config.json")
+    vae = _json(assets.part(folder, "vae") / "config.json")
     pixels = 2 ** (len(vae.get("block_out_channels", [])) - 1) * int(unet.get("sample_size", 0))
     yield f"pipeline: {index.get('_class_name')}"
     yield f"family: {title(unet)}"
     yield f"parameterisation: {scheduler.get('prediction_type', 'epsilon')}"
     yield f"resolution: {pixels}×{pixels}"
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        if counts := [_parameters(file) for file in sorted((folder / part).glob("*.safetensors"))]:
+        if counts := [_parameters(file) for file in sorted(assets.part(folder, part).glob("*.safetensors"))]:
             yield f"{part}: {sum(counts):,} parameters"
     details = _json(folder / "fewstep.json") if (folder / "fewstep.json").is_file() else {}
     for name, value in details.items():
