@@ -63,5 +63,5 @@ def evaluation_of(config: Demo) -> Evaluate:
     return Evaluate(
         model=str(config.out / "model"), out=config.out / "evaluation", samplers=("ddim", "dpm++"),
         guidance_scale=(config.guidance_scale,), spacings=("trailing", "leading+1"), n=config.n,
-        n_unseen=config.n_unseen, n_tuning=64, seed=config.score_seed, precision=config.precision, device=config.device,
+        n_unseen=config.n_unseen, seed=config.score_seed, precision=config.precision, device=config.device,
     )  # fmt: skip

@@ -77,7 +77,7 @@ class Evaluate:
     """Pictures a row; at least twice the extractor's features. Under 5,000 Fréchet distances lean upwards."""
     n_unseen: int = 128
     """Scenes: further pictures a row, of a shape in a colour never trained on, scored apart."""
-    n_tuning: int = 128
+    n_tuning: int = 64
     """Pictures, of other prompts, by which guidance and spacing are chosen."""
     seed: int = 0
     """Picture i starts from noise of seed + i."""

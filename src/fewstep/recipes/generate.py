@@ -26,7 +26,7 @@ class Generate:
     """Paints pictures with a few-step model."""
 
     model: str = assets.SCENES_LCM
-    """`scenes-lcm` (bundled), a folder that `distill`, `finetune` or `combine` wrote, any LatentConsistencyModelPipeline
+    """`scenes-lcm` (bundled), a folder of `distill`, `finetune` or `combine`, any LatentConsistencyModelPipeline
     folder or Hub id, or, with an LCM-LoRA, the base that it is for (`scenes` is the bundled one)."""
     base_config: str = ""
     """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
