@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+
 from common import configured, publish, rows_along, trained
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import matplotlib.pyplot as plt
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep import assets
 from fewstep.data.pictures import to_pixels
@@ -31,6 +31,7 @@ from fewstep.evaluate.reader_training import ReaderTask
 from fewstep.evaluate.roster import Roster, scenes_roster
 from fewstep.evaluate.scenes_bench import scenes_bench
 from fewstep.evaluate.scoring import score
+from fewstep.evaluate.style import fit_probe
 from fewstep.models.adapters import attach
 from fewstep.models.latent_model import LatentModel, load_latent_model
 from fewstep.models.lora_file import DIFFUSERS_FILE, read_lora
@@ -68,11 +69,11 @@ class Judge:
         loop = LoopConfig(steps=1000, batch_size=64, lr=1e-3, lr_decay="cosine", warmup_steps=50, ema_decay=0.99)
         fit(task, loop, folder, "reader of both looks")
         self.reader: Reader = task.averaged
-        self.bench = scenes_bench(roster, reader=self.reader)
         teacher = load_latent_model(assets.scenes_teacher(), CPU)
-        self.probe = self._fit_probe([self._features(teacher, look, seed=51) for look in LOOKS])
-        found = [self._features(teacher, look, seed=52) for look in LOOKS]
-        right = torch.cat([self._leans(features) == bool(i) for i, features in enumerate(found)])
+        plain, leaning = (self._features(teacher, look, seed=51) for look in LOOKS)
+        self.bench = dataclasses.replace(scenes_bench(roster, reader=self.reader), style=fit_probe(leaning, plain))
+        plain, leaning = (self._features(teacher, look, seed=52) for look in LOOKS)
+        right = torch.cat([~self.bench.style(plain), self.bench.style(leaning)])
         self.probe_accuracy = float(right.float().mean())
         print(f"probe {self.probe_accuracy:.2%}, reader {self.reader_accuracy:.2%}", flush=True)
         if min(self.probe_accuracy, self.reader_accuracy) < 0.99:
@@ -87,26 +88,6 @@ class Judge:
         self.reader_accuracy = sum(a == p.scene for a, p in zip(found, pictures, strict=True)) / count
         return features
 
-    def _fit_probe(self, features: list[Tensor]) -> nn.Linear:
-        x = torch.cat(features)
-        y = torch.cat([torch.full((len(part),), float(i)) for i, part in enumerate(features)])
-        probe = nn.Linear(x.shape[1], 1)
-        optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=200)
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            total = nn.functional.binary_cross_entropy_with_logits(probe(x)[:, 0], y)
-            total = total + 1e-4 * probe.weight.square().sum()
-            total.backward()
-            return total
-
-        optimizer.step(loss)  # type: ignore[arg-type]
-        return probe
-
-    @torch.no_grad()
-    def _leans(self, features: Tensor) -> Tensor:
-        return self.probe(features)[:, 0] > 0
-
     def row(self, name: str, model: LatentModel | Pipeline, scale: float, steps: int = TEACHER_STEPS) -> dict[str, Any]:
         """One line of a table, of a teacher or a few-step model; `scale` is guidance in diffusers' convention."""
         if isinstance(model, Pipeline):
@@ -115,10 +96,9 @@ class Judge:
         else:
             cell = Cell("teacher", steps, "trailing", scale)
             painter = painter_of(cell, model, None)
-        scored, kept = score(self.bench, cell, painter, name)
-        share = float(self._leans(kept.observed["features"]).float().mean())
-        names = ("model", "steps", "network_evaluations", "guidance_scale", "prompt_accuracy")
-        row = {**{key: scored[key] for key in names}, "share_in_style": round(share, 4)}
+        scored, _ = score(self.bench, cell, painter, name)
+        names = ("model", "steps", "network_evaluations", "guidance_scale", "prompt_accuracy", "share_in_style")
+        row = {key: scored[key] for key in names}
         print(row, flush=True)
         return row
 

@@ -25,8 +25,10 @@ from fewstep.evaluate.protocol import claim_report_folder, difference, rows_besi
 from fewstep.evaluate.reader import load_reader
 from fewstep.evaluate.roster import captions_roster, scenes_roster
 from fewstep.evaluate.scenes_bench import reader_extractor
+from fewstep.evaluate.style import fit_probe
 from fewstep.evaluate.tuning import best_cell
 from fewstep.models.latent_model import load_latent_model
+from fewstep.recipes.benches import judges, make_bench, material
 from fewstep.recipes.demo import default_demo, evaluation_of
 from fewstep.recipes.evaluate import Evaluate
 
@@ -100,6 +102,32 @@ def test_one_picture_for_all_has_no_diversity_and_is_far(bench, drawn):
     assert same["diversity"] == pytest.approx(0, abs=1e-9)
     mixed = columns(bench, torch.cat([drawn[:N], drawn[:64]]))  # each "repeated" prompt in eight scenes
     assert mixed["diversity"] > 0.5
+
+
+def test_share_in_style_counts_the_pictures_in_the_look_of_the_data(bench, drawn):
+    worlds = {look: Scenes(71, "seen", look) for look in ("plain", "leaning")}
+    plain, leaning = (
+        bench.extractor.features(to_levels(to_pixels([world[i].image for i in range(512)])))
+        for world in worlds.values()
+    )
+    told = dataclasses.replace(bench, style=fit_probe(leaning, plain))
+    look = Scenes(1_000_003, "seen", "leaning")
+    half = to_levels(to_pixels([look[i].image for i in range(N // 2)]))
+    assert "share_in_style" not in columns(bench, drawn)
+    assert columns(told, drawn)["share_in_style"] <= 0.01
+    mixed = torch.cat([half, drawn[N // 2 :]])
+    assert columns(told, mixed)["share_in_style"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_another_look_has_a_style_and_no_reader(monkeypatch):
+    monkeypatch.setattr("fewstep.evaluate.scenes_bench.REFERENCE_SCENES", 256)
+    extractor, reader = judges("scenes-leaning", "", CPU)
+    bench, _ = make_bench(material("scenes-leaning", 64, n=128), extractor, reader)
+    assert bench.reader is None
+    assert bench.style is not None
+    plain, _ = make_bench(material("scenes", 64, n=128), *judges("scenes", "", CPU))
+    assert plain.reader is not None
+    assert plain.style is None
 
 
 def test_moments_of_shards_are_those_of_the_whole(bench):

@@ -32,7 +32,7 @@ def report(tmp_path):
     return tmp_path / "report.html", results
 
 
-def test_a_browser_shows_the_pictures_the_figures_and_the_curves(page, report, tmp_path):
+def test_a_browser_shows_the_pictures_the_figures_and_the_curves(page, report):
     file, results = report
     complaints, requests = [], []
     page.on("console", lambda message: complaints.append(message.text))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewstep.evaluate.reader import Reader
 from fewstep.evaluate.roster import Roster
+from fewstep.evaluate.style import StyleProbe
 from fewstep.models.extractors import Extractor
 
 
@@ -22,7 +23,9 @@ class Bench:
     reference: Tensor
     """Features `[m, d]` of real pictures."""
     reader: Reader | None = None
-    """Reads scenes; None for other pictures."""
+    """Reads scenes; None for pictures that it was not trained on."""
+    style: StyleProbe | None = None
+    """Tells the look of the data from another; None where there is no other."""
     clip: Extractor | None = None
     """Scores how well pictures and prompts go together."""
     teacher_latents: Tensor | None = None

@@ -20,8 +20,9 @@ NAMES = {
     "euler": "Euler", "unipc": "UniPC", "lcm": "LCM",
 }  # fmt: skip
 _CURVES = {
-    "prompt_accuracy": "prompt accuracy", "clip_score": "CLIP score", "fd": "Fréchet distance",
-    "to_teacher": "distance to the teacher's pictures", "diversity": "diversity within a prompt",
+    "prompt_accuracy": "prompt accuracy", "share_in_style": "share in style", "clip_score": "CLIP score",
+    "fd": "Fréchet distance", "to_teacher": "distance to the teacher's pictures",
+    "diversity": "diversity within a prompt",
 }  # fmt: skip
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #222; }

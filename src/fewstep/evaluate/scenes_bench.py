@@ -26,11 +26,11 @@ def reference_scenes(look: Look = "plain") -> SceneExamples:
     return SceneExamples(Scenes(PROMPT_SEED + 1, "seen", look), REFERENCE_SCENES)
 
 
-def scenes_bench(roster: Roster, look: Look = "plain", reader: Reader | None = None) -> Bench:
+def scenes_bench(roster: Roster, reader: Reader | None = None) -> Bench:
     """For scores outside `fewstep evaluate`; the bundled reader where none is given."""
     reader = reader or load_reader(assets.scenes_reader())
     extractor = reader_extractor(reader)
-    return Bench(roster, extractor, real_features(extractor, reference_scenes(look))[0], reader)
+    return Bench(roster, extractor, real_features(extractor, reference_scenes())[0], reader)
 
 
 def reader_extractor(reader: Reader) -> Extractor:

@@ -13,6 +13,7 @@ from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.reader import Reader, load_reader
 from fewstep.evaluate.roster import PROMPT_SEED, Roster, captions_roster, scenes_roster
 from fewstep.evaluate.scenes_bench import reader_extractor, real_features, reference_scenes
+from fewstep.evaluate.style import fit_probe
 from fewstep.models.encoding import PictureSource
 from fewstep.models.extractors import Extractor, load_extractor
 from fewstep.recipes.pictures import LOOKS, open_own
@@ -29,6 +30,8 @@ class Material:
     tuning: Roster
     """Other prompts, by which guidance and spacing are chosen."""
     real: PictureSource
+    others: PictureSource | None = None
+    """Real pictures of the look that the one asked for is told from."""
 
 
 def material(
@@ -40,6 +43,7 @@ def material(
             scored=scenes_roster(n, n_unseen, repeated, seed=seed),
             tuning=scenes_roster(n_tuning, seed=seed, prompt_seed=PROMPT_SEED + 2),
             real=reference_scenes(LOOKS[data]),
+            others=None if data == assets.SCENES else reference_scenes(),
         )
     pictures = open_own(data, resolution)
     captions = [caption for _, caption in pictures.samples]
@@ -58,16 +62,15 @@ def _cycle(captions: Sequence[str], count: int) -> list[str]:
 
 
 def judges(data: str, extractor: str, device: torch.device) -> tuple[Extractor, Reader | None]:
-    """Whose features distances compare, and who reads scenes."""
-    reader = load_reader(assets.scenes_reader()) if data in LOOKS else None
-    name = extractor or (READER if reader is not None else "")
+    """Whose features distances compare, and who reads scenes: the bundled reader has learnt one look alone."""
+    name = extractor or (READER if data in LOOKS else "")
     if not name:
         raise UserError(f"{data} holds no scenes: give --extractor, a folder of CLIP or DINOv2 or the Inception file")
-    if name != READER:
-        return load_extractor(name, device), reader
-    if reader is None:
+    if name == READER and data not in LOOKS:
         raise UserError("the reader reads scenes and no other pictures; give another --extractor")
-    return reader_extractor(reader), reader
+    reader = load_reader(assets.scenes_reader())
+    judge = reader_extractor(reader) if name == READER else load_extractor(name, device)
+    return judge, reader if data == assets.SCENES else None
 
 
 def make_bench(
@@ -83,4 +86,5 @@ def make_bench(
             raise UserError(
                 f"{what} {count}; {extractor.name} has {reference.shape[1]} features: needed are twice as many"
             )
-    return Bench(found.scored, extractor, reference, reader, clip), sha256
+    style = None if found.others is None else fit_probe(reference, real_features(extractor, found.others)[0])
+    return Bench(found.scored, extractor, reference, reader, style, clip), sha256

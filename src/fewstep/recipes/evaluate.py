@@ -192,7 +192,7 @@ class Evaluation:
                 row, _ = self._score(bench, cell, "cells")
             rows.append(row)
             pictures.append((f"{NAMES[cell.sampler]}, {cell.steps}", self._first(cell, kept)))
-            shown = ("prompt_accuracy", "clip_score", "fd")
+            shown = ("prompt_accuracy", "share_in_style", "clip_score", "fd")
             said = ", ".join(f"{name.replace('_', ' ')} {rows[-1][name]:.3g}" for name in shown if name in rows[-1])
             print(f"{cell.sampler} {cell.steps}: {said}", file=sys.stderr, flush=True)
         rows += [row for row in beside if row["sampler"] == "lcm"]
@@ -256,8 +256,8 @@ def _model_sha256(pipeline: Pipeline) -> str:
 
 _SHORT = {
     "sampler": "sampler", "steps": "steps", "network_evaluations": "calls", "spacing": "spacing",
-    "guidance_scale": "guid.", "prompt_accuracy": "right", "prompt_accuracy_unseen": "unseen", "clip_score": "CLIP",
-    "fd": "FD", "kd": "KD", "to_teacher": "to T", "diversity": "div.",
+    "guidance_scale": "guid.", "prompt_accuracy": "right", "prompt_accuracy_unseen": "unseen", "share_in_style": "style",
+    "clip_score": "CLIP", "fd": "FD", "kd": "KD", "to_teacher": "to T", "diversity": "div.",
 }  # fmt: skip
 
 

@@ -15,13 +15,15 @@ def scenes() -> Distill:
     """The bundled teacher in a few minutes on two CPU cores; docs/log.md tells how the values were found."""
     return Distill(
         steps=300, batch_size=32, lr=5e-4, lr_decay="cosine", ema_decay=0.95, skip=20, huber_c=0.03,
-        guidance_range=(2.0, 9.0), guidance_scale=5.0,
+        guidance_range=(2.0, 9.0), guidance_scale=5.0, guided_from=500,
     )  # fmt: skip
 
 
 def scenes_lora() -> Distill:
     """LCM-LoRA of the bundled teacher."""
-    return dataclasses.replace(scenes(), lora_rank=64, lr=1e-3, guidance_range=(3.0, 3.0), guidance_scale=3.0)
+    return dataclasses.replace(
+        scenes(), lora_rank=64, lr=1e-3, guidance_range=(3.0, 3.0), guidance_scale=3.0, guided_from=0
+    )
 
 
 def sd15() -> Distill:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SAMPLE_STEPS = (1, 2, 4, 8)
 EVALUATIONS_FILE = "evaluations.jsonl"
-_SHOWN = ("prompt_accuracy", "fd", "kd")
+_SHOWN = ("prompt_accuracy", "share_in_style", "fd", "kd")
 
 
 class Watcher:

@@ -9,6 +9,7 @@ from fewstep.evaluate.painting import Kept
 
 _FILES = (
     "accuracy",
+    "style",
     "distances",
     "clip_score",
     "to_teacher",
