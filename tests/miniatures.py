@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -12,8 +13,17 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]  # of an extractor's preprocessing
 FAMILIES = ("sd15", "sd21-base", "sd21", "sdxl")
 
 
@@ -70,3 +80,24 @@ def _xl_unet(pooled_width: int) -> dict[str, object]:
         "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "transformer_layers_per_block": (1, 2),
         "projection_class_embeddings_input_dim": pooled_width + 6 * 8,
     }  # fmt: skip
+
+
+def save_clip(tokenizer: CLIPTokenizer, folder: Path) -> Path:
+    """Writes a CLIP of 28 pixels and 16 features, in transformers' layout."""
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = CLIPTextConfig(
+        **small, vocab_size=len(tokenizer), max_position_embeddings=32, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(**small, image_size=28, patch_size=14)
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    say_preprocessing(folder)
+    return folder
+
+
+def say_preprocessing(folder: Path, **more: object) -> None:
+    """As transformers' image processors are saved."""
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD, **more}))

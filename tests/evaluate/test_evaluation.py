@@ -285,3 +285,38 @@ def test_killed_and_started_again_it_gives_the_same_results(random_student, tmp_
         assert said in page
     for outside in ('src="http', "<script", "<link"):
         assert outside not in page
+
+
+def test_ones_own_pictures_by_ones_own_clip(random_student, clip, fewstep_command, tmp_path):
+    """Captions and references from a folder, distances and the CLIP score from a CLIP that lies on the disk."""
+    scenes = Scenes(9)
+    (tmp_path / "own").mkdir()
+    for i in range(40):
+        scenes[i].image.save(tmp_path / "own" / f"{i:02}.png")
+        (tmp_path / "own" / f"{i:02}.txt").write_text(scenes[i].caption)
+    done = fewstep_command(
+        "evaluate", "--model", random_student, "--data", tmp_path / "own", "--extractor", clip, "--clip", clip,
+        "--n", 36, "--n-tuning", 20, "--batch-size", 20, "--samplers", "ddim", "--steps", 1, 2,
+        "--guidance-scale", 3, 5, "--spacings", "trailing", "--out", tmp_path / "report",
+        constants={"fewstep.recipes.evaluate.TEACHER_STEPS": 8, "fewstep.recipes.evaluate.REPEATED_PROMPTS": 2},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "report" / "results.json").read_text())
+    protocol = results["protocol"]
+    assert (protocol["n"], protocol["reference"]["pictures"], protocol["prompts"]) == (36, 40, str(tmp_path / "own"))
+    assert protocol["extractor"] == protocol["clip"]
+    assert protocol["extractor"]["resize"] == "middle square to 28, Pillow's bicubic on floats, antialiased"
+    assert [(row["sampler"], row["steps"]) for row in results["rows"]] == [
+        ("teacher", 8), ("ddim", 1), ("ddim", 2), ("lcm", 1), ("lcm", 2),
+    ]  # fmt: skip
+    for row in results["rows"]:
+        assert "prompt_accuracy" not in row
+        assert row["clip_score_low"] < row["clip_score"] < row["clip_score_high"]
+        assert row["fd"] > 0
+    assert len({row["clip_score"] for row in results["rows"]}) == 5
+    # Chosen by the kernel distance, of pictures that are not scored.
+    for sampler, steps in (("ddim", 2), ("lcm", 1)):
+        tried = [row for row in results["tuning"] if (row["sampler"], row["steps"]) == (sampler, steps)]
+        (chosen,) = [row for row in results["rows"] if (row["sampler"], row["steps"]) == (sampler, steps)]
+        assert chosen["guidance_scale"] == min(tried, key=lambda row: row["kd"])["guidance_scale"]
+    assert "CLIP" in done.stdout

@@ -1,19 +1,14 @@
 """Features from CLIP, DINOv2 and a TorchScript file, on miniatures in their real layouts."""
 
-import json
-
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, Dinov2Model
+from transformers import CLIPModel, Dinov2Config, Dinov2Model
 
-from fewstep.data.scenes import Scenes
 from fewstep.errors import UserError
-from fewstep.models import scenes_model
 from fewstep.models.extractors import load_extractor, resized
+from miniatures import MEAN, STD, say_preprocessing
 
 CPU = torch.device("cpu")
-MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -24,28 +19,6 @@ def pictures():
 def normalised(pictures):
     pixels = pictures.permute(0, 3, 1, 2).float() / 255
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-
-
-def preprocessor(folder, **more):
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD, **more}))
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("extractors") / "clip"
-    tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
-    text = CLIPTextConfig(
-        **SMALL, vocab_size=len(tokenizer), max_position_embeddings=32, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )  # fmt: skip
-    vision = CLIPVisionConfig(**SMALL, image_size=28, patch_size=14)
-    torch.manual_seed(0)
-    CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    preprocessor(folder)
-    return folder
 
 
 def test_clip_is_transformers_own(clip, pictures):
@@ -68,7 +41,7 @@ def test_dinov2_is_transformers_own(tmp_path, pictures):
     config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
     torch.manual_seed(0)
     Dinov2Model(config).save_pretrained(tmp_path)
-    preprocessor(tmp_path, crop_size={"height": 28, "width": 28})
+    say_preprocessing(tmp_path, crop_size={"height": 28, "width": 28})
     extractor = load_extractor(tmp_path, CPU)
     with torch.no_grad():
         expected = Dinov2Model.from_pretrained(tmp_path)(normalised(pictures)).pooler_output

@@ -256,8 +256,8 @@ def _model_sha256(pipeline: Pipeline) -> str:
 
 _SHORT = {
     "sampler": "sampler", "steps": "steps", "network_evaluations": "calls", "spacing": "spacing",
-    "guidance_scale": "guid.", "prompt_accuracy": "right", "prompt_accuracy_unseen": "unseen", "share_in_style": "style",
-    "clip_score": "CLIP", "fd": "FD", "kd": "KD", "to_teacher": "to T", "diversity": "div.",
+    "guidance_scale": "guid.", "prompt_accuracy": "right", "prompt_accuracy_unseen": "unseen",
+    "share_in_style": "style", "clip_score": "CLIP", "fd": "FD", "kd": "KD", "to_teacher": "to T", "diversity": "div.",
 }  # fmt: skip
 
 
