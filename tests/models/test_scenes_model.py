@@ -1,18 +1,29 @@
-"""The bundled teacher: any prompt tokenises, and diffusers' own pipeline runs it."""
+"""The bundled teacher and student: any prompt tokenises, and diffusers' own pipelines run them."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTokenizer
 
+import fewstep
 from fewstep import assets
-from fewstep.data.pictures import to_images
+from fewstep.data.pictures import to_images, to_pixels
 from fewstep.data.scenes import Scenes
 from fewstep.diffusion.sampling import sampling_times
 from fewstep.evaluate.baselines import teacher_latents
+from fewstep.evaluate.reader import load_reader, read
 from fewstep.models import scenes_model
 from fewstep.models.latent_model import load_latent_model
+from fewstep.models.network import weights_sha256
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +76,8 @@ def test_stable_diffusion_pipeline_runs_it_unchanged_and_paints_what_the_baselin
 
 def test_everything_bundled_is_small():
     folder = assets.scenes_teacher().parent
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 20_000_000
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 20 * 2**20
+    assert sum(path.stat().st_size for path in assets.scenes_lcm().rglob("*") if path.is_file()) < 12_000_000
     assert not list(folder.rglob("*.bin"))
 
 
@@ -76,3 +88,34 @@ def test_the_bundled_schedule_is_the_recipes():
     shared = {name for name in bundled.keys() & recipe.keys() if not name.startswith("_")}
     assert {name: bundled[name] for name in shared} == {name: recipe[name] for name in shared}
     assert bundled["rescale_betas_zero_snr"]
+
+
+def test_the_bundled_student_was_made_from_the_bundled_teacher_and_obeys():
+    pipe, teacher = fewstep.load(), load_latent_model(assets.SCENES, torch.device("cpu"))
+    details = json.loads((assets.scenes_lcm() / "fewstep.json").read_text())
+    assert pipe.model.details == details
+    assert details["teacher_sha256"] == weights_sha256(teacher.network.unet)
+    assert pipe.name == assets.SCENES_LCM
+    assert pipe.model.schedule.alphas.equal(teacher.schedule.alphas)
+    pairs = [Scenes(seed=6, split="seen").prompt(i) for i in range(24)]
+    reader = load_reader(assets.scenes_reader())
+    for steps in (1, 2, 4):
+        found, _ = read(reader, to_pixels(pipe([text for text, _ in pairs], steps=steps)))
+        assert sum(s is not None and s.agrees_with(p) for s, (_, p) in zip(found, pairs, strict=True)) >= 20
+
+
+def test_diffusers_runs_the_bundled_student_on_the_bundled_teachers_parts():
+    unet = UNet2DConditionModel.from_pretrained(assets.scenes_lcm() / "unet")
+    scheduler = LCMScheduler.from_pretrained(assets.scenes_lcm() / "scheduler")
+    parts = StableDiffusionPipeline.from_pretrained(assets.scenes_teacher()).components
+    parts |= {"unet": unet, "scheduler": scheduler}
+    for unused in ("safety_checker", "feature_extractor", "image_encoder"):
+        parts.pop(unused)
+    theirs = LatentConsistencyModelPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    theirs.set_progress_bar_config(disable=True)
+    one = theirs("a red star", 4, guidance_scale=5.0, generator=torch.Generator().manual_seed(7))
+    (other,) = fewstep.load()("a red star", steps=4, seed=7, guidance_scale=5.0)
+    image = one.images[0]
+    assert np.abs(np.asarray(image, dtype=int) - np.asarray(other)).max() <= 2

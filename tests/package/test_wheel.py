@@ -45,8 +45,9 @@ def test_wheel_installs_and_paints(tmp_path):
         wheel,
     )
     run(binaries / "fewstep", "distill", "--steps", 2, "--batch-size", 2, "--pictures", 8, "--out", "run")
-    run(binaries / "fewstep", "generate", "--model", "run/model", "--prompt", "a red star", "--out", "pictures")
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+    for model in ((), ("--model", "run/model")):  # the bundled one, and what was just made
+        run(binaries / "fewstep", "generate", *model, "--prompt", "a red star", "--out", "pictures")
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
     run(binaries / "python", "-c", PAINT)
     assert (tmp_path / "teacher.png").exists()
     assert (tmp_path / "student.png").exists()
