@@ -17,10 +17,8 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize(
     ("page", "scores"),
     [
-        ("README.md", "demo/scores.json"),
-        ("docs/results.md", "scenes-long/scores.json"),
-        ("docs/results.md", "demo/spacing.json"),
-        ("docs/results.md", "demo/spacing-guidance-2.json"),
+        ("README.md", "demo/results.json"),
+        ("docs/results.md", "scenes-long/results.json"),
         ("docs/teacher.md", "teacher/scores.json"),
     ],
 )
