@@ -108,7 +108,7 @@ def main(study: Study) -> None:
     data = {"data": assets.SCENES_LEANING, "pictures": study.pictures}
     lcm_lora = dataclasses.replace(named.find_recipe("scenes-lora"), out=study.runs / "lcm-lora")
     style = dataclasses.replace(train_lora.default_train_lora(), out=study.runs / "style", **data)
-    lcm = dataclasses.replace(named.scenes(), out=study.runs / "lcm")
+    lcm = dataclasses.replace(named.scenes(), guided_from=0, out=study.runs / "lcm")
     tuned = dataclasses.replace(
         finetune.default_finetune(), model=str(lcm.out / "model"), out=study.runs / "tuned", **data
     )
