@@ -1,8 +1,8 @@
-"""How quality at 1, 2, 4 and 8 steps goes along a long training: guided everywhere, and as the recipe has it.
+"""How quality at 1, 2, 4 and 8 steps goes along a long training, by how the teacher is guided.
 
     python studies/along.py        # an hour on two cores; goes on where it stopped
 
-Figures: docs/studies/along.json, docs/results.md. The recipe's half is the run of studies/scenes.sh.
+Figures: docs/studies/along.json, docs/results.md. The last is the run of studies/scenes.sh.
 """
 
 from __future__ import annotations
@@ -10,38 +10,40 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from common import configured, publish, rows_along, trained
+
+GUIDED: dict[str, dict[str, Any]] = {
+    "2 to 9 at every t, used at 5": {"guided_from": 0},
+    "2 to 9 at t ≥ 500, used at 5": {"guided_from": 500},
+    "1 to 2 at every t, used at 1.5": {"guided_from": 0, "guidance_range": (1.0, 2.0), "guidance_scale": 1.5},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     n: int = 512
     """Fresh prompts."""
-    updates: int = 1200
+    updates: int = 800
     """Of each."""
     every: int = 200
     """Updates between two scores."""
 
 
 def main(study: Study) -> None:
-    long = configured(
-        "long", steps=study.updates, pictures=38400, eval_every=study.every, eval_n=study.n
-    )  # fmt: skip
-    runs = {
-        "the recipe": dataclasses.replace(long, out=Path("runs/scenes-long")),
-        "guided everywhere, 2 to 9, used at 5": dataclasses.replace(
-            long, out=long.out.parent / "long-guided-everywhere", guided_from=0, guidance_range=(2.0, 9.0),
-            guidance_scale=5.0,
-        ),
-    }  # fmt: skip
     rows = []
-    for label, config in runs.items():
+    for number, (label, changes) in enumerate(GUIDED.items()):
+        name = "scenes-long" if changes == list(GUIDED.values())[-1] else f"studies/along-{number}"
+        config = configured(
+            name, steps=study.updates, pictures=32 * study.updates, eval_every=study.every, eval_n=study.n, **changes
+        )
+        config = dataclasses.replace(config, out=Path("runs") / name)
         trained(config)
-        rows += rows_along(config, {"trained": label})
-    publish("along", study.n, rows)
+        rows += rows_along(config, {"teacher guided": label})
+        publish("along", study.n, rows)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,14 @@ class Material:
     real: PictureSource
     others: PictureSource | None = None
     """Real pictures of the look that the one asked for is told from."""
+    option: str = "n"
+    """What users call the number of scored pictures."""
 
 
 def material(
-    data: str, resolution: int, *, n: int, n_unseen: int = 0, repeated: int = 0, n_tuning: int = 0, seed: int = 0
-) -> Material:
+    data: str, resolution: int, *, n: int, n_unseen: int = 0, repeated: int = 0, n_tuning: int = 0, seed: int = 0,
+    option: str = "n",
+) -> Material:  # fmt: skip
     """`data` is a world of scenes, drawn afresh, or a folder of captioned pictures."""
     if data in LOOKS:
         return Material(
@@ -44,16 +47,18 @@ def material(
             tuning=scenes_roster(n_tuning, seed=seed, prompt_seed=PROMPT_SEED + 2),
             real=reference_scenes(LOOKS[data]),
             others=None if data == assets.SCENES else reference_scenes(),
+            option=option,
         )
     pictures = open_own(data, resolution)
     captions = [caption for _, caption in pictures.samples]
     if len(captions) < n:
-        raise UserError(f"{data} has {len(captions)} captions and n is {n}; give --n {len(captions)} or less")
+        raise UserError(f"{data} has {len(captions)} captions and {option} is {n}; give {len(captions)} or less")
     others = _cycle(captions[n:] or captions, n_tuning)
     return Material(
         scored=captions_roster(captions[:n], repeated, seed=seed),
         tuning=captions_roster(others, seed=seed + _TUNING_APART),
         real=pictures,
+        option=option,
     )
 
 
@@ -81,7 +86,7 @@ def make_bench(
     Raises UserError where there are too few pictures for the extractor's features.
     """
     reference, sha256 = real_features(extractor, found.real)
-    for what, count in (("n is", found.scored.main), ("the real pictures are", len(found.real))):
+    for what, count in ((f"{found.option} is", found.scored.main), ("the real pictures are", len(found.real))):
         if count < 2 * reference.shape[1]:
             raise UserError(
                 f"{what} {count}; {extractor.name} has {reference.shape[1]} features: needed are twice as many"

@@ -87,4 +87,4 @@ class Watcher:
 def _bench(config: ConsistencyRun, resolution: int, device: torch.device) -> Bench:
     data = config.eval_data or config.data
     extractor, reader = judges(data, config.eval_extractor, device)
-    return make_bench(material(data, resolution, n=config.eval_n), extractor, reader)[0]
+    return make_bench(material(data, resolution, n=config.eval_n, option="eval_n"), extractor, reader)[0]
