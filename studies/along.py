@@ -16,11 +16,14 @@ import tyro
 
 from common import configured, publish, rows_along, trained
 
-GUIDED: dict[str, dict[str, Any]] = {
-    "2 to 9 at every t, used at 5": {"guided_from": 0},
-    "2 to 9 at t ≥ 500, used at 5": {"guided_from": 500},
-    "1 to 2 at every t, used at 1.5": {"guided_from": 0, "guidance_range": (1.0, 2.0), "guidance_scale": 1.5},
-}
+GUIDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "2 to 9 at every t, used at 5": ("studies/along-everywhere", {"guided_from": 0}),
+    "2 to 9 at t ≥ 500, used at 5": ("studies/along-interval", {"guided_from": 500}),
+    "1 to 2 at every t, used at 1.5": (
+        "scenes-long", {"guided_from": 0, "guidance_range": (1.0, 2.0), "guidance_scale": 1.5},
+    ),
+}  # fmt: skip
+"""How the teacher was guided: the run's folder, and the settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +38,11 @@ class Study:
 
 def main(study: Study) -> None:
     rows = []
-    for number, (label, changes) in enumerate(GUIDED.items()):
-        name = "scenes-long" if changes == list(GUIDED.values())[-1] else f"studies/along-{number}"
+    for label, (folder, changes) in GUIDED.items():
         config = configured(
-            name, steps=study.updates, pictures=32 * study.updates, eval_every=study.every, eval_n=study.n, **changes
+            folder, steps=study.updates, pictures=32 * study.updates, eval_every=study.every, eval_n=study.n, **changes
         )
-        config = dataclasses.replace(config, out=Path("runs") / name)
+        config = dataclasses.replace(config, out=Path("runs") / folder)
         trained(config)
         rows += rows_along(config, {"teacher guided": label})
         publish("along", study.n, rows)

@@ -110,7 +110,12 @@ def main(study: Study) -> None:
     style = dataclasses.replace(train_lora.default_train_lora(), out=study.runs / "style", **data)
     lcm = dataclasses.replace(named.scenes(), guided_from=0, out=study.runs / "lcm")
     tuned = dataclasses.replace(
-        finetune.default_finetune(), model=str(lcm.out / "model"), out=study.runs / "tuned", **data
+        finetune.default_finetune(),
+        model=str(lcm.out / "model"),
+        out=study.runs / "tuned",
+        guidance_range=lcm.guidance_range,
+        guidance_scale=lcm.guidance_scale,
+        **data,
     )
     papers = dataclasses.replace(tuned, out=study.runs / "tuned-fixed-gap", shrink=0.0)
     for train, config in (
