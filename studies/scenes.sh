@@ -6,7 +6,7 @@ set -euo pipefail
 out=${1:-runs/scenes-long}
 fewstep=.venv/bin/fewstep
 command -v "$fewstep" >/dev/null || fewstep=fewstep
-# Little guidance, at which this teacher is best: the longer the training, the nearer the student is to what its guided ODE says.
-"$fewstep" distill scenes --out "$out" --guidance-range 1 2 --guidance-scale 1.5 --guided-from 0 --steps 800 --pictures 25600 \
-    --sample-every 0 --eval-every 200 --eval-n 512
+# More pictures an update and little guidance, at which this teacher is best; more updates do not help (docs/log.md).
+"$fewstep" distill scenes --out "$out" --batch-size 96 --pictures 28800 --guidance-range 1 4 --guidance-scale 2 \
+    --sample-every 0 --eval-every 150 --eval-n 512
 "$fewstep" evaluate --model "$out/model" --out "$out/evaluation"
