@@ -28,8 +28,8 @@ class Finetune(ConsistencyRun):
 def default_finetune() -> Finetune:
     """A few hundred updates of the bundled model on two CPU cores, at the guidance that it was trained for."""
     return Finetune(
-        steps=300, batch_size=32, lr=5e-4, lr_decay="cosine", ema_decay=0.95, shrink=0.5, guidance_range=(1.0, 2.0),
-        guidance_scale=1.5,
+        steps=300, batch_size=32, lr=5e-4, lr_decay="cosine", ema_decay=0.95, shrink=0.5, guidance_range=(1.0, 4.0),
+        guidance_scale=2.0,
     )  # fmt: skip
 
 
