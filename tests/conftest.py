@@ -12,7 +12,6 @@ import torch
 from closed_forms import SD_CONFIG
 from fewstep.cli import QUIET
 from fewstep.diffusion.schedule import Schedule
-from miniatures import save_clip
 from warm_command import run_warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
@@ -49,6 +48,7 @@ def clip(tmp_path_factory):
     """The folder of a small random CLIP."""
     from fewstep.data.scenes import Scenes
     from fewstep.models import scenes_model
+    from miniatures import save_clip
 
     tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
     return save_clip(tokenizer, tmp_path_factory.mktemp("extractors") / "clip")
