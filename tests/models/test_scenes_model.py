@@ -115,7 +115,7 @@ def test_diffusers_runs_the_bundled_student_on_the_bundled_teachers_parts():
         **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     theirs.set_progress_bar_config(disable=True)
-    one = theirs("a red star", 4, guidance_scale=5.0, generator=torch.Generator().manual_seed(7))
+    one = theirs("a red star", num_inference_steps=4, guidance_scale=5.0, generator=torch.Generator().manual_seed(7))
     (other,) = fewstep.load()("a red star", steps=4, seed=7, guidance_scale=5.0)
     image = one.images[0]
     assert np.abs(np.asarray(image, dtype=int) - np.asarray(other)).max() <= 2
