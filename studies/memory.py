@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 from fewstep.consistency.distance import pseudo_huber
 from fewstep.consistency.omega_embedding import OMEGA_WIDTH
 from fewstep.consistency.path import Sample, TeacherPath
-from fewstep.consistency.step import Method, consistency_loss
+from fewstep.consistency.step import Method, consistency_losses
 from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
@@ -41,7 +41,7 @@ from fewstep.models.latent_model import PIXELS_AT_ONCE
 from fewstep.models.network import UNetNetwork
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
-from fewstep.train.distill_task import Learner, whole
+from fewstep.train.learner import Learner, whole
 
 GIB = 2**30
 MOMENTS = {"adamw": 8, "adamw8bit": 2}
@@ -109,7 +109,7 @@ def peak(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         with live:
             for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients
                 with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
-                    loss = consistency_loss(method, learner.student, learner.target or learner.student, sample)
+                    loss = consistency_losses(method, learner.student, learner.answering, sample).mean()
                 loss.backward()
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
     moments = MOMENTS[config.optimizer] * learning

@@ -12,11 +12,12 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from fewstep import __version__
-from fewstep.errors import UserError
+from fewstep.errors import StoppedError, UserError
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
+    except StoppedError as stopped:
+        print(f"\nfewstep: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         goes_on = (
             "" if arguments[0] == "generate" else "; the same command goes on from the last checkpoint, if there is one"
@@ -96,7 +100,8 @@ def _help() -> str:
     )
 
 
-def _run(name: str, rest: list[str]) -> None:
+def _run(name: str, arguments: list[str]) -> None:
+    rest = list(arguments)
     command = COMMANDS.get(name)
     if command is None:
         raise UserError(f"{name!r} is no command; known are {', '.join(COMMANDS)}{_nearest(name, list(COMMANDS))}")
@@ -121,7 +126,35 @@ def _run(name: str, rest: list[str]) -> None:
 
             default = from_file(type(default), rest.pop(0))
         parsed = _parse(default, rest, f"fewstep {name}")
-    getattr(module, command.run)(parsed)
+    count = getattr(parsed, "processes", 1)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _run_as_one_of_several(getattr(module, command.run), parsed)
+    elif count > 1:
+        from fewstep.recipes.processes import launch
+
+        sys.exit(launch(count, [name, *arguments]))
+    else:
+        getattr(module, command.run)(parsed)
+
+
+def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:
+    """One process of those that torchrun, or `--processes`, started; the first alone speaks."""
+    import torch.distributed as dist
+
+    from fewstep.recipes.processes import OTHER_GONE
+    from fewstep.train.world import join_world
+
+    with join_world() as world, contextlib.ExitStack() as stack:
+        if not world.main:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            run(parsed)
+        except (dist.DistError, RuntimeError) as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
+                print(f"fewstep: another process has gone ({str(error).splitlines()[0][:200]})", file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(OTHER_GONE)
+            raise
 
 
 def _parse(default: Any, arguments: list[str], program: str, recipe: str = "", description: str | None = None) -> Any:

@@ -61,7 +61,7 @@ def first_loss(config):
         student = distill.make_student(config, model, 16)
         path = distill.make_path(config, student, model)
     task = make_task(config, student, path, model, open_pictures(config, 16), 16)
-    loss = task.loss(range(2))
+    loss = task.loss(range(2)).total
     loss.backward()
     return loss, task, model
 

@@ -10,7 +10,7 @@ from closed_forms import Gaussian
 from fewstep.consistency.boundary import boundary, consistency_function
 from fewstep.consistency.distance import l2, pseudo_huber
 from fewstep.consistency.path import DataPath, Sample, TeacherPath, draw_times
-from fewstep.consistency.step import Method, consistency_loss
+from fewstep.consistency.step import Method, consistency_losses
 from fewstep.diffusion.prediction import Prediction, to_prediction
 from fewstep.diffusion.solvers import SOLVERS
 
@@ -65,7 +65,7 @@ def test_exact_network_on_the_exact_path_has_no_loss(data, times):
     t, s = draw_times(torch.arange(200, dtype=torch.float64) / 200, 1000, 20, times)
     method = Method(data.schedule, lambda z_t, sample: data.flow(z_t, sample.t, sample.s), l2)
     exact = ExactConsistency(data)
-    assert float(consistency_loss(method, exact, exact, make_sample(t, s))) <= 1e-24
+    assert float(consistency_losses(method, exact, exact, make_sample(t, s)).mean()) <= 1e-24
 
 
 @pytest.mark.parametrize("name", ORDERS)
@@ -74,7 +74,8 @@ def test_exact_network_on_a_solver_path_leaves_the_solvers_local_error(name, dat
     exact = ExactConsistency(data)
     method = Method(data.schedule, teacher_path(data, name), l2)
     t = torch.full((64,), 600)
-    rms = [float(consistency_loss(method, exact, exact, make_sample(t, t - skip))) ** 0.5 for skip in (80, 40, 20, 10)]
+    losses = [consistency_losses(method, exact, exact, make_sample(t, t - skip)) for skip in (80, 40, 20, 10)]
+    rms = [float(loss.mean()) ** 0.5 for loss in losses]
     for coarse, fine in itertools.pairwise(rms):
         assert coarse / fine == pytest.approx(2 ** (ORDERS[name] + 1), rel=0.15)
 
@@ -88,7 +89,7 @@ def test_wrong_target_time_is_seen_by_the_exact_network(data):
     def late(z, _s, cond, omega):
         return exact(z, t, cond, omega)
 
-    assert float(consistency_loss(method, exact, late, make_sample(t, s))) > 1e-4
+    assert float(consistency_losses(method, exact, late, make_sample(t, s)).mean()) > 1e-4
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ NULL_COND = {"shift": torch.zeros(1, dtype=torch.float64)}
 def test_gradient_flows_into_the_student_alone(sd_schedule, networks, sample):
     student, target, teacher = networks
     path = TeacherPath(teacher, sd_schedule, NULL_COND)
-    consistency_loss(Method(sd_schedule, path, l2), student, target, sample).backward()
+    consistency_losses(Method(sd_schedule, path, l2), student, target, sample).mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
     assert all(p.grad is None for network in (target, teacher) for p in network.parameters())
 
@@ -117,10 +118,10 @@ def test_a_student_that_is_its_own_target_gets_no_gradient_through_the_target(sd
     student, frozen, teacher = networks
     frozen.load_state_dict(student.state_dict())
     method = Method(sd_schedule, TeacherPath(teacher, sd_schedule, NULL_COND), l2)
-    consistency_loss(method, student, student, sample).backward()
+    consistency_losses(method, student, student, sample).mean().backward()
     own = [p.grad.clone() for p in student.parameters()]
     student.zero_grad()
-    consistency_loss(method, student, frozen, sample).backward()
+    consistency_losses(method, student, frozen, sample).mean().backward()
     for gradient, p in zip(own, student.parameters(), strict=True):
         torch.testing.assert_close(gradient, p.grad)
 
@@ -136,7 +137,7 @@ def test_loss_is_the_weighted_mean_of_the_distances(sd_schedule, networks, sampl
         consistency_function(target, z_s, sample.s, sample.cond, sample.omega),
     )
     weights = torch.tensor([1.19, 3.59, 10.99], dtype=torch.float64)
-    torch.testing.assert_close(consistency_loss(method, student, target, sample), (weights * distances).mean())
+    torch.testing.assert_close(consistency_losses(method, student, target, sample), weights * distances)
 
 
 def test_every_seam_of_the_method_changes_the_loss(sd_schedule, networks, sample):
@@ -144,7 +145,7 @@ def test_every_seam_of_the_method_changes_the_loss(sd_schedule, networks, sample
     path = TeacherPath(teacher, sd_schedule, NULL_COND)
 
     def loss(target=target, path=path, distance=l2, weight=torch.ones_like, sample=sample):
-        return consistency_loss(Method(sd_schedule, path, distance, weight), student, target, sample).item()
+        return consistency_losses(Method(sd_schedule, path, distance, weight), student, target, sample).mean().item()
 
     stripped = Sample(sample.z_0, sample.cond, sample.t, sample.s, sample.epsilon, sample.omega - 1)
     others = {
@@ -162,7 +163,8 @@ def test_every_seam_of_the_method_changes_the_loss(sd_schedule, networks, sample
 def test_plain_consistency_distillation_asks_the_teacher_once_without_guidance(sd_schedule, networks):
     student, target, teacher = networks
     plain = make_sample(torch.tensor([19, 999]), torch.tensor([0, 979]), omega=None)
-    loss = consistency_loss(Method(sd_schedule, TeacherPath(teacher, sd_schedule, None), l2), student, target, plain)
+    method = Method(sd_schedule, TeacherPath(teacher, sd_schedule, None), l2)
+    loss = consistency_losses(method, student, target, plain).mean()
     loss.backward()
     assert torch.isfinite(loss)
     assert (teacher.asked, student.asked, target.asked) == ([2], [2], [2])

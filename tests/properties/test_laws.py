@@ -1,7 +1,5 @@
 """Laws that hold for every schedule, time, seed and batch."""
 
-import collections
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +8,7 @@ from closed_forms import SD_CONFIG
 from fewstep.consistency.path import draw_times
 from fewstep.consistency.sampling import consistency_times
 from fewstep.data import draws
+from fewstep.data.order import Order
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.schedule import Schedule
 
@@ -110,7 +109,7 @@ def test_draws_differ_in_seed_stream_and_counter(seed, stream, counter):
 def test_drawing_leaves_the_global_generator_alone(seed, stream, counter):
     state = torch.get_rng_state()
     draws.normal(seed, stream, [counter], (3,))
-    draws.order(seed, 5, [counter])
+    Order(seed, (5,))([counter])
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -127,25 +126,6 @@ def test_uniform_draws_are_uniform_and_normal_draws_normal():
 def test_the_largest_key_still_gives_a_draw_below_one(monkeypatch):
     monkeypatch.setattr(draws, "key", lambda *_: 2**63 - 1)
     assert float(draws.uniform(0, "t", [0])[0]) < 1
-
-
-@law(seeds, st.integers(1, 40), st.integers(0, 5))
-def test_order_visits_each_sample_exactly_once_per_epoch(seed, size, epoch):
-    counters = range(epoch * size, (epoch + 1) * size)
-    assert collections.Counter(draws.order(seed, size, counters)) == dict.fromkeys(range(size), 1)
-
-
-@law(seeds, st.integers(1, 40), st.integers(0, 200), st.integers(1, 30))
-def test_order_does_not_depend_on_how_a_batch_is_split(seed, size, first, length):
-    counters = range(first, first + length)
-    assert draws.order(seed, size, counters) == [draws.order(seed, size, [i])[0] for i in counters]
-
-
-def test_order_is_shuffled_anew_by_seed_and_epoch():
-    first = draws.order(0, 50, range(50))
-    assert first != list(range(50))
-    assert first != draws.order(0, 50, range(50, 100))
-    assert first != draws.order(1, 50, range(50))
 
 
 @law(st.integers(2, 1000), st.data())

@@ -22,7 +22,8 @@ from fewstep.models.latent_model import assemble
 from fewstep.recipes.consistency_run import make_task, peak_gib
 from fewstep.recipes.pictures import open_pictures
 from fewstep.recipes.distill import Distill, make_path, make_student
-from fewstep.train.optimisation import make_optimizer, update
+from fewstep.train.optimisation import Batch, make_optimizer, update
+from fewstep.train.skipping import Skipping
 
 data, rank = sys.argv[1], int(sys.argv[2])
 torch.manual_seed(0)
@@ -47,11 +48,11 @@ config = Distill(
 )
 student = make_student(config, model, 64)
 task = make_task(config, student, make_path(config, student, model), model, open_pictures(config, 64), 64)
-optimizer, broken = make_optimizer(task.student, config), torch.zeros(())
-loss = task.loss(range(1))
+optimizer, skipping = make_optimizer(task.student, config), Skipping(1, torch.device("cpu"))
+loss = task.loss(range(1)).total
 loss.backward()
 largest = max(float(p.grad.abs().max()) for p in task.student.parameters() if p.grad is not None)
-update(optimizer, 1e-4, 1.0, broken)
+broken = update(optimizer, 1e-4, 1.0, Batch(loss.detach(), torch.ones(()), torch.ones(())), skipping)
 print(json.dumps({
     "loss": float(loss), "gradient": largest, "broken": float(broken), "peak_gib": peak_gib(),
     "learning": sum(p.numel() for p in task.student.parameters() if p.requires_grad),

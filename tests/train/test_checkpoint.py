@@ -1,73 +1,265 @@
-"""Checkpoints are whole or absent, and a spoilt one is reported."""
+"""Checkpoints are whole or absent, a spoilt one is found out, and no moment is a bad one to be killed in."""
 
 import copy
+import json
+import os
+import shutil
+import sys
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from fewstep.errors import UserError
-from fewstep.train.checkpoint import RunState, list_checkpoints, restore_newest, save_checkpoint
+from fewstep.train.checkpoint import MANIFEST_FILE, NUMBERS_FILE, TENSORS_FILE, Checkpoints, why_spoilt
 from fewstep.train.config import LoopConfig
 from fewstep.train.optimisation import make_optimizer
+from fewstep.train.skipping import Skipping
+from fewstep.train.state import RunState
+
+FILES = (TENSORS_FILE, NUMBERS_FILE, MANIFEST_FILE)
+STEPS = 1000
 
 
 def make_state(step=0):
+    torch.manual_seed(step)
     student = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     optimizer = make_optimizer(student, LoopConfig())
     student(torch.randn(4, 2)).sum().backward()
     optimizer.step()
-    return RunState(student, copy.deepcopy(student), optimizer, step)
+    skipping = Skipping(STEPS, torch.device("cpu"), in_a_row=1, total=2)
+    skipped = [{"step": 1, "samples": ["a", "b"]}]
+    return RunState(student, copy.deepcopy(student), optimizer, skipping, step, 8 * step, skipped, [torch.tensor(0.5)])
+
+
+def save(folder, step, keep=2):
+    state = make_state(step)
+    Checkpoints(folder, "the configuration").save(state.tensors(), state.numbers(), keep)
+    return state
+
+
+def restored(folder):
+    state = make_state()
+    assert Checkpoints(folder).restore(state, STEPS)
+    return state
+
+
+def same(one, other):
+    first, second = one.tensors(), other.tensors()
+    return (
+        first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) for name in first)
+        and one.numbers() == other.numbers()
+    )
 
 
 def test_everything_comes_back(tmp_path):
-    saved, loaded = make_state(7), make_state()
-    save_checkpoint(saved, tmp_path, keep=2)
-    assert restore_newest(loaded, tmp_path)
-    assert loaded.step == 7
-    expected, found = saved.tensors(), loaded.tensors()
-    assert expected.keys() == found.keys()
-    assert any(name.startswith("optimizer.exp_avg_sq.") for name in found)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    saved = save(tmp_path, 7)
+    assert not same(make_state(), saved)
+    loaded = restored(tmp_path)
+    assert same(loaded, saved)
+    assert (loaded.step, loaded.counter) == (7, 56)
+    assert {name.split(".")[0] for name in saved.tensors()} == {"student", "averaged", "optimizer", "losses"}
+    assert {"optimizer.step.0.weight", "optimizer.exp_avg.0.weight", "optimizer.exp_avg_sq.1.bias"} <= (
+        saved.tensors().keys()
+    )
+    assert saved.numbers() == {
+        "step": 7, "counter": 56, "skipped": [{"step": 1, "samples": ["a", "b"]}], "skipped_in_a_row": 1,
+        "skipped_in_all": 2,
+    }  # fmt: skip
+
+
+def test_the_manifest_says_what_is_there(tmp_path):
+    save(tmp_path, 7)
+    content = json.loads((tmp_path / "step-0000007" / MANIFEST_FILE).read_text())["content"]
+    assert content["configuration"] == "the configuration"
+    assert content["counter"] == 56
+    assert {name: entry["bytes"] for name, entry in content["files"].items()} == {
+        name: (tmp_path / "step-0000007" / name).stat().st_size for name in (TENSORS_FILE, NUMBERS_FILE)
+    }
+
+
+def names(folder):
+    return [path.name for path in Checkpoints(folder).list()]
 
 
 def test_the_newest_are_kept(tmp_path):
     for step in (1, 2, 10):
-        save_checkpoint(make_state(step), tmp_path, keep=2)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000002", "step-0000010"]
+        save(tmp_path, step)
+    assert names(tmp_path) == ["step-0000002", "step-0000010"]
+
+
+def test_spoilt_ones_do_not_count_among_those_that_are_kept(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step)
+    (tmp_path / "step-0000002" / TENSORS_FILE).write_bytes(b"")
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["step-0000001", "step-0000002", "step-0000003"]
+    save(tmp_path, 4)
+    assert names(tmp_path) == ["step-0000002", "step-0000003", "step-0000004"]
 
 
 def test_other_folders_are_not_checkpoints(tmp_path):
-    save_checkpoint(make_state(3), tmp_path, keep=1)
+    save(tmp_path, 3)
     (tmp_path / "step-0000003-backup").mkdir()
-    save_checkpoint(make_state(20_000_000), tmp_path, keep=1)
-    assert {path.name for path in tmp_path.iterdir()} == {"step-0000003-backup", "step-20000000"}
+    save(tmp_path, 4)
+    save(tmp_path, 20_000_000)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-0000003-backup", "step-0000004", "step-20000000"}
 
 
 def test_an_unfinished_draft_is_not_a_checkpoint(tmp_path):
-    save_checkpoint(make_state(3), tmp_path, keep=2)
+    save(tmp_path, 3)
     draft = tmp_path / "step-0000009.tmp-123"
-    draft.mkdir()
-    state = make_state()
-    restore_newest(state, tmp_path)
-    assert state.step == 3
-    save_checkpoint(make_state(4), tmp_path, keep=2)
+    shutil.copytree(tmp_path / "step-0000003", draft)
+    assert restored(tmp_path).step == 3
+    save(tmp_path, 4)
     assert not draft.exists()
 
 
 def test_nothing_to_restore(tmp_path):
-    assert not restore_newest(make_state(), tmp_path)
+    assert not Checkpoints(tmp_path).restore(make_state(), STEPS)
 
 
-@pytest.mark.parametrize("spoil", ["truncate", "delete", "not json", "not an object"])
-def test_a_spoilt_checkpoint_is_named(tmp_path, spoil):
-    save_checkpoint(make_state(5), tmp_path, keep=2)
-    folder = tmp_path / "step-0000005"
-    if spoil == "truncate":
-        (folder / "state.safetensors").write_bytes((folder / "state.safetensors").read_bytes()[:-9])
-    elif spoil == "delete":
-        (folder / "state.safetensors").unlink()
-    else:
-        (folder / "state.json").write_text("{" if spoil == "not json" else "[]")
-    with pytest.raises(UserError, match="step-0000005 cannot be read"):
-        restore_newest(make_state(), tmp_path)
+def spoilt_copies(content):
+    """Every file cut at several places, and with one bit of it turned at many."""
+    for length in sorted({0, 1, len(content) // 2, len(content) - 1}):
+        yield content[:length]
+    yield content + b"\n"
+    for place in range(0, len(content), max(1, len(content) // 200)):
+        for bit in (0, 5):
+            yield content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_any_damage_to_any_file_is_found_out(tmp_path, file):
+    save(tmp_path, 5)
+    checkpoint = tmp_path / "step-0000005"
+    content = (checkpoint / file).read_bytes()
+    assert why_spoilt(checkpoint) is None
+    for spoilt in spoilt_copies(content):
+        (checkpoint / file).write_bytes(spoilt)
+        assert why_spoilt(checkpoint) is not None
+    (checkpoint / file).unlink()
+    assert why_spoilt(checkpoint) is not None
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("spoil", ["cut", "flip", "delete"])
+def test_the_one_before_is_used_and_that_is_said(tmp_path, file, spoil, capsys):
+    before = save(tmp_path, 5)
+    save(tmp_path, 6)
+    path = tmp_path / "step-0000006" / file
+    content = path.read_bytes()
+    path.unlink()
+    if spoil != "delete":
+        path.write_bytes(content[:-9] if spoil == "cut" else content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+    assert same(restored(tmp_path), before)
+    assert "warning: not whole: step-0000006 (" in capsys.readouterr().err
+
+
+def test_if_none_is_whole_it_does_not_begin_anew_in_silence(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step)
+        (tmp_path / f"step-000000{step}" / NUMBERS_FILE).unlink()
+    with pytest.raises(UserError, match=r"in .* is whole: step-0000002 \(state.json is missing\), step-0000001"):
+        Checkpoints(tmp_path).restore(make_state(), STEPS)
+
+
+def test_a_checkpoint_of_another_model_is_named(tmp_path):
+    save(tmp_path, 5)
+    other = make_state()
+    other.student = nn.Linear(2, 3)
+    with pytest.raises(UserError, match="step-0000005 is whole and not of this run"):
+        Checkpoints(tmp_path).restore(other, STEPS)
+
+
+@pytest.mark.parametrize("failing", ["mkdir", "save_file", "fsync", "rename"])
+def test_what_the_disk_refuses_is_one_clear_error(tmp_path, monkeypatch, failing):
+    save(tmp_path, 1)
+    before = save(tmp_path, 2)
+
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    owner = safetensors.torch if failing == "save_file" else os
+    monkeypatch.setattr(owner, failing, refuse)
+    with pytest.raises(UserError, match=r"No space left on device\); step-0000002 stands whole: make room"):
+        save(tmp_path, 3)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["step-0000001", "step-0000002"]
+    assert same(restored(tmp_path), before)
+    assert not list(tmp_path.glob("*.tmp-*"))
+
+
+class Killer:
+    """Ends this process before, after or half way through the n-th call that touches a file."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __call__(self):
+        if self.left == 0:
+            os._exit(9)
+        self.left -= 1
+
+    def arm(self):
+        """For good: only in a process made for it. Python tells of every call but fsync; safetensors of none."""
+        touching = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir"}
+        sys.addaudithook(lambda event, _: self() if event in touching else None)
+        fsync, save_file = os.fsync, safetensors.torch.save_file
+
+        def synced(descriptor):
+            self()
+            fsync(descriptor)
+            self()
+
+        def saved(tensors, path):
+            self()
+            save_file(tensors, path)
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])  # its own writing was interrupted
+            self()
+            path.write_bytes(content)
+            self()
+
+        os.fsync, safetensors.torch.save_file = synced, saved
+
+
+def killed_in_a_save(folder, at):
+    """Whether saving checkpoint 4 came to its end with a kill at this call."""
+    child = os.fork()
+    if child == 0:
+        try:
+            state = make_state(4)
+            tensors, numbers = state.tensors(), state.numbers()
+            Killer(at).arm()
+            Checkpoints(folder).save(tensors, numbers, keep=2)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_killed_at_any_call_of_a_save_the_old_or_the_new_one_loads(tmp_path):
+    old, new = make_state(3), make_state(4)
+    at, found = 0, []
+    while True:
+        folder = tmp_path / str(at)
+        for step in (2, 3):
+            save(folder, step)
+        finished = killed_in_a_save(folder, at)
+        state = restored(folder)
+        found.append(state.step)
+        assert same(state, old if state.step == 3 else new)
+        checkpoints = Checkpoints(folder)
+        assert sum(map(checkpoints.is_whole, checkpoints.list())) >= 2
+        save(folder, 5)  # and the run goes on as if nothing had been
+        assert same(restored(folder), make_state(5))
+        assert not list(folder.glob("*.tmp-*"))
+        shutil.rmtree(folder)
+        if finished:
+            break
+        at += 1
+    assert at > 40  # calls there were
+    assert found == sorted(found)
+    assert set(found) == {3, 4}

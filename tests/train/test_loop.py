@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import json
+import math
+import signal
 
 import pytest
 import torch
@@ -10,26 +12,38 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from fewstep.data import draws
-from fewstep.errors import UserError
+from fewstep.data.latents import Dropped
+from fewstep.errors import StoppedError, UserError
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import NonFiniteLossError, fit
 from fewstep.train.optimisation import learning_rate, update_average
+from fewstep.train.task import Loss, Task, of_mean
 
 
-class Regression:
-    """Fits a small network to sin; the loss of the samples in `broken_at` is NaN."""
+class Regression(Task):
+    """Fits a small network to sin; the loss of samples in `broken_at` is NaN, those in `unreadable` are not valid."""
 
-    def __init__(self, ema=True, seed=0, broken_at=()):
+    def __init__(self, ema=True, seed=0, broken_at=(), unreadable=()):
         torch.manual_seed(5)
         self.student = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
         self.averaged = copy.deepcopy(self.student) if ema else None
-        self.seed, self.broken_at, self.seen = seed, broken_at, []
+        self.seed, self.broken_at, self.unreadable, self.seen, self.told = seed, broken_at, unreadable, [], 0
 
     def loss(self, counters):
         self.seen += counters
         x = draws.normal(self.seed, "x", counters, (1,))
-        loss = (self.student(x) - x.sin()).square().mean()
-        return loss * float("nan") if set(counters) & set(self.broken_at) else loss
+        losses = (self.student(x) - x.sin()).square().mean(1)
+        losses = torch.where(torch.tensor([i in self.broken_at for i in counters]), torch.nan, losses)
+        valid = torch.tensor([i not in self.unreadable for i in counters])
+        return Loss(torch.where(valid, losses, 0).sum(), valid.sum())
+
+    def keys(self, counters):
+        return [f"picture {i}" for i in counters]
+
+    def dropped(self):
+        new = [i for i in self.seen[self.told :] if i in self.unreadable]
+        self.told = len(self.seen)
+        return [Dropped(i, f"picture {i}", "broken picture") for i in new]
 
 
 BASE = LoopConfig(steps=12, batch_size=8, lr=0.01, ema_decay=0.9, log_every=5, checkpoint_every=5)
@@ -160,7 +174,7 @@ def test_resuming_keeps_moments_with_their_weights_in_channels_last(tmp_path):
 
         def loss(self, counters):
             x = draws.normal(0, "x", counters, (4, 5, 5))
-            return (self.student(x) - x.mean()).square().mean()
+            return of_mean((self.student(x) - x.mean()).square().mean(), counters)
 
     config = dataclasses.replace(BASE, ema_decay=0)
     whole, first, second = Convolution(), Convolution(), Convolution()
@@ -173,16 +187,16 @@ def test_resuming_keeps_moments_with_their_weights_in_channels_last(tmp_path):
 @pytest.mark.parametrize("left_out", ["optimizer.exp_avg.0.weight", "averaged.0.weight"])
 def test_a_state_with_something_left_out_does_not_end_the_same(tmp_path, left_out, monkeypatch):
     """The control of the test above: it must be able to fail."""
-    from fewstep.train.checkpoint import RunState
+    from fewstep.train.state import RunState
 
     config = dataclasses.replace(BASE, checkpoint_every=6, steps=12)
     straight = trained(tmp_path / "a", config)
     trained(tmp_path / "b", dataclasses.replace(config, steps=6))
     complete = RunState.restore
 
-    def forgetful(state, tensors, step):
+    def forgetful(state, tensors, numbers, steps):
         tensors[left_out] = torch.zeros_like(tensors[left_out])
-        complete(state, tensors, step)
+        complete(state, tensors, numbers, steps)
 
     monkeypatch.setattr(RunState, "restore", forgetful)
     resumed = trained(tmp_path / "b", config)
@@ -192,29 +206,100 @@ def test_a_state_with_something_left_out_does_not_end_the_same(tmp_path, left_ou
     assert not same
 
 
-def test_a_non_finite_loss_stops_before_the_weights_change(tmp_path):
-    """Update 8 holds sample 60; the loss is looked at only after update 10."""
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_broken_update_is_left_out_and_told(tmp_path, where, capsys):
+    """Update 3 holds samples 16 to 23: it moves neither weights, nor moments, nor average."""
+
+    class Broken(Regression):
+        def loss(self, counters):
+            total, count = super().loss(counters)
+            if 20 in counters and where == "gradient":
+                total = total + (self.student[0].weight * 0).abs().sqrt().sum()  # 0, with an infinite slope
+            return Loss(total, count)
+
+    class Missing(Regression):
+        """Never asked for update 3: the learning rate is constant, so that the others are the same."""
+
+        def loss(self, counters):
+            return super().loss(counters if counters.start < 16 else range(counters.start + 8, counters.stop + 8))
+
+    task, reference = Broken(broken_at=[20] if where == "loss" else []), Missing()
+    fit(task, BASE, tmp_path / "a", "test")
+    fit(reference, dataclasses.replace(BASE, steps=11), tmp_path / "b", "test")
+    assert torch.equal(weights(task.student), weights(reference.student))
+    assert torch.equal(weights(task.averaged), weights(reference.averaged))
+    assert "the loss of update 3 is not finite, it was left out (picture 16, picture 17, picture 18 and 5 more)" in (
+        capsys.readouterr().err
+    )
+    numbers = json.loads((tmp_path / "a/checkpoints/step-0000012/state.json").read_text())
+    assert numbers["skipped"] == [{"step": 3, "samples": [f"picture {i}" for i in range(16, 24)]}]
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "a/metrics.jsonl").open()]
+    assert not any(math.isnan(loss) for loss in losses)
+
+
+def test_three_broken_updates_in_a_row_end_the_run(tmp_path):
+    """Updates 6, 7 and 8; the host looks after update 10 only, and nothing has moved since update 5."""
     config = dataclasses.replace(BASE, log_every=10, checkpoint_every=100)
-    task, reference = Regression(broken_at=[60]), Regression()
-    with pytest.raises(NonFiniteLossError, match="update 8 "):
+    task, reference = Regression(broken_at=range(40, 64)), Regression()
+    with pytest.raises(NonFiniteLossError, match="update 10 is not finite, 5 so far"):
         fit(task, config, tmp_path / "a", "test")
-    fit(reference, dataclasses.replace(config, steps=7), tmp_path / "b", "test")
+    fit(reference, dataclasses.replace(config, steps=5), tmp_path / "b", "test")
     assert torch.equal(weights(task.student), weights(reference.student))
     assert torch.equal(weights(task.averaged), weights(reference.averaged))
     assert not list((tmp_path / "a").glob("checkpoints/*"))
 
 
-def test_a_non_finite_gradient_stops_too(tmp_path):
-    class InfiniteSlope(Regression):
-        def loss(self, counters):
-            # √|w| at w = 0 is 0 with an infinite slope
-            return super().loss(counters) + (self.student[0].bias * 0).abs().sqrt().sum()
+def test_broken_updates_count_over_a_restart(tmp_path):
+    """Three of twelve are too many, in a row or not."""
+    config = dataclasses.replace(BASE, log_every=2, checkpoint_every=2)
+    fit(Regression(broken_at=[0, 30]), dataclasses.replace(config, steps=6), tmp_path, "test")
+    with pytest.raises(NonFiniteLossError):
+        fit(Regression(broken_at=[0, 30, 80]), config, tmp_path, "test")
 
-    task = InfiniteSlope()
-    before = weights(task.student).clone()
-    with pytest.raises(NonFiniteLossError, match="update 1 "):
-        fit(task, BASE, tmp_path, "test")
-    assert torch.equal(weights(task.student), before)
+
+def test_pictures_that_cannot_be_read_weigh_nothing_and_are_listed(tmp_path):
+    class Without(Regression):
+        def loss(self, counters):
+            return super().loss([i for i in counters if i not in (3, 90)])
+
+    task, reference = Regression(unreadable=(3, 90)), Without()
+    fit(task, BASE, tmp_path / "a", "test")
+    fit(reference, BASE, tmp_path / "b", "test")
+    torch.testing.assert_close(weights(task.student), weights(reference.student), rtol=1e-5, atol=1e-6)
+    listed = [json.loads(line) for line in (tmp_path / "a/dropped.jsonl").open()]
+    assert [(each["counter"], each["key"], each["reason"]) for each in listed] == [
+        (3, "picture 3", "broken picture"), (90, "picture 90", "broken picture"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("unreadable", [range(100, 200), range(0, 4000, 10)], ids=["in a row", "too many"])
+def test_too_many_unreadable_pictures_end_the_run(tmp_path, unreadable):
+    config = dataclasses.replace(BASE, steps=500)
+    with pytest.raises(UserError, match=r"could not be read.*picture \d+ \(broken picture\)"):
+        fit(Regression(unreadable=unreadable), config, tmp_path, "test")
+
+
+def test_the_samples_of_every_update_are_written_if_wanted(tmp_path):
+    trained(tmp_path, dataclasses.replace(BASE, record_samples=True))
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").open()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [key for line in lines for key in line["keys"]] == [f"picture {i}" for i in range(96)]
+
+
+def test_a_signal_ends_the_update_saves_and_goes_on(tmp_path):
+    def interrupt(step):
+        if step == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    straight = trained(tmp_path / "a")
+    with pytest.raises(StoppedError, match="after update 7") as stopped:
+        fit(Regression(), BASE, tmp_path / "b", "test", interrupt)
+    assert stopped.value.number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    resumed = trained(tmp_path / "b")
+    assert resumed.seen[0] == 7 * 8
+    assert torch.equal(weights(straight.student), weights(resumed.student))
+    assert torch.equal(weights(straight.averaged), weights(resumed.averaged))
 
 
 def test_average_is_the_formula():
@@ -237,7 +322,7 @@ def test_learning_rate_shapes():
     "change",
     [
         {"lr": float("nan")}, {"weight_decay": float("inf")}, {"seed": 2**64}, {"steps": 0}, {"batch_size": 0},
-        {"accumulation": 3}, {"lr": 0.0}, {"ema_decay": 1.0}, {"clip_norm": -1.0}, {"keep_checkpoints": 0},
+        {"accumulation": 3}, {"lr": 0.0}, {"ema_decay": 1.0}, {"clip_norm": -1.0}, {"keep_checkpoints": 1},
     ],
     ids=str,
 )  # fmt: skip

@@ -26,8 +26,8 @@ class Method:
     """λ(t) of the loss, `[b]` from t `[b]`; constant in the paper."""
 
 
-def consistency_loss(method: Method, student: Network, target: Network, sample: Sample) -> Tensor:
-    """E[λ(t)·d(f_θ(z_t, ω, c, t), f_θ⁻(ẑ_s, ω, c, s))], a scalar (LCM, eq. 17 and algorithm 1).
+def consistency_losses(method: Method, student: Network, target: Network, sample: Sample) -> Tensor:
+    """λ(t)·d(f_θ(z_t, ω, c, t), f_θ⁻(ẑ_s, ω, c, s)) `[b]`, whose mean is the loss (LCM, eq. 17 and algorithm 1).
 
     Gradient flows into `student` alone; `target` is its EMA, or the student itself.
     """
@@ -37,4 +37,4 @@ def consistency_loss(method: Method, student: Network, target: Network, sample: 
         answer_at_s = consistency_function(target, z_s, sample.s, sample.cond, sample.omega)
     answer_at_t = consistency_function(student, z_t, sample.t, sample.cond, sample.omega)
     weight = method.weight(sample.t.to(answer_at_t.dtype))
-    return (weight * method.distance(answer_at_t, answer_at_s)).mean()
+    return weight * method.distance(answer_at_t, answer_at_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -29,13 +28,3 @@ def normal(seed: int, stream: str, counters: Sequence[int], shape: Sequence[int]
 def uniform(seed: int, stream: str, counters: Sequence[int]) -> Tensor:
     """Uniform in [0, 1), float64 `[len(counters)]`."""
     return torch.tensor([(key(seed, stream, i) >> 10) / 2**53 for i in counters], dtype=torch.float64)
-
-
-def order(seed: int, size: int, counters: Sequence[int]) -> list[int]:
-    """Which of `size` samples stands at each counter: a fresh permutation every epoch, each sample once."""
-    return [int(_permutation(seed, size, i // size)[i % size]) for i in counters]
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, size: int, epoch: int) -> Tensor:
-    return torch.randperm(size, generator=generator(seed, "order", epoch))

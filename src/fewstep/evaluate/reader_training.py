@@ -15,12 +15,13 @@ from fewstep.data.pictures import to_pixels
 from fewstep.data.scene_drawing import BACKGROUND_RGB, COLOUR_RGB, SIDE, Look, draw_shape
 from fewstep.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Scenes
 from fewstep.evaluate.reader import LAYOUTS, Reader
+from fewstep.train.task import Loss, Task, of_mean
 
 _IGNORED = -100  # cross_entropy's own mark for "no answer wanted"
 UNREADABLE_RATE = 0.3
 
 
-class ReaderTask:
+class ReaderTask(Task):
     """Cross entropy of every answer that the picture determines."""
 
     def __init__(self, reader: Reader, seed: int, looks: Sequence[Look] = ("plain",)) -> None:
@@ -28,13 +29,13 @@ class ReaderTask:
         self.averaged = copy.deepcopy(reader)
         self._seed, self._looks = seed, looks
 
-    def loss(self, counters: range) -> Tensor:
+    def loss(self, counters: range) -> Loss:
         pixels, answers = reader_batch(self._seed, counters, self._looks)
         total = torch.zeros(())
         for logits, answer in zip(self.student(pixels), answers.T, strict=True):
             if (answer != _IGNORED).any():
                 total = total + functional.cross_entropy(logits.float(), answer, label_smoothing=0.02)
-        return total
+        return of_mean(total, counters)
 
 
 def reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plain",)) -> tuple[Tensor, Tensor]:

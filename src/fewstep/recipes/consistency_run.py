@@ -30,6 +30,7 @@ from fewstep.recipes.student import Student
 from fewstep.recipes.watching import Watcher
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
+from fewstep.train.learner import Distribution
 from fewstep.train.loop import fit
 
 SAMPLE_PROMPTS = 6
@@ -87,6 +88,9 @@ class ConsistencyRun(LoopConfig):
     frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What the frozen UNet, a teacher or the base of adapters, is stored in: `auto` is bf16 where networks compute in
     it, so that it needs half the memory and is not cast at every call. A few-step model that learns whole has none."""
+    distribution: Distribution = "ddp"
+    """Over several processes: `ddp` keeps the student whole in each, `fsdp` a part of it in each, for students that do
+    not fit one GPU."""
     gradient_checkpointing: bool = False
     """Keep fewer activations and compute them again in the backward pass: less memory, a third more time."""
     dry_run: bool = False
@@ -123,6 +127,8 @@ class ConsistencyRun(LoopConfig):
                 "evaluations along the way need pictures that training does not see and features to compare them by: "
                 "give --eval-data and --eval-extractor, or --eval-every 0"
             )
+        if self.distribution == "fsdp" and self.lora_rank:
+            raise UserError("adapters are small and whole in every process; give --distribution ddp")
         if self.huber_c <= 0:
             raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
 
@@ -172,7 +178,7 @@ def make_task(
         shrinking_samples=math.ceil(config.shrink * config.steps * config.batch_size),
     )  # fmt: skip
     return DistillTask(
-        student.learner, method, encode(model, pictures, resolution, config.keep_gib), drawn, config.seed
+        student.learner, method, encode(model, pictures, resolution, config.keep_gib, config.seed), drawn, config.seed
     )
 
 

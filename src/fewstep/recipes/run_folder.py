@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import yaml
 
 from fewstep.errors import UserError
+from fewstep.train.config import NOT_THE_RUN
+from fewstep.train.world import current_world
 
 CONFIG_FILE = "config.yaml"
 _MADE_WITH = "made_with"
@@ -23,30 +25,55 @@ T = TypeVar("T")
 def claim_run_folder(out: Path, config: Any) -> None:
     """Writes the resolved `config` into `out`, or checks that it is the one already there.
 
-    Raises UserError when the folder holds something else, naming each field that differs.
+    Raises UserError when the folder holds something else, naming each field that differs, but for those that
+    `config.change` names: with these the run goes on, and what it was and gave before is kept under other names.
     """
+    world = current_world()
+    if world.main:
+        _claim(out, config)
+    world.wait()
+
+
+def _claim(out: Path, config: Any) -> None:
     file = out / CONFIG_FILE
     wanted = to_plain(config)
+    changing = wanted.pop("change", ())
     if file.exists():
         held = read_config_file(file)
-        names = sorted((held.keys() | wanted.keys()) - {"out"})
-        different = [
-            f"{n} is {held.get(n)} there and {wanted.get(n)} here" for n in names if held.get(n) != wanted.get(n)
-        ]
-        if different:
+        names = sorted((held.keys() | wanted.keys()) - set(NOT_THE_RUN))
+        different = [name for name in names if held.get(name) != wanted.get(name)]
+        refused = [name for name in different if name not in changing]
+        if refused:
+            said = "; ".join(f"{name} is {held.get(name)} there and {wanted.get(name)} here" for name in refused)
             raise UserError(
-                f"{out} already holds another run: {'; '.join(different)}; choose another --out, or those settings"
+                f"{out} already holds another run: {said}; choose another --out, or those settings, or go on with the "
+                f"new ones: --change {' '.join(refused)}"
             )
+        if different:
+            _set_aside(out)
+            _write(file, wanted)
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no run of fewstep; choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".tmp")
-        draft.write_text(yaml.safe_dump({**wanted, _MADE_WITH: made_with()}, sort_keys=False, allow_unicode=True))
-        draft.rename(file)
+        _write(file, wanted)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    draft = file.with_suffix(".tmp")
+    draft.write_text(yaml.safe_dump({**values, _MADE_WITH: made_with()}, sort_keys=False, allow_unicode=True))
+    draft.rename(file)
+
+
+def _set_aside(out: Path) -> None:
+    """The configuration and the model of a run that goes on otherwise."""
+    number = 1 + len(list(out.glob("config-before-*.yaml")))
+    shutil.copyfile(out / CONFIG_FILE, out / f"config-before-{number}.yaml")
+    if (out / "model").exists():
+        (out / "model").rename(out / f"model-before-{number}")
 
 
 def finished(out: Path) -> bool:
@@ -106,6 +133,8 @@ def _typed(wanted: Any, value: Any, what: str) -> Any:
         raise UserError(f"{what} is {value!r}; allowed are {', '.join(map(str, typing.get_args(wanted)))}")
     if typing.get_origin(wanted) is tuple:
         items = typing.get_args(wanted)
+        if items[-1] is Ellipsis and isinstance(value, list):
+            items = items[:1] * len(value)
         if isinstance(value, list) and len(value) == len(items):
             return tuple(_typed(item, each, what) for item, each in zip(items, value, strict=True))
         raise UserError(f"{what} is {value!r}; wanted is a list of {len(items)}")

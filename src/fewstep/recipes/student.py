@@ -19,8 +19,10 @@ from fewstep.models.export import save_lora, save_student
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.network import UNetNetwork, student_of, weights_sha256
 from fewstep.models.pipeline import Pipeline
-from fewstep.train.distill_task import Learner, whole
+from fewstep.train.learner import Distribution, Learner, replicated, shard, whole
 from fewstep.train.loop import computes_in_bf16
+from fewstep.train.state import gathered, is_spread
+from fewstep.train.world import current_world
 
 if TYPE_CHECKING:
     from fewstep.recipes.consistency_run import ConsistencyRun
@@ -44,13 +46,16 @@ class WholeStudent:
     """Every weight learns."""
 
     def __init__(
-        self, network: UNetNetwork, model: LatentModel, *, ema: bool, checkpointing: bool, details: Mapping[str, Any]
-    ) -> None:
+        self, network: UNetNetwork, model: LatentModel, *, ema: bool, checkpointing: bool, details: Mapping[str, Any],
+        distribution: Distribution = "ddp",
+    ) -> None:  # fmt: skip
         """`model` gives all but the network; `details` as `save_student` wants them."""
         self.base: Network = model.network
-        self.learner = whole(network, ema=ema)
         if checkpointing:
             network.unet.enable_gradient_checkpointing()
+        self.learner = whole(network, ema=ema)
+        if current_world().size > 1:
+            self.learner = _spread(self.learner, distribution)
         self._model, self._details = model, details
         self._pipeline = Pipeline(_as_student(model, details, self._exported))
 
@@ -64,7 +69,10 @@ class WholeStudent:
         return contextlib.nullcontext(self._pipeline)
 
     def save(self, folder: Path) -> None:
-        save_student(folder, self._model, self._exported, self._details["grid_size"], self._details)
+        network = _gathered(self._exported)
+        if current_world().main:
+            save_student(folder, self._model, network, self._details["grid_size"], self._details)
+        current_world().wait()
 
 
 class LoraStudent:
@@ -86,6 +94,8 @@ class LoraStudent:
             weights=self._adapted.weights, student=self._adapted.student, averaged=self._average,
             target=self._averaged if ema else None,
         )  # fmt: skip
+        if current_world().size > 1:
+            self.learner = replicated(self.learner)
         self._model, self._details = model, details
 
     @functools.cached_property
@@ -108,8 +118,31 @@ class LoraStudent:
 
     def save(self, folder: Path) -> None:
         pairs = self._adapted.pairs(self._average or self._adapted.weights)
-        difference = save_lora(folder, self._model, pairs, self._details)
-        print(f"LoRA written in two spellings and read back: largest difference {difference:g}", flush=True)
+        if current_world().main:
+            difference = save_lora(folder, self._model, pairs, self._details)
+            print(f"LoRA written in two spellings and read back: largest difference {difference:g}", flush=True)
+        current_world().wait()
+
+
+def _spread(learner: Learner, distribution: Distribution) -> Learner:
+    """Over the processes of this run."""
+    if distribution == "ddp":
+        return replicated(learner)
+    for network in filter(None, (learner.weights, learner.averaged)):
+        assert isinstance(network, UNetNetwork)
+        unet = network.unet
+        shard(unet, [*unet.down_blocks, unet.mid_block, *unet.up_blocks])
+    return learner
+
+
+def _gathered(network: UNetNetwork) -> UNetNetwork:
+    """The same with whole weights, where processes hold a part each."""
+    if not is_spread(network):
+        return network
+    state = {name: gathered(value) for name, value in network.unet.state_dict().items()}
+    copy = type(network.unet).from_config(network.unet.config)
+    copy.load_state_dict(state)
+    return UNetNetwork(copy, network.schedule, network.parameterisation, network.pixels_per_latent)
 
 
 class _Frozen(Protocol):
@@ -145,10 +178,10 @@ def build_student(config: ConsistencyRun, model: LatentModel, resolution: int, m
     if config.lora_rank:
         return LoraStudent(model, **settings, frozen=frozen)
     if takes_guidance(model):
-        return WholeStudent(model.network.requires_grad_(True), model, **settings)
+        return WholeStudent(model.network.requires_grad_(True), model, **settings, distribution=config.distribution)
     network = student_of(model.network, resolution // model.pixels_per_latent)
     model.network.unet.to(frozen)
-    return WholeStudent(network, model, **settings)
+    return WholeStudent(network, model, **settings, distribution=config.distribution)
 
 
 def _details(config: ConsistencyRun, model: LatentModel) -> dict[str, Any]:

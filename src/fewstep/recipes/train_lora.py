@@ -73,7 +73,7 @@ def train_lora(config: TrainLora) -> None:
     if finished(config.out):
         return
     null_cond = model.null_cond()
-    latents = encode(model, pictures, resolution, config.keep_gib)
+    latents = encode(model, pictures, resolution, config.keep_gib, config.seed)
     student = LoraStudent(
         model, ema=config.ema_decay > 0, details=model_details(config, model), frozen=frozen_dtype(config, model.device)
     )

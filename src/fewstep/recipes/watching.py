@@ -17,6 +17,8 @@ from fewstep.recipes.benches import judges, make_bench, material
 from fewstep.recipes.student import Student
 from fewstep.train.log import scalars
 from fewstep.train.loop import computes_in_bf16
+from fewstep.train.state import is_spread
+from fewstep.train.world import current_world
 
 if TYPE_CHECKING:
     from fewstep.recipes.consistency_run import ConsistencyRun
@@ -33,23 +35,29 @@ class Watcher:
         self, config: ConsistencyRun, student: Student, captions: Sequence[str], resolution: int, device: torch.device
     ) -> None:
         self._config, self._student, self._captions = config, student, list(captions)
+        self._world = current_world()
         with student.pipeline() as pipeline:
             self._steps = [steps for steps in SAMPLE_STEPS if steps <= pipeline.grid_size]
         self._bench = _bench(config, resolution, device) if config.eval_every else None
         self._bf16 = computes_in_bf16(device, config.precision)
 
     def __call__(self, step: int) -> None:
+        # Of weights that are spread, all processes paint; else one is enough.
+        if not (self._world.main or is_spread(self._student.learner.weights)):
+            return
         for every, act in ((self._config.sample_every, self._sample), (self._config.eval_every, self._evaluate)):
             if every and (step % every == 0 or step == self._config.steps):
                 act(step)
 
     def _sample(self, step: int) -> None:
         file = self._config.out / "samples" / f"step-{step:07d}.png"
-        if file.exists():
+        if self._all_see(file.exists()):
             return
-        file.parent.mkdir(exist_ok=True)
         with self._student.pipeline() as pipeline:
             rows = [(f"{steps} steps", pipeline(self._captions, steps=steps)) for steps in self._steps]
+        if not self._world.main:
+            return
+        file.parent.mkdir(exist_ok=True)
         draft = file.with_suffix(".tmp")
         labelled_grid(rows, self._captions).save(draft, format="png")
         draft.rename(file)
@@ -57,9 +65,11 @@ class Watcher:
     def _evaluate(self, step: int) -> None:
         file = self._config.out / EVALUATIONS_FILE
         done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        if any(row["step"] == step for row in done):
+        if self._all_see(any(row["step"] == step for row in done)):
             return
         rows = self._rows()
+        if not self._world.main:
+            return
         # Whole or not at all: all rows of an update in one write.
         lines = "".join(json.dumps({"step": step, **row}) + "\n" for row in rows)
         draft = file.with_suffix(".tmp")
@@ -71,6 +81,10 @@ class Watcher:
         said = ", ".join(f"{row[shown]:.3g}" for row in rows)
         steps = ", ".join(str(row["steps"]) for row in rows)
         print(f"after update {step}: {shown.replace('_', ' ')} {said} at {steps} steps", file=sys.stderr, flush=True)
+
+    def _all_see(self, what: bool) -> bool:
+        """As the main process sees it, where all of them are here: another may look at a file too late."""
+        return bool(self._world.gather(what)[0]) if is_spread(self._student.learner.weights) else what
 
     def _rows(self) -> list[Row]:
         assert self._bench is not None

@@ -1,118 +1,166 @@
-"""A run's state on disk: written whole or not at all, read back bit for bit."""
+"""Checkpoints: folders of files and their hashes that appear whole or not at all, and are believed only if whole."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.train.state import RunState
+
+TENSORS_FILE = "state.safetensors"
+NUMBERS_FILE = "state.json"
+MANIFEST_FILE = "manifest.json"
+LEAST_KEPT = 2
+"""So that the one before is there when the newest turns out to be spoilt."""
 
 
-@dataclass
-class RunState:
-    """All that changes while a run goes on; sample order and randomness follow from `step` alone."""
+class Checkpoints:
+    """Those of one run; one process writes, any number read."""
 
-    student: nn.Module
-    averaged: nn.Module | None
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    losses: list[Tensor] = field(default_factory=list)
-    """Of the updates since the last line of the log."""
+    def __init__(self, folder: Path, configuration: str = "") -> None:
+        """`configuration` is what every checkpoint records as the run's."""
+        self.folder, self._configuration = folder, configuration
+        self._whole: dict[Path, bool] = {}  # what has been found out, since hashing a large one takes minutes
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state under a name that says what it is."""
-        named = {f"student.{name}": value for name, value in self.student.state_dict().items()}
-        if self.averaged is not None:
-            named |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
-        for name, parameter in self.student.named_parameters():
-            for moment, value in self.optimizer.state.get(parameter, {}).items():
-                # bitsandbytes counts in Python, and its weights share tables of levels, which no file can.
-                whole = torch.tensor(value) if isinstance(value, int) else value
-                named[f"optimizer.{moment}.{name}"] = whole.clone() if moment.startswith("qmap") else whole
-        named["losses"] = torch.stack(self.losses) if self.losses else torch.zeros(0)
-        return {name: value.detach().contiguous() for name, value in named.items()}
+    def save(self, tensors: dict[str, Tensor], numbers: dict[str, Any], keep: int) -> None:
+        """Writes `step-N`; older ones beyond the `keep` newest whole ones go only after it is whole.
 
-    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Takes over a saved state; every tensor must have its place."""
+        Every file is on the disk, and so is the folder that names them, before the rename; the rename is on the disk
+        before anything older is deleted.
+        """
+        final = self.folder / f"step-{numbers['step']:07d}"
+        draft = self.folder / f"{final.name}.tmp-{os.getpid()}"
+        try:
+            self._write(draft, final, tensors, numbers)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise UserError(self._refused(error)) from error
+        self._whole[final] = True
+        self._purge(max(keep, LEAST_KEPT))
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+    def _write(self, draft: Path, final: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        if draft.exists():
+            shutil.rmtree(draft)
+        draft.mkdir(parents=True)
+        try:
+            safetensors.torch.save_file(tensors, draft / TENSORS_FILE)
+        except safetensors.SafetensorError as error:  # how it reports a full disk
+            raise OSError(0, " ".join(str(error).split())[:120]) from error
+        (draft / NUMBERS_FILE).write_text(json.dumps(numbers))
+        files = {name: _measured(draft / name) for name in (TENSORS_FILE, NUMBERS_FILE)}
+        content = {"configuration": self._configuration, "counter": numbers["counter"], "files": files}
+        (draft / MANIFEST_FILE).write_text(_manifest(content))
+        for path in (*(draft / name for name in (TENSORS_FILE, NUMBERS_FILE, MANIFEST_FILE)), draft):
+            _sync(path)
+        if final.exists():  # of an earlier attempt, and not whole, else the run would have gone on from it
+            shutil.rmtree(final)
+        draft.rename(final)
+        _sync(self.folder)
 
-        self.student.load_state_dict(part("student."))
-        if self.averaged is not None:
-            self.averaged.load_state_dict(part("averaged."))
-        moments: dict[str, dict[str, Tensor]] = {}
-        for name, value in part("optimizer.").items():
-            moment, parameter = name.split(".", 1)
-            moments.setdefault(parameter, {})[moment] = value
-        self.optimizer.state.clear()
-        for name, value in self.student.named_parameters():
-            if name in moments:
-                self.optimizer.state[value] = {m: _moment(value, v) for m, v in moments[name].items()}
-        self.losses = list(tensors["losses"].to(next(self.student.parameters()).device))
-        self.step = step
+    def _refused(self, error: OSError) -> str:
+        last = next((path.name for path in reversed(self.list()) if self.is_whole(path)), None)
+        stands = f"{last} stands whole" if last else "there is none before it"
+        return (
+            f"a checkpoint cannot be written to {self.folder} ({error.strerror or error}); {stands}: "
+            "make room or mend the folder, and the same command goes on"
+        )
 
+    def _purge(self, keep: int) -> None:
+        found = self.list()
+        whole = [path for path in found if self.is_whole(path)]
+        for old in whole[:-keep]:
+            self._whole.pop(old)
+            shutil.rmtree(old)
+        for path in self.folder.glob("step-*.tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
-def _moment(parameter: Tensor, saved: Tensor) -> Tensor | int:
-    """As the optimiser holds it. AdamW's kernels walk memory, not strides: a moment must lie as its parameter does
-    (channels last, say)."""
-    if saved.dtype == torch.int64:
-        return int(saved)
-    if saved.shape != parameter.shape:
-        return saved.to(parameter.device)
-    return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)
+    def list(self) -> list[Path]:
+        """Finished ones, whole or spoilt, oldest first."""
+        found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in self.folder.glob("step-*"))
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
+    def is_whole(self, checkpoint: Path) -> bool:
+        """Whether every file has the size and the hash that its manifest says."""
+        if checkpoint not in self._whole:
+            self._whole[checkpoint] = why_spoilt(checkpoint) is None
+        return self._whole[checkpoint]
 
-def save_checkpoint(state: RunState, folder: Path, keep: int) -> None:
-    """Writes `folder/step-N`; older ones beyond `keep` go only after the new one is whole."""
-    final = folder / f"step-{state.step:07d}"
-    draft = folder / f"{final.name}.tmp-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    safetensors.torch.save_file(state.tensors(), draft / "state.safetensors")
-    (draft / "state.json").write_text(json.dumps({"step": state.step}))
-    for path in (draft / "state.safetensors", draft / "state.json", draft):
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    draft.rename(final)
-    _sync(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    for unfinished in folder.glob("step-*.tmp-*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    def restore(self, state: RunState, steps: int) -> bool:
+        """Restores the newest whole one, and says so where a newer one is spoilt; False when there is none at all.
 
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*"))
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
-
-
-def restore_newest(state: RunState, folder: Path) -> bool:
-    """Restores the newest checkpoint in `folder`; False when there is none."""
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
+        Raises UserError when there are some and all are spoilt, or the newest whole one belongs to another model.
+        """
+        spoilt = []
+        for checkpoint in reversed(self.list()):
+            why = why_spoilt(checkpoint)
+            self._whole[checkpoint] = why is None
+            if why is not None:
+                spoilt.append(f"{checkpoint.name} ({why})")
+                continue
+            if spoilt:
+                print(f"warning: not whole: {', '.join(spoilt)}; going on from {checkpoint.name}", file=sys.stderr)
+            _restore(state, checkpoint, steps)
+            return True
+        if spoilt:
+            raise UserError(
+                f"no checkpoint in {self.folder} is whole: {', '.join(spoilt)}; delete them to begin anew, or choose "
+                "another --out"
+            )
         return False
-    newest = checkpoints[-1]
+
+
+def why_spoilt(checkpoint: Path) -> str | None:
+    """What is wrong with it, or None."""
     try:
-        step = int(json.loads((newest / "state.json").read_text())["step"])
-        state.restore(safetensors.torch.load_file(newest / "state.safetensors"), step)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        text = (checkpoint / MANIFEST_FILE).read_text()
+        content = json.loads(text)["content"]
+        if text != _manifest(content):
+            return f"{MANIFEST_FILE} is damaged"
+        files = content["files"]
+        for name in (TENSORS_FILE, NUMBERS_FILE):
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+            if _measured(checkpoint / name) != files[name]:
+                return f"{name} is damaged"
+    except OSError as error:
+        return f"{Path(error.filename or MANIFEST_FILE).name}: {error.strerror}"
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST_FILE} is damaged"
+    return None
+
+
+def _restore(state: RunState, checkpoint: Path, steps: int) -> None:
+    try:
+        numbers = json.loads((checkpoint / NUMBERS_FILE).read_text())
+        state.restore(safetensors.torch.load_file(checkpoint / TENSORS_FILE), numbers, steps)
+    except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"checkpoint {newest} cannot be read ({reason}); delete it to go on from an older one, or, if an earlier "
-            "version of fewstep wrote it, choose another --out"
+            f"checkpoint {checkpoint} is whole and not of this run ({reason}); an earlier version of fewstep may have "
+            "written it: choose another --out"
         ) from error
-    return True
+
+
+def _manifest(content: dict[str, Any]) -> str:
+    """With its own hash, so that it vouches for itself too."""
+    sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"content": content, "sha256": sha256}, indent=2)
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256}
 
 
 def _sync(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,19 +61,30 @@ class LoopConfig:
     checkpoint_every: int = 200
     """Updates between two checkpoints; the last update is always checkpointed."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that stay on disk."""
+    """Newest whole checkpoints that stay on disk; at least 2, should the newest turn out to be spoilt."""
+    processes: int = 1
+    """Processes on this machine, one for each GPU; torchrun starts them itself. `batch_size` is that of all together. A
+    run may go on with another number."""
+    change: tuple[str, ...] = ()
+    """Settings, by name, in which this run may differ from the one that the folder holds, and goes on with the new
+    value."""
+    record_samples: bool = False
+    """Write the names of every update's samples to samples.jsonl."""
 
     def __post_init__(self) -> None:
         check_finite(self)
         check_seed(self.seed)
-        at_least_one = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "processes")
+        for name, least in (*((name, 1) for name in at_least_one), ("keep_checkpoints", 2)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}; choose a divisor"
             )
+        unknown = set(self.change) - {field.name for field in dataclasses.fields(self)}
+        if unknown:
+            raise UserError(f"change names {', '.join(sorted(unknown))}, which is no setting of this command")
         if self.lr <= 0:
             raise UserError(f"lr is {self.lr}; it must be above 0")
         for name in ("ema_decay", "beta2"):
@@ -80,3 +93,18 @@ class LoopConfig:
         for name in ("weight_decay", "clip_norm", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+    def parts(self, share: int) -> int:
+        """Parts in which a process computes its `share` of a batch: the fewest within batch_size/accumulation each."""
+        most = self.batch_size // self.accumulation
+        return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
+
+
+NOT_THE_RUN = ("out", "device", "processes", "distribution", "change")
+"""Fields of a configuration that say nothing about what is trained."""
+
+
+def fingerprint(config: Any) -> str:
+    """Hash of a configuration dataclass, without the fields that say nothing about what is trained."""
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_THE_RUN}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

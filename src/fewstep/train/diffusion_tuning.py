@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fewstep.data import draws
+from fewstep.data.latents import Dropped, LatentSource
 from fewstep.diffusion.prediction import Cond, Parameterisation
 from fewstep.diffusion.schedule import Schedule
-from fewstep.train.distill_task import LatentSource, Learner
+from fewstep.train.learner import Learner, without_exchange
+from fewstep.train.task import Loss, Task
 
 
-class DiffusionTuningTask:
+class DiffusionTuningTask(Task):
     """‖output − wanted output‖² in the network's own parameterisation, t uniform, captions dropped at times."""
 
     DROP_RATE = 0.1
@@ -23,27 +27,38 @@ class DiffusionTuningTask:
     ) -> None:  # fmt: skip
         """`null_cond` is the empty condition, batch of one."""
         self.student, self.averaged = learner.weights, learner.averaged
+        self._learner = learner
         self._network, self._schedule, self._kind = learner.student, schedule, parameterisation
         self._source, self._null, self._seed = source, null_cond, seed
         self._device = next(learner.weights.parameters()).device
 
-    def loss(self, counters: range) -> Tensor:
+    def loss(self, counters: range) -> Loss:
         shape = self._source.latent_shape
-        indices = draws.order(self._seed, len(self._source), counters)
-        z_0, cond = self._source.batch(indices, self._normal("vae", counters, shape))
+        batch = self._source.batch(counters, self._normal("vae", counters, shape))
+        z_0 = batch.z_0
         dropped = (draws.uniform(self._seed, "drop", counters) < self.DROP_RATE).to(self._device)
         cond = {
             name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), self._null[name].to(value.dtype), value)
-            for name, value in cond.items()
+            for name, value in batch.cond.items()
         }
         t = (draws.uniform(self._seed, "t", counters) * self._schedule.num_steps).long().to(self._device)
         epsilon = self._normal("epsilon", counters, shape)
         answer = self._network(self._schedule.diffuse(z_0, epsilon, t), t, cond, None)
         alpha, sigma = self._schedule.coefficients(t, z_0)
-        return functional.mse_loss(
-            _output(self._kind, answer.z_0, answer.epsilon, alpha, sigma),
-            _output(self._kind, z_0, epsilon, alpha, sigma),
+        found, wanted = (
+            _output(self._kind, *each, alpha, sigma) for each in ((answer.z_0, answer.epsilon), (z_0, epsilon))
         )
+        losses = (found - wanted).square().flatten(1).mean(1)
+        return Loss(torch.where(batch.valid, losses, 0).sum(), batch.valid.sum())
+
+    def keys(self, counters: range) -> Sequence[str]:
+        return self._source.keys(counters)
+
+    def dropped(self) -> list[Dropped]:
+        return self._source.dropped()
+
+    def without_exchange(self) -> AbstractContextManager[None]:
+        return without_exchange(self._learner)
 
     def _normal(self, stream: str, counters: range, shape: tuple[int, ...]) -> Tensor:
         return draws.normal(self._seed, stream, counters, shape).to(self._device, non_blocking=True)

@@ -51,6 +51,13 @@ class RunLog:
         if self._progress:
             self._progress.update(self._task, completed=step)
 
+    def say(self, message: str) -> None:
+        """Something that the person at the terminal should know."""
+        if self._progress:
+            self._progress.console.print(f"{self._title}: {message}")
+        else:
+            print(f"{self._title}: {message}", file=sys.stderr, flush=True)
+
     def record(self, step: int, batch_size: int, values: dict[str, float]) -> None:
         """Writes one line of metrics for the updates since the last one."""
         now = time.perf_counter()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.train.config import LoopConfig
+from fewstep.train.skipping import Skipping
+from fewstep.train.state import gathered
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -39,34 +41,47 @@ def make_optimizer(student: nn.Module, config: LoopConfig) -> torch.optim.Optimi
     return optimizer
 
 
-def update(optimizer: torch.optim.Optimizer, lr: float, clip_norm: float, broken: Tensor) -> None:
-    """Clips and applies the gradients, or leaves weights and moments alone where `broken` is 1.
+class Batch(NamedTuple):
+    """What an update is made of, over all processes; scalars on the device."""
 
-    `broken` (fp32 scalar on the device) is raised in place when the gradient is not finite, and once raised
-    vetoes every later update too, so that the host may look at it late.
+    loss: Tensor
+    """Mean over the valid samples."""
+    valid: Tensor
+    """How many are."""
+    scale: Tensor
+    """From the gradient of the sum over the batch's size to that of the mean: 1 where all are valid."""
+
+
+def update(optimizer: torch.optim.Optimizer, lr: float, clip_norm: float, batch: Batch, skipping: Skipping) -> Tensor:
+    """Scales, clips and applies the gradients, or leaves weights and moments alone where `skipping` vetoes it.
+
+    Gives 1 (fp32 scalar on the device) if it was vetoed, for the loss or for the gradient, else 0; the host waits for
+    neither, so that it may look late.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    broken.copy_(torch.maximum(broken, (~torch.isfinite(norm)).float()))
+    gradients: Any = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(gradients, batch.scale)
+    norm = gathered(nn.utils.get_total_norm(gradients))
+    vetoed = skipping.veto(batch.loss, norm, batch.valid)
     if clip_norm > 0:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     if isinstance(optimizer, torch.optim.AdamW):
-        optimizer.found_inf = broken  # type: ignore[attr-defined]  # read by the fused kernel
+        optimizer.found_inf = vetoed  # type: ignore[attr-defined]  # read by the fused kernel
         optimizer.step()
-    elif not broken:
+    elif not vetoed:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return vetoed
 
 
 @torch.no_grad()
-def update_average(averaged: nn.Module, student: nn.Module, decay: float, broken: Tensor) -> None:
-    """averaged ← μ·averaged + (1 − μ)·student over parameters, unless `broken`; buffers are copied."""
+def update_average(averaged: nn.Module, student: nn.Module, decay: float, vetoed: Tensor) -> None:
+    """averaged ← μ·averaged + (1 − μ)·student over parameters, unless `vetoed`; buffers are copied."""
     means: Any = list(averaged.parameters())
     difference: Any = torch._foreach_sub(list(student.parameters()), means)  # type: ignore[arg-type]
-    torch._foreach_mul_(difference, (1 - decay) * (1 - broken))
+    torch._foreach_mul_(difference, (1 - decay) * (1 - vetoed))
     torch._foreach_add_(means, difference)
     for mean, value in zip(averaged.buffers(), student.buffers(), strict=True):
         mean.copy_(value)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.data import draws
+from fewstep.data.order import Order
 from fewstep.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene
 from fewstep.diffusion.schedule import Schedule
+from fewstep.train.task import Loss, Task, of_mean
 
 
-class AutoencoderTask:
+class AutoencoderTask(Task):
     """Squared error, squared error of the differences between neighbouring pixels, and a little KL.
 
     Not the absolute error: on mostly flat pictures it settles on the median and loses the colours.
@@ -31,7 +33,7 @@ class AutoencoderTask:
         _normalise_in_fp32(autoencoder)
         self._pixels, self._seed = pixels, seed
 
-    def loss(self, counters: range) -> Tensor:
+    def loss(self, counters: range) -> Loss:
         x = self._pixels(counters).contiguous(memory_format=torch.channels_last)
         posterior = self.student.encode(x).latent_dist  # type: ignore[operator]
         noise = draws.normal(self._seed, "vae", counters, posterior.mean.shape[1:])
@@ -39,7 +41,7 @@ class AutoencoderTask:
         edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return error.square().mean() + edges + self.KL_WEIGHT * kl
+        return of_mean(error.square().mean() + edges + self.KL_WEIGHT * kl, counters)
 
 
 def _normalise_in_fp32(network: nn.Module) -> None:
@@ -58,7 +60,7 @@ STATED = (RELATIONS, BACKGROUNDS, *_THING, *_THING)
 """What a caption may state: relation, background; shape, colour and size of the first thing; of the second."""
 
 
-class CaptionTask:
+class CaptionTask(Task):
     """Cross entropy of all that a caption states, read from the text encoder's output where the caption has ended.
 
     Stable Diffusion's text encoder comes to the diffusion knowing what captions mean. One that starts from nothing
@@ -72,7 +74,8 @@ class CaptionTask:
         heads = nn.Linear(config.hidden_size, sum(sizes))
         self.student = nn.ModuleDict({"text_encoder": text_encoder, "heads": heads})
         self.averaged = copy.deepcopy(self.student)
-        self._tokens, self._end, self._sizes, self._seed = tokens, config.eos_token_id, sizes, seed
+        self._tokens, self._end, self._sizes = tokens, config.eos_token_id, sizes
+        self._order = Order(seed, (len(tokens),))
         self._answers = torch.tensor([answers(scene) for scene in stated])
 
     def logits(self, network: nn.ModuleDict, tokens: Tensor) -> list[Tensor]:
@@ -81,10 +84,11 @@ class CaptionTask:
         text = network["text_encoder"](tokens)[0]
         return list(network["heads"]((text * ended).sum(1) / ended.sum(1)).split(self._sizes, dim=1))
 
-    def loss(self, counters: range) -> Tensor:
-        index = torch.tensor(draws.order(self._seed, len(self._tokens), counters))
+    def loss(self, counters: range) -> Loss:
+        index = torch.tensor(self._order(counters))
         pairs = zip(self.logits(self.student, self._tokens[index]), self._answers[index].T, strict=True)
-        return torch.stack([functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]).sum()
+        errors = [functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]
+        return of_mean(torch.stack(errors).sum(), counters)
 
 
 def answers(stated: Scene) -> list[int]:
@@ -95,7 +99,7 @@ def answers(stated: Scene) -> list[int]:
     return [0 if word is None else 1 + options.index(word) for word, options in zip(said, STATED, strict=True)]
 
 
-class DiffusionTask:
+class DiffusionTask(Task):
     """‖v − v̂(z_t, t, c)‖², v = α·ε − σ·z_0, with c replaced by the empty caption at times.
 
     A caption decides what the picture will be at large t. In ε the loss hardly sees them: there an error of z_0 counts
@@ -110,9 +114,10 @@ class DiffusionTask:
         self.student = unet
         self.averaged = copy.deepcopy(unet)
         self._schedule, self._latents, self._text, self._seed = schedule, latents, text, seed
+        self._order = Order(seed, (len(latents),))
 
-    def loss(self, counters: range) -> Tensor:
-        index = torch.tensor(draws.order(self._seed, len(self._latents), counters))
+    def loss(self, counters: range) -> Loss:
+        index = torch.tensor(self._order(counters))
         z_0 = self._latents[index]
         dropped = draws.uniform(self._seed, "drop", counters) < self.DROP_RATE
         text = self._text[torch.where(dropped, len(self._latents), index)]
@@ -120,4 +125,4 @@ class DiffusionTask:
         epsilon = draws.normal(self._seed, "epsilon", counters, z_0.shape[1:])
         output = self.student(self._schedule.diffuse(z_0, epsilon, t), t, text).sample
         alpha, sigma = self._schedule.coefficients(t, z_0)
-        return functional.mse_loss(output.float(), alpha * epsilon - sigma * z_0)
+        return of_mean(functional.mse_loss(output.float(), alpha * epsilon - sigma * z_0), counters)

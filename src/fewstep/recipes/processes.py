@@ -1,0 +1,92 @@
+"""The same command in several processes of this machine, as torchrun starts them; ends when the first of them fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+_POLL = 0.05
+_GRACE = 10.0
+"""Seconds that the others have to leave once one has stopped as it was asked to: by then all is saved. Where one has
+failed the others wait for it in vain."""
+OTHER_GONE = 75
+"""Status of a process that could not go on because another had gone."""
+
+
+class Processes:
+    """Ranks 0 to n − 1; the first speaks on the terminal, the others into files, which are shown if they fail."""
+
+    def __init__(self, count: int, arguments: Sequence[str], folder: Path) -> None:
+        shared = {
+            "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }  # fmt: skip
+        # One thread too many a process is worse than one too few.
+        shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+        self._said = [folder / str(rank) for rank in range(count)]
+        self._running: list[subprocess.Popen[bytes]] = []
+        for rank in range(count):
+            own = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with self._said[rank].open("wb") as file:
+                self._running.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "fewstep", *arguments], env=own, start_new_session=True,
+                        stderr=None if rank == 0 else file,
+                    )
+                )  # fmt: skip
+
+    def tell(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # a handler's signature
+        """Hands a signal on to all."""
+        for process in self._running:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait(self) -> int:
+        """The status of the first that failed, whose words are shown, or 0."""
+        while self._first_failed() is None and any(process.poll() is None for process in self._running):
+            time.sleep(_POLL)
+        failed = self._first_failed()
+        if failed is None:
+            return 0
+        status = self._running[failed].returncode
+        stopped = status in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+        if failed and not stopped:
+            sys.stderr.write(f"process {failed} of {len(self._running)} failed:\n{self._said[failed].read_text()}")
+        self._end(_GRACE if stopped else 0)
+        return status if status > 0 else 128 - status
+
+    def _first_failed(self) -> int | None:
+        """The rank; of several one that did not merely find another gone."""
+        failed = [rank for rank, process in enumerate(self._running) if process.poll()]
+        return min(failed, key=lambda rank: self._running[rank].returncode == OTHER_GONE, default=None)
+
+    def _end(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        for process in self._running:
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(_POLL)
+            process.kill()
+            process.wait()
+
+
+def launch(count: int, arguments: Sequence[str]) -> int:
+    """Runs `fewstep` with these arguments in so many processes; gives the status to leave with."""
+    with tempfile.TemporaryDirectory() as folder:
+        processes = Processes(count, arguments, Path(folder))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, processes.tell)
+        return processes.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -1,0 +1,98 @@
+"""What learns: weights, their average, the networks that answer with each, spread over the processes of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from fewstep.diffusion.prediction import Network
+
+Distribution = Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """The weights that learn, their moving average, and the networks that answer with each."""
+
+    weights: nn.Module
+    student: Network
+    averaged: nn.Module | None = None
+    target: Network | None = None
+    """Answers with `averaged`; None: the student is its own target, without gradient."""
+    alone: Network | None = None
+    """`student` as it answers where no gradient is exchanged, if that is another."""
+
+    @property
+    def answering(self) -> Network:
+        """The target."""
+        return self.target or self.alone or self.student
+
+
+def whole(network: nn.Module, *, ema: bool) -> Learner:
+    """Every weight of `network` (a Network) learns."""
+    averaged = copy.deepcopy(network).requires_grad_(False) if ema else None
+    return Learner(weights=network, student=network, averaged=averaged, target=averaged)
+
+
+class _Answering(nn.Module):
+    """A network as a module that holds the weights which learn, and no others: so DDP sees them alone."""
+
+    def __init__(self, weights: nn.Module, network: Network) -> None:
+        super().__init__()
+        self.weights = weights
+        self._network = (network,)  # in a tuple: no submodule
+
+    def forward(self, *arguments: Any) -> Any:
+        return self._network[0](*arguments)
+
+
+def replicated(learner: Learner) -> Learner:
+    """Whole in every process; gradients are summed over them while the backward pass goes on (DDP)."""
+    network = DistributedDataParallel(_Answering(learner.weights, learner.student), broadcast_buffers=False)
+    # DDP itself divides by the number of processes. The loss is a share of the whole batch's, so a sum is right.
+    network.register_comm_hook(None, _sum)
+    return dataclasses.replace(learner, student=network, alone=learner.student)
+
+
+def _sum(_: object, bucket: dist.GradBucket) -> Any:
+    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def shard(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    """Every process keeps a part of every weight; the whole of a block is put together while it computes (FSDP2)."""
+    for part in (*blocks, module):
+        fully_shard(part)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no average
+
+
+def without_exchange(learner: Learner) -> AbstractContextManager[None]:
+    """While it lasts, processes keep their gradients to themselves."""
+    if isinstance(learner.student, DistributedDataParallel):
+        return learner.student.no_sync()
+    return _without_scatter(learner.weights)
+
+
+@contextlib.contextmanager
+def _without_scatter(weights: nn.Module) -> Iterator[None]:
+    parts = [part for part in weights.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_requires_gradient_sync(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_requires_gradient_sync(True, recurse=False)

@@ -1,0 +1,66 @@
+"""The account of a run's samples: which could not be read, and, if asked for, which came in which update."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fewstep.data.latents import Dropped
+from fewstep.errors import UserError
+
+DROPPED_FILE = "dropped.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+MOST_DROPPED = 0.05
+"""Above this share of all samples something is wrong with the data, and the run stops."""
+MOST_IN_A_ROW = 100
+
+
+class Ledger:
+    """Of one run, kept by its main process; goes on at `counter`, and forgets what was written after it."""
+
+    def __init__(self, folder: Path, counter: int, *, samples: bool) -> None:
+        """With `samples`, the keys of every update's samples are written too."""
+        self._dropped, self._samples = folder / DROPPED_FILE, folder / SAMPLES_FILE if samples else None
+        self._count, self._last, self._in_a_row = 0, -1, 0
+        for path in (self._dropped, self._samples):
+            if path is not None and path.exists():
+                kept = [line for line in path.read_text().splitlines() if _counter(line) < counter]
+                path.write_text("".join(line + "\n" for line in kept))
+                if path == self._dropped:
+                    self._note([Dropped(**json.loads(line)) for line in kept])
+
+    def record(self, counter: int, dropped: Sequence[Dropped]) -> None:
+        """Adds what could not be read before `counter`, in the order of counters. Raises UserError where it is too
+        much."""
+        if dropped:
+            with self._dropped.open("a") as file:
+                file.writelines(json.dumps(vars(each)) + "\n" for each in dropped)
+        self._note(dropped)
+        worst = f"the last was {dropped[-1].key} ({dropped[-1].reason})" if dropped else ""
+        if self._in_a_row >= MOST_IN_A_ROW:
+            raise UserError(f"{self._in_a_row} pictures in a row could not be read; {worst}: mend that shard")
+        if dropped and self._count > MOST_DROPPED * counter and self._count >= MOST_IN_A_ROW:
+            raise UserError(
+                f"{self._count} of {counter} pictures could not be read, more than {MOST_DROPPED:.0%}; {worst}; "
+                f"{self._dropped} lists them"
+            )
+
+    def _note(self, dropped: Sequence[Dropped]) -> None:
+        for each in dropped:
+            self._in_a_row = self._in_a_row + 1 if each.counter == self._last + 1 else 1
+            self._last = each.counter
+        self._count += len(dropped)
+
+    def record_samples(self, step: int, counters: range, keys: Sequence[str]) -> None:
+        """The samples of one update."""
+        if self._samples is not None:
+            with self._samples.open("a") as file:
+                file.write(json.dumps({"step": step, "counter": counters.start, "keys": list(keys)}) + "\n")
+
+
+def _counter(line: str) -> float:
+    try:
+        return float(json.loads(line)["counter"])
+    except (ValueError, KeyError, TypeError):  # cut off in the middle by the interruption
+        return float("inf")

@@ -1,0 +1,48 @@
+"""Updates whose loss or gradient is not finite: left out by all processes alike, and no more than a few of them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+IN_A_ROW = 3
+"""So many broken updates, one after another, end a run."""
+SHARE = 0.001
+"""And so does this share of all its updates, if that is more than IN_A_ROW."""
+
+
+class Skipping:
+    """Decides on the device, so that the host need not wait for it.
+
+    Once a run has ended so, nothing moves any more: what the host finds, however late it looks, is the state before
+    the last broken update.
+    """
+
+    def __init__(self, steps: int, device: torch.device, in_a_row: int = 0, total: int = 0) -> None:
+        """`in_a_row` and `total` as `counts` gave them."""
+        self._most = max(IN_A_ROW, math.ceil(SHARE * steps))
+        self._in_a_row = torch.tensor(float(in_a_row), device=device)
+        self._total = torch.tensor(float(total), device=device)
+
+    def veto(self, loss: Tensor, norm: Tensor, valid: Tensor) -> Tensor:
+        """1 if an update of this loss, gradient norm and number of valid samples must be left out, else 0. One without
+        a sample is left out too, but does not count as broken."""
+        broken = (~(torch.isfinite(loss) & torch.isfinite(norm)) & (valid > 0)).float()
+        halted = self._halted.float()
+        self._in_a_row = torch.where(halted > 0, self._in_a_row, (self._in_a_row + 1) * broken)
+        self._total = self._total + broken * (1 - halted)
+        return torch.maximum(torch.maximum(broken, halted), (valid == 0).float())
+
+    @property
+    def _halted(self) -> Tensor:
+        return (self._in_a_row >= IN_A_ROW) | (self._total >= self._most)
+
+    def halted(self) -> bool:
+        """Whether the run has to end; waits for the device."""
+        return bool(self._halted)
+
+    def counts(self) -> tuple[int, int]:
+        """Broken updates in a row until now, and in all; waits for the device."""
+        return int(self._in_a_row), int(self._total)
