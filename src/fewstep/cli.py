@@ -36,7 +36,9 @@ COMMANDS = {
         "demo", "default_demo", "demo", "distil the bundled teacher, paint, and score it against baselines"
     ),
     "distill": Command("distill", "Distill", "distill", "turn a teacher into a model that paints in 1 to 8 steps"),
-    "evaluate": Command("evaluate", "Evaluate", "evaluate", "score a few-step model against its teacher's samplers"),
+    "evaluate": Command(
+        "evaluate", "default_evaluate", "evaluate", "score a few-step model against its teacher's samplers"
+    ),
     "generate": Command("generate", "Generate", "generate", "paint pictures with a few-step model"),
     "combine": Command("combine", "Combine", "combine", "several LoRAs as one, or merged with their base"),
     "finetune": Command(

@@ -112,9 +112,9 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
     out = tmp_path / "demo"
     arguments = (
         "demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 128, "--n-unseen", 4, "--sample-every", 2,
-        "--guidance-scale", 2,
+        "--guidance-scale", 2, "--n-repeated", 2,
     )  # fmt: skip
-    fewer = {"fewstep.recipes.evaluate.REPEATED_PROMPTS": 2, "fewstep.evaluate.scenes_bench.REFERENCE_SCENES": 256}
+    fewer = {"fewstep.evaluate.scenes_bench.REFERENCE_SCENES": 256}
     done = fewstep_command(*arguments, constants=fewer)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {

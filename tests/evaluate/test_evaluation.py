@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -182,6 +183,9 @@ def test_the_best_guidance_and_spacing_are_taken_and_the_first_of_equals():
     best, tried = best_cell(start, (1.5, 3.0), ("trailing", "leading", "linspace"), score)
     assert best == Cell("ddim", 4, "leading", 3.0)
     assert len(tried) == 4
+    worse = {**scores, (5.0, "trailing"): 0.7, (8.0, "trailing"): 1.0}  # past the best, so it is not looked at
+    scores = worse
+    assert best_cell(start, (1.5, 3.0, 5.0, 8.0), ("trailing",), score)[0].guidance_scale == 3.0
     assert best_cell(start, (1.5,), ("trailing",), score) == (start, [])
     # Without prompts that state anything, the nearer to real pictures the better.
     near, _ = best_cell(start, (1.5, 3.0), ("trailing",), lambda cell: {"kd": 5 - cell.guidance_scale})
@@ -245,34 +249,36 @@ def test_too_few_pictures_are_refused_before_the_folder_is_claimed(random_studen
     assert not (tmp_path / "out").exists()
 
 
-def test_killed_and_started_again_it_gives_the_same_results(random_student, tmp_path):
+def test_killed_and_started_again_in_two_processes_it_gives_the_same_results(random_student, tmp_path):
     script = (
         "import sys, fewstep.recipes.evaluate as e, fewstep.evaluate.scenes_bench as b; from fewstep.cli import main; "
-        "e.TEACHER_STEPS, e.REPEATED_PROMPTS, b.REFERENCE_SCENES = 10, 2, 256; main(sys.argv[1:])"
+        "e.TEACHER_STEPS, b.REFERENCE_SCENES = 10, 256; main(sys.argv[1:])"
     )
     settings = (
         "evaluate", "--model", random_student, "--n", 128, "--n-unseen", 0, "--n-tuning", 32, "--batch-size", 32,
-        "--samplers", "unipc", "--steps", 1, "--spacings", "trailing", "--guidance-scale", 3, 5,
+        "--samplers", "unipc", "--steps", 1, "--spacings", "trailing", "--guidance-scale", 3, 5, "--n-repeated", 2,
     )  # fmt: skip
 
-    def start(out):
-        command = [sys.executable, "-c", script, *map(str, settings), "--out", str(out)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def start(out, workers):
+        command = [sys.executable, "-c", script, *map(str, settings), "--out", str(out), "--workers", str(workers)]
+        one = {**os.environ, "OMP_NUM_THREADS": "1"}  # as every worker has it: more would round otherwise
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one)
 
-    whole, cut = start(tmp_path / "whole"), None
+    whole, cut = start(tmp_path / "whole", 1), None
     _, said = whole.communicate(timeout=500)
     assert whole.returncode == 0, said
-    cut = start(tmp_path / "cut")
+    cut = start(tmp_path / "cut", 2)
     until = time.monotonic() + 300
     while not list((tmp_path / "cut").glob("cells/teacher-*/part-00001.*")) and time.monotonic() < until:
         time.sleep(0.05)
     cut.send_signal(signal.SIGKILL)
     cut.wait()
     assert not (tmp_path / "cut" / "results.json").exists()
-    again = start(tmp_path / "cut")
+    again = start(tmp_path / "cut", 2)
     _, said = again.communicate(timeout=500)
     assert again.returncode == 0, said
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut"))
+    assert (one.pop("painted_by")["processes"], two.pop("painted_by")["processes"]) == (1, 2)
     for results in (one, two):
         for row in (*results["rows"], *results["tuning"]):
             assert row.pop("seconds_per_image") > 0
@@ -298,7 +304,7 @@ def test_ones_own_pictures_by_ones_own_clip(random_student, clip, fewstep_comman
         "evaluate", "--model", random_student, "--data", tmp_path / "own", "--extractor", clip, "--clip", clip,
         "--n", 36, "--n-tuning", 20, "--batch-size", 20, "--samplers", "ddim", "--steps", 1, 2,
         "--guidance-scale", 3, 5, "--spacings", "trailing", "--out", tmp_path / "report",
-        constants={"fewstep.recipes.evaluate.TEACHER_STEPS": 8, "fewstep.recipes.evaluate.REPEATED_PROMPTS": 2},
+        "--n-repeated", 2, constants={"fewstep.recipes.evaluate.TEACHER_STEPS": 8},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "report" / "results.json").read_text())

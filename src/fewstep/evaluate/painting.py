@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,21 +40,32 @@ def paint(
     With a `folder`, each part is written there once it is painted, and one that is there is not painted again; what an
     observer that it lacks would keep is made up for from its latents.
     """
-    parts = []
-    for number in range(-(-len(bench.roster) // batch_size)):
-        file = None if folder is None else folder / f"part-{number:05d}.safetensors"
-        rows = list(range(number * batch_size, min((number + 1) * batch_size, len(bench.roster))))
-        parts.append(_part(bench, painter, observers, rows, batch_size, file))
+    parts = [
+        paint_part(bench, painter, observers, batch_size, folder, number)
+        for number in range(parts_of(bench, batch_size))
+    ]
     tensors = [{name: value for name, value in part.items() if name != _SECONDS} for part in parts]
     joined = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
     seconds = median(float(part[_SECONDS]) for part in parts)
     return Kept({name: joined[name] for name in observers if joined[name].numel()}, joined[_LATENTS], seconds)
 
 
-def _part(
-    bench: Bench, painter: Painter, observers: Mapping[str, Observer], rows: list[int], batch_size: int,
-    file: Path | None,
-) -> dict[str, Tensor]:  # fmt: skip
+def parts_of(bench: Bench, batch_size: int) -> int:
+    """How many."""
+    return -(-len(bench.roster) // batch_size)
+
+
+def part_file(folder: Path, number: int) -> Path:
+    """Where a part is kept."""
+    return folder / f"part-{number:05d}.safetensors"
+
+
+def paint_part(
+    bench: Bench, painter: Painter, observers: Mapping[str, Observer], batch_size: int, folder: Path | None, number: int
+) -> dict[str, Tensor]:
+    """One part, painted now or read from `folder`, where it is written."""
+    file = None if folder is None else part_file(folder, number)
+    rows = list(range(number * batch_size, min((number + 1) * batch_size, len(bench.roster))))
     held = _read(file) if file is not None and file.exists() else {}
     missing = {name: observe for name, observe in observers.items() if name not in held}
     if held and not missing:
@@ -70,7 +82,7 @@ def _part(
         held[name] = torch.empty(0) if value is None else value.contiguous()
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".tmp")
+        draft = file.with_suffix(f".tmp-{os.getpid()}")
         save_file(held, draft)
         draft.rename(file)
     return held

@@ -93,7 +93,8 @@ def page(results: Mapping[str, Any], grid: bytes) -> str:
     )
     title = f"fewstep: {escape(str(rows[-1]['model']))}"
     protocol = "\n".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in _flat(results["protocol"])
+        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
+        for name, value in _flat({**results["protocol"], "painted_by": results.get("painted_by", {})})
     )
     return f"""<!doctype html>
 <html lang="en">

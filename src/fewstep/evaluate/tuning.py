@@ -14,21 +14,28 @@ def best_cell(
 ) -> tuple[Cell, list[Row]]:
     """The best guidance at the first spacing, then the best spacing at that guidance; and all rows that were scored.
 
+    Guidance is tried in the order given, for as long as more of it is better: it helps up to a point and harms beyond.
     A choice of one is not scored. The first of equals wins.
     """
-    tried: list[Row] = []
+    rows: dict[Cell, Row] = {}
 
-    def best(cells: list[Cell]) -> Cell:
+    def best(cells: list[Cell], *, while_better: bool) -> Cell:
         if len(cells) == 1:
             return cells[0]
-        rows = [score(cell) for cell in cells]
-        tried.extend(row for row in rows if row not in tried)
-        return cells[max(range(len(cells)), key=lambda i: merit(rows[i]))]
+        found = cells[0]
+        for cell in cells:
+            if cell not in rows:
+                rows[cell] = score(cell)
+            if merit(rows[cell]) > merit(rows[found]):
+                found = cell
+            elif while_better and cell is not found:
+                break
+        return found
 
-    cell = best([replace(start, guidance_scale=scale) for scale in guidance_scales])
+    cell = best([replace(start, guidance_scale=scale) for scale in guidance_scales], while_better=True)
     if start.spacing != "lcm":
-        cell = best([replace(cell, spacing=spacing) for spacing in spacings])
-    return cell, tried
+        cell = best([replace(cell, spacing=spacing) for spacing in spacings], while_better=False)
+    return cell, list(rows.values())
 
 
 def merit(row: Row) -> tuple[float, float]:

@@ -25,6 +25,8 @@ class Demo(Distill):
     """Prompts that the table is made of; at least 128, for the Fréchet distance."""
     n_unseen: int = 64
     """Further prompts with a shape in a colour that no training picture shows, scored apart."""
+    n_repeated: int = 16
+    """Prompts that are painted eight times more, for the diversity within a prompt."""
     score_seed: int = 0
     """Picture i of the table starts from noise seeded score_seed + i."""
 
@@ -63,5 +65,6 @@ def evaluation_of(config: Demo) -> Evaluate:
     return Evaluate(
         model=str(config.out / "model"), out=config.out / "evaluation", samplers=("ddim", "dpm++"),
         guidance_scale=(config.guidance_scale,), spacings=("trailing", "leading+1"), n=config.n,
-        n_unseen=config.n_unseen, seed=config.score_seed, precision=config.precision, device=config.device,
+        n_unseen=config.n_unseen, n_repeated=config.n_repeated, seed=config.score_seed, workers=0,
+        precision=config.precision, device=config.device,
     )  # fmt: skip

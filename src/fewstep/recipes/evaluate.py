@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 from PIL import Image
 from rich.console import Console
@@ -23,25 +23,23 @@ from fewstep.diffusion.sampling import Spacing
 from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SamplerName
 from fewstep.evaluate.bench import Bench
-from fewstep.evaluate.cell import TEACHER_STEPS, Cell, Row, painter_of
+from fewstep.evaluate.cell import TEACHER_STEPS, Cell, Row
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.painting import Kept
 from fewstep.evaluate.protocol import claim_report_folder, rows_beside
 from fewstep.evaluate.report import NAMES, columns_of, write_report
 from fewstep.evaluate.scoring import score
 from fewstep.evaluate.tuning import best_cell
-from fewstep.models.extractors import Extractor, load_extractor
-from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
+from fewstep.evaluate.workers import Workers, cores
+from fewstep.models.extractors import Extractor
 from fewstep.models.network import weights_sha256
-from fewstep.models.pipeline import Pipeline, load_pipeline
-from fewstep.recipes.benches import judges, make_bench, material
-from fewstep.recipes.generate import parse_lora
+from fewstep.models.pipeline import Pipeline
+from fewstep.recipes.benches import make_bench
 from fewstep.recipes.pictures import LOOKS
 from fewstep.recipes.run_folder import made_with
+from fewstep.recipes.studio import EvaluationStudio
 from fewstep.train.config import check_finite, check_seed
-from fewstep.train.loop import computes_in_bf16
 
-REPEATED_PROMPTS = 16
 GRID_COLUMNS = 8
 TRUSTED = 5000
 _VERSIONS = ("fewstep", "torch", "diffusers", "transformers")
@@ -77,6 +75,8 @@ class Evaluate:
     """Pictures a row; at least twice the extractor's features. Under 5,000 Fréchet distances lean upwards."""
     n_unseen: int = 128
     """Scenes: further pictures a row, of a shape in a colour never trained on, scored apart."""
+    n_repeated: int = 16
+    """Of the prompts so many are painted eight times more, for the diversity within a prompt; 0: none."""
     n_tuning: int = 64
     """Pictures, of other prompts, by which guidance and spacing are chosen."""
     seed: int = 0
@@ -90,7 +90,10 @@ class Evaluate:
     """An earlier report, of the same protocol, whose few-step rows stand in the table too; may be given several
     times."""
     batch_size: int = 0
-    """Every picture is painted in a batch of this size; 0 takes 64 for pictures of up to 128 pixels, else 8."""
+    """Every picture is painted in a batch of this size; 0 takes 32 for pictures of up to 128 pixels, else 8."""
+    workers: int = 1
+    """Processes that paint, each with its own copy of the models; on a CPU of one thread each. 0 takes one for each
+    core if pictures are up to 128 pixels wide and painted on a CPU, else 1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What networks compute in; `auto` is bf16 on a GPU that has it, fp32 on a CPU."""
     device: str = "auto"
@@ -98,8 +101,9 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        if self.n_unseen < 0 or self.batch_size < 0:
-            raise UserError(f"n_unseen is {self.n_unseen} and batch_size {self.batch_size}; neither may be negative")
+        for name in ("n_unseen", "n_repeated", "batch_size", "workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it may not be negative")
         if self.n < 20 or self.n_tuning < 20:
             raise UserError(f"n is {self.n} and n_tuning {self.n_tuning}; a kernel distance needs at least 20")
         check_seed(self.seed, self.n + 100_000_000)
@@ -109,6 +113,11 @@ class Evaluate:
             raise UserError(f"guidance_scale is {self.guidance_scale}; each must be at least 1, which is no guidance")
         if not self.spacings:
             raise UserError("spacings is empty; give at least one")
+
+
+def default_evaluate() -> Evaluate:
+    """As the command has it."""
+    return Evaluate(workers=0)
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
@@ -125,59 +134,49 @@ class Evaluation:
 
     def __init__(self, config: Evaluate) -> None:
         self.config = config
-        device = pick_device(config.device)
-        loras = [parse_lora(given) for given in config.lora]
-        card = _card(config.model)
-        teacher = config.teacher or card.get("teacher") or (config.model if config.lora else "")
-        data = config.data or card.get("data", "")
-        for name, value in (("teacher", teacher), ("data", data)):
-            if not value:
-                raise UserError(f"{config.model} does not say its {name}: give --{name}")
-        base_config = config.base_config or card.get("base_config", "")
-        self.student = load_pipeline(config.model, config.device, loras, base_config if loras else "")
-        self.teacher = load_latent_model(teacher, device, base_config if Path(teacher).is_file() else "")
-        _check_same_latents(self.student.model, self.teacher)
-        if data == card.get("data") and data not in LOOKS:
-            print(f"note: the model was trained on {data}; give pictures held out from it with --data", flush=True)
-        self.batch_size = config.batch_size or (64 if self.teacher.resolution <= 128 else 8)
-        self._bf16 = computes_in_bf16(device, config.precision)
-        extractor, reader = judges(data, config.extractor, device)
-        clip = load_extractor(config.clip, device) if config.clip else None
-        found = material(
-            data, self.teacher.resolution, n=config.n, n_unseen=config.n_unseen, repeated=REPEATED_PROMPTS,
-            n_tuning=config.n_tuning, seed=config.seed,
-        )  # fmt: skip
-        roster = found.scored
-        self._bench, reference_sha256 = make_bench(
-            found, extractor, reader, clip
-        )  # may refuse: before anything is claimed
-        self._tuning = dataclasses.replace(self._bench, roster=found.tuning)
-        made = made_with()
+        self.studio = studio = EvaluationStudio(config)
+        if studio.data == studio.card.get("data") and studio.data not in LOOKS:
+            print(
+                f"note: the model was trained on {studio.data}; give pictures held out from it with --data", flush=True
+            )
+        # May refuse: before anything is claimed.
+        self._bench, reference_sha256 = make_bench(studio.found, studio.extractor, studio.reader, studio.clip)
+        self._tuning = dataclasses.replace(self._bench, roster=studio.found.tuning)
+        made, roster = made_with(), studio.found.scored
         self.protocol = {
             "n": roster.main, "n_unseen": roster.unseen, "repeats": roster.repeats, "seed": config.seed,
-            "prompts": data, "prompts_sha256": roster.sha256, "resolution": self.teacher.resolution,
-            "batch_size": self.batch_size, "precision": "bf16" if self._bf16 else "fp32",
+            "prompts": studio.data, "prompts_sha256": roster.sha256, "resolution": studio.teacher.resolution,
+            "batch_size": studio.batch_size, "precision": "bf16" if studio.bf16 else "fp32",
             "guidance": "diffusers' guidance_scale, the papers' ω + 1",
-            "extractor": _said(extractor), "clip": None if clip is None else _said(clip),
-            "reference": {"pictures": len(found.real), "sha256": reference_sha256},
-            "teacher": {"source": teacher, "sha256": weights_sha256(self.teacher.network.unet)},
+            "extractor": _said(studio.extractor), "clip": None if studio.clip is None else _said(studio.clip),
+            "reference": {"pictures": len(studio.found.real), "sha256": reference_sha256},
+            "teacher": {"source": studio.teacher_source, "sha256": weights_sha256(studio.teacher.network.unet)},
             "versions": {name: made[name] for name in _VERSIONS},
         }  # fmt: skip
-        self._name = self.student.name
-        model = {"source": config.model, "loras": list(config.lora), "sha256": _model_sha256(self.student)}
+        self._name = studio.student.name
+        model = {"source": config.model, "loras": list(config.lora), "sha256": _model_sha256(studio.student)}
         claim_report_folder(config.out, {"model": model, "tuning": config.n_tuning, **self.protocol})
         if roster.main < TRUSTED:
             print(f"note: n is {roster.main}; Fréchet distances of fewer than {TRUSTED} lean upwards", flush=True)
+        self._workers: Workers | None = None
 
     def run(self) -> dict[str, Any]:
         """Paints and scores every row that is not there yet."""
+        small = self.studio.device.type == "cpu" and self.studio.teacher.resolution <= 128
+        count = self.config.workers or (cores() if small else 1)
+        if count == 1:
+            return self._run(1, torch.get_num_threads())
+        with Workers(count, EvaluationStudio, (self.config,)) as self._workers:
+            return self._run(count, 1)
+
+    def _run(self, processes: int, threads: int) -> dict[str, Any]:
         tried: list[Row] = []
         beside = [row for folder in self.config.beside for row in rows_beside(folder, self.protocol)]
         scales = self._guidance_scales()
         first, spacings = scales[0], self.config.spacings
         cells = [Cell("teacher", TEACHER_STEPS, "trailing", first)]
         cells += [Cell(sampler, n, spacings[0], first) for sampler in self.config.samplers for n in self.config.steps]
-        cells += [Cell("lcm", n, "lcm", first) for n in self.config.steps if n <= self.student.grid_size]
+        cells += [Cell("lcm", n, "lcm", first) for n in self.config.steps if n <= self.studio.student.grid_size]
         rows: list[Row] = []
         pictures: list[tuple[str, list[Image.Image]]] = []
         bench = self._bench
@@ -186,17 +185,18 @@ class Evaluation:
             spaced = spacings if start.sampler != "teacher" else ("trailing",)
             cell, more = best_cell(start, allowed, spaced, self._tune)
             tried += more
-            row, kept = self._score(bench, cell, "cells")
+            row, kept = self._score(bench, cell)
             if cell.sampler == "teacher":
                 bench = dataclasses.replace(bench, teacher_latents=kept.latents)
-                row, _ = self._score(bench, cell, "cells")
+                row, _ = self._score(bench, cell)
             rows.append(row)
             pictures.append((f"{NAMES[cell.sampler]}, {cell.steps}", self._first(cell, kept)))
             shown = ("prompt_accuracy", "share_in_style", "clip_score", "fd")
             said = ", ".join(f"{name.replace('_', ' ')} {rows[-1][name]:.3g}" for name in shown if name in rows[-1])
             print(f"{cell.sampler} {cell.steps}: {said}", file=sys.stderr, flush=True)
         rows += [row for row in beside if row["sampler"] == "lcm"]
-        results = {"protocol": self.protocol, "rows": rows, "tuning": tried}
+        painted = {"device": self.studio.device.type, "processes": processes, "threads_each": threads}
+        results = {"protocol": self.protocol, "painted_by": painted, "rows": rows, "tuning": tried}
         headings = bench.roster.prompts[:GRID_COLUMNS]
         write_report(self.config.out, results, labelled_grid(pictures, headings))
         return results
@@ -206,43 +206,30 @@ class Evaluation:
 
     def _trained_for(self, scales: Sequence[float]) -> list[float]:
         """Of the few-step model: those in its range, or what is built in."""
-        low, high = self.student.model.details.get("guidance_range", (1.0, math.inf))
-        if not self.student.takes_guidance:
-            return [self.student.guidance_scale]
-        return [scale for scale in scales if low <= scale <= high] or [self.student.guidance_scale]
+        student = self.studio.student
+        low, high = student.model.details.get("guidance_range", (1.0, math.inf))
+        if not student.takes_guidance:
+            return [student.guidance_scale]
+        return [scale for scale in scales if low <= scale <= high] or [student.guidance_scale]
 
     def _tune(self, cell: Cell) -> Row:
-        return self._score(self._tuning, cell, "tuning")[0]
+        return self._score(self._tuning, cell, tuning=True)[0]
 
-    def _score(self, bench: Bench, cell: Cell, part: str) -> tuple[Row, Kept]:
-        painter = painter_of(cell, self.teacher, self.student, bf16=self._bf16)
+    def _score(self, bench: Bench, cell: Cell, *, tuning: bool = False) -> tuple[Row, Kept]:
+        if self._workers:
+            self._workers.paint(self.studio.jobs(cell, tuning=tuning))
         name = self._name if cell.sampler == "lcm" else "teacher"
-        return score(bench, cell, painter, name, self.batch_size, self.config.out / part)
+        folder = self.studio.folder(tuning=tuning)
+        return score(bench, cell, self.studio.painter(cell), name, self.studio.batch_size, folder)
 
     def _first(self, cell: Cell, kept: Kept) -> list[Image.Image]:
-        model = self.student.model if cell.sampler == "lcm" else self.teacher
+        model = self.studio.student.model if cell.sampler == "lcm" else self.studio.teacher
         return to_images(model.decode(kept.latents[:GRID_COLUMNS].to(model.device)))
-
-
-def _card(model: str) -> dict[str, Any]:
-    """What fewstep recorded of a model; empty for others."""
-    place = Path(assets.place(model))
-    for folder in (place, place / "model"):
-        if (file := folder / "fewstep.json").is_file():
-            held: dict[str, Any] = json.loads(file.read_text())
-            return held
-    return {}
 
 
 def _said(extractor: Extractor) -> dict[str, str]:
     resize = "none" if extractor.resize == "none" else f"{extractor.resize}, Pillow's bicubic on floats, antialiased"
     return {"name": extractor.name, "sha256": extractor.sha256, "resize": resize}
-
-
-def _check_same_latents(student: LatentModel, teacher: LatentModel) -> None:
-    mine, theirs = (model.latent_shape(model.resolution) for model in (student, teacher))
-    if mine != theirs:
-        raise UserError(f"{student.source} paints latents of {mine} and {teacher.source} of {theirs}: not its teacher")
 
 
 def _model_sha256(pipeline: Pipeline) -> str:
