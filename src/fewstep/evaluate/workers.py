@@ -50,7 +50,7 @@ class Workers:
 
 def _begin(parent: int, make: Callable[..., Studio], arguments: tuple[Any, ...]) -> None:
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    sys.stdout = Path(os.devnull).open("w")  # the main process has said it
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # for good: the main process has said it
     torch.set_num_threads(1)
     _STUDIO.append(make(*arguments))
 
