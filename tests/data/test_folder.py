@@ -18,6 +18,7 @@ from fewstep.data.picking import Picking
 from fewstep.data.source import DroppedError, Reason
 from fewstep.data.squares import SquarePictures
 from fewstep.errors import UserError
+from spoiled_pictures import seeds, spoil
 
 
 def write_metadata(folder: Path, *lines: object) -> None:
@@ -185,6 +186,20 @@ def test_any_mixture_of_troubles_adds_up(
     assert report.found == written == report.used + sum(report.dropped.values())
     listed = [file for files in report.names.values() for file in files]
     assert len(set(listed)) == len(listed)
+
+
+def test_spoiled_pictures_in_a_folder_are_each_counted_once(tmp_path: Path, add: Callable[..., Path]):
+    whole = seeds()
+    suffixes = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
+    for i in range(500):
+        content = whole[i % len(whole)]
+        (tmp_path / f"{i}{suffixes[content[:2]]}").write_bytes(spoil(content, random.Random(i)))
+        (tmp_path / f"{i}.txt").write_text("spoiled")
+    add(tmp_path, "sure.png", "whole")
+    report = open_folder(tmp_path).report
+    assert report.found == 501
+    assert report.used == 501 - sum(report.dropped.values()) > 50
+    assert set(report.dropped) <= {Reason.BROKEN, Reason.TOO_LARGE}
 
 
 def test_linked_pictures_are_read_and_linked_folders_are_counted(tmp_path: Path, add: Callable[..., Path]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -162,3 +163,13 @@ def test_a_file_that_changes_or_vanishes_during_the_run_costs_its_pictures_alone
         with pytest.raises(DroppedError, match=reason):
             source.read(index)
     assert source.read(2).caption == "2"
+
+
+def test_threads_read_what_one_alone_would(tmp_path: Path, cache: CacheSettings):
+    rows = colours(20)
+    write_parquet(tmp_path / "0.parquet", 3, image=[picture(c) for c in rows], text=["x"] * 20)
+    source = open_source(str(tmp_path / "0.parquet"), None, cache)
+    wanted = [*range(20)] * 5
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda index: source.read(index).image.getpixel((0, 0)), wanted))
+    assert found == [rows[index] for index in wanted]

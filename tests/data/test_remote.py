@@ -10,12 +10,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from fewstep.data import places
+from fewstep.data import places, remote
 from fewstep.data.places import Seen
 from fewstep.data.remote import CacheSettings, Shard, ShardCache
 from fewstep.data.source import DroppedError, Reason
@@ -209,6 +210,46 @@ def test_what_a_killed_process_left_half_done_is_never_taken_for_a_shard(server:
     os.utime(old, (0, 0))
     assert open_source(server.url + "/0.tar", None, cache).read(0).caption == "caption of a"
     assert (old.exists(), fresh.exists()) == (False, True)
+
+
+def test_threads_that_want_one_shard_bring_it_once_and_read_the_same(server: Server, cache: CacheSettings):
+    keys = [f"{i:03}" for i in range(40)]
+    for number in range(2):
+        shard(server.folder / f"{number}.tar", keys)
+    source = open_source(server.url + "/{0..1}.tar", None, cache)
+    for file in kept(cache):
+        file.unlink()
+    server.asked.clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda index: source.read(index).caption, range(80)))
+    assert found == [f"caption of {key}" for key in keys * 2]
+    assert [server.asked[f"/{number}.tar"] for number in range(2)] == [1, 1]
+
+
+def test_a_cached_shard_that_lost_its_end_is_brought_anew(server: Server, cache: CacheSettings):
+    shard(server.folder / "0.tar", ["a"])
+    source = open_source(server.url + "/0.tar", None, cache)
+    (file,) = kept(cache)
+    file.write_bytes(file.read_bytes()[:1000])
+    assert source.read(0).caption == "caption of a"
+    assert server.asked["/0.tar"] == 2
+
+
+def test_what_went_wrong_once_is_not_remembered(server: Server, cache: CacheSettings, monkeypatch: pytest.MonkeyPatch):
+    for number in range(2):
+        shard(server.folder / f"{number}.tar", ["a"])
+
+    def gone(shard: Shard, target: Path) -> None:
+        if shard.url.endswith("1.tar"):
+            raise DroppedError(Reason.MISSING_SHARD)
+        download(shard, target)
+
+    download = remote._download
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_download", gone)
+        source = open_source(server.url + "/{0..1}.tar", None, cache)
+    assert (source.shard_sizes, source.report.names) == ((1, 0), {"missing shard": ["1.tar"]})
+    assert open_source(server.url + "/{0..1}.tar", None, cache).shard_sizes == (1, 1)
 
 
 READ_ALL = """

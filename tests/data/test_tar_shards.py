@@ -133,7 +133,7 @@ def test_filters_read_the_json_or_the_parquet_and_give_their_reasons(
     }  # fmt: skip
     accepting = Picking(filters=Filters(min_aesthetic=6, missing="accept"))
     assert len(open_source(str(path), accepting, cache)) == 2
-    with pytest.raises(UserError, match=r"c\.jpg has no aesthetic score"):
+    with pytest.raises(UserError, match=r"0\.tar/c\.jpg has no aesthetic score"):
         open_source(str(path), Picking(filters=Filters(min_aesthetic=6, missing="error")), cache)
 
 

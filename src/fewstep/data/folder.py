@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from fewstep.data.decoding import SUFFIXES, decode
 from fewstep.data.filters import NO_SCORES, SCORES, scores_in
 from fewstep.data.folder_files import FolderFiles, LocalFiles, RemoteFiles, local_files
 from fewstep.data.picking import Picking
+from fewstep.data.places import leads_out
 from fewstep.data.source import DroppedError, Example, Reason, SourceReport, Tally, shown
 from fewstep.errors import UserError
 
@@ -179,7 +180,6 @@ def _parse_line(line: bytes, wanted: Sequence[str]) -> tuple[str, _Described]:
         (name + text).encode("utf-8")  # refuses halves of surrogate pairs
     except (DroppedError, ValueError, TypeError, KeyError) as error:
         raise DroppedError(Reason.BAD_LINE) from error
-    windows = PureWindowsPath(name)
-    if windows.anchor or ".." in windows.parts:  # these parts end at both slashes
+    if leads_out(name):
         raise DroppedError(Reason.OUTSIDE)
     return str(PurePosixPath(name)), _Described(text, scores_in(fields))

@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PureWindowsPath
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 from fewstep.data import captions
 from fewstep.data.decoding import SUFFIXES
 from fewstep.data.metadata import DOWNLOADED, columns_wanted, describe, text_of
-from fewstep.data.places import is_remote, local_path
+from fewstep.data.places import is_remote, leads_out, local_path
 from fewstep.data.shard_index import OF_SHARD, Entry, IndexBuilder, ShardIndex
 from fewstep.data.source import DroppedError, Reason
 from fewstep.errors import UserError
@@ -137,8 +136,7 @@ def _finder(url: str) -> Callable[[str], str]:
     folder = os.path.dirname(local_path(url))
 
     def find(path: str) -> str:
-        windows = PureWindowsPath(path)
-        if windows.anchor or ".." in windows.parts:
+        if leads_out(path):
             raise DroppedError(Reason.OUTSIDE)
         if is_remote(url) and path:
             return path

@@ -1,17 +1,18 @@
-"""Headers that are too long to be a picture's: Pillow would keep every part of them in memory, one by one."""
+"""What is no picture's: headers whose endless parts Pillow would keep one by one, and endless scans."""
 
 from __future__ import annotations
 
 _MAX_PARTS = 1 << 16
 _MAX_JPEG_HEADER = 16 << 20
 _START_OF_SCAN = 0xDA
+_MAX_SCANS = 500
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, 0xD8, 0xFF, *range(0xD0, 0xD8)))
 
 
 def is_overgrown(content: bytes) -> bool:
-    """Whether a JPEG has more than 16 MiB before its pixels, or a JPEG or PNG more than 65,536 parts."""
+    """Whether a JPEG has more than 16 MiB before its pixels or 500 scans of them, or it or a PNG 65,536 parts."""
     if content.startswith(b"\xff\xd8"):
-        return _jpeg_header(content)
+        return content.count(b"\xff\xda") > _MAX_SCANS or _jpeg_header(content)
     return content.startswith(b"\x89PNG") and _png_chunks(content)
 
 

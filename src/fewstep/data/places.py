@@ -32,7 +32,7 @@ WAITS = (0.5, 2.0, 8.0)
 _AT_ONCE = 32
 _FINAL = frozenset((400, 401, 403))
 _GONE = frozenset((404, 410))
-_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_FULL = frozenset((errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)))
 _STAMPS = (
     "ETag", "etag", "md5Hash", "blob_id", "Content-MD5", "mtime", "LastModified", "last_modified", "Last-Modified",
     "updated", "created",
@@ -72,6 +72,11 @@ def file_part(url: str) -> str:
     return url.partition("?")[0] if is_remote(url) else url
 
 
+def leads_out(path: str) -> bool:
+    """Whether a relative path, by the rules of any system, would end outside the folder that it is relative to."""
+    return path[:1] in ("/", "\\") or path[1:2] == ":" or ".." in path.replace("\\", "/").split("/")
+
+
 def expand(pattern: str) -> list[str]:
     """`a-{000..002}.tar` and `{a,b}.tar` written out, in order; what exists as it stands is left as it is."""
     if os.path.exists(local_path(pattern)):
@@ -101,7 +106,9 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The file system behind a URL, and the path in it."""
     protocol = get_protocol(url)
     # aiohttp gives a whole download five minutes unless told otherwise; here only silence is limited.
-    patience = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+    plain = {"Accept-Encoding": "identity"}  # so that sizes are those of the files
+    patience = {"client_kwargs": {"timeout": timeout, "headers": plain}}
     try:
         return fsspec.core.url_to_fs(url, **(patience if protocol in ("http", "https") else {}))
     except ValueError as error:
@@ -142,7 +149,7 @@ def is_absent(error: Exception) -> bool:
 def _said(error: Exception) -> str:
     error = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
     status = getattr(error, "status", "")
-    text = re.sub(r"\?\S+", "", " ".join(str(getattr(error, "message", "") or error).split()))
+    text = re.sub(r"\?\S+|(?<=//)[^/@\s]+@", "", " ".join(str(getattr(error, "message", "") or error).split()))
     return shown(" ".join(str(part) for part in (type(error).__name__, status, text[:200]) if part))
 
 

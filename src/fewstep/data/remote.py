@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock
+
 from fewstep.data.places import Seen, download, is_absent, is_remote, local_path, look_up, readable, seen_locally
 from fewstep.data.source import DroppedError, Reason
 from fewstep.errors import UserError
@@ -52,7 +54,7 @@ class ShardCache:
     open stays readable when another process takes it away."""
 
     def __init__(self, settings: CacheSettings) -> None:
-        self._folder, self._budget = settings.folder / "shards", settings.budget
+        self._folder, self._locks, self._budget = settings.folder / "shards", settings.folder / "locks", settings.budget
         self._in_use: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -80,9 +82,12 @@ class ShardCache:
         for _ in range(_TRIES):
             with suppress(FileNotFoundError):
                 file = path.open("rb")
-                with suppress(OSError):
-                    os.utime(path)
-                return file
+                if shard.seen.size in (-1, os.fstat(file.fileno()).st_size):
+                    with suppress(OSError):
+                        os.utime(path)
+                    return file
+                file.close()  # what a machine that went down left
+                path.unlink(missing_ok=True)
             self._fetch(shard, path)
         raise UserError(
             f"{readable(shard.url)} was taken out of {self._folder} by another process each time it was brought; "
@@ -95,18 +100,25 @@ class ShardCache:
                 f"{readable(shard.url)} has {shard.seen.size:,} bytes and the cache of shards at most "
                 f"{self._budget:,}; allow it more"
             )
-        partial = path.with_name(f"{path.name}.part-{os.getpid()}-{threading.get_ident()}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._make_room(max(0, shard.seen.size))
-            _download(shard, partial)
-            os.replace(partial, path)
-            self._make_room(0)  # where the size was not known
+            self._locks.mkdir(exist_ok=True)
+            with FileLock(self._locks / path.name):  # one thread of one process brings it, the others wait
+                if not path.exists():
+                    self._bring(shard, path)
         except OSError as error:
             raise UserError(
                 f"{readable(shard.url)} cannot be kept in {self._folder} ({error.strerror or error}); "
                 "make room there, or name another cache folder"
             ) from error
+
+    def _bring(self, shard: Shard, path: Path) -> None:
+        partial = path.with_name(f"{path.name}.part-{os.getpid()}-{threading.get_ident()}")
+        try:
+            self._make_room(max(0, shard.seen.size))
+            _download(shard, partial)
+            os.replace(partial, path)
+            self._make_room(0)  # where the size was not known
         finally:
             partial.unlink(missing_ok=True)
 

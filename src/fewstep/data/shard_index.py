@@ -22,6 +22,8 @@ from fewstep.errors import UserError
 
 VERSION = "1"
 """Part of every index's name: raise it when the same shard would be indexed otherwise."""
+NAMES_OF_SHARD = 3
+"""So many names a reason are kept of one shard."""
 OF_SHARD = " "
 """With this begins, among the names of what was dropped, what is not the name of something in the shard."""
 _COUNTS = b"fewstep"
@@ -86,7 +88,7 @@ class IndexBuilder:
     """Takes pictures one after the other, and in `tally` what is dropped."""
 
     def __init__(self) -> None:
-        self.tally = Tally()
+        self.tally = Tally(NAMES_OF_SHARD)
         self._entries: list[Entry] = []
         self._scores: list[Sequence[float]] = []
 

@@ -20,7 +20,7 @@ from fewstep.data.places import Seen, file_part, look_up, readable
 from fewstep.data.recent import Recent
 from fewstep.data.remote import CacheSettings, Shard, ShardCache, named_by
 from fewstep.data.shard_formats import Place, ShardFormat
-from fewstep.data.shard_index import OF_SHARD, VERSION, Entry, ShardIndex, write_whole
+from fewstep.data.shard_index import NAMES_OF_SHARD, OF_SHARD, VERSION, Entry, ShardIndex, write_whole
 from fewstep.data.source import DroppedError, Example, Reason, SourceReport, Tally
 from fewstep.errors import UserError
 
@@ -36,6 +36,8 @@ class Summary:
     used: int
     dropped: Mapping[str, int]
     names: Mapping[str, Sequence[str]]
+    passing: bool = False
+    """Whether another try may find otherwise, so that this is not to be kept."""
 
 
 @dataclass(frozen=True)
@@ -65,25 +67,28 @@ class Shelf:
         now = (place.shard.url, place.shard.seen.stamp, beside)
         return named_by(VERSION, self.format.suffix, *now, *self.picking.captions)
 
-    def sift(self, index: ShardIndex, tally: Tally) -> ShardIndex:
+    def sift(self, place: Place, index: ShardIndex, tally: Tally) -> ShardIndex:
         """What of the index is used; the rest is counted."""
-        wanted = self.picking.sift(index.scores(), index.key, tally)
+
+        def key(row: int) -> str:
+            return f"{place.name}/{index.key(row)}"
+
+        wanted = self.picking.sift(index.scores(), key, tally)
         large = wanted & (index.table["size"].to_numpy() > self.picking.limits.max_bytes)
         for row in np.flatnonzero(large):
-            tally.drop(Reason.TOO_LARGE, index.key(int(row)))
+            tally.drop(Reason.TOO_LARGE, key(int(row)))
         return index.only(wanted & ~large)
 
     def summarise(self, place: Place) -> Summary:
-        tally = Tally()
+        tally = Tally(NAMES_OF_SHARD)
         try:
             index = self.index(place)
-            tally.add(index.dropped, index.names)
-            used = len(self.sift(index, tally).table)
         except DroppedError as dropped:  # it went, or was written anew, since it was looked at
-            used = 0
-            tally.drop(dropped.reason, OF_SHARD)
-        names = {reason: [_in_shard(place.name, name) for name in named] for reason, named in tally.names.items()}
-        return Summary(used, tally.dropped, names)
+            return Summary(0, {dropped.reason: 1}, {dropped.reason: [place.name]}, passing=True)
+        named = {reason: [_in_shard(place.name, name) for name in names] for reason, names in index.names.items()}
+        tally.add(index.dropped, named)
+        used = len(self.sift(place, index, tally).table)
+        return Summary(used, tally.dropped, {reason: tally.names[reason] for reason in tally.dropped})
 
 
 def _in_shard(shard: str, name: str) -> str:
@@ -136,7 +141,7 @@ class ShardedPictures:
         row = index - (int(self._ends[shard - 1]) if shard else 0)
         place = self._places[shard]
         try:
-            rows = self._indexes.get(shard, lambda: self._shelf.sift(self._shelf.index(place), Tally()))
+            rows = self._indexes.get(shard, lambda: self._shelf.sift(place, self._shelf.index(place), Tally()))
         except DroppedError as dropped:
             raise DroppedError(dropped.reason, f"{place.name}/{row}") from dropped
         if row >= len(rows.table):
@@ -220,5 +225,6 @@ def save_summaries(path: Path, summaries: Mapping[str, Summary]) -> None:
     rows = [
         {"stamp": stamp, "used": summary.used, "counts": json.dumps([summary.dropped, summary.names])}
         for stamp, summary in summaries.items()
+        if not summary.passing
     ]
     write_whole(pa.Table.from_pylist(rows, schema=_SUMMARY), path)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import posixpath  # pathlib would take half of the time
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
 from fewstep.data import captions
 from fewstep.data.decoding import OTHER_SUFFIXES, SUFFIXES
 from fewstep.data.filters import NO_SCORES, scores_in
 from fewstep.data.metadata import DOWNLOADED, Described
+from fewstep.data.places import leads_out
 from fewstep.data.shard_index import OF_SHARD, Entry, IndexBuilder, ShardIndex
 from fewstep.data.source import DroppedError, Reason, Tally
 
@@ -29,7 +30,7 @@ class Member:
 
     @property
     def stem(self) -> str:
-        return str(PurePosixPath(self.name).with_suffix(""))
+        return posixpath.splitext(self.name)[0]
 
 
 class _Headers:
@@ -59,7 +60,7 @@ def members(file: BinaryIO, size: int, tally: Tally) -> Iterator[Member]:
                     raise tarfile.ReadError("leads out of the file")
                 archive.members.clear()
                 name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                if _is_outside(name):
+                if leads_out(name):
                     tally.drop(Reason.OUTSIDE, name)
                 elif info.isreg() and not info.issparse():
                     yield Member(name, info.offset_data, info.size)
@@ -71,11 +72,6 @@ def members(file: BinaryIO, size: int, tally: Tally) -> Iterator[Member]:
         ended = False
     if not ended:
         tally.drop(Reason.DAMAGED_SHARD, f"{OF_SHARD}from byte {whole_up_to:,}")
-
-
-def _is_outside(name: str) -> bool:
-    windows = PureWindowsPath(name)
-    return bool(windows.anchor) or ".." in windows.parts
 
 
 def _ends(file: BinaryIO, place: int) -> bool:
@@ -97,13 +93,13 @@ def index_tar(file: BinaryIO, described: Mapping[str, Described], wanted: tuple[
     for picture in pictures:
         # Two more reads for each, close to one another in the shards that people have.
         reader = _Reader(file, texts.get(picture.stem), jsons.get(picture.stem))
-        said = described.get(PurePosixPath(picture.stem).name)
+        said = described.get(posixpath.basename(picture.stem))
         try:
             caption, scores = reader.caption_and_scores(said, wanted)
             builder.add(Entry(picture.name, picture.offset, picture.size, caption, ""), scores)
         except DroppedError as dropped:
             builder.tally.drop(dropped.reason, picture.name)
-    there = {PurePosixPath(picture.stem).name for picture in pictures}
+    there = {posixpath.basename(picture.stem) for picture in pictures}
     for key, said in described.items():
         if key not in there:
             came = said.status in ("", DOWNLOADED)
@@ -117,7 +113,7 @@ def _sort_members(found: Iterator[Member], tally: Tally) -> tuple[list[Member], 
     texts: dict[str, Member] = {}
     jsons: dict[str, Member] = {}
     for member in found:
-        suffix = PurePosixPath(member.name).suffix.lower()
+        suffix = posixpath.splitext(member.name)[1].lower()
         if suffix in SUFFIXES:
             kind, key = pictures, member.name
         elif suffix in (".txt", ".json"):
