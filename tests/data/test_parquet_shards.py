@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -140,7 +142,7 @@ def test_files_without_pictures_or_with_row_groups_too_large_are_refused(
         open_source(str(path), None, cache)
     path = write_parquet(tmp_path / "1.parquet", image=[picture()] * 100, text=["a"] * 100)
     monkeypatch.setattr(parquet_index, "MAX_GROUP", 50)
-    with pytest.raises(UserError, match=r"in one row group .* write it again with a smaller row_group_size"):
+    with pytest.raises(UserError, match=r"bytes in one row group .* write it again with a smaller row_group_size"):
         open_source(str(path), None, cache)
 
 
@@ -151,6 +153,28 @@ def test_a_damaged_file_is_counted(tmp_path: Path, cache: CacheSettings):
     source = open_source(str(tmp_path / "d"), None, cache)
     assert source.shard_sizes == (1, 0, 0, 0, 0)
     assert source.report.names == {"damaged shard": [f"{number}.parquet" for number in range(1, 5)]}
+
+
+def test_damage_anywhere_is_counted_and_never_crashes(tmp_path: Path, cache: CacheSettings):
+    rows = [{"bytes": picture(), "path": f"{i}.png"} for i in range(8)]
+    whole = write_parquet(tmp_path / "d/sure.parquet", 3, image=rows, text=list("abcdefgh"), aesthetic=[5.0] * 8)
+    content = whole.read_bytes()
+    for number in range(100):
+        rng, spoiled = random.Random(number), bytearray(content)
+        for _ in range(rng.randint(1, 6)):
+            spoiled[rng.randrange(rng.choice((0, len(content) - 900)), len(content))] = rng.randrange(256)
+        (tmp_path / f"d/{number:03}.parquet").write_bytes(spoiled)
+    source = open_source(str(tmp_path / "d"), None, cache)
+    outcomes = Counter[str]()
+    for i in range(len(source)):
+        try:
+            source.read(i)
+            outcomes["used"] += 1
+        except DroppedError as dropped:
+            outcomes[dropped.reason] += 1
+    assert outcomes["used"] >= 8
+    assert set(outcomes) <= {"used", Reason.BROKEN, Reason.MISSING, Reason.UNREADABLE, Reason.DAMAGED_SHARD}
+    assert source.report.dropped["damaged shard"] > 50
 
 
 def test_a_file_that_changes_or_vanishes_during_the_run_costs_its_pictures_alone(tmp_path: Path, cache: CacheSettings):

@@ -77,6 +77,8 @@ class Filters:
 
     def refuse_size(self, size: tuple[int, int]) -> str | None:
         """The reason to refuse a picture whose true sides are known."""
+        if self.min_side is None and self.max_aspect is None:
+            return None
         scores = np.array([[*NO_SCORES[:-2], *size]])
         sides = Filters(min_side=self.min_side, max_aspect=self.max_aspect)
         return next(iter(sides.refused(scores, str)), None)

@@ -14,7 +14,7 @@ from fewstep.data.decoding import SUFFIXES, decode
 from fewstep.data.filters import NO_SCORES, SCORES, scores_in
 from fewstep.data.folder_files import FolderFiles, LocalFiles, RemoteFiles, local_files
 from fewstep.data.picking import Picking
-from fewstep.data.places import leads_out
+from fewstep.data.places import leads_out, readable
 from fewstep.data.source import DroppedError, Example, Reason, SourceReport, Tally, shown
 from fewstep.errors import UserError
 
@@ -93,7 +93,7 @@ def open_folder(place: Path | str, picking: Picking | None = None) -> FolderPict
     report = tally.report()
     if not samples:
         outcome = report.line().removeprefix("data: ")
-        raise UserError(f"data folder {shown(place)} has nothing to train on: {outcome}; wanted are {WANTED}")
+        raise UserError(f"data folder {readable(str(place))} has nothing to train on: {outcome}; wanted are {WANTED}")
     return FolderPictures(files=files, picking=picking, samples=samples, report=report)
 
 

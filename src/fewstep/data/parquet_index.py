@@ -20,7 +20,7 @@ from fewstep.data.source import DroppedError, Reason
 from fewstep.errors import UserError
 
 MAX_GROUP = 1 << 30
-"""Bytes of pictures in a row group: one is read whole to reach any of its rows."""
+"""Bytes in a row group: the pictures of one are read together to reach any of them."""
 _PICTURES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes", "content", "data")
 _PATHS = ("file_name", "filename", "file_path", "filepath", "image_path", "path", "image", "key")
 _NAMES = ("key", "file_name", "filename", "image_path", "file_path", "filepath", "path", "id", "image_id")
@@ -74,21 +74,18 @@ def index_parquet(file: BinaryIO, url: str, name: str, wanted: tuple[str, ...] =
             )
         _check_groups(parquet.metadata, layout, name)
         _add_rows(parquet, layout, builder, _finder(url) if not layout.pictures else None, wanted)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):  # the last: names of columns that are no UTF-8
         builder.tally.drop(Reason.DAMAGED_SHARD, OF_SHARD)
     return builder.build()
 
 
 def _check_groups(metadata: pq.FileMetaData, layout: Layout, name: str) -> None:
     for number in range(metadata.num_row_groups if layout.pictures else 0):
-        group = metadata.row_group(number)
-        chunks = [group.column(column) for column in range(group.num_columns)]
-        size = sum(
-            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == layout.pictures
-        )
+        # Not the column's own size: pyarrow aborts the process where that part of the metadata is damaged.
+        size = metadata.row_group(number).total_byte_size
         if size > MAX_GROUP:
             raise UserError(
-                f"{name} has {size:,} bytes of pictures in one row group and {MAX_GROUP:,} is the most that is read at "
+                f"{name} has {size:,} bytes in one row group and {MAX_GROUP:,} is the most that is read at "
                 "once; write it again with a smaller row_group_size"
             )
 

@@ -111,7 +111,7 @@ class ParquetShards:
                     (shard, number), lambda: read_group(file, number), lambda group: int(group.nbytes)
                 )
                 value = pictures[entry.offset - rows[number]]
-        except (pa.ArrowException, IndexError) as error:
+        except (pa.ArrowException, OSError, ValueError, IndexError) as error:
             raise DroppedError(Reason.DAMAGED_SHARD) from error
         if value.is_valid:
             return memoryview(value.as_buffer())[:most].tobytes()
