@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fewstep.data.folder import FolderReport, Reason, open_folder
+from fewstep.data.filters import Filters
+from fewstep.data.folder import open_folder
+from fewstep.data.picking import Picking
+from fewstep.data.source import DroppedError, Reason
+from fewstep.data.squares import SquarePictures
 from fewstep.errors import UserError
+from spoiled_pictures import seeds, spoil
 
 
 def write_metadata(folder: Path, *lines: object) -> None:
@@ -26,7 +31,7 @@ def test_the_order_is_that_of_the_paths_and_not_of_the_writing(tmp_path: Path, a
     for folder, order in ((tmp_path / "one", names), (tmp_path / "two", names[::-1])):
         for name in order:
             add(folder, name, name)
-    one, two = open_folder(tmp_path / "one", 16), open_folder(tmp_path / "two", 16)
+    one, two = open_folder(tmp_path / "one"), open_folder(tmp_path / "two")
     assert one.samples == two.samples
     assert [file for file, _ in one.samples] == sorted(names)
 
@@ -34,7 +39,7 @@ def test_the_order_is_that_of_the_paths_and_not_of_the_writing(tmp_path: Path, a
 def test_a_caption_is_utf8_and_white_space_in_it_becomes_single_spaces(tmp_path: Path, add: Callable[..., Path]):
     add(tmp_path, "a.png", "  un café\r\n\n à\tParis \n")
     add(tmp_path, "b.png", b"\xef\xbb\xbfwritten with a byte order mark")
-    assert [example.caption for example in open_folder(tmp_path, 16)] == [
+    assert [caption for _, caption in open_folder(tmp_path).samples] == [
         "un café à Paris",
         "written with a byte order mark",
     ]
@@ -51,9 +56,9 @@ def test_metadata_goes_before_text_files_which_fill_its_gaps(tmp_path: Path, add
         "",
         {"file_name": "./sub/c.png", "text": "zwölf"},
     )
-    data = open_folder(tmp_path, 16)
+    data = open_folder(tmp_path)
     assert dict(data.samples) == {"a.png": "from metadata", "b.png": "from the text file", "sub/c.png": "zwölf"}
-    assert data.report.dropped_files == {"without caption": ["d.png"]}
+    assert data.report.names == {"without caption": ["d.png"]}
 
 
 def test_every_bad_metadata_line_is_counted_and_names_its_number(tmp_path: Path, add: Callable[..., Path]):
@@ -88,13 +93,13 @@ def test_every_bad_metadata_line_is_counted_and_names_its_number(tmp_path: Path,
     )
     with (tmp_path / "metadata.jsonl").open("ab") as file:
         file.write(b'{"file_name": "b.png", "text": "\xff"}')
-    data = open_folder(tmp_path, 16)
+    data = open_folder(tmp_path)
     assert data.samples == (("a.png", "good"),)
 
     def lines(*numbers: int) -> list[str]:
         return [f"metadata.jsonl line {number}" for number in numbers]
 
-    assert data.report.dropped_files == {
+    assert data.report.names == {
         "bad metadata line": lines(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 23),
         "missing picture": lines(12, 13, 14),
         "outside the folder": lines(15, 16, 17, 18, 19),
@@ -110,7 +115,7 @@ def test_every_bad_metadata_line_is_counted_and_names_its_number(tmp_path: Path,
 def test_a_metadata_file_may_begin_with_a_byte_order_mark(tmp_path: Path, add: Callable[..., Path]):
     add(tmp_path, "a.png", None)
     (tmp_path / "metadata.jsonl").write_bytes(b'\xef\xbb\xbf{"file_name": "a.png", "text": "first"}\r\n')
-    assert open_folder(tmp_path, 16).samples == (("a.png", "first"),)
+    assert open_folder(tmp_path).samples == (("a.png", "first"),)
 
 
 def test_every_picture_that_cannot_be_used_is_counted_once(
@@ -138,8 +143,8 @@ def test_every_picture_that_cannot_be_used_is_counted_once(
     (tmp_path / "directory.png").mkdir()
     add(tmp_path, "caption is a folder.png", None).with_suffix(".txt").mkdir()
     (tmp_path / "notes.md").write_text("no picture, so not counted")
-    report = open_folder(tmp_path, 16).report
-    assert report.dropped_files == {
+    report = open_folder(tmp_path).report
+    assert report.names == {
         "broken picture": ["cut.jpg", "cut.png", "cut.webp", "flipped.png", "renamed.png", "text.png", "zero.jpg"],
         "too large": ["bomb.png"],
         "unreadable file": ["caption is a folder.png", "dangling.png"],
@@ -148,7 +153,7 @@ def test_every_picture_that_cannot_be_used_is_counted_once(
         "empty caption": ["empty.png"],
         "caption not UTF-8": ["latin.png", "utf16.png"],
     }
-    assert report.dropped == {reason: len(files) for reason, files in report.dropped_files.items()}
+    assert report.dropped == {reason: len(files) for reason, files in report.names.items()}
     assert (report.found, report.used) == (17, 1)
     assert report.line() == (
         "data: 17 pictures found, 1 used, 16 dropped (7 broken pictures, 1 too large, 2 unreadable files, "
@@ -166,12 +171,6 @@ def flip_bits(source: Path, folder: Path) -> bytes:
     return bytes(data)
 
 
-def test_a_report_that_does_not_add_up_cannot_be_made():
-    assert FolderReport(found=3, used=1, dropped_files={"too large": ["a", "b"]}).dropped == {"too large": 2}
-    with pytest.raises(ValueError, match="found"):
-        FolderReport(found=4, used=1, dropped_files={"too large": ["a", "b"]})
-
-
 def test_any_mixture_of_troubles_adds_up(
     tmp_path: Path, add: Callable[..., Path], png_that_claims: Callable[[int, int], bytes]
 ):
@@ -183,18 +182,24 @@ def test_any_mixture_of_troubles_adds_up(
         if rng.random() < 0.3:
             path.write_bytes(rng.choice([b"", b"junk", png_that_claims(9000, 9000)]))
         written += 1
-    report = open_folder(tmp_path, 8).report
+    report = open_folder(tmp_path).report
     assert report.found == written == report.used + sum(report.dropped.values())
-    listed = [file for files in report.dropped_files.values() for file in files]
+    listed = [file for files in report.names.values() for file in files]
     assert len(set(listed)) == len(listed)
 
 
-def test_the_line_counts_in_the_singular_and_in_the_plural():
-    line = FolderReport(found=12, used=9, dropped_files={"broken picture": ["a"], "without caption": ["b", "c"]}).line()
-    assert line == "data: 12 pictures found, 9 used, 3 dropped (1 broken picture, 2 without caption)"
-    many = FolderReport(found=5, used=0, dropped_files={"broken picture": list("abcd"), "without caption": ["e"]})
-    assert many.examples() == ["  broken picture: a, b, c and 1 more", "  without caption: e"]
-    assert FolderReport(found=1, used=1, dropped_files={}).line() == "data: 1 picture found, 1 used, 0 dropped"
+def test_spoiled_pictures_in_a_folder_are_each_counted_once(tmp_path: Path, add: Callable[..., Path]):
+    whole = seeds()
+    suffixes = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
+    for i in range(500):
+        content = whole[i % len(whole)]
+        (tmp_path / f"{i}{suffixes[content[:2]]}").write_bytes(spoil(content, random.Random(i)))
+        (tmp_path / f"{i}.txt").write_text("spoiled")
+    add(tmp_path, "sure.png", "whole")
+    report = open_folder(tmp_path).report
+    assert report.found == 501
+    assert report.used == 501 - sum(report.dropped.values()) > 50
+    assert set(report.dropped) <= {Reason.BROKEN, Reason.TOO_LARGE}
 
 
 def test_linked_pictures_are_read_and_linked_folders_are_counted(tmp_path: Path, add: Callable[..., Path]):
@@ -206,9 +211,9 @@ def test_linked_pictures_are_read_and_linked_folders_are_counted(tmp_path: Path,
     (folder / "b.txt").write_text("linked")
     (folder / "more").symlink_to(elsewhere)
     (folder / "round").symlink_to(folder)
-    data = open_folder(folder, 16)
+    data = open_folder(folder)
     assert [caption for _, caption in data.samples] == ["here", "linked"]
-    assert data.report.dropped_files == {"unsearched folder": ["more", "round"]}
+    assert data.report.names == {"unsearched folder": ["more", "round"]}
     assert data.report.line() == ("data: 4 pictures and other entries found, 2 used, 2 dropped (2 unsearched folders)")
 
 
@@ -219,7 +224,7 @@ def test_a_pipe_does_not_block(tmp_path: Path, add: Callable[..., Path]):
     os.mkfifo(tmp_path / "b.png")
     (tmp_path / "b.txt").write_text("a pipe")
     os.mkfifo(tmp_path / "c.txt")
-    assert open_folder(tmp_path, 16).report.dropped_files == {"unreadable file": ["b.png", "c.png"]}
+    assert open_folder(tmp_path).report.names == {"unreadable file": ["b.png", "c.png"]}
 
 
 def test_what_the_system_refuses_to_open_is_counted(
@@ -227,28 +232,28 @@ def test_what_the_system_refuses_to_open_is_counted(
 ):
     for name in ("a.png", "no.png", "closed/b.png", "open/c.png"):
         add(tmp_path, name, "words")
-    opened, scanned = Image.open, os.scandir
+    opened, scanned = Path.open, os.scandir
 
-    def refuse(path: Path, **options: object) -> Image.Image:
+    def refuse(path: Path, mode: str = "r") -> object:
         if path.name == "no.png":
             raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, **options)
+        return opened(path, mode)
 
     def refuse_folder(path: str) -> object:
         if os.fspath(path).endswith("closed"):
             raise PermissionError(13, "Permission denied", path)
         return scanned(path)
 
-    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     monkeypatch.setattr(os, "scandir", refuse_folder)
-    data = open_folder(tmp_path, 16)
+    data = open_folder(tmp_path)
     assert [file for file, _ in data.samples] == ["a.png", "open/c.png"]
-    assert data.report.dropped_files == {"unreadable file": ["no.png"], "unsearched folder": ["closed"]}
+    assert data.report.names == {"unreadable file": ["no.png"], "unsearched folder": ["closed"]}
 
 
-def message(path: Path, resolution: int = 16) -> str:
+def message(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        open_folder(path, resolution)
+        open_folder(path)
     text = str(caught.value)
     assert len(text.splitlines()) == 1
     return text
@@ -258,7 +263,6 @@ def test_what_cannot_be_opened_is_said_in_one_line(tmp_path: Path, add: Callable
     file = add(tmp_path, "a.png", None)
     assert f"{tmp_path / 'absent'} does not exist" in message(tmp_path / "absent")
     assert f"{file} is not a folder" in message(file)
-    assert "resolution is 0; it must be at least 1" in message(tmp_path, resolution=0)
     (tmp_path / "empty").mkdir()
     text = message(tmp_path / "empty")
     assert "0 pictures found" in text
@@ -279,12 +283,51 @@ def test_when_all_pictures_are_dropped_the_error_gives_the_counts(tmp_path: Path
 
 def test_a_picture_that_vanishes_or_breaks_later_is_named(tmp_path: Path, add: Callable[..., Path]):
     gone, broken = add(tmp_path, "gone\n.png", "a"), add(tmp_path, "broken.png", "b")
-    data = open_folder(tmp_path, 16)
+    data = open_folder(tmp_path)
     gone.unlink()
     broken.write_bytes(b"")
-    for i, (name, reason) in enumerate([("broken.png", Reason.BROKEN), ("gone", Reason.UNREADABLE)]):
+    for i, (name, reason) in enumerate([("broken.png", Reason.BROKEN), ("gone\n.png", Reason.UNREADABLE)]):
+        with pytest.raises(DroppedError) as dropped:
+            data.read(i)
+        assert (dropped.value.key, dropped.value.reason) == (name, reason)
         with pytest.raises(UserError) as caught:
-            data[i]
+            SquarePictures(data, 16)[i]
         assert len(str(caught.value).splitlines()) == 1
-        assert name in str(caught.value)
+        assert name.split("\n")[0] in str(caught.value)
         assert reason in str(caught.value)
+
+
+def test_a_folder_is_one_shard_whose_pictures_are_whole(tmp_path: Path, add: Callable[..., Path]):
+    folder = tmp_path / "cats"
+    add(folder, "a/one.png", "first")
+    add(folder, "two.png", "second", Image.new("RGB", (7, 5)))
+    data = open_folder(folder)
+    assert (data.shard_sizes, len(data), data.shard_name(0)) == ((2,), 2, "cats")
+    assert [data.key(i) for i in range(2)] == ["a/one.png", "two.png"]
+    assert [data.caption(i) for i in range(2)] == ["first", "second"]
+    assert [data.read(i).image.size for i in range(2)] == [(40, 30), (7, 5)]
+
+
+def test_captions_may_stand_in_another_field_which_is_then_the_only_place(tmp_path: Path, add: Callable[..., Path]):
+    add(tmp_path, "a.png", "from the text file")
+    add(tmp_path, "b.png", "from the text file")
+    write_metadata(tmp_path, {"file_name": "a.png", "text": "plain", "Blip": "told anew"})
+    assert open_folder(tmp_path).samples == (("a.png", "plain"), ("b.png", "from the text file"))
+    data = open_folder(tmp_path, Picking(captions=("blip",)))
+    assert data.samples == (("a.png", "told anew"),)
+    assert data.report.dropped == {"without caption": 1}
+
+
+def test_scores_in_the_metadata_and_the_true_sides_are_filtered(tmp_path: Path, add: Callable[..., Path]):
+    for name in ("low.png", "high.png", "none.png"):
+        add(tmp_path, name, "words")
+    add(tmp_path, "small.png", "words", Image.new("RGB", (40, 29)))
+    lines = [("low.png", 4.0), ("high.png", 6.5), ("small.png", 9)]
+    write_metadata(tmp_path, *({"file_name": name, "text": "t", "AESTHETIC_SCORE": score} for name, score in lines))
+    data = open_folder(tmp_path, Picking(filters=Filters(min_aesthetic=6, min_side=30)))
+    assert [name for name, _ in data.samples] == ["high.png"]
+    assert data.report.names == {
+        "without aesthetic score": ["none.png"],
+        "aesthetic score below 6": ["low.png"],
+        "shorter side below 30": ["small.png"],
+    }

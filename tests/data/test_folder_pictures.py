@@ -11,9 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.data.folder import MAX_PIXELS, Example, fit_square, open_folder
+from fewstep.data.decoding import MAX_PIXELS, Limits, fit_square
+from fewstep.data.folder import open_folder
+from fewstep.data.picking import Picking
+from fewstep.data.source import Example
+from fewstep.data.squares import SquarePictures
+from fewstep.errors import UserError
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
+
+
+def squares(path: Path, resolution: int, max_pixels: int = MAX_PIXELS) -> SquarePictures:
+    picking = Picking(limits=Limits(max_pixels=max_pixels, side=resolution))
+    return SquarePictures(open_folder(path, picking), resolution)
 
 
 def pixel(example: Example, x: int, y: int) -> tuple[int, ...]:
@@ -32,11 +42,11 @@ def test_photographs_in_folders_become_squares_with_their_captions(
         name = f"{'temples' if i % 2 else 'flowers'}/{i:02}{('.jpg', '.JPEG', '.png', '.WebP')[i % 4]}"
         add(tmp_path, name, f"photograph {i}", photo.crop((left, top, left + width, top + height)))
         expected[name] = f"photograph {i}"
-    data = open_folder(tmp_path, 64)
+    data = squares(tmp_path, 64)
     assert len(data) == 12
-    assert data.samples == tuple(sorted(expected.items()))
-    for (_, caption), example in zip(data.samples, data, strict=True):
-        assert example.caption == caption
+    assert {data.source.key(i): data.caption(i) for i in range(12)} == expected
+    for i, example in enumerate(data):
+        assert example.caption == data.caption(i)
         assert (example.image.mode, example.image.size) == ("RGB", (64, 64))
     assert data.report.line() == "data: 12 pictures found, 12 used, 0 dropped"
 
@@ -53,7 +63,7 @@ def test_the_shorter_side_is_brought_to_the_resolution_by_bicubic_and_the_middle
     resized = source.resize((long, 64) if width > height else (64, long), Image.Resampling.BICUBIC)
     margin = (long - 64) // 2
     box = (margin, 0, margin + 64, 64) if width > height else (0, margin, 64, margin + 64)
-    image = open_folder(tmp_path, 64)[0].image
+    image = squares(tmp_path, 64)[0].image
     assert np.array_equal(np.asarray(image), np.asarray(resized.crop(box)))
     assert np.array_equal(np.asarray(image), np.asarray(fit_square(source, 64)))
 
@@ -62,7 +72,7 @@ def test_reducing_averages_over_the_source_so_that_fine_stripes_become_grey(tmp_
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
     add(tmp_path, "a.png", "stripes", Image.fromarray(stripes))
-    levels = np.asarray(open_folder(tmp_path, 64)[0].image)
+    levels = np.asarray(squares(tmp_path, 64)[0].image)
     assert levels.min() > 120
     assert levels.max() < 136
 
@@ -76,7 +86,7 @@ def test_the_pixel_limit_is_read_from_the_header_before_anything_is_decoded(
     for action in ("error", "default"):
         with warnings.catch_warnings(record=action == "default") as seen:
             warnings.simplefilter(action)
-            assert open_folder(tmp_path, 16).report.dropped_files == {"too large": ["bomb.png"]}
+            assert squares(tmp_path, 16).report.names == {"too large": ["bomb.png"]}
         assert not seen
 
 
@@ -84,15 +94,15 @@ def test_the_pixel_limit_can_be_set(tmp_path: Path, add: Callable[..., Path]):
     add(tmp_path, "at the limit.png", "a", Image.new("RGB", (50, 40)))
     add(tmp_path, "above.jpg", "b", Image.new("RGB", (69, 29)))
     assert MAX_PIXELS == 64_000_000
-    assert len(open_folder(tmp_path, 64)) == 2
-    assert open_folder(tmp_path, 64, max_pixels=2000).report.dropped_files == {"too large": ["above.jpg"]}
+    assert len(squares(tmp_path, 64)) == 2
+    assert squares(tmp_path, 64, max_pixels=2000).report.names == {"too large": ["above.jpg"]}
 
 
 def test_a_sliver_that_would_grow_past_the_limit_when_resized_is_too_large(tmp_path: Path, add: Callable[..., Path]):
     add(tmp_path, "good.png", "a good one")
     add(tmp_path, "sliver.png", "one pixel high", Image.new("L", (60_000, 1)))
-    assert open_folder(tmp_path, 512).report.dropped_files == {"too large": ["sliver.png"]}
-    assert len(open_folder(tmp_path, 8)) == 2
+    assert squares(tmp_path, 512).report.names == {"too large": ["sliver.png"]}
+    assert len(squares(tmp_path, 8)) == 2
 
 
 # Red left and blue right, once upright, for each way in which a camera may store it.
@@ -119,7 +129,7 @@ def test_a_picture_is_turned_upright_as_its_exif_says(
     stored = STORED[orientation](upright)
     stored.save(tmp_path / f"a.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {"quality": 95}))
     (tmp_path / "a.txt").write_text("a temple")
-    found = np.asarray(open_folder(tmp_path, 48)[0].image).astype(float)
+    found = np.asarray(squares(tmp_path, 48)[0].image).astype(float)
     error = np.abs(found - np.asarray(fit_square(upright, 48))).mean()
     assert error < (3 if suffix == "jpg" else 0.001)
 
@@ -127,7 +137,7 @@ def test_a_picture_is_turned_upright_as_its_exif_says(
 def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path):
     Image.new("RGB", (20, 20), RED).save(tmp_path / "a.jpg", exif=b"Exif\0\0no such thing as a directory")
     (tmp_path / "a.txt").write_text("red")
-    assert len(open_folder(tmp_path, 16)) == 1
+    assert len(squares(tmp_path, 16)) == 1
 
 
 def ramp(mode: str) -> Image.Image:
@@ -141,7 +151,7 @@ def test_grey_palette_and_print_colours_become_the_same_rgb(tmp_path: Path, add:
     add(tmp_path, "palette.png", "p", picture.quantize(4))
     add(tmp_path, "bits.png", "1", ramp("1"))
     add(tmp_path, "grey.jpg", "l", ramp("L"))
-    data = {caption: open_folder(tmp_path, 32)[i] for i, (_, caption) in enumerate(open_folder(tmp_path, 32).samples)}
+    data = {example.caption: example for example in squares(tmp_path, 32)}
     for name in "cp":
         assert np.abs(np.subtract(pixel(data[name], 4, 16), RED)).max() < 8
         assert np.abs(np.subtract(pixel(data[name], 28, 16), BLUE)).max() < 8
@@ -171,7 +181,7 @@ def test_transparent_pictures_lie_on_white(tmp_path: Path, add: Callable[..., Pa
     palette.paste(1, (16, 0, 32, 32))
     palette.save(tmp_path / "palette.png", transparency=1)
     (tmp_path / "palette.txt").write_text("palette")
-    data = open_folder(tmp_path, 32)
+    data = squares(tmp_path, 32)
     assert len(data) == 5
     for example in data:
         assert pixel(example, 24, 8) == (255, 255, 255), example.caption
@@ -184,11 +194,11 @@ def test_transparent_pictures_lie_on_white(tmp_path: Path, add: Callable[..., Pa
 def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path, add: Callable[..., Path]):
     levels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     add(tmp_path, "deep.png", "a ramp", Image.fromarray(levels))
-    example = open_folder(tmp_path, 32)[0]
+    example = squares(tmp_path, 32)[0]
     assert np.array_equal(np.asarray(example.image)[..., 0], (levels / 257).round())
     assert example.image.mode == "RGB"
     Image.fromarray(levels).save(tmp_path / "deep.png", transparency=int(levels[0, 9]))
-    grey = np.asarray(open_folder(tmp_path, 32)[0].image)[0, :, 0]
+    grey = np.asarray(squares(tmp_path, 32)[0].image)[0, :, 0]
     assert [int(level) for level in grey[8:11]] == [2, 255, 2]
 
 
@@ -197,16 +207,22 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, suffix: str):
     frames = [Image.new("RGB", (32, 32), colour) for colour in (RED, BLUE)]
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
     (tmp_path / "a.txt").write_text("red, then blue")
-    assert np.abs(np.subtract(pixel(open_folder(tmp_path, 32)[0], 16, 16), RED)).max() < 4
+    assert np.abs(np.subtract(pixel(squares(tmp_path, 32)[0], 16, 16), RED)).max() < 4
 
 
 def test_pictures_are_decoded_anew_and_equal_every_time(
     tmp_path: Path, photographs: list[Image.Image], add: Callable[..., Path]
 ):
     add(tmp_path, "a.jpg", "a temple", photographs[0])
-    data = open_folder(tmp_path, 32)
+    data = squares(tmp_path, 32)
     first, second = data[0], data[-1]
     assert first.image is not second.image
     assert np.array_equal(np.asarray(first.image), np.asarray(second.image))
     with pytest.raises(IndexError):
         data[1]
+
+
+def test_a_resolution_is_at_least_one(tmp_path: Path, add: Callable[..., Path]):
+    add(tmp_path, "a.png", "words")
+    with pytest.raises(UserError, match="resolution is 0; it must be at least 1"):
+        squares(tmp_path, 0)

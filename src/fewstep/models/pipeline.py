@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.consistency.sampling import consistency_times, sample_consistency
-from fewstep.data.folder import fit_square
+from fewstep.data.decoding import fit_square
 from fewstep.data.pictures import to_images, to_pixels
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError

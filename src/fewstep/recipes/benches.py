@@ -50,9 +50,10 @@ def material(
             option=option,
         )
     pictures = open_own(data, resolution)
-    captions = [caption for _, caption in pictures.samples]
-    if len(captions) < n:
-        raise UserError(f"{data} has {len(captions)} captions and {option} is {n}; give {len(captions)} or less")
+    count = len(pictures)
+    if count < n:
+        raise UserError(f"{data} has {count} captions and {option} is {n}; give {count} or less")
+    captions = [pictures.caption(i) for i in range(min(count, n + n_tuning))]
     others = _cycle(captions[n:] or captions, n_tuning)
     return Material(
         scored=captions_roster(captions[:n], repeated, seed=seed),

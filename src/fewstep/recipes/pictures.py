@@ -1,4 +1,4 @@
-"""Where a recipe's pictures come from: scenes drawn on the fly, or a folder of one's own."""
+"""Where a recipe's pictures come from: scenes drawn on the fly, or pictures of one's own."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Protocol
 
 from fewstep import assets
-from fewstep.data.folder import FolderPictures, open_folder
+from fewstep.data.decoding import Limits
+from fewstep.data.picking import Picking
 from fewstep.data.scene_drawing import SIDE, Look
 from fewstep.data.scenes import SceneExamples, Scenes
+from fewstep.data.sources import open_source
+from fewstep.data.squares import SquarePictures
 from fewstep.errors import UserError
 from fewstep.models.encoding import CaptionedPicture, PictureSource
 
 LOOKS: dict[str, Look] = {assets.SCENES: "plain", assets.SCENES_LEANING: "leaning"}
+_NOT_A_NAME = frozenset(":{*?[")  # of a folder: a URL or a pattern
 
 
 class PictureSettings(Protocol):
@@ -31,7 +35,7 @@ class PictureSettings(Protocol):
 
 
 def open_pictures(config: PictureSettings, resolution: int) -> PictureSource:
-    """The training set; of a folder it prints what was used and what was dropped."""
+    """The training set; of pictures of one's own it prints what was used and what was dropped."""
     if config.data not in LOOKS:
         return open_own(config.data, resolution)
     if resolution != SIDE:
@@ -41,13 +45,13 @@ def open_pictures(config: PictureSettings, resolution: int) -> PictureSource:
     return SceneExamples(Scenes(seed=config.seed, look=LOOKS[config.data]), config.pictures)
 
 
-def open_own(data: str, resolution: int) -> FolderPictures:
-    """A folder of captioned pictures; prints what was used and what was dropped."""
-    if not Path(data).exists():
+def open_own(data: str, resolution: int) -> SquarePictures:
+    """Captioned pictures of one's own (docs/data.md); prints what was used and what was dropped."""
+    if not (Path(data).exists() or _NOT_A_NAME.intersection(data)):
         close = difflib.get_close_matches(data, LOOKS, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {' and '.join(LOOKS)}"
         raise UserError(f"data folder {data} does not exist{hint}")
-    pictures = open_folder(Path(data), resolution)
+    pictures = SquarePictures(open_source(data, Picking(limits=Limits(side=resolution))), resolution)
     print("\n".join([pictures.report.line(), *pictures.report.examples()]), flush=True)
     return pictures
 

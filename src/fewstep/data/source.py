@@ -1,0 +1,189 @@
+"""What a source of captioned pictures offers, and how what it cannot use is counted."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from PIL import Image
+
+KEPT_NAMES = 20
+"""So many names a reason are kept where a source is too large to keep all."""
+
+
+class Reason(StrEnum):
+    """Why something that was found is not used; each thing found is counted under one reason at most.
+
+    Filters bring reasons of their own, in words: `aesthetic score below 6`.
+    """
+
+    BROKEN = "broken picture"
+    TOO_LARGE = "too large"
+    UNREADABLE = "unreadable file"
+    UNSUPPORTED = "unsupported format"
+    NO_CAPTION = "without caption"
+    EMPTY_CAPTION = "empty caption"
+    CAPTION_NOT_UTF8 = "caption not UTF-8"
+    BAD_LINE = "bad metadata line"
+    REPEATED_LINE = "repeated metadata line"
+    BAD_METADATA = "unreadable metadata"
+    MISSING = "missing picture"
+    NOT_DOWNLOADED = "not downloaded"
+    OUTSIDE = "outside the folder"
+    NOT_SEARCHED = "unsearched folder"
+    REPEATED_NAME = "repeated name"
+    NOT_A_FILE = "link or device"
+    DAMAGED_SHARD = "damaged shard"
+    MISSING_SHARD = "missing shard"
+    CHANGED_SHARD = "changed shard"
+
+
+_NOT_PICTURES = frozenset(
+    (
+        Reason.BAD_LINE, Reason.REPEATED_LINE, Reason.BAD_METADATA, Reason.MISSING, Reason.NOT_DOWNLOADED,
+        Reason.OUTSIDE, Reason.NOT_SEARCHED, Reason.NOT_A_FILE, Reason.DAMAGED_SHARD, Reason.MISSING_SHARD,
+    )
+)  # fmt: skip
+_COUNTABLE = frozenset(
+    (
+        Reason.BROKEN, Reason.UNREADABLE, Reason.UNSUPPORTED, Reason.EMPTY_CAPTION, Reason.BAD_LINE,
+        Reason.REPEATED_LINE, Reason.MISSING, Reason.NOT_SEARCHED, Reason.REPEATED_NAME, Reason.DAMAGED_SHARD,
+        Reason.MISSING_SHARD, Reason.CHANGED_SHARD,
+    )
+)  # fmt: skip
+
+
+class DroppedError(Exception):
+    """One picture cannot be used. Who knows its key sets it; who trains goes on with the next picture."""
+
+    def __init__(self, reason: str, key: str = "") -> None:
+        super().__init__(reason, key)
+        self.reason, self.key = reason, key
+
+    def __str__(self) -> str:
+        return f"{shown(self.key)}: {self.reason}" if self.key else str(self.reason)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An RGB picture, upright and whole unless it is said to be square, and what it shows."""
+
+    image: Image.Image
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceReport:
+    """What opening a source found, and what became of it: found = used + all that was dropped."""
+
+    found: int
+    """Pictures, and whatever else is counted: metadata that leads to no picture, folders that were not searched."""
+    used: int
+    """Pictures with a caption that no filter refuses."""
+    dropped: Mapping[str, int]
+    """How many were dropped for each reason that occurred."""
+    names: Mapping[str, Sequence[str]]
+    """The first of them under each reason, in order: keys, or the number of a metadata line."""
+
+    def __post_init__(self) -> None:
+        if self.found != self.used + sum(self.dropped.values()):
+            raise ValueError(f"{self.found} found is not {self.used} used and {dict(self.dropped)} dropped")
+
+    def line(self) -> str:
+        """For example `data: 12 pictures found, 9 used, 3 dropped (1 broken picture, 2 without caption)`."""
+        noun = "picture" if self.found == 1 else "pictures"
+        if not _NOT_PICTURES.isdisjoint(self.dropped):
+            noun = "pictures and other entries"
+        counts = f"data: {self.found} {noun} found, {self.used} used, {sum(self.dropped.values())} dropped"
+        reasons = ", ".join(_counted(count, reason) for reason, count in self.dropped.items())
+        return f"{counts} ({reasons})" if reasons else counts
+
+    def examples(self, most: int = 3) -> list[str]:
+        """A line for each reason, with the first few that it befell: `  broken picture: a.png, b.png and 4 more`."""
+        lines = []
+        for reason, count in self.dropped.items():
+            first = [shown(name) for name in self.names.get(reason, ())[:most]]
+            more = f" and {count - len(first)} more" if count > len(first) else ""
+            lines.append(f"  {reason}: {', '.join(first)}{more}")
+        return lines
+
+
+def _counted(count: int, reason: str) -> str:
+    return f"{count} {reason}{'s' if reason in _COUNTABLE and count > 1 else ''}"
+
+
+class Tally:
+    """Counts what is used and what is dropped, and makes the report; reasons stand in the order of `Reason`."""
+
+    def __init__(self, kept_names: int | None = KEPT_NAMES) -> None:
+        self.used = 0
+        self.names: defaultdict[str, list[str]] = defaultdict(list)
+        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._kept_names = kept_names
+
+    def drop(self, reason: str, name: str) -> None:
+        self._counts[str(reason)] += 1
+        self._keep(str(reason), [name])
+
+    def add(self, dropped: Mapping[str, int], names: Mapping[str, Iterable[str]]) -> None:
+        """Takes over the counts of a part, and its names while there is room."""
+        for reason, count in dropped.items():
+            self._counts[reason] += count
+            self._keep(reason, names.get(reason, ()))
+
+    def _keep(self, reason: str, names: Iterable[str]) -> None:
+        kept = self.names[reason]
+        kept.extend(names if self._kept_names is None else itertools.islice(names, self._kept_names - len(kept)))
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        order = {str(reason): place for place, reason in enumerate(Reason)}
+        return dict(sorted(self._counts.items(), key=lambda item: order.get(item[0], len(order))))
+
+    def report(self) -> SourceReport:
+        dropped = self.dropped
+        found = self.used + sum(dropped.values())
+        return SourceReport(
+            found=found, used=self.used, dropped=dropped, names={reason: self.names[reason] for reason in dropped}
+        )
+
+
+class Source(Protocol):
+    """Captioned pictures in shards, numbered through; nothing is decoded before it is asked for."""
+
+    @property
+    def report(self) -> SourceReport:
+        """What was found at opening and what of it is used."""
+        ...
+
+    @property
+    def shard_sizes(self) -> Sequence[int]:
+        """How many usable pictures each shard has, in order; a folder is one shard."""
+        ...
+
+    def __len__(self) -> int:
+        """The sum of `shard_sizes`."""
+        ...
+
+    def key(self, index: int) -> str:
+        """A name of the picture that stays: `shard-00012.tar/000123456.jpg`, `cats/one.png`."""
+        ...
+
+    def shard_name(self, shard: int) -> str: ...
+
+    def caption(self, index: int) -> str:
+        """The caption alone, without decoding. Raises DroppedError as `read` does."""
+        ...
+
+    def read(self, index: int) -> Example:
+        """The whole picture. Raises DroppedError when it cannot be read or decoded, or its shard is not the same."""
+        ...
+
+
+def shown(text: object) -> str:
+    """The text as it stands, or escaped where it would break the line or the terminal."""
+    return str(text) if str(text).isprintable() else ascii(str(text))

@@ -1,0 +1,53 @@
+"""Captions from bytes and fields: one bounded line, or a reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from fewstep.data import captions
+from fewstep.data.source import DroppedError, Reason
+
+
+def reason(action, *arguments: object) -> str:
+    with pytest.raises(DroppedError) as caught:
+        action(*arguments)
+    return caught.value.reason
+
+
+def test_white_space_becomes_single_spaces_and_long_captions_are_cut():
+    assert captions.clean(" a\tred \r\n\n star ") == "a red star"
+    assert captions.clean("word " * 20_000) == ("word " * 400).rstrip()
+    assert len(captions.clean("x" * 100_000)) == captions.MAX_CHARACTERS
+
+
+def test_what_is_no_caption_says_why():
+    assert reason(captions.clean, None) == Reason.NO_CAPTION
+    assert reason(captions.clean, 7) == Reason.NO_CAPTION
+    assert reason(captions.clean, " \n") == Reason.EMPTY_CAPTION
+    assert reason(captions.clean, "half \ud800") == Reason.CAPTION_NOT_UTF8
+    assert reason(captions.from_text, b"caf\xe9") == Reason.CAPTION_NOT_UTF8
+    assert reason(captions.from_text, b"cut \xc3") == Reason.CAPTION_NOT_UTF8
+    assert reason(captions.from_text, b"") == Reason.EMPTY_CAPTION
+
+
+def test_a_text_that_is_cut_inside_a_letter_is_still_text():
+    text = ("é" * captions.MAX_TEXT_BYTES).encode()
+    for start in (b"", b"x"):
+        assert captions.from_text((start + text)[: captions.MAX_TEXT_BYTES]).endswith("é")
+    assert captions.from_text("\ufeffmarked".encode()) == "marked"
+
+
+def test_json_gives_its_fields_in_lower_case_or_is_unreadable():
+    assert captions.from_json(b'{"Caption": "a", "WIDTH": 3}') == {"caption": "a", "width": 3}
+    for wrong in (b"", b"[1]", b"{", b'{"a": "\xff"}', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"7"):
+        assert reason(captions.from_json, wrong) == Reason.BAD_METADATA
+    assert reason(captions.from_json, b'{"a": "%s"}' % (b"x" * captions.MAX_JSON_BYTES)) == Reason.BAD_METADATA
+
+
+def test_the_first_named_field_with_a_value_is_the_caption():
+    fields = captions.lower({"TEXT": "plain", "Recaption": "anew", "caption": None})
+    assert captions.field(fields, ()) == "plain"
+    assert captions.field(fields, ("recaption",)) == "anew"
+    assert captions.field(fields, ("Recaption", "text")) == "anew"
+    assert captions.field(fields, ("absent",)) is None
+    assert captions.columns(["Text", "URL", "CAPTION"], captions.NAMES) == ["CAPTION", "Text"]
