@@ -15,7 +15,7 @@ from fewstep.models.lora_file import DIFFUSERS_FILE, KOHYA_FILE
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import distill, finetune
 from fewstep.recipes.consistency_run import make_task
-from fewstep.recipes.pictures import open_pictures
+from fewstep.recipes.pictures import open_material
 from miniatures import FAMILIES, save_miniature
 
 PROMPT = "a red star"
@@ -60,7 +60,7 @@ def first_loss(config):
         torch.manual_seed(0)  # fresh adapters
         student = distill.make_student(config, model, 16)
         path = distill.make_path(config, student, model)
-    task = make_task(config, student, path, model, open_pictures(config, 16), 16)
+    task = make_task(config, student, path, model, open_material(config, model).latents())
     loss = task.loss(range(2)).total
     loss.backward()
     return loss, task, model

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from fewstep.models.encoding import FreshLatents, KeptLatents, encode
+from fewstep.models.encoding import FreshLatents, KeptLatents
 from fewstep.recipes.consistency_run import make_task
 from fewstep.recipes.distill import Distill, distill, load_teacher, make_path, make_student
-from fewstep.recipes.pictures import open_pictures
+from fewstep.recipes.pictures import open_material
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def gradient(config):
     teacher = load_teacher(config)
     torch.manual_seed(0)
     student = make_student(config, teacher, teacher.resolution)
-    pictures, path = open_pictures(config, 64), make_path(config, student, teacher)
-    task = make_task(config, student, path, teacher, pictures, 64)
+    latents, path = open_material(config, teacher).latents(), make_path(config, student, teacher)
+    task = make_task(config, student, path, teacher, latents)
     # A student whose ω input, or whose adapters, are zero and that equals its target would hide some options.
     for name, parameter in task.student.named_parameters():
         if "cond_proj" in name or "lora_B" in name:
@@ -102,8 +102,7 @@ def test_without_ema_the_student_itself_is_exported(base):
 
 def test_kept_and_fresh_latents_are_the_same(base):
     teacher = load_teacher(base)
-    pictures = open_pictures(base, 64)
-    kept, fresh = encode(teacher, pictures, 64, keep_gib=4, seed=3), encode(teacher, pictures, 64, 0, seed=3)
+    kept, fresh = (open_material(dataclasses.replace(base, keep_gib=gib), teacher).latents() for gib in (4.0, 0.0))
     assert isinstance(kept, KeptLatents)
     assert isinstance(fresh, FreshLatents)
     assert kept.latent_shape == fresh.latent_shape

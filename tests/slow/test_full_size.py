@@ -20,7 +20,7 @@ from fewstep import assets
 from fewstep.models.families import SD1
 from fewstep.models.latent_model import assemble
 from fewstep.recipes.consistency_run import make_task, peak_gib
-from fewstep.recipes.pictures import open_pictures
+from fewstep.recipes.pictures import open_material
 from fewstep.recipes.distill import Distill, make_path, make_student
 from fewstep.train.optimisation import Batch, make_optimizer, update
 from fewstep.train.skipping import Skipping
@@ -47,7 +47,7 @@ config = Distill(
     guidance_range=(8.5, 8.5), guidance_scale=8.5, device="cpu",
 )
 student = make_student(config, model, 64)
-task = make_task(config, student, make_path(config, student, model), model, open_pictures(config, 64), 64)
+task = make_task(config, student, make_path(config, student, model), model, open_material(config, model).latents())
 optimizer, skipping = make_optimizer(task.student, config), Skipping(1, torch.device("cpu"))
 loss = task.loss(range(1)).total
 loss.backward()

@@ -77,7 +77,8 @@ class TeacherPath:
         t, s, cond, omega = sample.t, sample.s, sample.cond, sample.omega
         if self.null_cond is None or omega is None:
             return self.solver(self.schedule, lambda z, at: self.teacher(z, at, cond, None), z_t, t, s)
-        null = {name: value.expand(len(z_t), *value.shape[1:]) for name, value in self.null_cond.items()}
+        # What the empty condition does not say (a picture's sizes) is as it is.
+        null = cond | {name: value.expand(len(z_t), *value.shape[1:]) for name, value in self.null_cond.items()}
         return self.solver(self.schedule, Guided(self.teacher, cond, null, omega, self.guided_from), z_t, t, s)
 
 

@@ -92,10 +92,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_square(image: Image.Image, resolution: int) -> Image.Image:
-    """The middle square after the shorter side was brought to `resolution` by Pillow's antialiased bicubic filter."""
+def fit_square(image: Image.Image, resolution: int, corner: tuple[int, int] | None = None) -> Image.Image:
+    """A square after the shorter side was brought to `resolution` by Pillow's antialiased bicubic filter: that with its
+    left and upper edge at `corner`, else the middle one."""
     short = min(image.size)
     width, height = (round(side * resolution / short) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
-    left, top = (width - resolution) // 2, (height - resolution) // 2
+    left, top = corner or ((width - resolution) // 2, (height - resolution) // 2)
     return resized.crop((left, top, left + resolution, top + resolution))

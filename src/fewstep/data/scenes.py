@@ -151,7 +151,20 @@ class SceneExamples:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def shard_sizes(self) -> tuple[int]:
+        return (self.count,)
+
     def __getitem__(self, index: int) -> ScenePicture:
         if not 0 <= index < self.count:
             raise IndexError(index)
         return self.scenes[index]
+
+    def read(self, index: int) -> ScenePicture:
+        return self[index]
+
+    def key(self, index: int) -> str:
+        return f"scene {index}"
+
+    def caption(self, index: int) -> str:
+        return self.scenes.prompt(index)[0]

@@ -12,8 +12,9 @@ from rich.progress import track
 from torch import Tensor
 
 from fewstep.data.latents import Dropped, LatentBatch
-from fewstep.data.order import Order
 from fewstep.data.pictures import to_pixels
+from fewstep.data.reading import Reading
+from fewstep.diffusion.prediction import Cond
 from fewstep.models.latent_model import LatentModel
 
 _CHUNK = 64
@@ -27,6 +28,16 @@ class CaptionedPicture(Protocol):
     def caption(self) -> str: ...
 
 
+class Captioned(Protocol):
+    """What is told of a picture."""
+
+    @property
+    def caption(self) -> str: ...
+
+    @property
+    def sizes(self) -> Sequence[int]: ...
+
+
 class PictureSource(Protocol):
     """Captioned RGB pictures of one square size."""
 
@@ -35,75 +46,99 @@ class PictureSource(Protocol):
     def __getitem__(self, index: int) -> CaptionedPicture: ...
 
 
-class KeptLatents:
-    """Everything encoded beforehand; a batch is a look-up."""
+class _Latents:
+    """What both ways share: the reading, and the account of what it could not read."""
 
-    def __init__(self, model: LatentModel, pictures: PictureSource, order: Order) -> None:
-        self._order = order
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._lost: list[Dropped] = []
+
+    def keys(self, counters: range) -> list[str]:
+        return [self._reading.key(int(i)) for i in self._reading.indices(counters)]
+
+    def dropped(self) -> list[Dropped]:
+        lost, self._lost = self._lost, []
+        return lost
+
+
+class KeptLatents(_Latents):
+    """Everything encoded beforehand; a batch is a look-up. Only where a picture is cut alike wherever it stands."""
+
+    def __init__(self, model: LatentModel, reading: Reading) -> None:
+        super().__init__(reading)
         console = Console(stderr=True)
-        starts: Sequence[int] = range(0, len(pictures), _CHUNK)
-        means, stds = [], []
+        starts: Sequence[int] = range(0, len(reading), _CHUNK)
+        means, stds, sizes = [], [], []
         numbers: dict[str, int] = {}  # equal captions are encoded once
-        rows = []
+        rows, reasons = [], []
         for start in track(
-            starts, f"encoding {len(pictures)} pictures", console=console, disable=not console.is_terminal
+            starts, f"encoding {len(reading)} pictures", console=console, disable=not console.is_terminal
         ):
-            part = [pictures[i] for i in range(start, min(start + _CHUNK, len(pictures)))]
-            mean, std = model.encode_pixels(to_pixels([example.image for example in part]))
+            part = [reading.read(i) for i in range(start, min(start + _CHUNK, len(reading)))]
+            mean, std = model.encode_pixels(to_pixels([square.image for square in part]))
             means.append(mean)
             stds.append(std)
-            rows += [numbers.setdefault(example.caption, len(numbers)) for example in part]
+            sizes += [square.sizes for square in part]
+            rows += [numbers.setdefault(square.caption, len(numbers)) for square in part]
+            reasons += [square.reason for square in part]
         captions = list(numbers)
         texts = [model.encode_text(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK)]
         self._mean, self._std = torch.cat(means), torch.cat(stds)
         self._text = {name: torch.cat([part[name] for part in texts]) for name in texts[0]}
         self._rows = torch.tensor(rows, device=model.device)
+        self._sizes = _sizes(model, sizes)
+        self._reasons = reasons
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         return tuple(self._mean.shape[1:])
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
-        index = torch.from_numpy(self._order(counters)).to(self._mean.device, non_blocking=True)
-        z_0 = self._mean[index] + self._std[index] * noise
+        indices = self._reading.indices(counters)
+        reasons = [self._reasons[i] for i in indices]
+        keyed = zip(counters, indices, reasons, strict=True)
+        self._lost += [Dropped(i, self._reading.key(int(index)), reason) for i, index, reason in keyed if reason]
+        index = torch.from_numpy(indices).to(self._mean.device, non_blocking=True)
         cond = {name: value[self._rows[index]] for name, value in self._text.items()}
-        return LatentBatch(z_0, cond, torch.ones_like(index, dtype=torch.bool))
-
-    def keys(self, counters: range) -> list[str]:
-        return [str(i) for i in self._order(counters)]
-
-    def dropped(self) -> list[Dropped]:
-        return []
+        cond |= {name: value[index] for name, value in self._sizes.items()}
+        return LatentBatch(self._mean[index] + self._std[index] * noise, cond, _valid(reasons, index.device))
 
 
-class FreshLatents:
+class FreshLatents(_Latents):
     """Every batch encoded when it is asked for."""
 
-    def __init__(self, model: LatentModel, pictures: PictureSource, resolution: int, order: Order) -> None:
-        self._model, self._pictures, self._order = model, pictures, order
-        self.latent_shape: tuple[int, ...] = model.latent_shape(resolution)
+    def __init__(self, model: LatentModel, reading: Reading) -> None:
+        super().__init__(reading)
+        self._model = model
+        self.latent_shape: tuple[int, ...] = model.latent_shape(reading.cut.resolution)
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
-        examples = [self._pictures[int(i)] for i in self._order(counters)]
-        mean, std = self._model.encode_pixels(to_pixels([example.image for example in examples]))
-        cond = self._model.encode_text([example.caption for example in examples])
-        return LatentBatch(mean + std * noise, cond, torch.ones(len(counters), dtype=torch.bool, device=mean.device))
-
-    def keys(self, counters: range) -> list[str]:
-        return [str(i) for i in self._order(counters)]
-
-    def dropped(self) -> list[Dropped]:
-        return []
+        squares = self._reading.squares(counters)
+        self._lost += self._reading.dropped(counters, squares)
+        mean, std = self._model.encode_pixels(to_pixels([square.image for square in squares]))
+        cond = encode_captions(self._model, squares)
+        valid = _valid([square.reason for square in squares], mean.device)
+        return LatentBatch(mean + std * noise, cond, valid)
 
 
-def encode(
-    model: LatentModel, pictures: PictureSource, resolution: int, keep_gib: float, seed: int
-) -> KeptLatents | FreshLatents:
-    """Keeps the latents and texts when they need at most `keep_gib` GiB; `seed` puts the pictures in order."""
-    order = Order(seed, (len(pictures),))
-    channels, height, width = model.latent_shape(resolution)
+def encode_captions(model: LatentModel, seen: Sequence[Captioned]) -> Cond:
+    """With the sizes that Stable Diffusion XL is told."""
+    return model.encode_text([each.caption for each in seen]) | _sizes(model, [each.sizes for each in seen])
+
+
+def _sizes(model: LatentModel, sizes: Sequence[Sequence[int]]) -> Cond:
+    return {"sizes": torch.tensor(sizes, device=model.device).float()} if model.text_encoder_2 is not None else {}
+
+
+def _valid(reasons: Sequence[str], device: torch.device) -> Tensor:
+    return torch.tensor([not reason for reason in reasons]).to(device, non_blocking=True)
+
+
+def encode(model: LatentModel, reading: Reading, keep_gib: float) -> KeptLatents | FreshLatents:
+    """Keeps the latents and texts when they need at most `keep_gib` GiB and no picture is cut in several ways."""
+    channels, height, width = model.latent_shape(reading.cut.resolution)
     text = sum(value.numel() for value in model.encode_text([""]).values())
-    needed = len(pictures) * 4 * (2 * channels * height * width + text) / 2**30
-    if needed <= keep_gib:
-        return KeptLatents(model, pictures, order)
-    return FreshLatents(model, pictures, resolution, order)
+    needed = len(reading) * 4 * (2 * channels * height * width + text) / 2**30
+    if needed <= keep_gib and reading.cut.is_one:
+        return KeptLatents(model, reading)
+    return FreshLatents(model, reading)

@@ -14,8 +14,9 @@ from fewstep.diffusion.schedule import Schedule
 
 
 class UNetNetwork(nn.Module):
-    """`cond["text"]` is `[b, tokens, width]`, with `"pooled"` `[b, width]` for Stable Diffusion XL, whose sizes and
-    crop are then those of a whole picture; ω is used where the UNet has an input for it."""
+    """`cond["text"]` is `[b, tokens, width]`, with `"pooled"` `[b, width]` for Stable Diffusion XL, and `"sizes"`
+    `[b, 6]`, without which its sizes and crop are those of a whole picture; ω is used where the UNet has an input for
+    it."""
 
     def __init__(
         self, unet: UNet2DConditionModel, schedule: Schedule, parameterisation: Parameterisation,
@@ -43,9 +44,10 @@ class UNetNetwork(nn.Module):
 
     def _sizes(self, z_t: Tensor, cond: Cond) -> Cond:
         """Stable Diffusion XL's added conditions: original size, crop's corner, target size (arXiv 2307.01952, 2.2)."""
-        height, width = (side * self.pixels_per_latent for side in z_t.shape[-2:])
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=self.unet.dtype, device=z_t.device)
-        return {"text_embeds": cond["pooled"].to(self.unet.dtype), "time_ids": sizes.expand(len(z_t), 6)}
+        if (sizes := cond.get("sizes")) is None:
+            height, width = (side * self.pixels_per_latent for side in z_t.shape[-2:])
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device).expand(len(z_t), 6)
+        return {"text_embeds": cond["pooled"].to(self.unet.dtype), "time_ids": sizes.to(self.unet.dtype)}
 
 
 @torch.no_grad()

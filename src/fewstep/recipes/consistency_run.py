@@ -14,17 +14,16 @@ from typing import Literal
 
 import torch
 
-from fewstep import assets
 from fewstep.consistency.distance import DistanceName, l2, pseudo_huber
 from fewstep.consistency.path import Path as ConsistencyPath
 from fewstep.consistency.path import Times
 from fewstep.consistency.step import Method
 from fewstep.consistency.weight import WeightName, loss_weight
+from fewstep.data.latents import LatentSource
 from fewstep.errors import UserError
-from fewstep.models.encoding import PictureSource, encode
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import load_pipeline
-from fewstep.recipes.pictures import LOOKS, FirstPictures, open_pictures
+from fewstep.recipes.pictures import LOOKS, PictureConfig, open_material
 from fewstep.recipes.run_folder import claim_run_folder, finished
 from fewstep.recipes.student import Student
 from fewstep.recipes.watching import Watcher
@@ -38,19 +37,12 @@ PathMaker = Callable[[Student], ConsistencyPath]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConsistencyRun(LoopConfig):
-    data: str = assets.SCENES
-    """`scenes` or `scenes-leaning` (drawn on the fly), or a folder of pictures with .txt captions or a
-    metadata.jsonl."""
+class ConsistencyRun(PictureConfig):
     base_config: str = ""
     """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
     tokenizers; else they are fetched from the Hub."""
     out: Path = Path("runs/scenes")
     """Run folder. The same command again goes on where it stopped."""
-    pictures: int = 8192
-    """How many scenes are drawn; a folder is always used whole."""
-    resolution: int = 0
-    """Side of the pictures in pixels; 0 takes the teacher's own."""
     guidance_range: tuple[float, float] = (3.0, 9.0)
     """Guidance the model is trained for, in diffusers' convention (ω + 1, so 1 is none)."""
     guidance_scale: float = 5.0
@@ -83,8 +75,6 @@ class ConsistencyRun(LoopConfig):
     """Prompts and real pictures for them: a folder held out from training. Scenes draw theirs afresh."""
     eval_extractor: str = ""
     """Whose features they compare, as `fewstep evaluate --extractor`."""
-    keep_gib: float = 4.0
-    """Latents and texts are encoded once and kept when they need at most this many GiB."""
     frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What the frozen UNet, a teacher or the base of adapters, is stored in: `auto` is bf16 where networks compute in
     it, so that it needs half the memory and is not cast at every call. A few-step model that learns whole has none."""
@@ -116,8 +106,6 @@ class ConsistencyRun(LoopConfig):
             )
         if self.lora_alpha and not self.lora_rank:
             raise UserError(f"lora_alpha is {self.lora_alpha:g} without adapters; give --lora-rank too")
-        if self.pictures < 1:
-            raise UserError(f"pictures is {self.pictures}; it must be at least 1")
         if self.sample_every < 0 or self.eval_every < 0:
             raise UserError(
                 f"sample_every is {self.sample_every} and eval_every {self.eval_every}; neither may be negative"
@@ -140,13 +128,11 @@ def run(
     if config.skip >= model.schedule.num_steps:
         raise UserError(f"skip is {config.skip} and the schedule has {model.schedule.num_steps} times; give less")
     resolution = config.resolution or model.resolution
-    if resolution % model.pixels_per_latent:
-        raise UserError(f"resolution is {resolution}; the teacher needs a multiple of {model.pixels_per_latent}")
-    pictures = open_pictures(config, resolution)
+    few = config.batch_size if config.dry_run else 0
+    found = open_material(config, model, captions=SAMPLE_PROMPTS, most=few)
     if config.dry_run:
-        few = FirstPictures(pictures, config.batch_size)
         student = make(resolution)
-        try_out(config, student, make_task(config, student, path(student), model, few, resolution), len(pictures))
+        try_out(config, student, make_task(config, student, path(student), model, found.latents()), found.count)
         return
     claim_run_folder(config.out, config)
     if finished(config.out):
@@ -154,17 +140,15 @@ def run(
     if config.ema_decay**config.steps > 0.1:
         print(f"note: {slow_average(config)}", flush=True)
     student = make(resolution)
-    task = make_task(config, student, path(student), model, pictures, resolution)
-    captions = [pictures[i].caption for i in range(min(SAMPLE_PROMPTS, len(pictures)))]
-    fit(task, config, config.out, title, Watcher(config, student, captions, resolution, model.device))
+    task = make_task(config, student, path(student), model, found.latents())
+    fit(task, config, config.out, title, Watcher(config, student, found.captions, resolution, model.device))
     student.save(config.out / "model")
     print(f"model: {config.out / 'model'}", flush=True)
 
 
 def make_task(
-    config: ConsistencyRun, student: Student, path: ConsistencyPath, model: LatentModel, pictures: PictureSource,
-    resolution: int,
-) -> DistillTask:  # fmt: skip
+    config: ConsistencyRun, student: Student, path: ConsistencyPath, model: LatentModel, latents: LatentSource
+) -> DistillTask:
     """The seams of the method, set as the configuration says."""
     method = Method(
         schedule=model.schedule,
@@ -177,9 +161,7 @@ def make_task(
         skip=config.skip, times=config.times, omega_range=(low - 1, high - 1),
         shrinking_samples=math.ceil(config.shrink * config.steps * config.batch_size),
     )  # fmt: skip
-    return DistillTask(
-        student.learner, method, encode(model, pictures, resolution, config.keep_gib, config.seed), drawn, config.seed
-    )
+    return DistillTask(student.learner, method, latents, drawn, config.seed)
 
 
 def try_out(config: ConsistencyRun, student: Student, task: DistillTask, pictures: int) -> None:

@@ -30,7 +30,6 @@ from fewstep.evaluate.protocol import claim_report_folder, rows_beside
 from fewstep.evaluate.report import NAMES, columns_of, write_report
 from fewstep.evaluate.scoring import score
 from fewstep.evaluate.tuning import best_cell
-from fewstep.evaluate.workers import Workers, cores
 from fewstep.models.extractors import Extractor
 from fewstep.models.network import weights_sha256
 from fewstep.models.pipeline import Pipeline
@@ -38,6 +37,7 @@ from fewstep.recipes.benches import make_bench
 from fewstep.recipes.pictures import LOOKS
 from fewstep.recipes.run_folder import made_with
 from fewstep.recipes.studio import EvaluationStudio
+from fewstep.recipes.workers import Workers, cores
 from fewstep.train.config import check_finite, check_seed
 
 GRID_COLUMNS = 8

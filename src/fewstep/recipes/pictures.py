@@ -1,70 +1,181 @@
-"""Where a recipe's pictures come from: scenes drawn on the fly, or pictures of one's own."""
+"""Where a recipe's pictures come from: scenes drawn on the fly, pictures of one's own, or latents made of them."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import tyro
+
 from fewstep import assets
 from fewstep.data.decoding import Limits
+from fewstep.data.filters import Filters
+from fewstep.data.latents import LatentSource
 from fewstep.data.picking import Picking
+from fewstep.data.prepared import MADE_OF_FILE, PreparedShards
+from fewstep.data.reading import Captioned, Crop, Cut, Reading
 from fewstep.data.scene_drawing import SIDE, Look
 from fewstep.data.scenes import SceneExamples, Scenes
+from fewstep.data.source import DroppedError
 from fewstep.data.sources import open_source
 from fewstep.data.squares import SquarePictures
 from fewstep.errors import UserError
-from fewstep.models.encoding import CaptionedPicture, PictureSource
+from fewstep.models.encoding import encode
+from fewstep.models.latent_model import LatentModel
+from fewstep.models.prepared_latents import PreparedLatents, check_made_for
+from fewstep.train.config import LoopConfig
 
 LOOKS: dict[str, Look] = {assets.SCENES: "plain", assets.SCENES_LEANING: "leaning"}
 _NOT_A_NAME = frozenset(":{*?[")  # of a folder: a URL or a pattern
+_BETWEEN = "::"
 
 
-class PictureSettings(Protocol):
-    """What a configuration says of its pictures."""
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig(LoopConfig):
+    data: str = assets.SCENES
+    """`scenes` or `scenes-leaning` (drawn on the fly); a folder of pictures with .txt captions or a metadata.jsonl; tar
+    shards or parquet files, as a path, URL or pattern (docs/data.md); or a folder that `fewstep prepare` filled."""
+    mix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further source and, after `::`, its weight beside that of --data, which is 1 (shards/::0.5); may be given
+    several times. Each source is gone through in its own epochs."""
+    filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
+    """Which of one's own pictures are used, by their metadata."""
+    pictures: int = 8192
+    """How many scenes are drawn; other sources are used whole."""
+    resolution: int = 0
+    """Side of the pictures in pixels; 0 takes the model's own."""
+    crop: Crop = "middle"
+    """Which square is cut out of a picture that is none; `random` cuts another one every time."""
+    flip: bool = False
+    """Mirror every other picture, by chance. Not for captions that tell left from right."""
+    keep_gib: float = 4.0
+    """Latents and texts are encoded once and kept when they need at most this many GiB."""
+    read_ahead: int = 0
+    """Threads that read and decode the next batch while one is trained on; 0: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("pictures", 1), ("resolution", 0), ("read_ahead", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for given in self.mix:
+            _weighed(given)
+
+
+class PictureSource(Protocol):
+    """What a run's pictures are read from."""
 
     @property
-    def data(self) -> str: ...
+    def shard_sizes(self) -> tuple[int, ...]: ...
 
-    @property
-    def pictures(self) -> int: ...
+    def key(self, index: int) -> str: ...
 
-    @property
-    def seed(self) -> int: ...
+    def caption(self, index: int) -> str: ...
+
+    def read(self, index: int) -> Captioned: ...
 
 
-def open_pictures(config: PictureSettings, resolution: int) -> PictureSource:
-    """The training set; of pictures of one's own it prints what was used and what was dropped."""
-    if config.data not in LOOKS:
-        return open_own(config.data, resolution)
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from."""
+
+    latents: Callable[[], LatentSource]
+    """Encodes them, if they are to be kept encoded."""
+    count: int
+    """Pictures that there are."""
+    captions: list[str]
+    """The first few."""
+
+
+def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 0, most: int = 0) -> Material:
+    """All sources of a configuration, in its order, as `model` sees them; of the first one `most` pictures, if given.
+
+    Of pictures of one's own it prints what was used and what was dropped.
+    """
+    resolution = config.resolution or model.resolution
+    if resolution % model.pixels_per_latent:
+        raise UserError(f"resolution is {resolution}; the model needs a multiple of {model.pixels_per_latent}")
+    if (Path(config.data) / MADE_OF_FILE).exists():
+        if config.mix:
+            raise UserError("prepared latents stand alone; prepare the other sources too and give each run one folder")
+        shards = PreparedShards(Path(config.data))
+        check_made_for(shards, model, resolution)
+        words = [shards.row(*shards.place(i)).caption for i in range(min(captions, len(shards)))]
+        return Material(lambda: PreparedLatents(model, shards, config.seed), len(shards), words)
+    given = [(config.data, 1.0), *map(_weighed, config.mix)]
+    sources = [_open(config, data, resolution) for data, _ in given]
+    count = sum(sum(source.shard_sizes) for source in sources)
+    if most:
+        sources, given = [_First(sources[0], most)], given[:1]
+    reading = Reading(
+        sources, [weight for _, weight in given], Cut(resolution=resolution, crop=config.crop, flip=config.flip),
+        config.seed, workers=config.read_ahead, ahead=config.batch_size,
+    )  # fmt: skip
+    words = [_caption(sources[0], i) for i in range(min(captions, sum(sources[0].shard_sizes)))]
+    return Material(lambda: encode(model, reading, config.keep_gib), count, words)
+
+
+def _caption(source: PictureSource, index: int) -> str:
+    try:
+        return source.caption(index)
+    except DroppedError:
+        return ""
+
+
+def _open(config: PictureConfig, data: str, resolution: int) -> PictureSource:
+    if data not in LOOKS:
+        return open_own(data, resolution, config.filters).source  # type: ignore[return-value]
     if resolution != SIDE:
         raise UserError(
             f"scenes are {SIDE} pixels wide and resolution is {resolution}; give your own pictures with --data"
         )
-    return SceneExamples(Scenes(seed=config.seed, look=LOOKS[config.data]), config.pictures)
+    return SceneExamples(Scenes(seed=config.seed, look=LOOKS[data]), config.pictures)
 
 
-def open_own(data: str, resolution: int) -> SquarePictures:
+def open_own(data: str, resolution: int, filters: Filters | None = None) -> SquarePictures:
     """Captioned pictures of one's own (docs/data.md); prints what was used and what was dropped."""
     if not (Path(data).exists() or _NOT_A_NAME.intersection(data)):
         close = difflib.get_close_matches(data, LOOKS, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {' and '.join(LOOKS)}"
         raise UserError(f"data folder {data} does not exist{hint}")
-    pictures = SquarePictures(open_source(data, Picking(limits=Limits(side=resolution))), resolution)
+    picking = Picking(limits=Limits(side=resolution), filters=filters or Filters())
+    pictures = SquarePictures(open_source(data, picking), resolution)
     print("\n".join([pictures.report.line(), *pictures.report.examples()]), flush=True)
     return pictures
 
 
+def _weighed(given: str) -> tuple[str, float]:
+    data, between, weight = given.rpartition(_BETWEEN)
+    if not between:
+        return given, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"mix is {given}; after {_BETWEEN} stands a weight above 0, as in {data or 'shards/'}::0.5")
+    return data, value
+
+
 @dataclass(frozen=True)
-class FirstPictures:
+class _First:
     """The beginning of a source."""
 
     source: PictureSource
-    count: int
+    most: int
 
-    def __len__(self) -> int:
-        return min(self.count, len(self.source))
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        return (min(self.most, sum(self.source.shard_sizes)),)
 
-    def __getitem__(self, index: int) -> CaptionedPicture:
-        return self.source[index]
+    def key(self, index: int) -> str:
+        return self.source.key(index)
+
+    def caption(self, index: int) -> str:
+        return self.source.caption(index)
+
+    def read(self, index: int) -> Captioned:
+        return self.source.read(index)

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
+import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,11 +119,11 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 def from_plain(kind: type[T], values: dict[str, Any], source: object) -> T:
     """The flat configuration dataclass `kind` that `to_plain` was given; fields left out have their defaults."""
-    types = typing.get_type_hints(kind)
-    unknown = sorted(values.keys() - types.keys())
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(values.keys() - hints.keys())
     if unknown:
         raise UserError(f"{source} sets {', '.join(unknown)}, which {kind.__name__} does not have")
-    return kind(**{name: _typed(types[name], value, f"{source}: {name}") for name, value in values.items()})
+    return kind(**{name: _typed(hints[name], value, f"{source}: {name}") for name, value in values.items()})
 
 
 def _typed(wanted: Any, value: Any, what: str) -> Any:
@@ -138,6 +139,11 @@ def _typed(wanted: Any, value: Any, what: str) -> Any:
         if isinstance(value, list) and len(value) == len(items):
             return tuple(_typed(item, each, what) for item, each in zip(items, value, strict=True))
         raise UserError(f"{what} is {value!r}; wanted is a list of {len(items)}")
+    if isinstance(wanted, type) and dataclasses.is_dataclass(wanted) and isinstance(value, dict):
+        return from_plain(wanted, value, what)
+    if isinstance(wanted, types.UnionType):  # of a type with None
+        (kind,) = (each for each in typing.get_args(wanted) if each is not type(None))
+        return None if value is None else _typed(kind, value, what)
     if wanted is float and not isinstance(value, bool):
         try:
             return float(value)

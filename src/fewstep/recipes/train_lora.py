@@ -8,20 +8,18 @@ from typing import Any, Literal
 
 from fewstep import assets
 from fewstep.errors import UserError
-from fewstep.models.encoding import encode
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.lora_file import STYLE_LORA
 from fewstep.models.network import weights_sha256
-from fewstep.recipes.pictures import open_pictures
+from fewstep.recipes.pictures import PictureConfig, open_material
 from fewstep.recipes.run_folder import claim_run_folder, finished
 from fewstep.recipes.student import LoraStudent, frozen_dtype
-from fewstep.train.config import LoopConfig
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainLora(LoopConfig):
+class TrainLora(PictureConfig):
     """Trains adapters on a teacher."""
 
     model: str = assets.SCENES
@@ -30,13 +28,9 @@ class TrainLora(LoopConfig):
     """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
     tokenizers; else they are fetched from the Hub."""
     data: str = assets.SCENES_LEANING
-    """A folder of pictures with .txt captions or a metadata.jsonl; or `scenes` or `scenes-leaning`."""
+    """As `distill` takes it."""
     out: Path = Path("runs/style")
     """Run folder. The same command again goes on where it stopped."""
-    pictures: int = 8192
-    """How many scenes are drawn; a folder is always used whole."""
-    resolution: int = 0
-    """Side of the pictures in pixels; 0 takes the model's own."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: float = 0.0
@@ -44,8 +38,6 @@ class TrainLora(LoopConfig):
     frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What weights that do not learn are stored in: `auto` is bf16 where networks compute in it, so that they need
     half the memory and are not cast at every call."""
-    keep_gib: float = 4.0
-    """Latents and texts are encoded once and kept when they need at most this many GiB."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
@@ -55,8 +47,6 @@ class TrainLora(LoopConfig):
             raise UserError(
                 f"lora_rank is {self.lora_rank} and lora_alpha {self.lora_alpha:g}; at least 1 and 0 needed"
             )
-        if self.pictures < 1:
-            raise UserError(f"pictures is {self.pictures}; it must be at least 1")
 
 
 def default_train_lora() -> TrainLora:
@@ -67,18 +57,16 @@ def default_train_lora() -> TrainLora:
 def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     model = load_latent_model(config.model, pick_device(config.device), config.base_config)
-    resolution = config.resolution or model.resolution
-    pictures = open_pictures(config, resolution)
+    found = open_material(config, model)
     claim_run_folder(config.out, config)
     if finished(config.out):
         return
     null_cond = model.null_cond()
-    latents = encode(model, pictures, resolution, config.keep_gib, config.seed)
     student = LoraStudent(
         model, ema=config.ema_decay > 0, details=model_details(config, model), frozen=frozen_dtype(config, model.device)
     )
     task = DiffusionTuningTask(
-        student.learner, model.schedule, model.network.parameterisation, latents, null_cond, config.seed
+        student.learner, model.schedule, model.network.parameterisation, found.latents(), null_cond, config.seed
     )
     fit(task, config, config.out, "style")
     student.save(config.out / "model")

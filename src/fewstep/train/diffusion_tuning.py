@@ -37,9 +37,11 @@ class DiffusionTuningTask(Task):
         batch = self._source.batch(counters, self._normal("vae", counters, shape))
         z_0 = batch.z_0
         dropped = (draws.uniform(self._seed, "drop", counters) < self.DROP_RATE).to(self._device)
-        cond = {
-            name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), self._null[name].to(value.dtype), value)
-            for name, value in batch.cond.items()
+        cond = batch.cond | {
+            name: torch.where(
+                dropped.view(-1, *[1] * (empty.ndim - 1)), empty.to(batch.cond[name].dtype), batch.cond[name]
+            )
+            for name, empty in self._null.items()
         }
         t = (draws.uniform(self._seed, "t", counters) * self._schedule.num_steps).long().to(self._device)
         epsilon = self._normal("epsilon", counters, shape)

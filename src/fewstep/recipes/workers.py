@@ -1,13 +1,14 @@
-"""Processes that paint parts of an evaluation, of one thread each: on a CPU sooner done than one of several threads."""
+"""Processes of one thread each that share the parts of a long work: on a CPU sooner done than one of many threads."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +18,10 @@ import torch
 
 
 class Studio(Protocol):
-    """What a process needs to paint."""
+    """All that a process needs."""
 
     def paint(self, job: Any) -> None:
-        """Leaves a part in its folder."""
+        """Does a part of the work and leaves it in a file."""
 
 
 _STUDIO: list[Studio] = []  # of this process, once it has begun
@@ -64,6 +65,17 @@ def _leave_with(parent: int) -> None:
 
 def _paint(job: Any) -> None:
     _STUDIO[0].paint(job)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes as a worker does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cores() -> int:

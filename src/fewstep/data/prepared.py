@@ -1,0 +1,175 @@
+"""Pictures that were encoded beforehand: shards of latents, each beside a table of keys, captions and sizes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from fewstep.data.reading import Sizes
+from fewstep.errors import UserError
+
+MADE_OF_FILE = "prepared.json"
+_HEADER = "fewstep.made_of"
+_OPEN_SHARDS = 64
+_COLUMNS = pa.schema(
+    [("key", pa.string()), ("caption", pa.string()), ("sizes", pa.list_(pa.int32(), 6)), ("status", pa.string()),
+     ("row", pa.int32())]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture of a shard; a `status` says why there is no latent of it."""
+
+    key: str
+    caption: str
+    sizes: Sizes
+    status: str = ""
+
+
+def write_shard(
+    folder: Path, name: str, rows: Sequence[Row], latents: Mapping[str, Tensor], made_of: Mapping[str, Any]
+) -> None:
+    """The table first and the latents last, each complete on the disk before it has its name: a shard whose latents are
+    there is whole. `latents` hold `[n, c, h, w]` for the rows without a status, in their order."""
+    numbers, row = [], 0
+    for each in rows:
+        numbers.append(-1 if each.status else row)
+        row += not each.status
+    table = pa.table(
+        {
+            "key": [each.key for each in rows], "caption": [each.caption for each in rows],
+            "sizes": [list(each.sizes) for each in rows], "status": [each.status for each in rows], "row": numbers,
+        },
+        schema=_COLUMNS,
+    )  # fmt: skip
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    _write(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+    header = {_HEADER: json.dumps(made_of, sort_keys=True)}
+    _write(folder / f"{name}.safetensors", safetensors.torch.save(dict(latents), header))
+
+
+def is_written(folder: Path, name: str) -> bool:
+    """Whether that shard is there, whole."""
+    return (folder / f"{name}.safetensors").exists()
+
+
+def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
+    """Raises UserError where a shard of that name is there and was made of something else."""
+    file = folder / f"{name}.safetensors"
+    if not file.exists():
+        return
+    try:
+        with safetensors.safe_open(file, "pt") as latents:
+            held = json.loads((latents.metadata() or {})[_HEADER])
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise UserError(f"{file} is damaged ({error}); delete it and prepare it again") from error
+    for field in sorted({*held, *made_of}):
+        if held.get(field) != made_of.get(field):
+            raise UserError(
+                f"{file} was prepared with {field} {held.get(field)}, not {made_of.get(field)}; choose another --out"
+            )
+
+
+def read_statuses(folder: Path, name: str) -> list[str]:
+    """Of all its pictures, the unreadable ones too."""
+    statuses: list[str] = pq.read_table(folder / f"{name}.parquet", columns=["status"])["status"].to_pylist()
+    return statuses
+
+
+def _write(file: Path, content: bytes) -> None:
+    draft = file.with_name(f"{file.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+    with draft.open("wb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    draft.rename(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def clean_up(folder: Path) -> None:
+    """Removes what processes of this machine that are no more left half written."""
+    for draft in folder.glob(f"*.tmp-{socket.gethostname()}-*"):
+        pid = draft.name.rsplit("-", 1)[1]
+        if not Path(f"/proc/{pid}").exists():
+            draft.unlink(missing_ok=True)
+
+
+class PreparedShards:
+    """Those of a folder that `fewstep prepare` filled; shards are opened when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            held = json.loads((folder / MADE_OF_FILE).read_text())
+            self.made_of, shards = held["made_of"], held["shards"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder} is not prepared to its end ({error}); run the same `fewstep prepare` again"
+            ) from error
+        self.names: list[str] = list(shards)
+        self.shard_sizes: tuple[int, ...] = tuple(shards.values())
+        self._starts = np.cumsum([0, *self.shard_sizes])
+        self._shard = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open)
+
+    def __len__(self) -> int:
+        return sum(self.shard_sizes)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Shard and row of the picture with this index."""
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, index - int(self._starts[shard])
+
+    def latent(self, shard: int, row: int, part: str) -> Tensor:
+        """`mean` or `std` of one picture, `[c, h, w]` fp16."""
+        latents, _ = self._shard(shard)
+        value: Tensor = latents.get_slice(part)[row]
+        return value
+
+    def row(self, shard: int, row: int) -> Row:
+        """What is known of it."""
+        return self._shard(shard)[1][row]
+
+    def _open(self, shard: int) -> tuple[Any, list[Row]]:
+        name = self.names[shard]
+        latents = safetensors.safe_open(self.folder / f"{name}.safetensors", "pt")
+        check_written(self.folder, name, self.made_of)
+        table = pq.read_table(self.folder / f"{name}.parquet")
+        rows = [
+            Row(each["key"], each["caption"], tuple(each["sizes"])) for each in table.to_pylist() if each["row"] >= 0
+        ]
+        return latents, rows
+
+
+def shard_size(file: Path) -> int:
+    """Pictures in a shard of latents, from its first bytes."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    return int(header["mean"]["shape"][0])
+
+
+def finish(folder: Path, names: Sequence[str], made_of: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    """Says that all shards are there, and what became of the pictures."""
+    shards = {name: shard_size(folder / f"{name}.safetensors") for name in names}
+    content = {"made_of": dict(made_of), "report": dict(report), "shards": shards}
+    _write(folder / MADE_OF_FILE, json.dumps(content, indent=2).encode() + b"\n")

@@ -1,0 +1,143 @@
+"""Pictures at the positions of a run: which one stands there and what is cut out of it, read ahead or when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fewstep.data import draws
+from fewstep.data.decoding import fit_square
+from fewstep.data.latents import Dropped
+from fewstep.data.order import MixedOrder, Order, Whole
+from fewstep.data.source import DroppedError
+
+Crop = Literal["middle", "random"]
+Sizes = tuple[int, int, int, int, int, int]
+
+
+class Captioned(Protocol):
+    @property
+    def image(self) -> Image.Image: ...
+
+    @property
+    def caption(self) -> str: ...
+
+
+class Readable(Protocol):
+    """What a run needs of a source."""
+
+    @property
+    def shard_sizes(self) -> Sequence[int]: ...
+
+    def key(self, index: int) -> str: ...
+
+    def read(self, index: int) -> Captioned: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How a square is cut out of a picture whose shorter side was brought to `resolution`."""
+
+    resolution: int
+    crop: Crop = "middle"
+    flip: bool = False
+    """Mirror every other picture, by chance."""
+
+    @property
+    def is_one(self) -> bool:
+        """Whether a picture is cut alike wherever it stands."""
+        return self.crop == "middle" and not self.flip
+
+
+@dataclass(frozen=True)
+class Square:
+    """What is seen of a picture."""
+
+    image: Image.Image
+    caption: str
+    sizes: Sizes
+    """Height and width of the whole picture; top and left of the square in it, once it was resized; height and width of
+    the square: Stable Diffusion XL's added conditions (arXiv 2307.01952, 2.2)."""
+    reason: str = ""
+    """Why it could not be read: it is grey then, without words."""
+
+
+def cut_out(picture: Captioned, cut: Cut, seed: int, counter: int) -> Square:
+    """The square at this position. A flipped one tells where it lies in the flipped picture."""
+    image, side = picture.image, cut.resolution
+    if cut.flip and float(draws.uniform(seed, "flip", [counter])[0]) < 0.5:
+        image = ImageOps.mirror(image)
+    short = min(image.size)
+    width, height = (round(length * side / short) for length in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    if cut.crop == "random":
+        u = float(draws.uniform(seed, "crop", [counter])[0])  # one of the two has no room
+        left, top = int(u * (width - side + 1)), int(u * (height - side + 1))
+    square = fit_square(image, side, (left, top))
+    return Square(square, picture.caption, (image.height, image.width, top, left, side, side))
+
+
+class Reading:
+    """One run's way through its sources. With `workers` threads, which decode at once, the same positions of the next
+    batch are read while this one is used; what stands where does not depend on it."""
+
+    def __init__(
+        self, sources: Sequence[Readable], weights: Sequence[float], cut: Cut, seed: int, *, workers: int = 0,
+        ahead: int = 0,
+    ) -> None:  # fmt: skip
+        """`ahead` is the size of a whole batch: how far before its use a picture is read."""
+        orders = tuple(Order(draws.key(seed, "source", i), tuple(s.shard_sizes)) for i, s in enumerate(sources))
+        self._order = orders[0] if len(orders) == 1 else MixedOrder(seed, orders, tuple(weights))
+        self._sources, self.cut, self._seed, self._ahead = sources, cut, seed, ahead
+        self._starts = np.cumsum([0, *(sum(source.shard_sizes) for source in sources)])
+        self._pool = ThreadPoolExecutor(workers, "reading") if workers else None
+        self._waiting: dict[int, Future[Square]] = {}
+
+    def __len__(self) -> int:
+        """Pictures of all sources."""
+        return int(self._starts[-1])
+
+    def indices(self, counters: Sequence[int]) -> Whole:
+        """Which picture stands at each of these positions, counted through all sources."""
+        return self._order(counters)
+
+    def key(self, index: int) -> str:
+        """Of the picture with this index."""
+        source, inside = self._place(index)
+        return source.key(inside)
+
+    def read(self, index: int, counter: int = 0) -> Square:
+        """The picture with this index as it is cut out at this position."""
+        source, inside = self._place(index)
+        try:
+            return cut_out(source.read(inside), self.cut, self._seed, counter)
+        except DroppedError as dropped:
+            side = self.cut.resolution
+            grey = Image.new("RGB", (side, side), (128, 128, 128))
+            return Square(grey, "", (side, side, 0, 0, side, side), str(dropped.reason))
+
+    def squares(self, counters: range) -> list[Square]:
+        """What stands at these positions."""
+        if self._pool is None:
+            return [self._at(i) for i in counters]
+        for i in (*counters, *range(counters.start + self._ahead, counters.stop + self._ahead)):
+            if i not in self._waiting:
+                self._waiting[i] = self._pool.submit(self._at, i)
+        return [self._waiting.pop(i).result() for i in counters]
+
+    def dropped(self, counters: range, squares: Sequence[Square]) -> list[Dropped]:
+        """Those of them that could not be read."""
+        lost = [(i, square.reason) for i, square in zip(counters, squares, strict=True) if square.reason]
+        return [Dropped(i, self.key(int(self.indices([i])[0])), reason) for i, reason in lost]
+
+    def _at(self, counter: int) -> Square:
+        return self.read(int(self.indices([counter])[0]), counter)
+
+    def _place(self, index: int) -> tuple[Readable, int]:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._sources[number], index - int(self._starts[number])

@@ -1,0 +1,67 @@
+"""Training on latents that were encoded beforehand: texts are encoded batch by batch, pictures not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data import draws
+from fewstep.data.latents import Dropped, LatentBatch
+from fewstep.data.order import Order
+from fewstep.data.prepared import PreparedShards
+from fewstep.errors import UserError
+from fewstep.models.encoding import encode_captions
+from fewstep.models.latent_model import LatentModel
+from fewstep.models.network import weights_sha256
+
+
+class PreparedLatents:
+    """Of one folder, in the order that its pictures themselves would have."""
+
+    def __init__(self, model: LatentModel, shards: PreparedShards, seed: int) -> None:
+        self._model, self._shards = model, shards
+        self._order = Order(draws.key(seed, "source", 0), shards.shard_sizes)
+        self.latent_shape: tuple[int, ...] = model.latent_shape(int(shards.made_of["resolution"]))
+
+    def batch(self, counters: range, noise: Tensor) -> LatentBatch:
+        places = [self._shards.place(int(i)) for i in self._order(counters)]
+        rows = [self._shards.row(*place) for place in places]
+        device = self._model.device
+        z_0 = self._stacked(places, "mean").to(device, non_blocking=True)
+        if self._shards.made_of["std"]:
+            z_0 = z_0 + self._stacked(places, "std").to(device, non_blocking=True) * noise
+        cond = encode_captions(self._model, rows)
+        return LatentBatch(z_0, cond, torch.ones(len(rows), dtype=torch.bool, device=device))
+
+    def _stacked(self, places: list[tuple[int, int]], part: str) -> Tensor:
+        return torch.stack([self._shards.latent(*place, part) for place in places]).float()
+
+    def keys(self, counters: range) -> list[str]:
+        return [self._shards.row(*self._shards.place(int(i))).key for i in self._order(counters)]
+
+    def dropped(self) -> list[Dropped]:
+        return []  # what could not be read was left out when they were prepared
+
+
+def made_of(model: LatentModel, *, resolution: int, crop: str, std: bool, seed: int) -> dict[str, Any]:
+    """What latents depend on, beside the pictures."""
+    return {
+        "format": 1, "vae_sha256": weights_sha256(model.vae),
+        "scaling_factor": float(model.vae.config.scaling_factor), "resolution": resolution, "crop": crop, "std": std,
+        "seed": seed,
+    }  # fmt: skip
+
+
+def check_made_for(shards: PreparedShards, model: LatentModel, resolution: int) -> None:
+    """Raises UserError naming the field in which prepared latents and a model do not agree."""
+    held: Mapping[str, Any] = shards.made_of
+    wanted = made_of(model, resolution=resolution, crop="", std=True, seed=0)
+    for name in ("format", "vae_sha256", "scaling_factor", "resolution"):
+        if held.get(name) != wanted[name]:
+            raise UserError(
+                f"{shards.folder} was prepared with {name} {held.get(name)}, this model and run have {wanted[name]}; "
+                "prepare the pictures again for it"
+            )
