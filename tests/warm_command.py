@@ -26,27 +26,40 @@ class Done:
     stderr: str
 
 
+class Warm:
+    """A command that goes on. `constants` ("module.NAME" → value) are set in its process, to make it smaller than any
+    option does; `env` is its environment beside this one's."""
+
+    def __init__(self, arguments, cwd=None, constants: Mapping[str, int] | None = None, env=None):
+        self._arguments = [*map(str, arguments)]
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [str(Path(self._folder.name) / name) for name in ("out", "err")]
+        given = (self._arguments, *self._files, str(cwd or Path.cwd()), dict(constants or {}), dict(env or {}))
+        self.process = FORK.Process(target=_main, args=given)
+        self.process.start()
+
+    def wait(self, seconds: float = LONGEST) -> Done:
+        """Until it ends; fails after so many seconds."""
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            raise TimeoutError(f"fewstep {' '.join(self._arguments)} ran for more than {seconds} s")
+        out, err = (Path(file).read_text() if Path(file).exists() else "" for file in self._files)
+        return Done(self.process.exitcode, out, err)
+
+
 def run_warm(arguments: list[str], cwd: Path | None = None, constants: Mapping[str, int] | None = None) -> Done:
-    """Runs `fewstep` with these arguments; fails after ten minutes. `constants` ("module.NAME" → value) are set in
-    that process, to make it smaller than any option does."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [str(Path(folder) / name) for name in ("out", "err")]
-        process = FORK.Process(target=_main, args=(arguments, *files, str(cwd or Path.cwd()), dict(constants or {})))
-        process.start()
-        process.join(LONGEST)
-        if process.is_alive():
-            process.kill()
-            raise TimeoutError(f"fewstep {' '.join(arguments)} ran for more than {LONGEST} s")
-        out, err = (Path(file).read_text() for file in files)
-        return Done(process.exitcode, out, err)
+    """Runs `fewstep` with these arguments; fails after ten minutes."""
+    return Warm(arguments, cwd, constants).wait()
 
 
-def _main(arguments: list[str], out: str, err: str, cwd: str, constants: dict[str, int]) -> None:
+def _main(arguments: list[str], out: str, err: str, cwd: str, constants: dict[str, int], env: dict[str, str]) -> None:
     for stream, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY, 0o644), stream)
     # Python's own streams, which the fork server shares, are bound to these files anew.
     sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for stream in (1, 2))
     os.chdir(cwd)
+    os.environ.update(env)
     for name, value in constants.items():
         module, _, constant = name.rpartition(".")
         assert hasattr(importlib.import_module(module), constant)

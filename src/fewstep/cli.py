@@ -144,9 +144,12 @@ def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:
     """One process of those that torchrun, or `--processes`, started; the first alone speaks."""
     import torch.distributed as dist
 
-    from fewstep.recipes.processes import OTHER_GONE
+    from fewstep.recipes.processes import LAUNCHER, OTHER_GONE
+    from fewstep.recipes.workers import leave_with
     from fewstep.train.world import join_world
 
+    if LAUNCHER in os.environ:
+        leave_with(int(os.environ[LAUNCHER]))
     with join_world() as world, contextlib.ExitStack() as stack:
         if not world.main:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))

@@ -69,6 +69,11 @@ def is_written(folder: Path, name: str) -> bool:
     return (folder / f"{name}.safetensors").exists()
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether it holds latents, to the end or not."""
+    return (folder / MADE_OF_FILE).exists() or next(folder.glob("*-*-*.safetensors"), None) is not None
+
+
 def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
     """Raises UserError where a shard of that name is there and was made of something else."""
     file = folder / f"{name}.safetensors"

@@ -15,7 +15,7 @@ from fewstep.data.decoding import Limits
 from fewstep.data.filters import Filters
 from fewstep.data.latents import LatentSource
 from fewstep.data.picking import Picking
-from fewstep.data.prepared import MADE_OF_FILE, PreparedShards
+from fewstep.data.prepared import PreparedShards, is_prepared
 from fewstep.data.reading import Captioned, Crop, Cut, Reading
 from fewstep.data.scene_drawing import SIDE, Look
 from fewstep.data.scenes import SceneExamples, Scenes
@@ -98,7 +98,7 @@ def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 
     resolution = config.resolution or model.resolution
     if resolution % model.pixels_per_latent:
         raise UserError(f"resolution is {resolution}; the model needs a multiple of {model.pixels_per_latent}")
-    if (Path(config.data) / MADE_OF_FILE).exists():
+    if is_prepared(Path(config.data)):
         if config.mix:
             raise UserError("prepared latents stand alone; prepare the other sources too and give each run one folder")
         shards = PreparedShards(Path(config.data))

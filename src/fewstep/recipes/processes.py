@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+LAUNCHER = "FEWSTEP_LAUNCHER"
+"""The environment's name for the process that started this one."""
+MODULE = "fewstep"
 _POLL = 0.05
 _GRACE = 10.0
 """Seconds that the others have to leave once one has stopped as it was asked to: by then all is saved. Where one has
@@ -27,7 +30,7 @@ class Processes:
     def __init__(self, count: int, arguments: Sequence[str], folder: Path) -> None:
         shared = {
             "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_PORT": str(_free_port()), LAUNCHER: str(os.getpid()),
         }  # fmt: skip
         # One thread too many a process is worse than one too few.
         shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -38,7 +41,7 @@ class Processes:
             with self._said[rank].open("wb") as file:
                 self._running.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "fewstep", *arguments], env=own, start_new_session=True,
+                        [sys.executable, "-m", MODULE, *arguments], env=own, start_new_session=True,
                         stderr=None if rank == 0 else file,
                     )
                 )  # fmt: skip

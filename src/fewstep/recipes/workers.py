@@ -50,17 +50,21 @@ class Workers:
 
 
 def _begin(parent: int, make: Callable[..., Studio], arguments: tuple[Any, ...]) -> None:
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    leave_with(parent)
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # for good: the main process has said it
     torch.set_num_threads(1)
     _STUDIO.append(make(*arguments))
 
 
-def _leave_with(parent: int) -> None:
-    """Nobody would tell a process whose parent was killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+def leave_with(parent: int) -> None:
+    """This process ends within a second of its parent: nobody would tell it that it was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _paint(job: Any) -> None:

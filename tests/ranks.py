@@ -1,0 +1,37 @@
+"""Several processes that know of one another, as torchrun starts them, forked from one that has torch imported."""
+
+import os
+import socket
+
+import torch
+
+from warm_command import FORK
+
+
+def run_ranks(size, target, *arguments):
+    """`target(*arguments)` in `size` processes of one thread each; fails if one of them does."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    ranks = [FORK.Process(target=_rank, args=(rank, size, port, target, arguments)) for rank in range(size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(300)
+        if rank.is_alive():
+            for other in ranks:
+                other.kill()
+            raise TimeoutError(f"{target.__name__} in {size} processes")
+    assert [rank.exitcode for rank in ranks] == [0] * size
+
+
+def _rank(rank, size, port, target, arguments):
+    from fewstep.train.world import join_world
+
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+    with join_world():
+        target(*arguments)
