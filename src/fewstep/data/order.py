@@ -137,7 +137,7 @@ class MixedOrder:
         blocks, places = positions // _BLOCK, positions % _BLOCK
         for block in np.unique(blocks):
             here = blocks == block
-            source, rank = self._block(int(block))
+            source, rank = _block(self.seed, tuple(self._quotas), int(block))
             for i, order in enumerate(self.orders):
                 mine = np.flatnonzero(here)[source[places[here]] == i]
                 indices[mine] = offsets[i] + order(block * self._quotas[i] + rank[places[mine]])
@@ -152,12 +152,14 @@ class MixedOrder:
         quotas[most_left[: _BLOCK - quotas.sum()]] += 1
         return quotas
 
-    def _block(self, block: int) -> tuple[Whole, Whole]:
-        """For each position of a block: which source, and how many of that source stand before it in the block."""
-        source = np.repeat(np.arange(len(self.orders)), self._quotas)
-        source = source[Permutation(draws.key(self.seed, "mixture", block), _BLOCK)(np.arange(_BLOCK))]
-        rank = np.empty_like(source)
-        for i in range(len(self.orders)):
-            mine = source == i
-            rank[mine] = np.arange(mine.sum())
-        return source, rank
+
+@functools.lru_cache(maxsize=8)
+def _block(seed: int, quotas: tuple[int, ...], block: int) -> tuple[Whole, Whole]:
+    """For each position of a block: which source, and how many of that source stand before it in the block."""
+    source = np.repeat(np.arange(len(quotas)), quotas)
+    source = source[Permutation(draws.key(seed, "mixture", block), _BLOCK)(np.arange(_BLOCK))]
+    rank = np.empty_like(source)
+    for i in range(len(quotas)):
+        mine = source == i
+        rank[mine] = np.arange(mine.sum())
+    return source, rank

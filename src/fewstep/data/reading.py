@@ -124,19 +124,17 @@ class Reading:
     def squares(self, counters: range) -> list[Square]:
         """What stands at these positions."""
         if self._pool is None:
-            return [self._at(i) for i in counters]
-        for i in (*counters, *range(counters.start + self._ahead, counters.stop + self._ahead)):
-            if i not in self._waiting:
-                self._waiting[i] = self._pool.submit(self._at, i)
+            return [self.read(int(index), i) for i, index in zip(counters, self.indices(counters), strict=True)]
+        for some in (counters, range(counters.start + self._ahead, counters.stop + self._ahead)):
+            for i, index in zip(some, self.indices(some), strict=True):
+                if i not in self._waiting:
+                    self._waiting[i] = self._pool.submit(self.read, int(index), i)
         return [self._waiting.pop(i).result() for i in counters]
 
     def dropped(self, counters: range, squares: Sequence[Square]) -> list[Dropped]:
         """Those of them that could not be read."""
         lost = [(i, square.reason) for i, square in zip(counters, squares, strict=True) if square.reason]
         return [Dropped(i, self.key(int(self.indices([i])[0])), reason) for i, reason in lost]
-
-    def _at(self, counter: int) -> Square:
-        return self.read(int(self.indices([counter])[0]), counter)
 
     def _place(self, index: int) -> tuple[Readable, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1

@@ -50,7 +50,7 @@ class Roster:
 
 
 def scenes_roster(
-    n: int, n_unseen: int = 0, repeated: int = 0, repeats: int = 8, *, seed: int = 0, prompt_seed: int = PROMPT_SEED
+    n: int, n_unseen: int = 0, repeated: int = 0, repeats: int = 4, *, seed: int = 0, prompt_seed: int = PROMPT_SEED
 ) -> Roster:
     """Fresh prompts of scenes that no picture of a training set was drawn for; the first `repeated` of them again, in
     `repeats` pictures each."""
@@ -64,7 +64,7 @@ def scenes_roster(
     )  # fmt: skip
 
 
-def captions_roster(captions: Sequence[str], repeated: int = 0, repeats: int = 8, *, seed: int = 0) -> Roster:
+def captions_roster(captions: Sequence[str], repeated: int = 0, repeats: int = 4, *, seed: int = 0) -> Roster:
     """Captions of real pictures, one picture each."""
     again = [caption for caption in captions[:repeated] for _ in range(repeats)]
     seeds = _seeds(seed, len(captions), 0, len(again))

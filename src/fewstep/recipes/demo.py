@@ -26,7 +26,7 @@ class Demo(Distill):
     n_unseen: int = 64
     """Further prompts with a shape in a colour that no training picture shows, scored apart."""
     n_repeated: int = 16
-    """Prompts that are painted eight times more, for the diversity within a prompt."""
+    """Prompts that are painted four times more, for the diversity within a prompt."""
     score_seed: int = 0
     """Picture i of the table starts from noise seeded score_seed + i."""
 

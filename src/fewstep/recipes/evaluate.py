@@ -69,15 +69,15 @@ class Evaluate:
     """Numbers of steps, each a row of every sampler."""
     guidance_scale: tuple[float, ...] = ()
     """diffusers' convention (ω + 1). Of several each sampler takes its best; by default of 1.5, 3, 5 and 8.5."""
-    spacings: tuple[Spacing, ...] = ("trailing", "leading+1", "leading", "linspace", "linspace+1")
+    spacings: tuple[Spacing, ...] = ("trailing", "leading+1", "leading", "linspace")
     """Where a baseline's steps may stand; each takes its best."""
     n: int = 1000
     """Pictures a row; at least twice the extractor's features. Under 5,000 Fréchet distances lean upwards."""
-    n_unseen: int = 128
+    n_unseen: int = 64
     """Scenes: further pictures a row, of a shape in a colour never trained on, scored apart."""
     n_repeated: int = 16
-    """Of the prompts so many are painted eight times more, for the diversity within a prompt; 0: none."""
-    n_tuning: int = 64
+    """Of the prompts so many are painted four times more, for the diversity within a prompt; 0: none."""
+    n_tuning: int = 48
     """Pictures, of other prompts, by which guidance and spacing are chosen."""
     seed: int = 0
     """Picture i starts from noise of seed + i."""
@@ -90,7 +90,7 @@ class Evaluate:
     """An earlier report, of the same protocol, whose few-step rows stand in the table too; may be given several
     times."""
     batch_size: int = 0
-    """Every picture is painted in a batch of this size; 0 takes 32 for pictures of up to 128 pixels, else 8."""
+    """Every picture is painted in a batch of this size; 0 takes 16 for pictures of up to 128 pixels, else 8."""
     workers: int = 1
     """Processes that paint, each with its own copy of the models; on a CPU of one thread each. 0 takes one for each
     core if pictures are up to 128 pixels wide and painted on a CPU, else 1."""

@@ -54,7 +54,7 @@ class EvaluationStudio:
         single = base_config if Path(self.teacher_source).is_file() else ""
         self.teacher = load_latent_model(self.teacher_source, self.device, single)
         _check_same_latents(self.student.model, self.teacher)
-        self.batch_size = config.batch_size or (32 if self.teacher.resolution <= 128 else 8)
+        self.batch_size = config.batch_size or (16 if self.teacher.resolution <= 128 else 8)
         self.bf16 = computes_in_bf16(self.device, config.precision)
         self.extractor, self.reader = judges(self.data, config.extractor, self.device)
         self.clip = load_extractor(config.clip, self.device) if config.clip else None
