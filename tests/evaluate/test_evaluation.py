@@ -32,6 +32,7 @@ from fewstep.models.latent_model import load_latent_model
 from fewstep.recipes.benches import judges, make_bench, material
 from fewstep.recipes.demo import default_demo, evaluation_of
 from fewstep.recipes.evaluate import Evaluate
+from written_shards import shard
 
 CPU = torch.device("cpu")
 N = 256
@@ -326,3 +327,17 @@ def test_ones_own_pictures_by_ones_own_clip(random_student, clip, fewstep_comman
         (chosen,) = [row for row in results["rows"] if (row["sampler"], row["steps"]) == (sampler, steps)]
         assert chosen["guidance_scale"] == min(tried, key=lambda row: row["kd"])["guidance_scale"]
     assert "CLIP" in done.stdout
+
+
+def test_prompts_and_real_pictures_from_shards(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    for number in range(2):
+        shard(tmp_path / f"{number:05}.tar", [f"{number}{i}" for i in range(6)])
+    found = material(str(tmp_path / "{00000..00001}.tar"), 16, n=8, n_tuning=6)
+    assert len(found.real) == 12
+    assert found.real[0].image.size == (16, 16)
+    captions = [f"caption of {number}{i}" for number in range(2) for i in range(6)]
+    assert found.scored.prompts == captions[:8]
+    assert found.tuning.prompts == [*captions[8:], *captions[8:10]]  # none that is scored
+    with pytest.raises(UserError, match="has 12 captions and n is 13"):
+        material(str(tmp_path / "{00000..00001}.tar"), 16, n=13)

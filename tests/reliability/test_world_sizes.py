@@ -41,6 +41,7 @@ class Network(nn.Module):
 
 class Points:
     latent_shape = (2,)
+    broken = -1
 
     def __init__(self):
         self.order = Order(5, (POINTS,))
@@ -51,7 +52,10 @@ class Points:
     def batch(self, counters, noise):
         index = torch.from_numpy(self.order(counters))
         valid = torch.tensor([i % 17 != 3 for i in counters])  # some cannot be read
-        return LatentBatch(self.points[index] + 0.1 * noise, {"class": self.classes[index]}, valid)
+        points = self.points[index].clone()
+        if self.broken in counters:
+            points[counters.index(self.broken)] = torch.nan
+        return LatentBatch(points + 0.1 * noise, {"class": self.classes[index]}, valid)
 
     def keys(self, counters):
         return [f"point {i}" for i in self.order(counters)]
@@ -141,6 +145,22 @@ def test_the_comparison_can_fail(straight, tmp_path):
     run_ranks(2, train_averaged, tmp_path / "run", STEPS)
     assert seen(tmp_path / "run") == seen(straight)
     assert losses(tmp_path / "run") != pytest.approx(losses(straight), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_left_out_by_all(tmp_path):
+    for size in (1, 3):
+        run_ranks(size, train_broken, tmp_path / str(size), STEPS)
+    assert losses(tmp_path / "3")[3:] == pytest.approx(losses(tmp_path / "1")[3:], rel=1e-5)
+    numbers = [
+        json.loads((tmp_path / f"{size}/checkpoints/step-0000030/state.json").read_text()) for size in (1, 3)
+    ]  # fmt: skip
+    assert numbers[0] == numbers[1]
+    assert [each["step"] for each in numbers[0]["skipped"]] == [3]
+
+
+def train_broken(folder, steps):
+    Points.broken = 30  # of update 3, in the second of three processes
+    train(folder, steps)
 
 
 def train_averaged(folder, steps):

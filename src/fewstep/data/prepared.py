@@ -126,7 +126,7 @@ class PreparedShards:
         self.folder = folder
         try:
             held = json.loads((folder / MADE_OF_FILE).read_text())
-            self.made_of, shards = held["made_of"], held["shards"]
+            self.made_of, self.report, shards = held["made_of"], held["report"], held["shards"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder} is not prepared to its end ({error}); run the same `fewstep prepare` again"

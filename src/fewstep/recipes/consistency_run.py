@@ -24,7 +24,7 @@ from fewstep.errors import UserError
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes.pictures import LOOKS, PictureConfig, open_material
-from fewstep.recipes.run_folder import claim_run_folder, finished
+from fewstep.recipes.run_folder import claim_run_folder, finished, write_account
 from fewstep.recipes.student import Student
 from fewstep.recipes.watching import Watcher
 from fewstep.train.config import LoopConfig
@@ -137,6 +137,7 @@ def run(
     claim_run_folder(config.out, config)
     if finished(config.out):
         return
+    write_account(config.out, found.account)
     if config.ema_decay**config.steps > 0.1:
         print(f"note: {slow_average(config)}", flush=True)
     student = make(resolution)

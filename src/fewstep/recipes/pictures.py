@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import tyro
 
@@ -17,6 +17,7 @@ from fewstep.data.latents import LatentSource
 from fewstep.data.picking import Picking
 from fewstep.data.prepared import PreparedShards, is_prepared
 from fewstep.data.reading import Captioned, Crop, Cut, Reading
+from fewstep.data.remote import CacheSettings
 from fewstep.data.scene_drawing import SIDE, Look
 from fewstep.data.scenes import SceneExamples, Scenes
 from fewstep.data.source import DroppedError
@@ -43,6 +44,10 @@ class PictureConfig(LoopConfig):
     several times. Each source is gone through in its own epochs."""
     filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
     """Which of one's own pictures are used, by their metadata."""
+    caption_fields: tuple[str, ...] = ()
+    """Fields or columns that hold the captions of shards, if not the usual ones."""
+    cache_gib: float = 100.0
+    """Room on this machine's disk for shards that lie elsewhere."""
     pictures: int = 8192
     """How many scenes are drawn; other sources are used whole."""
     resolution: int = 0
@@ -58,7 +63,7 @@ class PictureConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("pictures", 1), ("resolution", 0), ("read_ahead", 0)):
+        for name, least in (("pictures", 1), ("resolution", 0), ("read_ahead", 0), ("cache_gib", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for given in self.mix:
@@ -88,6 +93,8 @@ class Material:
     """Pictures that there are."""
     captions: list[str]
     """The first few."""
+    account: dict[str, Any]
+    """Of each source, what was found, used and dropped."""
 
 
 def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 0, most: int = 0) -> Material:
@@ -104,7 +111,9 @@ def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 
         shards = PreparedShards(Path(config.data))
         check_made_for(shards, model, resolution)
         words = [shards.row(*shards.place(i)).caption for i in range(min(captions, len(shards)))]
-        return Material(lambda: PreparedLatents(model, shards, config.seed), len(shards), words)
+        return Material(
+            lambda: PreparedLatents(model, shards, config.seed), len(shards), words, {config.data: shards.report}
+        )
     given = [(config.data, 1.0), *map(_weighed, config.mix)]
     sources = [_open(config, data, resolution) for data, _ in given]
     count = sum(sum(source.shard_sizes) for source in sources)
@@ -115,7 +124,16 @@ def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 
         config.seed, workers=config.read_ahead, ahead=config.batch_size,
     )  # fmt: skip
     words = [_caption(sources[0], i) for i in range(min(captions, sum(sources[0].shard_sizes)))]
-    return Material(lambda: encode(model, reading, config.keep_gib), count, words)
+    account = {data: _account(source) for (data, _), source in zip(given, sources, strict=True)}
+    return Material(lambda: encode(model, reading, config.keep_gib), count, words, account)
+
+
+def _account(source: PictureSource) -> dict[str, Any]:
+    report = getattr(source, "report", None)
+    if report is None:
+        count = sum(source.shard_sizes)
+        return {"found": count, "used": count, "dropped": {}}
+    return {"found": report.found, "used": report.used, "dropped": dict(report.dropped)}
 
 
 def _caption(source: PictureSource, index: int) -> str:
@@ -127,7 +145,9 @@ def _caption(source: PictureSource, index: int) -> str:
 
 def _open(config: PictureConfig, data: str, resolution: int) -> PictureSource:
     if data not in LOOKS:
-        return open_own(data, resolution, config.filters).source  # type: ignore[return-value]
+        picking = Picking(limits=Limits(side=resolution), filters=config.filters, captions=config.caption_fields)
+        cache = CacheSettings(budget=int(config.cache_gib * 2**30))
+        return open_own(data, resolution, picking, cache).source  # type: ignore[return-value]
     if resolution != SIDE:
         raise UserError(
             f"scenes are {SIDE} pixels wide and resolution is {resolution}; give your own pictures with --data"
@@ -135,14 +155,16 @@ def _open(config: PictureConfig, data: str, resolution: int) -> PictureSource:
     return SceneExamples(Scenes(seed=config.seed, look=LOOKS[data]), config.pictures)
 
 
-def open_own(data: str, resolution: int, filters: Filters | None = None) -> SquarePictures:
+def open_own(
+    data: str, resolution: int, picking: Picking | None = None, cache: CacheSettings | None = None
+) -> SquarePictures:
     """Captioned pictures of one's own (docs/data.md); prints what was used and what was dropped."""
     if not (Path(data).exists() or _NOT_A_NAME.intersection(data)):
         close = difflib.get_close_matches(data, LOOKS, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {' and '.join(LOOKS)}"
         raise UserError(f"data folder {data} does not exist{hint}")
-    picking = Picking(limits=Limits(side=resolution), filters=filters or Filters())
-    pictures = SquarePictures(open_source(data, picking), resolution)
+    picking = picking or Picking(limits=Limits(side=resolution))
+    pictures = SquarePictures(open_source(data, picking, cache), resolution)
     print("\n".join([pictures.report.line(), *pictures.report.examples()]), flush=True)
     return pictures
 

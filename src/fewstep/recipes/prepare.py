@@ -14,7 +14,9 @@ import torch
 import tyro
 
 from fewstep import assets
+from fewstep.data.decoding import Limits
 from fewstep.data.filters import Filters
+from fewstep.data.picking import Picking
 from fewstep.data.pictures import to_pixels
 from fewstep.data.prepared import Row, check_written, clean_up, finish, is_written, read_statuses, write_shard
 from fewstep.data.reading import Crop, Cut, Reading, Square
@@ -164,7 +166,8 @@ def _check(rows: list[Row], part: Part) -> None:
 def _open(config: Prepare, resolution: int) -> PictureSource:
     if config.data in LOOKS:
         return SceneExamples(Scenes(seed=config.seed, look=LOOKS[config.data]), config.pictures)
-    return open_own(config.data, resolution, config.filters).source  # type: ignore[return-value]
+    picking = Picking(limits=Limits(side=resolution), filters=config.filters)
+    return open_own(config.data, resolution, picking).source  # type: ignore[return-value]
 
 
 def _parts(source: PictureSource, most: int) -> Iterator[Part]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import platform
 import shutil
 import subprocess
@@ -83,6 +84,14 @@ def finished(out: Path) -> bool:
     if done:
         print(f"{out} is finished: its model is {out / 'model'}; give another --out to train again", flush=True)
     return done
+
+
+def write_account(out: Path, account: dict[str, Any]) -> None:
+    """What became of the pictures of each source, into `data.json`."""
+    if current_world().main:
+        draft = out / "data.tmp"
+        draft.write_text(json.dumps(account, indent=2) + "\n")
+        draft.rename(out / "data.json")
 
 
 def read_config_file(file: Path) -> dict[str, Any]:
