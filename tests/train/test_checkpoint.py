@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import UserError
-from fewstep.train.checkpoint import MANIFEST_FILE, NUMBERS_FILE, TENSORS_FILE, Checkpoints, why_spoilt
+from fewstep.train.checkpoint import MANIFEST_FILE, NUMBERS_FILE, TENSORS_FILE, Checkpoints, restore, why_spoilt
 from fewstep.train.config import LoopConfig
 from fewstep.train.optimisation import make_optimizer
 from fewstep.train.skipping import Skipping
@@ -40,8 +40,9 @@ def save(folder, step, keep=2):
 
 
 def restored(folder):
-    state = make_state()
-    assert Checkpoints(folder).restore(state, STEPS)
+    state, newest = make_state(), Checkpoints(folder).newest()
+    assert newest is not None
+    restore(state, newest, STEPS)
     return state
 
 
@@ -118,7 +119,7 @@ def test_an_unfinished_draft_is_not_a_checkpoint(tmp_path):
 
 
 def test_nothing_to_restore(tmp_path):
-    assert not Checkpoints(tmp_path).restore(make_state(), STEPS)
+    assert Checkpoints(tmp_path).newest() is None
 
 
 def spoilt_copies(content):
@@ -163,7 +164,7 @@ def test_if_none_is_whole_it_does_not_begin_anew_in_silence(tmp_path):
         save(tmp_path, step)
         (tmp_path / f"step-000000{step}" / NUMBERS_FILE).unlink()
     with pytest.raises(UserError, match=r"in .* is whole: step-0000002 \(state.json is missing\), step-0000001"):
-        Checkpoints(tmp_path).restore(make_state(), STEPS)
+        Checkpoints(tmp_path).newest()
 
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path):
@@ -171,7 +172,7 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
     other = make_state()
     other.student = nn.Linear(2, 3)
     with pytest.raises(UserError, match="step-0000005 is whole and not of this run"):
-        Checkpoints(tmp_path).restore(other, STEPS)
+        restore(other, tmp_path / "step-0000005", STEPS)
 
 
 @pytest.mark.parametrize("failing", ["mkdir", "save_file", "fsync", "rename"])

@@ -31,6 +31,7 @@ from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.learner import Distribution
 from fewstep.train.loop import fit
+from fewstep.train.world import current_world
 
 SAMPLE_PROMPTS = 6
 PathMaker = Callable[[Student], ConsistencyPath]
@@ -117,6 +118,8 @@ class ConsistencyRun(PictureConfig):
             )
         if self.distribution == "fsdp" and self.lora_rank:
             raise UserError("adapters are small and whole in every process; give --distribution ddp")
+        if self.distribution == "fsdp" and self.optimizer != "adamw":
+            raise UserError(f"optimizer {self.optimizer} needs whole weights; give --distribution ddp or adamw")
         if self.huber_c <= 0:
             raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
 
@@ -173,7 +176,8 @@ def try_out(config: ConsistencyRun, student: Student, task: DistillTask, picture
         fit(task, once, Path(folder) / "run", "dry run")
         seconds, peak = time.perf_counter() - begun, peak_gib()  # before the reload, which a run does not do
         student.save(Path(folder) / "model")
-        load_pipeline(Path(folder) / "model", config.device)
+        if current_world().main:
+            load_pipeline(Path(folder) / "model", config.device)
     learning = sum(p.numel() for p in student.learner.weights.parameters() if p.requires_grad)
     print(f"saved and loaded again; {learning:,} parameters learn")
     print(

@@ -163,6 +163,8 @@ def open_own(
         close = difflib.get_close_matches(data, LOOKS, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {' and '.join(LOOKS)}"
         raise UserError(f"data folder {data} does not exist{hint}")
+    if is_prepared(Path(data)):
+        raise UserError(f"{data} holds latents, and pictures are needed here; give those that it was prepared from")
     picking = picking or Picking(limits=Limits(side=resolution))
     pictures = SquarePictures(open_source(data, picking, cache), resolution)
     print("\n".join([pictures.report.line(), *pictures.report.examples()]), flush=True)

@@ -95,10 +95,10 @@ class Checkpoints:
             self._whole[checkpoint] = why_spoilt(checkpoint) is None
         return self._whole[checkpoint]
 
-    def restore(self, state: RunState, steps: int) -> bool:
-        """Restores the newest whole one, and says so where a newer one is spoilt; False when there is none at all.
+    def newest(self) -> Path | None:
+        """The newest whole one, with a warning where a newer one is spoilt; None when there is none at all.
 
-        Raises UserError when there are some and all are spoilt, or the newest whole one belongs to another model.
+        Raises UserError when there are some and all are spoilt.
         """
         spoilt = []
         for checkpoint in reversed(self.list()):
@@ -109,14 +109,13 @@ class Checkpoints:
                 continue
             if spoilt:
                 print(f"warning: not whole: {', '.join(spoilt)}; going on from {checkpoint.name}", file=sys.stderr)
-            _restore(state, checkpoint, steps)
-            return True
+            return checkpoint
         if spoilt:
             raise UserError(
                 f"no checkpoint in {self.folder} is whole: {', '.join(spoilt)}; delete them to begin anew, or choose "
                 "another --out"
             )
-        return False
+        return None
 
 
 def why_spoilt(checkpoint: Path) -> str | None:
@@ -139,7 +138,8 @@ def why_spoilt(checkpoint: Path) -> str | None:
     return None
 
 
-def _restore(state: RunState, checkpoint: Path, steps: int) -> None:
+def restore(state: RunState, checkpoint: Path, steps: int) -> None:
+    """Takes over a whole one. Raises UserError where it is of another model."""
     try:
         numbers = json.loads((checkpoint / NUMBERS_FILE).read_text())
         state.restore(safetensors.torch.load_file(checkpoint / TENSORS_FILE), numbers, steps)

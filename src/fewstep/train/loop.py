@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.data.latents import Dropped
 from fewstep.errors import StoppedError, UserError
-from fewstep.train.checkpoint import Checkpoints
+from fewstep.train.checkpoint import Checkpoints, restore
 from fewstep.train.config import LoopConfig, fingerprint
 from fewstep.train.ledger import Ledger
 from fewstep.train.log import RunLog
@@ -45,7 +45,9 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     skipping = Skipping(config.steps, next(task.student.parameters()).device)
     state = RunState(task.student, task.averaged, make_optimizer(task.student, config), skipping)
     checkpoints = Checkpoints(folder / "checkpoints", fingerprint(config))
-    if checkpoints.restore(state, config.steps):
+    newest = checkpoints.newest() if world.main else None
+    if name := world.gather(newest and newest.name)[0]:  # hashing a large one takes minutes: one process does
+        restore(state, checkpoints.folder / name, config.steps)
         if world.main:
             print(f"{title}: goes on after update {state.step} of {config.steps}", file=sys.stderr, flush=True)
         if at_step is not None:

@@ -74,7 +74,10 @@ def join_world() -> Iterator[World]:
         yield World()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if rank >= count:
+            raise UserError(f"process {rank} of this machine has no GPU of its own, there are {count}; start so many")
+        torch.cuda.set_device(rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size())
