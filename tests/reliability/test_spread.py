@@ -1,5 +1,6 @@
 """A student spread over two processes learns what one in one process learns."""
 
+import dataclasses
 import json
 
 import pytest
@@ -18,8 +19,9 @@ from ranks import run_ranks
 def prepared(teacher, photos, folder, **changes):
     torch.set_default_dtype(torch.float64)
     config = Distill(
-        teacher=str(teacher), data=str(photos), out=folder, resolution=16, batch_size=4, steps=4, ema_decay=0.5,
-        guidance_range=(2.0, 5.0), guidance_scale=3.0, log_every=1, device="cpu", lr=1e-3, **changes,
+        teacher=str(teacher), data=str(photos), out=folder, resolution=16, batch_size=4, steps=4,
+        guidance_range=(2.0, 5.0), guidance_scale=3.0, log_every=1, device="cpu", lr=1e-3,
+        **{"ema_decay": 0.5, **changes},
     )  # fmt: skip
     model = load_teacher(config)
     model.network.unet.double()
@@ -82,7 +84,5 @@ def test_a_spread_run_goes_on_whole_and_the_other_way_round(tiny, photos, tmp_pa
 
 
 def go_on(teacher, photos, folder, steps):
-    import dataclasses
-
     config, _, task = prepared(teacher, photos, folder, distribution="fsdp")
     fit(task, dataclasses.replace(config, steps=steps), folder, "test")

@@ -64,7 +64,7 @@ def replicated(learner: Learner) -> Learner:
     return dataclasses.replace(learner, student=network, alone=learner.student)
 
 
-def _sum(_: object, bucket: dist.GradBucket) -> Any:
+def _sum(_, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotation that is a string
     work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
 
@@ -72,7 +72,8 @@ def _sum(_: object, bucket: dist.GradBucket) -> Any:
 def shard(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
     """Every process keeps a part of every weight; the whole of a block is put together while it computes (FSDP2)."""
     for part in (*blocks, module):
-        fully_shard(part)
+        # By default the outermost is left whole after a forward pass, and one without a backward pass leaves it so.
+        fully_shard(part, reshard_after_forward=True)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
