@@ -51,6 +51,8 @@ COMMANDS = {
 }
 
 
+IN_PROCESSES = ("distill", "finetune", "train-lora")
+"""Commands whose work several processes do together."""
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
@@ -130,7 +132,9 @@ def _run(name: str, arguments: list[str]) -> None:
             default = from_file(type(default), rest.pop(0))
         parsed = _parse(default, rest, f"fewstep {name}")
     count = getattr(parsed, "processes", 1)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if name not in IN_PROCESSES and (count > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1) and name != "prepare":
+        raise UserError(f"{name} runs in one process; those that run in several are {', '.join(IN_PROCESSES)}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and name in IN_PROCESSES:
         _run_as_one_of_several(getattr(module, command.run), parsed)
     elif count > 1:
         from fewstep.recipes.processes import launch
@@ -150,7 +154,7 @@ def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:
 
     if LAUNCHER in os.environ:
         leave_with(int(os.environ[LAUNCHER]))
-    with join_world() as world, contextlib.ExitStack() as stack:
+    with join_world(on_gpu=parsed.device != "cpu") as world, contextlib.ExitStack() as stack:
         if not world.main:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:

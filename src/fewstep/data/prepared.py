@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import json
 import os
 import socket
@@ -23,7 +25,7 @@ from fewstep.data.reading import Sizes
 from fewstep.errors import UserError
 
 MADE_OF_FILE = "prepared.json"
-_HEADER = "fewstep.made_of"
+_HEADER, _TABLE = "fewstep.made_of", "fewstep.table_sha256"
 _OPEN_SHARDS = 64
 _COLUMNS = pa.schema(
     [("key", pa.string()), ("caption", pa.string()), ("sizes", pa.list_(pa.int32(), 6)), ("status", pa.string()),
@@ -59,8 +61,9 @@ def write_shard(
     )  # fmt: skip
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    _write(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
-    header = {_HEADER: json.dumps(made_of, sort_keys=True)}
+    content = sink.getvalue().to_pybytes()
+    _write(folder / f"{name}.parquet", content)
+    header = {_HEADER: json.dumps(made_of, sort_keys=True), _TABLE: hashlib.sha256(content).hexdigest()}
     _write(folder / f"{name}.safetensors", safetensors.torch.save(dict(latents), header))
 
 
@@ -144,6 +147,11 @@ class PreparedShards:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return shard, index - int(self._starts[shard])
 
+    def identity(self) -> str:
+        """Hash of what stands where."""
+        said = json.dumps([self.made_of, self.names, self.shard_sizes], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
+
     def latent(self, shard: int, row: int, part: str) -> Tensor:
         """`mean` or `std` of one picture, `[c, h, w]` fp16."""
         latents, _ = self._shard(shard)
@@ -156,13 +164,16 @@ class PreparedShards:
 
     def _open(self, shard: int) -> tuple[Any, list[Row]]:
         name = self.names[shard]
-        latents = safetensors.safe_open(self.folder / f"{name}.safetensors", "pt")
         check_written(self.folder, name, self.made_of)
-        table = pq.read_table(self.folder / f"{name}.parquet")
-        rows = [
-            Row(each["key"], each["caption"], tuple(each["sizes"])) for each in table.to_pylist() if each["row"] >= 0
-        ]
-        return latents, rows
+        latents = safetensors.safe_open(self.folder / f"{name}.safetensors", "pt")
+        content = (self.folder / f"{name}.parquet").read_bytes()
+        if hashlib.sha256(content).hexdigest() != latents.metadata().get(_TABLE):
+            raise UserError(
+                f"{self.folder / name}.parquet is not the table of the latents beside it; delete both and prepare them "
+                "again"
+            )
+        entries = [each for each in pq.read_table(io.BytesIO(content)).to_pylist() if each["row"] >= 0]
+        return latents, [Row(each["key"], each["caption"], tuple(each["sizes"])) for each in entries]
 
 
 def shard_size(file: Path) -> int:

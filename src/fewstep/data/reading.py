@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -109,7 +110,14 @@ class Reading:
     def key(self, index: int) -> str:
         """Of the picture with this index."""
         source, inside = self._place(index)
-        return source.key(inside)
+        try:
+            return source.key(inside)
+        except DroppedError as dropped:  # its shard has gone
+            return dropped.key or f"picture {index}"
+
+    def identity(self) -> str:
+        """Hash of what stands where: another wherever a picture, or a shard, has come or gone."""
+        return identity(self._sources)
 
     def read(self, index: int, counter: int = 0) -> Square:
         """The picture with this index as it is cut out at this position."""
@@ -139,3 +147,21 @@ class Reading:
     def _place(self, index: int) -> tuple[Readable, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._sources[number], index - int(self._starts[number])
+
+
+_MOST_KEYS = 100_000
+
+
+def identity(sources: Sequence[Readable]) -> str:
+    """Hash of their shards' sizes and, unless they are too many, of the names of all pictures."""
+    total = hashlib.sha256()
+    for source in sources:
+        sizes = source.shard_sizes
+        total.update(f"{len(sizes)} shards\n".encode())
+        if sum(sizes) <= _MOST_KEYS:
+            names = [source.key(i) for i in range(sum(sizes))]
+        else:
+            named = getattr(source, "shard_name", str)
+            names = [f"{named(number)} {size}" for number, size in enumerate(sizes)]
+        total.update("\n".join(names).encode(errors="surrogateescape"))
+    return total.hexdigest()

@@ -10,18 +10,23 @@ from fewstep.evaluate.cell import Cell, Row
 
 
 def best_cell(
-    start: Cell, guidance_scales: Sequence[float], spacings: Sequence[Spacing], score: Callable[[Cell], Row]
+    start: Cell,
+    guidance_scales: Sequence[float],
+    spacings: Sequence[Spacing],
+    score: Callable[[Cell], Row],
+    announce: Callable[[Sequence[Cell]], None] = lambda _: None,
 ) -> tuple[Cell, list[Row]]:
     """The best guidance at the first spacing, then the best spacing at that guidance; and all rows that were scored.
 
     Guidance is tried in the order given, for as long as more of it is better: it helps up to a point and harms beyond.
-    A choice of one is not scored. The first of equals wins.
+    A choice of one is not scored. The first of equals wins. `announce` is told cells that will be scored, before.
     """
     rows: dict[Cell, Row] = {}
 
     def best(cells: list[Cell], *, while_better: bool) -> Cell:
         if len(cells) == 1:
             return cells[0]
+        announce([cell for cell in (cells[:2] if while_better else cells) if cell not in rows])
         found = cells[0]
         for cell in cells:
             if cell not in rows:

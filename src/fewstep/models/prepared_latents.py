@@ -19,7 +19,7 @@ from fewstep.models.network import weights_sha256
 
 
 class PreparedLatents:
-    """Of one folder, in the order that its pictures themselves would have."""
+    """Of one folder, in an order of its own."""
 
     def __init__(self, model: LatentModel, shards: PreparedShards, seed: int) -> None:
         self._model, self._shards = model, shards

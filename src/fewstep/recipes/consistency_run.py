@@ -24,7 +24,7 @@ from fewstep.errors import UserError
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes.pictures import LOOKS, PictureConfig, open_material
-from fewstep.recipes.run_folder import claim_run_folder, finished, write_account
+from fewstep.recipes.run_folder import claim_data, claim_run_folder, finished
 from fewstep.recipes.student import Student
 from fewstep.recipes.watching import Watcher
 from fewstep.train.config import LoopConfig
@@ -80,8 +80,8 @@ class ConsistencyRun(PictureConfig):
     """What the frozen UNet, a teacher or the base of adapters, is stored in: `auto` is bf16 where networks compute in
     it, so that it needs half the memory and is not cast at every call. A few-step model that learns whole has none."""
     distribution: Distribution = "ddp"
-    """Over several processes: `ddp` keeps the student whole in each, `fsdp` a part of it in each, for students that do
-    not fit one GPU."""
+    """Over several processes: `ddp` keeps the student whole in each, `fsdp` a part of it, of its average, gradients and
+    moments, once each has built student and average."""
     gradient_checkpointing: bool = False
     """Keep fewer activations and compute them again in the backward pass: less memory, a third more time."""
     dry_run: bool = False
@@ -140,7 +140,7 @@ def run(
     claim_run_folder(config.out, config)
     if finished(config.out):
         return
-    write_account(config.out, found.account)
+    claim_data(config, found.account, found.identity)
     if config.ema_decay**config.steps > 0.1:
         print(f"note: {slow_average(config)}", flush=True)
     student = make(resolution)

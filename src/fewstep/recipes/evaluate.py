@@ -77,7 +77,7 @@ class Evaluate:
     """Scenes: further pictures a row, of a shape in a colour never trained on, scored apart."""
     n_repeated: int = 16
     """Of the prompts so many are painted four times more, for the diversity within a prompt; 0: none."""
-    n_tuning: int = 48
+    n_tuning: int = 32
     """Pictures, of other prompts, by which guidance and spacing are chosen."""
     seed: int = 0
     """Picture i starts from noise of seed + i."""
@@ -183,7 +183,7 @@ class Evaluation:
         for start in cells:
             allowed = self._trained_for(scales) if start.sampler == "lcm" else scales
             spaced = spacings if start.sampler != "teacher" else ("trailing",)
-            cell, more = best_cell(start, allowed, spaced, self._tune)
+            cell, more = best_cell(start, allowed, spaced, self._tune, self._paint_for_tuning)
             tried += more
             row, kept = self._score(bench, cell)
             if cell.sampler == "teacher":
@@ -202,7 +202,7 @@ class Evaluation:
         return results
 
     def _guidance_scales(self) -> tuple[float, ...]:
-        return self.config.guidance_scale or (1.5, 3.0, 5.0, 8.5)
+        return tuple(sorted(self.config.guidance_scale)) or (1.5, 3.0, 5.0, 8.5)
 
     def _trained_for(self, scales: Sequence[float]) -> list[float]:
         """Of the few-step model: those in its range, or what is built in."""
@@ -211,6 +211,11 @@ class Evaluation:
         if not student.takes_guidance:
             return [student.guidance_scale]
         return [scale for scale in scales if low <= scale <= high] or [student.guidance_scale]
+
+    def _paint_for_tuning(self, cells: Sequence[Cell]) -> None:
+        """All together, since each of them alone keeps the workers waiting for the last of its few parts."""
+        if self._workers:
+            self._workers.paint([job for cell in cells for job in self.studio.jobs(cell, tuning=True)])
 
     def _tune(self, cell: Cell) -> Row:
         return self._score(self._tuning, cell, tuning=True)[0]

@@ -95,6 +95,8 @@ class Material:
     """The first few."""
     account: dict[str, Any]
     """Of each source, what was found, used and dropped."""
+    identity: str
+    """Hash of what stands where."""
 
 
 def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 0, most: int = 0) -> Material:
@@ -106,9 +108,8 @@ def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 
     if resolution % model.pixels_per_latent:
         raise UserError(f"resolution is {resolution}; the model needs a multiple of {model.pixels_per_latent}")
     if is_prepared(Path(config.data)):
-        if config.mix:
-            raise UserError("prepared latents stand alone; prepare the other sources too and give each run one folder")
         shards = PreparedShards(Path(config.data))
+        _check_free(config, shards)
         check_made_for(shards, model, resolution)
         words = [shards.row(*shards.place(i)).caption for i in range(min(captions, len(shards)))]
         return Material(
@@ -125,7 +126,21 @@ def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 
     )  # fmt: skip
     words = [_caption(sources[0], i) for i in range(min(captions, sum(sources[0].shard_sizes)))]
     account = {data: _account(source) for (data, _), source in zip(given, sources, strict=True)}
-    return Material(lambda: encode(model, reading, config.keep_gib), count, words, account)
+    return Material(lambda: encode(model, reading, config.keep_gib), count, words, account, reading.identity())
+
+
+def _check_free(config: PictureConfig, shards: PreparedShards) -> None:
+    """Raises UserError where a setting asks for what was settled when the latents were prepared."""
+    plain = PictureConfig()
+    asked = [
+        name for name in ("mix", "filters", "caption_fields", "flip") if getattr(config, name) != getattr(plain, name)
+    ]
+    if config.crop not in (plain.crop, shards.made_of["crop"]):
+        asked.append("crop")
+    if asked:
+        raise UserError(
+            f"{shards.folder} holds latents, for which {', '.join(asked)} was settled when they were prepared"
+        )
 
 
 def _account(source: PictureSource) -> dict[str, Any]:
@@ -148,6 +163,8 @@ def _open(config: PictureConfig, data: str, resolution: int) -> PictureSource:
         picking = Picking(limits=Limits(side=resolution), filters=config.filters, captions=config.caption_fields)
         cache = CacheSettings(budget=int(config.cache_gib * 2**30))
         return open_own(data, resolution, picking, cache).source  # type: ignore[return-value]
+    if config.filters != Filters() or config.caption_fields:
+        raise UserError("scenes have no metadata to choose by; give your own pictures with --data")
     if resolution != SIDE:
         raise UserError(
             f"scenes are {SIDE} pixels wide and resolution is {resolution}; give your own pictures with --data"

@@ -19,7 +19,7 @@ from fewstep.data.filters import Filters
 from fewstep.data.picking import Picking
 from fewstep.data.pictures import to_pixels
 from fewstep.data.prepared import Row, check_written, clean_up, finish, is_written, read_statuses, write_shard
-from fewstep.data.reading import Crop, Cut, Reading, Square
+from fewstep.data.reading import Crop, Cut, Reading, Square, identity
 from fewstep.data.scenes import SceneExamples, Scenes
 from fewstep.data.source import shown
 from fewstep.errors import UserError
@@ -123,7 +123,10 @@ class EncodingStudio:
         self.parts = list(_parts(self._source, config.part))
         self.made_of = made_of(
             self._model, resolution=resolution, crop=config.crop, std=config.std, seed=config.seed
-        ) | {"data": config.data, "batch_size": config.batch_size}
+        ) | {
+            "data": config.data, "batch_size": config.batch_size, "part": config.part,
+            "pictures_sha256": identity([self._source]),
+        }  # fmt: skip
 
     def paint(self, part: Part) -> None:
         """Encodes a part, unless another process has meanwhile."""

@@ -59,6 +59,13 @@ class Processes:
         failed = self._first_failed()
         if failed is None:
             return 0
+        # Who finds another gone may leave before that other does.
+        until = time.monotonic() + _GRACE
+        while self._running[failed].returncode == OTHER_GONE and time.monotonic() < until:
+            if all(process.poll() is not None for process in self._running):
+                break
+            time.sleep(_POLL)
+            failed = self._first_failed() or 0
         status = self._running[failed].returncode
         stopped = status in (128 + signal.SIGTERM, 128 + signal.SIGINT)
         if failed and not stopped:

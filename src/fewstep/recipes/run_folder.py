@@ -86,12 +86,26 @@ def finished(out: Path) -> bool:
     return done
 
 
-def write_account(out: Path, account: dict[str, Any]) -> None:
-    """What became of the pictures of each source, into `data.json`."""
-    if current_world().main:
-        draft = out / "data.tmp"
-        draft.write_text(json.dumps(account, indent=2) + "\n")
-        draft.rename(out / "data.json")
+def claim_data(config: Any, account: dict[str, Any], identity: str) -> None:
+    """Writes what became of the pictures of each source into `data.json`, or checks that they are those of the run.
+
+    Raises UserError where they are not, or not the same in every process: what stands where would be another order.
+    """
+    world = current_world()
+    if len(set(world.gather(identity))) > 1:
+        raise UserError("the processes do not see the same pictures; begin when all of them are there")
+    file = config.out / "data.json"
+    if world.main:
+        held = json.loads(file.read_text()) if file.exists() else {}
+        if held and held["sha256"] != identity and "data" not in config.change:
+            raise UserError(
+                f"the pictures of {config.data} are not those that {config.out} began with; put them back, choose "
+                "another --out, or go on with these: --change data"
+            )
+        draft = file.with_suffix(".tmp")
+        draft.write_text(json.dumps({"sha256": identity, "sources": account}, indent=2) + "\n")
+        draft.rename(file)
+    world.wait()
 
 
 def read_config_file(file: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fewstep.models.latent_model import LatentModel, load_latent_model, pick_dev
 from fewstep.models.lora_file import STYLE_LORA
 from fewstep.models.network import weights_sha256
 from fewstep.recipes.pictures import PictureConfig, open_material
-from fewstep.recipes.run_folder import claim_run_folder, finished, write_account
+from fewstep.recipes.run_folder import claim_data, claim_run_folder, finished
 from fewstep.recipes.student import LoraStudent, frozen_dtype
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
@@ -61,7 +61,7 @@ def train_lora(config: TrainLora) -> None:
     claim_run_folder(config.out, config)
     if finished(config.out):
         return
-    write_account(config.out, found.account)
+    claim_data(config, found.account, found.identity)
     null_cond = model.null_cond()
     student = LoraStudent(
         model, ema=config.ema_decay > 0, details=model_details(config, model), frozen=frozen_dtype(config, model.device)

@@ -87,6 +87,8 @@ class TrainTeacher:
         for name in ("autoencoder", "polish", "reader", "text", "diffusion", "finish", "touch_up"):
             if getattr(self, name).seed:
                 raise UserError(f"{name}.seed is set; all stages follow from --seed")
+            if getattr(self, name).processes > 1:
+                raise UserError(f"{name}.processes is set; the teacher is trained in one process")
 
 
 def train_teacher(config: TrainTeacher) -> None:

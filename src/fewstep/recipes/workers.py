@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
+
+from fewstep.errors import UserError
 
 
 class Studio(Protocol):
@@ -37,8 +41,14 @@ class Workers:
 
     def paint(self, jobs: Sequence[Any]) -> None:
         """All of them, before it returns; raises what a process raised."""
-        for _ in self._pool.map(_paint, jobs):
-            pass
+        try:
+            for _ in self._pool.map(_paint, jobs):
+                pass
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process of the work has been killed, perhaps for want of memory; give fewer --workers: the same "
+                "command goes on"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +61,7 @@ class Workers:
 
 def _begin(parent: int, make: Callable[..., Studio], arguments: tuple[Any, ...]) -> None:
     leave_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the others
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # for good: the main process has said it
     torch.set_num_threads(1)
     _STUDIO.append(make(*arguments))

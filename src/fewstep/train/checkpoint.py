@@ -78,9 +78,12 @@ class Checkpoints:
     def _purge(self, keep: int) -> None:
         found = self.list()
         whole = [path for path in found if self.is_whole(path)]
-        for old in whole[:-keep]:
-            self._whole.pop(old)
-            shutil.rmtree(old)
+        oldest = whole[-keep:][0]
+        for old in found[: found.index(oldest)]:  # the spoilt ones before it too
+            self._whole.pop(old, None)
+            gone = old.with_name(f"{old.name}.tmp-old")  # a kill in the middle of deleting leaves no spoilt checkpoint
+            old.rename(gone)
+            shutil.rmtree(gone)
         for path in self.folder.glob("step-*.tmp-*"):
             shutil.rmtree(path, ignore_errors=True)
 

@@ -22,11 +22,11 @@ class Ledger:
     def __init__(self, folder: Path, counter: int, *, samples: bool) -> None:
         """With `samples`, the keys of every update's samples are written too."""
         self._dropped, self._samples = folder / DROPPED_FILE, folder / SAMPLES_FILE if samples else None
-        self._count, self._last, self._in_a_row = 0, -1, 0
+        self._count, self._last, self._in_a_row, self._longest = 0, -1, 0, 0
         for path in (self._dropped, self._samples):
             if path is not None and path.exists():
                 kept = [line for line in path.read_text().splitlines() if _counter(line) < counter]
-                path.write_text("".join(line + "\n" for line in kept))
+                rewrite(path, kept)
                 if path == self._dropped:
                     self._note([Dropped(**json.loads(line)) for line in kept])
 
@@ -38,8 +38,8 @@ class Ledger:
                 file.writelines(json.dumps(vars(each)) + "\n" for each in dropped)
         self._note(dropped)
         worst = f"the last was {dropped[-1].key} ({dropped[-1].reason})" if dropped else ""
-        if self._in_a_row >= MOST_IN_A_ROW:
-            raise UserError(f"{self._in_a_row} pictures in a row could not be read; {worst}: mend that shard")
+        if self._longest >= MOST_IN_A_ROW:
+            raise UserError(f"{self._longest} pictures in a row could not be read; {worst}: mend that shard")
         if dropped and self._count > MOST_DROPPED * counter and self._count >= MOST_IN_A_ROW:
             raise UserError(
                 f"{self._count} of {counter} pictures could not be read, more than {MOST_DROPPED:.0%}; {worst}; "
@@ -49,7 +49,7 @@ class Ledger:
     def _note(self, dropped: Sequence[Dropped]) -> None:
         for each in dropped:
             self._in_a_row = self._in_a_row + 1 if each.counter == self._last + 1 else 1
-            self._last = each.counter
+            self._last, self._longest = each.counter, max(self._longest, self._in_a_row)
         self._count += len(dropped)
 
     def record_samples(self, step: int, counters: range, keys: Sequence[str]) -> None:
@@ -57,6 +57,13 @@ class Ledger:
         if self._samples is not None:
             with self._samples.open("a") as file:
                 file.write(json.dumps({"step": step, "counter": counters.start, "keys": list(keys)}) + "\n")
+
+
+def rewrite(path: Path, lines: Sequence[str]) -> None:
+    """Leaves the file with these lines, or as it was."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(line + "\n" for line in lines))
+    draft.rename(path)
 
 
 def _counter(line: str) -> float:

@@ -14,6 +14,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fewstep.train.ledger import rewrite
+
 
 class RunLog:
     """Records metrics of a run of `steps` updates that starts, or goes on, at update `start`."""
@@ -85,7 +87,7 @@ class RunLog:
         if not self._path.exists():
             return 0.0
         kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= start]
-        self._path.write_text("".join(line + "\n" for line in kept))
+        rewrite(self._path, kept)
         return float(json.loads(kept[-1]).get("seconds", 0)) if kept else 0.0
 
 

@@ -48,6 +48,10 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     newest = checkpoints.newest() if world.main else None
     if name := world.gather(newest and newest.name)[0]:  # hashing a large one takes minutes: one process does
         restore(state, checkpoints.folder / name, config.steps)
+        if state.step > config.steps:
+            raise UserError(
+                f"{folder} has {state.step} updates behind it and steps is {config.steps}; give so many or more"
+            )
         if world.main:
             print(f"{title}: goes on after update {state.step} of {config.steps}", file=sys.stderr, flush=True)
         if at_step is not None:
@@ -85,9 +89,9 @@ class _Run:
             self.ledger.record_samples(state.step, counters, self.task.keys(counters))
         if self.log:
             self.log.advance(state.step)
-        stop = self.world.any(bool(self.stopping.number))
+        stop = self.world.largest(self.stopping.number)
         last = state.step == config.steps
-        saving = last or stop or state.step % config.checkpoint_every == 0
+        saving = last or bool(stop) or state.step % config.checkpoint_every == 0
         logging = last or state.step % config.log_every == 0
         if logging or saving:
             self._account()
@@ -99,7 +103,7 @@ class _Run:
         if saving:  # before anything of `at_step` can fail
             self._save()
         if stop and not last:
-            raise StoppedError(state.step, self.stopping.number)
+            raise StoppedError(state.step, stop)
 
     def _account(self) -> None:
         """Lists skipped updates and unreadable pictures; raises UserError where there are too many."""
@@ -111,6 +115,8 @@ class _Run:
                 continue
             start = state.counter - (state.step - step + 1) * size
             keys = list(self.task.keys(range(start, start + size)))
+            if state.skipping.ends_with([each["step"] for each in state.skipped]):
+                break  # nothing moved any more after that one
             state.skipped.append({"step": step, "samples": keys})
             if self.log:
                 shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
@@ -126,7 +132,7 @@ class _Run:
             self.ledger.record(state.counter, sorted(dropped, key=lambda each: each.counter))
 
     def _save(self) -> None:
-        tensors, numbers = self.state.tensors(), self.state.numbers()
+        tensors, numbers = self.state.tensors(keep=self.world.main), self.state.numbers()
         if self.world.main:
             self.checkpoints.save(tensors, numbers, self.config.keep_checkpoints)
         self.world.wait()

@@ -61,7 +61,7 @@ def update(optimizer: torch.optim.Optimizer, lr: float, clip_norm: float, batch:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients: Any = [p.grad for p in parameters if p.grad is not None]
     torch._foreach_mul_(gradients, batch.scale)
-    norm = gathered(nn.utils.get_total_norm(gradients))
+    norm = gathered(nn.utils.get_total_norm(gradients)).to(batch.loss.device)
     vetoed = skipping.veto(batch.loss, norm, batch.valid)
     if clip_norm > 0:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 IN_A_ROW = 3
 """So many broken updates, one after another, end a run."""
 SHARE = 0.001
-"""And so does this share of all its updates, if that is more than IN_A_ROW."""
+"""And so does this share of all its updates, but not fewer than IN_A_ROW."""
 
 
 class Skipping:
@@ -42,6 +43,12 @@ class Skipping:
     def halted(self) -> bool:
         """Whether the run has to end; waits for the device."""
         return bool(self._halted)
+
+    def ends_with(self, steps: Sequence[int]) -> bool:
+        """Whether a run of which these updates were left out has ended with the last of them."""
+        last = list(steps[-IN_A_ROW:])
+        in_a_row = len(last) == IN_A_ROW and last[-1] - last[0] == IN_A_ROW - 1
+        return in_a_row or len(steps) >= self._most
 
     def counts(self) -> tuple[int, int]:
         """Broken updates in a row until now, and in all; waits for the device."""

@@ -30,8 +30,9 @@ class RunState:
     losses: list[Tensor] = field(default_factory=list)
     """Of the updates since the last line of the log."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor under a name that says what it is, whole; all processes call it together."""
+    def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """Every tensor under a name that says what it is, whole. All processes call it together, and those that do not
+        `keep` them get none: what is spread is put together one tensor at a time, and leaves the device."""
         named = {f"student.{name}": value for name, value in self.student.state_dict().items()}
         if self.averaged is not None:
             named |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
@@ -41,7 +42,8 @@ class RunState:
                 given = torch.tensor(value) if isinstance(value, int) else value
                 named[f"optimizer.{moment}.{name}"] = given.clone() if moment.startswith("qmap") else given
         named["losses"] = torch.stack(self.losses) if self.losses else torch.zeros(0)
-        return {name: gathered(value.detach()).contiguous() for name, value in named.items()}
+        whole = ((name, gathered(value.detach()).contiguous()) for name, value in named.items())
+        return {name: value for name, value in whole if keep}
 
     def numbers(self) -> dict[str, Any]:
         """All else, as JSON holds it."""
@@ -74,8 +76,8 @@ class RunState:
 
 
 def gathered(value: Tensor) -> Tensor:
-    """A tensor of which every process holds a part, put together; any other as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """A tensor of which every process holds a part, put together in main memory; any other as it is."""
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
 def is_spread(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fewstep.errors import UserError
+
+_LONGEST = timedelta(hours=6)
+"""That others wait for the one which hashes, saves or evaluates."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,13 @@ class World:
             dist.all_reduce(value)
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is true for any process."""
-        return bool(self.sum(torch.tensor(float(flag)))) if self.size > 1 else flag
+    def largest(self, number: int) -> int:
+        """Of those that the processes give."""
+        if self.size > 1:
+            value = torch.tensor(number)
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+            return int(value)
+        return number
 
     def gather(self, message: Any) -> list[Any]:
         """What JSON can hold, from every process in the order of their ranks."""
@@ -68,17 +76,18 @@ class World:
 
 
 @contextlib.contextmanager
-def join_world() -> Iterator[World]:
+def join_world(*, on_gpu: bool = True) -> Iterator[World]:
     """The processes that torchrun started this one with, or this one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
-    if torch.cuda.is_available():
+    if on_gpu and torch.cuda.is_available():
         rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if rank >= count:
             raise UserError(f"process {rank} of this machine has no GPU of its own, there are {count}; start so many")
         torch.cuda.set_device(rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=_LONGEST)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
