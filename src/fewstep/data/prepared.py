@@ -25,7 +25,7 @@ from fewstep.data.reading import Sizes
 from fewstep.errors import UserError
 
 MADE_OF_FILE = "prepared.json"
-_HEADER, _TABLE = "fewstep.made_of", "fewstep.table_sha256"
+_HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
 _COLUMNS = pa.schema(
     [("key", pa.string()), ("caption", pa.string()), ("sizes", pa.list_(pa.int32(), 6)), ("status", pa.string()),
@@ -63,7 +63,9 @@ def write_shard(
     pq.write_table(table, sink)
     content = sink.getvalue().to_pybytes()
     _write(folder / f"{name}.parquet", content)
-    header = {_HEADER: json.dumps(made_of, sort_keys=True), _TABLE: hashlib.sha256(content).hexdigest()}
+    # One entry: several would stand in an order of chance.
+    said = {_TABLE: hashlib.sha256(content).hexdigest(), "made_of": made_of}
+    header = {_HEADER: json.dumps(said, sort_keys=True)}
     _write(folder / f"{name}.safetensors", safetensors.torch.save(dict(latents), header))
 
 
@@ -84,7 +86,7 @@ def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
         return
     try:
         with safetensors.safe_open(file, "pt") as latents:
-            held = json.loads((latents.metadata() or {})[_HEADER])
+            held = json.loads((latents.metadata() or {})[_HEADER])["made_of"]
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} is damaged ({error}); delete it and prepare it again") from error
     for field in sorted({*held, *made_of}):
@@ -167,7 +169,7 @@ class PreparedShards:
         check_written(self.folder, name, self.made_of)
         latents = safetensors.safe_open(self.folder / f"{name}.safetensors", "pt")
         content = (self.folder / f"{name}.parquet").read_bytes()
-        if hashlib.sha256(content).hexdigest() != latents.metadata().get(_TABLE):
+        if hashlib.sha256(content).hexdigest() != json.loads(latents.metadata()[_HEADER])[_TABLE]:
             raise UserError(
                 f"{self.folder / name}.parquet is not the table of the latents beside it; delete both and prepare them "
                 "again"

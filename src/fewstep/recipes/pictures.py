@@ -113,7 +113,11 @@ def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 
         check_made_for(shards, model, resolution)
         words = [shards.row(*shards.place(i)).caption for i in range(min(captions, len(shards)))]
         return Material(
-            lambda: PreparedLatents(model, shards, config.seed), len(shards), words, {config.data: shards.report}
+            lambda: PreparedLatents(model, shards, config.seed),
+            len(shards),
+            words,
+            {config.data: shards.report},
+            shards.identity(),
         )
     given = [(config.data, 1.0), *map(_weighed, config.mix)]
     sources = [_open(config, data, resolution) for data, _ in given]
