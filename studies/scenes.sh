@@ -9,4 +9,4 @@ command -v "$fewstep" >/dev/null || fewstep=fewstep
 # More pictures an update and little guidance, at which this teacher is best; more updates do not help (docs/log.md).
 "$fewstep" distill scenes --out "$out" --batch-size 96 --pictures 28800 --guidance-range 1 4 --guidance-scale 2 \
     --sample-every 0 --eval-every 150 --eval-n 512
-"$fewstep" evaluate --model "$out/model" --out "$out/evaluation"
+"$fewstep" evaluate --model "$out/model" --n-tuning 48 --out "$out/evaluation"

@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text()
     ("page", "scores"),
     [
         ("README.md", "demo/results.json"),
+        ("docs/results.md", "scenes-long/results.json"),
         ("docs/teacher.md", "teacher/scores.json"),
     ],
 )

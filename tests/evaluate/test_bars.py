@@ -53,7 +53,7 @@ def test_the_published_demo_reaches_its_bar(best_of_the_teacher):
             assert rows["lcm", steps]["fd"] < rows[other, steps]["fd"]
 
 
-@pytest.mark.parametrize("name", ["demo"])
+@pytest.mark.parametrize("name", ["demo", "scenes-long"])
 def test_published_baselines_stand_at_the_best_of_what_was_tried(name):
     rows, tried = results_of(name)
     for (sampler, steps), row in rows.items():
@@ -66,3 +66,10 @@ def test_published_baselines_stand_at_the_best_of_what_was_tried(name):
         }  # fmt: skip
         assert len(others) > 1
         assert others[row["spacing"]] == max(others.values())
+
+
+def test_the_longer_run_reaches_its_bar(best_of_the_teacher):
+    rows, _ = results_of("scenes-long")
+    for steps, share in ((1, 0.90), (2, 0.97), (4, 0.99)):
+        assert rows["lcm", steps]["prompt_accuracy"] >= share * best_of_the_teacher
+    assert rows["lcm", 4]["fd"] <= 1.15 * rows["teacher", 50]["fd"]
