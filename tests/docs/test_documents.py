@@ -19,6 +19,7 @@ README = (ROOT / "README.md").read_text()
     [
         ("README.md", "demo/results.json"),
         ("docs/results.md", "scenes-long/results.json"),
+        ("docs/scale.md", "scale.json"),
         ("docs/teacher.md", "teacher/scores.json"),
     ],
 )
