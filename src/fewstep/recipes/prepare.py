@@ -86,8 +86,8 @@ def prepare(config: Prepare) -> None:
     clean_up(config.out)
     studio = EncodingStudio(config)
     parts = studio.parts
-    for part in parts:
-        check_written(config.out, part.name, studio.made_of)
+    for file in sorted(config.out.glob("*.safetensors")):
+        check_written(config.out, file.stem, studio.made_of)
     left = [part for part in _from_here(parts) if not is_written(config.out, part.name)]
     print(f"{len(parts)} shards of latents, {len(parts) - len(left)} of them there already", flush=True)
     count = min(config.workers or (cores() if studio.on_cpu else 1), len(left))

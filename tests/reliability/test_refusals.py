@@ -1,0 +1,121 @@
+"""What would go on as something else is refused in one line."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fewstep.errors import UserError
+from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.recipes.pictures import PictureConfig, open_material
+from warm_command import Warm
+
+
+def small(tiny, data, out, *more):
+    return (
+        "distill", "--teacher", tiny, "--data", data, "--resolution", 16, "--out", out, "--steps", 3, "--batch-size", 4,
+        "--sample-every", 0, "--guidance-range", 2, 5, "--guidance-scale", 3, *more,
+    )  # fmt: skip
+
+
+def refused(*arguments, **env):
+    done = Warm(arguments, env=env).wait()
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    return done.stderr
+
+
+def test_pictures_that_are_no_longer_those_of_the_run(tiny, photos, tmp_path):
+    data, out = shutil.copytree(photos, tmp_path / "photos"), tmp_path / "run"
+    assert Warm(small(tiny, data, out)).wait().returncode == 0
+    shutil.copy(data / "000.png", data / "zzz.png")
+    (data / "zzz.txt").write_text("one more")
+    more = small(tiny, data, out, "--steps", 5, "--change", "steps")
+    assert f"the pictures of {data} are not those that {out} began with" in refused(*more)
+    assert Warm((*more, "data")).wait().returncode == 0
+
+
+def test_fewer_updates_than_there_were(tiny, photos, tmp_path):
+    assert Warm(small(tiny, photos, tmp_path)).wait().returncode == 0
+    said = refused(*small(tiny, photos, tmp_path, "--steps", 2, "--change", "steps"))
+    assert "has 3 updates behind it and steps is 2; give so many or more" in said
+
+
+def test_what_runs_in_one_process(tmp_path):
+    assert "demo runs in one process" in refused("demo", "--processes", 2, "--out", tmp_path / "demo")
+    said = refused("train-teacher", "--out", tmp_path / "teacher", WORLD_SIZE="2", RANK="0")
+    assert "train-teacher runs in one process; those that run in several are distill, finetune, train-lora" in said
+    said = refused("train-teacher", "--out", tmp_path / "teacher", "--autoencoder.processes", 2)
+    assert "autoencoder.processes is set" in said
+
+
+def test_a_batch_that_cannot_be_shared(tiny, photos, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "fewstep", *map(str, small(tiny, photos, tmp_path / "run", "--processes", 3))],
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "batch_size 4 is no multiple of 3 processes; give one that is" in done.stderr
+
+
+def test_the_error_is_the_culprits_where_it_is_alone_before_training_begins(tiny, photos, tmp_path):
+    """The first process alone looks at the folder; the other finds it gone, and may leave before it."""
+    (tmp_path / "something").write_text("of mine")
+    done = subprocess.run(
+        [sys.executable, "-m", "fewstep", *map(str, small(tiny, photos, tmp_path, "--processes", 2))],
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"{tmp_path} is not empty and holds no run of fewstep" in done.stderr
+    assert "another process has gone" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def latents(tiny, photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("latents") / "of-photos"
+    done = Warm(("prepare", "--model", tiny, "--data", photos, "--resolution", 16, "--out", out, "--workers", 1)).wait()
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"flip": True}, "flip"), ({"crop": "random"}, "crop"), ({"mix": ("scenes",)}, "mix"),
+     ({"caption_fields": ("recaption",)}, "caption_fields")],
+)  # fmt: skip
+def test_what_was_settled_when_latents_were_prepared(latents, tiny, settings, name):
+    with pytest.raises(UserError, match=f"holds latents, for which {name} was settled when they were prepared"):
+        open_material(
+            PictureConfig(data=str(latents), resolution=16, **settings), load_latent_model(tiny, pick_device("cpu"))
+        )
+
+
+def test_latents_of_other_pictures(latents, tiny, photos, tmp_path):
+    data = shutil.copytree(photos, tmp_path / "photos")
+    os.remove(data / "004.png")
+    settings = ("prepare", "--model", tiny, "--resolution", 16, "--out", latents, "--workers", 1)
+    assert "was prepared with data" in refused(*settings, "--data", data)
+    shutil.copytree(latents, tmp_path / "own")
+    for change in (("--part", 7), ("--batch-size", 8), ("--no-std",), ("--crop", "random"), ("--seed", 3)):
+        assert "was prepared with" in refused(*settings, "--data", photos, *change)
+
+
+def test_latents_are_no_pictures(latents, tmp_path):
+    said = refused("evaluate", "--data", latents, "--out", tmp_path / "out", "--extractor", "reader")
+    assert "holds latents" in said or "reader reads scenes" in said
+
+
+def test_a_spoilt_shard_of_latents_is_named(latents, tiny, tmp_path):
+    for spoil, said in (("safetensors", "is damaged"), ("parquet", "is not the table of the latents beside it")):
+        folder = shutil.copytree(latents, tmp_path / spoil)
+        (file,) = folder.glob(f"*-*-*.{spoil}")
+        content = file.read_bytes()
+        file.write_bytes(content[:40] + b"x" + content[41:])
+        model = load_latent_model(tiny, pick_device("cpu"))
+        material = open_material(PictureConfig(data=str(folder), resolution=16), model)
+        source = material.latents()
+        with pytest.raises(UserError, match=said):
+            source.batch(range(4), torch.zeros(4, *source.latent_shape))
