@@ -28,7 +28,7 @@ BAD_INPUT = {
     "guidance outside its range": (("distill", "--guidance-scale", "12"), "guidance_range is 2 to 9"),
     "no prompt": (("generate",), "--prompt"),
     "no model": (("generate", "--prompt", "a", "--model", "/no/such/model"), "/no/such/model is neither a folder"),
-    "resolution": (("distill", "--resolution", "60"), "resolution is 60; the teacher needs a multiple of 8"),
+    "resolution": (("distill", "--resolution", "60"), "resolution is 60; the model needs a multiple of 8"),
     "skip": (("distill", "--skip", "0"), "skip is 0; allowed are 1 to 100"),
     "folder of something else": (("distill", "--out", "{full}"), "is not empty and holds no run of fewstep"),
     "broken yaml": (("distill", "{full}/broken.yaml"), "cannot be read as YAML"),
@@ -114,11 +114,12 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
         "demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 128, "--n-unseen", 4, "--sample-every", 2,
         "--guidance-scale", 2, "--n-repeated", 2,
     )  # fmt: skip
-    fewer = {"fewstep.evaluate.scenes_bench.REFERENCE_SCENES": 256}
+    fewer = {"fewstep.recipes.demo.WORKERS": 1, "fewstep.evaluate.scenes_bench.REFERENCE_SCENES": 256}
     done = fewstep_command(*arguments, constants=fewer)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {
-        "model", "config.yaml", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "grid.png", "evaluation",
+        "model", "config.yaml", "data.json", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "grid.png",
+        "evaluation",
     }  # fmt: skip
     scores = json.loads((out / "evaluation" / "results.json").read_text())
     assert scores["protocol"]["n"] == 128

@@ -305,7 +305,7 @@ def test_ones_own_pictures_by_ones_own_clip(random_student, clip, fewstep_comman
         "evaluate", "--model", random_student, "--data", tmp_path / "own", "--extractor", clip, "--clip", clip,
         "--n", 36, "--n-tuning", 20, "--batch-size", 20, "--samplers", "ddim", "--steps", 1, 2,
         "--guidance-scale", 3, 5, "--spacings", "trailing", "--out", tmp_path / "report",
-        "--n-repeated", 2, constants={"fewstep.recipes.evaluate.TEACHER_STEPS": 8},
+        "--n-repeated", 2, "--workers", 1, constants={"fewstep.recipes.evaluate.TEACHER_STEPS": 8},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "report" / "results.json").read_text())

@@ -16,6 +16,9 @@ from fewstep.recipes import named
 from fewstep.recipes.distill import Distill, distill
 from fewstep.recipes.evaluate import Evaluate, evaluate
 
+WORKERS = 0
+"""Processes that paint, as `Evaluate.workers` has it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Distill):
@@ -65,6 +68,6 @@ def evaluation_of(config: Demo) -> Evaluate:
     return Evaluate(
         model=str(config.out / "model"), out=config.out / "evaluation", samplers=("ddim", "dpm++"),
         guidance_scale=(config.guidance_scale,), spacings=("trailing", "leading+1"), n=config.n,
-        n_unseen=config.n_unseen, n_repeated=config.n_repeated, seed=config.score_seed, workers=0,
+        n_unseen=config.n_unseen, n_repeated=config.n_repeated, seed=config.score_seed, workers=WORKERS,
         precision=config.precision, device=config.device,
     )  # fmt: skip
