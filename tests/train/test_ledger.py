@@ -26,6 +26,12 @@ def test_a_row_goes_on_from_one_account_to_the_next(tmp_path):
         ledger.record(10_040, lost(range(10_000, 10_040)))
 
 
+def test_what_a_filter_refuses_is_listed_and_no_sign_of_trouble(tmp_path):
+    ledger = Ledger(tmp_path, 0, samples=False)
+    ledger.record(400, [Dropped(i, f"shard.tar/{i}", "shorter side below 512") for i in range(300)])
+    assert len((tmp_path / "dropped.jsonl").read_text().splitlines()) == 300
+
+
 def test_a_share_counts_from_a_hundred_on(tmp_path):
     ledger = Ledger(tmp_path, 0, samples=False)
     ledger.record(200, lost(range(0, 198, 2)))  # half of them, but only 99

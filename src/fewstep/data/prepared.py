@@ -120,8 +120,12 @@ def clean_up(folder: Path) -> None:
     """Removes what processes of this machine that are no more left half written."""
     for draft in folder.glob(f"*.tmp-{socket.gethostname()}-*"):
         pid = draft.name.rsplit("-", 1)[1]
-        if not Path(f"/proc/{pid}").exists():
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
             draft.unlink(missing_ok=True)
+        except (ValueError, PermissionError):  # not ours to judge
+            pass
 
 
 class PreparedShards:

@@ -27,7 +27,7 @@ from fewstep.models.latent_model import load_latent_model, pick_device
 from fewstep.models.prepared_latents import made_of
 from fewstep.recipes.pictures import LOOKS, PictureSource, open_own
 from fewstep.recipes.workers import Workers, cores, one_thread
-from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW
+from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +155,9 @@ def _row(reading: Reading, index: int, square: Square) -> Row:
 
 def _check(rows: list[Row], part: Part) -> None:
     """Raises UserError where so much cannot be read that something must be wrong."""
-    lost = [row for row in rows if row.status]
+    lost = [row for row in rows if is_broken(row.status)]
     last = rows[-MOST_IN_A_ROW:]
-    if len(last) == MOST_IN_A_ROW and all(row.status for row in last):
+    if len(last) == MOST_IN_A_ROW and all(is_broken(row.status) for row in last):
         raise UserError(f"{MOST_IN_A_ROW} pictures in a row of {part.name} cannot be read ({last[-1].status}); mend it")
     if len(lost) >= MOST_IN_A_ROW and len(lost) > MOST_DROPPED * len(part.pictures):
         raise UserError(

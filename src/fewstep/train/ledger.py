@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.data.latents import Dropped
+from fewstep.data.source import Reason
 from fewstep.errors import UserError
 
 DROPPED_FILE = "dropped.jsonl"
@@ -14,6 +15,7 @@ SAMPLES_FILE = "samples.jsonl"
 MOST_DROPPED = 0.05
 """Above this share of all samples something is wrong with the data, and the run stops."""
 MOST_IN_A_ROW = 100
+_BROKEN = frozenset(map(str, Reason))
 
 
 class Ledger:
@@ -47,16 +49,22 @@ class Ledger:
             )
 
     def _note(self, dropped: Sequence[Dropped]) -> None:
-        for each in dropped:
+        broken = [each for each in dropped if is_broken(each.reason)]
+        for each in broken:
             self._in_a_row = self._in_a_row + 1 if each.counter == self._last + 1 else 1
             self._last, self._longest = each.counter, max(self._longest, self._in_a_row)
-        self._count += len(dropped)
+        self._count += len(broken)
 
     def record_samples(self, step: int, counters: range, keys: Sequence[str]) -> None:
         """The samples of one update."""
         if self._samples is not None:
             with self._samples.open("a") as file:
                 file.write(json.dumps({"step": step, "counter": counters.start, "keys": list(keys)}) + "\n")
+
+
+def is_broken(reason: str) -> bool:
+    """Whether something is wrong with the picture; else a filter has refused it, once its true sides were known."""
+    return reason in _BROKEN
 
 
 def rewrite(path: Path, lines: Sequence[str]) -> None:
