@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,9 +147,7 @@ def _run(name: str, arguments: list[str]) -> None:
 
 def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:
     """One process of those that torchrun, or `--processes`, started; the first alone speaks."""
-    import torch.distributed as dist
-
-    from fewstep.recipes.processes import LAUNCHER, OTHER_GONE
+    from fewstep.recipes.processes import LAUNCHER
     from fewstep.recipes.workers import leave_with
     from fewstep.train.world import join_world
 
@@ -159,12 +158,34 @@ def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
             run(parsed)
-        except (dist.DistError, RuntimeError) as error:
-            if isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error):
-                print(f"fewstep: another process has gone ({str(error).splitlines()[0][:200]})", file=sys.stderr)
-                sys.stderr.flush()
-                os._exit(OTHER_GONE)
-            raise
+        except BaseException as error:
+            # At once: to take leave of the others would wait for them, and they wait for this one.
+            status = _say_why(error)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+def _say_why(error: BaseException) -> int:
+    """What ended one process of several, in words on stderr; gives its status."""
+    import torch.distributed as dist
+
+    from fewstep.recipes.processes import OTHER_GONE
+
+    if isinstance(error, StoppedError):
+        print(f"\nfewstep: {error}", file=sys.stderr)
+        return 128 + error.number
+    if isinstance(error, UserError):
+        print(f"fewstep: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    lost = isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL"))
+    if lost or isinstance(error, dist.DistError):
+        print(f"fewstep: another process has gone ({str(error).splitlines()[0][:200]})", file=sys.stderr)
+        return OTHER_GONE
+    traceback.print_exception(error)
+    return 1
 
 
 def _parse(default: Any, arguments: list[str], program: str, recipe: str = "", description: str | None = None) -> Any:

@@ -98,7 +98,7 @@ def test_spoilt_ones_do_not_count_among_those_that_are_kept(tmp_path):
     save(tmp_path, 3)
     assert names(tmp_path) == ["step-0000001", "step-0000002", "step-0000003"]
     save(tmp_path, 4)
-    assert names(tmp_path) == ["step-0000002", "step-0000003", "step-0000004"]
+    assert names(tmp_path) == ["step-0000003", "step-0000004"]  # what is spoilt goes with what is older
 
 
 def test_other_folders_are_not_checkpoints(tmp_path):
@@ -162,6 +162,7 @@ def test_the_one_before_is_used_and_that_is_said(tmp_path, file, spoil, capsys):
 def test_if_none_is_whole_it_does_not_begin_anew_in_silence(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
+    for step in (1, 2):
         (tmp_path / f"step-000000{step}" / NUMBERS_FILE).unlink()
     with pytest.raises(UserError, match=r"in .* is whole: step-0000002 \(state.json is missing\), step-0000001"):
         Checkpoints(tmp_path).newest()
