@@ -6,30 +6,21 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from fewstep.data.latents import Dropped, LatentBatch
 from fewstep.data.pictures import to_pixels
-from fewstep.data.reading import Reading
+from fewstep.data.reading import Captioned, Reading
 from fewstep.diffusion.prediction import Cond
 from fewstep.models.latent_model import LatentModel
 
 _CHUNK = 64
 
 
-class CaptionedPicture(Protocol):
-    @property
-    def image(self) -> Image.Image: ...
-
-    @property
-    def caption(self) -> str: ...
-
-
-class Captioned(Protocol):
-    """What is told of a picture."""
+class Told(Protocol):
+    """What is known of a picture."""
 
     @property
     def caption(self) -> str: ...
@@ -43,7 +34,7 @@ class PictureSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> CaptionedPicture: ...
+    def __getitem__(self, index: int) -> Captioned: ...
 
 
 class _Latents:
@@ -121,7 +112,7 @@ class FreshLatents(_Latents):
         return LatentBatch(mean + std * noise, cond, valid)
 
 
-def encode_captions(model: LatentModel, seen: Sequence[Captioned]) -> Cond:
+def encode_captions(model: LatentModel, seen: Sequence[Told]) -> Cond:
     """With the sizes that Stable Diffusion XL is told."""
     return model.encode_text([each.caption for each in seen]) | _sizes(model, [each.sizes for each in seen])
 

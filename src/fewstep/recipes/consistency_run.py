@@ -130,7 +130,7 @@ def run(
     """Trains what `make(resolution)` gives on the configuration's pictures and exports to `config.out / "model"`."""
     if config.skip >= model.schedule.num_steps:
         raise UserError(f"skip is {config.skip} and the schedule has {model.schedule.num_steps} times; give less")
-    resolution = config.resolution or model.resolution
+    resolution = config.side(model)
     few = config.batch_size if config.dry_run else 0
     found = open_material(config, model, captions=SAMPLE_PROMPTS, most=few)
     if config.dry_run:

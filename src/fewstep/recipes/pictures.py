@@ -35,13 +35,13 @@ _BETWEEN = "::"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureConfig(LoopConfig):
+class Pictures:
+    """Which pictures, and which square of each."""
+
     data: str = assets.SCENES
     """`scenes` or `scenes-leaning` (drawn on the fly); a folder of pictures with .txt captions or a metadata.jsonl; tar
-    shards or parquet files, as a path, URL or pattern (docs/data.md); or a folder that `fewstep prepare` filled."""
-    mix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A further source and, after `::`, its weight beside that of --data, which is 1 (shards/::0.5); may be given
-    several times. Each source is gone through in its own epochs."""
+    shards or parquet files, as a path, URL or pattern (docs/data.md); for a training also a folder that
+    `fewstep prepare` filled."""
     filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
     """Which of one's own pictures are used, by their metadata."""
     caption_fields: tuple[str, ...] = ()
@@ -53,7 +53,42 @@ class PictureConfig(LoopConfig):
     resolution: int = 0
     """Side of the pictures in pixels; 0 takes the model's own."""
     crop: Crop = "middle"
-    """Which square is cut out of a picture that is none; `random` cuts another one every time."""
+    """Which square is cut out of a picture that is none; `random` cuts another one wherever it stands."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("pictures", 1), ("resolution", 0), ("cache_gib", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+    def side(self, model: LatentModel) -> int:
+        """The resolution. Raises UserError where `model` cannot have it."""
+        resolution = self.resolution or model.resolution
+        if resolution % model.pixels_per_latent:
+            raise UserError(f"resolution is {resolution}; the model needs a multiple of {model.pixels_per_latent}")
+        return resolution
+
+    def open(self, data: str, resolution: int, seed: int) -> PictureSource:
+        """A source by name; of pictures of one's own it prints what was used and what was dropped."""
+        if data not in LOOKS:
+            picking = Picking(limits=Limits(side=resolution), filters=self.filters, captions=self.caption_fields)
+            cache = CacheSettings(budget=int(self.cache_gib * 2**30))
+            return open_own(data, resolution, picking, cache).source  # type: ignore[return-value]
+        if self.filters != Filters() or self.caption_fields:
+            raise UserError("scenes have no metadata to choose by; give your own pictures with --data")
+        if resolution != SIDE:
+            raise UserError(
+                f"scenes are {SIDE} pixels wide and resolution is {resolution}; give your own pictures with --data"
+            )
+        return SceneExamples(Scenes(seed=seed, look=LOOKS[data]), self.pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig(Pictures, LoopConfig):
+    """What a training says of its pictures."""
+
+    mix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further source and, after `::`, its weight beside that of --data, which is 1 (shards/::0.5); may be given
+    several times. Each source is gone through in its own epochs."""
     flip: bool = False
     """Mirror every other picture, by chance. Not for captions that tell left from right."""
     keep_gib: float = 4.0
@@ -62,10 +97,10 @@ class PictureConfig(LoopConfig):
     """Threads that read and decode the next batch while one is trained on; 0: none."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("pictures", 1), ("resolution", 0), ("read_ahead", 0), ("cache_gib", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        LoopConfig.__post_init__(self)
+        Pictures.__post_init__(self)
+        if self.read_ahead < 0:
+            raise UserError(f"read_ahead is {self.read_ahead}; it must be at least 0")
         for given in self.mix:
             _weighed(given)
 
@@ -104,9 +139,7 @@ def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 
 
     Of pictures of one's own it prints what was used and what was dropped.
     """
-    resolution = config.resolution or model.resolution
-    if resolution % model.pixels_per_latent:
-        raise UserError(f"resolution is {resolution}; the model needs a multiple of {model.pixels_per_latent}")
+    resolution = config.side(model)
     if is_prepared(Path(config.data)):
         shards = PreparedShards(Path(config.data))
         _check_free(config, shards)
@@ -120,7 +153,7 @@ def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 
             shards.identity(),
         )
     given = [(config.data, 1.0), *map(_weighed, config.mix)]
-    sources = [_open(config, data, resolution) for data, _ in given]
+    sources = [config.open(data, resolution, config.seed) for data, _ in given]
     count = sum(sum(source.shard_sizes) for source in sources)
     if most:
         sources, given = [_First(sources[0], most)], given[:1]
@@ -160,20 +193,6 @@ def _caption(source: PictureSource, index: int) -> str:
         return source.caption(index)
     except DroppedError:
         return ""
-
-
-def _open(config: PictureConfig, data: str, resolution: int) -> PictureSource:
-    if data not in LOOKS:
-        picking = Picking(limits=Limits(side=resolution), filters=config.filters, captions=config.caption_fields)
-        cache = CacheSettings(budget=int(config.cache_gib * 2**30))
-        return open_own(data, resolution, picking, cache).source  # type: ignore[return-value]
-    if config.filters != Filters() or config.caption_fields:
-        raise UserError("scenes have no metadata to choose by; give your own pictures with --data")
-    if resolution != SIDE:
-        raise UserError(
-            f"scenes are {SIDE} pixels wide and resolution is {resolution}; give your own pictures with --data"
-        )
-    return SceneExamples(Scenes(seed=config.seed, look=LOOKS[data]), config.pictures)
 
 
 def open_own(

@@ -7,31 +7,26 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
-import tyro
 
 from fewstep import assets
-from fewstep.data.decoding import Limits
-from fewstep.data.filters import Filters
-from fewstep.data.picking import Picking
 from fewstep.data.pictures import to_pixels
 from fewstep.data.prepared import Row, check_written, clean_up, finish, is_written, read_statuses, write_shard
-from fewstep.data.reading import Crop, Cut, Reading, Square, identity
-from fewstep.data.scenes import SceneExamples, Scenes
+from fewstep.data.reading import Cut, Reading, Square, identity
 from fewstep.data.source import shown
 from fewstep.errors import UserError
 from fewstep.models.latent_model import load_latent_model, pick_device
 from fewstep.models.prepared_latents import made_of
-from fewstep.recipes.pictures import LOOKS, PictureSource, open_own
+from fewstep.recipes.pictures import Pictures, PictureSource
 from fewstep.recipes.workers import Workers, cores, one_thread
 from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare:
+class Prepare(Pictures):
     """Encodes pictures into a folder that `--data` of a training takes.
 
     The same command again goes on where it stopped; several at once, on one machine or many, share the work.
@@ -41,18 +36,8 @@ class Prepare:
     """Whose autoencoder encodes them: what `distill --teacher` takes."""
     base_config: str = ""
     """For a single-file checkpoint: a diffusers folder of its family."""
-    data: str = assets.SCENES
-    """Pictures as `distill --data` takes them."""
     out: Path = Path("prepared")
     """Folder for the shards: one for each shard of the source, or for each `part` pictures of a longer one."""
-    filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
-    """Which pictures are used, by their metadata."""
-    pictures: int = 8192
-    """How many scenes are drawn; other sources are used whole."""
-    resolution: int = 0
-    """Side of the pictures in pixels; 0 takes the model's own."""
-    crop: Crop = "middle"
-    """Which square is cut out of a picture that is none."""
     std: bool = True
     """Keep the posterior's deviation too, so that training draws from it; without it latents take half the room."""
     part: int = 10_000
@@ -67,7 +52,8 @@ class Prepare:
     """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
-        for name, least in (("pictures", 1), ("resolution", 0), ("part", 1), ("batch_size", 1), ("workers", 0)):
+        super().__post_init__()
+        for name, least in (("part", 1), ("batch_size", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
@@ -115,10 +101,8 @@ class EncodingStudio:
         self._config = config
         self._model = load_latent_model(config.model, pick_device(config.device), config.base_config)
         self.on_cpu = self._model.device.type == "cpu"
-        resolution = config.resolution or self._model.resolution
-        if resolution % self._model.pixels_per_latent:
-            raise UserError(f"resolution is {resolution}; it must be a multiple of {self._model.pixels_per_latent}")
-        self._source = _open(config, resolution)
+        resolution = config.side(self._model)
+        self._source = config.open(config.data, resolution, config.seed)
         self._reading = Reading([self._source], [1.0], Cut(resolution=resolution, crop=config.crop), config.seed)
         self.parts = list(_parts(self._source, config.part))
         self.made_of = made_of(
@@ -164,13 +148,6 @@ def _check(rows: list[Row], part: Part) -> None:
             f"{len(lost)} of {len(part.pictures)} pictures of {part.name} cannot be read, more than "
             f"{MOST_DROPPED:.0%}; the last is {shown(lost[-1].key)} ({lost[-1].status})"
         )
-
-
-def _open(config: Prepare, resolution: int) -> PictureSource:
-    if config.data in LOOKS:
-        return SceneExamples(Scenes(seed=config.seed, look=LOOKS[config.data]), config.pictures)
-    picking = Picking(limits=Limits(side=resolution), filters=config.filters)
-    return open_own(config.data, resolution, picking).source  # type: ignore[return-value]
 
 
 def _parts(source: PictureSource, most: int) -> Iterator[Part]:

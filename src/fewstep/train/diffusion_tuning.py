@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
 
 from fewstep.data import draws
-from fewstep.data.latents import Dropped, LatentSource
+from fewstep.data.latents import LatentSource
 from fewstep.diffusion.prediction import Cond, Parameterisation
 from fewstep.diffusion.schedule import Schedule
-from fewstep.train.learner import Learner, without_exchange
-from fewstep.train.task import Loss, Task
+from fewstep.train.latent_task import LatentTask
+from fewstep.train.learner import Learner
+from fewstep.train.task import Loss
 
 
-class DiffusionTuningTask(Task):
+class DiffusionTuningTask(LatentTask):
     """‖output − wanted output‖² in the network's own parameterisation, t uniform, captions dropped at times."""
 
     DROP_RATE = 0.1
@@ -26,11 +24,8 @@ class DiffusionTuningTask(Task):
         null_cond: Cond, seed: int,
     ) -> None:  # fmt: skip
         """`null_cond` is the empty condition, batch of one."""
-        self.student, self.averaged = learner.weights, learner.averaged
-        self._learner = learner
-        self._network, self._schedule, self._kind = learner.student, schedule, parameterisation
-        self._source, self._null, self._seed = source, null_cond, seed
-        self._device = next(learner.weights.parameters()).device
+        super().__init__(learner, source, seed)
+        self._schedule, self._kind, self._null = schedule, parameterisation, null_cond
 
     def loss(self, counters: range) -> Loss:
         shape = self._source.latent_shape
@@ -45,25 +40,13 @@ class DiffusionTuningTask(Task):
         }
         t = (draws.uniform(self._seed, "t", counters) * self._schedule.num_steps).long().to(self._device)
         epsilon = self._normal("epsilon", counters, shape)
-        answer = self._network(self._schedule.diffuse(z_0, epsilon, t), t, cond, None)
+        answer = self._learner.student(self._schedule.diffuse(z_0, epsilon, t), t, cond, None)
         alpha, sigma = self._schedule.coefficients(t, z_0)
         found, wanted = (
             _output(self._kind, *each, alpha, sigma) for each in ((answer.z_0, answer.epsilon), (z_0, epsilon))
         )
         losses = (found - wanted).square().flatten(1).mean(1)
         return Loss(torch.where(batch.valid, losses, 0).sum(), batch.valid.sum())
-
-    def keys(self, counters: range) -> Sequence[str]:
-        return self._source.keys(counters)
-
-    def dropped(self) -> list[Dropped]:
-        return self._source.dropped()
-
-    def without_exchange(self) -> AbstractContextManager[None]:
-        return without_exchange(self._learner)
-
-    def _normal(self, stream: str, counters: range, shape: tuple[int, ...]) -> Tensor:
-        return draws.normal(self._seed, stream, counters, shape).to(self._device, non_blocking=True)
 
 
 def _output(kind: Parameterisation, z_0: Tensor, epsilon: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +10,10 @@ from torch import Tensor
 from fewstep.consistency.path import Sample, Times, draw_times, shrinking_gap
 from fewstep.consistency.step import Method, consistency_losses
 from fewstep.data import draws
-from fewstep.data.latents import Dropped, LatentSource
-from fewstep.train.learner import Learner, without_exchange
-from fewstep.train.task import Loss, Task
+from fewstep.data.latents import LatentSource
+from fewstep.train.latent_task import LatentTask
+from fewstep.train.learner import Learner
+from fewstep.train.task import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +28,14 @@ class TimeAndGuidance:
     """So many samples long t − s falls from the whole schedule to the skip; 0: it is the skip throughout."""
 
 
-class DistillTask(Task):
+class DistillTask(LatentTask):
     """The student learns to answer at t as its target answers at s, one solver step of the teacher earlier."""
 
     def __init__(
         self, learner: Learner, method: Method, source: LatentSource, drawn: TimeAndGuidance, seed: int
     ) -> None:
-        self.student, self.averaged = learner.weights, learner.averaged
-        self._learner = learner
-        self._method, self._source, self._drawn, self._seed = method, source, drawn, seed
-        self._device = next(learner.weights.parameters()).device
+        super().__init__(learner, source, seed)
+        self._method, self._drawn = method, drawn
 
     def sample(self, counters: range) -> tuple[Sample, Tensor]:
         """The batch at these counters, with every draw that its loss needs; and which of it are valid."""
@@ -68,15 +65,3 @@ class DistillTask(Task):
         sample, valid = self.sample(counters)
         losses = consistency_losses(self._method, self._learner.student, self._learner.answering, sample)
         return Loss(torch.where(valid, losses, 0).sum(), valid.sum())
-
-    def keys(self, counters: range) -> Sequence[str]:
-        return self._source.keys(counters)
-
-    def dropped(self) -> list[Dropped]:
-        return self._source.dropped()
-
-    def without_exchange(self) -> AbstractContextManager[None]:
-        return without_exchange(self._learner)
-
-    def _normal(self, stream: str, counters: range, shape: Sequence[int]) -> Tensor:
-        return draws.normal(self._seed, stream, counters, shape).to(self._device, non_blocking=True)

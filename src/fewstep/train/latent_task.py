@@ -1,0 +1,34 @@
+"""What tasks on latents share: whose names and losses are the source's, whose noise is drawn by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from fewstep.data import draws
+from fewstep.data.latents import Dropped, LatentSource
+from fewstep.train.learner import Learner, without_exchange
+from fewstep.train.task import Task
+
+
+class LatentTask(Task):
+    """Trains a learner on a source."""
+
+    def __init__(self, learner: Learner, source: LatentSource, seed: int) -> None:
+        self.student, self.averaged = learner.weights, learner.averaged
+        self._learner, self._source, self._seed = learner, source, seed
+        self._device = next(learner.weights.parameters()).device
+
+    def keys(self, counters: range) -> Sequence[str]:
+        return self._source.keys(counters)
+
+    def dropped(self) -> list[Dropped]:
+        return self._source.dropped()
+
+    def without_exchange(self) -> AbstractContextManager[None]:
+        return without_exchange(self._learner)
+
+    def _normal(self, stream: str, counters: range, shape: Sequence[int]) -> Tensor:
+        return draws.normal(self._seed, stream, counters, shape).to(self._device, non_blocking=True)
