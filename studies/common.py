@@ -31,10 +31,9 @@ def trained(config: Distill) -> Path:
     return config.out / "model"
 
 
-def rows_along(config: Distill, labels: Mapping[str, Any], steps: Sequence[int] = (1, 2, 4, 8)) -> list[Row]:
+def rows_along(config: Distill, labels: Mapping[str, Any]) -> list[Row]:
     """The evaluations along that run, each behind its labels and the number of updates."""
     rows = [json.loads(line) for line in (config.out / "evaluations.jsonl").open()]
-    rows = [row for row in rows if row["steps"] in steps]
     return [{**labels, "updates": row["step"], **{name: row[name] for name in SHOWN}} for row in rows]
 
 

@@ -1,6 +1,6 @@
 """Solver × skip k: quality along the training, against updates and against network evaluations.
 
-    python studies/solvers.py        # about two hours on two cores; goes on where it stopped
+    python studies/solvers.py        # an hour on two cores; goes on where it stopped
 
 Figures: docs/studies/solvers.json, docs/results.md.
 """
@@ -38,10 +38,10 @@ def main(study: Study) -> None:
         for skip in study.skips:
             config = configured(
                 f"{solver}-{skip}", solver=solver, skip=skip, steps=study.updates, eval_every=study.every,
-                eval_n=study.n,
+                eval_n=study.n, eval_steps=(4,),
             )  # fmt: skip
             trained(config)
-            for row in rows_along(config, {"solver": solver, "skip": skip}, steps=(4,)):
+            for row in rows_along(config, {"solver": solver, "skip": skip}):
                 millions = row["updates"] * config.batch_size * per_picture(solver) / 1e6
                 rows.append({**row, "training_evaluations_millions": round(millions, 4)})
     publish("solvers", study.n, rows)

@@ -25,9 +25,8 @@ def rows_of(out):
 def test_evaluations_are_those_of_the_exported_weights(random_teacher, tmp_path, adapters, monkeypatch):
     config = Distill(
         teacher=str(random_teacher), steps=2, batch_size=4, pictures=16, lr=1e-3, ema_decay=0.5, sample_every=0,
-        checkpoint_every=1, eval_every=1, out=tmp_path / "run", device="cpu", **adapters,
+        checkpoint_every=1, eval_every=1, eval_steps=(1, 2), out=tmp_path / "run", device="cpu", **adapters,
     )  # fmt: skip
-    monkeypatch.setattr("fewstep.recipes.watching.SAMPLE_STEPS", (1, 2))
     monkeypatch.setattr("fewstep.evaluate.scenes_bench.REFERENCE_SCENES", 256)
     distill(config)
     rows = rows_of(config.out)
@@ -51,3 +50,14 @@ def test_own_pictures_need_others_and_features_to_be_watched(tmp_path):
     with pytest.raises(UserError, match="give --eval-data and --eval-extractor"):
         Distill(data=str(tmp_path), eval_every=5)
     assert dataclasses.replace(Distill(), eval_every=5).eval_n == 128
+
+
+def test_steps_that_no_model_of_the_run_allows_are_refused(random_teacher, tmp_path):
+    with pytest.raises(UserError, match="eval_steps are"):
+        Distill(eval_every=5, eval_steps=(0, 4))
+    config = Distill(
+        teacher=str(random_teacher), steps=1, batch_size=2, pictures=8, skip=100, eval_every=1, eval_steps=(4, 16),
+        out=tmp_path / "run", device="cpu",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="eval_steps has 16 and with skip 100 a model allows 10"):
+        distill(config)

@@ -22,7 +22,7 @@ from fewstep.consistency.weight import WeightName, loss_weight
 from fewstep.data.latents import LatentSource
 from fewstep.errors import UserError
 from fewstep.models.latent_model import LatentModel
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline import MAX_STEPS, load_pipeline
 from fewstep.recipes.pictures import LOOKS, PictureConfig, open_material
 from fewstep.recipes.run_folder import claim_data, claim_run_folder, finished
 from fewstep.recipes.student import Student
@@ -68,8 +68,10 @@ class ConsistencyRun(PictureConfig):
     sample_every: int = 200
     """Updates between two sample grids; 0 draws none."""
     eval_every: int = 0
-    """Updates between two small evaluations at 1, 2, 4 and 8 steps, at `guidance_scale`; 0 makes none. They are written
-    to evaluations.jsonl."""
+    """Updates between two small evaluations at `guidance_scale`; 0 makes none. They are written to
+    evaluations.jsonl."""
+    eval_steps: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of steps at which they paint."""
     eval_n: int = 128
     """Pictures that each of their scores is made of; at least twice the extractor's features."""
     eval_data: str = ""
@@ -111,6 +113,8 @@ class ConsistencyRun(PictureConfig):
             raise UserError(
                 f"sample_every is {self.sample_every} and eval_every {self.eval_every}; neither may be negative"
             )
+        if self.eval_every and not (self.eval_steps and all(1 <= each <= MAX_STEPS for each in self.eval_steps)):
+            raise UserError(f"eval_steps are {self.eval_steps}; wanted are numbers from 1 to {MAX_STEPS}")
         if self.eval_every and self.data not in LOOKS and not (self.eval_data and self.eval_extractor):
             raise UserError(
                 "evaluations along the way need pictures that training does not see and features to compare them by: "

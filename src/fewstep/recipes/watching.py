@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.cell import Cell, Row, painter_of
 from fewstep.evaluate.grid import labelled_grid
@@ -38,6 +39,11 @@ class Watcher:
         self._world = current_world()
         with student.pipeline() as pipeline:
             self._steps = [steps for steps in SAMPLE_STEPS if steps <= pipeline.grid_size]
+            if config.eval_every and max(config.eval_steps) > pipeline.grid_size:
+                raise UserError(
+                    f"eval_steps has {max(config.eval_steps)} and with skip {config.skip} a model allows "
+                    f"{pipeline.grid_size}; give less"
+                )
         self._bench = _bench(config, resolution, device) if config.eval_every else None
         self._bf16 = computes_in_bf16(device, config.precision)
 
@@ -91,7 +97,7 @@ class Watcher:
         rows = []
         with self._student.pipeline() as pipeline:
             batch_size = 64 if pipeline.model.resolution <= 128 else 8
-            for steps in self._steps:
+            for steps in self._config.eval_steps:
                 cell = Cell("lcm", steps, "lcm", self._config.guidance_scale)
                 painter = painter_of(cell, None, pipeline, bf16=self._bf16)
                 rows.append(score(self._bench, cell, painter, pipeline.name, batch_size)[0])
