@@ -49,6 +49,9 @@ COMMANDS = {
     "prepare": Command("prepare", "Prepare", "prepare", "encode pictures once, for trainings of any size"),
     "train-lora": Command("train_lora", "default_train_lora", "train_lora", "a style as a LoRA, from pictures of it"),
     "train-teacher": Command("train_teacher", "TrainTeacher", "train_teacher", "make the bundled teacher from nothing"),
+    "bench train": Command(
+        "bench_train", "BenchTrain", "bench_train", "measure how fast a recipe trains here, and where its time goes"
+    ),
 }
 
 
@@ -108,6 +111,8 @@ def _help() -> str:
 
 def _run(name: str, arguments: list[str]) -> None:
     rest = list(arguments)
+    if name == "bench" and rest:
+        name = f"bench {rest.pop(0)}"
     command = COMMANDS.get(name)
     if command is None:
         raise UserError(f"{name!r} is no command; known are {', '.join(COMMANDS)}{_nearest(name, list(COMMANDS))}")

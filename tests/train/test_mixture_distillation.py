@@ -121,9 +121,9 @@ class TargetAskedAtT(Task):
         sample, _ = self.sample(counters)
 
         def to_s(z_t, _at_t):
-            return self._method.path(z_t, sample)
+            return self.method.path(z_t, sample)
 
-        method = dataclasses.replace(self._method, path=to_s)
+        method = dataclasses.replace(self.method, path=to_s)
         losses = consistency_losses(method, self.student, self.averaged, dataclasses.replace(sample, s=sample.t))
         return of_mean(losses.mean(), counters)
 

@@ -35,14 +35,14 @@ class DistillTask(LatentTask):
         self, learner: Learner, method: Method, source: LatentSource, drawn: TimeAndGuidance, seed: int
     ) -> None:
         super().__init__(learner, source, seed)
-        self._method, self._drawn = method, drawn
+        self.method, self._drawn = method, drawn
 
     def sample(self, counters: range) -> tuple[Sample, Tensor]:
         """The batch at these counters, with every draw that its loss needs; and which of it are valid."""
         shape = self._source.latent_shape
         batch = self._source.batch(counters, self._normal("vae", counters, shape))
         u = draws.uniform(self._seed, "t", counters)
-        t, s = draw_times(u, self._method.schedule.num_steps, self._drawn.skip, self._drawn.times, self._gap(counters))
+        t, s = draw_times(u, self.method.schedule.num_steps, self._drawn.skip, self._drawn.times, self._gap(counters))
         omega = None
         if self._drawn.omega_range is not None:
             low, high = self._drawn.omega_range
@@ -59,9 +59,9 @@ class DistillTask(LatentTask):
         if not self._drawn.shrinking_samples:
             return None
         progress = torch.tensor(counters, dtype=torch.float64) / self._drawn.shrinking_samples
-        return shrinking_gap(progress, self._method.schedule.num_steps, self._drawn.skip)
+        return shrinking_gap(progress, self.method.schedule.num_steps, self._drawn.skip)
 
     def loss(self, counters: range) -> Loss:
         sample, valid = self.sample(counters)
-        losses = consistency_losses(self._method, self._learner.student, self._learner.answering, sample)
+        losses = consistency_losses(self.method, self._learner.student, self._learner.answering, sample)
         return Loss(torch.where(valid, losses, 0).sum(), valid.sum())

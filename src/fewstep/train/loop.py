@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.data.latents import Dropped
 from fewstep.errors import StoppedError, UserError
@@ -24,7 +24,7 @@ from fewstep.train.stopping import Stopping
 from fewstep.train.task import Task
 from fewstep.train.world import World, current_world
 
-__all__ = ["NonFiniteLossError", "Task", "computes_in_bf16", "fit"]
+__all__ = ["NonFiniteLossError", "Task", "computes_in_bf16", "fit", "gradients"]
 
 
 class NonFiniteLossError(UserError):
@@ -140,10 +140,20 @@ class _Run:
 
 def _one_update(task: Task, state: RunState, config: LoopConfig, world: World, counters: range) -> Tensor:
     """Mean loss over the valid samples of all processes, detached; its gradient applied unless not finite."""
+    batch = gradients(task, state.student, config, world, counters)
+    vetoed = update(state.optimizer, learning_rate(config, state.step), config.clip_norm, batch, state.skipping)
+    if state.averaged is not None:
+        update_average(state.averaged, state.student, config.ema_decay, vetoed)
+    # Infinite where there was nothing to learn from.
+    return torch.where(batch.valid == 0, torch.inf, torch.where(vetoed > 0, torch.nan, batch.loss))
+
+
+def gradients(task: Task, student: nn.Module, config: LoopConfig, world: World, counters: range) -> Batch:
+    """Leaves the gradient of a batch with the weights, computed in as many parts as the configuration says."""
     share = world.share(counters)
     parts = config.parts(len(share))
     part = len(share) // parts
-    device = next(state.student.parameters()).device
+    device = next(student.parameters()).device
     totals = torch.zeros(2, device=device)
     for i in range(parts):
         with task.without_exchange() if i < parts - 1 else contextlib.nullcontext():
@@ -152,12 +162,7 @@ def _one_update(task: Task, state: RunState, config: LoopConfig, world: World, c
             (total / config.batch_size).backward()
             totals += torch.stack([total.detach().float(), valid.float()])
     total, valid = world.sum(totals)
-    batch = Batch(total / valid, valid, config.batch_size / valid)
-    vetoed = update(state.optimizer, learning_rate(config, state.step), config.clip_norm, batch, state.skipping)
-    if state.averaged is not None:
-        update_average(state.averaged, state.student, config.ema_decay, vetoed)
-    # Infinite where there was nothing to learn from.
-    return torch.where(valid == 0, torch.inf, torch.where(vetoed > 0, torch.nan, batch.loss))
+    return Batch(total / valid, valid, config.batch_size / valid)
 
 
 def computes_in_bf16(device: torch.device, precision: str) -> bool:

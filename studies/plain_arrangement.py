@@ -1,0 +1,122 @@
+"""Latent consistency distillation as the field's reference script arranges it: for `fewstep bench train --compare`.
+
+The method, the weights and every draw are fewstep's own; the arrangement is not: pictures and texts are encoded at
+every update, the teacher is asked with and without the prompt apart, every frozen network is in fp32 and a copy of its
+own, the average is kept tensor by tensor, and the host waits for the loss of every update. Nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.consistency.step import consistency_function
+from fewstep.diffusion.prediction import Cond, Prediction
+from fewstep.diffusion.solvers import SOLVERS
+from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
+from fewstep.models.latent_model import LatentModel
+from fewstep.models.network import student_of
+from fewstep.recipes.consistency_run import make_task
+from fewstep.recipes.distill import Distill, make_path
+from fewstep.recipes.measuring import Stopwatch
+from fewstep.recipes.pictures import open_material
+from fewstep.train.learner import Learner
+from fewstep.train.loop import computes_in_bf16
+from fewstep.train.optimisation import learning_rate
+
+
+class PlainStudent:
+    """Every weight, or adapters on a base of their own."""
+
+    def __init__(self, config: Distill, model: LatentModel) -> None:
+        teacher = copy.deepcopy(model.network)
+        self.base = teacher
+        if config.lora_rank:
+            network = copy.deepcopy(model.network)
+            adapted = AdaptedNetwork(network, config.lora_rank, float(config.lora_rank), TARGET_MODULES)
+            self.learner = Learner(weights=adapted.weights, student=adapted.student)
+            self.modules: list[nn.Module] = [teacher, network, adapted.weights]
+        else:
+            network = student_of(model.network, config.side(model) // model.pixels_per_latent)
+            averaged = copy.deepcopy(network).requires_grad_(False)
+            self.learner = Learner(weights=network, student=network, averaged=averaged, target=averaged)
+            self.modules = [teacher, network, averaged]
+        if config.gradient_checkpointing:
+            network.unet.enable_gradient_checkpointing()
+
+
+class PlainArrangement:
+    """One update at a time."""
+
+    def __init__(self, config: Distill, model: LatentModel, watch: Stopwatch) -> None:
+        fresh = open_material(Distill(**{**vars(config), "keep_gib": 0.0}), model, most=config.pictures)
+        self.student = PlainStudent(config, model)
+        self._task = make_task(config, self.student, make_path(config, self.student, model), model, fresh.latents())
+        self._config, self._model, self._watch = config, model, watch
+        self._null = model.null_cond()
+        self._weights = [p for p in self.student.learner.weights.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._weights, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+        )
+        self.counter, self.losses = 0, list[float]()
+
+    def update(self) -> None:
+        """Of the weights; its loss is the last of `losses`."""
+        config, learner, method = self._config, self.student.learner, self._task.method
+        parts = config.accumulation
+        loss = torch.zeros((), device=self._model.device)
+        for part in range(parts):
+            size = config.batch_size // parts
+            start = self.counter + part * size
+            with self._watch("data"):
+                sample, _ = self._task.sample(range(start, start + size))
+            bf16 = computes_in_bf16(self._model.device, config.precision)
+            with torch.autocast(self._model.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+                z_t = method.schedule.diffuse(sample.z_0, sample.epsilon, sample.t)
+                with self._watch("student"):
+                    answer = consistency_function(learner.student, z_t, sample.t, sample.cond, sample.omega)
+                with torch.no_grad(), self._watch("teacher"):
+                    guided = self._guided(sample.cond, sample.omega)
+                    z_s = SOLVERS[config.solver](method.schedule, guided, z_t, sample.t, sample.s)
+                with torch.no_grad(), self._watch("target"):
+                    aim = consistency_function(learner.answering, z_s, sample.s, sample.cond, sample.omega)
+                total = method.distance(answer, aim).mean() / parts
+            with self._watch("backward"):
+                total.backward()
+            loss = loss + total.detach()
+        with self._watch("optimiser"):
+            nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(config, len(self.losses))
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad(), self._watch("average"):
+            if learner.averaged is not None:
+                for mean, value in zip(learner.averaged.parameters(), learner.weights.parameters(), strict=True):
+                    mean.mul_(config.ema_decay).add_(value, alpha=1 - config.ema_decay)
+        self.losses.append(loss.item())
+        self.counter += config.batch_size
+
+    def held(self) -> Iterator[Tensor]:
+        """Tensors between two updates."""
+        model = self._model
+        for module in (*self.student.modules, model.vae, model.text_encoder, model.text_encoder_2):
+            if module is not None:
+                yield from (*module.parameters(), *module.buffers())
+        for moments in self._optimizer.state.values():
+            yield from moments.values()
+
+    def _guided(self, cond: Cond, omega: Tensor) -> Callable[[Tensor, Tensor], Prediction]:
+        scale = omega.view(-1, 1, 1, 1)
+        null = cond | {name: value.expand(len(omega), *value.shape[1:]) for name, value in self._null.items()}
+
+        def guided(z: Tensor, at: Tensor) -> Prediction:
+            with_prompt = self.student.base(z, at, cond, None)
+            without = self.student.base(z, at, null, None)
+            acting = torch.where((at >= self._config.guided_from).view(-1, 1, 1, 1), scale, 0.0)
+            return Prediction(*((1 + acting) * a - acting * b for a, b in zip(with_prompt, without, strict=True)))
+
+        return guided
