@@ -1,4 +1,4 @@
-"""Latent consistency distillation as the field's reference script arranges it: for `fewstep bench train --compare`.
+"""What `fewstep bench --compare` runs: training as the field's reference script has it, painting as diffusers has.
 
 The method, the weights and every draw are fewstep's own; the arrangement is not: pictures and texts are encoded at
 every update, the teacher is asked with and without the prompt apart, every frozen network is in fp32 and a copy of its
@@ -8,9 +8,11 @@ own, the average is kept tensor by tensor, and the host waits for the loss of ev
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+from PIL import Image
 from torch import Tensor, nn
 
 from fewstep.consistency.step import consistency_function
@@ -19,6 +21,7 @@ from fewstep.diffusion.solvers import SOLVERS
 from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.network import student_of
+from fewstep.models.pipeline import Pipeline
 from fewstep.recipes.consistency_run import make_task
 from fewstep.recipes.distill import Distill, make_path
 from fewstep.recipes.measuring import Stopwatch
@@ -120,3 +123,26 @@ class PlainArrangement:
             return Prediction(*((1 + acting) * a - acting * b for a, b in zip(with_prompt, without, strict=True)))
 
         return guided
+
+
+class PlainGeneration:
+    """diffusers' LatentConsistencyModelPipeline on the same weights, as its documentation shows it."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        model = pipeline.model
+        config = {**model.scheduler_config, "original_inference_steps": pipeline.grid_size}
+        self._pipeline = LatentConsistencyModelPipeline(
+            vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.network.unet,
+            scheduler=LCMScheduler.from_config(config), safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._guidance_scale = pipeline.guidance_scale
+
+    def __call__(self, prompts: Sequence[str], steps: int, seed: int) -> list[Image.Image]:
+        """Picture i from a generator of its own, seeded with seed + i."""
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+        images: list[Image.Image] = self._pipeline(
+            list(prompts), num_inference_steps=steps, guidance_scale=self._guidance_scale, generator=generators
+        ).images
+        return images

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fewstep.models.pipeline import Pipeline
+    from fewstep.models.pipeline import Engine, Pipeline
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-def load(model: str | Path = "scenes-lcm", device: str = "auto") -> Pipeline:
+def load(
+    model: str | Path = "scenes-lcm", device: str = "auto", *, engine: Engine = "torch", tiny_decoder: str | Path = ""
+) -> Pipeline:
     """Loads a few-step model: `pipe = fewstep.load(); images = pipe("a red star", steps=4, seed=7)`.
 
     `model` is `scenes-lcm`, which is bundled, a folder that `distill` wrote, any LatentConsistencyModelPipeline folder,
-    or a Hub id; `device` is auto, cpu, cuda or mps. Raises fewstep.errors.UserError for anything else.
+    or a Hub id; `device` is auto, cpu, cuda or mps; `engine` torch or openvino; `tiny_decoder` one in TAESD's layout.
+    Raises fewstep.errors.UserError for anything else.
     """
     from fewstep.models.pipeline import load_pipeline  # torch and diffusers load here, not with `import fewstep`
 
-    return load_pipeline(model, device)
+    return load_pipeline(model, device, engine=engine, tiny_decoder=tiny_decoder)

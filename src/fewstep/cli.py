@@ -49,6 +49,9 @@ COMMANDS = {
     "prepare": Command("prepare", "Prepare", "prepare", "encode pictures once, for trainings of any size"),
     "train-lora": Command("train_lora", "default_train_lora", "train_lora", "a style as a LoRA, from pictures of it"),
     "train-teacher": Command("train_teacher", "TrainTeacher", "train_teacher", "make the bundled teacher from nothing"),
+    "bench generate": Command(
+        "bench_generate", "BenchGenerate", "bench_generate", "measure how long painting takes here, part by part"
+    ),
     "bench train": Command(
         "bench_train", "BenchTrain", "bench_train", "measure how fast a recipe trains here, and where its time goes"
     ),

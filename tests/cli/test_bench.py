@@ -10,6 +10,7 @@ import torch
 from fewstep.errors import UserError
 from fewstep.models.latent_model import load_latent_model
 from fewstep.recipes import bench_train as module
+from fewstep.recipes.bench_generate import BenchGenerate, bench_generate
 from fewstep.recipes.bench_train import BenchTrain, Ours, bench_train
 from fewstep.recipes.distill import Distill, distill
 from fewstep.recipes.measuring import Spread, Stopwatch, flops, in_turn, most_bytes
@@ -115,3 +116,34 @@ def test_work_and_bytes_are_counted():
         torch.zeros(500)
 
     assert most_bytes(act, [left, left.T, right]) == 4 * (8 * 16 + 16 * 4 + 1000)
+
+
+def test_painting_is_measured_beside_diffusers(tmp_path, capsys):
+    config = BenchGenerate(
+        compare=True, tiny_decoder="scenes-tiny", steps=2, batch_size=2, rounds=2, warm_up=1, device="cpu",
+        json=tmp_path / "out.json",
+    )  # fmt: skip
+    results = bench_generate(config)
+    assert json.loads((tmp_path / "out.json").read_text()) == json.loads(json.dumps(results))
+    diffusers, ours, tiny = results["rows"]
+    assert [row["engine"] for row in results["rows"]] == ["diffusers", "torch", "torch, tiny decoder"]
+    assert ours["most_grey_levels_off"] <= 1  # from diffusers' pictures of the same noise
+    assert 0 < tiny["grey_levels_off"] < 4
+    assert ours["ratio"] == diffusers["seconds"] / ours["seconds"]
+    for row in (ours, tiny):
+        assert min(row[f"{part}_ms"] for part in ("text", "network", "decoder")) > 0
+    assert "| torch, tiny decoder |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"engines": ()}, "engines are none"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"steps": 99}, "steps is 99"),
+        ({"resolution": 128}, "leave --resolution out"),
+    ],
+)
+def test_measurements_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        BenchGenerate(**wrong)

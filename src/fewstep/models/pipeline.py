@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -22,9 +23,12 @@ from fewstep.models.adapters import attach
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, read_header, read_lora
 from fewstep.models.network import weights_sha256
+from fewstep.models.tiny_decoder import load_tiny_decoder
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
 MAX_STEPS = 50
+Engine = Literal["torch", "openvino"]
+"""What computes."""
 logger = logging.getLogger(__name__)
 
 
@@ -147,13 +151,14 @@ def _finite_number(model: LatentModel, name: str, default: float) -> float:
 
 
 def load_pipeline(
-    source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = ""
-) -> Pipeline:
+    source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
+    engine: Engine = "torch", tiny_decoder: str | Path = "",
+) -> Pipeline:  # fmt: skip
     """Loads a few-step model from a run folder, a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep
     wrote; or a base for the LCM-LoRA among `loras`, which may be `scenes`, the bundled teacher.
 
     `loras` are files with their scales, hung on together. `device` is auto, cpu, cuda or mps. `base_config` as in
-    `load_latent_model`.
+    `load_latent_model`, `tiny_decoder` as `load_tiny_decoder` takes it.
     """
     if (model := Path(source) / "model").is_dir() and not (Path(source) / "model_index.json").exists():
         source = model  # of a run folder
@@ -165,8 +170,22 @@ def load_pipeline(
             raise UserError(f"{lora} does not say what model it is for; give that as the model and this as a LoRA")
         source, loras = base, [(lora, 1.0), *loras]
         base_config = base_config or header.get("fewstep.base_config", "")
-    loaded = load_latent_model(source, pick_device(device), base_config)
-    return Pipeline(with_loras(loaded, loras) if loras else loaded)
+    chosen = pick_device("cpu" if engine == "openvino" and device == "auto" else device)
+    loaded = load_latent_model(source, chosen, base_config)
+    if tiny_decoder:
+        loaded = dataclasses.replace(loaded, tiny_decoder=load_tiny_decoder(tiny_decoder, chosen))
+    if loras:
+        loaded = with_loras(loaded, loras)
+    return Pipeline(with_engine(loaded, engine))
+
+
+def with_engine(model: LatentModel, engine: Engine) -> LatentModel:
+    """`model` computed by that engine; with `openvino` its LoRAs are merged into it for good."""
+    if engine == "torch":
+        return model
+    from fewstep.models.openvino_engine import on_openvino
+
+    return on_openvino(model)
 
 
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:

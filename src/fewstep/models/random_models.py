@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fewstep import assets
+from fewstep.consistency.omega_embedding import OMEGA_WIDTH
 from fewstep.models.families import SD2, SDXL, Family
 from fewstep.models.latent_model import LatentModel, assemble
 
@@ -43,6 +44,12 @@ def random_model(family: Family, device: torch.device, **unet: Any) -> LatentMod
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
     return assemble("random weights", parts, dict(_SCHEDULER), device, details={}, zero_null_cond=family is SDXL)
+
+
+def random_student(family: Family, device: torch.device, resolution: int = 0) -> LatentModel:
+    """A few-step model of that family; `resolution` in pixels, else the family's own."""
+    size = {"sample_size": resolution // 8} if resolution else {}
+    return random_model(family, device, time_cond_proj_dim=OMEGA_WIDTH, **size)
 
 
 def random_autoencoder(family: Family) -> AutoencoderKL:

@@ -136,7 +136,10 @@ def bench_train(config: BenchTrain) -> dict[str, Any]:
     device = pick_device(config.device)
     with _measured(config, device) as (recipe, model):
         watch = Stopwatch(device)
-        kinds: dict[str, Any] = {OURS: Ours, **({PLAIN: _plain_arrangement()} if config.compare else {})}
+        kinds: dict[str, Any] = {
+            OURS: Ours,
+            **({PLAIN: plain_arrangement().PlainArrangement} if config.compare else {}),
+        }
         # Adapters hang on the model itself: what others copy must be copied before.
         made = {name: kinds[name](recipe, model, watch) for name in reversed(kinds)}
         seconds = in_turn({name: each.update for name, each in made.items()}, config.rounds, device, config.warm_up)
@@ -203,8 +206,8 @@ def _measured(config: BenchTrain, device: torch.device) -> Iterator[tuple[Distil
             yield dataclasses.replace(recipe, teacher="random weights", data=folder), model
 
 
-def _plain_arrangement() -> Any:
-    """It stands in a checkout's studies/, for it is no part of what users need."""
+def plain_arrangement() -> Any:
+    """The module of that name, which stands in a checkout's studies/, for it is no part of what users need."""
     file = Path(__file__).parents[3] / "studies" / "plain_arrangement.py"
     if not file.exists():
         raise UserError("the plain arrangement stands in studies/ of a checkout; install fewstep from one to --compare")
@@ -213,7 +216,7 @@ def _plain_arrangement() -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.PlainArrangement
+    return module
 
 
 def _shown(recipe: Distill) -> dict[str, Any]:

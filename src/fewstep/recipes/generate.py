@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from fewstep import __version__, assets
 from fewstep.errors import UserError
 from fewstep.models.lora_file import DIFFUSERS_FILE
-from fewstep.models.pipeline import MAX_STEPS, Pipeline, load_pipeline
+from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline
 from fewstep.recipes.infotext import Infotext
 from fewstep.train.config import check_finite, check_seed
 
@@ -54,6 +54,12 @@ class Generate:
     """Pictures painted at a time; changes no picture."""
     out: Path = Path("pictures")
     """Folder for the PNGs."""
+    engine: Engine = "torch"
+    """`openvino` is faster on a CPU; it compiles a model once for every shape, with its LoRAs merged in, and keeps that
+    (fewstep[openvino])."""
+    tiny_decoder: str = ""
+    """A decoder in TAESD's layout for the model's latents, a diffusers folder or a file: fast, and less exact.
+    `scenes-tiny` is bundled."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
@@ -77,8 +83,9 @@ def generate(config: Generate) -> None:
     if not config.prompt:
         raise UserError('nothing to paint: give --prompt "…"')
     pipeline = load_pipeline(
-        config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config
-    )
+        config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config,
+        engine=config.engine, tiny_decoder=config.tiny_decoder,
+    )  # fmt: skip
     init_image = None if config.init_image is None else read_picture(config.init_image)
     # Refuses steps that this model does not allow, before any work.
     pipeline.times(config.steps, config.strength if init_image else 1.0)
@@ -131,6 +138,8 @@ def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, ima
         "Model path": config.model,
         **({"Model config": config.base_config} if config.base_config else {}),
         **({} if config.init_image is None else _start(config)),
+        **({"Tiny decoder": config.tiny_decoder} if config.tiny_decoder else {}),
+        **({"Engine": config.engine} if config.engine != "torch" else {}),
         **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
         "Version": f"fewstep {__version__}",
     }

@@ -1,0 +1,181 @@
+"""A model whose UNet and decoder OpenVINO computes on a CPU, compiled once for every shape and kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from fewstep.errors import UserError
+from fewstep.models.latent_model import LatentModel
+from fewstep.models.network import UNetNetwork, weights_sha256
+
+EnginePrecision = Literal["auto", "fp32", "bf16"]
+_FORMAT = 1
+
+
+def on_openvino(model: LatentModel, precision: EnginePrecision = "auto", cache: Path | None = None) -> LatentModel:
+    """`model` with its LoRAs merged in for good and its UNet and decoder compiled as they are first used.
+
+    `auto` is bf16 where the processor has instructions for it. What is compiled is kept in `cache`, by default
+    `~/.cache/fewstep/openvino` or $FEWSTEP_CACHE/openvino, under the hash of weights, shapes, precision and version.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError("engine openvino needs OpenVINO: pip install 'fewstep[openvino]'") from error
+    if model.device.type != "cpu":
+        raise UserError(f"engine openvino computes on a CPU and device is {model.device.type}; give --device cpu")
+    for part in model.parts.values():
+        merge_adapters(part)
+    core = openvino.Core()
+    can = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    compiler = _Compiler(core, cache or cache_folder(), "bf16" if can and precision != "fp32" else "f32")
+    network = UNetNetwork(
+        _UNet(model.network.unet, compiler), model.schedule, model.network.parameterisation, model.pixels_per_latent
+    )
+    tiny: Any = model.tiny_decoder and _Autoencoder(model.tiny_decoder, compiler)
+    vae: Any = _Autoencoder(model.vae, compiler)
+    return dataclasses.replace(model, network=network, vae=vae, tiny_decoder=tiny)
+
+
+def cache_folder() -> Path:
+    """Where compiled networks are kept."""
+    return Path(os.environ.get("FEWSTEP_CACHE", Path.home() / ".cache" / "fewstep")) / "openvino"
+
+
+def merge_adapters(network: nn.Module) -> None:
+    """Adds what hangs on it to the weights themselves."""
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer) and not layer.merged:
+            layer.merge()
+
+
+class _Compiler:
+    """Compiles modules for the shapes that they are given."""
+
+    def __init__(self, core: Any, cache: Path, precision: str) -> None:
+        self._core, self._cache, self.precision = core, cache, precision
+
+    def compile(self, module: nn.Module, given: Sequence[Tensor], weights: str) -> Any:
+        """A callable of arrays shaped like `given`, read from the cache or compiled now; `weights` is their hash."""
+        import openvino
+
+        key = {
+            "format": _FORMAT, "weights": weights, "precision": self.precision, "openvino": openvino.__version__,
+            "given": [[str(each.dtype), *each.shape] for each in given], "torch": torch.__version__,
+        }  # fmt: skip
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        graph = self._cache / name / "network.xml"
+        settings = {
+            "INFERENCE_PRECISION_HINT": self.precision, "PERFORMANCE_HINT": "LATENCY", "CACHE_DIR": str(graph.parent),
+        }  # fmt: skip
+        if not graph.exists():
+            print("compiling for OpenVINO, once for this model and shape …", file=sys.stderr, flush=True)
+            self._write(module, given, graph)
+        return self._core.compile_model(graph, "CPU", settings)
+
+    def _write(self, module: nn.Module, given: Sequence[Tensor], graph: Path) -> None:
+        """Whole or not at all: another process may do the same."""
+        import openvino
+
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of tracing: shapes are constants here, and so meant
+            traced = torch.jit.trace(module, tuple(given), strict=False, check_trace=False)
+            converted = openvino.convert_model(traced, example_input=tuple(given))
+        converted.reshape([list(each.shape) for each in given])
+        graph.parent.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=graph.parent.parent) as draft:
+            kept = Path(draft) / graph.parent.name
+            openvino.save_model(converted, kept / graph.name, compress_to_fp16=self.precision != "f32")
+            if not graph.exists():
+                kept.rename(graph.parent)
+
+
+class _Compiled:
+    """A module, compiled for each shape that it meets."""
+
+    def __init__(self, module: nn.Module, hashed: nn.Module, compiler: _Compiler) -> None:
+        self._module, self._hashed, self._compiler = module, hashed, compiler
+        self._sha256 = ""
+        self._by_shape: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        shape = tuple((each.dtype, each.shape) for each in given)
+        if shape not in self._by_shape:
+            self._sha256 = self._sha256 or weights_sha256(self._hashed)
+            self._by_shape[shape] = self._compiler.compile(self._module, given, self._sha256)
+        answer = self._by_shape[shape]([np.ascontiguousarray(each.numpy()) for each in given])
+        return torch.from_numpy(answer[0].copy())
+
+
+class _UNet(nn.Module):
+    """Stands where a UNet2DConditionModel did."""
+
+    def __init__(self, unet: Any, compiler: _Compiler) -> None:
+        super().__init__()
+        self.config = unet.config
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self._compiled = _Compiled(_Positional(unet), unet, compiler)
+
+    def forward(
+        self, z_t: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, timestep_cond: Tensor | None,
+        added_cond_kwargs: dict[str, Tensor] | None,
+    ) -> SimpleNamespace:  # fmt: skip
+        given = [z_t, t.float(), encoder_hidden_states]
+        if timestep_cond is not None:
+            given.append(timestep_cond)
+        if added_cond_kwargs is not None:
+            given += [added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"]]
+        return SimpleNamespace(sample=self._compiled(*given))
+
+
+class _Positional(nn.Module):
+    """A UNet whose inputs all have a place."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self._unet = unet
+
+    def forward(self, z_t: Tensor, t: Tensor, text: Tensor, *more: Tensor) -> Tensor:
+        rest = list(more)
+        omega = rest.pop(0) if self._unet.config.time_cond_proj_dim is not None else None
+        sizes = {"text_embeds": rest[0], "time_ids": rest[1]} if rest else None
+        output: Tensor = self._unet(
+            z_t, t, encoder_hidden_states=text, timestep_cond=omega, added_cond_kwargs=sizes, return_dict=False
+        )[0]
+        return output
+
+
+class _Autoencoder:
+    """Decodes compiled, and encodes as before."""
+
+    def __init__(self, vae: Any, compiler: _Compiler) -> None:
+        self.config, self.dtype, self.encode = vae.config, torch.float32, vae.encode
+        self._compiled = _Compiled(_Decoder(vae), vae, compiler)
+
+    def decode(self, z: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=self._compiled(z))
+
+
+class _Decoder(nn.Module):
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self._vae = vae
+
+    def forward(self, z: Tensor) -> Tensor:
+        output: Tensor = self._vae.decode(z, return_dict=False)[0]
+        return output

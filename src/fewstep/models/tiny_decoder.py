@@ -1,0 +1,42 @@
+"""Small decoders of latents, in TAESD's layout: a fraction of the autoencoder's time for a little of its exactness."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fewstep import assets
+from fewstep.errors import UserError
+
+_DIFFUSERS = "decoder.layers."
+
+
+def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTiny:
+    """From `scenes-tiny` (bundled), a diffusers folder of an AutoencoderTiny, or a safetensors file that TAESD's author
+    or diffusers wrote; frozen, in fp32. Raises UserError naming what does not fit."""
+    place = Path(assets.place(source))
+    try:
+        tiny = AutoencoderTiny.from_pretrained(place, use_safetensors=True) if place.is_dir() else _from_file(place)
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{source} is no decoder in TAESD's layout ({reason})") from error
+    tiny = tiny.eval().requires_grad_(False).to(device, torch.float32)
+    return tiny.to(memory_format=torch.channels_last)
+
+
+def _from_file(file: Path) -> AutoencoderTiny:
+    held = load_file(file)
+    state = {key.removeprefix(_DIFFUSERS): value for key, value in held.items() if key.startswith(_DIFFUSERS)}
+    if not state:  # TAESD's own file counts a clamp of the latents as layer 0, which diffusers has in code
+        state = {f"{int(number) - 1}.{rest}": value for number, rest, value in _numbered(held)}
+    tiny = AutoencoderTiny(latent_channels=int(state["0.weight"].shape[1]))
+    tiny.decoder.layers.load_state_dict(state)
+    return tiny
+
+
+def _numbered(held: dict[str, torch.Tensor]) -> list[tuple[str, str, torch.Tensor]]:
+    return [(*key.split(".", 1), value) for key, value in held.items()]  # type: ignore[misc]
