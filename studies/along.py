@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from common import configured, publish, rows_along, trained
+from common import Table, configured
 
 GUIDED: dict[str, dict[str, Any]] = {
     "2 to 9 at every t, used at 5": {"guided_from": 0},
@@ -32,15 +32,13 @@ class Study:
 
 
 def main(study: Study) -> None:
-    rows = []
+    table = Table("along", study.n)
     for number, (label, changes) in enumerate(GUIDED.items()):
         config = configured(
             f"along-{number}", steps=study.updates, pictures=32 * study.updates, eval_every=study.every,
             eval_n=study.n, **changes,
         )  # fmt: skip
-        trained(config)
-        rows += rows_along(config, {"teacher guided": label})
-        publish("along", study.n, rows)
+        table.add_along(config, {"teacher guided": label})
 
 
 if __name__ == "__main__":

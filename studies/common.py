@@ -13,6 +13,7 @@ from fewstep.evaluate.roster import scenes_roster
 from fewstep.evaluate.scoring import Row
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill, distill
+from fewstep.train.config import fingerprint
 
 RUNS = Path("runs/studies")
 OUT = Path("docs/studies")
@@ -31,15 +32,36 @@ def trained(config: Distill) -> Path:
     return config.out / "model"
 
 
-def rows_along(config: Distill, labels: Mapping[str, Any]) -> list[Row]:
-    """The evaluations along that run, each behind its labels and the number of updates."""
-    rows = [json.loads(line) for line in (config.out / "evaluations.jsonl").open()]
-    return [{**labels, "updates": row["step"], **{name: row[name] for name in SHOWN}} for row in rows]
+class Table:
+    """A study's published rows. A run of the same configuration that they hold already is not made again, though its
+    folder be gone."""
 
+    def __init__(self, name: str, n: int, **protocol: Any) -> None:
+        self._file = OUT / f"{name}.json"
+        self._protocol = {"n": n, "prompts_sha256": scenes_roster(n).sha256, **protocol}
+        held = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._before = held if held.get("protocol") == self._protocol else {}
+        self.rows: list[Row] = []
+        self._runs: dict[str, str] = {}
 
-def publish(name: str, n: int, rows: Sequence[Row], **protocol: Any) -> None:
-    """Writes the rows of a study and prints their table."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    held = {"protocol": {"n": n, "prompts_sha256": scenes_roster(n).sha256, **protocol}, "rows": list(rows)}
-    (OUT / f"{name}.json").write_text(json.dumps(held, indent=2) + "\n")
-    print("\n".join(markdown_table(rows)), flush=True)
+    def add_along(self, config: Distill, labels: Mapping[str, Any], **more: Any) -> None:
+        """The evaluations along that run, each behind its labels and the number of updates; `more` are columns from
+        a function of the row."""
+        run, now = config.out.name, fingerprint(config)
+        if self._before.get("runs", {}).get(run) == now:
+            rows = [row for row in self._before["rows"] if labels.items() <= row.items()]
+        else:
+            trained(config)
+            scores = [json.loads(line) for line in (config.out / "evaluations.jsonl").open()]
+            rows = [{**labels, "updates": row["step"], **{name: row[name] for name in SHOWN}} for row in scores]
+            rows = [row | {name: column(row) for name, column in more.items()} for row in rows]
+        self._runs[run] = now
+        self.publish(rows)
+
+    def publish(self, rows: Sequence[Row]) -> None:
+        """Adds rows, writes all so far, and prints them."""
+        self.rows += rows
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        held = {"protocol": self._protocol, "runs": self._runs, "rows": self.rows}
+        self._file.write_text(json.dumps(held, indent=2) + "\n")
+        print("\n".join(markdown_table(rows)), flush=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from common import configured, publish, rows_along, trained
+from common import Table, configured
 from fewstep.recipes import named
 
 PICTURES = 300 * 32  # that every student of this study sees
@@ -46,7 +46,7 @@ class Study:
 
 
 def main(study: Study) -> None:
-    rows = []
+    table = Table("factors", study.n, pictures=PICTURES)
     scale = named.scenes().guidance_scale
     # Adapters have one guidance, and a learning rate of their own.
     adapters = {"lr": named.scenes_lora().lr, "guidance_range": (scale, scale)}
@@ -54,9 +54,7 @@ def main(study: Study) -> None:
         changes = {**adapters, **factor} if "lora_rank" in factor else factor
         steps = PICTURES // changes.get("batch_size", named.scenes().batch_size)
         config = configured(f"factor-{number}", steps=steps, eval_every=steps, eval_n=study.n, **changes)
-        trained(config)
-        rows += rows_along(config, {"changed": label})
-        publish("factors", study.n, rows, pictures=PICTURES)
+        table.add_along(config, {"changed": label})
 
 
 if __name__ == "__main__":

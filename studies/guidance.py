@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import tyro
 
-from common import RUNS, SHOWN, configured, publish, trained
+from common import RUNS, SHOWN, Table, configured, trained
 from fewstep import assets
 from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
 from fewstep.evaluate.roster import scenes_roster
@@ -44,13 +44,11 @@ def main(study: Study) -> None:
         (name, Cell("lcm", steps, "lcm", omega + 1))
         for name in students for omega in study.omegas for steps in study.steps
     ]  # fmt: skip
-    rows = []
+    table = Table("guidance", study.n)
     for name, cell in cells:
         painter = painter_of(cell, teacher, students.get(name))
         row, _ = score(bench, cell, painter, name, folder=RUNS / "guidance" / name.replace(", ", "-"))
-        rows.append({"model": name, "omega": cell.guidance_scale - 1, **{column: row[column] for column in SHOWN}})
-        print(rows[-1], flush=True)
-    publish("guidance", study.n, rows)
+        table.publish([{"model": name, "omega": cell.guidance_scale - 1, **{column: row[column] for column in SHOWN}}])
 
 
 if __name__ == "__main__":

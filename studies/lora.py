@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from common import configured, publish, rows_along, trained
+from common import Table, configured
+from fewstep.evaluate.scoring import Row
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 
@@ -40,15 +41,16 @@ def seconds_until(config: Distill, update: int) -> float:
 
 def main(study: Study) -> None:
     scale = named.scenes_lora().guidance_scale
-    rows = []
+    table = Table("lora", study.n)
     for label, recipe in (("full", "scenes"), ("LoRA", "scenes-lora")):
         # Both at the one guidance that adapters have.
         config = configured(f"time-{recipe}", recipe, eval_every=study.every, eval_n=study.n)
         config = dataclasses.replace(config, steps=study.updates, guidance_range=(scale, scale), guidance_scale=scale)
-        trained(config)
-        for row in rows_along(config, {"trained": label}):
-            rows.append({**row, "training_seconds": round(seconds_until(config, row["updates"]))})
-    publish("lora", study.n, rows)
+
+        def seconds(row: Row, config: Distill = config) -> int:
+            return round(seconds_until(config, row["updates"]))
+
+        table.add_along(config, {"trained": label}, training_seconds=seconds)
 
 
 if __name__ == "__main__":
