@@ -46,6 +46,7 @@ COMMANDS = {
         "finetune", "default_finetune", "finetune", "a few-step model on pictures of one's own, without a teacher"
     ),
     "inspect": Command("inspect", "Inspect", "inspect", "say what a model, LoRA, run folder or picture is"),
+    "plan": Command("plan", "Plan", "plan", "what of a recipe fits a GPU's memory, and the command for it"),
     "prepare": Command("prepare", "Prepare", "prepare", "encode pictures once, for trainings of any size"),
     "train-lora": Command("train_lora", "default_train_lora", "train_lora", "a style as a LoRA, from pictures of it"),
     "train-teacher": Command("train_teacher", "TrainTeacher", "train_teacher", "make the bundled teacher from nothing"),
