@@ -39,7 +39,8 @@ class PlainStudent:
         self.base = teacher
         if config.lora_rank:
             network = copy.deepcopy(model.network)
-            adapted = AdaptedNetwork(network, config.lora_rank, float(config.lora_rank), TARGET_MODULES)
+            rank = config.lora_rank
+            adapted = AdaptedNetwork(network, rank, float(rank), TARGET_MODULES, seed=config.seed)
             self.learner = Learner(weights=adapted.weights, student=adapted.student)
             self.modules: list[nn.Module] = [teacher, network, adapted.weights]
         else:

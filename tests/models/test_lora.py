@@ -261,3 +261,20 @@ def test_the_papers_number_of_parameters_on_stable_diffusion_15(sd_schedule):
     weights = AdaptedNetwork(network, 64, 64.0, TARGET_MODULES).weights
     assert sum(p.numel() for p in weights.parameters()) == 67_252_224
     assert len(list(weights.parameters())) == 2 * 278
+
+
+def test_adapters_begin_as_the_seed_says_whatever_was_drawn_before(random_teacher):
+    begun = []
+    for before, seed in ((0, 3), (1, 3), (0, 4)):
+        torch.manual_seed(before)
+        network = load_latent_model(random_teacher, CPU).network
+        begun.append(AdaptedNetwork(network, 4, 4.0, TARGET_MODULES, seed=seed).weights.by_name())
+    same, other = begun[1:]
+    for name, value in begun[0].items():
+        assert torch.equal(value, same[name])
+        if ".lora_A." in name:
+            bound = (4 / value.numel()) ** 0.5
+            assert 0.8 * bound < float(value.detach().abs().max()) <= bound
+            assert not torch.equal(value, other[name])
+        else:
+            assert not value.any()

@@ -13,6 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from fewstep.data import draws
 from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.models.lora_file import Lora, Pair
 from fewstep.models.network import UNetNetwork
@@ -40,18 +41,30 @@ class AdapterWeights(nn.Module):
         return {name.replace("/", "."): value for name, value in self.named_parameters()}
 
 
+@torch.no_grad()
+def _draw(weights: AdapterWeights, rank: int, seed: int) -> None:
+    for name, value in weights.by_name().items():
+        if ".lora_A." in name and not value.is_meta:
+            generator = draws.generator(seed, f"adapter {name}", 0)
+            value.copy_((2 * torch.rand(value.shape, generator=generator) - 1) * (rank / value.numel()) ** 0.5)
+
+
 class AdaptedNetwork:
     """Three networks with one base in memory: with adapters, without, and with other adapters in their place."""
 
     def __init__(
         self, network: UNetNetwork, rank: int, alpha: float, target_modules: tuple[str, ...],
-        base_dtype: torch.dtype = torch.float32,
+        base_dtype: torch.dtype = torch.float32, seed: int = 0,
     ) -> None:  # fmt: skip
-        """Hangs fresh adapters, in fp32 and of no effect, on `network`; the rest of it is stored in `base_dtype`."""
+        """Hangs fresh adapters, in fp32 and of no effect, on `network`; the rest of it is stored in `base_dtype`.
+
+        A is uniform within ±1/√(inputs), as torch's own layers begin, and follows from `seed`; B is zero.
+        """
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules))  # type: ignore[arg-type]
         network.unet.add_adapter(config, _TRAINED)
         self.network, self.alpha = network, alpha
         self.weights = AdapterWeights(network)
+        _draw(self.weights, rank, seed)
         for parameter in network.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(base_dtype)

@@ -96,7 +96,8 @@ class _Compiler:
             warnings.simplefilter("ignore")  # of tracing: shapes are constants here, and so meant
             traced = torch.jit.trace(module, tuple(given), strict=False, check_trace=False)
             converted = openvino.convert_model(traced, example_input=tuple(given))
-        converted.reshape([list(each.shape) for each in given])
+        shapes = {number: openvino.PartialShape(list(each.shape)) for number, each in enumerate(given)}
+        converted.reshape(shapes)
         graph.parent.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=graph.parent.parent) as draft:
             kept = Path(draft) / graph.parent.name

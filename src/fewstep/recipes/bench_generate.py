@@ -91,11 +91,11 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
     seconds = in_turn(acts, config.rounds, device, config.warm_up)
     first = next(iter(subjects))
     rows = [
-        _row(name, seconds[name], watch and watch.per_round(acts[name], 3), seconds[first], config.batch_size)
+        _row(name, seconds[name], watch.per_round(acts[name], 3) if watch else {}, seconds[first], config.batch_size)
         | _difference(pictures[name], pictures[first])
         for name, (_, watch) in subjects.items()
     ]
-    results = {
+    results: dict[str, Any] = {
         "machine": machine(device), "versions": made_with(), "model": config.model,
         "settings": {
             "steps": config.steps, "batch_size": config.batch_size, "resolution": whole.model.resolution,
@@ -146,10 +146,9 @@ def _call(paint: Paint, prompts: Sequence[str], steps: int) -> Callable[[], obje
 
 
 def _row(
-    name: str, spread: Spread, parts: dict[str, float] | None, first: Spread, batch_size: int
+    name: str, spread: Spread, parts: dict[str, float], first: Spread, batch_size: int
 ) -> dict[str, Any]:  # fmt: skip
     low, high = spread.ends
-    parts = parts or {}
     return {
         "engine": name, "seconds": spread.median, "seconds_low": low, "seconds_high": high,
         "images_per_second": batch_size / spread.median, "ratio": first.median / spread.median,

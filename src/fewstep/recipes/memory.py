@@ -89,6 +89,6 @@ def _networks(config: Distill, family: Family) -> tuple[Learner, Network, list[n
 
 
 def _sample(family: Family, side: int, batch: int) -> Sample:
-    latents = torch.randn(2, batch, 4, side, side)
+    latents = torch.randn(2, batch, family.unet.get("in_channels", 4), side, side)
     t = torch.zeros(batch, dtype=torch.long)
     return Sample(latents[0], shaped_condition(family, batch), t, t, latents[1], torch.zeros(batch))

@@ -84,7 +84,7 @@ class LoraStudent:
     ) -> None:  # fmt: skip
         """`details` as `save_lora` wants them; the base is stored in `frozen`."""
         self._adapted = AdaptedNetwork(
-            model.network, details["lora_rank"], details["lora_alpha"], TARGET_MODULES, frozen
+            model.network, details["lora_rank"], details["lora_alpha"], TARGET_MODULES, frozen, details["seed"]
         )
         self._average = self._adapted.copy_of_weights() if ema else None
         if checkpointing:
