@@ -1,6 +1,6 @@
 """The bundled tiny decoder: TAESD's layout, taught to answer as the bundled autoencoder's decoder does.
 
-    python studies/tiny_decoder.py        # ten minutes on two cores; goes on where it stopped
+    python studies/tiny_decoder.py        # five minutes on one core; goes on where it stopped
 
 Figures: docs/speed.md. It learns on latents of scenes, noised a little as a few-step model's are, with the mean
 absolute difference of pixels as its loss; what is printed is that difference, in grey levels, on latents that the
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    steps: int = 1500
+    steps: int = 800
     """Updates."""
     width: int = 32
     """Channels throughout."""
@@ -70,7 +70,7 @@ def painted(count: int = 64) -> Tensor:
 
 def main(study: Study) -> None:
     model = load_latent_model(assets.SCENES, CPU)
-    config = PictureConfig(pictures=8192, batch_size=16, steps=study.steps)
+    config = PictureConfig(pictures=4096, batch_size=16, steps=study.steps)
     torch.manual_seed(0)
     channels = int(model.vae.config.latent_channels)
     widths, blocks = (study.width,) * 4, (2, 2, 2, 1)

@@ -25,6 +25,7 @@ from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import MAX_STEPS, load_pipeline
 from fewstep.recipes.pictures import LOOKS, PictureConfig, open_material
 from fewstep.recipes.run_folder import claim_data, claim_run_folder, finished
+from fewstep.recipes.shortage import told_what_needs_less
 from fewstep.recipes.student import Student
 from fewstep.recipes.watching import Watcher
 from fewstep.train.config import LoopConfig
@@ -149,7 +150,9 @@ def run(
         print(f"note: {slow_average(config)}", flush=True)
     student = make(resolution)
     task = make_task(config, student, path(student), model, found.latents())
-    fit(task, config, config.out, title, Watcher(config, student, found.captions, resolution, model.device))
+    watcher = Watcher(config, student, found.captions, resolution, model.device)
+    with told_what_needs_less(config):
+        fit(task, config, config.out, title, watcher)
     student.save(config.out / "model")
     print(f"model: {config.out / 'model'}", flush=True)
 
@@ -177,7 +180,8 @@ def try_out(config: ConsistencyRun, student: Student, task: DistillTask, picture
     once = LoopConfig(**{field.name: getattr(config, field.name) for field in fields(LoopConfig)} | {"steps": 1})
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        fit(task, once, Path(folder) / "run", "dry run")
+        with told_what_needs_less(config):
+            fit(task, once, Path(folder) / "run", "dry run")
         seconds, peak = time.perf_counter() - begun, peak_gib()  # before the reload, which a run does not do
         student.save(Path(folder) / "model")
         if current_world().main:

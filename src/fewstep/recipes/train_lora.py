@@ -13,6 +13,7 @@ from fewstep.models.lora_file import STYLE_LORA
 from fewstep.models.network import weights_sha256
 from fewstep.recipes.pictures import PictureConfig, open_material
 from fewstep.recipes.run_folder import claim_data, claim_run_folder, finished
+from fewstep.recipes.shortage import told_what_needs_less
 from fewstep.recipes.student import LoraStudent, frozen_dtype
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
@@ -69,7 +70,8 @@ def train_lora(config: TrainLora) -> None:
     task = DiffusionTuningTask(
         student.learner, model.schedule, model.network.parameterisation, found.latents(), null_cond, config.seed
     )
-    fit(task, config, config.out, "style")
+    with told_what_needs_less(config):
+        fit(task, config, config.out, "style")
     student.save(config.out / "model")
     print(f"model: {config.out / 'model'}", flush=True)
 

@@ -1,0 +1,44 @@
+"""What to do where a run's device has not enough memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fewstep.errors import UserError
+
+_OTHERS_CAN = ("accumulation", "gradient_checkpointing", "optimizer")
+
+
+@contextlib.contextmanager
+def told_what_needs_less(config: Any) -> Iterator[None]:
+    """Raises UserError with the settings of `config` that need less memory, in place of torch's error."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not short:
+            raise
+        ways = list(_ways(config))
+        if not ways:
+            raise UserError("out of memory with every setting in use that needs less; give a smaller model") from None
+        names = " ".join(name for name in _OTHERS_CAN if any(f"--{name.replace('_', '-')}" in way for way in ways))
+        raise UserError(
+            f"out of memory; these need less: {', '.join(ways)}. To go on from the last checkpoint with one of them "
+            f"add --change {names}. `fewstep plan` says what fits a GPU"
+        ) from None
+
+
+def _ways(config: Any) -> Iterator[str]:
+    if config.accumulation < config.batch_size:
+        more = next(n for n in range(config.accumulation + 1, config.batch_size + 1) if config.batch_size % n == 0)
+        yield f"--accumulation {more} or more (the same result, in more parts)"
+    if getattr(config, "gradient_checkpointing", True) is False:
+        yield "--gradient-checkpointing"
+    if config.optimizer == "adamw":
+        yield "--optimizer adamw8bit"
+    if getattr(config, "lora_rank", 1) == 0:
+        yield "adapters (--lora-rank 64, in a run of their own)"
