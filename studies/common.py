@@ -53,7 +53,10 @@ class Table:
         else:
             trained(config)
             scores = [json.loads(line) for line in (config.out / "evaluations.jsonl").open()]
-            rows = [{**labels, "updates": row["step"], **{name: row[name] for name in SHOWN}} for row in scores]
+            rows = [
+                {**labels, "updates": row["step"], **{name: row[name] for name in SHOWN if name in row}}
+                for row in scores
+            ]
             rows = [row | {name: column(row) for name, column in more.items()} for row in rows]
         self._runs[run] = now
         self.publish(rows)
