@@ -54,6 +54,20 @@ def clip(tmp_path_factory):
     return save_clip(tokenizer, tmp_path_factory.mktemp("extractors") / "clip")
 
 
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory):
+    """The folder of a random decoder in TAESD's layout, of the bundled models' latents."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    small = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    folder = tmp_path_factory.mktemp("models") / "tiny-decoder"
+    AutoencoderTiny(
+        latent_channels=12, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, **small
+    ).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def teacher_copy(random_teacher, tmp_path):
     """A copy of `random_teacher` to spoil."""

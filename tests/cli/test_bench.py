@@ -118,9 +118,9 @@ def test_work_and_bytes_are_counted():
     assert most_bytes(act, [left, left.T, right]) == 4 * (8 * 16 + 16 * 4 + 1000)
 
 
-def test_painting_is_measured_beside_diffusers(tmp_path, capsys):
+def test_painting_is_measured_beside_diffusers(tmp_path, capsys, tiny_decoder):
     config = BenchGenerate(
-        compare=True, tiny_decoder="scenes-tiny", steps=2, batch_size=2, rounds=2, warm_up=1, device="cpu",
+        compare=True, tiny_decoder=str(tiny_decoder), steps=2, batch_size=2, rounds=2, warm_up=1, device="cpu",
         json=tmp_path / "out.json",
     )  # fmt: skip
     results = bench_generate(config)
@@ -128,7 +128,7 @@ def test_painting_is_measured_beside_diffusers(tmp_path, capsys):
     diffusers, ours, tiny = results["rows"]
     assert [row["engine"] for row in results["rows"]] == ["diffusers", "torch", "torch, tiny decoder"]
     assert ours["most_grey_levels_off"] <= 1  # from diffusers' pictures of the same noise
-    assert 0 < tiny["grey_levels_off"] < 4
+    assert tiny["grey_levels_off"] > 1  # a random one
     assert ours["ratio"] == diffusers["seconds"] / ours["seconds"]
     for row in (ours, tiny):
         assert min(row[f"{part}_ms"] for part in ("text", "network", "decoder")) > 0

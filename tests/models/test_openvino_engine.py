@@ -77,9 +77,9 @@ def test_what_xl_is_told_beside_the_text_reaches_it(tmp_path):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_tiny_decoder_is_compiled_too(tmp_path):
+def test_a_tiny_decoder_is_compiled_too(tmp_path, tiny_decoder):
     model = load_latent_model(assets.SCENES_LCM, CPU)
-    model = dataclasses.replace(model, tiny_decoder=load_tiny_decoder(assets.SCENES_TINY, CPU))
+    model = dataclasses.replace(model, tiny_decoder=load_tiny_decoder(tiny_decoder, CPU))
     z_0 = torch.randn(2, *model.latent_shape(model.resolution))
     torch.testing.assert_close(
         on_openvino(model, "fp32", tmp_path).decode(z_0), model.decode(z_0), rtol=1e-3, atol=1e-3

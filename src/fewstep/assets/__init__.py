@@ -13,9 +13,6 @@ SCENES_LEANING = "scenes-leaning"
 SCENES_LCM = "scenes-lcm"
 """The few-step model that the longer run gave (studies/scenes.sh)."""
 
-SCENES_TINY = "scenes-tiny"
-"""A small decoder of their latents (studies/tiny_decoder.py)."""
-
 _HERE = Path(__file__).parent
 
 
@@ -37,8 +34,7 @@ def part(folder: str | Path, name: str) -> Path:
 
 def place(source: str | Path) -> str | Path:
     """The folder of the bundled model of that name; any other source as it is."""
-    places = {SCENES: scenes_teacher(), SCENES_LCM: scenes_lcm(), SCENES_TINY: _HERE / SCENES_TINY}
-    return places.get(str(source), source)
+    return {SCENES: scenes_teacher(), SCENES_LCM: scenes_lcm()}.get(str(source), source)
 
 
 def scenes_reader() -> Path:

@@ -9,16 +9,15 @@ from diffusers import AutoencoderTiny
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fewstep import assets
 from fewstep.errors import UserError
 
 _DIFFUSERS = "decoder.layers."
 
 
 def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTiny:
-    """From `scenes-tiny` (bundled), a diffusers folder of an AutoencoderTiny, or a safetensors file that TAESD's author
-    or diffusers wrote; frozen, in fp32. Raises UserError naming what does not fit."""
-    place = Path(assets.place(source))
+    """From a diffusers folder of an AutoencoderTiny, or a safetensors file that TAESD's author or diffusers wrote;
+    frozen, in fp32. Raises UserError naming what does not fit."""
+    place = Path(source)
     try:
         tiny = AutoencoderTiny.from_pretrained(place, use_safetensors=True) if place.is_dir() else _from_file(place)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:

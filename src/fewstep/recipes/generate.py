@@ -58,8 +58,7 @@ class Generate:
     """`openvino` is faster on a CPU; it compiles a model once for every shape, with its LoRAs merged in, and keeps that
     (fewstep[openvino])."""
     tiny_decoder: str = ""
-    """A decoder in TAESD's layout for the model's latents, a diffusers folder or a file: fast, and less exact.
-    `scenes-tiny` is bundled."""
+    """A decoder in TAESD's layout for the model's latents, a diffusers folder or a file: fast, and less exact."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 
