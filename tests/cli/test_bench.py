@@ -87,6 +87,23 @@ def test_without_a_checkout_there_is_nothing_to_compare_with(monkeypatch):
         BenchTrain(rounds=0)
 
 
+def test_a_fall_of_the_ratio_is_an_error(random_teacher, tmp_path, monkeypatch, capsys):
+    config = Distill(teacher=str(random_teacher), batch_size=2)
+    monkeypatch.setattr(module.named, "find_recipe", lambda _: config)
+    file = tmp_path / "earlier.json"
+    asked = BenchTrain(compare=True, rounds=1, warm_up=1, device="cpu", against=file)
+    with pytest.raises(UserError, match=r"earlier.json is no file that `fewstep bench --compare --json` wrote"):
+        bench_train(asked)
+    file.write_text(json.dumps({"ratio": 1e-3}))
+    bench_train(asked)
+    assert "no slower than" in capsys.readouterr().out
+    file.write_text(json.dumps({"ratio": 1e3}))
+    with pytest.raises(UserError, match=r"scenes is slower than it was: ratio .*, and 1000.00 in "):
+        bench_train(asked)
+    with pytest.raises(UserError, match="give --compare too"):
+        BenchTrain(against=file)
+
+
 def test_subjects_are_measured_in_turn():
     order = []
     found = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, CPU, warm_up=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from fewstep.models.latent_model import pick_device
 from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline, with_engine
 from fewstep.models.random_models import random_student
 from fewstep.models.tiny_decoder import load_tiny_decoder
-from fewstep.recipes.bench_train import plain_arrangement
+from fewstep.recipes.bench_train import plain_arrangement, write_and_compare
 from fewstep.recipes.measuring import Spread, Stopwatch, in_turn, machine
 from fewstep.recipes.run_folder import made_with
 
@@ -59,11 +58,15 @@ class BenchGenerate:
     """auto, cpu, cuda or mps."""
     json: Path | None = None
     """File for the figures."""
+    against: Path | None = None
+    """An earlier file of the same comparison: it is an error if a ratio is under 0.9 of the one there."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "rounds", "warm_up"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.against and not self.compare:
+            raise UserError("against compares ratios; give --compare too")
         if not self.engines:
             raise UserError("engines are none; give torch, openvino or both")
         if not 1 <= self.steps <= MAX_STEPS:
@@ -106,9 +109,10 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
     print(f"{config.model} on {results['machine']['device']}, {results['machine']['threads']} threads")
     print(", ".join(f"{name} {value}" for name, value in results["settings"].items()))
     print("\n".join(markdown_table(rows)))
-    if config.json is not None:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(results, indent=2) + "\n")
+    write_and_compare(
+        results, config.json, config.against,
+        lambda found: {row["engine"]: row["ratio"] for row in found["rows"] if row["engine"] != _PLAIN},
+    )  # fmt: skip
     return results
 
 

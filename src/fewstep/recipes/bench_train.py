@@ -8,7 +8,7 @@ import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -38,6 +38,8 @@ from fewstep.train.world import current_world
 
 _FAMILIES = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
 OURS, PLAIN = "fewstep", "plain"
+ALLOWED = 0.9
+"""Of an earlier ratio, before a fall is called one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +70,14 @@ class BenchTrain:
     """auto, cpu, cuda or mps."""
     json: Path | None = None
     """File for the figures."""
+    against: Path | None = None
+    """An earlier file of the same comparison: it is an error if a ratio is under 0.9 of the one there."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.warm_up < 1:
             raise UserError(f"rounds is {self.rounds} and warm_up {self.warm_up}; both must be at least 1")
+        if self.against and not self.compare:
+            raise UserError("against compares ratios; give --compare too")
 
 
 class Arrangement(Protocol):
@@ -155,10 +161,31 @@ def bench_train(config: BenchTrain) -> dict[str, Any]:
         results["ratio"] = rows[0]["images_per_second"] / rows[1]["images_per_second"]
         results["bytes_ratio"] = rows[0]["tensors_gib"] / rows[1]["tensors_gib"]
     _print(results)
-    if config.json is not None:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(results, indent=2) + "\n")
+    write_and_compare(results, config.json, config.against, lambda found: {config.recipe: found["ratio"]})
     return results
+
+
+def write_and_compare(
+    results: dict[str, Any], out: Path | None, against: Path | None, ratios: Callable[[Any], dict[str, float]]
+) -> None:
+    """Writes the figures to `out`. Raises UserError where a ratio has fallen under 0.9 of that in `against`."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=2) + "\n")
+    if against is None:
+        return
+    try:
+        before = ratios(json.loads(against.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{against} is no file that `fewstep bench --compare --json` wrote") from error
+    now = ratios(results)
+    both = [name for name in before if name in now]
+    if not both:
+        raise UserError(f"{against} has ratios of {', '.join(before)} and this is of {', '.join(now)}")
+    for name in both:
+        if now[name] < ALLOWED * before[name]:
+            raise UserError(f"{name} is slower than it was: ratio {now[name]:.2f}, and {before[name]:.2f} in {against}")
+    print(f"no slower than {against}: {', '.join(f'{name} {now[name]:.2f} ({before[name]:.2f})' for name in both)}")
 
 
 def _row(
