@@ -48,6 +48,7 @@ COMMANDS = {
     "inspect": Command("inspect", "Inspect", "inspect", "say what a model, LoRA, run folder or picture is"),
     "plan": Command("plan", "Plan", "plan", "what of a recipe fits a GPU's memory, and the command for it"),
     "prepare": Command("prepare", "Prepare", "prepare", "encode pictures once, for trainings of any size"),
+    "serve": Command("serve", "Serve", "serve", "a page that paints as one types, and an API"),
     "train-lora": Command("train_lora", "default_train_lora", "train_lora", "a style as a LoRA, from pictures of it"),
     "train-teacher": Command("train_teacher", "TrainTeacher", "train_teacher", "make the bundled teacher from nothing"),
     "bench generate": Command(

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fewstep.data.infotext import Infotext, read_infotext
 from fewstep.errors import UserError
-from fewstep.recipes.infotext import Infotext, read_infotext
 from fewstep.recipes.inspect import describe
 
 NAMES = st.from_regex(r"[A-Z][a-z ]{0,8}[a-z]", fullmatch=True)

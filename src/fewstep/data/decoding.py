@@ -92,6 +92,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def fit_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The middle of a picture, just large enough for a height and width; of a square what `fit_square` gives."""
+    height, width = size
+    grown = max(height / image.height, width / image.width)
+    whole = max(width, round(image.width * grown)), max(height, round(image.height * grown))
+    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    resized = image.resize(whole, Image.Resampling.BICUBIC, reducing_gap=None)
+    return resized.crop((left, top, left + width, top + height))
+
+
 def fit_square(image: Image.Image, resolution: int, corner: tuple[int, int] | None = None) -> Image.Image:
     """A square after the shorter side was brought to `resolution` by Pillow's antialiased bicubic filter: that with its
     left and upper edge at `corner`, else the middle one."""

@@ -132,6 +132,17 @@ def attach(parts: Mapping[str, nn.Module], pairs: Lora, name: str, scale: float)
         _activate(network)
 
 
+def rescale(parts: Mapping[str, nn.Module], scales: Mapping[str, float]) -> None:
+    """Makes adapters act at these scales, others as they did; one at scale 0 costs nothing."""
+    for network in parts.values():
+        for layer in network.modules():
+            if isinstance(layer, LoraLayer):
+                own = [name for name in scales if name in layer.lora_A]
+                for name in own:
+                    layer.set_scale(name, scales[name])
+                layer.set_adapter([name for name in layer.lora_A if scales.get(name, 1.0)], inference_mode=True)
+
+
 def detach(parts: Mapping[str, nn.Module], name: str) -> None:
     """Takes one adapter off again; what it hung on is as it was, bit for bit."""
     for network in parts.values():

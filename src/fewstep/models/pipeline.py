@@ -168,7 +168,7 @@ def load_pipeline(
         base = header.get("fewstep.teacher")
         if base is None:
             raise UserError(f"{lora} does not say what model it is for; give that as the model and this as a LoRA")
-        source, loras = base, [(lora, 1.0), *loras]
+        source, loras = base, [*loras, (lora, 1.0)]
         base_config = base_config or header.get("fewstep.base_config", "")
     chosen = pick_device("cpu" if engine == "openvino" and device == "auto" else device)
     loaded = load_latent_model(source, chosen, base_config)

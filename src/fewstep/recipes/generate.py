@@ -14,10 +14,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__, assets
+from fewstep.data.infotext import Infotext, png_text
 from fewstep.errors import UserError
 from fewstep.models.lora_file import DIFFUSERS_FILE
 from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline
-from fewstep.recipes.infotext import Infotext
 from fewstep.train.config import check_finite, check_seed
 
 
@@ -142,12 +142,7 @@ def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, ima
         **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
         "Version": f"fewstep {__version__}",
     }
-    text, info = str(Infotext(prompt, config.negative_prompt, settings)), PngInfo()
-    if text.isascii():
-        info.add_text("parameters", text)
-    else:  # plain text chunks hold Latin-1 alone
-        info.add_itxt("parameters", text)
-    return info
+    return png_text(str(Infotext(prompt, config.negative_prompt, settings)))
 
 
 def _start(config: Generate) -> dict[str, str]:

@@ -15,11 +15,11 @@ import tyro
 from PIL import Image, UnidentifiedImageError
 
 from fewstep import assets
+from fewstep.data.infotext import read_infotext
 from fewstep.errors import UserError
 from fewstep.models.families import title
 from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, read_header
 from fewstep.models.single_file import family_of_keys, read_keys
-from fewstep.recipes.infotext import read_infotext
 from fewstep.recipes.run_folder import CONFIG_FILE, read_config_file
 
 MODEL_INDEX = "model_index.json"

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from PIL.PngImagePlugin import PngInfo
+
 _NEGATIVE = "Negative prompt: "
 _SETTING = re.compile(r'\s*([\w][\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 
@@ -23,6 +25,16 @@ class Infotext:
         negative = [_NEGATIVE + self.negative_prompt] if self.negative_prompt else []
         settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in self.settings.items())
         return "\n".join([self.prompt, *negative, settings])
+
+
+def png_text(text: str) -> PngInfo:
+    """Where the tools that read it look for it."""
+    info = PngInfo()
+    if text.isascii():
+        info.add_text("parameters", text)
+    else:  # plain text chunks hold Latin-1 alone
+        info.add_itxt("parameters", text)
+    return info
 
 
 def read_infotext(text: str) -> Infotext:

@@ -1,0 +1,1 @@
+"""A few-step model behind a page and an API: `fewstep serve`."""

@@ -1,0 +1,245 @@
+"""Between the routes and the engine: what is asked is checked against what the model allows, and waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+from PIL import Image
+from starlette.requests import Request
+
+from fewstep import __version__
+from fewstep.data.decoding import Limits, decode
+from fewstep.data.infotext import Infotext, png_text
+from fewstep.data.source import DroppedError
+from fewstep.models.pipeline import MAX_STEPS
+from fewstep.serve.engine import CancelledError, Engine, Job, OnStep, Wish
+from fewstep.serve.errors import RefusedError, refusal_of
+from fewstep.serve.settings import Settings
+
+Format = Literal["png", "jpeg", "webp"]
+_SEEDS = 2**32
+_POLL = 0.1
+"""Seconds between two looks whether the client is still there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a client asks for, in diffusers' convention; None where it leaves that to the server."""
+
+    prompt: str
+    negative_prompt: str = ""
+    n: int = 1
+    seed: int | None = None
+    steps: int = 4
+    guidance_scale: float | None = None
+    size: str | None = None
+    """`WIDTHxHEIGHT`, or auto."""
+    loras: Mapping[str, float] | None = None
+    start: Image.Image | None = None
+    strength: float = 0.8
+    previews: bool = False
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An order that the model can paint."""
+
+    order: Order
+    wishes: list[Wish]
+    notes: list[str]
+    """What the client should know of it."""
+
+
+class Desk:
+    """Of one model."""
+
+    def __init__(self, engine: Engine, settings: Settings, loras: Mapping[str, float]) -> None:
+        """`loras`: every registered name with the scale that it has where none is asked for."""
+        self.engine, self.settings, self.loras = engine, settings, dict(loras)
+        self.pipeline = engine.pipeline
+        self.sizes = _sizes(self.pipeline.model.resolution)
+
+    @property
+    def name(self) -> str:
+        return self.pipeline.name
+
+    @property
+    def most_steps(self) -> int:
+        return min(MAX_STEPS, self.pipeline.grid_size)
+
+    def check_model(self, name: str | None) -> None:
+        """Raises RefusedError for another model than this one."""
+        if name not in (None, "", self.name):
+            raise RefusedError(
+                f"model {name!r} is not here; there is {self.name!r}", param="model", status=404, code="model_not_found"
+            )
+
+    def accept(self, order: Order) -> Accepted:
+        """Raises RefusedError naming the field, its limit and what to do."""
+        settings, notes = self.settings, list[str]()
+        if not order.prompt.strip():
+            raise RefusedError("prompt is empty; say what to paint", param="prompt")
+        if len(order.prompt) > settings.prompt_letters:
+            limit = settings.prompt_letters
+            raise RefusedError(f"prompt has {len(order.prompt)} letters; at most {limit} are read", param="prompt")
+        _within("n", order.n, 1, settings.pictures)
+        _within("steps", order.steps, 1, self.most_steps)
+        seed = random.randrange(_SEEDS) if order.seed is None else order.seed
+        _within("seed", seed, 0, 2**63 - settings.pictures)
+        height, width = self._size(order.size)
+        work = height * width * order.n * order.steps
+        if work > settings.work:
+            raise RefusedError(
+                f"{order.n} × {order.steps} steps of {width}x{height} are {work} pixels to compute; the limit is "
+                f"{settings.work}: ask for fewer pictures, fewer steps or a smaller size", param="n",
+            )  # fmt: skip
+        if self.pipeline.model.truncated(order.prompt):
+            most = self.pipeline.model.tokenizer.model_max_length - 2
+            notes.append(f"the model reads the first {most} tokens of the prompt and ignores the rest")
+        if order.negative_prompt:
+            notes.append("guidance is built into this model: the negative prompt has no effect")
+        strength = 1.0
+        if order.start is not None:
+            if not 0 < order.strength <= 1:
+                raise RefusedError(f"strength is {order.strength:g}; allowed is above 0, up to 1", param="strength")
+            strength = order.strength
+            most = int(self.pipeline.grid_size * strength)
+            if order.steps > most:
+                raise RefusedError(f"steps is {order.steps}; strength {strength:g} allows {most}", param="steps")
+        wish = Wish(
+            prompt=order.prompt, seed=seed, steps=order.steps, omega=self._guidance(order.guidance_scale, notes) - 1,
+            size=(height, width), loras=self._scales(order.loras or {}), start=order.start, strength=strength,
+            previews=order.previews,
+        )  # fmt: skip
+        wishes = [replace(wish, seed=seed + i) for i in range(order.n)]
+        return Accepted(order, wishes, notes)
+
+    def submit(self, wishes: Sequence[Wish], on_step: OnStep | None = None) -> list[Job]:
+        """Raises RefusedError where the engine does not take them."""
+        try:
+            return self.engine.submit(wishes, on_step)
+        except Exception as error:
+            raise refusal_of(error) from error
+
+    async def wait(self, jobs: Sequence[Job], gone: Callable[[], Awaitable[bool]] | None = None) -> list[Image.Image]:
+        """Pictures of all jobs; cancels them if whoever waits is, or `gone()` says that the client has."""
+        waiting = [asyncio.wrap_future(job.future) for job in jobs]
+        try:
+            while True:
+                done, rest = await asyncio.wait(waiting, timeout=_POLL, return_when=asyncio.FIRST_EXCEPTION)
+                failed = next((each for each in done if each.exception()), None)
+                if failed is not None:
+                    error = failed.exception()
+                    assert isinstance(error, Exception)
+                    refusal = refusal_of(error)
+                    raise refusal from error
+                if not rest:
+                    return [each.result() for each in waiting]
+                if gone is not None and await gone():
+                    raise refusal_of(CancelledError())
+        finally:
+            for job in jobs:
+                job.cancel()
+            for each in waiting:
+                each.cancel()
+
+    async def paint(self, accepted: Accepted, request: Request) -> list[Image.Image]:
+        """For a client that waits for the last picture."""
+        return await self.wait(self.submit(accepted.wishes), request.is_disconnected)
+
+    async def encode(self, image: Image.Image, wish: Wish, order: Order, form: Format = "png") -> bytes:
+        """A file with its settings in it, made beside the event loop."""
+        text = self.infotext(wish, order)
+        return await asyncio.get_running_loop().run_in_executor(None, partial(_encode, image, text, form))
+
+    def infotext(self, wish: Wish, order: Order) -> str:
+        """AUTOMATIC1111's `parameters`."""
+        settings = {
+            "Steps": str(wish.steps), "Sampler": "LCM", "CFG scale": f"{wish.omega + 1:g}", "Seed": str(wish.seed),
+            "Size": f"{wish.size[1]}x{wish.size[0]}", "Model": self.name,
+            **({"Denoising strength": f"{wish.strength:g}"} if wish.start is not None else {}),
+            **{f"Lora {i}": f"{name}:{scale:g}" for i, (name, scale) in enumerate(wish.loras, 1) if scale},
+            "Version": f"fewstep {__version__}",
+        }  # fmt: skip
+        return str(Infotext(wish.prompt, order.negative_prompt, settings))
+
+    def _size(self, size: str | None) -> tuple[int, int]:
+        if size in (None, "", "auto"):
+            return self.sizes[0]
+        found = {f"{width}x{height}": (height, width) for height, width in self.sizes}
+        if size not in found:
+            raise RefusedError(f"size is {size!r}; this model paints {', '.join(found)}", param="size")
+        return found[size]
+
+    def _guidance(self, asked: float | None, notes: list[str]) -> float:
+        own = self.pipeline.guidance_scale
+        if asked is None:
+            return own
+        if not 1 <= asked <= 100:
+            raise RefusedError(f"guidance_scale is {asked:g}; allowed are 1 (none) to 100", param="guidance_scale")
+        if not self.pipeline.takes_guidance:
+            if asked not in (1.0, own):
+                notes.append(f"guidance is built into the LCM-LoRA: guidance_scale {asked:g} has no effect")
+            return own
+        low, high = self.pipeline.model.details.get("guidance_range", (asked, asked))
+        if not low <= asked <= high:
+            notes.append(f"guidance_scale is {asked:g}; this model was trained for {low:g} to {high:g}")
+        return asked
+
+    def _scales(self, asked: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+        for name, scale in asked.items():
+            if name not in self.loras:
+                known = ", ".join(self.loras) or "none"
+                raise RefusedError(f"lora {name!r} is not here; there are: {known}", param="loras")
+            if not -4 <= scale <= 4:
+                raise RefusedError(f"the scale of lora {name!r} is {scale:g}; allowed are -4 to 4", param="loras")
+        return tuple((name, float(asked.get(name, scale))) for name, scale in self.loras.items())
+
+
+def read_image(content: bytes | str, settings: Settings, param: str = "image") -> Image.Image:
+    """A picture that a client sent, as bytes or base64 (a data: URL too). Raises RefusedError."""
+    if isinstance(content, str):
+        try:
+            content = base64.b64decode(content.rpartition(",")[2], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise RefusedError(f"{param} is no base64; send a PNG, JPEG or WebP picture so", param=param) from error
+    limits = Limits(max_bytes=settings.body_bytes, max_pixels=settings.image_pixels)
+    try:
+        return decode(content, limits)
+    except DroppedError as error:
+        megapixels = settings.image_pixels // 1_000_000
+        raise RefusedError(
+            f"{param}: {error.reason}; wanted is a PNG, JPEG or WebP picture of at most {megapixels} megapixels",
+            param=param,
+        ) from error
+
+
+def _encode(image: Image.Image, text: str, form: Format) -> bytes:
+    file = io.BytesIO()
+    if form == "png":
+        image.save(file, "png", pnginfo=png_text(text))
+    else:
+        image.save(file, form, quality=95)
+    return file.getvalue()
+
+
+def _sizes(resolution: int) -> list[tuple[int, int]]:
+    """Height and width, the model's own first; large models also paint smaller and oblong pictures."""
+    own = (resolution, resolution)
+    if resolution < 256:
+        return [own]
+    smaller, half = resolution * 3 // 4 // 64 * 64, resolution // 2 // 64 * 64
+    return [own, (resolution, smaller), (smaller, resolution), (smaller, smaller), (half, half)]
+
+
+def _within(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise RefusedError(f"{name} is {value}; allowed are {low} to {high}", param=name)

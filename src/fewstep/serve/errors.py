@@ -1,0 +1,69 @@
+"""What is refused, in the words of OpenAI's API: the field, the limit and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from fewstep.serve.engine import BusyError, CancelledError, ClosedError, DeadlineError, ShortOfMemoryError
+
+
+class RefusedError(Exception):
+    """A request that cannot be met, with the HTTP status that says so."""
+
+    def __init__(self, message: str, *, param: str | None = None, status: int = 400, code: str = "invalid_value",
+                 headers: dict[str, str] | None = None) -> None:  # fmt: skip
+        super().__init__(message)
+        self.param, self.status, self.code, self.headers = param, status, code, headers or {}
+
+    def content(self) -> dict[str, Any]:
+        """As JSON."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.content(), self.status, self.headers)
+
+
+def refusal_of(error: Exception) -> RefusedError:
+    """What the engine's errors are to a client; anything else is a fault of the server's."""
+    if isinstance(error, RefusedError):
+        return error
+    if isinstance(error, BusyError):
+        after = {"Retry-After": str(round(error.retry_after))}
+        return RefusedError(str(error), status=429, code="queue_full", headers=after)
+    if isinstance(error, CancelledError):
+        return RefusedError("the client has gone", status=499, code="client_closed_request")
+    if isinstance(error, DeadlineError):
+        return RefusedError(f"{error}; ask for less, or later", status=504, code="deadline_exceeded")
+    if isinstance(error, ShortOfMemoryError):
+        return RefusedError(f"{error}; ask for fewer or smaller pictures", status=503, code="out_of_memory")
+    if isinstance(error, ClosedError):
+        return RefusedError(str(error), status=503, code="shutting_down", headers={"Retry-After": "5"})
+    return RefusedError("the server has failed; its log says how", status=500, code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Every error of `app` in one shape."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+        param = ".".join(place) or None
+        message = f"{param or 'the body'}: {first['msg']}"
+        return RefusedError(message, param=param).response()
+
+    @app.exception_handler(HTTPException)
+    async def told(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        headers = dict(error.headers or {})
+        return RefusedError(str(error.detail), status=error.status_code, code=code, headers=headers).response()

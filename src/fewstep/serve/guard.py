@@ -1,0 +1,138 @@
+"""What stands before every route: who may ask, under which name, how much and how slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fewstep.serve.errors import RefusedError
+from fewstep.serve.settings import Settings
+
+COOKIE = "fewstep_token"
+OPEN = "/healthz"
+"""The one route that needs no token."""
+
+
+class Guard:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given, by_link = self._token(scope, headers)
+        refusal = self._refusal(scope, headers, given)
+        if refusal is None and scope["type"] == "http":
+            bounded = _Bounded(self._settings, receive, send, given if by_link else "")
+            await self._app(scope, bounded.receive, bounded.send)
+        elif refusal is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await refusal.response()(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)[:100]})
+
+    def _refusal(self, scope: Scope, headers: Headers, given: str) -> RefusedError | None:
+        settings, host = self._settings, headers.get("host", "")
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        if "*" not in settings.hosts and name.lower() not in settings.hosts:
+            allowed = ", ".join(settings.hosts)
+            return RefusedError(f"the server is not known as {name!r}, but as {allowed}", status=403, code="bad_host")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return RefusedError("pages of other origins may not ask", status=403, code="bad_origin")
+        if scope["path"] != OPEN and settings.token and not _equal(given, settings.token):
+            return RefusedError(
+                "a token is needed: Authorization: Bearer TOKEN, or ?token=TOKEN for the page", status=401,
+                code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > settings.body_bytes:
+            return _too_large(settings)
+        return None
+
+    def _token(self, scope: Scope, headers: Headers) -> tuple[str, bool]:
+        """What was given, and whether in the link."""
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return value.strip(), False
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        if "token" in query:
+            return query["token"][0], True
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            cookie = None
+        return (cookie.value if cookie else ""), False
+
+
+class _Bounded:
+    """One request's body, counted and timed as it comes in."""
+
+    def __init__(self, settings: Settings, receive: Receive, send: Send, token: str) -> None:
+        self._settings, self._receive, self._send, self._token = settings, receive, send, token
+        self._count, self._whole, self._answered = 0, False, False
+        self._refusal: RefusedError | None = None
+
+    async def receive(self) -> Message:
+        if self._whole:
+            return await self._receive()
+        if self._refusal is not None:
+            return {"type": "http.disconnect"}
+        try:
+            message = await asyncio.wait_for(self._receive(), self._settings.body_seconds)
+        except TimeoutError:
+            seconds = self._settings.body_seconds
+            self._refusal = RefusedError(f"the body took more than {seconds:g} s", status=408, code="too_slow")
+            return {"type": "http.disconnect"}
+        self._count += len(message.get("body", b""))
+        if self._count > self._settings.body_bytes:
+            self._refusal = _too_large(self._settings)
+            return {"type": "http.disconnect"}
+        self._whole = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self._refusal is not None and not self._whole:
+            if not self._answered:  # whatever the application makes of a body that breaks off
+                self._answered = True
+                response = self._refusal.response()
+                response.headers["connection"] = "close"
+                await response({"type": "http"}, self._receive, self._send)
+            return
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), *self._further()]}
+        await self._send(message)
+
+    def _further(self) -> list[tuple[bytes, bytes]]:
+        headers: list[tuple[bytes, bytes]] = [
+            (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
+            (b"cross-origin-resource-policy", b"same-origin"), (b"x-frame-options", b"DENY"),
+        ]  # fmt: skip
+        if self._token:
+            cookie: Any = SimpleCookie()
+            cookie[COOKIE] = self._token
+            cookie[COOKIE]["path"] = "/"
+            cookie[COOKIE]["httponly"] = True
+            cookie[COOKIE]["samesite"] = "Strict"
+            headers.append((b"set-cookie", cookie[COOKIE].OutputString().encode()))
+        return headers
+
+
+def _equal(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+def _too_large(settings: Settings) -> RefusedError:
+    limit = settings.body_bytes >> 20
+    return RefusedError(f"the body is larger than {limit} MiB; send less", status=413, code="body_too_large")

@@ -1,0 +1,220 @@
+"""OpenAI's image routes: `/v1/images/generations`, `/v1/images/edits`, `/v1/models`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from fewstep.serve.desk import Accepted, Desk, Format, Order, read_image
+from fewstep.serve.errors import RefusedError, refusal_of
+
+_INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_NUMBER = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Generation(BaseModel):
+    """A request of OpenAI's shape, with this server's own fields beside. What of OpenAI's has no meaning here
+    (`quality`, `style`, `background`, `moderation`, `user`, `input_fidelity`, `output_compression`) is taken and does
+    nothing; any other field is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str
+    model: str | None = None
+    n: _INTEGER | None = 1
+    size: str | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Format | None = "png"
+    stream: bool | None = False
+    partial_images: _INTEGER | None = 0
+    steps: _INTEGER = 4
+    seed: _INTEGER | None = None
+    guidance_scale: _NUMBER | None = None
+    negative_prompt: str = ""
+    loras: dict[str, _NUMBER] = {}
+    quality: Any = None
+    style: Any = None
+    background: Any = None
+    moderation: Any = None
+    user: Any = None
+    output_compression: Any = None
+
+
+def routes(desk: Desk) -> APIRouter:
+    """Of this model."""
+    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(desk)]}
+
+    @router.get("/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        desk.check_model(name)
+        return _model(desk)
+
+    @router.post("/images/generations", response_model=None)
+    async def generations(asked: Generation, request: Request) -> Response:
+        desk.check_model(asked.model)
+        _check_answer(asked.response_format, asked.partial_images or 0)
+        order = Order(
+            prompt=asked.prompt, negative_prompt=asked.negative_prompt, n=asked.n or 1, seed=asked.seed,
+            steps=asked.steps, guidance_scale=asked.guidance_scale, size=asked.size, loras=asked.loras,
+            previews=bool(asked.stream and asked.partial_images),
+        )  # fmt: skip
+        form: Format = asked.output_format or "png"
+        kind = "image_generation"
+        return await _answer(desk, order, request, form, kind, asked.stream, asked.partial_images or 0)
+
+    @router.post("/images/edits", response_model=None)
+    async def edits(  # noqa: PLR0913, PLR0917  # a form's fields
+        request: Request,
+        prompt: Annotated[str, Form()],
+        image: Annotated[list[UploadFile] | None, File()] = None,
+        images: Annotated[list[UploadFile] | None, File(alias="image[]")] = None,
+        mask: Annotated[UploadFile | None, File()] = None,
+        model: Annotated[str | None, Form()] = None,
+        n: Annotated[_INTEGER, Form()] = 1,
+        size: Annotated[str | None, Form()] = None,
+        response_format: Annotated[Literal["b64_json", "url"] | None, Form()] = None,
+        output_format: Annotated[Format, Form()] = "png",
+        stream: Annotated[bool, Form()] = False,
+        partial_images: Annotated[_INTEGER, Form()] = 0,
+        steps: Annotated[_INTEGER, Form()] = 4,
+        seed: Annotated[_INTEGER | None, Form()] = None,
+        strength: Annotated[_NUMBER, Form()] = 0.6,
+        guidance_scale: Annotated[_NUMBER | None, Form()] = None,
+        negative_prompt: Annotated[str, Form()] = "",
+        loras: Annotated[str, Form()] = "",
+    ) -> Response:
+        desk.check_model(model)
+        _check_answer(response_format, partial_images)
+        given = [*(image or []), *(images or [])]
+        if mask is not None:
+            raise RefusedError("mask is not read; leave it out and change the whole picture", param="mask")
+        if len(given) != 1:
+            raise RefusedError(f"image: {len(given)} were sent and one is wanted", param="image")
+        content = await given[0].read()
+        start = await asyncio.get_running_loop().run_in_executor(None, read_image, content, desk.settings)
+        order = Order(
+            prompt=prompt, negative_prompt=negative_prompt, n=n, seed=seed, steps=steps,
+            guidance_scale=guidance_scale, size=size, loras=_scales(loras), start=start, strength=strength,
+            previews=bool(stream and partial_images),
+        )  # fmt: skip
+        return await _answer(desk, order, request, output_format, "image_edit", stream, partial_images)
+
+    return router
+
+
+def _model(desk: Desk) -> dict[str, Any]:
+    return {"id": desk.name, "object": "model", "created": 0, "owned_by": "fewstep"}
+
+
+def _check_answer(response_format: str | None, partial_images: int) -> None:
+    if response_format == "url":
+        raise RefusedError("pictures are sent, not kept: give response_format b64_json", param="response_format")
+    if not 0 <= partial_images <= 8:
+        raise RefusedError(f"partial_images is {partial_images}; allowed are 0 to 8", param="partial_images")
+
+
+def _scales(text: str) -> dict[str, float]:
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+        return {str(name): float(scale) for name, scale in found.items()}
+    except (ValueError, AttributeError, TypeError, RecursionError, OverflowError) as error:
+        raise RefusedError('loras is no JSON object of numbers, as {"style": 0.8}', param="loras") from error
+
+
+async def _answer(  # what the two routes share
+    desk: Desk, order: Order, request: Request, form: Format, kind: str, stream: bool | None, partial_images: int
+) -> Response:
+    accepted = desk.accept(order)
+    if stream:
+        events = _events(desk, accepted, form, kind, partial_images)
+        first = await anext(events)  # what is refused is refused before the answer begins
+        return StreamingResponse(_after(first, events), media_type="text/event-stream")
+    images = await desk.paint(accepted, request)
+    data = [
+        {"b64_json": await _b64(desk, image, accepted, i, form), "seed": accepted.wishes[i].seed}
+        for i, image in enumerate(images)
+    ]
+    usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": _NO_TOKENS}
+    content = {"created": int(time.time()), "data": data, "usage": usage, "output_format": form}
+    return JSONResponse({**content, "notes": accepted.notes})
+
+
+_NO_TOKENS = {"image_tokens": 0, "text_tokens": 0}
+
+
+async def _b64(desk: Desk, image: Image.Image, accepted: Accepted, index: int, form: Format) -> str:
+    return base64.b64encode(await desk.encode(image, accepted.wishes[index], accepted.order, form)).decode()
+
+
+async def _after(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for event in events:
+        yield event
+
+
+async def _events(desk: Desk, accepted: Accepted, form: Format, kind: str, partial_images: int) -> AsyncIterator[str]:
+    """The first steps of the first picture, at most so many; then every picture."""
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Image.Image]]()
+
+    def on_step(step: int, image: Image.Image) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, (step, image))
+
+    wishes = [replace(wish, previews=wish.previews and i == 0) for i, wish in enumerate(accepted.wishes)]
+    jobs = desk.submit(wishes, on_step)
+    waiting = asyncio.ensure_future(desk.wait(jobs))
+    width, height = accepted.wishes[0].size[::-1]
+    common = {
+        "created_at": int(time.time()), "size": f"{width}x{height}", "quality": "auto", "background": "opaque",
+        "output_format": form,
+    }  # fmt: skip
+    sent = 0
+    try:
+        yield ": painting\n\n"
+        while not waiting.done() or not queue.empty():
+            next_one = asyncio.ensure_future(queue.get())
+            await asyncio.wait([next_one, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if not next_one.done():
+                next_one.cancel()
+                continue
+            _, image = next_one.result()
+            if sent < partial_images:
+                content = {
+                    "b64_json": await _b64(desk, image, accepted, 0, form),
+                    "partial_image_index": sent,
+                    **common,
+                }
+                yield _event(f"{kind}.partial_image", content)
+                sent += 1
+        usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": _NO_TOKENS}
+        for i, image in enumerate(await waiting):
+            content = {"b64_json": await _b64(desk, image, accepted, i, form), "usage": usage, **common}
+            content |= {"seed": accepted.wishes[i].seed, "notes": accepted.notes}
+            yield _event(f"{kind}.completed", content)
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        yield _event("error", refusal_of(error).content())
+    finally:
+        waiting.cancel()
+        for job in jobs:
+            job.cancel()
+
+
+def _event(kind: str, content: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n"

@@ -1,0 +1,397 @@
+// The page: what stands in its fields is painted as soon as it changes; an answer that is late is thrown away.
+
+const token = new URLSearchParams(location.search).get("token");
+const part = (id) => document.getElementById(id);
+const HISTORY = 24;
+const SIDE_BY_SIDE = [1, 2, 4, 8];
+
+let model = null; // what the server says of itself
+let socket = null;
+let seq = 0; // of the newest wish
+let sent = 0; // when it was sent
+let wait = 250; // milliseconds to the next try to connect
+let shown = []; // object URLs of the pictures on the page
+let restoring = false;
+
+const query = token ? `?token=${encodeURIComponent(token)}` : "";
+
+// ---- what is asked ----------------------------------------------------------------------------------------------
+
+function settings() {
+  const loras = {};
+  for (const slider of document.querySelectorAll("#loras input")) loras[slider.dataset.name] = Number(slider.value);
+  return {
+    prompt: part("prompt").value,
+    seed: Math.max(0, Math.floor(Number(part("seed").value) || 0)),
+    steps: Number(part("steps").value),
+    guidance_scale: model.guidance ? Number(part("guidance").value) : null,
+    size: part("size").value || null,
+    loras,
+    strength: Number(part("strength").value),
+    start: part("use-start").checked ? part("canvas").toDataURL("image/png") : null,
+    compare: part("compare").checked,
+    previews: part("previews").checked,
+  };
+}
+
+function restore(from) {
+  restoring = true;
+  part("prompt").value = from.prompt ?? "";
+  if (from.seed !== undefined) part("seed").value = from.seed;
+  if (from.steps !== undefined) part("steps").value = from.steps;
+  if (from.guidance_scale != null) part("guidance").value = from.guidance_scale;
+  if (from.size && model.sizes.includes(from.size)) part("size").value = from.size;
+  if (from.strength !== undefined) part("strength").value = from.strength;
+  for (const slider of document.querySelectorAll("#loras input")) {
+    slider.value = from.loras?.[slider.dataset.name] ?? model.loras[slider.dataset.name];
+  }
+  if (from.compare !== undefined) part("compare").checked = from.compare;
+  if (from.previews !== undefined) part("previews").checked = from.previews;
+  part("use-start").checked = Boolean(from.start);
+  say();
+  restoring = false;
+  if (from.start) { part("start").open = true; return drawOnCanvas(from.start).then(() => paint()); }
+  return paint();
+}
+
+function say() {
+  for (const name of ["steps", "guidance", "strength"]) part(`${name}-said`).value = part(name).value;
+  for (const slider of document.querySelectorAll("#loras input")) slider.nextElementSibling.value = slider.value;
+}
+
+function paint() {
+  if (restoring || !model) return;
+  const wish = settings();
+  if (!wish.prompt.trim()) { part("latency").textContent = ""; return; }
+  if (!socket || socket.readyState !== WebSocket.OPEN) return;
+  seq += 1;
+  sent = performance.now();
+  const message = {
+    seq, prompt: wish.prompt, seed: wish.seed, steps: wish.steps, loras: wish.loras, size: wish.size,
+    guidance_scale: wish.guidance_scale, previews: wish.previews, compare: wish.compare ? sideBySide() : [],
+  };
+  if (wish.start) Object.assign(message, { image: wish.start, strength: wish.strength });
+  asked = wish;
+  socket.send(JSON.stringify(message));
+}
+let asked = null;
+
+const sideBySide = () => SIDE_BY_SIDE.filter((steps) => steps <= model.steps);
+
+function typed() {
+  if (!part("lock").checked) roll();
+  paint();
+}
+
+function roll() {
+  part("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
+}
+
+// ---- what is answered -------------------------------------------------------------------------------------------
+
+function answered(event) {
+  if (typeof event.data === "string") {
+    const { seq: of, error } = JSON.parse(event.data);
+    if (of === seq || of === null) { part("notes").textContent = error.message; part("latency").textContent = ""; }
+    return;
+  }
+  const length = new DataView(event.data).getUint32(0);
+  const head = JSON.parse(new TextDecoder().decode(new Uint8Array(event.data, 4, length)));
+  if (head.seq !== seq) return; // late
+  const blob = new Blob([new Uint8Array(event.data, 4 + length)], { type: "image/png" });
+  const side = head.of > 1;
+  if (head.index === 0) clearPictures();
+  const url = URL.createObjectURL(blob);
+  shown.push(url);
+  const figure = document.createElement("figure");
+  const image = document.createElement("img");
+  image.alt = `${asked.prompt}, seed ${head.seed}, ${head.step} ${head.step === 1 ? "step" : "steps"}`;
+  image.src = url;
+  figure.append(image);
+  if (side || head.kind === "step") {
+    const caption = document.createElement("figcaption");
+    caption.textContent = side ? `${head.step} ${head.step === 1 ? "step" : "steps"}` : `step ${head.step} of ${asked.steps}`;
+    figure.append(caption);
+  }
+  part("pictures").append(figure);
+  if (head.kind !== "picture") return;
+  part("notes").textContent = (head.notes ?? []).join("; ");
+  const took = performance.now() - sent;
+  image.decode().catch(() => {}).then(() => requestAnimationFrame(() => {
+    if (head.seq !== seq) return;
+    part("pictures").dataset.seq = head.seq;
+    part("pictures").dataset.milliseconds = Math.round(performance.now() - sent);
+  }));
+  if (head.index !== (head.of ?? 1) - 1) return;
+  part("latency").textContent = `${Math.round(took)} ms, of which ${head.ms} ms on the server`;
+  const link = part("download");
+  link.href = url;
+  link.download = `${asked.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture"}-seed${head.seed}.png`;
+  link.hidden = false;
+  remember(blob, { ...asked, seed: asked.seed });
+}
+
+function clearPictures() {
+  part("pictures").replaceChildren();
+  for (const url of shown) URL.revokeObjectURL(url);
+  shown = [];
+}
+
+// One entry for each pause in typing, not for each letter.
+let latest = null;
+let remembering = 0;
+function remember(blob, wish) {
+  latest = { blob, wish };
+  clearTimeout(remembering);
+  remembering = setTimeout(() => {
+    const key = JSON.stringify(latest.wish);
+    const list = part("history");
+    for (const old of list.children) if (old.dataset.key === key) old.remove();
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    const image = document.createElement("img");
+    const url = URL.createObjectURL(latest.blob);
+    const kept = latest.wish;
+    item.dataset.key = key;
+    button.type = "button";
+    button.title = image.alt = `${kept.prompt}, seed ${kept.seed}, ${kept.steps} steps`;
+    image.src = url;
+    button.append(image);
+    button.addEventListener("click", () => restore(kept));
+    item.append(button);
+    list.prepend(item);
+    while (list.children.length > HISTORY) {
+      URL.revokeObjectURL(list.lastElementChild.querySelector("img").src);
+      list.lastElementChild.remove();
+    }
+  }, 600);
+}
+
+// ---- the connection ---------------------------------------------------------------------------------------------
+
+function connect() {
+  const scheme = location.protocol === "https:" ? "wss" : "ws";
+  socket = new WebSocket(`${scheme}://${location.host}/ws${query}`);
+  socket.binaryType = "arraybuffer";
+  socket.addEventListener("open", async () => {
+    wait = 250;
+    try { await describe(); } catch { socket.close(); return; }
+    state("ready", false);
+    paint();
+  });
+  socket.addEventListener("message", answered);
+  socket.addEventListener("close", (event) => {
+    const why = event.reason ? ` (${event.reason})` : "";
+    state(`the server does not answer${why}; trying again …`, true);
+    setTimeout(connect, wait);
+    wait = Math.min(4000, wait * 2);
+  });
+}
+
+function state(text, bad) {
+  part("state").textContent = text;
+  part("state").classList.toggle("bad", bad);
+}
+
+async function describe() {
+  const answer = await fetch(`api/model${query}`);
+  if (!answer.ok) throw new Error(answer.statusText);
+  const before = model && JSON.stringify(model);
+  model = await answer.json();
+  if (before === JSON.stringify(model)) return;
+  part("model").textContent = model.name;
+  part("steps").max = model.steps;
+  part("prompt").maxLength = model.prompt_letters;
+  part("guidance-row").hidden = !model.guidance;
+  if (model.guidance) {
+    Object.assign(part("guidance"), { min: model.guidance.low, max: model.guidance.high });
+    part("guidance").value = model.guidance.default;
+  }
+  part("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", " × "), size)));
+  part("size-row").hidden = model.sizes.length < 2;
+  part("loras").replaceChildren(...Object.entries(model.loras).map(([name, scale], i) => slider(name, scale, i)));
+  part("chips").replaceChildren(...Object.entries(model.chips).map(([name, words]) => chips(name, words)));
+  say();
+}
+
+function slider(name, scale, i) {
+  const row = document.createElement("div");
+  row.className = "row";
+  const label = document.createElement("label");
+  label.htmlFor = `lora-${i}`;
+  label.textContent = name;
+  const input = document.createElement("input");
+  Object.assign(input, { type: "range", id: `lora-${i}`, min: Math.min(0, scale), max: Math.max(1.5, scale), step: 0.05 });
+  input.value = scale;
+  input.dataset.name = name;
+  const said = document.createElement("output");
+  said.htmlFor = input.id;
+  row.append(label, input, said);
+  return row;
+}
+
+function chips(name, words) {
+  const group = document.createElement("div");
+  group.className = "chips";
+  group.role = "group";
+  group.ariaLabel = name;
+  group.append(...words.map((word) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = word;
+    button.addEventListener("click", () => insert(word));
+    return button;
+  }));
+  return group;
+}
+
+function insert(word) {
+  const field = part("prompt");
+  const [start, end] = [field.selectionStart, field.selectionEnd];
+  const before = field.value.slice(0, start).trimEnd();
+  const after = field.value.slice(end).trimStart();
+  field.value = [before, word, after].filter(Boolean).join(" ");
+  const caret = (before ? before.length + 1 : 0) + word.length;
+  field.focus();
+  field.setSelectionRange(caret, caret);
+  typed();
+}
+
+// ---- a picture to start from ------------------------------------------------------------------------------------
+
+function drawing() {
+  const canvas = part("canvas");
+  const pen = canvas.getContext("2d");
+  pen.lineCap = pen.lineJoin = "round";
+  const at = (event) => {
+    const box = canvas.getBoundingClientRect();
+    return [((event.clientX - box.left) * canvas.width) / box.width, ((event.clientY - box.top) * canvas.height) / box.height];
+  };
+  let last = null;
+  const to = (point) => {
+    pen.strokeStyle = part("colour").value;
+    pen.lineWidth = Number(part("brush").value);
+    pen.beginPath();
+    pen.moveTo(...(last ?? point));
+    pen.lineTo(...point);
+    pen.stroke();
+    last = point;
+    part("use-start").checked = true;
+  };
+  canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); to(at(event)); });
+  canvas.addEventListener("pointermove", (event) => { if (last) to(at(event)); });
+  for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { if (last) { last = null; paint(); } });
+  // With the arrow keys a pen moves from the middle; with shift it moves without drawing.
+  let pencil = [canvas.width / 2, canvas.height / 2];
+  const moves = { ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, -8], ArrowDown: [0, 8] };
+  canvas.addEventListener("keydown", (event) => {
+    const move = moves[event.key];
+    if (!move) return;
+    event.preventDefault();
+    last = pencil;
+    pencil = [Math.max(0, Math.min(canvas.width, pencil[0] + move[0])), Math.max(0, Math.min(canvas.height, pencil[1] + move[1]))];
+    if (!event.shiftKey) to(pencil);
+    last = null;
+    paint();
+  });
+  clearCanvas();
+}
+
+function clearCanvas() {
+  const pen = part("canvas").getContext("2d");
+  pen.fillStyle = "#ffffff";
+  pen.fillRect(0, 0, part("canvas").width, part("canvas").height);
+}
+
+async function drawOnCanvas(source) {
+  const image = new Image();
+  image.src = source;
+  await image.decode();
+  const canvas = part("canvas");
+  const scale = Math.max(canvas.width / image.width, canvas.height / image.height);
+  const [width, height] = [image.width * scale, image.height * scale];
+  clearCanvas();
+  canvas.getContext("2d").drawImage(image, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
+}
+
+// ---- settings out of a PNG --------------------------------------------------------------------------------------
+
+function dropping() {
+  const over = (on) => document.body.classList.toggle("dropping", on);
+  document.addEventListener("dragover", (event) => { event.preventDefault(); over(true); });
+  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) over(false); });
+  document.addEventListener("drop", async (event) => {
+    event.preventDefault();
+    over(false);
+    const file = event.dataTransfer.files[0];
+    if (!file) return;
+    const text = await parametersOf(file);
+    if (text && !part("start").contains(event.target)) { restore(read(text)); return; }
+    const url = URL.createObjectURL(file);
+    try {
+      await drawOnCanvas(url);
+      part("start").open = part("use-start").checked = true;
+      paint();
+    } catch {
+      part("notes").textContent = `${file.name} is no picture that this browser reads`;
+    } finally {
+      URL.revokeObjectURL(url);
+    }
+  });
+}
+
+async function parametersOf(file) {
+  if (file.size > 64 * 2 ** 20) return null;
+  const bytes = new DataView(await file.arrayBuffer());
+  if (bytes.byteLength < 8 || bytes.getUint32(0) !== 0x89504e47) return null;
+  const slice = (from, to) => new Uint8Array(bytes.buffer, from, Math.max(0, to - from));
+  for (let at = 8; at + 12 <= bytes.byteLength; ) {
+    const length = bytes.getUint32(at);
+    const end = at + 8 + length;
+    if (end > bytes.byteLength) return null;
+    const kind = new TextDecoder("latin1").decode(slice(at + 4, at + 8));
+    const content = slice(at + 8, end);
+    const zero = content.indexOf(0);
+    if ((kind === "tEXt" || kind === "iTXt") && new TextDecoder("latin1").decode(content.slice(0, zero)) === "parameters") {
+      if (kind === "tEXt") return new TextDecoder("latin1").decode(content.slice(zero + 1));
+      if (content[zero + 1] === 0) { // not compressed; then language, keyword in it, text
+        let from = zero + 3;
+        for (let i = 0; i < 2; i += 1) from = content.indexOf(0, from) + 1;
+        return new TextDecoder().decode(content.slice(from));
+      }
+    }
+    at = end + 4;
+  }
+  return null;
+}
+
+function read(text) {
+  const lines = text.split("\n");
+  const last = lines.pop();
+  const negative = lines.findLastIndex((line) => line.startsWith("Negative prompt: "));
+  const found = { prompt: (negative < 0 ? lines : lines.slice(0, negative)).join("\n"), loras: {}, compare: false, start: null };
+  for (const [, name, value] of last.matchAll(/\s*([\w][\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g)) {
+    const plain = value.startsWith('"') ? JSON.parse(value) : value.trim();
+    if (name === "Steps") found.steps = Number(plain);
+    if (name === "Seed") found.seed = Number(plain);
+    if (name === "CFG scale") found.guidance_scale = Number(plain);
+    if (name === "Size") found.size = plain;
+    if (name === "Denoising strength") found.strength = Number(plain);
+    if (name.startsWith("Lora ")) found.loras[plain.slice(0, plain.lastIndexOf(":"))] = Number(plain.slice(plain.lastIndexOf(":") + 1));
+  }
+  for (const name of Object.keys(model.loras)) found.loras[name] ??= 0;
+  return found;
+}
+
+// ---- to begin ---------------------------------------------------------------------------------------------------
+
+for (const id of ["prompt"]) part(id).addEventListener("input", typed);
+for (const id of ["seed", "steps", "guidance", "strength", "loras"]) part(id).addEventListener("input", () => { say(); paint(); });
+for (const id of ["size", "previews", "compare", "use-start"]) part(id).addEventListener("change", () => paint());
+part("roll").addEventListener("click", () => { roll(); paint(); });
+part("clear").addEventListener("click", () => { clearCanvas(); paint(); });
+part("seed").value = 0;
+say();
+drawing();
+dropping();
+connect();

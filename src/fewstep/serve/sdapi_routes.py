@@ -1,0 +1,137 @@
+"""The part of AUTOMATIC1111's API that its clients paint with: `/sdapi/v1/…`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from fewstep.serve.desk import Accepted, Desk, Order, read_image
+from fewstep.serve.errors import RefusedError
+
+_INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_NUMBER = Annotated[float, Field(allow_inf_nan=False)]
+_LORA = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?>")
+
+
+class TextToImage(BaseModel):
+    """What fewstep understands of it; clients send dozens of other fields, which do nothing here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: _INTEGER = -1
+    steps: _INTEGER = 4
+    cfg_scale: _NUMBER | None = None
+    width: _INTEGER | None = None
+    height: _INTEGER | None = None
+    batch_size: _INTEGER = 1
+    n_iter: _INTEGER = 1
+
+
+class ImageToImage(TextToImage):
+    """From a picture."""
+
+    init_images: list[str] = []
+    denoising_strength: _NUMBER = 0.75
+
+
+def routes(desk: Desk) -> APIRouter:
+    """Of this model."""
+    router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
+
+    @router.post("/txt2img")
+    async def txt2img(asked: TextToImage, request: Request) -> dict[str, Any]:
+        return await _paint(desk, asked, request, None, 1.0)
+
+    @router.post("/img2img")
+    async def img2img(asked: ImageToImage, request: Request) -> dict[str, Any]:
+        if len(asked.init_images) != 1:
+            raise RefusedError(
+                f"init_images: {len(asked.init_images)} were sent and one is wanted", param="init_images"
+            )
+        loop = asyncio.get_running_loop()
+        start = await loop.run_in_executor(None, read_image, asked.init_images[0], desk.settings, "init_images")
+        return await _paint(desk, asked, request, start, asked.denoising_strength)
+
+    @router.get("/progress")
+    async def progress() -> dict[str, Any]:
+        part, jobs = desk.engine.progress()
+        state = {"skipped": False, "interrupted": False, "job": "", "job_count": jobs, "job_no": 0}
+        return {"progress": part, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
+
+    @router.get("/sd-models")
+    async def models() -> list[dict[str, Any]]:
+        name = desk.name
+        return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
+
+    @router.get("/options")
+    async def options() -> dict[str, Any]:
+        return {"sd_model_checkpoint": desk.name}
+
+    @router.get("/samplers")
+    async def samplers() -> list[dict[str, Any]]:
+        return [{"name": "LCM", "aliases": ["lcm"], "options": {}}]
+
+    @router.get("/loras")
+    async def loras() -> list[dict[str, Any]]:
+        return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in desk.loras]
+
+    return router
+
+
+async def _paint(
+    desk: Desk, asked: TextToImage, request: Request, start: Image.Image | None, strength: float
+) -> dict[str, Any]:  # fmt: skip
+    prompt, loras = _loras(asked.prompt)
+    height, width = desk.sizes[0]
+    size = f"{width if asked.width is None else asked.width}x{height if asked.height is None else asked.height}"
+    for name in ("batch_size", "n_iter"):
+        if not 1 <= getattr(asked, name) <= desk.settings.pictures:
+            value, most = getattr(asked, name), desk.settings.pictures
+            raise RefusedError(f"{name} is {value}; allowed are 1 to {most}", param=name)
+    order = Order(
+        prompt=prompt, negative_prompt=asked.negative_prompt, n=asked.batch_size * asked.n_iter,
+        seed=None if asked.seed == -1 else asked.seed, steps=asked.steps, guidance_scale=asked.cfg_scale, size=size,
+        loras=loras, start=start, strength=strength,
+    )  # fmt: skip
+    accepted = desk.accept(order)
+    images = await desk.paint(accepted, request)
+    files = [await desk.encode(image, wish, order) for image, wish in zip(images, accepted.wishes, strict=True)]
+    return {
+        "images": [base64.b64encode(file).decode() for file in files],
+        "parameters": asked.model_dump(exclude={"init_images"}),
+        "info": json.dumps(_info(desk, accepted)),
+    }
+
+
+def _info(desk: Desk, accepted: Accepted) -> dict[str, Any]:
+    wishes, order = accepted.wishes, accepted.order
+    return {
+        "prompt": order.prompt, "all_prompts": [order.prompt] * len(wishes), "negative_prompt": order.negative_prompt,
+        "seed": wishes[0].seed, "all_seeds": [wish.seed for wish in wishes], "width": wishes[0].size[1],
+        "height": wishes[0].size[0], "sampler_name": "LCM", "cfg_scale": wishes[0].omega + 1,
+        "steps": wishes[0].steps, "batch_size": len(wishes), "sd_model_name": desk.name,
+        "infotexts": [desk.infotext(wish, order) for wish in wishes], "extra_generation_params": {},
+        "notes": accepted.notes,
+    }  # fmt: skip
+
+
+def _loras(prompt: str) -> tuple[str, dict[str, float]]:
+    """`<lora:name:scale>` in a prompt, as A1111's clients write it."""
+    found: dict[str, float] = {}
+    for name, scale in _LORA.findall(prompt):
+        try:
+            found[name] = float(scale or 1)
+        except ValueError as error:
+            raise RefusedError(
+                f"the scale of lora {name!r} is {scale!r}; a number is wanted", param="prompt"
+            ) from error
+    return _LORA.sub("", prompt).strip() if found else prompt, found
