@@ -7,7 +7,7 @@ import base64
 import binascii
 import io
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -150,6 +150,23 @@ class Desk:
                 job.cancel()
             for each in waiting:
                 each.cancel()
+
+    async def follow(self, wishes: Sequence[Wish]) -> AsyncIterator[tuple[int | None, list[Image.Image]]]:
+        """(step, [its picture]) of every preview that is wanted, and at last (None, all pictures)."""
+        loop = asyncio.get_running_loop()
+        queue = asyncio.Queue[tuple[int, list[Image.Image]] | None]()
+
+        def on_step(step: int, image: Image.Image) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, (step, [image]))
+
+        waiting = asyncio.ensure_future(self.wait(self.submit(wishes, on_step)))
+        waiting.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (shown := await queue.get()) is not None:
+                yield shown
+            yield None, await waiting
+        finally:
+            waiting.cancel()
 
     async def paint(self, accepted: Accepted, request: Request) -> list[Image.Image]:
         """For a client that waits for the last picture."""

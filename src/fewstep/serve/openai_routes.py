@@ -142,9 +142,9 @@ async def _answer(  # what the two routes share
 ) -> Response:
     accepted = desk.accept(order)
     if stream:
+        desk.engine.check_room(len(accepted.wishes))  # refused before the answer begins
         events = _events(desk, accepted, form, kind, partial_images)
-        first = await anext(events)  # what is refused is refused before the answer begins
-        return StreamingResponse(_after(first, events), media_type="text/event-stream")
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
     images = await desk.paint(accepted, request)
     data = [
         {"b64_json": await _b64(desk, image, accepted, i, form), "seed": accepted.wishes[i].seed}
@@ -162,58 +162,28 @@ async def _b64(desk: Desk, image: Image.Image, accepted: Accepted, index: int, f
     return base64.b64encode(await desk.encode(image, accepted.wishes[index], accepted.order, form)).decode()
 
 
-async def _after(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
-    yield first
-    async for event in events:
-        yield event
-
-
 async def _events(desk: Desk, accepted: Accepted, form: Format, kind: str, partial_images: int) -> AsyncIterator[str]:
     """The first steps of the first picture, at most so many; then every picture."""
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Image.Image]]()
-
-    def on_step(step: int, image: Image.Image) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, (step, image))
-
     wishes = [replace(wish, previews=wish.previews and i == 0) for i, wish in enumerate(accepted.wishes)]
-    jobs = desk.submit(wishes, on_step)
-    waiting = asyncio.ensure_future(desk.wait(jobs))
-    width, height = accepted.wishes[0].size[::-1]
+    width, height = wishes[0].size[::-1]
     common = {
         "created_at": int(time.time()), "size": f"{width}x{height}", "quality": "auto", "background": "opaque",
         "output_format": form,
     }  # fmt: skip
+    usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": _NO_TOKENS}
     sent = 0
     try:
-        yield ": painting\n\n"
-        while not waiting.done() or not queue.empty():
-            next_one = asyncio.ensure_future(queue.get())
-            await asyncio.wait([next_one, waiting], return_when=asyncio.FIRST_COMPLETED)
-            if not next_one.done():
-                next_one.cancel()
-                continue
-            _, image = next_one.result()
-            if sent < partial_images:
-                content = {
-                    "b64_json": await _b64(desk, image, accepted, 0, form),
-                    "partial_image_index": sent,
-                    **common,
-                }
-                yield _event(f"{kind}.partial_image", content)
+        async for step, images in desk.follow(wishes):
+            if step is not None and sent < partial_images:
+                content = {"b64_json": await _b64(desk, images[0], accepted, 0, form), "partial_image_index": sent}
+                yield _event(f"{kind}.partial_image", content | common)
                 sent += 1
-        usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": _NO_TOKENS}
-        for i, image in enumerate(await waiting):
-            content = {"b64_json": await _b64(desk, image, accepted, i, form), "usage": usage, **common}
-            content |= {"seed": accepted.wishes[i].seed, "notes": accepted.notes}
-            yield _event(f"{kind}.completed", content)
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:
-        yield _event("error", refusal_of(error).content())
-    finally:
-        waiting.cancel()
-        for job in jobs:
-            job.cancel()
+            for i, image in enumerate(images if step is None else []):
+                content = {"b64_json": await _b64(desk, image, accepted, i, form), "usage": usage}
+                content |= {"seed": wishes[i].seed, "notes": accepted.notes}
+                yield _event(f"{kind}.completed", content | common)
+    except RefusedError as error:
+        yield _event("error", error.content())
 
 
 def _event(kind: str, content: dict[str, Any]) -> str:

@@ -114,34 +114,17 @@ async def _paint(desk: Desk, socket: WebSocket, typed: Typed) -> None:
     if min(counts) < 1:
         raise RefusedError(f"compare has {min(counts)}; allowed are 1 and more", param="compare")
     wishes = [replace(wish, steps=steps) for steps in counts]
-    queue = asyncio.Queue[tuple[int, Image.Image]]()
-
-    def on_step(step: int, image: Image.Image) -> None:
-        loop.call_soon_threadsafe(queue.put_nowait, (step, image))
-
-    jobs = desk.submit(wishes, on_step if wish.previews else None)
-    waiting = asyncio.ensure_future(desk.wait(jobs))
-    try:
-        while not waiting.done():
-            shown = asyncio.ensure_future(queue.get())
-            await asyncio.wait([shown, waiting], return_when=asyncio.FIRST_COMPLETED)
-            if shown.done():
-                step, image = shown.result()
-                await _send(
-                    desk, socket, image, wish, order, {"seq": typed.seq, "kind": "step", "index": 0, "step": step}
-                )
-            else:
-                shown.cancel()
-        for index, (image, own) in enumerate(zip(await waiting, wishes, strict=True)):
+    async for step, images in desk.follow(wishes):
+        if step is not None:
+            head = {"seq": typed.seq, "kind": "step", "index": 0, "step": step}
+            await _send(desk, socket, images[0], wish, order, head)
+            continue
+        for index, (image, own) in enumerate(zip(images, wishes, strict=True)):
             head = {
                 "seq": typed.seq, "kind": "picture", "index": index, "step": own.steps, "of": len(wishes),
                 "ms": round(1e3 * (time.perf_counter() - begun)), "notes": accepted.notes,
             }  # fmt: skip
             await _send(desk, socket, image, own, order, head)
-    finally:
-        waiting.cancel()
-        for job in jobs:
-            job.cancel()
 
 
 async def _send(
