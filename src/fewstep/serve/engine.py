@@ -177,16 +177,20 @@ class Engine:
     def submit(self, wishes: Sequence[Wish], on_step: OnStep | None = None) -> list[Job]:
         """All of them or none. Raises BusyError or ClosedError. `on_step` is called by the engine's thread."""
         with self._changed:
-            if self._closing:
-                raise ClosedError("the server is going down")
-            if self.waiting + len(wishes) > self.limits.waiting:
-                steps = sum(job.wish.steps - job.step for job in self._jobs) / self.limits.batch
-                raise BusyError(max(1.0, steps * self.counts.seconds_a_step))
+            self.check_room(len(wishes))
             end = time.monotonic() + self.limits.deadline
             jobs = [Job(wish, end, on_step) for wish in wishes]
             self._jobs += jobs
             self._changed.notify()
         return jobs
+
+    def check_room(self, count: int) -> None:
+        """For so many more pictures. Raises BusyError or ClosedError."""
+        if self._closing:
+            raise ClosedError("the server is going down")
+        if self.waiting + count > self.limits.waiting:
+            steps = sum(job.wish.steps - job.step for job in list(self._jobs)) / self.limits.batch
+            raise BusyError(max(1.0, steps * self.counts.seconds_a_step))
 
     def _run(self) -> None:
         while True:

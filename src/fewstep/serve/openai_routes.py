@@ -142,7 +142,10 @@ async def _answer(  # what the two routes share
 ) -> Response:
     accepted = desk.accept(order)
     if stream:
-        desk.engine.check_room(len(accepted.wishes))  # refused before the answer begins
+        try:
+            desk.engine.check_room(len(accepted.wishes))
+        except Exception as error:  # refused before the answer begins
+            raise refusal_of(error) from error
         events = _events(desk, accepted, form, kind, partial_images)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
     images = await desk.paint(accepted, request)

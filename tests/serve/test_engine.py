@@ -1,0 +1,250 @@
+"""The engine: a seed is its picture alone or among others, whoever comes and goes; what fails costs its pictures alone."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep import assets
+from fewstep.models.adapters import attach
+from fewstep.models.latent_model import load_latent_model
+from fewstep.models.lora_file import Pair
+from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.serve.engine import (
+    BusyError,
+    CancelledError,
+    ClosedError,
+    DeadlineError,
+    Engine,
+    Limits,
+    ShortOfMemoryError,
+    Wish,
+)
+
+PROMPTS = ["a small red star above a blue ring on a white background", "a pink heart", "a green cross"]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load_pipeline(assets.SCENES_LCM, "cpu")
+
+
+@pytest.fixture
+def engine(pipeline):
+    engine = Engine(pipeline, {})
+    engine.start()
+    yield engine
+    assert engine.close(30)
+
+
+def wish(**changes):
+    return Wish(**{"prompt": PROMPTS[0], "seed": 3, "steps": 4, "omega": 1.0, "size": (64, 64), **changes})
+
+
+def levels(image):
+    return np.asarray(image).astype(int)
+
+
+def painted(engine, *wishes):
+    return [levels(job.future.result(30)) for job in engine.submit(wishes)]
+
+
+def test_a_seed_is_its_picture_alone_or_batched_and_the_pipelines(engine, pipeline):
+    wishes = [
+        wish(prompt=prompt, seed=seed, steps=steps)
+        for prompt, seed, steps in zip(PROMPTS * 2, range(6), (1, 2, 4, 8, 3, 4), strict=True)
+    ]
+    together = painted(engine, *wishes)
+    for each, found in zip(wishes, together, strict=True):
+        (alone,) = painted(engine, each)
+        (image,) = pipeline(each.prompt, steps=each.steps, seed=each.seed)
+        assert np.abs(found - alone).max() <= 1
+        assert np.abs(found - levels(image)).max() <= 1
+    assert np.abs(together[0] - together[3]).mean() > 1
+
+
+def test_from_a_picture_it_is_the_pipelines_too(engine, pipeline):
+    start = pipeline(PROMPTS[1], seed=8)[0].resize((90, 70))
+    found, other = painted(
+        engine, wish(prompt=PROMPTS[1], start=start, strength=0.6), wish(prompt=PROMPTS[1], start=start, strength=0.2)
+    )
+    (image,) = pipeline(PROMPTS[1], seed=3, init_image=start, strength=0.6)
+    assert np.abs(found - levels(image)).max() <= 1
+    assert np.abs(other - found).mean() > 0.5
+
+
+class Gate:
+    """Lets the network's evaluations through one by one."""
+
+    def __init__(self, pipeline, monkeypatch):
+        self.sizes, self._open, self.asked = [], threading.Semaphore(0), threading.Semaphore(0)
+        forward = pipeline.model.network.forward
+
+        def gated(z_t, *rest):
+            self.asked.release()
+            assert self._open.acquire(timeout=30)
+            self.sizes.append(len(z_t))
+            return forward(z_t, *rest)
+
+        monkeypatch.setattr(pipeline.model.network, "forward", gated)
+
+    def wait(self):
+        assert self.asked.acquire(timeout=30)
+
+    def let(self, count=1):
+        for _ in range(count):
+            self._open.release()
+
+
+def test_pictures_join_and_leave_between_steps(engine, pipeline, monkeypatch):
+    gate = Gate(pipeline, monkeypatch)
+    (first,) = engine.submit([wish(steps=3)])
+    gate.wait()
+    (second,) = engine.submit([wish(prompt=PROMPTS[1], steps=3)])  # while the first step of the other is computed
+    gate.let()
+    gate.wait()
+    (third,) = engine.submit([wish(prompt=PROMPTS[2], steps=1)])
+    gate.let(6)
+    for job in (first, second, third):
+        assert job.future.result(30)
+    assert gate.sizes == [1, 2, 3, 1]
+
+
+def test_who_leaves_makes_room(engine, pipeline, monkeypatch):
+    gate = Gate(pipeline, monkeypatch)
+    stays, leaves = engine.submit([wish(steps=3), wish(seed=5, steps=3)])
+    gate.wait()
+    leaves.cancel()
+    gate.let(5)
+    assert stays.future.result(30)
+    with pytest.raises(CancelledError):
+        leaves.future.result(1)
+    assert gate.sizes == [2, 1, 1]
+    assert engine.waiting == 0
+
+
+def test_batches_are_bounded(pipeline, monkeypatch):
+    for limits, most in ((Limits(batch=2), 2), (Limits(batch_pixels=3 * 64 * 64), 3)):
+        engine = Engine(pipeline, {}, limits)
+        sizes = []
+        forward = type(pipeline.model.network).forward
+        monkeypatch.setattr(
+            pipeline.model.network,
+            "forward",
+            lambda z, *rest: sizes.append(len(z)) or forward(pipeline.model.network, z, *rest),
+        )
+        jobs = engine.submit([wish(seed=i, steps=1) for i in range(5)])
+        engine.start()
+        assert all(job.future.result(30) for job in jobs)
+        assert max(sizes) == most
+        assert sum(sizes) == 5
+        assert engine.close(30)
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(pipeline):
+    engine = Engine(pipeline, {}, Limits(waiting=3))
+    engine.submit([wish()] * 2)
+    with pytest.raises(BusyError) as told:
+        engine.submit([wish()] * 2)
+    assert told.value.retry_after >= 1
+    engine.submit([wish()])
+    engine.start()
+    assert engine.close(30)  # what was accepted is finished
+    assert engine.counts.pictures == 3
+    with pytest.raises(ClosedError):
+        engine.submit([wish()])
+
+
+def test_what_is_late_is_given_up(pipeline):
+    engine = Engine(pipeline, {}, Limits(deadline=0.01))
+    (job,) = engine.submit([wish()])
+    time.sleep(0.02)
+    engine.start()
+    with pytest.raises(DeadlineError):
+        job.future.result(30)
+    assert engine.counts.failed == {"DeadlineError": 1}
+    assert engine.close(30)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), ShortOfMemoryError),
+        (MemoryError(), ShortOfMemoryError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), ShortOfMemoryError),
+        (ValueError("a fault"), ValueError),
+    ],
+)
+def test_the_engine_outlives_what_goes_wrong(engine, pipeline, monkeypatch, error, told):
+    def fails(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.model.network, "forward", fails)
+        jobs = engine.submit([wish(), wish(seed=4)])
+        for job in jobs:
+            with pytest.raises(told):
+                job.future.result(30)
+    assert painted(engine, wish())[0].shape == (64, 64, 3)
+    assert engine.counts.failed == {told.__name__: 2}
+
+
+def test_steps_are_shown_to_those_who_want_them(engine):
+    shown = []
+    jobs = engine.submit([wish(previews=True), wish(seed=4)], lambda step, image: shown.append((step, levels(image))))
+    final = levels(jobs[0].future.result(30))
+    jobs[1].future.result(30)
+    assert [step for step, _ in shown] == [1, 2, 3]
+    assert np.abs(shown[-1][1] - final).mean() > 0.1
+
+
+def test_lora_scales_act_at_once_and_pictures_of_others_are_untouched():
+    def with_loras():
+        model = load_latent_model(assets.SCENES_LCM, torch.device("cpu"))
+        for i, name in enumerate(("attn1.to_q", "ff.net.2")):
+            place = f"down_blocks.0.attentions.0.transformer_blocks.0.{name}"
+            weight = model.network.unet.get_submodule(place).weight
+            generator = torch.Generator().manual_seed(i)
+            down = torch.randn(4, weight.shape[1], generator=generator)
+            up = 0.3 * torch.randn(weight.shape[0], 4, generator=generator)
+            attach(model.parts, {f"unet.{place}": Pair(down, up, 4.0)}, f"lora{i}", 1.0)
+        return model
+
+    engine = Engine(Pipeline(with_loras()), {"one": "lora0", "other": "lora1"})
+    engine.start()
+    kinds = [(("one", a), ("other", b)) for a, b in ((0.0, 0.0), (0.7, 0.0), (0.7, 0.4), (0.0, 0.0))]
+    found = painted(engine, *(wish(loras=kind) for kind in kinds))
+    assert engine.close(30)
+    plain = levels(load_pipeline(assets.SCENES_LCM, "cpu")(PROMPTS[0], seed=3)[0])
+    assert np.abs(found[0] - plain).max() <= 1
+    assert np.abs(found[3] - plain).max() <= 1
+    assert np.abs(found[1] - plain).max() > 8
+    assert np.abs(found[2] - found[1]).max() > 8
+    model = with_loras()
+    for layer in model.network.unet.modules():
+        for name, scale in (("lora0", 0.7), ("lora1", 0.4)):
+            if name in getattr(layer, "lora_A", {}):
+                layer.set_scale(name, scale)
+    assert np.abs(levels(Pipeline(model)(PROMPTS[0], seed=3)[0]) - found[2]).max() <= 1
+
+
+def test_no_kind_waits_for_ever_behind_another(pipeline):
+    """Pictures of another kind come in turn, though one kind alone would fill every batch."""
+    engine = Engine(pipeline, {}, Limits(batch=2))
+    done = []
+    many = engine.submit([wish(seed=i, steps=2) for i in range(8)])
+    (other,) = engine.submit([wish(loras=(("none", 0.0),), steps=2)])
+    for name, jobs in (("many", many), ("other", [other])):
+        for job in jobs:
+            job.future.add_done_callback(lambda _, name=name: done.append(name))
+    engine._loras["none"] = "lora0"
+    engine.start()
+    assert engine.close(30)
+    assert done.index("other") < 4
+
+
+def test_pictures_of_every_mode_can_be_started_from(engine):
+    assert painted(engine, wish(start=Image.new("RGB", (10, 300), "red")))[0].shape == (64, 64, 3)
