@@ -1,4 +1,4 @@
-"""The engine: a seed is its picture alone or among others, whoever comes and goes; what fails costs its pictures alone."""
+"""The engine: a seed is its picture alone or among others, whoever comes and goes; what fails costs no others."""
 
 import threading
 import time
@@ -126,22 +126,16 @@ def test_who_leaves_makes_room(engine, pipeline, monkeypatch):
     assert engine.waiting == 0
 
 
-def test_batches_are_bounded(pipeline, monkeypatch):
-    for limits, most in ((Limits(batch=2), 2), (Limits(batch_pixels=3 * 64 * 64), 3)):
-        engine = Engine(pipeline, {}, limits)
-        sizes = []
-        forward = type(pipeline.model.network).forward
-        monkeypatch.setattr(
-            pipeline.model.network,
-            "forward",
-            lambda z, *rest: sizes.append(len(z)) or forward(pipeline.model.network, z, *rest),
-        )
-        jobs = engine.submit([wish(seed=i, steps=1) for i in range(5)])
-        engine.start()
-        assert all(job.future.result(30) for job in jobs)
-        assert max(sizes) == most
-        assert sum(sizes) == 5
-        assert engine.close(30)
+@pytest.mark.parametrize(("limits", "most"), [(Limits(batch=2), 2), (Limits(batch_pixels=3 * 64 * 64), 3)])
+def test_batches_are_bounded(pipeline, monkeypatch, limits, most):
+    engine, sizes, forward = Engine(pipeline, {}, limits), [], pipeline.model.network.forward
+    monkeypatch.setattr(pipeline.model.network, "forward", lambda z, *rest: sizes.append(len(z)) or forward(z, *rest))
+    jobs = engine.submit([wish(seed=i, steps=1) for i in range(5)])
+    engine.start()
+    assert all(job.future.result(30) for job in jobs)
+    assert max(sizes) == most
+    assert sum(sizes) == 5
+    assert engine.close(30)
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(pipeline):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,10 @@ def serve(config: Serve) -> None:
     port = listening.getsockname()[1]
     shown = f"[{config.host}]" if ":" in config.host else config.host
     print(f"{pipeline.name} at http://{shown}:{port}/{f'?token={token}' if token else ''}", flush=True)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # strangers' faults are told to strangers
     engine.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn takes them, and raises them again once it has ended
     try:
         server.run(sockets=[listening])
     finally:
@@ -130,6 +133,7 @@ def _listen(config: Serve) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((config.host, config.port))
+        listening.listen(2048)  # from now on clients are only kept waiting
     except OSError as error:
         listening.close()
         raise UserError(

@@ -185,12 +185,14 @@ class Engine:
         return jobs
 
     def check_room(self, count: int) -> None:
-        """For so many more pictures. Raises BusyError or ClosedError."""
+        """For so many more pictures: a place in the queue, and half of the deadline not used up by those before them.
+        Raises BusyError or ClosedError."""
         if self._closing:
             raise ClosedError("the server is going down")
-        if self.waiting + count > self.limits.waiting:
-            steps = sum(job.wish.steps - job.step for job in list(self._jobs)) / self.limits.batch
-            raise BusyError(max(1.0, steps * self.counts.seconds_a_step))
+        steps = sum(job.wish.steps - job.step for job in list(self._jobs)) / self.limits.batch
+        seconds = steps * self.counts.seconds_a_step
+        if self.waiting + count > self.limits.waiting or seconds > self.limits.deadline / 2:
+            raise BusyError(max(1.0, seconds))
 
     def _run(self) -> None:
         while True:

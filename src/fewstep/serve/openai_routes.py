@@ -22,26 +22,34 @@ _INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _NUMBER = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def told(**bounds: Any) -> Any:
+    """Bounds that the schema tells; the desk keeps them, and says what to do."""
+    return Field(json_schema_extra=bounds)
+
+
 class Generation(BaseModel):
     """A request of OpenAI's shape, with this server's own fields beside. What of OpenAI's has no meaning here
     (`quality`, `style`, `background`, `moderation`, `user`, `input_fidelity`, `output_compression`) is taken and does
     nothing; any other field is an error."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    prompt: str
+    prompt: Annotated[str, told(minLength=1, maxLength=2000)]
     model: str | None = None
-    n: _INTEGER | None = 1
-    size: str | None = None
+    n: Annotated[_INTEGER, told(minimum=1, maximum=8)] | None = 1
+    size: Annotated[str, told(enum=["auto"])] | None = None
+    """`WIDTHxHEIGHT` of those that /api/model lists, or auto."""
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Format | None = "png"
     stream: bool | None = False
-    partial_images: _INTEGER | None = 0
-    steps: _INTEGER = 4
-    seed: _INTEGER | None = None
-    guidance_scale: _NUMBER | None = None
+    partial_images: Annotated[_INTEGER, told(minimum=0, maximum=8)] | None = 0
+    steps: Annotated[_INTEGER, told(minimum=1, maximum=50)] = 4
+    seed: Annotated[_INTEGER, told(minimum=0)] | None = None
+    guidance_scale: Annotated[_NUMBER, told(minimum=1, maximum=100)] | None = None
+    """diffusers' convention: the papers' ω + 1."""
     negative_prompt: str = ""
     loras: dict[str, _NUMBER] = {}
+    """Scales of registered LoRAs, by name."""
     quality: Any = None
     style: Any = None
     background: Any = None

@@ -50,7 +50,7 @@ def make_server(app: Any, host: str, port: int, settings: Settings, drain_second
                 self._timer = None
 
     config = uvicorn.Config(
-        app, host=host, port=port, http=PatientProtocol, log_level="warning", access_log=False,
+        app, host=host, port=port, http=PatientProtocol, log_level="error", access_log=False,
         limit_concurrency=settings.connections, timeout_graceful_shutdown=round(drain_seconds),
         ws_max_size=settings.body_bytes, server_header=False, proxy_headers=False,
     )  # fmt: skip

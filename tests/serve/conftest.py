@@ -1,0 +1,1 @@
+from serving import bundled, served  # noqa: F401  # fixtures

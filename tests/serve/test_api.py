@@ -1,0 +1,346 @@
+"""The API over real connections: OpenAI's own client, AUTOMATIC1111's shape, the page's socket, and what is refused."""
+
+import base64
+import io
+import json
+import socket
+import struct
+import time
+import zlib
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from fewstep.data.infotext import read_infotext
+from fewstep.serve.engine import Limits
+from serving import serving
+
+PROMPT = "a small red star above a blue ring on a white background"
+
+
+def opened(b64):
+    return Image.open(io.BytesIO(base64.b64decode(b64)))
+
+
+def levels(image):
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_openais_client_gets_a_picture(client, bundled):
+    answer = client.images.generate(prompt=PROMPT, n=2, size="64x64", extra_body={"seed": 3, "steps": 4})
+    assert len(answer.data) == 2
+    for i, each in enumerate(answer.data):
+        image = opened(each.b64_json)
+        assert np.abs(levels(image) - levels(bundled(PROMPT, seed=3 + i)[0])).max() <= 1
+        told = read_infotext(image.info["parameters"])
+        assert (told.prompt, told.settings["Seed"], told.settings["Steps"]) == (PROMPT, str(3 + i), "4")
+
+
+def test_openais_client_streams_steps_and_the_picture(client, bundled):
+    events = list(client.images.generate(prompt=PROMPT, stream=True, partial_images=2, extra_body={"seed": 3}))
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert [event.partial_image_index for event in events[:2]] == [0, 1]
+    last = levels(opened(events[-1].b64_json))
+    assert np.abs(last - levels(bundled(PROMPT, seed=3)[0])).max() <= 1
+    assert all(np.abs(levels(opened(event.b64_json)) - last).mean() > 0.1 for event in events[:2])
+
+
+def test_openais_client_edits_a_picture(client, bundled):
+    start = bundled("a large red heart on a white background", seed=1)[0]
+    answer = client.images.edit(
+        image=("start.png", png(start), "image/png"), prompt="a large blue heart on a white background",
+        extra_body={"seed": 5, "strength": 0.6},
+    )  # fmt: skip
+    wanted = bundled("a large blue heart on a white background", seed=5, init_image=start, strength=0.6)[0]
+    assert np.abs(levels(opened(answer.data[0].b64_json)) - levels(wanted)).max() <= 1
+
+
+def test_openais_client_lists_the_model_and_hears_errors(client, bundled):
+    assert [model.id for model in client.models.list()] == [bundled.name]
+    assert client.models.retrieve(bundled.name).id == bundled.name
+    with pytest.raises(openai.NotFoundError, match=f"there is '{bundled.name}'"):
+        client.images.generate(prompt=PROMPT, model="dall-e-3")
+    with pytest.raises(openai.BadRequestError, match="this model paints 64x64") as told:
+        client.images.generate(prompt=PROMPT, size="1024x1024")
+    assert told.value.param == "size"
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
+def test_pictures_come_in_the_format_that_is_asked_for(served, form):
+    (data,) = served.post("/v1/images/generations", prompt=PROMPT, output_format=form)["data"]
+    assert opened(data["b64_json"]).format == form.upper()
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({}, "prompt", "Field required"),
+        ({"prompt": " "}, "prompt", "say what to paint"),
+        ({"prompt": "x" * 2001}, "prompt", "at most 2000"),
+        ({"prompt": PROMPT, "n": 9}, "n", "allowed are 1 to 8"),
+        ({"prompt": PROMPT, "steps": 51}, "steps", "allowed are 1 to 50"),
+        ({"prompt": PROMPT, "steps": 0}, "steps", "allowed are 1 to 50"),
+        ({"prompt": PROMPT, "seed": -1}, "seed", "allowed are 0 to"),
+        ({"prompt": PROMPT, "guidance_scale": 0.5}, "guidance_scale", "allowed are 1"),
+        ({"prompt": PROMPT, "response_format": "url"}, "response_format", "give response_format b64_json"),
+        ({"prompt": PROMPT, "partial_images": 9}, "partial_images", "allowed are 0 to 8"),
+        ({"prompt": PROMPT, "loras": {"style": 1.0}}, "loras", "there are: none"),
+        ({"prompt": PROMPT, "stepz": 4}, "stepz", "Extra inputs"),
+        ({"prompt": PROMPT, "steps": "4"}, "steps", "valid integer"),
+    ],
+)
+def test_what_is_refused_names_field_limit_and_remedy(served, body, param, message):
+    error = served.post("/v1/images/generations", status=400, **body)["error"]
+    assert error["param"] == param
+    assert message in error["message"]
+
+
+def test_what_the_client_should_know_is_told(served):
+    answer = served.post(
+        "/v1/images/generations", prompt="a red star and " * 20, negative_prompt="blur", guidance_scale=9, steps=1
+    )
+    said = " / ".join(answer["notes"])
+    for message in ("the first 30 tokens", "negative prompt has no effect", "trained for 1 to 4"):
+        assert message in said
+
+
+def test_seeds_and_settings_change_pictures(served):
+    def picture(**changes):
+        body = {"prompt": PROMPT, "seed": 3, "steps": 2, **changes}
+        return levels(opened(served.post("/v1/images/generations", **body)["data"][0]["b64_json"]))
+
+    plain = picture()
+    assert np.abs(picture() - plain).max() <= 1
+    for changes in ({"seed": 4}, {"steps": 1}, {"guidance_scale": 4.0}):
+        assert np.abs(picture(**changes) - plain).max() > 1, changes
+    assert np.abs(picture(seed=None) - picture(seed=None)).max() > 1
+
+
+def test_automatic1111s_clients_are_served(served, bundled):
+    asked = {"prompt": PROMPT, "steps": 4, "seed": 3, "cfg_scale": 2, "width": 64, "height": 64, "batch_size": 2}
+    answer = served.post("/sdapi/v1/txt2img", **asked, sampler_name="Euler a", restore_faces=False)
+    info = json.loads(answer["info"])
+    assert info["all_seeds"] == [3, 4]
+    assert np.abs(levels(opened(answer["images"][1])) - levels(bundled(PROMPT, seed=4)[0])).max() <= 1
+    assert opened(answer["images"][0]).info["parameters"] == info["infotexts"][0]
+    start = base64.b64encode(png(bundled("a pink heart")[0])).decode()
+    again = served.post(
+        "/sdapi/v1/img2img", **asked, init_images=[f"data:image/png;base64,{start}"], denoising_strength=0.5
+    )
+    assert np.abs(levels(opened(again["images"][0])) - levels(opened(answer["images"][0]))).mean() > 1
+    assert served.http.get("/sdapi/v1/progress").json()["progress"] == 0
+    assert served.http.get("/sdapi/v1/sd-models").json()[0]["model_name"] == bundled.name
+    assert (
+        "lora 'style' is not here"
+        in served.post("/sdapi/v1/txt2img", 400, prompt="a <lora:style:0.8>")["error"]["message"]
+    )
+
+
+def read_answer(message):
+    (length,) = struct.unpack(">I", message[:4])
+    return json.loads(message[4 : 4 + length]), Image.open(io.BytesIO(message[4 + length :]))
+
+
+def ask(page, seq, **more):
+    page.send(json.dumps({"seq": seq, "prompt": PROMPT, "seed": 3, **more}))
+
+
+def test_of_what_is_typed_the_latest_wins(served, bundled):
+    with connect(f"{served.url.replace('http', 'ws')}/ws") as page:
+        for seq in range(1, 20):
+            ask(page, seq, steps=8)
+        answers = []
+        while not answers or answers[-1][0]["seq"] != 19:
+            answers.append(read_answer(page.recv(30)))
+        assert len(answers) < 19
+        head, image = answers[-1]
+        assert (head["kind"], head["step"], head["seed"]) == ("picture", 8, 3)
+        assert np.abs(levels(image) - levels(bundled(PROMPT, seed=3, steps=8)[0])).max() <= 1
+        ask(page, 20, compare=[1, 2, 4, 8])
+        assert [read_answer(page.recv(30))[0]["step"] for _ in range(4)] == [1, 2, 4, 8]
+        ask(page, 21, previews=True)
+        assert [read_answer(page.recv(30))[0]["kind"] for _ in range(4)] == ["step", "step", "step", "picture"]
+        ask(page, 22, steps=99)
+        refused = json.loads(page.recv(30))
+        assert (refused["seq"], refused["error"]["param"]) == (22, "steps")
+        page.send("no json")
+        assert json.loads(page.recv(30))["error"]["code"] == "invalid_value"
+
+
+def test_state_is_told(served):
+    assert served.http.get("/healthz").json() == {"status": "ok"}
+    served.post("/v1/images/generations", prompt=PROMPT, steps=1)
+    measures = served.http.get("/metrics").text
+    assert 'fewstep_request_seconds_bucket{le="60.0",route="/v1/images/generations",status="200"}' in measures
+    for name in ("fewstep_waiting 0.0", "fewstep_batch_size ", "fewstep_pictures_total "):
+        assert name in measures
+    assert "/v1/images/edits" in served.http.get("/openapi.json").json()["paths"]
+
+
+def test_others_pages_and_other_names_are_refused(served):
+    port = served.url.rsplit(":", 1)[1]
+    for headers, code in (
+        ({"origin": "https://elsewhere.example"}, "bad_origin"),
+        ({"origin": "null"}, "bad_origin"),
+        ({"host": f"elsewhere.example:{port}"}, "bad_host"),
+    ):
+        answer = served.http.get("/api/model", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, code)
+        assert "access-control-allow-origin" not in answer.headers
+    with pytest.raises(InvalidStatus), connect(f"ws://127.0.0.1:{port}/ws", origin="https://elsewhere.example"):
+        pass
+    assert served.http.get("/api/model", headers={"origin": served.url}).status_code == 200
+    assert served.http.get("/api/model", headers={"host": f"localhost:{port}"}).status_code == 200
+
+
+def test_a_token_guards_every_route_but_healthz(bundled):
+    with serving(bundled, token="secret") as served:
+        paths = ["/", "/page.js", "/api/model", "/metrics", "/openapi.json", "/docs", "/v1/models", "/nowhere"]
+        for path in paths:
+            assert served.http.get(path).status_code == 401, path
+            assert served.http.get(path, headers={"authorization": "Bearer wrong"}).status_code == 401
+        assert served.http.get("/healthz").status_code == 200
+        with pytest.raises(InvalidStatus), connect(f"{served.url.replace('http', 'ws')}/ws"):
+            pass
+        assert served.http.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
+        with connect(f"{served.url.replace('http', 'ws')}/ws?token=secret") as page:
+            ask(page, 1, steps=1)
+            assert read_answer(page.recv(30))[0]["seq"] == 1
+        with httpx.Client(
+            base_url=served.url
+        ) as browser:  # the link gives a cookie, with which the page loads the rest
+            assert browser.get("/?token=secret").status_code == 200
+            assert browser.get("/page.js").status_code == 200
+        with openai.OpenAI(base_url=f"{served.url}/v1", api_key="secret", max_retries=0) as client:
+            assert client.models.list().data
+
+
+def raw(served, content, wait=5.0):
+    """What comes back on a connection of its own, and after how long it was closed."""
+    host, port = served.url.removeprefix("http://").split(":")
+    begun, answer = time.monotonic(), b""
+    with socket.create_connection((host, int(port)), timeout=wait) as connection:
+        try:
+            for part in content:
+                connection.sendall(part)
+            while received := connection.recv(65536):
+                answer += received
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    return answer, time.monotonic() - begun
+
+
+def post_head(length, kind="application/json"):
+    return (
+        f"POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n{length}\r\n\r\n".encode()
+    )
+
+
+def test_large_bodies_are_refused_before_they_are_there(served):
+    answer, _ = raw(served, [post_head("Content-Length: 209715200")])
+    assert answer.startswith(b"HTTP/1.1 413")
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    answer, _ = raw(served, [post_head("Transfer-Encoding: chunked"), *[chunk] * 3200])
+    assert answer.startswith(b"HTTP/1.1 413") or answer == b""  # closed while it was still being sent
+    assert served.http.get("/healthz").status_code == 200
+
+
+def test_who_dawdles_is_let_go(bundled):
+    def drip(content, seconds):
+        for byte in content:
+            time.sleep(seconds)
+            yield bytes([byte])
+
+    with serving(bundled, header_seconds=0.5, body_seconds=0.5) as served:
+        answer, seconds = raw(served, drip(b"GET / HTTP/1.1\r\nX: " + b"y" * 200, 0.05))
+        assert answer == b""
+        assert seconds < 5
+        answer, seconds = raw(served, [post_head("Content-Length: 100"), b'{"prompt"'])
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert seconds < 5
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def bombs():
+    signature, end = b"\x89PNG\r\n\x1a\n", chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    yield signature + header + chunk(b"IDAT", zlib.compress(b"\0" * 10_000_000, 9)) + end
+    small = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 100_000_000, 9))
+    yield signature + small + text * 50 + chunk(b"IDAT", zlib.compress(b"\0" * 200)) + end
+    yield signature + small + chunk(b"IDAT", zlib.compress(b"\0" * 400_000_000, 9)) + end
+    yield b"GIF89a" + b"\0" * 100
+    yield b""
+
+
+def test_bombs_among_pictures_are_refused_with_memory_flat(served):
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    before = resident()
+    for content in bombs():
+        answer = served.http.post("/v1/images/edits", data={"prompt": PROMPT}, files={"image": ("a.png", content)})
+        assert answer.status_code in (200, 400), answer.text
+        if answer.status_code == 400:
+            assert answer.json()["error"]["param"] == "image"
+    assert resident() - before < 150 << 20
+    assert served.http.get("/healthz").status_code == 200
+
+
+def test_a_full_queue_is_429_and_a_late_picture_504(bundled):
+    with serving(bundled, Limits(waiting=1)) as served:
+        answer = served.http.post("/v1/images/generations", json={"prompt": PROMPT, "n": 4})
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        streamed = served.http.post("/v1/images/generations", json={"prompt": PROMPT, "n": 4, "stream": True})
+        assert streamed.status_code == 429
+    with serving(bundled, Limits(deadline=1e-6)) as served:
+        assert served.post("/v1/images/generations", 504, prompt=PROMPT)["error"]["code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.slow)])
+def test_clients_that_leave_leave_no_slot_behind(served, count):
+    body = json.dumps({"prompt": PROMPT, "steps": 50}).encode()
+    host, port = served.url.removeprefix("http://").split(":")
+    for i in range(count):
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(post_head(f"Content-Length: {len(body)}") + body)
+            time.sleep(0.02 * (i % 3))
+    begun = time.monotonic()
+    served.post("/v1/images/generations", prompt=PROMPT, steps=1)
+    assert time.monotonic() - begun < 10
+    end = time.monotonic() + 10
+    while served.engine.progress()[1]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_page_too_many_is_turned_away(bundled):
+    with serving(bundled, sockets=1) as served:
+        url = f"{served.url.replace('http', 'ws')}/ws"
+        with connect(url) as page:
+            with pytest.raises((InvalidStatus, ConnectionClosed)), connect(url) as other:
+                other.recv(5)
+            ask(page, 1, steps=1)
+            assert page.recv(30)

@@ -1,0 +1,117 @@
+"""`fewstep serve`, as the command: where it listens, who may come, and how it goes."""
+
+import base64
+import io
+import signal
+import socket
+import threading
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving import Command
+
+PROMPT = "a small red star above a blue ring on a white background"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_finishes_what_it_accepted(number):
+    served = Command("--batch", 4)
+    answers, begun = [], threading.Barrier(9)
+
+    def ask(i):
+        with httpx.Client(base_url=served.url, timeout=60) as client:
+            client.get("/healthz")
+            begun.wait()
+            answers.append(
+                client.post("/v1/images/generations", json={"prompt": PROMPT, "seed": i, "steps": 8, "n": 4})
+            )
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    with httpx.Client(base_url=served.url) as client:
+        while "fewstep_batches_total 0.0" in client.get("/metrics").text:
+            pass
+    status, said, wrong = served.end(number)
+    for thread in threads:
+        thread.join()
+    assert (status, wrong) == (0, "")
+    assert said == "fewstep: stopped; what was accepted is done\n"
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    done = [answer for answer in answers if answer.status_code == 200]
+    assert len(done) >= 1
+    assert all(len(answer.json()["data"]) == 4 for answer in done)
+
+
+def levels(b64):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64)))).astype(int)
+
+
+@pytest.fixture
+def lcm_lora(fewstep_command, tmp_path):
+    """A run folder of one that does something."""
+    few = ("--steps", 2, "--batch-size", 2, "--pictures", 4, "--lr", 0.02, "--lora-rank", 4, "--sample-every", 0)
+    done = fewstep_command("distill", "scenes-lora", *few, "--out", tmp_path / "few")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "few"
+
+
+def test_loras_have_sliders(lcm_lora):
+    served = Command("--model", "scenes", "--lora", lcm_lora)
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        assert client.get("/api/model").json()["loras"] == {"few": 1.0}
+
+        def picture(**loras):
+            body = {"prompt": PROMPT, "seed": 3, "steps": 2, "loras": loras}
+            answer = client.post("/v1/images/generations", json=body)
+            assert answer.status_code == 200, answer.text
+            return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))).astype(
+                int
+            )
+
+        assert np.abs(picture() - picture(few=1.0)).max() <= 1
+        assert np.abs(picture() - picture(few=0.0)).max() > 1
+        text = client.post("/sdapi/v1/txt2img", json={"prompt": f"{PROMPT} <lora:few:0>", "seed": 3, "steps": 2}).json()
+        again = levels(text["images"][0])
+        assert np.abs(again - picture(few=0.0)).max() <= 1
+    assert served.end()[0] == 0
+
+
+def test_a_made_up_token_is_printed_and_needed():
+    served = Command("--token", "random")
+    address, token = served.url.split("/?token=")
+    assert len(token) >= 20
+    assert httpx.get(f"{address}/api/model").status_code == 401
+    assert httpx.get(f"{address}/api/model?token={token}").status_code == 200
+    assert served.end()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--host", "0.0.0.0"), "host 0.0.0.0 lets other machines in: give --token random"),
+        (("--port", 70000), "port is 70000; allowed are 0 to 65535"),
+        (("--batch", 0), "all must be above 0"),
+        (("--model", "scenes"), "is a teacher, not a few-step model"),
+        (("--lora", "a=x.safetensors", "--lora", "a=y.safetensors"), "two LoRAs have one name"),
+        (("--deadline", "nan"), "deadline is nan"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(fewstep_command, options, message):
+    done = fewstep_command("serve", *options)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
+
+
+def test_a_port_in_use_is_said(fewstep_command):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = fewstep_command("serve", "--port", taken.getsockname()[1])
+    assert done.returncode == 2
+    assert "cannot be listened at" in done.stderr
+    assert not done.stdout
