@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fewstep.evaluate.bench import Bench
+from fewstep.evaluate.cell import Cell, Row, painter_of
 from fewstep.evaluate.report import markdown_table
 from fewstep.evaluate.roster import scenes_roster
-from fewstep.evaluate.scoring import Row
+from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.scoring import score
+from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill, distill
 from fewstep.train.config import fingerprint
@@ -43,13 +47,14 @@ class Table:
         self._before = held if held.get("protocol") == self._protocol else {}
         self.rows: list[Row] = []
         self._runs: dict[str, str] = {}
+        self._bench: Bench | None = None
 
     def add_along(self, config: Distill, labels: Mapping[str, Any], **more: Any) -> None:
         """The evaluations along that run, each behind its labels and the number of updates; `more` are columns from
         a function of the row."""
         run, now = config.out.name, fingerprint(config)
         if self._before.get("runs", {}).get(run) == now:
-            rows = [row for row in self._before["rows"] if labels.items() <= row.items()]
+            rows = [row for row in self._before["rows"] if labels.items() <= row.items() and set(more) <= set(row)]
         else:
             trained(config)
             scores = [json.loads(line) for line in (config.out / "evaluations.jsonl").open()]
@@ -59,6 +64,21 @@ class Table:
             ]
             rows = [row | {name: column(row) for name, column in more.items()} for row in rows]
         self._runs[run] = now
+        self.publish(rows)
+
+    def add_final(self, config: Distill, labels: Mapping[str, Any], steps: Sequence[int]) -> None:
+        """The exported model of that run at other numbers of steps, scored as those along it are."""
+        final = {**labels, "updates": config.steps}
+        rows = [row for row in self._before.get("rows", []) if final.items() <= row.items() and row["steps"] in steps]
+        if len(rows) < len(steps) or self._before["runs"].get(config.out.name) != fingerprint(config):
+            pipeline = load_pipeline(trained(config), "cpu")
+            self._bench = self._bench or scenes_bench(scenes_roster(self._protocol["n"]))
+            cells = [Cell("lcm", each, "lcm", config.guidance_scale) for each in steps]
+            scores = [
+                score(self._bench, cell, painter_of(cell, None, pipeline), pipeline.name, batch_size=64)[0]
+                for cell in cells
+            ]  # fmt: skip
+            rows = [final | {name: row[name] for name in SHOWN if name in row} for row in scores]
         self.publish(rows)
 
     def publish(self, rows: Sequence[Row]) -> None:

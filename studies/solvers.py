@@ -46,7 +46,9 @@ def main(study: Study) -> None:
             def millions(row: Row, each: float = config.batch_size * per_picture(solver)) -> float:
                 return round(row["updates"] * each / 1e6, 4)
 
-            table.add_along(config, {"solver": solver, "skip": skip}, training_evaluations_millions=millions)
+            labels = {"solver": solver, "skip": skip}
+            table.add_along(config, labels, training_evaluations_millions=millions)
+            table.add_final(config, labels, (1, 2))
 
 
 if __name__ == "__main__":
