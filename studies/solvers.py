@@ -1,8 +1,9 @@
 """Solver × skip k: quality along the training, against updates and against network evaluations.
 
-    python studies/solvers.py        # an hour on two cores; goes on where it stopped
+    python studies/solvers.py        # an hour and a half on one core; goes on where it stopped
 
-Figures: docs/studies/solvers.json, docs/results.md.
+Figures: docs/studies/solvers.json, docs/results.md; DDIM with k = 20 has 96.1 % at 4 steps and 94.9 % at 1, with k = 1
+98.2 and 74.6 %.
 """
 
 from __future__ import annotations

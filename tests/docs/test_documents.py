@@ -20,6 +20,10 @@ README = (ROOT / "README.md").read_text()
         ("README.md", "demo/results.json"),
         ("docs/results.md", "scenes-long/results.json"),
         ("docs/scale.md", "scale.json"),
+        ("docs/speed.md", "speed/train-scenes.json"),
+        ("docs/speed.md", "speed/train-scenes-lora.json"),
+        ("docs/speed.md", "speed/generate-scenes-1.json"),
+        ("docs/speed.md", "speed/generate-scenes-16.json"),
         ("docs/teacher.md", "teacher/scores.json"),
     ],
 )
@@ -39,6 +43,25 @@ def test_the_exact_answers_are_the_scores():
         said = {n: f"{100 * row['prompt_accuracy']:.1f} %, {row['fd']:.0f}" for n, row in found.items()}
         cells = [said.get(n, "") for n in (1, 2, 4, 8)]
         assert "| {:g} | {:g} | {} | ".format(*setting) + " | ".join(cells) + " |" in text
+
+
+def test_the_studies_tables_are_their_scores():
+    text = (ROOT / "docs/results.md").read_text()
+
+    def cell(row):
+        return f"{100 * row['prompt_accuracy']:.1f} %, {row['fd']:.1f}"
+
+    rows = json.loads((ROOT / "docs/studies/solvers.json").read_text())["rows"]
+    for solver, skip in {(row["solver"], row["skip"]) for row in rows}:
+        own = [row for row in rows if (row["solver"], row["skip"]) == (solver, skip)]
+        along = {row["updates"]: cell(row) for row in own if row["steps"] == 4}
+        final = {row["steps"]: cell(row) for row in own if row["steps"] != 4}
+        cells = [*(along[n] for n in (125, 250, 375, 500)), *(final[n] for n in (1, 2))]
+        assert f"| {solver} | {skip} | {' | '.join(cells)} |" in text
+    rows = json.loads((ROOT / "docs/studies/factors.json").read_text())["rows"]
+    for changed in {row["changed"] for row in rows}:
+        found = {row["steps"]: cell(row) for row in rows if row["changed"] == changed}
+        assert f"| {changed} | {' | '.join(found[n] for n in (1, 2, 4, 8))} |" in text
 
 
 def test_figures_in_words_are_the_scores():
