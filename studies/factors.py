@@ -1,8 +1,8 @@
 """One factor at a time from the recipe: target, distance, guidance, learning rate, batch, rank.
 
-    python studies/factors.py        # about two hours on two cores; goes on where it stopped
+    python studies/factors.py        # an hour and a half on one core; goes on where it stopped
 
-Figures: docs/studies/factors.json, docs/results.md.
+Figures: docs/studies/factors.json, docs/results.md; the recipe has 96.0, 97.9, 96.9, 97.1 % at 1, 2, 4, 8 steps.
 """
 
 from __future__ import annotations
