@@ -177,21 +177,22 @@ class Engine:
     def submit(self, wishes: Sequence[Wish], on_step: OnStep | None = None) -> list[Job]:
         """All of them or none. Raises BusyError or ClosedError. `on_step` is called by the engine's thread."""
         with self._changed:
-            self.check_room(len(wishes))
+            self.check_room(len(wishes), max((wish.steps for wish in wishes), default=0))
             end = time.monotonic() + self.limits.deadline
             jobs = [Job(wish, end, on_step) for wish in wishes]
             self._jobs += jobs
             self._changed.notify()
         return jobs
 
-    def check_room(self, count: int) -> None:
-        """For so many more pictures: a place in the queue, and half of the deadline not used up by those before them.
-        Raises BusyError or ClosedError."""
+    def check_room(self, count: int, steps: int) -> None:
+        """For so many more pictures of so many steps: a place in the queue, and half of the time that they have to spare
+        not used up by those before them. Raises BusyError or ClosedError."""
         if self._closing:
             raise ClosedError("the server is going down")
-        steps = sum(job.wish.steps - job.step for job in list(self._jobs)) / self.limits.batch
-        seconds = steps * self.counts.seconds_a_step
-        if self.waiting + count > self.limits.waiting or seconds > self.limits.deadline / 2:
+        before = sum(job.wish.steps - job.step for job in list(self._jobs)) / self.limits.batch
+        seconds = before * self.counts.seconds_a_step
+        to_spare = max(0.0, self.limits.deadline - steps * self.counts.seconds_a_step)
+        if self.waiting + count > self.limits.waiting or (before and seconds > to_spare / 2):
             raise BusyError(max(1.0, seconds))
 
     def _run(self) -> None:

@@ -151,7 +151,7 @@ async def _answer(  # what the two routes share
     accepted = desk.accept(order)
     if stream:
         try:
-            desk.engine.check_room(len(accepted.wishes))
+            desk.engine.check_room(len(accepted.wishes), order.steps)
         except Exception as error:  # refused before the answer begins
             raise refusal_of(error) from error
         events = _events(desk, accepted, form, kind, partial_images)
