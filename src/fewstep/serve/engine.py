@@ -167,7 +167,7 @@ class Engine:
 
     def progress(self) -> tuple[float, int]:
         """Share of the steps done of all pictures that are asked for, and how many these are."""
-        jobs = list(self._jobs)
+        jobs = [job for job in list(self._jobs) if not job.future.done()]
         return sum(job.step for job in jobs) / max(1, sum(job.wish.steps for job in jobs)), len(jobs)
 
     @property
@@ -185,8 +185,8 @@ class Engine:
         return jobs
 
     def check_room(self, count: int, steps: int) -> None:
-        """For so many more pictures of so many steps: a place in the queue, and half of the time that they have to spare
-        not used up by those before them. Raises BusyError or ClosedError."""
+        """For so many more pictures of so many steps: a place in the queue, and half of the time that they have to
+        spare not used up by those before them. Raises BusyError or ClosedError."""
         if self._closing:
             raise ClosedError("the server is going down")
         before = sum(job.wish.steps - job.step for job in list(self._jobs)) / self.limits.batch
