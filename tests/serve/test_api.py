@@ -232,7 +232,7 @@ def test_a_token_guards_every_route_but_healthz(bundled):
             assert client.models.list().data
 
 
-def raw(served, content, wait=5.0):
+def raw(served, content, wait=30.0):
     """What comes back on a connection of its own, and after how long it was closed."""
     host, port = served.url.removeprefix("http://").split(":")
     begun, answer = time.monotonic(), b""

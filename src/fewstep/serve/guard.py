@@ -38,7 +38,9 @@ class Guard:
         elif refusal is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await refusal.response()(scope, receive, send)
+            response = refusal.response()
+            response.headers["connection"] = "close"  # its body is not read
+            await response(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)[:100]})
 
