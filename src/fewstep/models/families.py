@@ -39,6 +39,8 @@ SDXL = Family(
     },
 )  # fmt: skip
 
+FAMILIES: dict[FamilyName, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
+
 
 def family_of(unet: Mapping[str, Any]) -> Family:
     """By the switches in a UNet's configuration, which sizes do not change."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from fewstep.data.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
-from fewstep.models.families import SD1, SD2, SDXL
+from fewstep.models.families import FAMILIES
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.random_models import random_model
 from fewstep.recipes import named
@@ -36,7 +36,6 @@ from fewstep.train.skipping import Skipping
 from fewstep.train.state import RunState
 from fewstep.train.world import current_world
 
-_FAMILIES = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
 OURS, PLAIN = "fewstep", "plain"
 ALLOWED = 0.9
 """Of an earlier ratio, before a fall is called one."""
@@ -221,7 +220,8 @@ def _measured(config: BenchTrain, device: torch.device) -> Iterator[tuple[Distil
     if recipe.teacher:
         yield recipe, load_latent_model(recipe.teacher, device)
         return
-    model = random_model(_FAMILIES[recipe.family], device)
+    assert recipe.family != "any"  # without a teacher of its own
+    model = random_model(FAMILIES[recipe.family], device)
     with tempfile.TemporaryDirectory() as folder:
         side = recipe.resolution or model.resolution
         draw, scenes = np.random.default_rng(0), Scenes(seed=0)

@@ -9,12 +9,11 @@ from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
-from fewstep.models.families import SD1, SD2, SDXL
+from fewstep.models.families import FAMILIES
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.memory import GIB, MOMENTS, Need, need
 
-FAMILIES = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL}
 SIDES = {"sd15": 512, "sd21-base": 512, "sd21": 768, "sdxl": 1024}
 CONTEXT = int(0.5 * GIB)
 """Of CUDA itself."""
@@ -97,6 +96,7 @@ def plan(config: Plan) -> list[dict[str, Any]]:
 
 def ways(config: Plan, recipe: Distill) -> Iterator[Way]:
     """From the one to prefer to the one of last resort."""
+    assert recipe.family != "any"  # of full-size recipes
     family = FAMILIES[recipe.family]
     side = (config.resolution or SIDES[config.recipe.removesuffix("-lora")]) // 8
     counted = {}
