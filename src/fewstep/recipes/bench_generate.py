@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline, 
 from fewstep.models.random_models import random_student
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.recipes.bench_train import plain_arrangement, write_and_compare
-from fewstep.recipes.measuring import Spread, Stopwatch, in_turn, machine
+from fewstep.recipes.measuring import Comparison, Spread, Stopwatch, in_turn, machine
 from fewstep.recipes.run_folder import made_with
 
 RANDOM: dict[str, Family] = {"sd15": SD1, "sd21-base": SD2}
@@ -33,7 +32,7 @@ Paint = Callable[[Sequence[str], int, int], list[Image.Image]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchGenerate:
+class BenchGenerate(Comparison):
     """Measures painting, from the prompt to the picture in memory."""
 
     model: str = assets.SCENES_LCM
@@ -42,31 +41,17 @@ class BenchGenerate:
     """Each a row of the table."""
     tiny_decoder: str = ""
     """As in `generate`; each engine then has a row with it too."""
-    compare: bool = False
-    """Run diffusers' LatentConsistencyModelPipeline too, on the same weights and noise."""
     steps: int = 4
     """Network evaluations per picture."""
     resolution: int = 0
     """Side of the pictures in pixels, for random weights; 0 takes the family's own."""
     batch_size: int = 1
     """Pictures painted together."""
-    rounds: int = 9
-    """Calls of each that are timed, one after the other in turn."""
-    warm_up: int = 2
-    """Calls of each before them; the first compiles."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    json: Path | None = None
-    """File for the figures."""
-    against: Path | None = None
-    """An earlier file of the same comparison: it is an error if a ratio is under 0.9 of the one there."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "rounds", "warm_up"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.against and not self.compare:
-            raise UserError("against compares ratios; give --compare too")
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
         if not self.engines:
             raise UserError("engines are none; give torch, openvino or both")
         if not 1 <= self.steps <= MAX_STEPS:

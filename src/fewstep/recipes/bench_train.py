@@ -27,7 +27,7 @@ from fewstep.models.random_models import random_model
 from fewstep.recipes import named
 from fewstep.recipes.consistency_run import make_task
 from fewstep.recipes.distill import Distill, make_path, make_student
-from fewstep.recipes.measuring import Spread, Stopwatch, flops, in_turn, machine, matrix_rate, most_bytes
+from fewstep.recipes.measuring import Comparison, Spread, Stopwatch, flops, in_turn, machine, matrix_rate, most_bytes
 from fewstep.recipes.pictures import open_material
 from fewstep.recipes.run_folder import made_with
 from fewstep.train.loop import computes_in_bf16, gradients
@@ -42,13 +42,11 @@ ALLOWED = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchTrain:
+class BenchTrain(Comparison):
     """Measures updates of a recipe: on the bundled teacher, or on random weights of the family's full size."""
 
     recipe: str = "scenes"
     """scenes, sd15, sd21-base, sd21, sdxl, or one of these with -lora."""
-    compare: bool = False
-    """Run the field's plain arrangement too, on the same weights and draws, update by update in turn."""
     batch_size: int = 0
     """Pictures an update; 0 takes the recipe's."""
     accumulation: int = 0
@@ -61,22 +59,6 @@ class BenchTrain:
     """What networks compute in."""
     frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What weights that do not learn are stored in."""
-    rounds: int = 9
-    """Updates of each that are timed."""
-    warm_up: int = 2
-    """Updates of each before them."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    json: Path | None = None
-    """File for the figures."""
-    against: Path | None = None
-    """An earlier file of the same comparison: it is an error if a ratio is under 0.9 of the one there."""
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or self.warm_up < 1:
-            raise UserError(f"rounds is {self.rounds} and warm_up {self.warm_up}; both must be at least 1")
-        if self.against and not self.compare:
-            raise UserError("against compares ratios; give --compare too")
 
 
 class Arrangement(Protocol):

@@ -19,6 +19,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What every `fewstep bench` asks."""
+
+    compare: bool = False
+    """Run the field's plain arrangement too, on the same weights and draws, in turn with fewstep's."""
+    rounds: int = 9
+    """Updates, or calls, of each that are timed."""
+    warm_up: int = 2
+    """Of each before them; the first may compile."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    json: Path | None = None
+    """File for the figures."""
+    against: Path | None = None
+    """An earlier file of the same comparison: it is an error if a ratio is under 0.9 of the one there."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.warm_up < 1:
+            raise UserError(f"rounds is {self.rounds} and warm_up {self.warm_up}; both must be at least 1")
+        if self.against and not self.compare:
+            raise UserError("against compares ratios; give --compare too")
+
 
 @dataclass(frozen=True)
 class Spread:
