@@ -29,25 +29,28 @@ class UNetNetwork(nn.Module):
         self.pixels_per_latent = pixels_per_latent
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        # diffusers' own property looks at every weight, which takes longer than some layers do.
+        first = next(self.unet.parameters(), None)
+        dtype = torch.float32 if first is None else first.dtype
         omega_embedding = None
         if omega is not None and self.unet.config.time_cond_proj_dim is not None:
-            omega_embedding = embed_omega(omega, self.unet.config.time_cond_proj_dim).to(self.unet.dtype)
+            omega_embedding = embed_omega(omega, self.unet.config.time_cond_proj_dim).to(dtype)
         output = self.unet(
-            z_t.to(self.unet.dtype),
+            z_t.to(dtype),
             t.float() if t.is_floating_point() else t,
-            encoder_hidden_states=cond["text"].to(self.unet.dtype),
+            encoder_hidden_states=cond["text"].to(dtype),
             timestep_cond=omega_embedding,
-            added_cond_kwargs=self._sizes(z_t, cond) if "pooled" in cond else None,
+            added_cond_kwargs=self._sizes(z_t, cond, dtype) if "pooled" in cond else None,
         ).sample
         alpha, sigma = self.schedule.coefficients(t, z_t)
         return to_prediction(self.parameterisation, output, z_t, alpha, sigma)
 
-    def _sizes(self, z_t: Tensor, cond: Cond) -> Cond:
+    def _sizes(self, z_t: Tensor, cond: Cond, dtype: torch.dtype) -> Cond:
         """Stable Diffusion XL's added conditions: original size, crop's corner, target size (arXiv 2307.01952, 2.2)."""
         if (sizes := cond.get("sizes")) is None:
             height, width = (side * self.pixels_per_latent for side in z_t.shape[-2:])
             sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device).expand(len(z_t), 6)
-        return {"text_embeds": cond["pooled"].to(self.unet.dtype), "time_ids": sizes.to(self.unet.dtype)}
+        return {"text_embeds": cond["pooled"].to(dtype), "time_ids": sizes.to(dtype)}
 
 
 @torch.no_grad()

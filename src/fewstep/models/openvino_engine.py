@@ -129,7 +129,7 @@ class _UNet(nn.Module):
     def __init__(self, unet: Any, compiler: _Compiler) -> None:
         super().__init__()
         self.config = unet.config
-        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self.device = torch.device("cpu")
         self._compiled = _Compiled(_Positional(unet), unet, compiler)
 
     def forward(
