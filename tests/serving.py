@@ -9,8 +9,12 @@ import time
 
 import httpx
 import pytest
+import torch
 
 from fewstep import assets
+from fewstep.models.adapters import attach
+from fewstep.models.latent_model import load_latent_model
+from fewstep.models.lora_file import Pair
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes.serve import chips
 from fewstep.serve.app import make_app
@@ -34,10 +38,12 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(pipeline, limits=None, **settings):
+def serving(pipeline, limits=None, loras=(), **settings):
+    """`loras` are registered under the names of their adapters, at scale 1."""
     settings = Settings(**settings)
-    engine = Engine(pipeline, {}, limits or Limits())
-    server = make_server(make_app(Desk(engine, settings, {}), chips(pipeline)), "127.0.0.1", 0, settings, 5)
+    engine = Engine(pipeline, {name: name for name in loras}, limits or Limits())
+    app = make_app(Desk(engine, settings, dict.fromkeys(loras, 1.0)), chips(pipeline))
+    server = make_server(app, "127.0.0.1", 0, settings, 5)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -64,6 +70,19 @@ def bundled():
 def served(bundled):
     with serving(bundled) as served:
         yield served
+
+
+def with_loras():
+    """The bundled model with two random adapters on it, lora0 and lora1."""
+    model = load_latent_model(assets.SCENES_LCM, torch.device("cpu"))
+    for i, name in enumerate(("attn1.to_q", "ff.net.2")):
+        place = f"down_blocks.0.attentions.0.transformer_blocks.0.{name}"
+        weight = model.network.unet.get_submodule(place).weight
+        generator = torch.Generator().manual_seed(i)
+        down = torch.randn(4, weight.shape[1], generator=generator)
+        up = 0.3 * torch.randn(weight.shape[0], 4, generator=generator)
+        attach(model.parts, {f"unet.{place}": Pair(down, up, 4.0)}, f"lora{i}", 1.0)
+    return model
 
 
 class Command:

@@ -9,9 +9,6 @@ import torch
 from PIL import Image
 
 from fewstep import assets
-from fewstep.models.adapters import attach
-from fewstep.models.latent_model import load_latent_model
-from fewstep.models.lora_file import Pair
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.serve.engine import (
     BusyError,
@@ -23,6 +20,7 @@ from fewstep.serve.engine import (
     ShortOfMemoryError,
     Wish,
 )
+from serving import with_loras
 
 PROMPTS = ["a small red star above a blue ring on a white background", "a pink heart", "a green cross"]
 
@@ -196,17 +194,6 @@ def test_steps_are_shown_to_those_who_want_them(engine):
 
 
 def test_lora_scales_act_at_once_and_pictures_of_others_are_untouched():
-    def with_loras():
-        model = load_latent_model(assets.SCENES_LCM, torch.device("cpu"))
-        for i, name in enumerate(("attn1.to_q", "ff.net.2")):
-            place = f"down_blocks.0.attentions.0.transformer_blocks.0.{name}"
-            weight = model.network.unet.get_submodule(place).weight
-            generator = torch.Generator().manual_seed(i)
-            down = torch.randn(4, weight.shape[1], generator=generator)
-            up = 0.3 * torch.randn(weight.shape[0], 4, generator=generator)
-            attach(model.parts, {f"unet.{place}": Pair(down, up, 4.0)}, f"lora{i}", 1.0)
-        return model
-
     engine = Engine(Pipeline(with_loras()), {"one": "lora0", "other": "lora1"})
     engine.start()
     kinds = [(("one", a), ("other", b)) for a, b in ((0.0, 0.0), (0.7, 0.0), (0.7, 0.4), (0.0, 0.0))]

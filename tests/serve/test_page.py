@@ -15,6 +15,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from fewstep.models.pipeline import Pipeline
+from serving import serving, with_loras
+
 PROMPT = "a small red star above a blue ring"
 
 
@@ -132,6 +135,21 @@ def test_steps_are_shown_and_counts_stand_side_by_side(page):
     page.wait_for_function("() => document.querySelectorAll('#pictures img').length === 4")
     captions = page.locator("#pictures figcaption").all_inner_texts()
     assert captions == ["1 step", "2 steps", "4 steps", "8 steps"]
+
+
+def test_sliders_of_loras_act_at_once(browser, bundled):
+    with serving(Pipeline(with_loras()), loras=("lora0", "lora1")) as served:
+        page = browser.new_page()
+        page.goto(served.url)
+        page.wait_for_selector("#state:has-text('ready')")
+        both = picture(page, lambda: page.fill("#prompt", PROMPT))
+        slide(page, "#lora-0", 0)
+        one = picture(page, lambda: slide(page, "#lora-1", 0.5))
+        none = picture(page, lambda: page.get_by_label("lora1").fill("0"))
+        page.close()
+    assert differ(both, one)
+    assert differ(one, none)
+    assert np.abs(levels(none) - np.asarray(bundled(PROMPT)[0]).astype(int)).max() <= 1
 
 
 def test_history_brings_all_settings_back(page):
