@@ -2,8 +2,8 @@
 
     python studies/latency.py        # a minute; let nothing else run
 
-Figures: docs/serving/latency.json, docs/serving.md. Measured in the browser, from the event of a prompt's last letter to
-the animation frame in which its finished picture stands on the page; a letter is typed every 80 ms, so that pictures of
+Figures: docs/serving/latency.json, docs/serving.md. Measured in the browser, from the event of a prompt's last letter
+to the animation frame in which its finished picture stands on the page; a letter is typed every 80 ms, so pictures of
 earlier letters are still being painted when the last one comes.
 """
 
