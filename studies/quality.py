@@ -2,9 +2,9 @@
 
     python studies/quality.py        # a quarter of an hour on one core; goes on where it stopped
 
-Figures: docs/studies/quality.json, docs/speed.md. The plain recipe is the reference script's at this world's learning rate
-(its own, 1e-6, would not arrive): guided at every t, pseudo-Huber with c = 0.001, a constant rate. A network evaluation is
-one forward pass for one picture; a backward pass counts for two.
+Figures: docs/studies/quality.json, docs/speed.md. The plain recipe is the reference script's at this world's learning
+rate (its own, 1e-6, would not arrive): guided at every t, pseudo-Huber with c = 0.001, a constant rate. A network
+evaluation is one forward pass for one picture; a backward pass counts for two.
 """
 
 from __future__ import annotations
