@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -128,7 +128,8 @@ def _run(name: str, arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fewstep").setLevel(logging.INFO)
-    module = importlib.import_module(f"fewstep.recipes.{command.module}")
+    with _hidden("bitsandbytes"):  # diffusers and peft import it, two seconds, for quantised networks; here are none
+        module = importlib.import_module(f"fewstep.recipes.{command.module}")
     config = getattr(module, command.config)
     if name == "distill":
         from fewstep.recipes.named import describe, find_recipe
@@ -153,6 +154,19 @@ def _run(name: str, arguments: list[str]) -> None:
         sys.exit(launch(count, [name, *arguments]))
     else:
         getattr(module, command.run)(parsed)
+
+
+@contextlib.contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """What is imported meanwhile takes that module for one that is not installed."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:

@@ -1,6 +1,8 @@
 """The command itself: help, errors in one line, and the demo in miniature."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -142,3 +144,16 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
     assert again.returncode == 0, again.stderr
     assert (out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == first
     assert json.loads((out / "evaluation" / "results.json").read_text()) == scores
+
+
+def test_bitsandbytes_is_imported_by_those_alone_who_need_it(tmp_path):
+    """Two seconds of every command that it would cost."""
+    code = f"""
+import sys
+from fewstep.cli import main
+main(["generate", "--prompt", "a pink heart", "--out", {str(tmp_path)!r}])
+assert "peft" in sys.modules and "bitsandbytes" not in sys.modules
+from bitsandbytes.optim import AdamW8bit
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
