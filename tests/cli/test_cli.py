@@ -155,5 +155,5 @@ main(["generate", "--prompt", "a pink heart", "--out", {str(tmp_path)!r}])
 assert "peft" in sys.modules and "bitsandbytes" not in sys.modules
 from bitsandbytes.optim import AdamW8bit
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
