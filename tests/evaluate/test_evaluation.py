@@ -19,7 +19,7 @@ from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench, Seen
 from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.evaluate.frechet import frechet_distance
-from fewstep.evaluate.metrics import METRICS, OBSERVERS, conclude
+from fewstep.evaluate.metrics import METRICS, OBSERVERS, conclude, kept_as
 from fewstep.evaluate.metrics.distances import moments
 from fewstep.evaluate.painting import Kept, paint
 from fewstep.evaluate.protocol import claim_report_folder, difference, rows_beside
@@ -161,7 +161,11 @@ def test_pictures_do_not_depend_on_how_the_work_was_split(random_teacher, bench,
     resumed = paint(more, painter, OBSERVERS, 8, tmp_path / "a")
     filled = paint(more, painter, OBSERVERS, 8, tmp_path / "b")
     for other in (again, resumed, filled):
-        assert other.observed.keys() == whole.observed.keys() == {"right", "features", "latents"}
+        assert (
+            other.observed.keys()
+            == whole.observed.keys()
+            == {name for name in OBSERVERS if not name.startswith("clip_score.")}
+        )
         for name, values in whole.observed.items():
             assert torch.equal(values, other.observed[name]), name
     assert torch.equal(third.latents, whole.latents)
@@ -172,6 +176,24 @@ def test_pictures_do_not_depend_on_how_the_work_was_split(random_teacher, bench,
         assert (other.latents - whole.latents).abs().mean() > 0.01
     assert torch.equal(paint(few, painter, OBSERVERS, 8).latents, whole.latents[:10])
     assert resumed.seconds_per_image > 0
+
+
+def test_what_a_metric_kept_is_made_anew_once_its_file_has_changed(random_teacher, bench, tmp_path):
+    def fifth(seen):
+        return seen.latents[:, 0, 0, :1] + 5
+
+    teacher = load_latent_model(random_teacher, CPU)
+    few = dataclasses.replace(bench, roster=scenes_roster(10, 0, 0))
+    painter = painter_of(Cell("ddim", 1, "trailing", 3.0), teacher, None)
+    paint(few, painter, OBSERVERS, 8, tmp_path)
+    (tmp_path / "part-00001.safetensors").unlink()  # of two
+    before = dict(OBSERVERS)
+    (name,) = [name for name in before if name.startswith("accuracy.right.")]
+    del before[name]
+    changed = paint(few, painter, before | {"accuracy.right.another": fifth}, 8, tmp_path)
+    assert torch.equal(changed.observed["accuracy.right.another"], changed.latents[:, 0, 0, :1] + 5)
+    assert kept_as(METRICS[0].observe) in OBSERVERS
+    assert len(set(OBSERVERS)) == len({metric.observe for metric in METRICS})
 
 
 def test_the_best_guidance_and_spacing_are_taken_and_the_first_of_equals():
@@ -200,12 +222,14 @@ def test_protocols_that_differ_are_named(tmp_path):
         difference(mine, {**mine, "extractor": {"name": "x", "sha256": "b"}})
         == "extractor.sha256 is a here and b there"
     )
-    claim_report_folder(tmp_path / "out", mine)
-    claim_report_folder(tmp_path / "out", mine)
+    assert not claim_report_folder(tmp_path / "out", mine)
+    assert claim_report_folder(tmp_path / "out", mine)
+    assert difference({"prompts_sha256": 1, "seed": 2}, {"prompts_sha256": 3, "seed": 4}).startswith("seed is 2")
     with pytest.raises(UserError, match="n is 6 here and 5 there"):
         claim_report_folder(tmp_path / "out", {**mine, "n": 6})
-    (tmp_path / "results.json").write_text(json.dumps({"protocol": mine, "rows": [{"sampler": "lcm"}]}))
-    assert list(rows_beside(tmp_path, mine)) == [{"sampler": "lcm"}]
+    rows = [{"sampler": "ddim", "model": "teacher"}, *({"sampler": "lcm", "model": name} for name in "aab")]
+    (tmp_path / "results.json").write_text(json.dumps({"protocol": mine, "rows": rows}))
+    assert list(rows_beside(tmp_path, mine)) == rows[1:3]  # not what stood beside it there
     with pytest.raises(UserError, match="same table: n is 7 here and 5 there"):
         list(rows_beside(tmp_path, {**mine, "n": 7}))
     with pytest.raises(UserError, match="holds no results"):
@@ -225,7 +249,7 @@ def test_rosters():
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"n": 5}, "n is 5"), ({"steps": ()}, "steps is"), ({"steps": (51,)}, "1 to 50"), ({"spacings": ()}, "spacings"),
+    [({"n": 5}, "n is 5"), ({"steps": ()}, "steps are"), ({"steps": (51,)}, "1 to 50"), ({"spacings": ()}, "spacings"),
      ({"guidance_scale": (0.5,)}, "at least 1"), ({"n_unseen": -1}, "negative")],
 )  # fmt: skip
 def test_settings_that_cannot_be(settings, said):

@@ -48,9 +48,15 @@ def test_a_browser_shows_the_pictures_the_figures_and_the_curves(page, report):
     table = page.locator("table").first
     assert [text.strip() for text in table.locator("th").all_inner_texts()] == [c.replace("_", " ") for c in columns]
     lines = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
-    assert [[text.strip() for text in line] for line in lines] == [
+    assert [[" ".join(text.split()) for text in line] for line in lines] == [
         [cell_text(row, column).strip() for column in columns] for row in results["rows"]
     ]
+    # All of it in sight, and every figure's meaning.
+    assert page.locator(".wide").first.evaluate("wide => wide.scrollWidth <= wide.clientWidth")
+    assert page.locator("dt").all_inner_texts() == [
+        "network evaluations", "spacing", "seconds per image", "prompt accuracy", "prompt accuracy unseen", "fd", "kd",
+        "to teacher", "diversity",
+    ]  # fmt: skip
     drawn = page.locator("svg")
     assert drawn.bounding_box()["height"] > 300
     # A line for every sampler in each of the two columns of every measure.

@@ -50,11 +50,17 @@ Observer = Callable[[Seen], Tensor | None]
 it."""
 
 
+def latents(seen: Seen) -> Tensor:
+    """z_0; kept of every picture anyway."""
+    return seen.latents
+
+
 @dataclass(frozen=True)
 class Metric:
     """Some columns of the table."""
 
     observe: Observer
-    """What it needs to know of each picture; kept under the function's name, so that metrics may share it."""
+    """What it needs to know of each picture; metrics may share it. Kept under its file and name, and
+    made anew where its file has changed."""
     conclude: Callable[[Tensor, Bench], Mapping[str, float | None]]
     """The columns, from what was kept of every picture in the roster's order."""

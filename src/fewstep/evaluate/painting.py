@@ -18,7 +18,8 @@ from fewstep.data.pictures import to_levels
 from fewstep.evaluate.bench import Bench, Observer, Seen
 from fewstep.evaluate.cell import Painter
 
-_LATENTS, _SECONDS = "latents", "seconds_per_image"
+LATENTS = "latents"
+_SECONDS = "seconds_per_image"
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,9 @@ def paint(
         paint_part(bench, painter, observers, batch_size, folder, number)
         for number in range(parts_of(bench, batch_size))
     ]
-    tensors = [{name: value for name, value in part.items() if name != _SECONDS} for part in parts]
-    joined = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
+    joined = {name: torch.cat([part[name] for part in parts]) for name in {LATENTS, *observers}}
     seconds = median(float(part[_SECONDS]) for part in parts)
-    return Kept({name: joined[name] for name in observers if joined[name].numel()}, joined[_LATENTS], seconds)
+    return Kept({name: joined[name] for name in observers if joined[name].numel()}, joined[LATENTS], seconds)
 
 
 def parts_of(bench: Bench, batch_size: int) -> int:
@@ -71,12 +71,12 @@ def paint_part(
     if held and not missing:
         return held
     begun = time.perf_counter()
-    z_0 = held[_LATENTS] if held else _latents(bench, painter, rows, batch_size)
+    z_0 = held[LATENTS] if held else _latents(bench, painter, rows, batch_size)
     # Decoded in the shape that they were painted in too.
     filled = z_0[torch.arange(batch_size) % len(rows)]
     pictures = to_levels(painter.model.decode(filled.to(painter.model.device)))[: len(rows)]
     if not held:
-        held = {_LATENTS: z_0, _SECONDS: torch.tensor((time.perf_counter() - begun) / batch_size)}
+        held = {LATENTS: z_0, _SECONDS: torch.tensor((time.perf_counter() - begun) / batch_size)}
     for name, observe in missing.items():
         value = observe(Seen(pictures, z_0, rows, bench))
         held[name] = torch.empty(0) if value is None else value.contiguous()

@@ -14,7 +14,7 @@ RESULTS_FILE = "results.json"
 
 def difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """The first field in which two protocols differ, with both values; None where they agree."""
-    for name in sorted({*mine, *other}):
+    for name in sorted({*mine, *other}, key=lambda name: (name.endswith("sha256"), name)):  # causes before effects
         one, two = mine.get(name), other.get(name)
         if isinstance(one, Mapping) and isinstance(two, Mapping):
             if inner := difference(one, two):
@@ -25,7 +25,8 @@ def difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
 
 
 def rows_beside(folder: Path, protocol: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of an earlier report, which must have been made by the same protocol."""
+    """The rows of the model of an earlier report, which must have been made by the same protocol; not of those that
+    stood beside it."""
     file = folder / RESULTS_FILE if folder.is_dir() else folder
     try:
         results = json.loads(file.read_text())
@@ -34,11 +35,12 @@ def rows_beside(folder: Path, protocol: Mapping[str, Any]) -> Iterator[dict[str,
         raise UserError(f"{file} holds no results of `fewstep evaluate`") from error
     if said := difference(protocol, held):
         raise UserError(f"{folder} cannot stand in the same table: {said}")
-    yield from rows
+    of_models = [row for row in rows if row["sampler"] == "lcm"]
+    yield from (row for row in of_models if row["model"] == of_models[0]["model"])
 
 
-def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> None:
-    """Writes what the report is made of into `out`, or checks that it is what is there already.
+def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> bool:
+    """Writes what the report is made of into `out`, or checks that it is what is there already, and says whether it is.
 
     Raises UserError naming the first field that differs.
     """
@@ -46,10 +48,11 @@ def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> None:
     if file.exists():
         if said := difference(made_of, json.loads(file.read_text())):
             raise UserError(f"{out} holds another evaluation: {said}; choose another --out, or remove it")
-        return
+        return True
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no evaluation; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".tmp")
     draft.write_text(json.dumps(made_of, indent=2) + "\n")
     draft.rename(file)
+    return False

@@ -15,6 +15,8 @@ from PIL import Image
 from fewstep.evaluate.protocol import RESULTS_FILE
 
 GRID_FILE = "grid.png"
+TRUSTED = 5000
+"""Pictures from which on a Fréchet distance hardly depends on their number."""
 NAMES = {
     "teacher": "teacher", "ddim": "DDIM", "dpm-solver-2": "DPM-Solver-2", "dpm++": "DPM-Solver++ (2M)",
     "euler": "Euler", "unipc": "UniPC", "lcm": "LCM",
@@ -24,16 +26,34 @@ _CURVES = {
     "fd": "Fréchet distance", "to_teacher": "distance to the teacher's pictures",
     "diversity": "diversity within a prompt",
 }  # fmt: skip
+_MEANINGS = {
+    "network evaluations": "Of the UNet, for one picture; a guided baseline asks it twice a step.",
+    "spacing": "Where in the schedule a baseline's steps stand: the best of those tried, as its guidance is.",
+    "seconds per image": "To sample and decode one, here and then: compare within one report, and on a quiet machine.",
+    "prompt accuracy": "Share of pictures in which every attribute of the prompt is right. More is better.",
+    "prompt accuracy unseen": "The same for prompts of a kind that no training picture shows.",
+    "share in style": "Of pictures that have the look of the data. More is better.",
+    "clip score": "100 times the cosine of CLIP's features of picture and prompt. More is better.",
+    "fd": "Fréchet distance to real pictures in the extractor's features. Less is better.",
+    "kd": "Unbiased kernel distance to them (KID), with its standard error; near 0 where there is none.",
+    "to teacher": "Distance of a picture's latent from the teacher's own of the same noise. Less is truer to it.",
+    "diversity": "How much pictures of one prompt differ, as a share of how much real pictures do.",
+}
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #222; }
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem;
+  color: light-dark(#222, #ddd); background: light-dark(#fff, #181818); }
 h2 { margin-top: 2.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th { background: #f4f4f4; } th:first-child, td:first-child, .protocol td { text-align: left; }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid light-dark(#ddd, #444); text-align: right; }
+td { white-space: nowrap; } td small { display: block; opacity: .75; }
+th { background: light-dark(#f4f4f4, #2a2a2a); vertical-align: bottom; }
+th:first-child, td:first-child, .protocol td { text-align: left; }
 .protocol td { white-space: normal; overflow-wrap: anywhere; }
-tr.lcm td { background: #eef6ee; }
-img, svg { max-width: 100%; height: auto; }
+tr.lcm td { background: light-dark(#eef6ee, #1d2f1f); }
+dt { font-weight: 600; } dd { margin: 0 0 .4rem 1.5rem; }
+img, svg { max-width: 100%; height: auto; background: #fff; }
 """
 
 
@@ -87,14 +107,21 @@ def page(results: Mapping[str, Any], grid: bytes) -> str:
     head = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
     body = "\n".join(
         f'<tr class="{escape(str(row["sampler"]))}">'
-        + "".join(f"<td>{escape(cell_text(row, column))}</td>" for column in columns)
+        + "".join(f"<td>{_cell(row, column)}</td>" for column in columns)
         + "</tr>"
         for row in rows
     )
-    title = f"fewstep: {escape(str(rows[-1]['model']))}"
+    models = list(dict.fromkeys(str(row["model"]) for row in rows if row["sampler"] == "lcm")) or ["the teacher"]
+    title = escape(f"fewstep: {models[0]}" + (f" beside {', '.join(models[1:])}" if models[1:] else ""))
+    meanings = "\n".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(_MEANINGS[name])}</dd>"
+        for name in (column.replace("_", " ") for column in columns) if name in _MEANINGS
+    )  # fmt: skip
+    record = {
+        "evaluated": results.get("evaluated", {}), **results["protocol"], "painted_by": results.get("painted_by", {}),
+    }  # fmt: skip
     protocol = "\n".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
-        for name, value in _flat({**results["protocol"], "painted_by": results.get("painted_by", {})})
+        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in _flat(record)
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -103,10 +130,14 @@ def page(results: Mapping[str, Any], grid: bytes) -> str:
 <body>
 <h1>{title}</h1>
 <p>{results["protocol"]["n"]} pictures a row, the same prompts and noise in each. Guidance is diffusers' guidance_scale.
-In brackets: 95 % intervals; after ±: standard errors.</p>
+In brackets: 95 % intervals; after ±: standard errors. {_caution(results)}</p>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>
 {body}
 </tbody></table></div>
+<h2>What the columns say</h2>
+<dl>
+{meanings}
+</dl>
 <h2>Pictures</h2>
 <img alt="the same prompts and noise, a row a sampler" src="data:image/png;base64,{base64.b64encode(grid).decode()}">
 <h2>Quality against steps and against time</h2>
@@ -115,8 +146,37 @@ In brackets: 95 % intervals; after ±: standard errors.</p>
 <table class="protocol">
 {protocol}
 </table>
+{_chosen(results.get("tuning", []))}
 </body></html>
 """
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    """With the interval, where there is one, in a line of its own."""
+    value, found, interval = escape(cell_text(row, column)).partition(" (")
+    return f"{value}<small>({interval}</small>" if found else value
+
+
+def _caution(results: Mapping[str, Any]) -> str:
+    n = results["protocol"]["n"]
+    few = f"Of {n} pictures, Fréchet distances lean upwards; compare them with others of {n} alone."
+    return few if n < TRUSTED else ""
+
+
+def _chosen(tried: Sequence[Mapping[str, Any]]) -> str:
+    """The rows by which guidance and spacing were chosen."""
+    if not tried:
+        return ""
+    wanted = ("sampler", "steps", "spacing", "guidance_scale", "prompt_accuracy", "kd")
+    columns = [name for name in wanted if any(row.get(name) is not None for row in tried)]
+    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in columns)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{escape(cell_text(row, name))}</td>" for name in columns) + "</tr>" for row in tried
+    )
+    return (
+        "<details><summary>How guidance and spacing were chosen: by pictures of other prompts</summary>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></details>"
+    )
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -129,6 +189,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 def curves(rows: Sequence[Mapping[str, Any]]) -> str:
     """SVG: a line a sampler, for every measure that the table has."""
     from matplotlib.figure import Figure  # seconds to import
+    from matplotlib.ticker import NullLocator
 
     shown = [name for name in _CURVES if any(row.get(name) is not None for row in rows)]
     figure = Figure(figsize=(11, 3.4 * len(shown)), layout="constrained")
@@ -145,6 +206,12 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> str:
         ax.set(xscale="log", xlabel=x.replace("_", " "), ylabel=_CURVES[measure])
         if measure == "fd":
             ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("{x:g}")
+        if x == "steps":
+            ax.set_xticks(sorted({row["steps"] for row in rows}))
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(alpha=0.3)
     axes[0][1].legend(fontsize=8)
     drawn = io.StringIO()

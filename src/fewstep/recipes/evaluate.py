@@ -27,7 +27,7 @@ from fewstep.evaluate.cell import TEACHER_STEPS, Cell, Row
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.painting import Kept
 from fewstep.evaluate.protocol import claim_report_folder, rows_beside
-from fewstep.evaluate.report import NAMES, columns_of, write_report
+from fewstep.evaluate.report import NAMES, TRUSTED, columns_of, write_report
 from fewstep.evaluate.scoring import score
 from fewstep.evaluate.tuning import best_cell
 from fewstep.models.extractors import Extractor
@@ -41,7 +41,6 @@ from fewstep.recipes.workers import Workers, cores
 from fewstep.train.config import check_finite, check_seed
 
 GRID_COLUMNS = 8
-TRUSTED = 5000
 _VERSIONS = ("fewstep", "torch", "diffusers", "transformers")
 
 
@@ -108,11 +107,17 @@ class Evaluate:
             raise UserError(f"n is {self.n} and n_tuning {self.n_tuning}; a kernel distance needs at least 20")
         check_seed(self.seed, self.n + 100_000_000)
         if not self.steps or not all(1 <= steps <= TEACHER_STEPS for steps in self.steps):
-            raise UserError(f"steps is {self.steps}; allowed are 1 to {TEACHER_STEPS}")
+            raise UserError(f"steps are {_listed(self.steps)}; allowed are 1 to {TEACHER_STEPS}")
         if not all(scale >= 1 for scale in self.guidance_scale):
-            raise UserError(f"guidance_scale is {self.guidance_scale}; each must be at least 1, which is no guidance")
+            raise UserError(
+                f"guidance_scale is {_listed(self.guidance_scale)}; each must be at least 1, which is no guidance"
+            )
         if not self.spacings:
             raise UserError("spacings is empty; give at least one")
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers) or "none"
 
 
 def default_evaluate() -> Evaluate:
@@ -154,8 +159,11 @@ class Evaluation:
             "versions": {name: made[name] for name in _VERSIONS},
         }  # fmt: skip
         self._name = studio.student.name
+        self._beside = [row for folder in config.beside for row in rows_beside(folder, self.protocol)]
         model = {"source": config.model, "loras": list(config.lora), "sha256": _model_sha256(studio.student)}
-        claim_report_folder(config.out, {"model": model, "tuning": config.n_tuning, **self.protocol})
+        self._evaluated = {**model, "tuning_pictures": config.n_tuning}
+        if claim_report_folder(config.out, {"model": model, "tuning": config.n_tuning, **self.protocol}):
+            print(f"note: {config.out} has begun before; what is painted there is not painted again", flush=True)
         if roster.main < TRUSTED:
             print(f"note: n is {roster.main}; Fréchet distances of fewer than {TRUSTED} lean upwards", flush=True)
         self._workers: Workers | None = None
@@ -171,7 +179,6 @@ class Evaluation:
 
     def _run(self, processes: int, threads: int) -> dict[str, Any]:
         tried: list[Row] = []
-        beside = [row for folder in self.config.beside for row in rows_beside(folder, self.protocol)]
         scales = self._guidance_scales()
         first, spacings = scales[0], self.config.spacings
         cells = [Cell("teacher", TEACHER_STEPS, "trailing", first)]
@@ -180,7 +187,8 @@ class Evaluation:
         rows: list[Row] = []
         pictures: list[tuple[str, list[Image.Image]]] = []
         bench = self._bench
-        for start in cells:
+        for number, start in enumerate(cells, 1):
+            print(f"{number} of {len(cells)}: {start.sampler}, steps {start.steps} …", file=sys.stderr, flush=True)
             allowed = self._trained_for(scales) if start.sampler == "lcm" else scales
             spaced = spacings if start.sampler != "teacher" else ("trailing",)
             cell, more = best_cell(start, allowed, spaced, self._tune, self._paint_for_tuning)
@@ -194,9 +202,12 @@ class Evaluation:
             shown = ("prompt_accuracy", "share_in_style", "clip_score", "fd")
             said = ", ".join(f"{name.replace('_', ' ')} {rows[-1][name]:.3g}" for name in shown if name in rows[-1])
             print(f"{cell.sampler} {cell.steps}: {said}", file=sys.stderr, flush=True)
-        rows += [row for row in beside if row["sampler"] == "lcm"]
+        rows += self._beside
         painted = {"device": self.studio.device.type, "processes": processes, "threads_each": threads}
-        results = {"protocol": self.protocol, "painted_by": painted, "rows": rows, "tuning": tried}
+        results = {
+            "evaluated": self._evaluated, "protocol": self.protocol, "painted_by": painted, "rows": rows,
+            "tuning": tried,
+        }  # fmt: skip
         headings = bench.roster.prompts[:GRID_COLUMNS]
         write_report(self.config.out, results, labelled_grid(pictures, headings))
         return results
@@ -246,6 +257,7 @@ def _model_sha256(pipeline: Pipeline) -> str:
     return total.hexdigest()
 
 
+_LEFT = ("model", "sampler", "spacing")
 _SHORT = {
     "sampler": "sampler", "steps": "steps", "network_evaluations": "calls", "spacing": "spacing",
     "guidance_scale": "guid.", "prompt_accuracy": "right", "prompt_accuracy_unseen": "unseen",
@@ -256,10 +268,13 @@ _SHORT = {
 def show(results: dict[str, Any]) -> None:
     """The table on the terminal, without intervals."""
     rows = results["rows"]
-    columns = [name for name in columns_of(rows) if name in _SHORT]
+    several = len({row["model"] for row in rows if row["sampler"] == "lcm"}) > 1
+    hidden = {"seconds_per_image"} if several else {"seconds_per_image", "model"}
+    columns = [name for name in columns_of(rows) if name not in hidden]
     table = Table(title=f"{results['protocol']['n']} pictures a row", padding=(0, 1, 0, 0), box=None)
     for column in columns:
-        table.add_column(_SHORT[column], justify="left" if column in ("sampler", "spacing") else "right", no_wrap=True)
+        side: Literal["left", "right"] = "left" if column in _LEFT else "right"
+        table.add_column(_SHORT.get(column, column), justify=side, no_wrap=True)
     for row in rows:
         table.add_row(*(_short(row.get(column)) for column in columns))
     Console().print(table)

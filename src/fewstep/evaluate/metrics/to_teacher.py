@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fewstep.evaluate.bench import Bench, Metric, Seen
-
-
-def latents(seen: Seen) -> Tensor:
-    """z_0."""
-    return seen.latents
+from fewstep.evaluate.bench import Bench, Metric, latents
 
 
 def distance_to_teacher(latents: Tensor, bench: Bench) -> dict[str, float | None]:
