@@ -102,7 +102,8 @@ def test_pictures_come_in_the_format_that_is_asked_for(served, form):
         ({"prompt": PROMPT, "response_format": "url"}, "response_format", "give response_format b64_json"),
         ({"prompt": PROMPT, "partial_images": 9}, "partial_images", "allowed are 0 to 8"),
         ({"prompt": PROMPT, "loras": {"style": 1.0}}, "loras", "there are: none"),
-        ({"prompt": PROMPT, "stepz": 4}, "stepz", "Extra inputs"),
+        ({"prompt": PROMPT, "stepz": 4}, "stepz", "there is no such field"),
+        ({"promt": PROMPT}, "promt", "there is no such field"),
         ({"prompt": PROMPT, "steps": "4"}, "steps", "valid integer"),
     ],
 )
@@ -110,6 +111,20 @@ def test_what_is_refused_names_field_limit_and_remedy(served, body, param, messa
     error = served.post("/v1/images/generations", status=400, **body)["error"]
     assert error["param"] == param
     assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "message"),
+    [
+        ('{"prompt": ', "application/json", "the body is no JSON (Expecting value)"),
+        ("prompt=a+red+star", "application/x-www-form-urlencoded", "send one, with content-type application/json"),
+        ('["a red star"]', "application/json", "the body is no JSON object"),
+    ],
+)
+def test_what_is_no_json_object_is_told_so(served, body, kind, message):
+    answer = served.http.post("/v1/images/generations", content=body, headers={"content-type": kind})
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
 
 
 def test_what_the_client_should_know_is_told(served):
@@ -147,6 +162,13 @@ def test_automatic1111s_clients_are_served(served, bundled):
     assert np.abs(levels(opened(again["images"][0])) - levels(opened(answer["images"][0]))).mean() > 1
     assert served.http.get("/sdapi/v1/progress").json()["progress"] == 0
     assert served.http.get("/sdapi/v1/sd-models").json()[0]["model_name"] == bundled.name
+    default = served.post("/sdapi/v1/txt2img", **{**asked, "width": 512, "height": 512, "batch_size": 1})
+    assert opened(default["images"][0]).size == (64, 64)
+    assert "this model paints 64x64" in json.loads(default["info"])["notes"][0]
+    served.post("/sdapi/v1/txt2img", 400, **{**asked, "width": 0})
+    served.post("/sdapi/v1/options", sd_model_checkpoint=bundled.name, CLIP_stop_at_last_layers=2)
+    served.post("/sdapi/v1/options", 404, sd_model_checkpoint="another")
+    assert served.post("/sdapi/v1/interrupt") == {}
     assert (
         "lora 'style' is not here"
         in served.post("/sdapi/v1/txt2img", 400, prompt="a <lora:style:0.8>")["error"]["message"]

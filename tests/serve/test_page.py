@@ -135,6 +135,12 @@ def test_steps_are_shown_and_counts_stand_side_by_side(page):
     page.wait_for_function("() => document.querySelectorAll('#pictures img').length === 4")
     captions = page.locator("#pictures figcaption").all_inner_texts()
     assert captions == ["1 step", "2 steps", "4 steps", "8 steps"]
+    assert page.is_disabled("#steps")
+    assert page.inner_text("#download") == "Download the picture of 8 steps"
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename.endswith("-8-steps.png")
+    page.wait_for_selector("#history button[title$='seed 0, 1, 2, 4, 8 steps']")
 
 
 def test_sliders_of_loras_act_at_once(browser, bundled):
@@ -193,6 +199,7 @@ def test_a_download_dropped_in_again_has_its_settings(page, tmp_path):
 
 def test_painting_starts_from_a_drawing_or_a_dropped_picture(page):
     plain = picture(page, lambda: page.fill("#prompt", "a large red circle on a white background"))
+    assert "began from another" not in page.inner_text("#notes")
     page.click("summary")
     box = page.locator("#canvas").bounding_box()
     page.mouse.move(box["x"] + 40, box["y"] + 40)
@@ -201,16 +208,26 @@ def test_painting_starts_from_a_drawing_or_a_dropped_picture(page):
     drawn = picture(page, page.mouse.up)
     assert page.is_checked("#use-start")
     assert differ(drawn, plain)
+    with page.expect_download() as download:
+        page.click("#download")
+    kept = Path(download.value.path()).read_bytes()
     file = io.BytesIO()
     Image.new("RGB", (40, 30), "blue").save(file, "png")
     assert differ(picture(page, lambda: drop(page, file.getvalue(), "#canvas")), drawn)
     assert not differ(picture(page, lambda: page.uncheck("#use-start")), plain)
     page.focus("#canvas")
     assert differ(picture(page, lambda: page.keyboard.press("ArrowRight")), plain)  # without a mouse
+    picture(page, lambda: drop(page, kept))
+    assert "that picture began from another" in page.inner_text("#notes")
+    picture(page, lambda: page.type("#prompt", " "))
+    assert page.inner_text("#notes") == ""
 
 
 def test_what_the_server_refuses_is_said(page):
     picture(page, lambda: page.fill("#prompt", PROMPT))
+    page.fill("#seed", "-5")
+    page.locator("#seed").blur()
+    assert page.input_value("#seed") == "0"
     page.fill("#seed", "99999999999999999999")
     page.wait_for_function("() => document.querySelector('#notes').textContent.includes('seed')")
     picture(page, lambda: page.fill("#seed", "1"))
@@ -221,7 +238,9 @@ def test_what_the_server_refuses_is_said(page):
 def test_it_is_readable_narrow_and_dark_and_labelled(page, scheme):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 360, "height": 800})
+    place = page.locator("#prompt").bounding_box()
     picture(page, lambda: page.fill("#prompt", PROMPT))
+    assert page.locator("#prompt").bounding_box() == place  # the picture does not push away what is being typed
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
     unlabelled = page.evaluate(
         """() => [...document.querySelectorAll('input, textarea, select, canvas, button, img')].filter((e) =>

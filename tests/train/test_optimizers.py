@@ -1,5 +1,7 @@
 """8-bit moments, weights stored in bf16, and the note on slow averages."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -121,4 +123,6 @@ def test_frozen_precision_is_the_teachers(random_teacher, rank):
 def test_the_note_on_slow_averages():
     config = LoopConfig(steps=500, ema_decay=find_recipe("sd15").ema_decay)
     assert "half-life of 12,160 updates" in slow_average(config)
+    few = dataclasses.replace(config, ema_decay=0.95, steps=20)
+    assert "give --ema-decay 0.86" in slow_average(few)  # not what it has
     assert "still 97%" in slow_average(config)

@@ -209,8 +209,9 @@ def peak_gib() -> float:
 def slow_average(config: LoopConfig) -> str:
     """Why the average of a short run is not worth exporting, and what to do."""
     half_life = math.log(0.5) / math.log(config.ema_decay)
+    less = math.floor(100 * 0.05 ** (1 / config.steps)) / 100
     return (
         f"ema_decay {config.ema_decay:g} has a half-life of {half_life:,.0f} updates: after {config.steps} the "
         f"exported average is still {config.ema_decay**config.steps:.0%} what it began as; for a run this short give "
-        "--ema-decay 0.95"
+        f"--ema-decay {less:g}"
     )

@@ -145,9 +145,13 @@ def _listen(config: Serve) -> socket.socket:
 def chips(pipeline: Pipeline) -> dict[str, list[str]]:
     """What the bundled world's models know; of others nothing is known."""
     data = pipeline.model.details.get("data")
-    if data not in (assets.SCENES, assets.SCENES_LEANING) and Path(pipeline.model.source) != assets.scenes_lcm():
+    if data not in (assets.SCENES, assets.SCENES_LEANING) and not _bundled(pipeline):
         return {}
     return {
         "sizes": list(SIZES), "colours": list(COLOURS), "shapes": list(SHAPES), "relations": list(RELATIONS),
         "backgrounds": [f"on a {name} background" for name in BACKGROUNDS],
     }  # fmt: skip
+
+
+def _bundled(pipeline: Pipeline) -> bool:
+    return Path(pipeline.model.source) in (assets.scenes_lcm(), assets.scenes_teacher())

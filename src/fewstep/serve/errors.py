@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -47,6 +48,19 @@ def refusal_of(error: Exception) -> RefusedError:
     return RefusedError("the server has failed; its log says how", status=500, code="internal_error")
 
 
+def invalid_fields(errors: Sequence[Any]) -> RefusedError:
+    """For pydantic's errors, in one sentence; a misspelt field before the one that is missing for it."""
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    if first["type"] == "json_invalid":
+        return RefusedError(f"the body is no JSON ({first.get('ctx', {}).get('error', first['msg'])})")
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    if not place and first["type"] in ("model_attributes_type", "dict_type", "model_type"):
+        return RefusedError("the body is no JSON object; send one, with content-type application/json")
+    param = ".".join(place) or None
+    told = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
+    return RefusedError(f"{param or 'the body'}: {told}", param=param)
+
+
 def install(app: FastAPI) -> None:
     """Every error of `app` in one shape."""
 
@@ -56,11 +70,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        param = ".".join(place) or None
-        message = f"{param or 'the body'}: {first['msg']}"
-        return RefusedError(message, param=param).response()
+        return invalid_fields(error.errors()).response()
 
     @app.exception_handler(HTTPException)
     async def told(_: Request, error: HTTPException) -> JSONResponse:

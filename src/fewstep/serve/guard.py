@@ -48,7 +48,7 @@ class Guard:
         settings, host = self._settings, headers.get("host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if "*" not in settings.hosts and name.lower() not in settings.hosts:
-            allowed = ", ".join(settings.hosts)
+            allowed = ", ".join(dict.fromkeys(settings.hosts))
             return RefusedError(f"the server is not known as {name!r}, but as {allowed}", status=403, code="bad_host")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():

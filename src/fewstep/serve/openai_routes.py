@@ -40,11 +40,15 @@ class Generation(BaseModel):
     size: Annotated[str, told(enum=["auto"])] | None = None
     """`WIDTHxHEIGHT` of those that /api/model lists, or auto."""
     response_format: Literal["b64_json", "url"] | None = None
+    """`url` is refused: pictures are sent, not kept."""
     output_format: Format | None = "png"
     stream: bool | None = False
+    """As server-sent events."""
     partial_images: Annotated[_INTEGER, told(minimum=0, maximum=8)] | None = 0
+    """Of a stream: so many first steps are sent as pictures too."""
     steps: Annotated[_INTEGER, told(minimum=1, maximum=50)] = 4
     seed: Annotated[_INTEGER, told(minimum=0)] | None = None
+    """Picture i is of seed + i; at random when not given, and told in the answer."""
     guidance_scale: Annotated[_NUMBER, told(minimum=1, maximum=100)] | None = None
     """diffusers' convention: the papers' ω + 1."""
     negative_prompt: str = ""
@@ -55,6 +59,7 @@ class Generation(BaseModel):
     background: Any = None
     moderation: Any = None
     user: Any = None
+    input_fidelity: Any = None
     output_compression: Any = None
 
 

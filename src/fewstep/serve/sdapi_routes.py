@@ -43,6 +43,14 @@ class ImageToImage(TextToImage):
     denoising_strength: _NUMBER = 0.75
 
 
+class Options(BaseModel):
+    """Of dozens, that which could not be met; the others do nothing here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    sd_model_checkpoint: str | None = None
+
+
 def routes(desk: Desk) -> APIRouter:
     """Of this model."""
     router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
@@ -76,6 +84,15 @@ def routes(desk: Desk) -> APIRouter:
     async def options() -> dict[str, Any]:
         return {"sd_model_checkpoint": desk.name}
 
+    @router.post("/options")
+    async def set_options(asked: Options) -> None:
+        desk.check_model(asked.sd_model_checkpoint)
+
+    @router.post("/interrupt")
+    async def interrupt() -> dict[str, Any]:
+        """Clients that leave are noticed by themselves; nobody stops another's picture."""
+        return {}
+
     @router.get("/samplers")
     async def samplers() -> list[dict[str, Any]]:
         return [{"name": "LCM", "aliases": ["lcm"], "options": {}}]
@@ -91,8 +108,7 @@ async def _paint(
     desk: Desk, asked: TextToImage, request: Request, start: Image.Image | None, strength: float
 ) -> dict[str, Any]:  # fmt: skip
     prompt, loras = _loras(asked.prompt)
-    height, width = desk.sizes[0]
-    size = f"{width if asked.width is None else asked.width}x{height if asked.height is None else asked.height}"
+    size, resized = _nearest(desk, asked)
     for name in ("batch_size", "n_iter"):
         if not 1 <= getattr(asked, name) <= desk.settings.pictures:
             value, most = getattr(asked, name), desk.settings.pictures
@@ -103,6 +119,7 @@ async def _paint(
         loras=loras, start=start, strength=strength,
     )  # fmt: skip
     accepted = desk.accept(order)
+    accepted.notes.extend(resized)
     images = await desk.paint(accepted, request)
     files = [await desk.encode(image, wish, order) for image, wish in zip(images, accepted.wishes, strict=True)]
     return {
@@ -110,6 +127,19 @@ async def _paint(
         "parameters": asked.model_dump(exclude={"init_images"}),
         "info": json.dumps(_info(desk, accepted)),
     }
+
+
+def _nearest(desk: Desk, asked: TextToImage) -> tuple[str, list[str]]:
+    """A size that the model paints, and a note where it is not what was asked for: these clients always send one."""
+    height, width = desk.sizes[0]
+    wanted = (height if asked.height is None else asked.height, width if asked.width is None else asked.width)
+    for name, side in zip(("height", "width"), wanted, strict=True):
+        if not 1 <= side <= 8192:
+            raise RefusedError(f"{name} is {side}; allowed are 1 to 8192", param=name)
+    nearest = min(desk.sizes, key=lambda size: abs(size[0] - wanted[0]) + abs(size[1] - wanted[1]))
+    said = f"{nearest[1]}x{nearest[0]}"
+    note = f"size is {wanted[1]}x{wanted[0]}; this model paints {said}, which is nearest"
+    return said, [] if nearest == wanted else [note]
 
 
 def _info(desk: Desk, accepted: Accepted) -> dict[str, Any]:

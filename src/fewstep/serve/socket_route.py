@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep.serve.desk import Desk, Order, read_image
 from fewstep.serve.engine import Wish
-from fewstep.serve.errors import RefusedError, refusal_of
+from fewstep.serve.errors import RefusedError, invalid_fields, refusal_of
 
 _INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _NUMBER = Annotated[float, Field(allow_inf_nan=False)]
@@ -85,9 +85,7 @@ async def _answer(desk: Desk, socket: WebSocket, message: str) -> None:
         try:
             typed = Typed.model_validate_json(message)
         except ValidationError as error:
-            first = error.errors()[0]
-            param = ".".join(map(str, first["loc"])) or None
-            raise RefusedError(f"{param or 'the message'}: {first['msg']}", param=param) from error
+            raise invalid_fields(error.errors()) from error
         seq = typed.seq
         await _paint(desk, socket, typed)
     except WebSocketDisconnect:

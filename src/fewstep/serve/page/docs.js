@@ -15,8 +15,12 @@ const kind = (schema) => {
   if (at.anyOf) return at.anyOf.map(kind).join(" or ");
   if (at.enum) return at.enum.map((value) => JSON.stringify(value)).join(" or ");
   if (at.const !== undefined) return JSON.stringify(at.const);
-  return at.type === "array" ? `list of ${kind(at.items)}` : at.type ?? "anything";
+  const [low, high] = [at.minimum ?? at.minLength, at.maximum ?? at.maxLength];
+  const letters = at.type === "string" ? " letters" : "";
+  const bounds = low === undefined && high === undefined || Math.abs(low) > 2 ** 60 ? "" : `, ${low ?? 0} to ${high ?? "…"}${letters}`;
+  return at.type === "array" ? `list of ${kind(at.items)}` : `${at.type ?? "anything"}${bounds}`;
 };
+const plain = (text) => (text ?? "").replaceAll("`", "");
 
 for (const [path, methods] of Object.entries(api.paths)) {
   for (const [method, route] of Object.entries(methods)) {
@@ -24,9 +28,9 @@ for (const [path, methods] of Object.entries(api.paths)) {
     const body = Object.entries(route.requestBody?.content ?? {});
     for (const [type, { schema }] of body) {
       const rows = Object.entries(found(schema).properties ?? {}).map(([name, field]) =>
-        made("tr", "", made("td", name), made("td", kind(field)), made("td", field.default === undefined ? "" : JSON.stringify(field.default)), made("td", field.description ?? "")));
-      section.append(made("p", `${type}${found(schema).description ? `: ${found(schema).description}` : ""}`));
-      section.append(made("table", "", made("thead", "", made("tr", "", made("th", "field"), made("th", "kind"), made("th", "default"), made("th", ""))), made("tbody", "", ...rows)));
+        made("tr", "", made("td", name), made("td", kind(field)), made("td", field.default === undefined ? (found(schema).required?.includes(name) ? "required" : "") : JSON.stringify(field.default)), made("td", plain(field.description))));
+      section.append(made("p", `${type}${found(schema).description ? `: ${plain(found(schema).description)}` : ""}`));
+      section.append(made("table", "", made("thead", "", made("tr", "", made("th", "field"), made("th", "kind"), made("th", "default"), made("th", "meaning"))), made("tbody", "", ...rows)));
     }
     document.getElementById("routes").append(section);
   }

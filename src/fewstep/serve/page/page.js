@@ -12,6 +12,7 @@ let sent = 0; // when it was sent
 let wait = 250; // milliseconds to the next try to connect
 let shown = []; // object URLs of the pictures on the page
 let restoring = false;
+let hint = ""; // what the person should know of settings that came from a file
 
 const query = token ? `?token=${encodeURIComponent(token)}` : "";
 
@@ -57,12 +58,17 @@ function restore(from) {
 function say() {
   for (const name of ["steps", "guidance", "strength"]) part(`${name}-said`).value = part(name).value;
   for (const slider of document.querySelectorAll("#loras input")) slider.nextElementSibling.value = slider.value;
+  part("steps").disabled = part("compare").checked;
 }
 
 function paint() {
   if (restoring || !model) return;
   const wish = settings();
-  if (!wish.prompt.trim()) { part("latency").textContent = ""; return; }
+  if (!wish.prompt.trim()) {
+    for (const name of ["latency", "notes"]) part(name).textContent = "";
+    part("download").hidden = true;
+    return;
+  }
   if (!socket || socket.readyState !== WebSocket.OPEN) return;
   seq += 1;
   sent = performance.now();
@@ -76,9 +82,11 @@ function paint() {
 }
 let asked = null;
 
+const counted = (steps) => `${steps} ${steps === 1 ? "step" : "steps"}`;
 const sideBySide = () => SIDE_BY_SIDE.filter((steps) => steps <= model.steps);
 
 function typed() {
+  hint = "";
   if (!part("lock").checked) roll();
   paint();
 }
@@ -105,17 +113,17 @@ function answered(event) {
   shown.push(url);
   const figure = document.createElement("figure");
   const image = document.createElement("img");
-  image.alt = `${asked.prompt}, seed ${head.seed}, ${head.step} ${head.step === 1 ? "step" : "steps"}`;
+  image.alt = `${asked.prompt}, seed ${head.seed}, ${counted(head.step)}`;
   image.src = url;
   figure.append(image);
   if (side || head.kind === "step") {
     const caption = document.createElement("figcaption");
-    caption.textContent = side ? `${head.step} ${head.step === 1 ? "step" : "steps"}` : `step ${head.step} of ${asked.steps}`;
+    caption.textContent = side ? counted(head.step) : `step ${head.step} of ${asked.steps}`;
     figure.append(caption);
   }
   part("pictures").append(figure);
   if (head.kind !== "picture") return;
-  part("notes").textContent = (head.notes ?? []).join("; ");
+  part("notes").textContent = [...(head.notes ?? []), hint].filter(Boolean).join("; ");
   const took = performance.now() - sent;
   image.decode().catch(() => {}).then(() => requestAnimationFrame(() => {
     if (head.seq !== seq) return;
@@ -126,7 +134,8 @@ function answered(event) {
   part("latency").textContent = `${Math.round(took)} ms, of which ${head.ms} ms on the server`;
   const link = part("download");
   link.href = url;
-  link.download = `${asked.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture"}-seed${head.seed}.png`;
+  link.download = `${asked.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture"}-seed${head.seed}${side ? `-${head.step}-steps` : ""}.png`;
+  link.textContent = side ? `Download the picture of ${counted(head.step)}` : "Download";
   link.hidden = false;
   remember(blob, { ...asked, seed: asked.seed });
 }
@@ -154,7 +163,7 @@ function remember(blob, wish) {
     const kept = latest.wish;
     item.dataset.key = key;
     button.type = "button";
-    button.title = image.alt = `${kept.prompt}, seed ${kept.seed}, ${kept.steps} steps`;
+    button.title = image.alt = `${kept.prompt}, seed ${kept.seed}, ${kept.compare ? `${sideBySide().join(", ")} steps` : counted(kept.steps)}`;
     image.src = url;
     button.append(image);
     button.addEventListener("click", () => restore(kept));
@@ -202,6 +211,7 @@ async function describe() {
   part("model").textContent = model.name;
   part("steps").max = model.steps;
   part("prompt").maxLength = model.prompt_letters;
+  part("prompt").placeholder = Object.keys(model.chips).length ? "a small red star above a blue ring on a white background" : "";
   part("guidance-row").hidden = !model.guidance;
   if (model.guidance) {
     Object.assign(part("guidance"), { min: model.guidance.low, max: model.guidance.high });
@@ -326,7 +336,12 @@ function dropping() {
     const file = event.dataTransfer.files[0];
     if (!file) return;
     const text = await parametersOf(file);
-    if (text && !part("start").contains(event.target)) { restore(read(text)); return; }
+    if (text && !part("start").contains(event.target)) { 
+      const found = read(text);
+      hint = found.strength === undefined ? "" : "that picture began from another, which is not in the file";
+      restore(found);
+      return;
+    }
     const url = URL.createObjectURL(file);
     try {
       await drawOnCanvas(url);
@@ -387,7 +402,8 @@ function read(text) {
 
 for (const id of ["prompt"]) part(id).addEventListener("input", typed);
 for (const id of ["seed", "steps", "guidance", "strength", "loras"]) part(id).addEventListener("input", () => { say(); paint(); });
-for (const id of ["size", "previews", "compare", "use-start"]) part(id).addEventListener("change", () => paint());
+for (const id of ["size", "previews", "compare", "use-start"]) part(id).addEventListener("change", () => { say(); paint(); });
+part("seed").addEventListener("change", () => { part("seed").value = settings().seed; });
 part("roll").addEventListener("click", () => { roll(); paint(); });
 part("clear").addEventListener("click", () => { clearCanvas(); paint(); });
 part("seed").value = 0;
