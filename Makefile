@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: install demo test check clean
+
+install: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/fewstep demo

@@ -91,9 +91,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\nfewstep: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
-        goes_on = (
-            "" if arguments[0] == "generate" else "; the same command goes on from the last checkpoint, if there is one"
-        )
+        goes_on = {
+            "generate": "", "plan": "", "inspect": "", "bench": "", "serve": "",
+            "evaluate": "; the same command goes on, and paints nothing twice",
+        }.get(arguments[0], "; the same command goes on from the last checkpoint, if there is one")  # fmt: skip
         print(f"\nfewstep: stopped{goes_on}", file=sys.stderr)
         sys.exit(130)
 

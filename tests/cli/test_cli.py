@@ -14,6 +14,7 @@ BAD_INPUT = {
     "missing folder": (("distill", "--teacher", "/no/such/folder"), "/no/such/folder is neither a folder"),
     "not a pipeline": (("distill", "--teacher", "{empty}"), "model_index.json is missing"),
     "missing pictures": (("distill", "--data", "/no/such/pictures"), "/no/such/pictures"),
+    "no such data": (("evaluate", "--data", "nope"), "data nope is not there"),
     "misspelt world": (("distill", "--data", "scenes-leanin"), "did you mean scenes-leaning?"),
     "strength of nothing": (("generate", "--prompt", "a", "--strength", "0.5"), "give --init-image too"),
     "not a whole number": (("generate", "--prompt", "a", "--steps", "four"), "'four' is not a whole number"),

@@ -13,6 +13,9 @@ SCENES_LEANING = "scenes-leaning"
 SCENES_LCM = "scenes-lcm"
 """The few-step model that the longer run gave (studies/scenes.sh)."""
 
+MODELS = (SCENES_LCM, SCENES)
+"""What is bundled, by name."""
+
 _HERE = Path(__file__).parent
 
 
@@ -35,6 +38,11 @@ def part(folder: str | Path, name: str) -> Path:
 def place(source: str | Path) -> str | Path:
     """The folder of the bundled model of that name; any other source as it is."""
     return {SCENES: scenes_teacher(), SCENES_LCM: scenes_lcm()}.get(str(source), source)
+
+
+def shown(source: str | Path) -> str:
+    """The name by which users ask for it, of a bundled model; any other source as it is."""
+    return {scenes_teacher(): SCENES, scenes_lcm(): SCENES_LCM}.get(Path(source), str(source))
 
 
 def scenes_reader() -> Path:

@@ -240,7 +240,7 @@ def _local_folder(source: str | Path) -> Path:
     if not looks_like_hub_id:
         raise UserError(
             f"{source} is neither a folder nor a file; give a diffusers folder (with model_index.json), a single-file "
-            ".safetensors checkpoint or a Hub id"
+            f".safetensors checkpoint, a Hub id, or the name of a bundled model: {' or '.join(assets.MODELS)}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep import assets
 from fewstep.consistency.sampling import consistency_times, sample_consistency
 from fewstep.data.decoding import fit_square
 from fewstep.data.pictures import to_images, to_pixels
@@ -53,8 +54,9 @@ class Pipeline:
         """Whether guidance is an input; with an LCM-LoRA it is built in at one scale."""
         if not self.takes_guidance and model.details.get("method") != LCM_LORA:
             raise UserError(
-                f"{model.source} is a teacher, not a few-step model, and no LCM-LoRA was given with it (a style is "
-                "none): give one with --lora, or make a few-step model with `fewstep distill --teacher`"
+                f"{assets.shown(model.source)} is a teacher, not a few-step model, and no LCM-LoRA was given with it "
+                "(a style is none): give one with --lora, or a few-step model (bundled is "
+                f"{assets.SCENES_LCM}), or make one with `fewstep distill --teacher`"
             )
         self.model = model
         self.name = str(model.details.get("name", Path(model.source).name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -70,6 +71,8 @@ def _cycle(captions: Sequence[str], count: int) -> list[str]:
 def judges(data: str, extractor: str, device: torch.device) -> tuple[Extractor, Reader | None]:
     """Whose features distances compare, and who reads scenes: the bundled reader has learnt one look alone."""
     name = extractor or (READER if data in LOOKS else "")
+    if not name and "://" not in data and not Path(data).exists():
+        raise UserError(f"data {data} is not there; give a folder of captioned pictures, or {' or '.join(LOOKS)}")
     if not name:
         raise UserError(f"{data} holds no scenes: give --extractor, a folder of CLIP or DINOv2 or the Inception file")
     if name == READER and data not in LOOKS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,9 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     recipe = named.find_recipe(config.recipe)
     batch = config.batch_size or recipe.batch_size
     share, budget = batch // config.gpus, config.gpu_memory * GIB
+    side = config.resolution or SIDES[config.recipe.removesuffix("-lora")]
+    print(f"{config.recipe}, {side} pixels, updates of {batch}, {config.gpus} × {config.gpu_memory:g} GiB", flush=True)
+    print("counting, which takes a minute …", file=sys.stderr, flush=True)
     found = [(way, way.most(budget, share)) for way in ways(config, recipe)]
     rows = [
         {
@@ -87,8 +91,6 @@ def plan(config: Plan) -> list[dict[str, Any]]:
         }
         for way, together in found
     ]  # fmt: skip
-    side = config.resolution or SIDES[config.recipe.removesuffix("-lora")]
-    print(f"{config.recipe}, {side} pixels, updates of {batch}, {config.gpus} × {config.gpu_memory:g} GiB")
     print("\n".join(markdown_table(rows)))
     print(advice(config, recipe, found))
     return rows
