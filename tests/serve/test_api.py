@@ -113,6 +113,33 @@ def test_what_is_refused_names_field_limit_and_remedy(served, body, param, messa
     assert message in error["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img"])
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_half_a_letter_is_refused(served, path, name):
+    body = json.dumps({"prompt": "a", name: "a \ud800"})
+    answer = served.http.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == f"{name} has half a letter, \\ud800"
+
+
+def test_a_pictures_sides_are_refused_before_they_are_drawn_out(served):
+    thin = base64.b64encode(png(Image.new("RGB", (30_000, 1)))).decode()
+    error = served.post("/sdapi/v1/img2img", 400, prompt=PROMPT, init_images=[thin])["error"]
+    assert "30000x1; a side may be 32 times the other" in error["message"]
+
+
+def test_bodies_without_pictures_are_small(served):
+    many = {"prompt": PROMPT, **{f"field{i}": 0 for i in range(10_000)}}
+    assert "larger than 64 KiB" in served.post("/v1/images/generations", 413, **many)["error"]["message"]
+    begun = time.monotonic()
+    served.post("/sdapi/v1/img2img", 400, prompt=PROMPT, init_images=[0] * 1_000_000)
+    assert time.monotonic() - begun < 2  # one error is told, not a million
+    assert (
+        "more than 2000"
+        in served.post("/v1/images/generations", 400, prompt="a", negative_prompt="b" * 2001)["error"]["message"]
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "message"),
     [
@@ -202,8 +229,18 @@ def test_of_what_is_typed_the_latest_wins(served, bundled):
         ask(page, 22, steps=99)
         refused = json.loads(page.recv(30))
         assert (refused["seq"], refused["error"]["param"]) == (22, "steps")
+        ask(page, 23, **{f"field{i}": 0 for i in range(100)})
+        assert "more than 64 fields" in json.loads(page.recv(30))["error"]["message"]
         page.send("no json")
         assert json.loads(page.recv(30))["error"]["code"] == "invalid_value"
+
+
+def test_what_stands_side_by_side_is_no_more_work_than_a_request_may_be(bundled):
+    with serving(bundled, work=64 * 64 * 10) as served, connect(f"{served.url.replace('http', 'ws')}/ws") as page:
+        ask(page, 1, compare=[1, 2, 4, 8])
+        assert "15 steps of 64x64" in json.loads(page.recv(30))["error"]["message"]
+        ask(page, 2, compare=[1, 2, 4])
+        assert read_answer(page.recv(30))[0]["seq"] == 2
 
 
 def test_state_is_told(served):
@@ -221,6 +258,7 @@ def test_others_pages_and_other_names_are_refused(served):
     for headers, code in (
         ({"origin": "https://elsewhere.example"}, "bad_origin"),
         ({"origin": "null"}, "bad_origin"),
+        ({"origin": "http://[::1"}, "bad_origin"),
         ({"host": f"elsewhere.example:{port}"}, "bad_host"),
     ):
         answer = served.http.get("/api/model", headers=headers)
@@ -229,7 +267,9 @@ def test_others_pages_and_other_names_are_refused(served):
     with pytest.raises(InvalidStatus), connect(f"ws://127.0.0.1:{port}/ws", origin="https://elsewhere.example"):
         pass
     assert served.http.get("/api/model", headers={"origin": served.url}).status_code == 200
-    assert served.http.get("/api/model", headers={"host": f"localhost:{port}"}).status_code == 200
+    for name in ("localhost", "LOCALHOST", "localhost."):
+        assert served.http.get("/api/model", headers={"host": f"{name}:{port}"}).status_code == 200
+    assert "set-cookie" not in served.http.get("/?token=another").headers  # none is wanted here
 
 
 def test_a_token_guards_every_route_but_healthz(bundled):
@@ -296,6 +336,9 @@ def test_who_dawdles_is_let_go(bundled):
         assert seconds < 5
         answer, seconds = raw(served, [post_head("Content-Length: 100"), b'{"prompt"'])
         assert answer.startswith(b"HTTP/1.1 408")
+        assert seconds < 5
+        answer, seconds = raw(served, [post_head("Content-Length: 100"), *drip(b"y" * 99, 0.1)])
+        assert answer.startswith(b"HTTP/1.1 408") or answer == b""  # closed while it was still dripping
         assert seconds < 5
 
 

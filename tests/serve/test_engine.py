@@ -227,5 +227,73 @@ def test_no_kind_waits_for_ever_behind_another(pipeline):
     assert done.index("other") < 4
 
 
+def test_a_stream_of_new_kinds_starves_nobody(pipeline):
+    engine = Engine(pipeline, {}, Limits(waiting=200))
+    engine._use = lambda *_: None
+    done = []
+    (own,) = engine.submit([wish(steps=4)])
+    own.future.add_done_callback(lambda _: done.append("own"))
+
+    def another(number):
+        """As soon as one is done the next comes, of a kind that was never there."""
+        if number < 60:
+            (job,) = engine.submit([wish(steps=1, loras=(("none", number / 100),))])
+            job.future.add_done_callback(lambda _: (done.append(number), another(number + 1)))
+
+    another(0)
+    engine.start()
+    own.future.result(60)
+    while len(done) < 61:
+        time.sleep(0.01)
+    assert engine.close(30)
+    assert done.index("own") <= 6
+
+
+def test_a_start_that_cannot_be_read_costs_its_own_picture(engine, monkeypatch):
+    alone = painted(engine, wish(seed=1))[0]
+
+    def too_large(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("fewstep.serve.engine.fit_cover", too_large)
+    broken, other = engine.submit([wish(start=Image.new("RGB", (64, 64))), wish(seed=1)])
+    with pytest.raises(ShortOfMemoryError):
+        broken.future.result(30)
+    assert np.abs(levels(other.future.result(30)) - alone).max() <= 1
+
+
+def test_who_leaves_at_the_very_moment_does_no_harm(engine):
+    class Leaving(type(engine.submit([wish(steps=1)])[0].future)):
+        """Cancelled between the question whether it is done and the answer."""
+
+        def set_result(self, result):
+            self.cancel()
+            super().set_result(result)
+
+        def set_exception(self, exception):
+            self.cancel()
+            super().set_exception(exception)
+
+    (gone,) = engine.submit([wish(steps=8)])
+    gone.future.__class__ = Leaving
+    (late,) = engine.submit([wish(steps=8)])
+    late.future.__class__ = Leaving
+    late.cancel()
+    assert painted(engine, wish(seed=2))[0].shape == (64, 64, 3)
+    assert engine.alive
+
+
+def test_room_is_counted_by_what_is_painted_together(pipeline):
+    """Where pixels bound the batch to one picture, sixteen of them take sixteen times as long."""
+    engine = Engine(pipeline, {}, Limits(batch_pixels=64 * 64, deadline=10))
+    engine.counts.seconds_a_step = 0.5
+    engine.submit([wish(steps=8)])
+    with pytest.raises(BusyError):
+        engine.submit([wish(steps=8)])
+    Engine(pipeline, {}, Limits(deadline=10)).submit([wish(steps=8)] * 2)
+    engine.start()
+    assert engine.close(30)
+
+
 def test_pictures_of_every_mode_can_be_started_from(engine):
     assert painted(engine, wish(start=Image.new("RGB", (10, 300), "red")))[0].shape == (64, 64, 3)

@@ -102,7 +102,11 @@ def test_overload_is_refused_in_words_with_memory_flat(command, seconds):
             for _ in range(count):
                 client.post("/v1/images/generations", json={"prompt": PROMPT, "steps": 8, "n": 8})
 
-    warm(3)
+    both = [threading.Thread(target=warm, args=(3,)) for _ in range(2)]  # as many together as will be
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
     before, end = resident(command.process), time.monotonic() + seconds
 
     def hammer():
@@ -131,6 +135,30 @@ def test_overload_is_refused_in_words_with_memory_flat(command, seconds):
     assert p95 <= DEADLINE
     assert grown < 50
     assert httpx.get(f"{command.url}healthz").json() == {"status": "ok"}
+
+
+def test_prompts_that_are_checked_while_others_are_read_are_read_whole(bundled):
+    """A fast tokenizer remembers the padding that it was last called with, for all threads."""
+    wrong, end = [], threading.Event()
+
+    def check():
+        while not end.is_set():
+            bundled.model.truncated(PROMPT)
+
+    threads = [threading.Thread(target=check) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for i in range(200):
+        try:
+            width = bundled.model.encode_text([f"a pink heart {i}"])["text"].shape[1]
+        except Exception as error:
+            width = error
+        if width != bundled.model.tokenizer.model_max_length:
+            wrong.append(width)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PIXELS_AT_ONCE = 2**20
 """What the autoencoder sees together: one picture of 1024 pixels' side, or four of 512; gigabytes of activations."""
 _XL_PARTS = (*_PARTS, "text_encoder_2", "tokenizer_2")
+
+
+_TOKENIZING = threading.Lock()
+"""A fast tokenizer remembers the last padding and truncation that it was called with, for all threads."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,9 @@ class LatentModel:
             return {"text": text, "pooled": second.text_embeds}
 
     def _run_encoder(self, tokenizer: Any, encoder: Any, prompts: Sequence[str]) -> Any:
-        tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").to(self.device)
+        with _TOKENIZING:
+            tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        tokens = tokens.to(self.device)
         # The few text encoders that want a mask say so, as diffusers has it.
         mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
         return encoder(tokens.input_ids, attention_mask=mask, output_hidden_states=self.text_encoder_2 is not None)
@@ -108,7 +115,8 @@ class LatentModel:
 
     def truncated(self, prompt: str) -> bool:
         """Whether the text encoder cannot see the end of `prompt`."""
-        return len(self.tokenizer(prompt).input_ids) > self.tokenizer.model_max_length
+        with _TOKENIZING:
+            return len(self.tokenizer(prompt).input_ids) > self.tokenizer.model_max_length
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

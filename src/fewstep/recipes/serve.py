@@ -10,6 +10,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import tyro
 
@@ -21,6 +22,7 @@ from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.recipes.generate import parse_lora
 from fewstep.train.config import check_finite
 
+_UNREAD_MILLISECONDS = 30_000
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -80,7 +82,7 @@ def serve(config: Serve) -> None:
 
     token = secrets.token_urlsafe(16) if config.token == "random" else config.token
     local = Settings().hosts
-    names = (*local, config.host, *config.allowed_host)
+    names = (*local, f"[{config.host}]" if ":" in config.host else config.host, *config.allowed_host)
     hosts = ("*",) if config.host in ("0.0.0.0", "::") and not config.allowed_host else names
     settings = Settings(token=token, hosts=hosts)
     app = make_app(Desk(engine, settings, scales), chips(pipeline))
@@ -88,16 +90,17 @@ def serve(config: Serve) -> None:
     listening = _listen(config)
     port = listening.getsockname()[1]
     shown = f"[{config.host}]" if ":" in config.host else config.host
-    print(f"{pipeline.name} at http://{shown}:{port}/{f'?token={token}' if token else ''}", flush=True)
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes them over, and raises them again once it has ended
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    link = f"?token={quote(token, safe='')}" if token else ""
+    print(f"{pipeline.name} at http://{shown}:{port}/{link}", flush=True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # strangers' faults are told to strangers
     engine.start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn takes them, and raises them again once it has ended
     try:
         server.run(sockets=[listening])
     finally:
-        engine.close(config.deadline)
-    print("fewstep: stopped; what was accepted is done", flush=True)
+        whole = engine.close(0 if server.force_exit else config.deadline) and not server.force_exit
+    print(f"fewstep: stopped; what was accepted is {'done' if whole else 'not all done'}", flush=True)
 
 
 def _engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
@@ -132,6 +135,9 @@ def _listen(config: Serve) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Whoever does not read for so long is cut off, with what was kept for him.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MILLISECONDS)
         listening.bind((config.host, config.port))
         listening.listen(2048)  # from now on clients are only kept waiting
     except OSError as error:

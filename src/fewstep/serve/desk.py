@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from fewstep.data.decoding import Limits, decode
 from fewstep.data.infotext import Infotext, png_text
 from fewstep.data.source import DroppedError
 from fewstep.models.pipeline import MAX_STEPS
-from fewstep.serve.engine import CancelledError, Engine, Job, OnStep, Wish
+from fewstep.serve.engine import CancelledError, DeadlineError, Engine, Job, OnStep, Wish
 from fewstep.serve.errors import RefusedError, refusal_of
 from fewstep.serve.settings import Settings
 
@@ -28,6 +29,10 @@ Format = Literal["png", "jpeg", "webp"]
 _SEEDS = 2**32
 _POLL = 0.1
 """Seconds between two looks whether the client is still there."""
+_GRACE = 5.0
+"""Seconds after the deadline in which the engine says so itself."""
+_OBLONG = 32
+"""How many times as long as the other a side of a picture may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +95,21 @@ class Desk:
         if len(order.prompt) > settings.prompt_letters:
             limit = settings.prompt_letters
             raise RefusedError(f"prompt has {len(order.prompt)} letters; at most {limit} are read", param="prompt")
+        if len(order.negative_prompt) > settings.prompt_letters:
+            raise RefusedError(
+                f"negative_prompt has more than {settings.prompt_letters} letters", param="negative_prompt"
+            )
+        for name, text in (("prompt", order.prompt), ("negative_prompt", order.negative_prompt)):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise RefusedError(f"{name} has half a letter, \\u{ord(text[error.start]):x}", param=name) from error
         _within("n", order.n, 1, settings.pictures)
         _within("steps", order.steps, 1, self.most_steps)
         seed = random.randrange(_SEEDS) if order.seed is None else order.seed
         _within("seed", seed, 0, 2**63 - settings.pictures)
         height, width = self._size(order.size)
-        work = height * width * order.n * order.steps
-        if work > settings.work:
-            raise RefusedError(
-                f"{order.n} × {order.steps} steps of {width}x{height} are {work} pixels to compute; the limit is "
-                f"{settings.work}: ask for fewer pictures, fewer steps or a smaller size", param="n",
-            )  # fmt: skip
+        self.check_work((height, width), order.n * order.steps)
         if self.pipeline.model.truncated(order.prompt):
             most = self.pipeline.model.tokenizer.model_max_length - 2
             notes.append(f"the model reads the first {most} tokens of the prompt and ignores the rest")
@@ -122,6 +131,16 @@ class Desk:
         wishes = [replace(wish, seed=seed + i) for i in range(order.n)]
         return Accepted(order, wishes, notes)
 
+    def check_work(self, size: tuple[int, int], steps: int) -> None:
+        """For so many steps of all pictures together. Raises RefusedError."""
+        height, width = size
+        work = height * width * steps
+        if work > self.settings.work:
+            raise RefusedError(
+                f"{steps} steps of {width}x{height} are {work} pixels to compute; the limit is {self.settings.work}: "
+                "ask for fewer pictures, fewer steps or a smaller size", param="n",
+            )  # fmt: skip
+
     def submit(self, wishes: Sequence[Wish], on_step: OnStep | None = None) -> list[Job]:
         """Raises RefusedError where the engine does not take them."""
         try:
@@ -132,8 +151,11 @@ class Desk:
     async def wait(self, jobs: Sequence[Job], gone: Callable[[], Awaitable[bool]] | None = None) -> list[Image.Image]:
         """Pictures of all jobs; cancels them if whoever waits is, or `gone()` says that the client has."""
         waiting = [asyncio.wrap_future(job.future) for job in jobs]
+        end = time.monotonic() + self.engine.limits.deadline + _GRACE
         try:
             while True:
+                if time.monotonic() > end:  # the engine itself, which keeps the deadline, does not answer
+                    raise refusal_of(DeadlineError(f"it took more than {self.engine.limits.deadline:g} s"))
                 done, rest = await asyncio.wait(waiting, timeout=_POLL, return_when=asyncio.FIRST_EXCEPTION)
                 failed = next((each for each in done if each.exception()), None)
                 if failed is not None:
@@ -230,13 +252,17 @@ def read_image(content: bytes | str, settings: Settings, param: str = "image") -
             raise RefusedError(f"{param} is no base64; send a PNG, JPEG or WebP picture so", param=param) from error
     limits = Limits(max_bytes=settings.body_bytes, max_pixels=settings.image_pixels)
     try:
-        return decode(content, limits)
+        image = decode(content, limits)
     except DroppedError as error:
         megapixels = settings.image_pixels // 1_000_000
         raise RefusedError(
             f"{param}: {error.reason}; wanted is a PNG, JPEG or WebP picture of at most {megapixels} megapixels",
             param=param,
         ) from error
+    if max(image.size) > _OBLONG * min(image.size):
+        size = f"{image.width}x{image.height}"
+        raise RefusedError(f"{param} is {size}; a side may be {_OBLONG} times the other: cut it", param=param)
+    return image
 
 
 def _encode(image: Image.Image, text: str, form: Format) -> bytes:

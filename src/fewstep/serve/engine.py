@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +23,7 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.models.adapters import rescale
 from fewstep.models.pipeline import Pipeline
 
+logger = logging.getLogger(__name__)
 OnStep = Callable[[int, Image.Image], None]
 _TEXTS = 256
 """Encoded prompts that are kept."""
@@ -113,8 +116,12 @@ class Job:
         self.cancelled = True
 
     def fail(self, error: Exception) -> None:
-        if not self.future.done():
+        with contextlib.suppress(InvalidStateError):  # whoever waited may leave at any moment
             self.future.set_exception(error)
+
+    def done(self, image: Image.Image) -> None:
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_result(image)
 
 
 @dataclass
@@ -146,7 +153,7 @@ class Engine:
         self._scales: tuple[tuple[str, float], ...] | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._turn: dict[tuple[object, ...], int] = {}  # when a kind was last painted
-        self._clock = itertools.count()
+        self._clock = itertools.count(1)
 
     def start(self) -> None:
         self._thread.start()
@@ -189,7 +196,9 @@ class Engine:
         spare not used up by those before them. Raises BusyError or ClosedError."""
         if self._closing:
             raise ClosedError("the server is going down")
-        before = sum(job.wish.steps - job.step for job in list(self._jobs)) / self.limits.batch
+        before = 0.0
+        for job in list(self._jobs):
+            before += (job.wish.steps - job.step) / self._together(job.wish.size)
         seconds = before * self.counts.seconds_a_step
         to_spare = max(0.0, self.limits.deadline - steps * self.counts.seconds_a_step)
         if self.waiting + count > self.limits.waiting or (before and seconds > to_spare / 2):
@@ -218,14 +227,20 @@ class Engine:
         self._jobs = [job for job in self._jobs if not job.future.done()]
         if not self._jobs:
             return []
-        kind = min((job.wish.kind for job in self._jobs), key=lambda kind: self._turn.get(kind, -1))
-        self._turn = {k: v for k, v in self._turn.items() if any(job.wish.kind == k for job in self._jobs)}
+        # A kind that is new comes after those that are here: a stream of new ones would starve them.
+        kinds = dict.fromkeys(job.wish.kind for job in self._jobs)
+        self._turn = {kind: self._turn.get(kind) or next(self._clock) for kind in kinds}
+        kind = min(kinds, key=self._turn.__getitem__)
         self._turn[kind] = next(self._clock)
         alike = [job for job in self._jobs if job.wish.kind == kind]
-        height, width = alike[0].wish.size
-        most = max(1, min(self.limits.batch, self.limits.batch_pixels // (height * width)))
+        most = self._together(alike[0].wish.size)
         # Those that have begun first: so none of them waits for a newcomer.
         return sorted(alike, key=lambda job: job.z is None)[:most]
+
+    def _together(self, size: tuple[int, int]) -> int:
+        """Pictures of that size in a batch, at most."""
+        height, width = size
+        return max(1, min(self.limits.batch, self.limits.batch_pixels // (height * width)))
 
     def _guarded(self, batch: list[Job]) -> None:
         """A step; whatever goes wrong with it costs its pictures and no more."""
@@ -244,6 +259,8 @@ class Engine:
 
     def _give_up(self, batch: list[Job], told: Exception, error: Exception) -> None:
         told.__cause__ = error if told is not error else None
+        if not isinstance(told, ShortOfMemoryError):
+            logger.error("a step has failed", exc_info=error)
         for job in batch:
             self._count(type(told).__name__)
             job.fail(told)
@@ -260,6 +277,9 @@ class Engine:
         model = self.pipeline.model
         self._use(batch[0].wish.loras)
         self._begin([job for job in batch if job.z is None])
+        batch = [job for job in batch if job.z is not None]
+        if not batch:
+            return
         t = torch.tensor([job.times[job.step] for job in batch], device=model.device)
         z = torch.cat([self._noised(job) for job in batch])
         cond = {name: torch.cat([job.cond[name] for job in batch]) for name in batch[0].cond}
@@ -278,8 +298,7 @@ class Engine:
                     job.on_step(job.step, image)
                 continue
             self.counts.pictures += 1
-            if not job.future.done():
-                job.future.set_result(image)
+            job.done(image)
 
     def _use(self, loras: tuple[tuple[str, float], ...]) -> None:
         if loras != self._scales:
@@ -301,10 +320,16 @@ class Engine:
             self._texts.move_to_end(wish.prompt)
             job.times = self.pipeline.times(wish.steps, wish.strength if wish.start is not None else 1.0)
             job.generator.manual_seed(wish.seed)
-            job.z = self._draw(job)
+            z = self._draw(job)
             if wish.start is not None:
-                mean, std = model.encode_pixels(to_pixels([fit_cover(wish.start, wish.size)]))
-                job.z = mean + std * job.z
+                try:
+                    mean, std = model.encode_pixels(to_pixels([fit_cover(wish.start, wish.size)]))
+                except Exception as error:  # its picture is its own: the others go on
+                    short = isinstance(error, torch.OutOfMemoryError | MemoryError)
+                    self._give_up([job], ShortOfMemoryError("the picture is too large") if short else error, error)
+                    continue
+                z = mean + std * z
+            job.z = z
         while len(self._texts) > _TEXTS:
             self._texts.popitem(last=False)
 

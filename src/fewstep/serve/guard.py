@@ -19,6 +19,10 @@ OPEN = "/healthz"
 """The one route that needs no token."""
 
 
+WITH_PICTURES = ("/v1/images/edits", "/sdapi/v1/img2img")
+"""Routes whose bodies bring a picture."""
+
+
 class Guard:
     """ASGI middleware."""
 
@@ -33,7 +37,8 @@ class Guard:
         given, by_link = self._token(scope, headers)
         refusal = self._refusal(scope, headers, given)
         if refusal is None and scope["type"] == "http":
-            bounded = _Bounded(self._settings, receive, send, given if by_link else "")
+            cookie = given if by_link and self._settings.token else ""
+            bounded = _Bounded(self._settings, _most(scope, self._settings), receive, send, cookie)
             await self._app(scope, bounded.receive, bounded.send)
         elif refusal is None:
             await self._app(scope, receive, send)
@@ -47,11 +52,12 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers, given: str) -> RefusedError | None:
         settings, host = self._settings, headers.get("host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        if "*" not in settings.hosts and name.lower() not in settings.hosts:
+        known = {each.lower().rstrip(".") for each in settings.hosts}
+        if "*" not in known and name.lower().rstrip(".") not in known:
             allowed = ", ".join(dict.fromkeys(settings.hosts))
             return RefusedError(f"the server is not known as {name!r}, but as {allowed}", status=403, code="bad_host")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _netloc(origin) != host.lower():
             return RefusedError("pages of other origins may not ask", status=403, code="bad_origin")
         if scope["path"] != OPEN and settings.token and not _equal(given, settings.token):
             return RefusedError(
@@ -59,8 +65,8 @@ class Guard:
                 code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
         length = headers.get("content-length", "0")
-        if not length.isascii() or not length.isdigit() or int(length[:20]) > settings.body_bytes:
-            return _too_large(settings)
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > _most(scope, settings):
+            return _too_large(_most(scope, settings))
         return None
 
     def _token(self, scope: Scope, headers: Headers) -> tuple[str, bool]:
@@ -81,8 +87,9 @@ class Guard:
 class _Bounded:
     """One request's body, counted and timed as it comes in."""
 
-    def __init__(self, settings: Settings, receive: Receive, send: Send, token: str) -> None:
-        self._settings, self._receive, self._send, self._token = settings, receive, send, token
+    def __init__(self, settings: Settings, most: int, receive: Receive, send: Send, token: str) -> None:
+        self._settings, self._most, self._receive, self._send, self._token = settings, most, receive, send, token
+        self._end = asyncio.get_running_loop().time() + settings.body_seconds
         self._count, self._whole, self._answered = 0, False, False
         self._refusal: RefusedError | None = None
 
@@ -92,14 +99,15 @@ class _Bounded:
         if self._refusal is not None:
             return {"type": "http.disconnect"}
         try:
-            message = await asyncio.wait_for(self._receive(), self._settings.body_seconds)
+            async with asyncio.timeout_at(self._end):
+                message = await self._receive()
         except TimeoutError:
             seconds = self._settings.body_seconds
             self._refusal = RefusedError(f"the body took more than {seconds:g} s", status=408, code="too_slow")
             return {"type": "http.disconnect"}
         self._count += len(message.get("body", b""))
-        if self._count > self._settings.body_bytes:
-            self._refusal = _too_large(self._settings)
+        if self._count > self._most:
+            self._refusal = _too_large(self._most)
             return {"type": "http.disconnect"}
         self._whole = not message.get("more_body", False)
         return message
@@ -135,6 +143,18 @@ def _equal(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(), token.encode())
 
 
-def _too_large(settings: Settings) -> RefusedError:
-    limit = settings.body_bytes >> 20
-    return RefusedError(f"the body is larger than {limit} MiB; send less", status=413, code="body_too_large")
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
+def _most(scope: Scope, settings: Settings) -> int:
+    """Bytes of a body: more where it brings a picture."""
+    return settings.body_bytes if scope["path"] in WITH_PICTURES else settings.json_bytes
+
+
+def _too_large(most: int) -> RefusedError:
+    limit = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
+    return RefusedError(f"the body is larger than {limit}; send less", status=413, code="body_too_large")

@@ -39,7 +39,7 @@ class TextToImage(BaseModel):
 class ImageToImage(TextToImage):
     """From a picture."""
 
-    init_images: list[str] = []
+    init_images: Annotated[list[str], Field(fail_fast=True)] = []
     denoising_strength: _NUMBER = 0.75
 
 

@@ -15,9 +15,11 @@ class Settings:
     """Names under which requests may come, so that no page elsewhere reaches a server here by a name of its own; `*`:
     any."""
     body_bytes: int = 16 << 20
-    """Of a request."""
+    """Of a request that brings a picture."""
+    json_bytes: int = 64 << 10
+    """Of one that does not."""
     body_seconds: float = 20.0
-    """That a request's body may take to arrive."""
+    """That a request's body may take to arrive, from its head to its end."""
     header_seconds: float = 10.0
     """That its head may take."""
     connections: int = 512
@@ -25,7 +27,7 @@ class Settings:
     pictures: int = 8
     """Of one request."""
     prompt_letters: int = 2000
-    """Of a prompt."""
+    """Of a prompt, and of a negative one."""
     image_pixels: int = 16_000_000
     """Of a picture that is sent."""
     work: int = 32 * 512 * 512 * 8

@@ -23,6 +23,7 @@ from fewstep.serve.desk import Desk, Order, read_image
 from fewstep.serve.engine import Wish
 from fewstep.serve.errors import RefusedError, invalid_fields, refusal_of
 
+_FIELDS = 64
 _INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _NUMBER = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -56,6 +57,7 @@ def routes(desk: Desk) -> APIRouter:
     @router.websocket("/ws")
     async def paint_as_typed(socket: WebSocket) -> None:
         if len(open_ones) >= desk.settings.sockets:
+            await socket.accept()  # else the page cannot read why
             await socket.close(1013, f"{desk.settings.sockets} pages are open; close one")
             return
         await socket.accept()
@@ -83,7 +85,7 @@ async def _answer(desk: Desk, socket: WebSocket, message: str) -> None:
     seq: int | None = None
     try:
         try:
-            typed = Typed.model_validate_json(message)
+            typed = Typed.model_validate(_plain(message))
         except ValidationError as error:
             raise invalid_fields(error.errors()) from error
         seq = typed.seq
@@ -94,6 +96,21 @@ async def _answer(desk: Desk, socket: WebSocket, message: str) -> None:
         if isinstance(error, RuntimeError) and "close message" in str(error):
             return  # the page has gone while a picture was on its way
         await socket.send_text(json.dumps({"seq": seq, **refusal_of(error).content()}))
+
+
+def _plain(message: str) -> Any:
+    """What pydantic is not asked about: it would name every wrong entry of thousands, for seconds."""
+    try:
+        found = json.loads(message)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError("the message is no JSON") from error
+    if isinstance(found, dict) and (len(found) > _FIELDS or _long(found.get("loras")) or _long(found.get("compare"))):
+        raise RefusedError(f"the message has more than {_FIELDS} fields, or loras or compare more than as many")
+    return found
+
+
+def _long(value: object) -> bool:
+    return isinstance(value, dict | list) and len(value) > _FIELDS
 
 
 async def _paint(desk: Desk, socket: WebSocket, typed: Typed) -> None:
@@ -111,6 +128,7 @@ async def _paint(desk: Desk, socket: WebSocket, typed: Typed) -> None:
     counts = typed.compare or [typed.steps]
     if min(counts) < 1:
         raise RefusedError(f"compare has {min(counts)}; allowed are 1 and more", param="compare")
+    desk.check_work(wish.size, sum(counts))
     wishes = [replace(wish, steps=steps) for steps in counts]
     async for step, images in desk.follow(wishes):
         if step is not None:

@@ -39,13 +39,23 @@ function restore(from) {
   restoring = true;
   part("prompt").value = from.prompt ?? "";
   if (from.seed !== undefined) part("seed").value = from.seed;
-  if (from.steps !== undefined) part("steps").value = from.steps;
-  if (from.guidance_scale != null) part("guidance").value = from.guidance_scale;
+  const kept = [];
+  const put = (field, name, value) => {
+    field.value = value;
+    if (Math.abs(Number(field.value) - value) > 0.05) kept.push(`${name} ${value} became ${field.value}`);
+  };
+  if (from.steps !== undefined) put(part("steps"), "steps", from.steps);
+  if (from.guidance_scale != null && model.guidance) put(part("guidance"), "guidance", from.guidance_scale);
   if (from.size && model.sizes.includes(from.size)) part("size").value = from.size;
   if (from.strength !== undefined) part("strength").value = from.strength;
   for (const slider of document.querySelectorAll("#loras input")) {
-    slider.value = from.loras?.[slider.dataset.name] ?? model.loras[slider.dataset.name];
+    const scale = from.loras?.[slider.dataset.name] ?? model.loras[slider.dataset.name];
+    slider.min = Math.min(slider.min, scale);
+    slider.max = Math.max(slider.max, scale);
+    slider.value = scale;
   }
+  if (Number(from.seed) > Number.MAX_SAFE_INTEGER) kept.push("the seed is larger than a page can tell exactly");
+  if (kept.length) hint = [hint, ...kept].filter(Boolean).join("; ");
   if (from.compare !== undefined) part("compare").checked = from.compare;
   if (from.previews !== undefined) part("previews").checked = from.previews;
   part("use-start").checked = Boolean(from.start);
@@ -57,7 +67,7 @@ function restore(from) {
 
 function say() {
   for (const name of ["steps", "guidance", "strength"]) part(`${name}-said`).value = part(name).value;
-  for (const slider of document.querySelectorAll("#loras input")) slider.nextElementSibling.value = slider.value;
+  for (const slider of document.querySelectorAll("#loras input")) slider.nextElementSibling.value = Number(slider.value).toFixed(2);
   part("steps").disabled = part("compare").checked;
 }
 
@@ -65,6 +75,7 @@ function paint() {
   if (restoring || !model) return;
   const wish = settings();
   if (!wish.prompt.trim()) {
+    seq += 1; // what is still being painted is late
     for (const name of ["latency", "notes"]) part(name).textContent = "";
     part("download").hidden = true;
     return;
@@ -133,7 +144,8 @@ function answered(event) {
   if (head.index !== (head.of ?? 1) - 1) return;
   part("latency").textContent = `${Math.round(took)} ms, of which ${head.ms} ms on the server`;
   const link = part("download");
-  link.href = url;
+  URL.revokeObjectURL(link.href);
+  link.href = URL.createObjectURL(blob); // its own: steps of the next picture revoke those that are shown
   link.download = `${asked.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture"}-seed${head.seed}${side ? `-${head.step}-steps` : ""}.png`;
   link.textContent = side ? `Download the picture of ${counted(head.step)}` : "Download";
   link.hidden = false;
@@ -155,7 +167,13 @@ function remember(blob, wish) {
   remembering = setTimeout(() => {
     const key = JSON.stringify(latest.wish);
     const list = part("history");
-    for (const old of list.children) if (old.dataset.key === key) old.remove();
+    const held = [...list.children].find((each) => each.dataset.key === key);
+    if (held) {
+      const focused = held.contains(document.activeElement);
+      list.prepend(held);
+      if (focused) held.querySelector("button").focus();
+      return;
+    }
     const item = document.createElement("li");
     const button = document.createElement("button");
     const image = document.createElement("img");
@@ -231,7 +249,7 @@ function slider(name, scale, i) {
   label.htmlFor = `lora-${i}`;
   label.textContent = name;
   const input = document.createElement("input");
-  Object.assign(input, { type: "range", id: `lora-${i}`, min: Math.min(0, scale), max: Math.max(1.5, scale), step: 0.05 });
+  Object.assign(input, { type: "range", id: `lora-${i}`, min: Math.min(0, scale), max: Math.max(1.5, scale), step: "any" });
   input.value = scale;
   input.dataset.name = name;
   const said = document.createElement("output");
@@ -300,9 +318,11 @@ function drawing() {
     event.preventDefault();
     last = pencil;
     pencil = [Math.max(0, Math.min(canvas.width, pencil[0] + move[0])), Math.max(0, Math.min(canvas.height, pencil[1] + move[1]))];
-    if (!event.shiftKey) to(pencil);
+    if (!event.shiftKey) { to(pencil); paint(); }
     last = null;
-    paint();
+    const [x, y] = [(100 * pencil[0]) / canvas.width, (100 * pencil[1]) / canvas.height];
+    part("pencil").style.left = `${x}%`;
+    part("pencil").style.top = `${y}%`;
   });
   clearCanvas();
 }
@@ -330,29 +350,35 @@ function dropping() {
   const over = (on) => document.body.classList.toggle("dropping", on);
   document.addEventListener("dragover", (event) => { event.preventDefault(); over(true); });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) over(false); });
-  document.addEventListener("drop", async (event) => {
+  document.addEventListener("drop", (event) => {
     event.preventDefault();
     over(false);
-    const file = event.dataTransfer.files[0];
-    if (!file) return;
-    const text = await parametersOf(file);
-    if (text && !part("start").contains(event.target)) { 
-      const found = read(text);
-      hint = found.strength === undefined ? "" : "that picture began from another, which is not in the file";
-      restore(found);
-      return;
-    }
-    const url = URL.createObjectURL(file);
-    try {
-      await drawOnCanvas(url);
-      part("start").open = part("use-start").checked = true;
-      paint();
-    } catch {
-      part("notes").textContent = `${file.name} is no picture that this browser reads`;
-    } finally {
-      URL.revokeObjectURL(url);
-    }
+    take(event.dataTransfer.files[0], part("start").contains(event.target));
   });
+  part("start-file").addEventListener("change", (event) => take(event.target.files[0], true));
+  part("settings-file").addEventListener("change", (event) => take(event.target.files[0], false));
+}
+
+// A picture to start from, or one whose settings are wanted back.
+async function take(file, toStart) {
+  if (!file || !model) return;
+  const text = toStart ? null : await parametersOf(file);
+  const found = text && read(text);
+  if (found) {
+    hint = found.strength === undefined ? "" : "that picture began from another, which is not in the file";
+    restore(found);
+    return;
+  }
+  const url = URL.createObjectURL(file);
+  try {
+    await drawOnCanvas(url);
+    part("start").open = part("use-start").checked = true;
+    paint();
+  } catch {
+    part("notes").textContent = `${file.name} is no picture that this browser reads`;
+  } finally {
+    URL.revokeObjectURL(url);
+  }
 }
 
 async function parametersOf(file) {
@@ -380,13 +406,18 @@ async function parametersOf(file) {
   return null;
 }
 
+function unquoted(text) {
+  try { return JSON.parse(text); } catch { return text.slice(1, -1); }
+}
+
 function read(text) {
   const lines = text.split("\n");
   const last = lines.pop();
+  if (!/(^|, )Steps: \d+/.test(last)) return null; // another program's
   const negative = lines.findLastIndex((line) => line.startsWith("Negative prompt: "));
   const found = { prompt: (negative < 0 ? lines : lines.slice(0, negative)).join("\n"), loras: {}, compare: false, start: null };
   for (const [, name, value] of last.matchAll(/\s*([\w][\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g)) {
-    const plain = value.startsWith('"') ? JSON.parse(value) : value.trim();
+    const plain = value.startsWith('"') ? unquoted(value) : value.trim();
     if (name === "Steps") found.steps = Number(plain);
     if (name === "Seed") found.seed = Number(plain);
     if (name === "CFG scale") found.guidance_scale = Number(plain);
