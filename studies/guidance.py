@@ -1,8 +1,8 @@
 """Guidance ω at 1, 2, 4 and 8 steps: fidelity against obedience, of a student guided everywhere and of the recipe's.
 
-    python studies/guidance.py        # about an hour on two cores; goes on where it stopped
+    python studies/guidance.py        # 40 minutes on one core; goes on where it stopped
 
-Figures: docs/studies/guidance.json, docs/results.md.
+Figures: docs/studies/guidance.json, docs/results.md; at ω = 4 in 4 steps 96.9 %, FD 13.0, and 97.8 %, FD 20.9.
 """
 
 from __future__ import annotations
