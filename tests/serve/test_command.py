@@ -81,6 +81,17 @@ def test_loras_have_sliders(lcm_lora):
     assert served.end()[0] == 0
 
 
+def test_a_token_of_any_letters_is_in_the_link_and_a_signal_at_once_is_heeded():
+    served = Command("--token", "a+b/c&d#e", "--allowed-host", "MyBox.local")
+    assert httpx.get(served.url).status_code == 200
+    here = served.url.split("//")[1].split("/")[0].split(":")[1]
+    assert httpx.get(served.url, headers={"host": f"mybox.local:{here}"}).status_code == 200
+    assert served.end()[0] == 0
+    at_once = Command()  # it has only just told its address
+    status, said, _ = at_once.end()
+    assert (status, said.strip()) == (0, "fewstep: stopped; what was accepted is done")
+
+
 def test_a_made_up_token_is_printed_and_needed():
     served = Command("--token", "random")
     address, token = served.url.split("/?token=")
