@@ -2,8 +2,8 @@
 
     python studies/cold.py        # a minute; let nothing else run
 
-Figures: docs/speed/cold.json, docs/speed.md. Every run is a process of its own; the first of each is not counted: it reads
-from disk what later ones find in memory.
+Figures: docs/speed/cold.json, docs/speed.md. Every run is a process of its own; the first of each is not counted: it
+reads from disk what later ones find in memory.
 """
 
 from __future__ import annotations
