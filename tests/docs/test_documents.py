@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
     ("page", "scores"),
     [
         ("README.md", "demo/results.json"),
-        ("docs/results.md", "scenes-long/results.json"),
+        ("docs/results.md", "studies/main-best.json"),
         ("docs/scale.md", "scale.json"),
         ("docs/speed.md", "speed/train-scenes.json"),
         ("docs/speed.md", "speed/train-scenes-lora.json"),
