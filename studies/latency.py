@@ -1,8 +1,9 @@
 """How soon a picture is on the screen after the last keystroke: `fewstep serve` on the bundled model, in Chromium.
 
-    python studies/latency.py        # a minute; let nothing else run
+    python studies/latency.py        # five minutes; let nothing else run
 
-Figures: docs/serving/latency.json, docs/serving.md. Measured in the browser, from the event of a prompt's last letter
+Figures: docs/serving/latency.json, docs/serving.md; 166.5 ms at 4 steps.
+Measured in the browser, from the event of a prompt's last letter
 to the animation frame in which its finished picture stands on the page; a letter is typed every 80 ms, so pictures of
 earlier letters are still being painted when the last one comes.
 """

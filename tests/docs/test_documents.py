@@ -70,6 +70,19 @@ def test_the_studies_tables_are_their_scores():
             assert f"| {' | '.join([*said, *(found.get(n, '') for n in steps)])} |" in text, labels
 
 
+def test_latency_and_cold_starts_are_the_scores():
+    rows = json.loads((ROOT / "docs/serving/latency.json").read_text())["rows"]
+    said = " | ".join(f"{row['median_ms']:g} ({row['most_ms']})" for row in rows)
+    assert f"| {said} |" in (ROOT / "docs/serving.md").read_text()
+    four = next(row for row in rows if row["steps"] == 4)
+    assert four["median_ms"] <= 200
+    seconds = {
+        row["command"]: row["seconds"] for row in json.loads((ROOT / "docs/speed/cold.json").read_text())["rows"]
+    }
+    told = f"`fewstep --help` {seconds['--help']:.2f} s, `fewstep generate` {seconds['generate']:.2f} s"
+    assert told in (ROOT / "docs/speed.md").read_text()
+
+
 def test_figures_in_words_are_the_scores():
     scores = json.loads((ROOT / "docs/teacher/scores.json").read_text())
     text = (ROOT / "docs/teacher.md").read_text()
