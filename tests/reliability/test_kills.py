@@ -105,7 +105,7 @@ def test_asked_to_stop_it_ends_its_update_saves_and_says_so(undisturbed, tiny, p
     out = tmp_path / "run"
     warm = Warm(arguments(tiny, photos, out))
     for _ in range(3000):
-        if (out / "checkpoints").is_dir() and list((out / "checkpoints").glob("step-*[0-9]")):
+        if (out / "checkpoints").is_dir() and list((out / "checkpoints").glob("step-???????")):
             break
         time.sleep(0.02)
     os.kill(warm.process.pid, number)

@@ -112,7 +112,7 @@ def read_header(path: Path) -> dict[str, str]:
 
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
-        raise UserError(f"{path} is not there; give a LoRA as .safetensors, or the folder of a run that made one")
+        raise UserError(f"{path} is not a file; give a LoRA as .safetensors, or the folder of a run that made one")
     if path.suffix != ".safetensors":
         raise UserError(f"{path} is not a .safetensors file; no other kind is read, convert it first")
     try:
