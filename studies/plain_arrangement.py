@@ -41,7 +41,7 @@ class PlainStudent:
             network = copy.deepcopy(model.network)
             rank = config.lora_rank
             adapted = AdaptedNetwork(network, rank, float(rank), TARGET_MODULES, seed=config.seed)
-            self.learner = Learner(weights=adapted.weights, student=adapted.student)
+            self.learner = Learner(weights=adapted.weights, student=network)  # as peft computes it
             self.modules: list[nn.Module] = [teacher, network, adapted.weights]
         else:
             network = student_of(model.network, config.side(model) // model.pixels_per_latent)

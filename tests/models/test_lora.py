@@ -7,8 +7,10 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch.func import functional_call
 
 from fewstep.errors import UserError
+from fewstep.models import adapters
 from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork, attach, detach
 from fewstep.models.combining import combined, merge
 from fewstep.models.latent_model import load_latent_model
@@ -58,6 +60,34 @@ def test_the_teacher_is_the_base_bit_for_bit(random_teacher, adapted):
     assert torch.equal(adapted.teacher(Z, T, COND, None).z_0, plain.z_0)
     assert not torch.allclose(adapted.student(Z, T, COND, None).z_0, plain.z_0, atol=1e-3)
     assert all(p.requires_grad for p in adapted.weights.parameters())
+
+
+def test_adapters_are_added_to_the_weights_first_where_that_is_less_work(network, monkeypatch):
+    adapted = AdaptedNetwork(network, 64, 32.0, TARGET_MODULES)
+    weights, generator = list(adapted.weights.parameters()), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in weights:
+            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    sums = []
+    monkeypatch.setattr(adapters, "functional_call", lambda *args: sums.append(args[1]) or functional_call(*args))
+    with torch.no_grad():
+        base = adapted.teacher(Z, T, COND, None).z_0
+    answers = [answer(Z, T, COND, None).z_0 for answer in (adapted.student, adapted.network)]
+    assert len(sums) == 1
+    assert float((answers[0] - base).detach().std()) > 0.03  # they act
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
+    for one, other in zip(*(torch.autograd.grad(each.square().mean(), weights) for each in answers), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+    with torch.autocast("cpu", torch.bfloat16):
+        adapted.student(Z, T, COND, None)
+    network.unet.enable_gradient_checkpointing()
+    adapted.student(Z, T, COND, None)
+    assert len(sums) == 1
+
+
+def test_adapters_stay_beside_the_weights_where_that_is_less_work(adapted, monkeypatch):
+    monkeypatch.delattr(adapters, "functional_call")
+    assert adapted.student(Z, T, COND, None).z_0.requires_grad
 
 
 def test_the_average_answers_with_its_own_weights(adapted):
