@@ -12,3 +12,10 @@ class StoppedError(Exception):
         super().__init__(f"stopped after update {step}, which is saved: the same command goes on from there")
         self.number = number
         """Of the signal."""
+
+
+def is_short_of_memory(error: Exception) -> bool:
+    """Whether torch, or Python, found too little memory."""
+    import torch  # not for --help
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import signal
+import time
 
 import pytest
 import torch
@@ -65,6 +66,16 @@ def test_learns_and_logs(tmp_path):
     assert [line["step"] for line in lines] == [50, 100, 150, 200, 250, 300]
     assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
     assert {"loss", "lr", "images_per_second", "seconds"} <= lines[0].keys()
+
+
+def test_images_a_second_leave_out_what_is_done_between_updates(tmp_path):
+    def evaluation(step):
+        time.sleep(0.5 * (step == 5))
+
+    fit(Regression(), BASE, tmp_path, "test", evaluation)
+    _, second, _ = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert second["seconds"] > 0.5
+    assert second["images_per_second"] > 2 * 5 * 8 / 0.5
 
 
 def test_tensorboard_gets_what_metrics_hold(tmp_path):

@@ -8,7 +8,6 @@ import secrets
 import signal
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -151,13 +150,9 @@ def _listen(config: Serve) -> socket.socket:
 def chips(pipeline: Pipeline) -> dict[str, list[str]]:
     """What the bundled world's models know; of others nothing is known."""
     data = pipeline.model.details.get("data")
-    if data not in (assets.SCENES, assets.SCENES_LEANING) and not _bundled(pipeline):
+    if data not in (assets.SCENES, assets.SCENES_LEANING) and assets.shown(pipeline.model.source) not in assets.MODELS:
         return {}
     return {
         "sizes": list(SIZES), "colours": list(COLOURS), "shapes": list(SHAPES), "relations": list(RELATIONS),
         "backgrounds": [f"on a {name} background" for name in BACKGROUNDS],
     }  # fmt: skip
-
-
-def _bundled(pipeline: Pipeline) -> bool:
-    return Path(pipeline.model.source) in (assets.scenes_lcm(), assets.scenes_teacher())

@@ -6,9 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
-from fewstep.errors import UserError
+from fewstep.errors import UserError, is_short_of_memory
 
 _OTHERS_CAN = ("accumulation", "gradient_checkpointing", "optimizer")
 
@@ -18,9 +16,8 @@ def told_what_needs_less(config: Any) -> Iterator[None]:
     """Raises UserError with the settings of `config` that need less memory, in place of torch's error."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not short:
+    except (MemoryError, RuntimeError) as error:
+        if not is_short_of_memory(error):
             raise
         ways = list(_ways(config))
         if not ways:

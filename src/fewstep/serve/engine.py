@@ -20,6 +20,7 @@ from fewstep.consistency.boundary import consistency_function
 from fewstep.data.decoding import fit_cover
 from fewstep.data.pictures import to_images, to_pixels
 from fewstep.diffusion.prediction import Cond
+from fewstep.errors import is_short_of_memory
 from fewstep.models.adapters import rescale
 from fewstep.models.pipeline import Pipeline
 
@@ -247,19 +248,18 @@ class Engine:
         begun = time.perf_counter()
         try:
             self._advance(batch)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            self._give_up(batch, ShortOfMemoryError(f"{len(batch)} pictures need more memory than there is"), error)
-        except RuntimeError as error:
-            short = "can't allocate memory" in str(error)
-            self._give_up(batch, ShortOfMemoryError("too little memory") if short else error, error)
         except Exception as error:
-            self._give_up(batch, error, error)
+            self._give_up(batch, error, f"{len(batch)} pictures need more memory than there is")
         taken = time.perf_counter() - begun
         self.counts.seconds_a_step += 0.1 * (taken - self.counts.seconds_a_step)
 
-    def _give_up(self, batch: list[Job], told: Exception, error: Exception) -> None:
-        told.__cause__ = error if told is not error else None
-        if not isinstance(told, ShortOfMemoryError):
+    def _give_up(self, batch: list[Job], error: Exception, short: str) -> None:
+        """`short` is said where the error is one of too little memory."""
+        told = error
+        if is_short_of_memory(error):
+            told = ShortOfMemoryError(short)
+            told.__cause__ = error
+        else:
             logger.error("a step has failed", exc_info=error)
         for job in batch:
             self._count(type(told).__name__)
@@ -325,8 +325,7 @@ class Engine:
                 try:
                     mean, std = model.encode_pixels(to_pixels([fit_cover(wish.start, wish.size)]))
                 except Exception as error:  # its picture is its own: the others go on
-                    short = isinstance(error, torch.OutOfMemoryError | MemoryError)
-                    self._give_up([job], ShortOfMemoryError("the picture is too large") if short else error, error)
+                    self._give_up([job], error, "the picture to start from needs more memory than there is")
                     continue
                 z = mean + std * z
             job.z = z

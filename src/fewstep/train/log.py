@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,6 +53,14 @@ class RunLog:
         """Moves the bar; costs nothing when there is none."""
         if self._progress:
             self._progress.update(self._task, completed=step)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What goes on in it is no training: images a second leave it out."""
+        begun = time.perf_counter()
+        yield
+        last, step = self._last
+        self._last = (last + time.perf_counter() - begun, step)
 
     def say(self, message: str) -> None:
         """Something that the person at the terminal should know."""

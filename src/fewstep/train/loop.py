@@ -63,7 +63,8 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
         while state.step < config.steps:
             run.update()
             if at_step is not None:
-                at_step(state.step)
+                with log.aside() if log else contextlib.nullcontext():
+                    at_step(state.step)
 
 
 @dataclass
