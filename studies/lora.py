@@ -1,6 +1,6 @@
 """A full LCM and an LCM-LoRA, both against the time that they have trained.
 
-    python studies/lora.py        # half an hour on two cores; goes on where it stopped
+    python studies/lora.py        # ten minutes on two cores; goes on where it stopped
 
 Figures: docs/studies/lora.json, docs/results.md. Seconds are those of updates alone: let nothing else run.
 """

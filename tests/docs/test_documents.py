@@ -62,6 +62,7 @@ def test_the_studies_tables_are_their_scores():
         ("factors", ["changed"], (1, 2, 4, 8)),
         ("along", ["teacher guided", "updates"], (1, 2, 4, 8)),
         ("guidance", ["model", "omega"], (1, 2, 4, 8, 50)),
+        ("lora", ["trained", "updates", "training_seconds"], (1, 2, 4, 8)),
     ):
         rows = json.loads((ROOT / f"docs/studies/{study}.json").read_text())["rows"]
         for labels in {tuple(row[name] for name in names) for row in rows}:
