@@ -136,8 +136,7 @@ class LatentModel:
     def decode(self, z_0: Tensor) -> Tensor:
         """Pixels `[b, 3, h, w]` from scaled latents."""
         decoder = self.tiny_decoder or self.vae
-        scale = 1.0 if self.tiny_decoder else self.vae.config.scaling_factor
-        z = (z_0 / scale).to(decoder.dtype)
+        z = (z_0 / decoder.config.scaling_factor).to(decoder.dtype)
         together = max(1, PIXELS_AT_ONCE // (z[0, 0].numel() * self.pixels_per_latent**2))
         parts = [part.contiguous(memory_format=torch.channels_last) for part in z.split(together)]
         return torch.cat([decoder.decode(part).sample.float() for part in parts])
