@@ -24,6 +24,7 @@ README = (ROOT / "README.md").read_text()
         ("docs/speed.md", "speed/train-scenes-lora.json"),
         ("docs/speed.md", "speed/generate-scenes-1.json"),
         ("docs/speed.md", "speed/generate-scenes-16.json"),
+        ("docs/speed.md", "speed/generate-sd15-256.json"),
         ("docs/teacher.md", "teacher/scores.json"),
     ],
 )
