@@ -31,7 +31,7 @@ class Study:
 
 
 def seconds_until(config: Distill, update: int) -> float:
-    """Of updates, at their median rate: now and then something else takes the machine."""
+    """Of updates, at their median rate, which leaves out what evaluations take."""
     rates = [json.loads(line)["images_per_second"] for line in (config.out / "metrics.jsonl").open()]
     return update * config.batch_size / statistics.median(rates)
 

@@ -7,8 +7,10 @@ own, the average is kept tensor by tensor, and the host waits for the loss of ev
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from diffusers import LatentConsistencyModelPipeline, LCMScheduler
@@ -41,7 +43,15 @@ class PlainStudent:
             network = copy.deepcopy(model.network)
             rank = config.lora_rank
             adapted = AdaptedNetwork(network, rank, float(rank), TARGET_MODULES, seed=config.seed)
-            self.learner = Learner(weights=adapted.weights, student=network)  # as peft computes it
+            average = adapted.copy_of_weights() if config.ema_decay else None
+
+            def target(*asked: Any) -> Prediction:
+                with adapted.using(average) if average is not None else contextlib.nullcontext():
+                    answer: Prediction = network(*asked)
+                return answer
+
+            # `network` itself, as peft computes it; not `adapted.student`.
+            self.learner = Learner(weights=adapted.weights, student=network, averaged=average, target=target)
             self.modules: list[nn.Module] = [teacher, network, adapted.weights]
         else:
             network = student_of(model.network, config.side(model) // model.pixels_per_latent)

@@ -32,14 +32,15 @@ def plain_arrangement():
         {"ema_decay": 0.9},
         {"ema_decay": 0.9, "guided_from": 500, "solver": "dpm-solver++2s", "accumulation": 2},
         {"ema_decay": 0.0, "lora_rank": 4, "guidance_range": (5.0, 5.0)},
+        {"ema_decay": 0.9, "lora_rank": 64, "guidance_range": (5.0, 5.0), "batch_size": 16},
     ],
-    ids=["whole", "parts", "lora"],
+    ids=["whole", "parts", "lora", "lora added first"],
 )
 def test_both_arrangements_learn_the_same(random_teacher, tmp_path, changes):
     """And what is measured is the run: its losses are those of `distill`."""
     config = Distill(
-        teacher=str(random_teacher), steps=3, batch_size=4, pictures=8, lr=1e-3, sample_every=0, log_every=1,
-        out=tmp_path / "run", device="cpu", **changes,
+        teacher=str(random_teacher), steps=3, pictures=16, lr=1e-3, sample_every=0, log_every=1,
+        out=tmp_path / "run", device="cpu", **{"batch_size": 4, **changes},
     )  # fmt: skip
     plain = plain_arrangement()(config, load_latent_model(random_teacher, CPU), Stopwatch(CPU))
     ours = Ours(config, load_latent_model(random_teacher, CPU), Stopwatch(CPU))

@@ -62,8 +62,17 @@ def test_the_teacher_is_the_base_bit_for_bit(random_teacher, adapted):
     assert all(p.requires_grad for p in adapted.weights.parameters())
 
 
+def several(pictures):
+    """Z, T and COND, repeated to so many pictures."""
+    return (
+        *(x.repeat(pictures, *(1,) * (x.dim() - 1))[:pictures] for x in (Z, T)),
+        {"text": COND["text"].repeat(pictures, 1, 1)[:pictures]},
+        None,
+    )
+
+
 def test_adapters_are_added_to_the_weights_first_where_that_is_less_work(network, monkeypatch):
-    adapted = AdaptedNetwork(network, 64, 32.0, TARGET_MODULES)
+    adapted, asked = AdaptedNetwork(network, 64, 32.0, TARGET_MODULES), several(16)
     weights, generator = list(adapted.weights.parameters()), torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in weights:
@@ -71,23 +80,28 @@ def test_adapters_are_added_to_the_weights_first_where_that_is_less_work(network
     sums = []
     monkeypatch.setattr(adapters, "functional_call", lambda *args: sums.append(args[1]) or functional_call(*args))
     with torch.no_grad():
-        base = adapted.teacher(Z, T, COND, None).z_0
-    answers = [answer(Z, T, COND, None).z_0 for answer in (adapted.student, adapted.network)]
+        base = adapted.teacher(*asked).z_0
+    answers = [answer(*asked).z_0 for answer in (adapted.student, adapted.network)]
     assert len(sums) == 1
     assert float((answers[0] - base).detach().std()) > 0.03  # they act
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
     for one, other in zip(*(torch.autograd.grad(each.square().mean(), weights) for each in answers), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
     with torch.autocast("cpu", torch.bfloat16):
-        adapted.student(Z, T, COND, None)
+        adapted.student(*asked)
     network.unet.enable_gradient_checkpointing()
-    adapted.student(Z, T, COND, None)
+    adapted.student(*asked)
     assert len(sums) == 1
 
 
-def test_adapters_stay_beside_the_weights_where_that_is_less_work(adapted, monkeypatch):
+@pytest.mark.parametrize(
+    ("rank", "dtype", "pictures"), [(6, torch.float32, 16), (64, torch.bfloat16, 16), (64, torch.float32, 1)]
+)
+def test_adapters_stay_beside_the_weights(network, monkeypatch, rank, dtype, pictures):
+    """Where they are few, where their sum would be rounded, where one picture would not pay for the sum."""
+    adapted = AdaptedNetwork(network, rank, float(rank), TARGET_MODULES, dtype)
     monkeypatch.delattr(adapters, "functional_call")
-    assert adapted.student(Z, T, COND, None).z_0.requires_grad
+    assert adapted.student(*several(pictures)).z_0.requires_grad
 
 
 def test_the_average_answers_with_its_own_weights(adapted):

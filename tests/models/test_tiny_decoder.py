@@ -1,5 +1,7 @@
 """Small decoders in TAESD's layout: every spelling of the same one decodes alike."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,13 @@ def test_what_is_none_is_refused(tmp_path, content):
     for source in (file, tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError, match="no decoder in TAESD's layout"):
             load_tiny_decoder(source, CPU)
+
+
+def test_a_scale_that_is_no_number_is_refused(tiny_decoder, tmp_path, edit_json):
+    shutil.copytree(tiny_decoder, tmp_path / "tiny")
+    edit_json(tmp_path / "tiny" / "config.json", scaling_factor=None)
+    with pytest.raises(UserError, match="scaling_factor None"):
+        load_tiny_decoder(tmp_path / "tiny", CPU)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])

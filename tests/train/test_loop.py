@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 import signal
 import time
 
@@ -68,14 +69,18 @@ def test_learns_and_logs(tmp_path):
     assert {"loss", "lr", "images_per_second", "seconds"} <= lines[0].keys()
 
 
-def test_images_a_second_leave_out_what_is_done_between_updates(tmp_path):
-    def evaluation(step):
-        time.sleep(0.5 * (step == 5))
+def test_images_a_second_leave_out_what_is_done_between_updates(tmp_path, capsys):
+    class Slow(Regression):
+        def loss(self, counters):
+            time.sleep(0.02)
+            return super().loss(counters)
 
-    fit(Regression(), BASE, tmp_path, "test", evaluation)
+    fit(Slow(), BASE, tmp_path, "test", lambda _: time.sleep(0.1))
     _, second, _ = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert second["seconds"] > 0.5
-    assert second["images_per_second"] > 2 * 5 * 8 / 0.5
+    assert second["seconds"] > 9 * 0.12
+    assert 8 / 0.1 < second["images_per_second"] < 8 / 0.02
+    left = int(re.search(r"5/12 .* (\d+) s left", capsys.readouterr().err)[1])
+    assert left >= 1  # 7 times 0.12 s; without what is done between, 0.14
 
 
 def test_tensorboard_gets_what_metrics_hold(tmp_path):

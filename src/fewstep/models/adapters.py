@@ -70,14 +70,17 @@ class AdaptedNetwork:
         for parameter in network.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(base_dtype)
-        self._in_fp32 = base_dtype == torch.float32
+        self._rank = rank
         self._learning = sum(p.numel() for p in self.weights.parameters())
         self._base = sum(p.numel() for p in network.parameters()) - self._learning
-        self._layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+        self._layers: dict[str, Any] = {
+            name: layer for name, layer in network.named_modules()
+            if isinstance(layer, LoraLayer) and _TRAINED in layer.lora_A
+        }  # fmt: skip
 
     def student(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         """The base with its adapters."""
-        if not self._sums_first(z_t.device.type):
+        if not self._sums_first(z_t):
             return self.network(z_t, t, cond, omega)
         sums = {f"{name}.base_layer.weight": _sum(layer) for name, layer in self._layers.items()}
         with self._without_adapters():
@@ -89,14 +92,19 @@ class AdaptedNetwork:
         with self._without_adapters():
             return self.network(z_t, t, cond, omega)
 
-    def _sums_first(self, device: str) -> bool:
+    def _sums_first(self, z_t: Tensor) -> bool:
         """Whether (W + BA)x takes less work than Wx + B(Ax), and is the same to within fp32's rounding.
 
-        The first needs the gradient of W, as much work as one pass through W; the second has A and B in all three
-        passes. In bf16 the sum would lose what is small beside W. Checkpointing would recompute without the sum.
+        The first makes BA, at `rank` multiplications for each of W and twice that in the backward pass, and the
+        gradient of W at every position; the second has A and B at every position in all three passes. In bf16 the sum
+        would lose what is small beside W. Checkpointing would recompute without the sum.
         """
-        exact = self._in_fp32 and not torch.is_autocast_enabled(device)
-        return exact and self._base < 3 * self._learning and not self.network.unet.is_gradient_checkpointing
+        layer = next(iter(self._layers.values()))
+        exact = layer.base_layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(z_t.device.type)
+        if not exact or self.network.unet.is_gradient_checkpointing:
+            return False
+        positions = z_t[:, 0].numel() / 3  # of a weight on average: inner levels have fewer
+        return self._base * (positions + 3 * self._rank) < 3 * self._learning * positions
 
     @contextlib.contextmanager
     def _without_adapters(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ class LatentModel:
     """Stable Diffusion XL's second text encoder, which also gives the pooled embedding."""
     tokenizer_2: CLIPTokenizer | None = None
     tiny_decoder: AutoencoderTiny | None = None
-    """Decodes in the autoencoder's place, faster and less exactly; takes scaled latents."""
+    """Decodes in the autoencoder's place, faster and less exactly; its own scale counts."""
     zero_null_cond: bool = False
     """Whether the condition of guidance's other half is all zeros, as Stable Diffusion XL wants it."""
 

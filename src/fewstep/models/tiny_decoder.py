@@ -23,6 +23,9 @@ def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTi
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source} is no decoder in TAESD's layout ({reason})") from error
+    scale = tiny.config.scaling_factor
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise UserError(f"{source} has scaling_factor {scale!r} in config.json; a number above 0 is wanted")
     tiny = tiny.eval().requires_grad_(False).to(device, torch.float32)
     return tiny.to(memory_format=torch.channels_last)
 

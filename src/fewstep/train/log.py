@@ -25,7 +25,7 @@ class RunLog:
         self._path = folder / "metrics.jsonl"
         self._title, self._steps = title, steps
         self._begun = time.perf_counter()
-        self._last = (self._begun, start)
+        self._last = self._first = (self._begun, start)
         self._begun -= self._forget_after(start)
         self._board = _tensorboard(folder / "tensorboard", start + 1)
         self._progress: Progress | None = None
@@ -75,7 +75,8 @@ class RunLog:
         before, before_step = self._last
         self._last = (now, step)
         rate = (step - before_step) * batch_size / max(now - before, 1e-9)
-        left = (self._steps - step) * batch_size / max(rate, 1e-9)
+        begun, start = self._first
+        left = (self._steps - step) * (now - begun) / max(1, step - start)  # grids and evaluations too
         line = {"step": step, **values, "images_per_second": round(rate, 2), "seconds": round(now - self._begun, 2)}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
