@@ -72,6 +72,25 @@ def test_the_studies_tables_are_their_scores():
             assert f"| {' | '.join([*said, *(found.get(n, '') for n in steps)])} |" in text, labels
 
 
+def test_the_quickest_recipes_are_the_scores():
+    text = (ROOT / "docs/speed.md").read_text()
+    rows = json.loads((ROOT / "docs/studies/quality.json").read_text())["rows"]
+    needed = {}
+    for label, updates, evaluations in dict.fromkeys(
+        (row["trained by"], row["updates"], row["network_evaluations"]) for row in rows
+    ):
+        own = {row["steps"]: row for row in rows if (row["trained by"], row["updates"]) == (label, updates)}
+        cells = [f"{100 * own[n]['prompt_accuracy']:.1f} %, {own[n]['fd']:.1f}" for n in (1, 4)]
+        assert f"| {label} | {updates} | {evaluations:g} | {' | '.join(cells)} |" in text
+        if own[1]["prompt_accuracy"] >= 0.9 * 0.982 and own[4]["prompt_accuracy"] >= 0.95 * 0.982:
+            needed.setdefault(label, evaluations)
+    plain, recipe, quick, shrinking = needed.values()
+    assert f"{plain:,.0f} evaluations" in text
+    assert f"({recipe:,.0f})" in text
+    assert f"and {quick:,.0f}, **{quick / plain:.2f} of them**" in text
+    assert f"and {shrinking:,.0f}, though" in text
+
+
 def test_latency_and_cold_starts_are_the_scores():
     rows = json.loads((ROOT / "docs/serving/latency.json").read_text())["rows"]
     said = " | ".join(f"{row['median_ms']:g} ({row['most_ms']})" for row in rows)
