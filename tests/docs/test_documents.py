@@ -19,6 +19,7 @@ README = (ROOT / "README.md").read_text()
     [
         ("README.md", "demo/results.json"),
         ("docs/results.md", "studies/main-best.json"),
+        ("docs/results.md", "studies/main-paper.json"),
         ("docs/scale.md", "scale.json"),
         ("docs/speed.md", "speed/train-scenes.json"),
         ("docs/speed.md", "speed/train-scenes-lora.json"),

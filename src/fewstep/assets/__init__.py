@@ -11,7 +11,7 @@ SCENES_LEANING = "scenes-leaning"
 """The same world in another look, for styles to be learnt from."""
 
 SCENES_LCM = "scenes-lcm"
-"""The few-step model that the longer run gave (studies/scenes.sh)."""
+"""The few-step model that studies/scenes.sh gave."""
 
 MODELS = (SCENES_LCM, SCENES)
 """What is bundled, by name."""
