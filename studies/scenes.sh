@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The distillation that gave the bundled few-step model (studies/bundle.py), evaluated along the way.
-# Takes four minutes on two cores and goes on where it stopped:  bash studies/scenes.sh [folder]
+# Takes four minutes on one core and goes on where it stopped:  bash studies/scenes.sh [folder]
 # Figures: docs/studies/main-best.json (studies/main_table.sh), docs/results.md; along the way: docs/log.md.
 set -euo pipefail
 out=${1:-runs/scenes-long}
