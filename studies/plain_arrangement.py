@@ -94,7 +94,7 @@ class PlainArrangement:
                     answer = consistency_function(learner.student, z_t, sample.t, sample.cond, sample.omega)
                 with torch.no_grad(), self._watch("teacher"):
                     guided = self._guided(sample.cond, sample.omega)
-                    z_s = SOLVERS[config.solver](method.schedule, guided, z_t, sample.t, sample.s)
+                    z_s = SOLVERS[config.solver].step(method.schedule, guided, z_t, sample.t, sample.s)
                 with torch.no_grad(), self._watch("target"):
                     aim = consistency_function(learner.answering, z_s, sample.s, sample.cond, sample.omega)
                 total = method.distance(answer, aim).mean() / parts

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from fewstep.errors import UserError
 from fewstep.models.encoding import FreshLatents, KeptLatents
 from fewstep.recipes.consistency_run import make_task
 from fewstep.recipes.distill import Distill, distill, load_teacher, make_path, make_student
@@ -119,3 +120,11 @@ def test_guidance_scale_and_skip_reach_the_export(base, tmp_path):
     pipe = fewstep.load(tmp_path / "run" / "model")
     assert pipe.guidance_scale == 7.0
     assert pipe.grid_size == 20
+
+
+@pytest.mark.parametrize(
+    "changes", [{"distance": "cauchy"}, {"solver": "heun"}, {"loss_weight": "min-snr"}, {"lr_decay": "step"}]
+)
+def test_a_value_that_a_choice_does_not_offer_is_refused_in_python_too(changes):
+    with pytest.raises(UserError, match="allowed are"):
+        Distill(**changes)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fewstep.consistency.distance import l2, pseudo_huber
+from fewstep.consistency.distance import DISTANCES, l2, pseudo_huber
 
 X = torch.tensor([[[0.0, 3.0]], [[1.0, 1.0]]], dtype=torch.float64)
 Y = torch.tensor([[[4.0, 3.0]], [[1.0, 1.0]]], dtype=torch.float64)
@@ -24,8 +24,9 @@ def test_pseudo_huber_is_quadratic_near_zero_and_linear_far_off():
     assert far == pytest.approx(1e3, rel=2e-3)
 
 
-@pytest.mark.parametrize("distance", [l2, pseudo_huber(0.03)])
-def test_distances_are_symmetric_positive_and_have_a_finite_gradient_at_zero(distance):
+@pytest.mark.parametrize("name", DISTANCES)
+def test_distances_are_symmetric_positive_and_have_a_finite_gradient_at_zero(name):
+    distance = DISTANCES[name](0.03)
     x, y = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64).unbind()
     assert distance(x, y).shape == (4,)
     assert torch.equal(distance(x, y), distance(y, x))

@@ -5,7 +5,7 @@ from closed_forms import Mixture
 from fewstep.consistency.path import DataPath, Sample, TeacherPath, draw_times, shrinking_gap
 from fewstep.consistency.sampling import consistency_times
 from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.solvers import SOLVERS, ddim
+from fewstep.diffusion.solvers import DDIM, SOLVERS
 
 ALMOST_ONE = 1 - 2**-53
 
@@ -87,7 +87,7 @@ def test_teacher_path_is_one_solver_step_of_the_guided_teacher(name, sd_schedule
     omega = torch.tensor([0.0, 3.0, 7.5])
     z_s = TeacherPath(teacher, sd_schedule, null_cond, SOLVERS[name])(z_t, at(t, s, cond, omega))
     field = Guided(teacher, cond, {"weights": null_cond["weights"].repeat(3, 1)}, omega)
-    torch.testing.assert_close(z_s, SOLVERS[name](sd_schedule, field, z_t, t, s))
+    torch.testing.assert_close(z_s, SOLVERS[name].step(sd_schedule, field, z_t, t, s))
 
 
 def test_every_option_of_the_path_matters(sd_schedule, setting):
@@ -117,7 +117,7 @@ def test_without_null_cond_or_omega_the_plain_teacher_is_followed(without, sd_sc
     path = TeacherPath(counting, sd_schedule, None if without == "null_cond" else null_cond)
     z_s = path(z_t, at(t, s, cond, None if without == "omega" else torch.ones(3)))
     assert asked == [3]
-    torch.testing.assert_close(z_s, ddim(sd_schedule, lambda z, at: teacher(z, at, cond, None), z_t, t, s))
+    torch.testing.assert_close(z_s, DDIM.step(sd_schedule, lambda z, at: teacher(z, at, cond, None), z_t, t, s))
 
 
 def test_data_path_keeps_picture_and_noise(sd_schedule):

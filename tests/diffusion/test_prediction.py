@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fewstep.diffusion.prediction import concatenate, to_prediction
+from fewstep.diffusion.prediction import Prediction, concatenate, to_output, to_prediction
 
 OUTPUTS = {
     "epsilon": lambda z_0, epsilon, alpha, sigma: epsilon,  # noqa: ARG005
@@ -56,3 +56,19 @@ def test_concatenate_joins_every_entry_in_order():
     joined = concatenate(first, second)
     assert joined["text"][:, 0].tolist() == [0, 0, 1]
     assert joined["pooled"].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_what_a_network_would_output_is_the_inverse(kind, latents):
+    z_0, epsilon, _, alpha, sigma = latents
+    assert torch.equal(
+        to_output(kind, Prediction(z_0, epsilon), alpha, sigma), OUTPUTS[kind](z_0, epsilon, alpha, sigma)
+    )
+
+
+def test_an_unknown_parameterisation_is_taken_for_no_other(latents):
+    z_0, epsilon, z_t, alpha, sigma = latents
+    with pytest.raises(AssertionError):
+        to_prediction("flow", z_0, z_t, alpha, sigma)
+    with pytest.raises(AssertionError):
+        to_output("flow", Prediction(z_0, epsilon), alpha, sigma)

@@ -26,7 +26,7 @@ from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Network, to_prediction
 from fewstep.diffusion.sampling import sample_ode, sampling_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers import ddim, dpm_solver_2
+from fewstep.diffusion.solvers import DDIM, DPM_SOLVER_2
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.learner import whole
@@ -139,11 +139,11 @@ class World:
         self.remembered: dict[range, Sample] = {}
         self.z_T = torch.randn(512, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         self.cond = {"weights": CLASSES.repeat(256, 1)}
-        self.fine = {omega: self.follow(omega, list(range(999, 0, -1)), dpm_solver_2) for omega in OMEGAS}
+        self.fine = {omega: self.follow(omega, list(range(999, 0, -1)), DPM_SOLVER_2) for omega in OMEGAS}
         ddim_times = sampling_times(1000, 1000 // SKIP, "trailing")
         self.ddim_error = {omega: self.error(self.follow(omega, ddim_times), omega) for omega in OMEGAS}
 
-    def follow(self, omega: float, times: list[int], solver=ddim) -> Tensor:
+    def follow(self, omega: float, times: list[int], solver=DDIM) -> Tensor:
         null_cond = {"weights": NULL_COND["weights"].expand(512, 4)}
         field = Guided(self.teacher, self.cond, null_cond, torch.full((512,), omega, dtype=torch.float64))
         return sample_ode(self.schedule, field, self.z_T, times, solver)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, assert_never
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Cond, Network
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers import Solver, ddim
+from fewstep.diffusion.solvers import DDIM, Solver
 
 Times = Literal["grid", "any"]
 
@@ -23,7 +23,13 @@ def draw_times(u: Tensor, num_steps: int, skip: int, times: Times, gap: Tensor |
     itself wherever k divides T. `any`: t ∈ {k, …, T−1}, algorithm 1 as the paper writes it.
     """
     spacing = num_steps // (num_steps // skip)
-    choices = torch.arange(spacing - 1, num_steps, spacing) if times == "grid" else torch.arange(skip, num_steps)
+    match times:
+        case "grid":
+            choices = torch.arange(spacing - 1, num_steps, spacing)
+        case "any":
+            choices = torch.arange(skip, num_steps)
+        case _:
+            assert_never(times)
     choices = choices[choices > 0]  # k = 1 would hold t = 0, where f is the identity and nothing is learnt
     t = choices.to(u.device)[(u * len(choices)).long()]
     return t, (t - (skip if gap is None else gap.to(u.device))).clamp(min=0)
@@ -69,17 +75,17 @@ class TeacherPath:
     schedule: Schedule
     null_cond: Cond | None
     """The empty condition, batch of one."""
-    solver: Solver = ddim
+    solver: Solver = DDIM
     guided_from: int = 0
     """As `Guided` has it."""
 
     def __call__(self, z_t: Tensor, sample: Sample) -> Tensor:
         t, s, cond, omega = sample.t, sample.s, sample.cond, sample.omega
         if self.null_cond is None or omega is None:
-            return self.solver(self.schedule, lambda z, at: self.teacher(z, at, cond, None), z_t, t, s)
+            return self.solver.step(self.schedule, lambda z, at: self.teacher(z, at, cond, None), z_t, t, s)
         # What the empty condition does not say (a picture's sizes) is as it is.
         null = cond | {name: value.expand(len(z_t), *value.shape[1:]) for name, value in self.null_cond.items()}
-        return self.solver(self.schedule, Guided(self.teacher, cond, null, omega, self.guided_from), z_t, t, s)
+        return self.solver.step(self.schedule, Guided(self.teacher, cond, null, omega, self.guided_from), z_t, t, s)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, assert_never
 
 import torch
 from torch import Tensor
@@ -33,14 +33,30 @@ class Network(Protocol):
 def to_prediction(kind: Parameterisation, output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
     """Converts a network's output, with α and σ shaped to multiply it; computes in fp32 at least."""
     output, z_t = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (output, z_t))
-    if kind == "epsilon":
-        return Prediction((z_t - sigma * output) / alpha, output)
-    if kind == "v_prediction":
-        # v = α·ε − σ·z_0 (arXiv 2202.00512, appendix D)
-        return Prediction(alpha * z_t - sigma * output, alpha * output + sigma * z_t)
-    return Prediction(output, (z_t - alpha * output) / sigma)
+    match kind:
+        case "epsilon":
+            return Prediction((z_t - sigma * output) / alpha, output)
+        case "v_prediction":  # v = α·ε − σ·z_0 (arXiv 2202.00512, appendix D)
+            return Prediction(alpha * z_t - sigma * output, alpha * output + sigma * z_t)
+        case "sample":
+            return Prediction(output, (z_t - alpha * output) / sigma)
+        case _:
+            assert_never(kind)
+
+
+def to_output(kind: Parameterisation, prediction: Prediction, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Returns what a network of this kind outputs where it predicts so: the inverse of `to_prediction`."""
+    match kind:
+        case "epsilon":
+            return prediction.epsilon
+        case "v_prediction":
+            return alpha * prediction.epsilon - sigma * prediction.z_0
+        case "sample":
+            return prediction.z_0
+        case _:
+            assert_never(kind)
 
 
 def concatenate(first: Cond, second: Cond) -> Cond:
-    """Two conditions as one batch."""
+    """Joins two conditions to one batch."""
     return {name: torch.cat([value, second[name]]) for name, value in first.items()}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers import Field, Solver, ddim
+from fewstep.diffusion.solvers import DDIM, Field, Solver
 
 Spacing = Literal["trailing", "leading", "linspace", "leading+1", "linspace+1"]
 """Where n steps stand: from T − 1 in equal strides; from 1 in equal strides (never reaching T − 1); from T − 1 to 0
@@ -20,22 +20,27 @@ do."""
 
 def sampling_times(num_steps: int, count: int, spacing: Spacing) -> list[int]:
     """`count` whole times of a schedule of `num_steps`, latest first, as diffusers' schedulers place them."""
-    if spacing in ("leading+1", "linspace+1"):
-        return sampling_times(num_steps, count + 1, "leading" if spacing == "leading+1" else "linspace")[:-1]
-    if spacing == "trailing":
-        times = torch.arange(num_steps, 0, -num_steps / count, dtype=torch.float64).round()[:count] - 1
-    elif spacing == "leading":
-        times = (torch.arange(count) * (num_steps // count)).flip(0) + 1
-    else:
-        times = torch.linspace(0, num_steps - 1, count, dtype=torch.float64).round().flip(0)
+    match spacing:
+        case "leading+1":
+            return sampling_times(num_steps, count + 1, "leading")[:-1]
+        case "linspace+1":
+            return sampling_times(num_steps, count + 1, "linspace")[:-1]
+        case "trailing":
+            times = torch.arange(num_steps, 0, -num_steps / count, dtype=torch.float64).round()[:count] - 1
+        case "leading":
+            times = (torch.arange(count) * (num_steps // count)).flip(0) + 1
+        case "linspace":
+            times = torch.linspace(0, num_steps - 1, count, dtype=torch.float64).round().flip(0)
+        case _:
+            assert_never(spacing)
     return [int(time) for time in times]
 
 
-def sample_ode(schedule: Schedule, field: Field, z_T: Tensor, times: list[int], solver: Solver = ddim) -> Tensor:
+def sample_ode(schedule: Schedule, field: Field, z_T: Tensor, times: list[int], solver: Solver = DDIM) -> Tensor:
     """z at t = 0, from z_T at `times[0]`, one `solver` step between neighbouring times and one to 0."""
     z = z_T
     for t, s in zip(times, [*times[1:], 0], strict=True):
-        z = solver(schedule, field, z, _batch_of(t, z), _batch_of(s, z))
+        z = solver.step(schedule, field, z, _batch_of(t, z), _batch_of(s, z))
     return z
 
 
@@ -46,7 +51,7 @@ def sample_euler(schedule: Schedule, field: Field, z_T: Tensor, times: list[int]
     """
     z = z_T
     for t, s in itertools.pairwise(times):
-        z = ddim(schedule, field, z, _batch_of(t, z), _batch_of(s, z))
+        z = DDIM.step(schedule, field, z, _batch_of(t, z), _batch_of(s, z))
     return field(z, _batch_of(times[-1], z)).z_0
 
 

@@ -17,13 +17,13 @@ from fewstep.diffusion.sampling import (
     sample_ode,
     sample_unipc,
 )
-from fewstep.diffusion.solvers import dpm_solver_2
+from fewstep.diffusion.solvers import DPM_SOLVER_2
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import seeded_noise
 
 SamplerName = Literal["ddim", "dpm-solver-2", "dpm++", "euler", "unipc"]
 _SAMPLERS: dict[SamplerName, Callable[..., Tensor]] = {
-    "ddim": sample_ode, "dpm-solver-2": functools.partial(sample_ode, solver=dpm_solver_2),
+    "ddim": sample_ode, "dpm-solver-2": functools.partial(sample_ode, solver=DPM_SOLVER_2),
     "dpm++": sample_dpm_solver_pp_2m, "euler": sample_euler, "unipc": sample_unipc,
 }  # fmt: skip
 

@@ -14,11 +14,11 @@ from typing import Literal
 
 import torch
 
-from fewstep.consistency.distance import DistanceName, l2, pseudo_huber
+from fewstep.consistency.distance import DISTANCES, DistanceName
 from fewstep.consistency.path import Path as ConsistencyPath
 from fewstep.consistency.path import Times
 from fewstep.consistency.step import Method
-from fewstep.consistency.weight import WeightName, loss_weight
+from fewstep.consistency.weight import WEIGHTS, WeightName
 from fewstep.data.latents import LatentSource
 from fewstep.errors import UserError
 from fewstep.models.latent_model import LatentModel
@@ -164,8 +164,8 @@ def make_task(
     method = Method(
         schedule=model.schedule,
         path=path,
-        distance=l2 if config.distance == "l2" else pseudo_huber(config.huber_c),
-        weight=loss_weight(config.loss_weight, model.schedule),
+        distance=DISTANCES[config.distance](config.huber_c),
+        weight=WEIGHTS[config.loss_weight](model.schedule),
     )
     low, high = config.guidance_range
     drawn = TimeAndGuidance(

@@ -38,7 +38,7 @@ from fewstep.recipes.pictures import LOOKS
 from fewstep.recipes.run_folder import made_with
 from fewstep.recipes.studio import EvaluationStudio
 from fewstep.recipes.workers import Workers, cores
-from fewstep.train.config import check_finite, check_seed
+from fewstep.train.config import check_seed, check_values
 
 GRID_COLUMNS = 8
 _VERSIONS = ("fewstep", "torch", "diffusers", "transformers")
@@ -99,7 +99,7 @@ class Evaluate:
     """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_values(self)
         for name in ("n_unseen", "n_repeated", "batch_size", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it may not be negative")

@@ -18,7 +18,7 @@ from fewstep.data.infotext import Infotext, png_text
 from fewstep.errors import UserError
 from fewstep.models.lora_file import DIFFUSERS_FILE
 from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline
-from fewstep.train.config import check_finite, check_seed
+from fewstep.train.config import check_seed, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Generate:
     """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_values(self)
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"steps is {self.steps}; allowed are 1 to {MAX_STEPS}")
         if self.count < 1 or self.batch_size < 1:

@@ -19,7 +19,7 @@ from fewstep.errors import UserError
 from fewstep.models.pipeline import Engine as EngineName
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.recipes.generate import parse_lora
-from fewstep.train.config import check_finite
+from fewstep.train.config import check_values
 
 _UNREAD_MILLISECONDS = 30_000
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -58,7 +58,7 @@ class Serve:
     """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_values(self)
         if not 0 <= self.port <= 65535:
             raise UserError(f"port is {self.port}; allowed are 0 to 65535")
         if self.batch < 1 or self.waiting < 1 or self.deadline <= 0:

@@ -6,19 +6,33 @@ import dataclasses
 import hashlib
 import json
 import math
+import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fewstep.errors import UserError
 
 
-def check_finite(config: Any) -> None:
-    """Refuses NaN and infinity in any field of a configuration dataclass: no comparison would."""
+def check_values(config: Any) -> None:
+    """Refuses NaN and infinity in any field of a configuration dataclass, and what a choice does not offer.
+
+    No comparison would refuse the first, and only the command line the second. Raises UserError.
+    """
+    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{field.name} is {number}; it must be a finite number")
+        value, allowed = getattr(config, field.name), _choices(hints[field.name])
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, float) and not math.isfinite(each):
+                raise UserError(f"{field.name} is {each}; it must be a finite number")
+            if allowed and each not in allowed:
+                raise UserError(f"{field.name} is {each!r}; allowed are {', '.join(map(str, allowed))}")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """Returns what a field's Literal, or its tuple of a Literal, offers; nothing for another type."""
+    if typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
 def check_seed(seed: int, count: int = 1) -> None:
@@ -72,7 +86,7 @@ class LoopConfig:
     """Write the names of every update's samples to samples.jsonl."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_values(self)
         check_seed(self.seed)
         at_least_one = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "processes")
         for name, least in (*((name, 1) for name in at_least_one), ("keep_checkpoints", 2)):

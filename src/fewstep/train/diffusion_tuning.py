@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from fewstep.data import draws
 from fewstep.data.latents import LatentSource
-from fewstep.diffusion.prediction import Cond, Parameterisation
+from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_output
 from fewstep.diffusion.schedule import Schedule
 from fewstep.train.latent_task import LatentTask
 from fewstep.train.learner import Learner
@@ -42,15 +41,6 @@ class DiffusionTuningTask(LatentTask):
         epsilon = self._normal("epsilon", counters, shape)
         answer = self._learner.student(self._schedule.diffuse(z_0, epsilon, t), t, cond, None)
         alpha, sigma = self._schedule.coefficients(t, z_0)
-        found, wanted = (
-            _output(self._kind, *each, alpha, sigma) for each in ((answer.z_0, answer.epsilon), (z_0, epsilon))
-        )
+        found, wanted = (to_output(self._kind, each, alpha, sigma) for each in (answer, Prediction(z_0, epsilon)))
         losses = (found - wanted).square().flatten(1).mean(1)
         return Loss(torch.where(batch.valid, losses, 0).sum(), batch.valid.sum())
-
-
-def _output(kind: Parameterisation, z_0: Tensor, epsilon: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What a network of this kind would have to answer for these z_0 and ε."""
-    if kind == "epsilon":
-        return epsilon
-    return alpha * epsilon - sigma * z_0 if kind == "v_prediction" else z_0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,16 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     """Learning rate of update number `step`, counted from 0."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    if config.lr_decay == "constant":
-        return config.lr
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    if config.lr_decay == "linear":
-        return config.lr * (1 - progress)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    match config.lr_decay:
+        case "constant":
+            return config.lr
+        case "linear":
+            return config.lr * (1 - progress)
+        case "cosine":
+            return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        case _:
+            assert_never(config.lr_decay)
 
 
 def make_optimizer(student: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,49 @@
+"""What a solver is: one memoryless step of the PF-ODE from t to an earlier s, which the paper calls Ψ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.schedule import Schedule
+
+Field = Callable[[Tensor, Tensor], Prediction]
+"""(z_t, t [b]) → Prediction, with condition and guidance already inside."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver states its own order and cost; tests measure both."""
+
+    name: str
+    order: int
+    """The global error falls with the step's length to this power."""
+    evaluations: int
+    """How often a step asks the field."""
+    step: Callable[[Schedule, Field, Tensor, Tensor, Tensor], Tensor]
+    """(schedule, field, z_t, t [b], s [b]) → z_s, with s ≤ t sample by sample."""
+
+
+def to_time(schedule: Schedule, prediction: Prediction, z_t: Tensor, s: Tensor) -> Tensor:
+    """Returns α_s·ẑ_0 + σ_s·ε̂, the first-order step."""
+    alpha_s, sigma_s = schedule.coefficients(s, z_t)
+    return alpha_s * prediction.z_0 + sigma_s * prediction.epsilon
+
+
+def halfway_in_lambda(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the time halfway in λ, h = λ_s − λ_t, and where the two exist: not from λ(t) = −∞."""
+    lam_t, lam_s = schedule.lam(t), schedule.lam(s)
+    has_middle = torch.isfinite(lam_t)
+    lam_t = torch.where(has_middle, lam_t, lam_s)
+    return schedule.time_of_lam((lam_t + lam_s) / 2), lam_s - lam_t, has_middle
+
+
+def expand_like(values: Tensor, z: Tensor) -> Tensor:
+    """Shapes `[b]` to multiply `[b, …]`."""
+    if values.is_floating_point():
+        values = values.to(torch.promote_types(z.dtype, torch.float32))
+    return values.view((-1,) + (1,) * (z.ndim - 1))
