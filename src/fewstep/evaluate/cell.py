@@ -67,10 +67,10 @@ class Painter:
 
 def painter_of(cell: Cell, teacher: LatentModel | None, student: Pipeline | None, *, bf16: bool = False) -> Painter:
     """Who paints this cell; with `bf16` networks compute in it, the autoencoder does not."""
-    omega = cell.guidance_scale - 1
     if cell.sampler == "lcm":
         assert student is not None
         few_step, model = student, student.model
+        omega = model.family.omega_of(cell.guidance_scale)
 
         def sample(cond: Cond, seeds: Sequence[int]) -> Tensor:
             return few_step.latents(cond, seeds, cell.steps, omega)
@@ -78,6 +78,7 @@ def painter_of(cell: Cell, teacher: LatentModel | None, student: Pipeline | None
         assert teacher is not None
         assert cell.spacing != "lcm"
         model = teacher
+        omega = model.family.omega_of(cell.guidance_scale)
         times = sampling_times(model.schedule.num_steps, cell.steps, cell.spacing)
 
         def sample(cond: Cond, seeds: Sequence[int]) -> Tensor:

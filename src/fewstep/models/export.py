@@ -57,7 +57,7 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
         scheduler = getattr(diffusers, model.scheduler_config["_class_name"]).from_config(model.scheduler_config)
     details = dict(model.details) | {"name": folder.resolve().name}
     if few_step:
-        details |= {"method": LCM_LORA, "guidance_scale": float(header["fewstep.omega"]) + 1}
+        details |= {"method": LCM_LORA, "guidance_scale": model.family.guidance_of(float(header["fewstep.omega"]))}
     with _replaced_whole(folder) as draft:
         _pipeline(model, model.network, scheduler).save_pretrained(draft, safe_serialization=True)
         (draft / "fewstep.json").write_text(json.dumps(details, indent=2) + "\n")
@@ -149,7 +149,7 @@ def lora_header(model: LatentModel, details: Mapping[str, Any]) -> dict[str, str
     if details["method"] == LCM_LORA:
         said |= {
             "modelspec.usage_hint": "LCM sampler, 2 to 8 steps, guidance scale 1",
-            "fewstep.omega": details["guidance_scale"] - 1,
+            "fewstep.omega": model.family.omega_of(details["guidance_scale"]),
             "fewstep.original_inference_steps": details["grid_size"],
             "fewstep.scheduler": "LCMScheduler",
             "fewstep.steps": 4,

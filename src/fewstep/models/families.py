@@ -20,6 +20,14 @@ class Family:
     unet: Mapping[str, Any]
     """What the released models' UNets set in `UNet2DConditionModel`; for shapes where there are no weights."""
 
+    def omega_of(self, guidance_scale: float) -> float:
+        """Returns the paper's ω of diffusers' `guidance_scale`, whose 1 is no guidance. Nothing else converts."""
+        return guidance_scale - 1
+
+    def guidance_of(self, omega: float) -> float:
+        """Returns diffusers' `guidance_scale` of the paper's ω."""
+        return omega + 1
+
 
 _BLOCKS = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "sample_size": 64}
 SD1 = Family("sd1", "Stable Diffusion 1.x", 768, _BLOCKS | {"cross_attention_dim": 768, "attention_head_dim": 8})

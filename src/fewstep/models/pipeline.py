@@ -105,7 +105,9 @@ class Pipeline:
             part = prompts[start : start + batch_size]
             seeds = range(seed + start, seed + start + len(part))
             cond = self.model.encode_text(part)
-            z_0 = self.latents(cond, seeds, steps, omega=scale - 1, init_image=init_image, strength=strength)
+            z_0 = self.latents(
+                cond, seeds, steps, omega=self.model.family.omega_of(scale), init_image=init_image, strength=strength
+            )
             images += to_images(self.model.decode(z_0))
         return images
 
@@ -219,7 +221,7 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     details = {
         "name": header.get("modelspec.title", Path((known or silent)[0].source).stem),
         "method": LCM_LORA,
-        "guidance_scale": float(header.get("fewstep.omega", 0.0)) + 1,
+        "guidance_scale": model.family.guidance_of(float(header.get("fewstep.omega", 0.0))),
     }
     grid = int(header.get("fewstep.original_inference_steps", 50))
     scheduler = {**model.scheduler_config, "original_inference_steps": grid}

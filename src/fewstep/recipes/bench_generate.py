@@ -116,7 +116,7 @@ def _variant(whole: Pipeline, engine: Engine, tiny: str) -> Pipeline:
 
 def _painter(pipeline: Pipeline, watch: Stopwatch) -> Paint:
     """What the pipeline does when it is called, part by part."""
-    model, omega = pipeline.model, pipeline.guidance_scale - 1
+    model, omega = pipeline.model, pipeline.model.family.omega_of(pipeline.guidance_scale)
 
     def paint(prompts: Sequence[str], steps: int, seed: int) -> list[Image.Image]:
         with watch("text"):

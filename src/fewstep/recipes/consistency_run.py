@@ -167,9 +167,9 @@ def make_task(
         distance=DISTANCES[config.distance](config.huber_c),
         weight=WEIGHTS[config.loss_weight](model.schedule),
     )
-    low, high = config.guidance_range
+    low, high = map(model.family.omega_of, config.guidance_range)
     drawn = TimeAndGuidance(
-        skip=config.skip, times=config.times, omega_range=(low - 1, high - 1),
+        skip=config.skip, times=config.times, omega_range=(low, high),
         shrinking_samples=math.ceil(config.shrink * config.steps * config.batch_size),
     )  # fmt: skip
     return DistillTask(student.learner, method, latents, drawn, config.seed)

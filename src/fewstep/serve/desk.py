@@ -123,8 +123,9 @@ class Desk:
             most = int(self.pipeline.grid_size * strength)
             if order.steps > most:
                 raise RefusedError(f"steps is {order.steps}; strength {strength:g} allows {most}", param="steps")
+        omega = self.pipeline.model.family.omega_of(self._guidance(order.guidance_scale, notes))
         wish = Wish(
-            prompt=order.prompt, seed=seed, steps=order.steps, omega=self._guidance(order.guidance_scale, notes) - 1,
+            prompt=order.prompt, seed=seed, steps=order.steps, omega=omega,
             size=(height, width), loras=self._scales(order.loras or {}), start=order.start, strength=strength,
             previews=order.previews,
         )  # fmt: skip
@@ -202,13 +203,17 @@ class Desk:
     def infotext(self, wish: Wish, order: Order) -> str:
         """AUTOMATIC1111's `parameters`."""
         settings = {
-            "Steps": str(wish.steps), "Sampler": "LCM", "CFG scale": f"{wish.omega + 1:g}", "Seed": str(wish.seed),
+            "Steps": str(wish.steps), "Sampler": "LCM", "CFG scale": f"{self.guidance_of(wish):g}", "Seed": str(wish.seed),
             "Size": f"{wish.size[1]}x{wish.size[0]}", "Model": self.name,
             **({"Denoising strength": f"{wish.strength:g}"} if wish.start is not None else {}),
             **{f"Lora {i}": f"{name}:{scale:g}" for i, (name, scale) in enumerate(wish.loras, 1) if scale},
             "Version": f"fewstep {__version__}",
         }  # fmt: skip
         return str(Infotext(wish.prompt, order.negative_prompt, settings))
+
+    def guidance_of(self, wish: Wish) -> float:
+        """Returns the `guidance_scale` that a wish is painted with, in diffusers' convention."""
+        return self.pipeline.model.family.guidance_of(wish.omega)
 
     def _size(self, size: str | None) -> tuple[int, int]:
         if size in (None, "", "auto"):

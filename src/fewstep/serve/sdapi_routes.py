@@ -147,7 +147,7 @@ def _info(desk: Desk, accepted: Accepted) -> dict[str, Any]:
     return {
         "prompt": order.prompt, "all_prompts": [order.prompt] * len(wishes), "negative_prompt": order.negative_prompt,
         "seed": wishes[0].seed, "all_seeds": [wish.seed for wish in wishes], "width": wishes[0].size[1],
-        "height": wishes[0].size[0], "sampler_name": "LCM", "cfg_scale": wishes[0].omega + 1,
+        "height": wishes[0].size[0], "sampler_name": "LCM", "cfg_scale": desk.guidance_of(wishes[0]),
         "steps": wishes[0].steps, "batch_size": len(wishes), "sd_model_name": desk.name,
         "infotexts": [desk.infotext(wish, order) for wish in wishes], "extra_generation_params": {},
         "notes": accepted.notes,
