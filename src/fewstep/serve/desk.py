@@ -203,7 +203,8 @@ class Desk:
     def infotext(self, wish: Wish, order: Order) -> str:
         """AUTOMATIC1111's `parameters`."""
         settings = {
-            "Steps": str(wish.steps), "Sampler": "LCM", "CFG scale": f"{self.guidance_of(wish):g}", "Seed": str(wish.seed),
+            "Steps": str(wish.steps), "Sampler": "LCM", "CFG scale": f"{self.guidance_of(wish):g}",
+            "Seed": str(wish.seed),
             "Size": f"{wish.size[1]}x{wish.size[0]}", "Model": self.name,
             **({"Denoising strength": f"{wish.strength:g}"} if wish.start is not None else {}),
             **{f"Lora {i}": f"{name}:{scale:g}" for i, (name, scale) in enumerate(wish.loras, 1) if scale},
