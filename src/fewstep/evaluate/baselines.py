@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,28 +18,46 @@ from fewstep.diffusion.sampling import (
     sample_ode,
     sample_unipc,
 )
-from fewstep.diffusion.solvers import dpm_solver_2
+from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.solvers import Field, dpm_solver_2
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import seeded_noise
 
 SamplerName = Literal["ddim", "dpm-solver-2", "dpm++", "euler", "unipc"]
-_SAMPLERS: dict[SamplerName, Callable[..., Tensor]] = {
-    "ddim": sample_ode, "dpm-solver-2": functools.partial(sample_ode, solver=dpm_solver_2),
-    "dpm++": sample_dpm_solver_pp_2m, "euler": sample_euler, "unipc": sample_unipc,
-}  # fmt: skip
+"""The keys of SAMPLERS, for the command line and the type checker."""
 
 
-def network_evaluations(sampler: SamplerName, steps: int) -> int:
-    """Of the guided teacher, which is asked with the condition and without, by DPM-Solver-2 twice a step."""
-    return 2 * steps * (2 if sampler == "dpm-solver-2" else 1)
+@dataclass(frozen=True)
+class Sampler:
+    """Samples a teacher without any training."""
+
+    name: SamplerName
+    title: str
+    """Its name as people write it."""
+    evaluations: int
+    """Calls of an unguided network a step."""
+    sample: Callable[[Schedule, Field, Tensor, list[int]], Tensor]
+    """(schedule, field, z_T [b, c, h, w], times, latest first) → z_0 [b, c, h, w]."""
+
+
+SAMPLERS: dict[SamplerName, Sampler] = {
+    sampler.name: sampler
+    for sampler in (
+        Sampler("ddim", "DDIM", 1, sample_ode),
+        Sampler("dpm-solver-2", "DPM-Solver-2", 2, functools.partial(sample_ode, solver=dpm_solver_2)),
+        Sampler("dpm++", "DPM-Solver++ (2M)", 1, sample_dpm_solver_pp_2m),
+        Sampler("euler", "Euler", 1, sample_euler),
+        Sampler("unipc", "UniPC", 1, sample_unipc),
+    )
+}
 
 
 @torch.no_grad()
 def teacher_latents(
     teacher: LatentModel, sampler: SamplerName, times: list[int], cond: Cond, seeds: Sequence[int], omega: float
 ) -> Tensor:
-    """z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""
+    """Samples z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""
     z_T = seeded_noise(seeds, teacher.latent_shape(teacher.resolution), teacher.device)()
     null = {name: value.expand(len(z_T), *value.shape[1:]) for name, value in teacher.null_cond().items()}
     field = Guided(teacher.network, cond, null, torch.full((len(z_T),), omega, device=teacher.device))
-    return _SAMPLERS[sampler](teacher.schedule, field, z_T, times)
+    return SAMPLERS[sampler].sample(teacher.schedule, field, z_T, times)
