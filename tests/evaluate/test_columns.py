@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -10,14 +11,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fewstep import assets
 from fewstep.evaluate import metrics
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
-from fewstep.evaluate.cell import TITLES, Cell
+from fewstep.evaluate.cell import COLUMNS, TITLES, Cell
 from fewstep.evaluate.columns import Column
-from fewstep.evaluate.scoring import index_columns
+from fewstep.evaluate.report import columns_of
+from fewstep.evaluate.scoring import MODEL, SECONDS, index_columns
 from fewstep.evaluate.tuning import rate
 from fewstep.recipes.distill import Distill, distill
 from fewstep.recipes.evaluate import Evaluate, evaluate
 
-REDNESS = '''
+DOCS = Path(__file__).parents[2] / "docs"
+REDNESS = """
 from fewstep.evaluate.bench import Metric
 from fewstep.evaluate.columns import Column
 
@@ -34,10 +37,10 @@ def compute_redness(red, bench):
 METRICS = (
     Metric(measure_red, compute_redness, (
         Column("mean_redness", "How red <it> is.", heading="red", better="more", curve_label="mean of the red channel",
-               chooses=True, biased_below=1_000_000),
+               chooses=True, biased_below=1_000_000, plural="means of red"),
     )),
 )
-'''
+"""
 
 
 @pytest.fixture
@@ -56,12 +59,11 @@ def test_a_new_metric_is_in_every_table_and_curve_and_is_chosen_by(tmp_path, mon
     monkeypatch.setattr("fewstep.recipes.evaluate.TEACHER_STEPS", 2)
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "report"
-    results = evaluate(
-        Evaluate(
-            model=assets.SCENES_LCM, samplers=("euler",), steps=(1,), guidance_scale=(2, 3), spacings=("trailing",),
-            n=128, n_unseen=0, n_repeated=0, n_tuning=20, batch_size=64, out=out, device="cpu",
-        )  # fmt: skip
-    )
+    config = Evaluate(
+        model=assets.SCENES_LCM, samplers=("euler",), steps=(1,), guidance_scale=(2, 3), spacings=("trailing",),
+        n=128, n_unseen=0, n_repeated=0, n_tuning=20, batch_size=32, out=out, device="cpu",
+    )  # fmt: skip
+    results = evaluate(config)
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert len({row["mean_redness"] for row in rows}) == len(rows) == 3
     table, said = (out / "table.md").read_text(), capsys.readouterr()
@@ -71,7 +73,7 @@ def test_a_new_metric_is_in_every_table_and_curve_and_is_chosen_by(tmp_path, mon
     assert "<th>mean redness</th>" in page
     assert "<dt>mean redness</dt><dd>How red &lt;it&gt; is.</dd>" in page
     assert page.count("<!-- mean of the red channel -->") == 2  # over steps and over time
-    assert "Of 128 pictures, mean of the red channels lean upwards" in page
+    assert "Of 128 pictures, means of red lean upwards" in page
     choices = page.partition("<details>")[2]
     assert "<th>mean redness</th>" in choices
     assert all(f"<td>{row['mean_redness']:.3g} (" in choices for row in results["tuning"])
@@ -91,8 +93,7 @@ def test_a_new_metric_is_watched_along_a_run(random_teacher, tmp_path, capsys):
     )  # fmt: skip
     distill(config)
     rows = [json.loads(line) for line in (config.out / "evaluations.jsonl").open()]
-    board = EventAccumulator(str(config.out / "tensorboard"))
-    board.Reload()
+    board = EventAccumulator(str(config.out / "tensorboard" / "evaluation")).Reload()
     for row in rows:
         (event,) = board.Scalars(f"mean_redness/{row['steps']}")
         assert event.value == pytest.approx(row["mean_redness"])
@@ -111,21 +112,27 @@ def test_rows_are_rated_by_accuracy_and_then_by_the_kernel_distance():
 def test_a_column_that_could_not_do_what_it_says_is_refused():
     with pytest.raises(ValueError, match="redness: `chooses` needs `better`"):
         Column("redness", chooses=True)
-    with pytest.raises(ValueError, match="`biased_below` needs `curve_label`"):
+    with pytest.raises(ValueError, match="`biased_below` needs `plural`"):
         Column("redness", biased_below=5)
 
 
-def test_names_of_columns_are_of_one_column_each():
-    columns = metrics.list_columns()
-    assert len(index_columns()) == len({column.name for column in columns}) + 7
+@pytest.mark.parametrize("file", ["demo/results.json", "studies/main-best.json"])
+def test_every_published_column_is_known(file):
+    rows = json.loads((DOCS / file).read_text())["rows"]
+    assert {name for row in rows for name in columns_of([row])} <= set(index_columns())
 
 
-def test_a_samplers_name_title_and_cost_are_its_own(monkeypatch):
+def test_no_two_columns_share_a_name_or_a_heading():
+    columns = (MODEL, *COLUMNS, SECONDS, *metrics.list_columns())
+    assert len(index_columns()) == len(columns)
+    assert len({column.heading or column.name for column in columns}) == len(columns)
+
+
+def test_a_samplers_name_title_and_cost_are_its_own():
     assert get_args(SamplerName) == tuple(SAMPLERS)
     assert all(name == sampler.name for name, sampler in SAMPLERS.items())
     assert len(set(TITLES.values())) == len(SAMPLERS) + 2
     calls = {name: Cell(name, 3, "trailing", 2.0).network_evaluations for name in SAMPLERS}
     assert calls == {"ddim": 6, "dpm-solver-2": 12, "dpm++": 6, "euler": 6, "unipc": 6}
-    assert (Cell("teacher", 50, "trailing", 2.0).network_evaluations, Cell("lcm", 4, "lcm", 2.0).network_evaluations) == (
-        100, 4,
-    )  # fmt: skip
+    assert Cell("teacher", 50, "trailing", 2.0).network_evaluations == 100
+    assert Cell("lcm", 4, "lcm", 2.0).network_evaluations == 4

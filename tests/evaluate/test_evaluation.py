@@ -19,11 +19,12 @@ from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench, PaintedBatch
 from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.evaluate.frechet import frechet_distance
-from fewstep.evaluate.metrics import METRICS, compute_columns, list_observers, name_kept
+from fewstep.evaluate.metrics import METRICS, compute_columns, list_columns, list_observers, name_kept
 from fewstep.evaluate.metrics.distances import sum_moments
 from fewstep.evaluate.painting import Kept, paint
 from fewstep.evaluate.protocol import claim_report_folder, difference, rows_beside
 from fewstep.evaluate.reader import load_reader
+from fewstep.evaluate.report import columns_of
 from fewstep.evaluate.roster import captions_roster, scenes_roster
 from fewstep.evaluate.scenes_bench import reader_extractor
 from fewstep.evaluate.style import fit_probe
@@ -61,7 +62,9 @@ def columns(bench, pictures):
     rows = list(range(len(pictures)))
     batch = PaintedBatch(pictures, latents, rows, dataclasses.replace(bench, teacher_latents=None))
     observed = {name: observe(batch) for name, observe in OBSERVERS.items()}
-    return compute_columns(Kept({n: v for n, v in observed.items() if v is not None}, latents, 0.0), batch.bench)
+    found = compute_columns(Kept({n: v for n, v in observed.items() if v is not None}, latents, 0.0), batch.bench)
+    assert set(columns_of([found])) <= {column.name for column in list_columns()}
+    return found
 
 
 def blurred(pictures):

@@ -30,10 +30,12 @@ class Column:
     """Guidance and spacing are chosen by it, and by later columns that choose too only where it is equal."""
     biased_below: int = 0
     """With fewer pictures its values lean upwards, and the report says so."""
+    plural: str = ""
+    """What its values are called in that sentence."""
 
     def __post_init__(self) -> None:
-        if (self.chooses and not self.better) or (self.biased_below and not self.curve_label):
-            raise ValueError(f"{self.name}: `chooses` needs `better`, and `biased_below` needs `curve_label`")
+        if (self.chooses and not self.better) or (self.biased_below and not self.plural):
+            raise ValueError(f"{self.name}: `chooses` needs `better`, and `biased_below` needs `plural`")
 
     @property
     def label(self) -> str:

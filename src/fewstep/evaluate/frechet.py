@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Holds count, mean `[d]` and scatter Σ(x − μ)(x − μ)ᵀ `[d, d]` of features, in float64; parts add up to a whole."""
+    """Holds count, mean `[d]` and scatter Σ(x − μ)(x − μ)ᵀ `[d, d]` of features, in float64; parts add up."""
 
     count: int
     mean: Tensor

@@ -142,7 +142,7 @@ def _warn_of_bias(results: Mapping[str, Any]) -> str:
     n = results["protocol"]["n"]
     biased = [index_columns()[name] for name in columns_of(results["rows"]) if name in index_columns()]
     return " ".join(
-        f"Of {n} pictures, {column.curve_label}s lean upwards; compare them with others of {n} alone."
+        f"Of {n} pictures, {column.plural} lean upwards; compare them with others of {n} alone."
         for column in biased if n < column.biased_below
     )  # fmt: skip
 

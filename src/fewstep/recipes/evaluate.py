@@ -168,7 +168,7 @@ class Evaluation:
             print(f"note: {config.out} has begun before; what is painted there is not painted again", flush=True)
         for column in list_columns():
             if roster.main < (few := column.biased_below):
-                print(f"note: n is {roster.main}; {column.curve_label}s of fewer than {few} lean upwards", flush=True)
+                print(f"note: n is {roster.main}; {column.plural} of fewer than {few} lean upwards", flush=True)
         self._workers: Workers | None = None
 
     def run(self) -> dict[str, Any]:

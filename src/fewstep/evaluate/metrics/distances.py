@@ -20,6 +20,7 @@ FRECHET = Column(
     curve_label="Fréchet distance",
     log_scale=True,
     biased_below=5000,
+    plural="Fréchet distances",
 )
 KERNEL = Column(
     "kd",
