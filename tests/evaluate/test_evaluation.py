@@ -16,14 +16,15 @@ from fewstep import assets
 from fewstep.data.pictures import to_levels, to_pixels
 from fewstep.data.scenes import Scenes
 from fewstep.errors import UserError
-from fewstep.evaluate.bench import Bench, Seen
+from fewstep.evaluate.bench import Bench, PaintedBatch
 from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.evaluate.frechet import frechet_distance
-from fewstep.evaluate.metrics import METRICS, OBSERVERS, conclude, kept_as
-from fewstep.evaluate.metrics.distances import moments
+from fewstep.evaluate.metrics import METRICS, compute_columns, list_columns, list_observers, name_kept
+from fewstep.evaluate.metrics.distances import sum_moments
 from fewstep.evaluate.painting import Kept, paint
 from fewstep.evaluate.protocol import claim_report_folder, difference, rows_beside
 from fewstep.evaluate.reader import load_reader
+from fewstep.evaluate.report import columns_of
 from fewstep.evaluate.roster import captions_roster, scenes_roster
 from fewstep.evaluate.scenes_bench import reader_extractor
 from fewstep.evaluate.style import fit_probe
@@ -36,6 +37,7 @@ from written_shards import shard
 
 CPU = torch.device("cpu")
 N = 256
+OBSERVERS = list_observers()
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +59,12 @@ def drawn():
 
 def columns(bench, pictures):
     latents = pictures.float().permute(0, 3, 1, 2) / 255
-    seen = Seen(pictures, latents, list(range(len(pictures))), dataclasses.replace(bench, teacher_latents=None))
-    observed = {name: observe(seen) for name, observe in OBSERVERS.items()}
-    return conclude(Kept({n: v for n, v in observed.items() if v is not None}, latents, 0.0), seen.bench)
+    rows = list(range(len(pictures)))
+    batch = PaintedBatch(pictures, latents, rows, dataclasses.replace(bench, teacher_latents=None))
+    observed = {name: observe(batch) for name, observe in OBSERVERS.items()}
+    found = compute_columns(Kept({n: v for n, v in observed.items() if v is not None}, latents, 0.0), batch.bench)
+    assert set(columns_of([found])) <= {column.name for column in list_columns()}
+    return found
 
 
 def blurred(pictures):
@@ -133,19 +138,20 @@ def test_another_look_has_a_style_and_no_reader(monkeypatch):
 
 
 def test_moments_of_shards_are_those_of_the_whole(bench):
-    whole, shards = moments(bench.reference), moments(bench.reference[:300]) + moments(bench.reference[300:])
+    whole = sum_moments(bench.reference)
+    shards = sum_moments(bench.reference[:300]) + sum_moments(bench.reference[300:])
     assert abs(frechet_distance(whole, shards)) < 1e-10 * float(whole.covariance.trace())
 
 
 def test_distance_to_the_teacher(bench):
-    metric = next(metric for metric in METRICS if metric.observe.__name__ == "latents")
+    metric = next(metric for metric in METRICS if metric.observe.__name__ == "keep_latents")
     z = torch.randn(len(bench.roster), 4, 8, 8, generator=torch.Generator().manual_seed(0))
     other = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
     told = dataclasses.replace(bench, teacher_latents=z)
-    assert metric.conclude(z, told) == {"to_teacher": 0}
-    assert metric.conclude(z + 0.1, told)["to_teacher"] == pytest.approx(0.1, rel=1e-5)
-    assert metric.conclude(other, told)["to_teacher"] == pytest.approx(2**0.5, rel=0.02)
-    assert metric.conclude(z, bench) == {}
+    assert metric.compute(z, told) == {"to_teacher": 0}
+    assert metric.compute(z + 0.1, told)["to_teacher"] == pytest.approx(0.1, rel=1e-5)
+    assert metric.compute(other, told)["to_teacher"] == pytest.approx(2**0.5, rel=0.02)
+    assert metric.compute(z, bench) == {}
 
 
 def test_pictures_do_not_depend_on_how_the_work_was_split(random_teacher, bench, tmp_path):
@@ -179,8 +185,8 @@ def test_pictures_do_not_depend_on_how_the_work_was_split(random_teacher, bench,
 
 
 def test_what_a_metric_kept_is_made_anew_once_its_file_has_changed(random_teacher, bench, tmp_path):
-    def fifth(seen):
-        return seen.latents[:, 0, 0, :1] + 5
+    def fifth(batch):
+        return batch.latents[:, 0, 0, :1] + 5
 
     teacher = load_latent_model(random_teacher, CPU)
     few = dataclasses.replace(bench, roster=scenes_roster(10, 0, 0))
@@ -188,11 +194,11 @@ def test_what_a_metric_kept_is_made_anew_once_its_file_has_changed(random_teache
     paint(few, painter, OBSERVERS, 8, tmp_path)
     (tmp_path / "part-00001.safetensors").unlink()  # of two
     before = dict(OBSERVERS)
-    (name,) = [name for name in before if name.startswith("accuracy.right.")]
+    (name,) = [name for name in before if name.startswith("accuracy.read_as_stated.")]
     del before[name]
-    changed = paint(few, painter, before | {"accuracy.right.another": fifth}, 8, tmp_path)
-    assert torch.equal(changed.observed["accuracy.right.another"], changed.latents[:, 0, 0, :1] + 5)
-    assert kept_as(METRICS[0].observe) in OBSERVERS
+    changed = paint(few, painter, before | {"accuracy.read_as_stated.another": fifth}, 8, tmp_path)
+    assert torch.equal(changed.observed["accuracy.read_as_stated.another"], changed.latents[:, 0, 0, :1] + 5)
+    assert name_kept(METRICS[0].observe) in OBSERVERS
     assert len(set(OBSERVERS)) == len({metric.observe for metric in METRICS})
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -17,28 +18,52 @@ from fewstep.diffusion.sampling import (
     sample_ode,
     sample_unipc,
 )
-from fewstep.diffusion.solvers import DPM_SOLVER_2
+from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.solvers import DDIM, DPM_SOLVER_2, Field, Solver
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import seeded_noise
 
-SamplerName = Literal["ddim", "dpm-solver-2", "dpm++", "euler", "unipc"]
-_SAMPLERS: dict[SamplerName, Callable[..., Tensor]] = {
-    "ddim": sample_ode, "dpm-solver-2": functools.partial(sample_ode, solver=DPM_SOLVER_2),
-    "dpm++": sample_dpm_solver_pp_2m, "euler": sample_euler, "unipc": sample_unipc,
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Sampler:
+    """Samples a teacher without any training."""
+
+    name: str
+    title: str
+    """Its name as people write it."""
+    evaluations: int
+    """Calls of an unguided network a step."""
+    sample: Callable[[Schedule, Field, Tensor, list[int]], Tensor]
+    """(schedule, field, z_T [b, c, h, w], times, latest first) → z_0 [b, c, h, w]."""
 
 
-def network_evaluations(sampler: SamplerName, steps: int) -> int:
-    """Of the guided teacher, which is asked with the condition and without, by DPM-Solver-2 twice a step."""
-    return 2 * steps * (2 if sampler == "dpm-solver-2" else 1)
+def _one_solver(name: str, title: str, solver: Solver) -> Sampler:
+    return Sampler(name, title, solver.evaluations, functools.partial(sample_ode, solver=solver))
+
+
+SAMPLERS: dict[str, Sampler] = {
+    sampler.name: sampler
+    for sampler in (
+        _one_solver("ddim", "DDIM", DDIM),
+        _one_solver("dpm-solver-2", "DPM-Solver-2", DPM_SOLVER_2),
+        Sampler("dpm++", "DPM-Solver++ (2M)", 1, sample_dpm_solver_pp_2m),
+        Sampler("euler", "Euler", 1, sample_euler),
+        Sampler("unipc", "UniPC", 1, sample_unipc),
+    )
+}
+
+if TYPE_CHECKING:
+    SamplerName = str
+else:
+    SamplerName = Literal[tuple(SAMPLERS)]  # what the command line allows
 
 
 @torch.no_grad()
 def teacher_latents(
     teacher: LatentModel, sampler: SamplerName, times: list[int], cond: Cond, seeds: Sequence[int], omega: float
 ) -> Tensor:
-    """z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""
+    """Samples z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""
     z_T = seeded_noise(seeds, teacher.latent_shape(teacher.resolution), teacher.device)()
     null = {name: value.expand(len(z_T), *value.shape[1:]) for name, value in teacher.null_cond().items()}
     field = Guided(teacher.network, cond, null, torch.full((len(z_T),), omega, device=teacher.device))
-    return _SAMPLERS[sampler](teacher.schedule, field, z_T, times)
+    return SAMPLERS[sampler].sample(teacher.schedule, field, z_T, times)

@@ -1,4 +1,4 @@
-"""What all rows of a table share, and what a metric is made of."""
+"""What all rows of a table share, and what a metric consists of."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fewstep.evaluate.columns import Column
 from fewstep.evaluate.reader import Reader
 from fewstep.evaluate.roster import Roster
 from fewstep.evaluate.style import StyleProbe
@@ -15,7 +16,7 @@ from fewstep.models.extractors import Extractor
 
 @dataclass(frozen=True)
 class Bench:
-    """The same pictures, references and judges for every row."""
+    """Holds the prompts, references and judges that every row is scored with."""
 
     roster: Roster
     extractor: Extractor
@@ -33,34 +34,36 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Some of a cell's pictures."""
+class PaintedBatch:
+    """Holds some of a cell's pictures, as they were painted together."""
 
     pictures: Tensor
     """uint8 `[b, h, w, 3]`."""
     latents: Tensor
     """z_0 `[b, c, h, w]` that they were decoded from."""
     rows: list[int]
-    """Where they stand in the roster."""
+    """Their places in the roster."""
     bench: Bench
 
 
-Observer = Callable[[Seen], Tensor | None]
-"""What is kept of pictures: `[b, …]`, each row a function of its picture alone; None where the bench has no use for
-it."""
+Observer = Callable[[PaintedBatch], Tensor | None]
+"""Returns what is kept of pictures: `[b, …]`, each row a function of its picture alone; None where the bench has no use
+for it."""
 
 
-def latents(seen: Seen) -> Tensor:
-    """z_0; kept of every picture anyway."""
-    return seen.latents
+def keep_latents(batch: PaintedBatch) -> Tensor:
+    """Returns z_0 `[b, c, h, w]`, which are kept of every picture anyway."""
+    return batch.latents
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Some columns of the table."""
+    """Makes some columns of the table."""
 
     observe: Observer
-    """What it needs to know of each picture; metrics may share it. Kept under its file and name, and
-    made anew where its file has changed."""
-    conclude: Callable[[Tensor, Bench], Mapping[str, float | None]]
-    """The columns, from what was kept of every picture in the roster's order."""
+    """Returns what the metric needs to know of each picture; metrics may share it. It is kept under the function's
+    file and name, and made anew where the file has changed."""
+    compute: Callable[[Tensor, Bench], Mapping[str, float | None]]
+    """Computes the columns' values, and the ends of their intervals, from what was kept of every picture in the
+    roster's order; leaves out those that the bench has no use for."""
+    columns: tuple[Column, ...]

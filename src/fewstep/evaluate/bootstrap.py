@@ -9,7 +9,7 @@ RESAMPLES = 2000
 
 
 def bootstrap_interval(values: Tensor, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The percentile bootstrap's interval of the mean of `values` `[n]`, in float64."""
+    """Computes the percentile bootstrap's interval of the mean of `values` `[n]`, in float64."""
     generator = torch.Generator().manual_seed(seed)
     values = values.double()
     means = torch.stack(

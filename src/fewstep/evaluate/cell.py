@@ -11,20 +11,36 @@ from torch import Tensor
 
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.sampling import Spacing, sampling_times
-from fewstep.evaluate.baselines import SamplerName, network_evaluations, teacher_latents
+from fewstep.evaluate.baselines import SAMPLERS, teacher_latents
+from fewstep.evaluate.columns import Column
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.pipeline import Pipeline
 
 TEACHER_STEPS = 50
 Row = dict[str, Any]
-"""Column → value."""
+"""Values by their columns' names."""
+TITLES: dict[str, str] = {
+    "teacher": "teacher", **{sampler.name: sampler.title for sampler in SAMPLERS.values()}, "lcm": "LCM",
+}  # fmt: skip
+"""Names of all who may paint a cell, as people write them."""
+COLUMNS = (
+    Column("sampler"),
+    Column("steps"),
+    Column(
+        "network_evaluations",
+        "Of the UNet, for one picture; a guided baseline asks it twice a step.",
+        heading="calls",
+    ),
+    Column("spacing", "Where in the schedule a baseline's steps stand: the best of those tried, as its guidance is."),
+    Column("guidance_scale", heading="guid."),
+)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Who paints, and how."""
+    """Says who paints, and how."""
 
-    sampler: Literal["teacher", "lcm"] | SamplerName
+    sampler: str
     """`teacher` is the reference, DDIM at many steps; `lcm` the few-step model."""
     steps: int
     spacing: Spacing | Literal["lcm"]
@@ -33,12 +49,12 @@ class Cell:
 
     @property
     def network_evaluations(self) -> int:
-        """A few-step model asks its network once a step, a guided teacher twice or four times."""
-        return self.steps if self.sampler == "lcm" else network_evaluations(self.solver, self.steps)
+        """Counts a picture's calls of the network; a guided teacher's is asked with the condition and without."""
+        return self.steps if self.sampler == "lcm" else 2 * self.steps * SAMPLERS[self.solver].evaluations
 
     @property
-    def solver(self) -> SamplerName:
-        """Of a cell that the teacher paints."""
+    def solver(self) -> str:
+        """Names the sampler of a cell that the teacher paints."""
         assert self.sampler != "lcm"
         return "ddim" if self.sampler == "teacher" else self.sampler
 
@@ -48,16 +64,13 @@ class Cell:
         return f"{self.sampler}-{self.steps}-{self.spacing}-guidance-{self.guidance_scale:g}"
 
     def head(self) -> Row:
-        """The first columns of its row."""
-        return {
-            "sampler": self.sampler, "steps": self.steps, "network_evaluations": self.network_evaluations,
-            "spacing": self.spacing, "guidance_scale": self.guidance_scale,
-        }  # fmt: skip
+        """Returns the values of COLUMNS, the first of its row."""
+        return {column.name: getattr(self, column.name) for column in COLUMNS}
 
 
 @dataclass(frozen=True)
 class Painter:
-    """Paints a cell."""
+    """Paints pictures in the way of one cell."""
 
     model: LatentModel
     """Encodes the prompts and decodes the latents."""
@@ -66,7 +79,7 @@ class Painter:
 
 
 def painter_of(cell: Cell, teacher: LatentModel | None, student: Pipeline | None, *, bf16: bool = False) -> Painter:
-    """Who paints this cell; with `bf16` networks compute in it, the autoencoder does not."""
+    """Makes who paints this cell; with `bf16` networks compute in it, the autoencoder does not."""
     if cell.sampler == "lcm":
         assert student is not None
         few_step, model = student, student.model

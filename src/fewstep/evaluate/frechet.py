@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean `[d]` and scatter Σ(x − μ)(x − μ)ᵀ `[d, d]` of features, in float64; parts add up to the whole."""
+    """Holds count, mean `[d]` and scatter Σ(x − μ)(x − μ)ᵀ `[d, d]` of features, in float64; parts add up."""
 
     count: int
     mean: Tensor
@@ -18,13 +18,13 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> Moments:
-        """Of `[n, d]`, n ≥ 1."""
+        """Computes them of features `[n, d]`, n ≥ 1."""
         features = features.double()
         centred = features - features.mean(0)
         return cls(len(features), features.mean(0), centred.T @ centred)
 
     def __add__(self, other: Moments) -> Moments:
-        """Chan, Golub and LeVeque's rule (1979), which loses no digits to large means."""
+        """Applies Chan, Golub and LeVeque's rule (1979), which loses no digits to large means."""
         count = self.count + other.count
         gap = other.mean - self.mean
         mean = self.mean + gap * (other.count / count)
@@ -37,7 +37,7 @@ class Moments:
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁^½ Σ₂ Σ₁^½)^½), in float64 (arXiv 1706.08500, eq. 6).
+    """Computes ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁^½ Σ₂ Σ₁^½)^½), in float64 (arXiv 1706.08500, eq. 6).
 
     With Σ = LLᵀ the last trace is the sum of L₁ᵀL₂'s singular values: no general matrix root, whose eigenvalues are
     complex by rounding, and no squares, whose rounding a root would enlarge. Raises ValueError with fewer than 2d
@@ -54,6 +54,6 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 def _factor(matrix: Tensor) -> Tensor:
-    """L with LLᵀ = `matrix`, which may be singular."""
+    """Finds L with LLᵀ = `matrix`, which may be singular."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp(min=0).sqrt()

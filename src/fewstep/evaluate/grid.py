@@ -14,7 +14,7 @@ _LINE = 15
 def labelled_grid(
     rows: Sequence[tuple[str, Sequence[Image.Image]]], headings: Sequence[str], cell: int = 96
 ) -> Image.Image:
-    """One row of pictures for each (label, pictures), under wrapped headings."""
+    """Draws a row of pictures for each (label, pictures), under wrapped headings."""
     font = ImageFont.load_default(12)
     wrapped = [_wrap(heading, font, cell) for heading in headings]
     top = _MARGIN + _LINE * max((len(lines) for lines in wrapped), default=0) + _MARGIN

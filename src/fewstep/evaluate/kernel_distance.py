@@ -12,7 +12,7 @@ FEWEST_BLOCKS = 10
 
 
 def kernel_distance(first: Tensor, second: Tensor, seed: int = 0) -> tuple[float, float]:
-    """Squared maximum mean discrepancy with k(x, y) = (x·y/d + 1)³ (arXiv 1801.01401), and its standard error.
+    """Estimates the squared maximum mean discrepancy and its standard error, k(x, y) = (x·y/d + 1)³ (arXiv 1801.01401).
 
     Both sets, `[n, d]`, are shuffled by `seed` and cut into blocks that share no sample, at least ten, of at most 1,000
     (a B-test, arXiv 1307.1954): the blocks' estimates are independent, so that their spread is an honest error, which

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.data.pictures import to_levels
-from fewstep.evaluate.bench import Bench, Observer, Seen
+from fewstep.evaluate.bench import Bench, Observer, PaintedBatch
 from fewstep.evaluate.cell import Painter
 
 LATENTS = "latents"
@@ -24,12 +24,12 @@ _SECONDS = "seconds_per_image"
 
 @dataclass(frozen=True)
 class Kept:
-    """All that is known of a cell's pictures, in the roster's order."""
+    """Holds all that is known of a cell's pictures, in the roster's order."""
 
     observed: dict[str, Tensor]
     latents: Tensor
     seconds_per_image: float
-    """To sample and decode one, as the median over parts."""
+    """Time to sample and decode one, as the median over parts."""
 
 
 def paint(
@@ -51,19 +51,19 @@ def paint(
 
 
 def parts_of(bench: Bench, batch_size: int) -> int:
-    """How many."""
+    """Counts the parts that a cell of this bench is painted in."""
     return -(-len(bench.roster) // batch_size)
 
 
 def part_file(folder: Path, number: int) -> Path:
-    """Where a part is kept."""
+    """Says where a part is kept."""
     return folder / f"part-{number:05d}.safetensors"
 
 
 def paint_part(
     bench: Bench, painter: Painter, observers: Mapping[str, Observer], batch_size: int, folder: Path | None, number: int
 ) -> dict[str, Tensor]:
-    """One part, painted now or read from `folder`, where it is written."""
+    """Reads one part from `folder`, or paints it now and writes it there."""
     file = None if folder is None else part_file(folder, number)
     rows = list(range(number * batch_size, min((number + 1) * batch_size, len(bench.roster))))
     held = _read(file) if file is not None and file.exists() else {}
@@ -78,7 +78,7 @@ def paint_part(
     if not held:
         held = {LATENTS: z_0, _SECONDS: torch.tensor((time.perf_counter() - begun) / batch_size)}
     for name, observe in missing.items():
-        value = observe(Seen(pictures, z_0, rows, bench))
+        value = observe(PaintedBatch(pictures, z_0, rows, bench))
         held[name] = torch.empty(0) if value is None else value.contiguous()
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

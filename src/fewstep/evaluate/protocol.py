@@ -13,7 +13,7 @@ RESULTS_FILE = "results.json"
 
 
 def difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """The first field in which two protocols differ, with both values; None where they agree."""
+    """Names the first field in which two protocols differ, with both values; returns None where they agree."""
     for name in sorted({*mine, *other}, key=lambda name: (name.endswith("sha256"), name)):  # causes before effects
         one, two = mine.get(name), other.get(name)
         if isinstance(one, Mapping) and isinstance(two, Mapping):
@@ -25,8 +25,10 @@ def difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
 
 
 def rows_beside(folder: Path, protocol: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of the model of an earlier report, which must have been made by the same protocol; not of those that
-    stood beside it."""
+    """Reads the rows of an earlier report's model, not of those that stood beside it.
+
+    Raises UserError where the report is none, or was made by another protocol.
+    """
     file = folder / RESULTS_FILE if folder.is_dir() else folder
     try:
         results = json.loads(file.read_text())

@@ -18,7 +18,7 @@ FEATURES = 64
 
 
 class Reader(nn.Module):
-    """A small convolutional classifier of 64×64 pictures."""
+    """Classifies 64×64 pictures by a small convolutional network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,17 +29,17 @@ class Reader(nn.Module):
         self.heads = nn.Sequential(nn.GELU(), nn.Linear(FEATURES, sum(HEADS)))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """`[b, 64]` from `[b, 3, 64, 64]` in [−1, 1]; what the Fréchet distance compares."""
+        """Maps `[b, 3, 64, 64]` in [−1, 1] to `[b, 64]`, which the Fréchet distance compares."""
         return self.body(pixels.contiguous(memory_format=torch.channels_last))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """One `[b, k]` of logits for each of HEADS."""
+        """Returns logits `[b, k]` for each of HEADS."""
         return list(self.heads(self.features(pixels)).split(HEADS, dim=1))
 
 
 @torch.no_grad()
 def read(reader: Reader, pixels: Tensor, batch_size: int = 256) -> tuple[list[Scene | None], Tensor]:
-    """What each picture shows (None: unreadable), and its features `[n, 64]`."""
+    """Returns what each picture shows (None: unreadable), and its features `[n, 64]`."""
     scenes: list[Scene | None] = []
     features = []
     for part in pixels.split(batch_size):
@@ -61,7 +61,7 @@ def _to_scene(answer: tuple[int, ...]) -> Scene | None:
 
 
 def load_reader(folder: Path) -> Reader:
-    """The reader as `train-teacher` saved it."""
+    """Loads the reader as `train-teacher` saved it."""
     reader = Reader()
     tensors = safetensors.torch.load_file(folder / "reader.safetensors")
     reader.load_state_dict({name: value.float() for name, value in tensors.items()})
@@ -69,7 +69,7 @@ def load_reader(folder: Path) -> Reader:
 
 
 def save_reader(reader: nn.Module, folder: Path) -> None:
-    """In fp16, 0.9 MB."""
+    """Saves the weights in fp16, 0.9 MB."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
     safetensors.torch.save_file(tensors, folder / "reader.safetensors")

@@ -22,7 +22,7 @@ UNREADABLE_RATE = 0.3
 
 
 class ReaderTask(Task):
-    """Cross entropy of every answer that the picture determines."""
+    """Trains by the cross entropy of every answer that the picture determines."""
 
     def __init__(self, reader: Reader, seed: int, looks: Sequence[Look] = ("plain",)) -> None:
         self.student = reader
@@ -39,7 +39,7 @@ class ReaderTask(Task):
 
 
 def reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plain",)) -> tuple[Tensor, Tensor]:
-    """Pixels `[b, 3, 64, 64]` and answers `[b, 8]`, 30 % of them unreadable; the looks take turns."""
+    """Draws pixels `[b, 3, 64, 64]` and answers `[b, 8]`, 30 % of them unreadable; the looks take turns."""
     worlds = [Scenes(seed=seed, split="all", look=look) for look in looks]
     pictures, answers = [], []
     for i in counters:
@@ -67,7 +67,7 @@ def _answers(scene: Scene) -> list[int]:
 
 
 def spoil(scenes: Scenes, index: int, rng: random.Random) -> Image.Image:
-    """A picture that no one could read a scene from: blurred, noised, mixed, patched, crowded or empty."""
+    """Makes a picture that no one could read a scene from: blurred, noised, mixed, patched, crowded or empty."""
     image, other = scenes[index].image, scenes[index + 1].image
     kind = rng.choice(("blur", "noise", "mix", "patch", "crowd", "empty", "colours"))
     if kind == "blur":

@@ -6,39 +6,23 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from fewstep.evaluate.cell import TITLES, Cell
+from fewstep.evaluate.columns import Column, order_by_direction
+from fewstep.evaluate.metrics import list_columns
 from fewstep.evaluate.protocol import RESULTS_FILE
+from fewstep.evaluate.scoring import SECONDS, index_columns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 GRID_FILE = "grid.png"
-TRUSTED = 5000
-"""Pictures from which on a Fréchet distance hardly depends on their number."""
-NAMES = {
-    "teacher": "teacher", "ddim": "DDIM", "dpm-solver-2": "DPM-Solver-2", "dpm++": "DPM-Solver++ (2M)",
-    "euler": "Euler", "unipc": "UniPC", "lcm": "LCM",
-}  # fmt: skip
-_CURVES = {
-    "prompt_accuracy": "prompt accuracy", "share_in_style": "share in style", "clip_score": "CLIP score",
-    "fd": "Fréchet distance", "to_teacher": "distance to the teacher's pictures",
-    "diversity": "diversity within a prompt",
-}  # fmt: skip
-_MEANINGS = {
-    "network evaluations": "Of the UNet, for one picture; a guided baseline asks it twice a step.",
-    "spacing": "Where in the schedule a baseline's steps stand: the best of those tried, as its guidance is.",
-    "seconds per image": "To sample and decode one, here and then: compare within one report, and on a quiet machine.",
-    "prompt accuracy": "Share of pictures in which every attribute of the prompt is right. More is better.",
-    "prompt accuracy unseen": "The same for prompts of a kind that no training picture shows.",
-    "share in style": "Of pictures that have the look of the data. More is better.",
-    "clip score": "100 times the cosine of CLIP's features of picture and prompt. More is better.",
-    "fd": "Fréchet distance to real pictures in the extractor's features. Less is better.",
-    "kd": "Unbiased kernel distance to them (KID), with its standard error; near 0 where there is none.",
-    "to teacher": "Distance of a picture's latent from the teacher's own of the same noise. Less is truer to it.",
-    "diversity": "How much pictures of one prompt differ, as a share of how much real pictures do.",
-}
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem;
@@ -74,13 +58,13 @@ def write_report(out: Path, results: Mapping[str, Any], grid: Image.Image) -> No
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every column that some row has, in order; the bounds of intervals stand with their values."""
+    """Names every column that some row has, in order; the ends of intervals stand with their values."""
     found = dict.fromkeys(name for row in rows for name in row)
     return [name for name in found if not name.endswith(("_low", "_high", "_error"))]
 
 
 def cell_text(row: Mapping[str, Any], column: str) -> str:
-    """The value, with its 95 % interval or standard error where it has one."""
+    """Writes the value, with its 95 % interval or standard error where it has one."""
     value = row.get(column)
     if value is None:
         return ""
@@ -94,35 +78,17 @@ def cell_text(row: Mapping[str, Any], column: str) -> str:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows as the lines of a Markdown table."""
+    """Writes the rows, whatever their columns, as the lines of a Markdown table."""
     columns = columns_of(rows)
     lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|" + "---|" * len(columns)]
     return lines + ["| " + " | ".join(cell_text(row, column) for column in columns) + " |" for row in rows]
 
 
 def page(results: Mapping[str, Any], grid: bytes) -> str:
-    """HTML that needs nothing beside it."""
+    """Makes a page of HTML that needs nothing beside it; `grid` is a PNG."""
     rows = results["rows"]
-    columns = columns_of(rows)
-    head = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
-    body = "\n".join(
-        f'<tr class="{escape(str(row["sampler"]))}">'
-        + "".join(f"<td>{_cell(row, column)}</td>" for column in columns)
-        + "</tr>"
-        for row in rows
-    )
     models = list(dict.fromkeys(str(row["model"]) for row in rows if row["sampler"] == "lcm")) or ["the teacher"]
     title = escape(f"fewstep: {models[0]}" + (f" beside {', '.join(models[1:])}" if models[1:] else ""))
-    meanings = "\n".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(_MEANINGS[name])}</dd>"
-        for name in (column.replace("_", " ") for column in columns) if name in _MEANINGS
-    )  # fmt: skip
-    record = {
-        "evaluated": results.get("evaluated", {}), **results["protocol"], "painted_by": results.get("painted_by", {}),
-    }  # fmt: skip
-    protocol = "\n".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in _flat(record)
-    )
     return f"""<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -130,44 +96,72 @@ def page(results: Mapping[str, Any], grid: bytes) -> str:
 <body>
 <h1>{title}</h1>
 <p>{results["protocol"]["n"]} pictures a row, the same prompts and noise in each. Guidance is diffusers' guidance_scale.
-In brackets: 95 % intervals; after ±: standard errors. {_caution(results)}</p>
-<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>
-{body}
-</tbody></table></div>
+In brackets: 95 % intervals; after ±: standard errors. {_warn_of_bias(results)}</p>
+<div class="wide">{_tabulate(rows)}</div>
 <h2>What the columns say</h2>
 <dl>
-{meanings}
+{_explain(columns_of(rows))}
 </dl>
 <h2>Pictures</h2>
 <img alt="the same prompts and noise, a row a sampler" src="data:image/png;base64,{base64.b64encode(grid).decode()}">
 <h2>Quality against steps and against time</h2>
-{curves(rows)}
+{draw_curves(rows)}
 <h2>Protocol</h2>
-<table class="protocol">
-{protocol}
-</table>
-{_chosen(results.get("tuning", []))}
+{_tabulate_protocol(results)}
+{_tabulate_choices(results.get("tuning", []))}
 </body></html>
 """
 
 
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    """With the interval, where there is one, in a line of its own."""
+def _tabulate(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Writes the rows, each of its sampler's class."""
+    columns = columns_of(rows)
+    head = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
+    body = "\n".join(
+        f'<tr class="{escape(str(row["sampler"]))}">'
+        + "".join(f"<td>{_break_before_interval(row, column)}</td>" for column in columns)
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+
+
+def _break_before_interval(row: Mapping[str, Any], column: str) -> str:
+    """Writes a value, and its interval, where there is one, in a line of its own."""
     value, found, interval = escape(cell_text(row, column)).partition(" (")
     return f"{value}<small>({interval}</small>" if found else value
 
 
-def _caution(results: Mapping[str, Any]) -> str:
+def _explain(names: Sequence[str]) -> str:
+    """Writes the meanings of these columns."""
+    columns = [column for name in names if (column := index_columns().get(name)) and column.meaning]
+    return "\n".join(f"<dt>{escape(column.label)}</dt><dd>{escape(column.meaning)}</dd>" for column in columns)
+
+
+def _warn_of_bias(results: Mapping[str, Any]) -> str:
     n = results["protocol"]["n"]
-    few = f"Of {n} pictures, Fréchet distances lean upwards; compare them with others of {n} alone."
-    return few if n < TRUSTED else ""
+    biased = [index_columns()[name] for name in columns_of(results["rows"]) if name in index_columns()]
+    return " ".join(
+        f"Of {n} pictures, {column.plural} lean upwards; compare them with others of {n} alone."
+        for column in biased if n < column.biased_below
+    )  # fmt: skip
 
 
-def _chosen(tried: Sequence[Mapping[str, Any]]) -> str:
-    """The rows by which guidance and spacing were chosen."""
+def _tabulate_protocol(results: Mapping[str, Any]) -> str:
+    record = {
+        "evaluated": results.get("evaluated", {}), **results["protocol"], "painted_by": results.get("painted_by", {}),
+    }  # fmt: skip
+    lines = "\n".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in _flatten(record)
+    )
+    return f'<table class="protocol">\n{lines}\n</table>'
+
+
+def _tabulate_choices(tried: Sequence[Mapping[str, Any]]) -> str:
+    """Writes the rows by which guidance and spacing were chosen."""
     if not tried:
         return ""
-    wanted = ("sampler", "steps", "spacing", "guidance_scale", "prompt_accuracy", "kd")
+    wanted = [field.name for field in fields(Cell)] + [column.name for column in list_columns() if column.chooses]
     columns = [name for name in wanted if any(row.get(name) is not None for row in tried)]
     head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in columns)
     body = "\n".join(
@@ -179,45 +173,49 @@ def _chosen(tried: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     for name, value in content.items():
-        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+        pairs += _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
     return pairs
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> str:
-    """SVG: a line a sampler, for every measure that the table has."""
+def draw_curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draws, as SVG, a line for every sampler: a row of axes for each column that has curves, over steps and time."""
     from matplotlib.figure import Figure  # seconds to import
-    from matplotlib.ticker import NullLocator
 
-    shown = [name for name in _CURVES if any(row.get(name) is not None for row in rows)]
-    figure = Figure(figsize=(11, 3.4 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), 2, squeeze=False)
-    lines = {(row["model"], row["sampler"]): row for row in rows}
-    for (across, down), ax in ((place, axes[place[1]][place[0]]) for place in _places(len(shown))):
-        measure, x = shown[down], ("steps", "seconds_per_image")[across]
-        for model, sampler in lines:
-            points = [row for row in rows if (row["model"], row["sampler"]) == (model, sampler)]
-            points = [row for row in points if row.get(measure) is not None]
-            label = f"{NAMES[sampler]} ({model})" if sampler == "lcm" else NAMES[sampler]
-            style = "*" if sampler == "teacher" else "o-"
-            ax.plot([row[x] for row in points], [row[measure] for row in points], style, label=label)
-        ax.set(xscale="log", xlabel=x.replace("_", " "), ylabel=_CURVES[measure])
-        if measure == "fd":
-            ax.set_yscale("log")
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter("{x:g}")
-        if x == "steps":
-            ax.set_xticks(sorted({row["steps"] for row in rows}))
-            ax.xaxis.set_minor_locator(NullLocator())
-            ax.xaxis.set_major_formatter("{x:g}")
-        ax.grid(alpha=0.3)
+    drawn_columns = [
+        column for column in order_by_direction(list_columns())
+        if column.curve_label and any(row.get(column.name) is not None for row in rows)
+    ]  # fmt: skip
+    figure = Figure(figsize=(11, 3.4 * len(drawn_columns)), layout="constrained")
+    axes = figure.subplots(len(drawn_columns), 2, squeeze=False)
+    for column, pair in zip(drawn_columns, axes, strict=True):
+        for x, ax in zip(("steps", SECONDS.name), pair, strict=True):
+            _draw(ax, rows, x, column)
     axes[0][1].legend(fontsize=8)
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
     return drawn.getvalue()[drawn.getvalue().index("<svg") :]
 
 
-def _places(down: int) -> list[tuple[int, int]]:
-    return [(across, i) for i in range(down) for across in (0, 1)]
+def _draw(ax: Axes, rows: Sequence[Mapping[str, Any]], x: str, column: Column) -> None:
+    """Draws a line for every model's sampler, whose rows may have no value in this column."""
+    from matplotlib.ticker import NullLocator
+
+    for model, sampler in dict.fromkeys((row["model"], row["sampler"]) for row in rows):
+        points = [row for row in rows if (row["model"], row["sampler"]) == (model, sampler)]
+        points = [row for row in points if row.get(column.name) is not None]
+        label = f"{TITLES[sampler]} ({model})" if sampler == "lcm" else TITLES[sampler]
+        style = "*" if sampler == "teacher" else "o-"
+        ax.plot([row[x] for row in points], [row[column.name] for row in points], style, label=label)
+    ax.set(xscale="log", xlabel=x.replace("_", " "), ylabel=column.curve_label)
+    if column.log_scale:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
+    if x == "steps":
+        ax.set_xticks(sorted({row["steps"] for row in rows}))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter("{x:g}")
+    ax.grid(alpha=0.3)

@@ -14,16 +14,16 @@ _APART = 10_000_000  # between the seeds of two groups, so that no group's pictu
 
 @dataclass(frozen=True)
 class Roster:
-    """Pictures in the order `main`, `unseen`, `repeated`; each starts from noise of its own seed."""
+    """Lists pictures in the order `main`, `unseen`, `repeated`; each starts from noise of its own seed."""
 
     prompts: list[str]
     seeds: list[int]
     stated: list[Scene] | None
     """What each prompt of the scenes world states."""
     main: int
-    """So many pictures make the table."""
+    """Number of pictures that make the table."""
     unseen: int
-    """So many, of a shape in a colour never trained on, are scored apart."""
+    """Number of pictures, of a shape in a colour never trained on, that are scored apart."""
     repeats: int
     """How often each prompt of the last group is painted, one time after another; 0 without that group."""
 
@@ -32,7 +32,7 @@ class Roster:
 
     @property
     def sha256(self) -> str:
-        """Of the prompts and seeds."""
+        """Hashes the prompts and seeds."""
         lines = [f"{seed} {prompt}" for seed, prompt in zip(self.seeds, self.prompts, strict=True)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -52,8 +52,8 @@ class Roster:
 def scenes_roster(
     n: int, n_unseen: int = 0, repeated: int = 0, repeats: int = 4, *, seed: int = 0, prompt_seed: int = PROMPT_SEED
 ) -> Roster:
-    """Fresh prompts of scenes that no picture of a training set was drawn for; the first `repeated` of them again, in
-    `repeats` pictures each."""
+    """Draws prompts of scenes that no picture of a training set was drawn for, and takes the first `repeated` of them
+    again, in `repeats` pictures each."""
     main = [Scenes(prompt_seed, "seen").prompt(i) for i in range(n)]
     unseen = [Scenes(prompt_seed, "unseen").prompt(i) for i in range(n_unseen)]
     again = [Scenes(prompt_seed, "seen").prompt(i) for i in range(repeated) for _ in range(repeats)]
@@ -65,7 +65,7 @@ def scenes_roster(
 
 
 def captions_roster(captions: Sequence[str], repeated: int = 0, repeats: int = 4, *, seed: int = 0) -> Roster:
-    """Captions of real pictures, one picture each."""
+    """Takes captions of real pictures, one picture each."""
     again = [caption for caption in captions[:repeated] for _ in range(repeats)]
     seeds = _seeds(seed, len(captions), 0, len(again))
     return Roster([*captions, *again], seeds, None, len(captions), 0, repeats if again else 0)

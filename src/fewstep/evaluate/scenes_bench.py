@@ -22,19 +22,19 @@ _AT_ONCE = 64
 
 
 def reference_scenes(look: Look = "plain") -> SceneExamples:
-    """Real pictures that no training set holds by default."""
+    """Draws real pictures that no training set holds by default."""
     return SceneExamples(Scenes(PROMPT_SEED + 1, "seen", look), REFERENCE_SCENES)
 
 
 def scenes_bench(roster: Roster, reader: Reader | None = None) -> Bench:
-    """For scores outside `fewstep evaluate`; the bundled reader where none is given."""
+    """Makes a bench for scores outside `fewstep evaluate`, with the bundled reader where none is given."""
     reader = reader or load_reader(assets.scenes_reader())
     extractor = reader_extractor(reader)
     return Bench(roster, extractor, real_features(extractor, reference_scenes())[0], reader)
 
 
 def reader_extractor(reader: Reader) -> Extractor:
-    """The reader's features of uint8 pictures."""
+    """Makes an extractor that takes uint8 pictures to the reader's features."""
     total = hashlib.sha256()
     for name, value in sorted(reader.state_dict().items()):
         total.update(name.encode() + value.contiguous().numpy().tobytes())
@@ -46,7 +46,7 @@ def reader_extractor(reader: Reader) -> Extractor:
 
 
 def real_features(extractor: Extractor, pictures: PictureSource) -> tuple[Tensor, str]:
-    """Features `[m, d]` of real pictures, and the pictures' hash."""
+    """Returns features `[m, d]` of real pictures, and the pictures' hash."""
     total = hashlib.sha256()
     parts = []
     for start in range(0, len(pictures), _AT_ONCE):

@@ -24,7 +24,7 @@ class StyleProbe:
 
 
 def fit_probe(style: Tensor, others: Tensor) -> StyleProbe:
-    """Logistic regression of real pictures' features, `[n, d]` in the style and `[m, d]` in another."""
+    """Fits logistic regression to real pictures' features, `[n, d]` in the style and `[m, d]` in another."""
     x = torch.cat([style, others]).double()
     y = torch.cat([x.new_ones(len(style)), x.new_zeros(len(others))])
     mean, deviation = x.mean(0), x.std(0).clamp(min=1e-6)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from fewstep.diffusion.sampling import Spacing
 from fewstep.evaluate.cell import Cell, Row
+from fewstep.evaluate.metrics import list_columns
 
 
 def best_cell(
@@ -16,7 +17,7 @@ def best_cell(
     score: Callable[[Cell], Row],
     announce: Callable[[Sequence[Cell]], None] = lambda _: None,
 ) -> tuple[Cell, list[Row]]:
-    """The best guidance at the first spacing, then the best spacing at that guidance; and all rows that were scored.
+    """Finds the best guidance at the first spacing, then the best spacing at that guidance; returns scored rows too.
 
     Guidance is tried in the order given, for as long as more of it is better: it helps up to a point and harms beyond.
     A choice of one is not scored. The first of equals wins. `announce` is told cells that will be scored, before.
@@ -31,7 +32,7 @@ def best_cell(
         for cell in cells:
             if cell not in rows:
                 rows[cell] = score(cell)
-            if merit(rows[cell]) > merit(rows[found]):
+            if rate(rows[cell]) > rate(rows[found]):
                 found = cell
             elif while_better and cell is not found:
                 break
@@ -43,6 +44,7 @@ def best_cell(
     return cell, list(rows.values())
 
 
-def merit(row: Row) -> tuple[float, float]:
-    """The more the better: prompt accuracy where there is one; then nearness to the real pictures."""
-    return row.get("prompt_accuracy") or 0.0, -row["kd"]
+def rate(row: Row) -> tuple[float, ...]:
+    """Rates a row by the columns that choose, an earlier one before a later one; the greater the better."""
+    values = [(column, row.get(column.name) or 0.0) for column in list_columns() if column.chooses]
+    return tuple(-value if column.better == "less" else value for column, value in values)

@@ -21,14 +21,16 @@ from fewstep import assets
 from fewstep.data.pictures import to_images
 from fewstep.diffusion.sampling import Spacing
 from fewstep.errors import UserError
-from fewstep.evaluate.baselines import SamplerName
+from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.bench import Bench
-from fewstep.evaluate.cell import TEACHER_STEPS, Cell, Row
+from fewstep.evaluate.cell import TEACHER_STEPS, TITLES, Cell, Row
+from fewstep.evaluate.columns import Column, order_by_direction
 from fewstep.evaluate.grid import labelled_grid
+from fewstep.evaluate.metrics import list_columns
 from fewstep.evaluate.painting import Kept
 from fewstep.evaluate.protocol import claim_report_folder, rows_beside
-from fewstep.evaluate.report import NAMES, TRUSTED, columns_of, write_report
-from fewstep.evaluate.scoring import score
+from fewstep.evaluate.report import columns_of, write_report
+from fewstep.evaluate.scoring import MODEL, index_columns, score
 from fewstep.evaluate.tuning import best_cell
 from fewstep.models.extractors import Extractor
 from fewstep.models.network import weights_sha256
@@ -62,7 +64,7 @@ class Evaluate:
     should be none that the model was trained on; by default what its card records."""
     out: Path = Path("runs/evaluation")
     """Folder for results.json, table.md, report.html and grid.png. The same command again goes on where it stopped."""
-    samplers: tuple[SamplerName, ...] = ("ddim", "dpm-solver-2", "dpm++", "euler", "unipc")
+    samplers: tuple[SamplerName, ...] = tuple(SAMPLERS)
     """What the teacher is sampled with for comparison."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of steps, each a row of every sampler."""
@@ -121,12 +123,12 @@ def _listed(numbers: Sequence[float]) -> str:
 
 
 def default_evaluate() -> Evaluate:
-    """As the command has it."""
+    """Returns the command's defaults."""
     return Evaluate(workers=0)
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
-    """Writes the report, prints its table, and gives the content of results.json."""
+    """Writes the report, prints its table, and returns the content of results.json."""
     evaluation = Evaluation(config)
     results = evaluation.run()
     show(results)
@@ -135,7 +137,7 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
 
 
 class Evaluation:
-    """Everything loaded, and the folder claimed."""
+    """Loads everything and claims the folder, before anything is painted."""
 
     def __init__(self, config: Evaluate) -> None:
         self.config = config
@@ -164,8 +166,9 @@ class Evaluation:
         self._evaluated = {**model, "tuning_pictures": config.n_tuning}
         if claim_report_folder(config.out, {"model": model, "tuning": config.n_tuning, **self.protocol}):
             print(f"note: {config.out} has begun before; what is painted there is not painted again", flush=True)
-        if roster.main < TRUSTED:
-            print(f"note: n is {roster.main}; Fréchet distances of fewer than {TRUSTED} lean upwards", flush=True)
+        for column in list_columns():
+            if roster.main < (few := column.biased_below):
+                print(f"note: n is {roster.main}; {column.plural} of fewer than {few} lean upwards", flush=True)
         self._workers: Workers | None = None
 
     def run(self) -> dict[str, Any]:
@@ -198,10 +201,8 @@ class Evaluation:
                 bench = dataclasses.replace(bench, teacher_latents=kept.latents)
                 row, _ = self._score(bench, cell)
             rows.append(row)
-            pictures.append((f"{NAMES[cell.sampler]}, {cell.steps}", self._first(cell, kept)))
-            shown = ("prompt_accuracy", "share_in_style", "clip_score", "fd")
-            said = ", ".join(f"{name.replace('_', ' ')} {rows[-1][name]:.3g}" for name in shown if name in rows[-1])
-            print(f"{cell.sampler} {cell.steps}: {said}", file=sys.stderr, flush=True)
+            pictures.append((f"{TITLES[cell.sampler]}, {cell.steps}", self._first(cell, kept)))
+            print(f"{cell.sampler} {cell.steps}: {_summarise(row)}", file=sys.stderr, flush=True)
         rows += self._beside
         painted = {"device": self.studio.device.type, "processes": processes, "threads_each": threads}
         results = {
@@ -216,7 +217,7 @@ class Evaluation:
         return tuple(sorted(self.config.guidance_scale)) or (1.5, 3.0, 5.0, 8.5)
 
     def _trained_for(self, scales: Sequence[float]) -> list[float]:
-        """Of the few-step model: those in its range, or what is built in."""
+        """Picks scales in the few-step model's range, or what is built into it."""
         student = self.studio.student
         low, high = student.model.details.get("guidance_range", (1.0, math.inf))
         if not student.takes_guidance:
@@ -224,7 +225,7 @@ class Evaluation:
         return [scale for scale in scales if low <= scale <= high] or [student.guidance_scale]
 
     def _paint_for_tuning(self, cells: Sequence[Cell]) -> None:
-        """All together, since each of them alone keeps the workers waiting for the last of its few parts."""
+        """Paints them together, since each alone keeps the workers waiting for the last of its few parts."""
         if self._workers:
             self._workers.paint([job for cell in cells for job in self.studio.jobs(cell, tuning=True)])
 
@@ -257,26 +258,24 @@ def _model_sha256(pipeline: Pipeline) -> str:
     return total.hexdigest()
 
 
-_LEFT = ("model", "sampler", "spacing")
-_SHORT = {
-    "sampler": "sampler", "steps": "steps", "network_evaluations": "calls", "spacing": "spacing",
-    "guidance_scale": "guid.", "prompt_accuracy": "right", "prompt_accuracy_unseen": "unseen",
-    "share_in_style": "style", "clip_score": "CLIP", "fd": "FD", "kd": "KD", "to_teacher": "to T", "diversity": "div.",
-}  # fmt: skip
+def _summarise(row: Row) -> str:
+    """Says the figures by which a row is told from another at a glance."""
+    columns = [column for column in order_by_direction(list_columns()) if column.is_headline]
+    return ", ".join(f"{c.label} {row[c.name]:.3g}" for c in columns if row.get(c.name) is not None)
 
 
 def show(results: dict[str, Any]) -> None:
-    """The table on the terminal, without intervals."""
-    rows = results["rows"]
+    """Prints the table on the terminal, without intervals."""
+    rows, known = results["rows"], index_columns()
     several = len({row["model"] for row in rows if row["sampler"] == "lcm"}) > 1
-    hidden = {"seconds_per_image"} if several else {"seconds_per_image", "model"}
-    columns = [name for name in columns_of(rows) if name not in hidden]
+    columns = [known.get(name, Column(name)) for name in columns_of(rows) if several or name != MODEL.name]
+    columns = [column for column in columns if column.on_terminal]
     table = Table(title=f"{results['protocol']['n']} pictures a row", padding=(0, 1, 0, 0), box=None)
     for column in columns:
-        side: Literal["left", "right"] = "left" if column in _LEFT else "right"
-        table.add_column(_SHORT.get(column, column), justify=side, no_wrap=True)
+        words = any(isinstance(row.get(column.name), str) for row in rows)
+        table.add_column(column.heading or column.name, justify="left" if words else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(_short(row.get(column)) for column in columns))
+        table.add_row(*(_short(row.get(column.name)) for column in columns))
     Console().print(table)
 
 

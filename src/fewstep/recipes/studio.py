@@ -14,7 +14,7 @@ from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.cell import Cell, Painter, painter_of
-from fewstep.evaluate.metrics import OBSERVERS
+from fewstep.evaluate.metrics import list_observers
 from fewstep.evaluate.painting import paint_part, part_file, parts_of
 from fewstep.models.extractors import load_extractor
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
@@ -77,7 +77,7 @@ class EvaluationStudio:
     def paint(self, job: Job) -> None:
         folder = self.folder(tuning=job.tuning) / job.cell.slug
         bench = self.bare(tuning=job.tuning)
-        paint_part(bench, self.painter(job.cell), OBSERVERS, self.batch_size, folder, job.number)
+        paint_part(bench, self.painter(job.cell), list_observers(), self.batch_size, folder, job.number)
 
     def jobs(self, cell: Cell, *, tuning: bool) -> list[Job]:
         """That are left of a cell."""

@@ -12,7 +12,9 @@ import torch
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.cell import Cell, Row, painter_of
+from fewstep.evaluate.columns import order_by_direction
 from fewstep.evaluate.grid import labelled_grid
+from fewstep.evaluate.metrics import list_columns
 from fewstep.evaluate.scoring import score
 from fewstep.recipes.benches import judges, make_bench, material
 from fewstep.recipes.student import Student
@@ -26,11 +28,10 @@ if TYPE_CHECKING:
 
 SAMPLE_STEPS = (1, 2, 4, 8)
 EVALUATIONS_FILE = "evaluations.jsonl"
-_SHOWN = ("prompt_accuracy", "share_in_style", "fd", "kd")
 
 
 class Watcher:
-    """Called after every update; does what is due, once for each update however often the run is started."""
+    """Does, after every update, what is due, once for each update however often the run is started."""
 
     def __init__(
         self, config: ConsistencyRun, student: Student, captions: Sequence[str], resolution: int, device: torch.device
@@ -81,15 +82,15 @@ class Watcher:
         draft = file.with_suffix(".tmp")
         draft.write_text("".join(json.dumps(row) + "\n" for row in done) + lines)
         draft.rename(file)
-        values = {f"{name}/{row['steps']}": row[name] for row in rows for name in _SHOWN if row.get(name) is not None}
+        columns = [column for column in order_by_direction(list_columns()) if rows[0].get(column.name) is not None]
+        values = {f"{column.name}/{row['steps']}": row[column.name] for row in rows for column in columns}
         scalars(self._config.out, step, values)
-        shown = next(name for name in _SHOWN if rows[0].get(name) is not None)
-        said = ", ".join(f"{row[shown]:.3g}" for row in rows)
+        said = ", ".join(f"{row[columns[0].name]:.3g}" for row in rows)
         steps = ", ".join(str(row["steps"]) for row in rows)
-        print(f"after update {step}: {shown.replace('_', ' ')} {said} at {steps} steps", file=sys.stderr, flush=True)
+        print(f"after update {step}: {columns[0].label} {said} at {steps} steps", file=sys.stderr, flush=True)
 
     def _all_see(self, what: bool) -> bool:
-        """As the main process sees it, where all of them are here: another may look at a file too late."""
+        """Returns what the main process sees, where all of them are here: another may look at a file too late."""
         return bool(self._world.gather(what)[0]) if is_spread(self._student.learner.weights) else what
 
     def _rows(self) -> list[Row]:

@@ -1,12 +1,15 @@
-"""The columns of an evaluation: a metric is a file in this folder that ends in its METRICS, and a line in _FILES."""
+"""The columns that judge pictures: a metric is a file in this folder that ends in its METRICS, and a line in _FILES."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
+from collections.abc import Sequence
 
-from fewstep.evaluate.bench import Bench, Metric, Observer, latents
+from fewstep.evaluate.bench import Bench, Metric, Observer, keep_latents
+from fewstep.evaluate.columns import Column
 from fewstep.evaluate.painting import LATENTS, Kept
 
 _FILES = (
@@ -17,14 +20,20 @@ _FILES = (
     "to_teacher",
     "diversity",
 )
-METRICS: tuple[Metric, ...] = tuple(
-    metric for file in _FILES for metric in importlib.import_module(f"{__name__}.{file}").METRICS
-)
 
 
-def kept_as(observe: Observer) -> str:
-    """Under which name its values are kept; another one once its file has changed, so that they are made anew."""
-    if observe is latents:
+def load_metrics(files: Sequence[str]) -> tuple[Metric, ...]:
+    """Imports the metrics of these files of the folder; their order is that of the columns."""
+    metrics = tuple(metric for file in files for metric in importlib.import_module(f"{__name__}.{file}").METRICS)
+    for metric in metrics:
+        name_kept(metric.observe)  # now, while the source on the disk is the one that was imported
+    return metrics
+
+
+@functools.cache
+def name_kept(observe: Observer) -> str:
+    """Names what an observer keeps; otherwise once its file has changed, so that the values are made anew."""
+    if observe is keep_latents:
         return LATENTS
     module = inspect.getmodule(observe)
     assert module is not None
@@ -32,14 +41,23 @@ def kept_as(observe: Observer) -> str:
     return f"{module.__name__.rpartition('.')[2]}.{observe.__name__}.{source[:12]}"
 
 
-_NAMES = {metric.observe: kept_as(metric.observe) for metric in METRICS}
-OBSERVERS: dict[str, Observer] = {name: observe for observe, name in _NAMES.items()}
+METRICS = load_metrics(_FILES)
 
 
-def conclude(kept: Kept, bench: Bench) -> dict[str, float | None]:
-    """All columns that the bench has a use for."""
+def list_columns() -> tuple[Column, ...]:
+    """Lists the columns of all metrics, in the table's order."""
+    return tuple(column for metric in METRICS for column in metric.columns)
+
+
+def list_observers() -> dict[str, Observer]:
+    """Returns every observer once, under the name of what it keeps."""
+    return {name_kept(metric.observe): metric.observe for metric in METRICS}
+
+
+def compute_columns(kept: Kept, bench: Bench) -> dict[str, float | None]:
+    """Computes the values of all columns that the bench has a use for."""
     columns: dict[str, float | None] = {}
     for metric in METRICS:
-        if (values := kept.observed.get(_NAMES[metric.observe])) is not None:
-            columns |= metric.conclude(values, bench)
+        if (values := kept.observed.get(name_kept(metric.observe))) is not None:
+            columns |= metric.compute(values, bench)
     return columns

@@ -6,24 +6,40 @@ import torch
 from torch import Tensor
 
 from fewstep.data.pictures import from_levels
-from fewstep.evaluate.bench import Bench, Metric, Seen
+from fewstep.evaluate.bench import Bench, Metric, PaintedBatch
 from fewstep.evaluate.bootstrap import bootstrap_interval
+from fewstep.evaluate.columns import Column
 from fewstep.evaluate.reader import read
 
+ACCURACY = Column(
+    "prompt_accuracy",
+    "Share of pictures in which every attribute of the prompt is right. More is better.",
+    heading="right",
+    better="more",
+    curve_label="prompt accuracy",
+    chooses=True,
+)
+UNSEEN = Column(
+    "prompt_accuracy_unseen",
+    "The same for prompts of a kind that no training picture shows.",
+    heading="unseen",
+    better="more",
+)
 
-def right(seen: Seen) -> Tensor | None:
-    """1 for a picture that the reader reads as its prompt states, else 0."""
-    stated, reader = seen.bench.roster.stated, seen.bench.reader
+
+def read_as_stated(batch: PaintedBatch) -> Tensor | None:
+    """Reads each picture and returns `[b]`: 1 where it shows all that its prompt states, else 0."""
+    stated, reader = batch.bench.roster.stated, batch.bench.reader
     if stated is None or reader is None:
         return None
-    scenes, _ = read(reader, from_levels(seen.pictures))
-    agree = [scene is not None and scene.agrees_with(stated[i]) for scene, i in zip(scenes, seen.rows, strict=True)]
+    scenes, _ = read(reader, from_levels(batch.pictures))
+    agree = [scene is not None and scene.agrees_with(stated[i]) for scene, i in zip(scenes, batch.rows, strict=True)]
     return torch.tensor(agree, dtype=torch.uint8)
 
 
-def prompt_accuracy(right: Tensor, bench: Bench) -> dict[str, float | None]:
-    """Share that is right, with its 95 % bootstrap interval; apart from it that of the unseen pairs."""
-    main, unseen = right[bench.roster.main_part].double(), right[bench.roster.unseen_part].double()
+def compute_accuracy(correct: Tensor, bench: Bench) -> dict[str, float | None]:
+    """Computes the share that is correct, with its 95 % bootstrap interval; apart from it that of the unseen pairs."""
+    main, unseen = correct[bench.roster.main_part].double(), correct[bench.roster.unseen_part].double()
     low, high = bootstrap_interval(main)
     return {
         "prompt_accuracy": float(main.mean()),
@@ -33,4 +49,4 @@ def prompt_accuracy(right: Tensor, bench: Bench) -> dict[str, float | None]:
     }
 
 
-METRICS = (Metric(right, prompt_accuracy),)
+METRICS = (Metric(read_as_stated, compute_accuracy, (ACCURACY, UNSEEN)),)

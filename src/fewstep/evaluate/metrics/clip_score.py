@@ -5,24 +5,33 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from fewstep.evaluate.bench import Bench, Metric, Seen
+from fewstep.evaluate.bench import Bench, Metric, PaintedBatch
 from fewstep.evaluate.bootstrap import bootstrap_interval
+from fewstep.evaluate.columns import Column
+
+SCORE = Column(
+    "clip_score",
+    "100 times the cosine of CLIP's features of picture and prompt. More is better.",
+    heading="CLIP",
+    better="more",
+    curve_label="CLIP score",
+)
 
 
-def clip_scores(seen: Seen) -> Tensor | None:
-    """100·max(cos(picture, prompt), 0) `[b]`."""
-    clip = seen.bench.clip
+def score_with_clip(batch: PaintedBatch) -> Tensor | None:
+    """Returns 100·max(cos(picture, prompt), 0) `[b]`."""
+    clip = batch.bench.clip
     if clip is None or clip.text_features is None:
         return None
-    texts = clip.text_features([seen.bench.roster.prompts[i] for i in seen.rows])
-    return 100 * functional.cosine_similarity(clip.features(seen.pictures), texts).clamp(min=0)
+    texts = clip.text_features([batch.bench.roster.prompts[i] for i in batch.rows])
+    return 100 * functional.cosine_similarity(clip.features(batch.pictures), texts).clamp(min=0)
 
 
-def clip_score(scores: Tensor, bench: Bench) -> dict[str, float | None]:
-    """The mean, with its 95 % bootstrap interval."""
+def compute_mean_score(scores: Tensor, bench: Bench) -> dict[str, float | None]:
+    """Computes the mean, with its 95 % bootstrap interval."""
     main = scores[bench.roster.main_part]
     low, high = bootstrap_interval(main)
     return {"clip_score": float(main.double().mean()), "clip_score_low": low, "clip_score_high": high}
 
 
-METRICS = (Metric(clip_scores, clip_score),)
+METRICS = (Metric(score_with_clip, compute_mean_score, (SCORE,)),)

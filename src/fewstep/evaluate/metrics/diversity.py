@@ -5,12 +5,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from fewstep.evaluate.bench import Bench, Metric
-from fewstep.evaluate.metrics.distances import features
+from fewstep.evaluate.columns import Column
+from fewstep.evaluate.metrics.distances import extract_features
+
+DIVERSITY = Column(
+    "diversity",
+    "How much pictures of one prompt differ, as a share of how much real pictures do.",
+    heading="div.",
+    curve_label="diversity within a prompt",
+)
 
 
-def diversity(features: Tensor, bench: Bench) -> dict[str, float | None]:
-    """Variance of the features within a prompt over that of the real pictures: 0 where a prompt always gives the same
-    picture, 1 where it says nothing about it."""
+def compute_diversity(features: Tensor, bench: Bench) -> dict[str, float | None]:
+    """Divides the variance of the features within a prompt by that of the real pictures: 0 where a prompt always gives
+    the same picture, 1 where it says nothing about it."""
     again = features[bench.roster.repeated_part].double()
     if not len(again):
         return {}
@@ -18,4 +26,4 @@ def diversity(features: Tensor, bench: Bench) -> dict[str, float | None]:
     return {"diversity": float(within / bench.reference.double().var(0).sum())}
 
 
-METRICS = (Metric(features, diversity),)
+METRICS = (Metric(extract_features, compute_diversity, (DIVERSITY,)),)

@@ -1,0 +1,53 @@
+"""What is known of a column of an evaluation's table, apart from its values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Column:
+    """Says how a column is headed, explained and drawn; it stands beside the code that makes the values."""
+
+    name: str
+    """Its key in results.json. The ends of an interval are kept beside it as `name_low` and `name_high`, a standard
+    error as `name_error`."""
+    meaning: str = ""
+    """Explains it on the report's page, which lists only columns that have one."""
+    heading: str = ""
+    """Heads it on a terminal, where there is little room; by default the name."""
+    on_terminal: bool = True
+    """Whether the terminal's table has it."""
+    better: Literal["more", "less"] | None = None
+    """Which values are better, if any are."""
+    curve_label: str = ""
+    """Labels the axis of its curves, which are drawn only where this is given."""
+    log_scale: bool = False
+    """Draws its curves over a logarithmic axis."""
+    chooses: bool = False
+    """Guidance and spacing are chosen by it, and by later columns that choose too only where it is equal."""
+    biased_below: int = 0
+    """With fewer pictures its values lean upwards, and the report says so."""
+    plural: str = ""
+    """What its values are called in that sentence."""
+
+    def __post_init__(self) -> None:
+        if (self.chooses and not self.better) or (self.biased_below and not self.plural):
+            raise ValueError(f"{self.name}: `chooses` needs `better`, and `biased_below` needs `plural`")
+
+    @property
+    def label(self) -> str:
+        """The name as people read it."""
+        return self.name.replace("_", " ")
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether a terminal reads it while an evaluation goes on: it has curves, and values that are better."""
+        return bool(self.curve_label and self.better)
+
+
+def order_by_direction(columns: Iterable[Column]) -> list[Column]:
+    """Puts columns that should rise first, then those that should fall, then the rest; else the order stays."""
+    return sorted(columns, key=lambda column: ("more", "less", None).index(column.better))
