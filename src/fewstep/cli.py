@@ -13,8 +13,9 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NoReturn
 
 from fewstep import __version__
@@ -122,15 +123,7 @@ def _run(name: str, arguments: list[str]) -> None:
     command = COMMANDS.get(name)
     if command is None:
         raise UserError(f"{name!r} is no command; known are {', '.join(COMMANDS)}{_nearest(name, list(COMMANDS))}")
-    # Libraries' notes and bars about themselves are not for the person at the terminal.
-    for variable, value in QUIET.items():
-        os.environ.setdefault(variable, value)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("fewstep").setLevel(logging.INFO)
-    with _hidden("bitsandbytes"):  # diffusers and peft import it, two seconds, for quantised networks; here are none
-        module = importlib.import_module(f"fewstep.recipes.{command.module}")
+    module = _import_quietly(command)
     config = getattr(module, command.config)
     if name == "distill":
         from fewstep.recipes.named import describe, find_recipe
@@ -157,17 +150,18 @@ def _run(name: str, arguments: list[str]) -> None:
         getattr(module, command.run)(parsed)
 
 
-@contextlib.contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """What is imported meanwhile takes that module for one that is not installed."""
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
+def _import_quietly(command: Command) -> ModuleType:
+    """The command's module; libraries' notes and bars about themselves are not for the person at the terminal."""
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fewstep").setLevel(logging.INFO)
+    from fewstep.models.libraries import import_without_bitsandbytes  # after the variables, which they read
+
+    import_without_bitsandbytes()
+    return importlib.import_module(f"fewstep.recipes.{command.module}")
 
 
 def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:

@@ -153,7 +153,10 @@ def test_bitsandbytes_is_imported_by_those_alone_who_need_it(tmp_path):
 import sys
 from fewstep.cli import main
 main(["generate", "--prompt", "a pink heart", "--out", {str(tmp_path)!r}])
-assert "peft" in sys.modules and "bitsandbytes" not in sys.modules
+import peft
+import torch
+peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["0"]), torch.nn.Sequential(torch.nn.Linear(2, 2)))
+assert "bitsandbytes" not in sys.modules
 from bitsandbytes.optim import AdamW8bit
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

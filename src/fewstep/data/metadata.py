@@ -78,11 +78,12 @@ def text_of(column: pa.ChunkedArray) -> list[bytes | None]:
         column = column.cast(pa.string())
     elif not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_bytes(kind)):
         return [None] * len(column)
-    return column.cast(pa.large_binary()).to_pylist()
+    texts: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
+    return texts
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _scores(table: pa.Table) -> NDArray[np.float64]:

@@ -58,7 +58,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _inner(kind: pa.DataType, name: str) -> bool:
-    return pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
+    return bool(pa.types.is_struct(kind) and kind.get_field_index(name) >= 0)
 
 
 def index_parquet(file: BinaryIO, url: str, name: str, wanted: tuple[str, ...] = ()) -> ShardIndex:

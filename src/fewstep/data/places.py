@@ -110,11 +110,12 @@ def filesystem(url: str) -> tuple[Any, str]:
     plain = {"Accept-Encoding": "identity"}  # so that sizes are those of the files
     patience = {"client_kwargs": {"timeout": timeout, "headers": plain}}
     try:
-        return fsspec.core.url_to_fs(url, **(patience if protocol in ("http", "https") else {}))
+        system, path = fsspec.core.url_to_fs(url, **(patience if protocol in ("http", "https") else {}))
     except ValueError as error:
         raise UserError(f"{readable(url)} cannot be opened: {error}") from error
     except ImportError as error:
         raise UserError(f"{readable(url)} cannot be opened: {error} (with pip)") from error
+    return system, path
 
 
 def patiently(url: str, action: Callable[[], T]) -> T:

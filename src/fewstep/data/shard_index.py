@@ -60,7 +60,8 @@ class ShardIndex:
         return Entry(*(self.table[name][row].as_py() for name in Entry._fields))
 
     def key(self, row: int) -> str:
-        return self.table["key"][row].as_py()
+        key: str = self.table["key"][row].as_py()
+        return key
 
     def scores(self) -> NDArray[np.float64]:
         """`[pictures, len(SCORES)]`, NaN where there is none."""

@@ -6,7 +6,7 @@ import posixpath  # pathlib would take half of the time
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fewstep.data import captions
 from fewstep.data.decoding import OTHER_SUFFIXES, SUFFIXES
@@ -53,7 +53,9 @@ def members(file: BinaryIO, size: int, tally: Tally) -> Iterator[Member]:
     """
     whole_up_to = 0
     try:
-        with tarfile.open(fileobj=_Headers(file), mode="r:", encoding="utf-8") as archive:  # type: ignore[call-overload]
+        headers: Any = _Headers(file)  # all of a file that tarfile uses
+        archive: Any  # typeshed knows nothing of its `members`
+        with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8") as archive:
             while (info := archive.next()) is not None:
                 end = info.offset_data + info.size
                 if info.size < 0 or info.offset < whole_up_to or archive.offset <= info.offset or end > size:

@@ -41,7 +41,7 @@ class Cell:
     """Says who paints, and how."""
 
     sampler: str
-    """`teacher` is the reference, DDIM at many steps; `lcm` the few-step model."""
+    """A name of SAMPLERS; or `teacher`, the reference, DDIM at many steps; or `lcm`, the few-step model."""
     steps: int
     spacing: Spacing | Literal["lcm"]
     guidance_scale: float

@@ -55,5 +55,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 def _factor(matrix: Tensor) -> Tensor:
     """Finds L with LLᵀ = `matrix`, which may be singular."""
+    values: Tensor
+    vectors: Tensor
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp(min=0).sqrt()

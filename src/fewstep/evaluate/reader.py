@@ -30,7 +30,8 @@ class Reader(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Maps `[b, 3, 64, 64]` in [−1, 1] to `[b, 64]`, which the Fréchet distance compares."""
-        return self.body(pixels.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.body(pixels.contiguous(memory_format=torch.channels_last))
+        return features
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Returns logits `[b, k]` for each of HEADS."""
@@ -65,7 +66,8 @@ def load_reader(folder: Path) -> Reader:
     reader = Reader()
     tensors = safetensors.torch.load_file(folder / "reader.safetensors")
     reader.load_state_dict({name: value.float() for name, value in tensors.items()})
-    return reader.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch annotates it for 4-D only
+    return reader.eval().requires_grad_(False)
 
 
 def save_reader(reader: nn.Module, folder: Path) -> None:

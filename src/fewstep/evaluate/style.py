@@ -36,9 +36,9 @@ def fit_probe(style: Tensor, others: Tensor) -> StyleProbe:
     def loss() -> Tensor:
         optimizer.zero_grad()
         total = functional.binary_cross_entropy_with_logits(scaled @ weight + bias, y) + _DECAY * weight.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     slope = (weight / deviation).detach()
     return StyleProbe(slope, bias.detach() - mean @ slope)

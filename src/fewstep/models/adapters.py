@@ -62,7 +62,8 @@ class AdaptedNetwork:
 
         A is uniform within ±1/√(inputs), as torch's own layers begin, and follows from `seed`; B is zero.
         """
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules))  # type: ignore[arg-type]
+        scale: Any = alpha  # peft annotates a whole number, and divides by the rank whatever it is
+        config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(target_modules))
         network.unet.add_adapter(config, _TRAINED)
         self.network, self.alpha = network, alpha
         self.weights = AdapterWeights(network)
@@ -80,17 +81,20 @@ class AdaptedNetwork:
 
     def student(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         """The base with its adapters."""
+        answer: Prediction
         if not self._sums_first(z_t):
-            return self.network(z_t, t, cond, omega)
+            answer = self.network(z_t, t, cond, omega)
+            return answer
         sums = {f"{name}.base_layer.weight": _sum(layer) for name, layer in self._layers.items()}
         with self._without_adapters():
-            answer: Prediction = functional_call(self.network, sums, (z_t, t, cond, omega))
+            answer = functional_call(self.network, sums, (z_t, t, cond, omega))
         return answer
 
     def teacher(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         """The base alone, bit for bit."""
         with self._without_adapters():
-            return self.network(z_t, t, cond, omega)
+            answer: Prediction = self.network(z_t, t, cond, omega)
+        return answer
 
     def _sums_first(self, z_t: Tensor) -> bool:
         """Whether (W + BA)x takes less work than Wx + B(Ax), and is the same to within fp32's rounding.
@@ -167,7 +171,7 @@ def attach(parts: Mapping[str, nn.Module], pairs: Lora, name: str, scale: float)
             layer = network.get_submodule(module)
             assert isinstance(layer, LoraLayer)
             state = {f"lora_A.{name}.weight": pair.down, f"lora_B.{name}.weight": pair.up}
-            layer.load_state_dict(state, strict=False)  # type: ignore[attr-defined]
+            layer.load_state_dict(state, strict=False)
             layer.set_scale(name, scale)
         _activate(network)
 

@@ -63,10 +63,12 @@ def _clip(folder: Path, device: torch.device) -> Extractor:
     def texts(captions: Sequence[str]) -> Tensor:
         given = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").to(device)
         pooled = model.text_model(input_ids=given.input_ids, attention_mask=given.attention_mask).pooler_output
-        return model.text_projection(pooled).float().cpu()  # type: ignore[no-any-return]
+        projected: Tensor = model.text_projection(pooled).float().cpu()
+        return projected
 
     def images(pixels: Tensor) -> Tensor:
-        return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)  # type: ignore[no-any-return]
+        projected: Tensor = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+        return projected
 
     return Extractor(
         f"CLIP {folder.name}", _sha256(folder), f"middle square to {side}",
@@ -92,7 +94,8 @@ def _inception(file: Path, device: torch.device) -> Extractor:
         raise UserError(f"{file} is no TorchScript file ({str(error).splitlines()[0][:100]})") from error
 
     def network(pixels: Tensor) -> Tensor:
-        return model((pixels * 255).round().byte(), return_features=True)  # type: ignore[no-any-return]
+        read: Tensor = model((pixels * 255).round().byte(), return_features=True)
+        return read
 
     features = _in_parts(INCEPTION_SIDE, network, device)
     return Extractor(file.stem, _sha256(file), f"middle square to {INCEPTION_SIDE}", features)

@@ -59,7 +59,8 @@ class LatentModel:
 
     @property
     def device(self) -> torch.device:
-        return self.network.unet.device
+        device: torch.device = self.network.unet.device
+        return device
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -116,7 +117,7 @@ class LatentModel:
     def truncated(self, prompt: str) -> bool:
         """Whether the text encoder cannot see the end of `prompt`."""
         with _TOKENIZING:
-            return len(self.tokenizer(prompt).input_ids) > self.tokenizer.model_max_length
+            return bool(len(self.tokenizer(prompt).input_ids) > self.tokenizer.model_max_length)
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

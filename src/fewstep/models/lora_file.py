@@ -52,7 +52,8 @@ class Pair:
     def delta(self) -> Tensor:
         """ΔW `[out, in]` or `[out, in, k, k]`, in float64."""
         up, down = self.up.double().flatten(1), self.down.double().flatten(1)
-        return (self.scale * up @ down).unflatten(1, self.down.shape[1:])
+        delta: Tensor = (self.scale * up @ down).unflatten(1, self.down.shape[1:])
+        return delta
 
 
 Lora = dict[str, Pair]

@@ -41,4 +41,4 @@ def _from_file(file: Path) -> AutoencoderTiny:
 
 
 def _numbered(held: dict[str, torch.Tensor]) -> list[tuple[str, str, torch.Tensor]]:
-    return [(*key.split(".", 1), value) for key, value in held.items()]  # type: ignore[misc]
+    return [(number, rest, value) for key, value in held.items() for number, rest in [key.split(".", 1)]]

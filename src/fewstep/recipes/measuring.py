@@ -130,7 +130,7 @@ class LiveBytes(TorchDispatchMode):
     """Bytes of the storages that are alive, now and at most. (torch's own MemTracker refuses frozen weights.)"""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no annotations
         self.now = self.most = 0
         self._seen: set[int] = set()
 
@@ -159,7 +159,8 @@ class LiveBytes(TorchDispatchMode):
 
 def most_bytes(act: Callable[[], object], held: Iterable[Tensor]) -> int:
     """Of tensors at any moment of `act`, of those that are `held` before it and those that it makes."""
-    with LiveBytes() as live:
+    live = LiveBytes()
+    with live:
         for tensor in held:
             live.see(tensor)
         act()
@@ -168,7 +169,8 @@ def most_bytes(act: Callable[[], object], held: Iterable[Tensor]) -> int:
 
 def flops(act: Callable[[], object]) -> int:
     """Of its convolutions, matrix products and attention; a multiplication and an addition are two."""
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with counter:
         act()
     return counter.get_total_flops()
 

@@ -63,7 +63,8 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
 
 def activations(act: Callable[[], object]) -> int:
     """Bytes of what it makes, at its worst moment."""
-    with LiveBytes() as live:
+    live = LiveBytes()
+    with live:
         act()
     return live.most
 

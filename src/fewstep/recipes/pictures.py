@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,7 +72,7 @@ class Pictures:
         if data not in LOOKS:
             picking = Picking(limits=Limits(side=resolution), filters=self.filters, captions=self.caption_fields)
             cache = CacheSettings(budget=int(self.cache_gib * 2**30))
-            return open_own(data, resolution, picking, cache).source  # type: ignore[return-value]
+            return open_own(data, resolution, picking, cache).source
         if self.filters != Filters() or self.caption_fields:
             raise UserError("scenes have no metadata to choose by; give your own pictures with --data")
         if resolution != SIDE:
@@ -109,7 +109,7 @@ class PictureSource(Protocol):
     """What a run's pictures are read from."""
 
     @property
-    def shard_sizes(self) -> tuple[int, ...]: ...
+    def shard_sizes(self) -> Sequence[int]: ...
 
     def key(self, index: int) -> str: ...
 

@@ -88,9 +88,10 @@ def prepare(config: Prepare) -> None:
     for part in parts:
         statuses.update(read_statuses(config.out, part.name))
     used = statuses.pop("", 0)
-    report = {"found": used + statuses.total(), "used": used, "dropped": dict(sorted(statuses.items()))}
+    dropped = dict(sorted(statuses.items()))
+    report = {"found": used + statuses.total(), "used": used, "dropped": dropped}
     finish(config.out, [part.name for part in parts], studio.made_of, report)
-    said = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items())  # type: ignore[attr-defined]
+    said = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
     print(f"prepared: {report['found']} pictures, {used} used{f', {said}' if said else ''}: {config.out}", flush=True)
 
 

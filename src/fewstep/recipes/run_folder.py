@@ -137,7 +137,8 @@ def to_plain(config: Any) -> dict[str, Any]:
             return {name: plain(each) for name, each in value.items()}
         return value
 
-    return plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
+    values: dict[str, Any] = plain(dataclasses.asdict(config))
+    return values
 
 
 def from_plain(kind: type[T], values: dict[str, Any], source: object) -> T:

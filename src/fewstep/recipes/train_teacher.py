@@ -96,7 +96,7 @@ def train_teacher(config: TrainTeacher) -> None:
     claim_run_folder(config.out, config)
     scenes = Scenes(seed=config.seed)
     torch.manual_seed(config.seed)  # initial weights; all later draws are counter-based
-    autoencoder = scenes_model.build_autoencoder().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autoencoder = scenes_model.build_autoencoder().to(memory_format=torch.channels_last)
     for i, (name, loop) in enumerate((("autoencoder", config.autoencoder), ("polish", config.polish))):
         drawn = Scenes(seed=config.seed + i)
         autoencoder_task = AutoencoderTask(autoencoder, functools.partial(_pixels, drawn), config.seed + i)
@@ -159,6 +159,7 @@ def encode_scenes(autoencoder: torch.nn.Module, scenes: Scenes, count: int, batc
     parts = []
     for start in range(0, count, batch_size):
         pixels = _pixels(scenes, range(start, min(count, start + batch_size)))
-        posterior = autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist  # type: ignore[operator]
+        given = pixels.contiguous(memory_format=torch.channels_last)
+        posterior = autoencoder.encode(given).latent_dist  # type: ignore[operator]  # a method, of diffusers
         parts.append(posterior.mean.contiguous())
     return torch.cat(parts)

@@ -19,7 +19,7 @@ def make_server(app: Any, host: str, port: int, settings: Settings, drain_second
 
         _timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
             super().connection_made(transport)
             self._expect()
 

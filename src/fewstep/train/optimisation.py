@@ -83,13 +83,14 @@ def update(optimizer: torch.optim.Optimizer, lr: float, clip_norm: float, batch:
 @torch.no_grad()
 def update_average(averaged: nn.Module, student: nn.Module, decay: float, vetoed: Tensor) -> None:
     """averaged ← μ·averaged + (1 − μ)·student over parameters, unless `vetoed`; buffers are copied."""
-    means, values = list(averaged.parameters()), list(student.parameters())
+    means: list[Tensor] = list(averaged.parameters())
+    values: list[Tensor] = list(student.parameters())
     weight = (1 - decay) * (1 - vetoed)
     if vetoed.device.type == "cpu":  # a third of the time: one pass, and no difference kept
-        torch._foreach_lerp_(means, values, float(weight))  # type: ignore[arg-type]
+        torch._foreach_lerp_(means, values, float(weight))
     else:  # without the host's waiting for `vetoed`
-        difference: Any = torch._foreach_sub(values, means)  # type: ignore[arg-type]
+        difference: Any = torch._foreach_sub(values, means)
         torch._foreach_mul_(difference, weight)
-        torch._foreach_add_(means, difference)  # type: ignore[arg-type]
+        torch._foreach_add_(means, difference)
     for mean, value in zip(averaged.buffers(), student.buffers(), strict=True):
         mean.copy_(value)

@@ -35,9 +35,9 @@ class AutoencoderTask(Task):
 
     def loss(self, counters: range) -> Loss:
         x = self._pixels(counters).contiguous(memory_format=torch.channels_last)
-        posterior = self.student.encode(x).latent_dist  # type: ignore[operator]
+        posterior = self.student.encode(x).latent_dist
         noise = draws.normal(self._seed, "vae", counters, posterior.mean.shape[1:])
-        error = self.student.decode(posterior.mean + posterior.std * noise).sample.float() - x  # type: ignore[operator]
+        error = self.student.decode(posterior.mean + posterior.std * noise).sample.float() - x
         edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -52,7 +52,7 @@ def _normalise_in_fp32(network: nn.Module) -> None:
 
     for module in network.modules():
         if isinstance(module, nn.GroupNorm):
-            module.forward = functools.partial(forward, module)  # type: ignore[method-assign]
+            module.forward = functools.partial(forward, module)  # type: ignore[method-assign]  # of these alone
 
 
 _THING = (SHAPES, COLOURS, SIZES)

@@ -1,0 +1,25 @@
+"""diffusers and peft, imported as the commands want them."""
+
+from __future__ import annotations
+
+import sys
+
+
+def import_without_bitsandbytes() -> None:
+    """Imports diffusers and peft, which take bitsandbytes for not installed from then on; others can import it.
+
+    They would import it, two seconds, to load quantised networks, of which there are none here. Neither has a setting
+    for that. Does nothing where bitsandbytes is imported already. For processes of our own: a program that calls
+    fewstep may have quantised networks.
+    """
+    if "bitsandbytes" in sys.modules:
+        return
+    # None is Python's own mark of a module that cannot be imported (docs.python.org/3/reference/import.html, 5.3.1).
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # typeshed leaves the mark out
+    try:
+        import diffusers  # noqa: F401  # asks as it is imported, as does peft
+        from peft.import_utils import is_bnb_available
+
+        is_bnb_available()  # asked again at the first adapter; peft remembers the answer
+    finally:
+        del sys.modules["bitsandbytes"]
