@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.recipes.measuring import machine
+from fewstep.measure.stopwatch import machine
 
 OUT = Path("docs/speed/cold.json")
 RUNS = 5

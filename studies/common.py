@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fewstep.commands.distill import distill
 from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.cell import Cell, Row, painter_of
 from fewstep.evaluate.report import markdown_table
@@ -16,7 +17,7 @@ from fewstep.evaluate.scenes_bench import scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import named
-from fewstep.recipes.distill import Distill, distill
+from fewstep.recipes.distill import Distill
 from fewstep.train.config import fingerprint
 
 RUNS = Path("runs/studies")

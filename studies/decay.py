@@ -21,7 +21,6 @@ import tyro
 from torch import Tensor
 
 from fewstep import assets
-from fewstep.consistency.sampling import consistency_times, sample_consistency
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.diffusion.sampling import sample_ode
@@ -29,6 +28,7 @@ from fewstep.evaluate.cell import Cell, Painter
 from fewstep.evaluate.roster import scenes_roster
 from fewstep.evaluate.scenes_bench import scenes_bench
 from fewstep.evaluate.scoring import Row, score
+from fewstep.method.sampling import consistency_times, sample_consistency
 from fewstep.models.latent_model import LatentModel, load_latent_model
 from fewstep.models.pipeline import seeded_noise
 

@@ -23,8 +23,8 @@ import torch
 import tyro
 from playwright.sync_api import Page, sync_playwright
 
-from fewstep.data.scenes import Scenes
-from fewstep.recipes.measuring import machine
+from fewstep.data.worlds.scenes import Scenes
+from fewstep.measure.stopwatch import machine
 
 OUT = Path("docs/serving/latency.json")
 LETTER = 80  # milliseconds

@@ -13,8 +13,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
 from fewstep.models.families import SD1
+from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork
 from fewstep.models.network import UNetNetwork
 
 FP32, MOMENTS = 4, 2

@@ -2,7 +2,7 @@
 
     python studies/memory.py        # ten minutes on one core; needs no GPU and little memory
 
-Figures: docs/memory.md; sd15 19.9 GiB, sdxl 56.1, their LoRAs 5.5 and 11.6. `fewstep.recipes.memory` says how they are
+Figures: docs/memory.md; sd15 19.9 GiB, sdxl 56.1, their LoRAs 5.5 and 11.6. `fewstep.measure.memory` says how they are
 counted. Not counted: CUDA's own context (about 0.5 GiB), fragmentation, autoencoder and text encoders, and latents
 kept on the device (`keep_gib`).
 """
@@ -18,11 +18,11 @@ from typing import Any
 
 import tyro
 
+from fewstep.measure.memory import GIB, activations, need
 from fewstep.models.families import SD1, SD2, SDXL, Family
 from fewstep.models.shapes import autoencoder_activations
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
-from fewstep.recipes.memory import GIB, activations, need
 
 SHAPES = {"sd15": (SD1, 64), "sd21-base": (SD2, 64), "sd21": (SD2, 96), "sdxl": (SDXL, 128)}
 """Family and side of the latents."""

@@ -17,17 +17,18 @@ from diffusers import LatentConsistencyModelPipeline, LCMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from fewstep.consistency.step import consistency_function
+from fewstep.commands.distill import make_path
 from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.diffusion.solvers import SOLVERS
-from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
+from fewstep.measure.stopwatch import Stopwatch
+from fewstep.method.step import consistency_function
 from fewstep.models.latent_model import LatentModel
+from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork
 from fewstep.models.network import student_of
 from fewstep.models.pipeline import Pipeline
-from fewstep.recipes.consistency_run import make_task
-from fewstep.recipes.distill import Distill, make_path
-from fewstep.recipes.measuring import Stopwatch
-from fewstep.recipes.pictures import open_material
+from fewstep.recipes.distill import Distill
+from fewstep.runs.consistency import make_task
+from fewstep.runs.material import choose_resolution, open_material
 from fewstep.train.learner import Learner
 from fewstep.train.loop import computes_in_bf16
 from fewstep.train.optimisation import learning_rate
@@ -54,7 +55,7 @@ class PlainStudent:
             self.learner = Learner(weights=adapted.weights, student=network, averaged=average, target=target)
             self.modules: list[nn.Module] = [teacher, network, adapted.weights]
         else:
-            network = student_of(model.network, config.side(model) // model.pixels_per_latent)
+            network = student_of(model.network, choose_resolution(config, model) // model.pixels_per_latent)
             averaged = copy.deepcopy(network).requires_grad_(False)
             self.learner = Learner(weights=network, student=network, averaged=averaged, target=averaged)
             self.modules = [teacher, network, averaged]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import tyro
 
 from common import Table, configured
+from fewstep.diffusion.solvers import SolverName
 from fewstep.evaluate.scoring import Row
-from fewstep.recipes.distill import SolverName
 
 
 @dataclass(frozen=True, kw_only=True)

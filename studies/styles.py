@@ -24,19 +24,19 @@ from torch import Tensor
 
 from fewstep import assets
 from fewstep.data.pictures import to_pixels
-from fewstep.data.scenes import Scenes
+from fewstep.data.worlds.scenes import Scenes
 from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
 from fewstep.evaluate.reader import Reader, load_reader, read
-from fewstep.evaluate.reader_training import ReaderTask
 from fewstep.evaluate.roster import Roster, scenes_roster
 from fewstep.evaluate.scenes_bench import scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.evaluate.style import fit_probe
-from fewstep.models.adapters import attach
 from fewstep.models.latent_model import LatentModel, load_latent_model
-from fewstep.models.lora_file import DIFFUSERS_FILE, read_lora
+from fewstep.models.lora.adapters import attach
+from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.recipes import distill, finetune, named, train_lora
+from fewstep.teacher.reader_task import ReaderTask
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
 

@@ -18,7 +18,8 @@ from PIL import Image
 
 from fewstep import assets
 from fewstep.data.pictures import to_images, to_pixels
-from fewstep.data.scenes import Scene, Scenes
+from fewstep.data.worlds.scene import Scene
+from fewstep.data.worlds.scenes import Scenes
 from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.reader import load_reader, read

@@ -31,7 +31,7 @@ def zero_terminal_schedule() -> Schedule:
 @pytest.fixture(scope="session")
 def random_teacher(tmp_path_factory):
     """The bundled teacher's architecture with random weights, as a diffusers folder; do not write into it."""
-    from fewstep.data.scenes import Scenes
+    from fewstep.data.worlds.scenes import Scenes
     from fewstep.models import scenes_model
 
     torch.manual_seed(0)
@@ -46,7 +46,7 @@ def random_teacher(tmp_path_factory):
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
     """The folder of a small random CLIP."""
-    from fewstep.data.scenes import Scenes
+    from fewstep.data.worlds.scenes import Scenes
     from fewstep.models import scenes_model
     from miniatures import save_clip
 

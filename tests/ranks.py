@@ -26,7 +26,7 @@ def run_ranks(size, target, *arguments):
 
 
 def _rank(rank, size, port, target, arguments):
-    from fewstep.train.world import join_world
+    from fewstep.parallel.world import join_world
 
     torch.set_num_threads(1)
     os.environ |= {

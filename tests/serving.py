@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from fewstep import assets
-from fewstep.models.adapters import attach
+from fewstep.commands.serve import chips
 from fewstep.models.latent_model import load_latent_model
-from fewstep.models.lora_file import Pair
+from fewstep.models.lora.adapters import attach
+from fewstep.models.lora.file import Pair
 from fewstep.models.pipeline import load_pipeline
-from fewstep.recipes.serve import chips
 from fewstep.serve.app import make_app
 from fewstep.serve.desk import Desk
 from fewstep.serve.engine import Engine, Limits

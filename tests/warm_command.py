@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["fewstep.recipes.named", "fewstep.recipes.finetune", "fewstep.recipes.train_lora", "peft"])
+FORK.set_forkserver_preload(
+    ["fewstep.recipes.named", "fewstep.commands.finetune", "fewstep.commands.train_lora", "peft"]
+)
 LONGEST = 600
 
 

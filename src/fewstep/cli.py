@@ -133,7 +133,7 @@ def _run(name: str, arguments: list[str]) -> None:
     else:
         default = config()
         if rest and rest[0].endswith((".yaml", ".yml")) and name in ("finetune", "train-lora"):
-            from fewstep.recipes.run_folder import from_file
+            from fewstep.recipes.plain import from_file
 
             default = from_file(type(default), rest.pop(0))
         parsed = _parse(default, rest, f"fewstep {name}")
@@ -143,7 +143,7 @@ def _run(name: str, arguments: list[str]) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and name in IN_PROCESSES:
         _run_as_one_of_several(getattr(module, command.run), parsed)
     elif count > 1:
-        from fewstep.recipes.processes import launch
+        from fewstep.parallel.processes import launch
 
         sys.exit(launch(count, [name, *arguments]))
     else:
@@ -161,14 +161,14 @@ def _import_quietly(command: Command) -> ModuleType:
     from fewstep.models.libraries import import_without_bitsandbytes  # after the variables, which they read
 
     import_without_bitsandbytes()
-    return importlib.import_module(f"fewstep.recipes.{command.module}")
+    return importlib.import_module(f"fewstep.commands.{command.module}")
 
 
 def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:
     """One process of those that torchrun, or `--processes`, started; the first alone speaks."""
-    from fewstep.recipes.processes import LAUNCHER
-    from fewstep.recipes.workers import leave_with
-    from fewstep.train.world import join_world
+    from fewstep.parallel.processes import LAUNCHER
+    from fewstep.parallel.workers import leave_with
+    from fewstep.parallel.world import join_world
 
     if LAUNCHER in os.environ:
         leave_with(int(os.environ[LAUNCHER]))
@@ -189,7 +189,7 @@ def _say_why(error: BaseException) -> int:
     """What ended one process of several, in words on stderr; gives its status."""
     import torch.distributed as dist
 
-    from fewstep.recipes.processes import OTHER_GONE
+    from fewstep.parallel.processes import OTHER_GONE
 
     if isinstance(error, StoppedError):
         print(f"\nfewstep: {error}", file=sys.stderr)

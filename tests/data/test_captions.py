@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fewstep.data import captions
-from fewstep.data.source import DroppedError, Reason
+from fewstep.data.sources import captions
+from fewstep.data.sources.base import DroppedError, Reason
 
 
 def reason(action, *arguments: object) -> str:

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from fewstep.data.decoding import Limits, decode
-from fewstep.data.source import DroppedError, Reason
+from fewstep.data.sources.base import DroppedError, Reason
+from fewstep.data.sources.decoding import Limits, decode
 from spoiled_pictures import seeds, spoil
 from written_shards import picture
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fewstep.data.filters import NO_SCORES, SCORES, Filters, scores_in
+from fewstep.data.sources.filters import NO_SCORES, SCORES, Filters, scores_in
 from fewstep.errors import UserError
 
 

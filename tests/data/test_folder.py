@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fewstep.data.filters import Filters
-from fewstep.data.folder import open_folder
-from fewstep.data.picking import Picking
-from fewstep.data.source import DroppedError, Reason
-from fewstep.data.squares import SquarePictures
+from fewstep.data.sources.base import DroppedError, Reason
+from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.folder import open_folder
+from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.squares import SquarePictures
 from fewstep.errors import UserError
 from spoiled_pictures import seeds, spoil
 

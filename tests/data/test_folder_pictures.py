@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.data.decoding import MAX_PIXELS, Limits, fit_square
-from fewstep.data.folder import open_folder
-from fewstep.data.picking import Picking
-from fewstep.data.source import Example
-from fewstep.data.squares import SquarePictures
+from fewstep.data.sources.base import Example
+from fewstep.data.sources.decoding import MAX_PIXELS, Limits, fit_square
+from fewstep.data.sources.folder import open_folder
+from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.squares import SquarePictures
 from fewstep.errors import UserError
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)

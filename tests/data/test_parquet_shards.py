@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from fewstep.data import parquet_index
-from fewstep.data.filters import Filters
-from fewstep.data.picking import Picking
-from fewstep.data.remote import CacheSettings
-from fewstep.data.source import DroppedError, Reason, Source
-from fewstep.data.sources import open_source
+from fewstep.data.shards import parquet_index
+from fewstep.data.sources.base import DroppedError, Reason, Source
+from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.opening import open_source
+from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.remote import CacheSettings
 from fewstep.errors import UserError
 from written_shards import picture, write_parquet
 

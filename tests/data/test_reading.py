@@ -6,8 +6,8 @@ from PIL import Image
 
 from fewstep.data.latents import Dropped
 from fewstep.data.reading import Cut, Reading, cut_out
-from fewstep.data.scenes import SceneExamples, Scenes
-from fewstep.data.source import DroppedError, Example, Reason
+from fewstep.data.sources.base import DroppedError, Example, Reason
+from fewstep.data.worlds.scenes import SceneExamples, Scenes
 
 
 def gradient(width, height):

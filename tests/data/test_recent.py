@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 
-from fewstep.data.recent import Recent
+from fewstep.data.sources.recent import Recent
 
 
 def test_the_one_used_longest_ago_goes_when_the_weight_is_too_much():

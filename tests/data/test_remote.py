@@ -16,11 +16,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from fewstep.data import places, remote
-from fewstep.data.places import Seen
-from fewstep.data.remote import CacheSettings, Shard, ShardCache
-from fewstep.data.source import DroppedError, Reason
-from fewstep.data.sources import open_source
+from fewstep.data.sources import places, remote
+from fewstep.data.sources.base import DroppedError, Reason
+from fewstep.data.sources.opening import open_source
+from fewstep.data.sources.places import Seen
+from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache
 from fewstep.errors import UserError
 from written_shards import picture, shard, write_parquet
 
@@ -255,8 +255,8 @@ def test_what_went_wrong_once_is_not_remembered(server: Server, cache: CacheSett
 READ_ALL = """
 import sys
 from pathlib import Path
-from fewstep.data.remote import CacheSettings
-from fewstep.data.sources import open_source
+from fewstep.data.sources.remote import CacheSettings
+from fewstep.data.sources.opening import open_source
 url, folder, budget = sys.argv[1:]
 source = open_source(url, None, CacheSettings(folder=Path(folder), budget=int(budget)))
 for _ in range(3):

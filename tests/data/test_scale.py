@@ -8,21 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fewstep.data.filters import NO_SCORES
-from fewstep.data.picking import Picking
-from fewstep.data.places import look_up
-from fewstep.data.remote import CacheSettings, Shard, ShardCache
-from fewstep.data.shard_formats import Place, TarShards
-from fewstep.data.shard_index import Entry, IndexBuilder
-from fewstep.data.shards import Shelf, Summary, save_summaries, summary_path
+from fewstep.data.shards.formats import Place, TarShards
+from fewstep.data.shards.index import Entry, IndexBuilder
+from fewstep.data.shards.source import Shelf, Summary, save_summaries, summary_path
+from fewstep.data.sources.filters import NO_SCORES
+from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.places import look_up
+from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache
 
 SHARDS, PICTURES = 10_000, 10_000
 
 OPEN = """
 import json, resource, sys, time
 from pathlib import Path
-from fewstep.data.remote import CacheSettings
-from fewstep.data.sources import open_source
+from fewstep.data.sources.remote import CacheSettings
+from fewstep.data.sources.opening import open_source
 start = time.perf_counter()
 source = open_source(sys.argv[1], None, CacheSettings(folder=Path(sys.argv[2])))
 seconds = time.perf_counter() - start

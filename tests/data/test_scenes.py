@@ -11,19 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.data.scene_drawing import BACKGROUND_RGB, COLOUR_RGB
-from fewstep.data.scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    HELD_OUT_PAIRS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    Scene,
-    SceneExamples,
-    Scenes,
-    Thing,
-)
+from fewstep.data.worlds.drawing import BACKGROUND_RGB, COLOUR_RGB
+from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, Thing
+from fewstep.data.worlds.scenes import HELD_OUT_PAIRS, SceneExamples, Scenes
 
 SPLITS = ("train", "seen", "unseen", "all")
 

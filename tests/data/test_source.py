@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fewstep.data.source import DroppedError, Reason, SourceReport, Tally
+from fewstep.data.sources.base import DroppedError, Reason, SourceReport, Tally
 
 
 def report(used: int, **names: list[str]) -> SourceReport:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.data.folder import FolderPictures
-from fewstep.data.places import expand
-from fewstep.data.remote import CacheSettings, default_folder
-from fewstep.data.shards import ShardedPictures
-from fewstep.data.sources import open_source
+from fewstep.data.shards.source import ShardedPictures
+from fewstep.data.sources.folder import FolderPictures
+from fewstep.data.sources.opening import open_source
+from fewstep.data.sources.places import expand
+from fewstep.data.sources.remote import CacheSettings, default_folder
 from fewstep.errors import UserError
 from written_shards import picture, shard, write_parquet
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from fewstep.data.decoding import Limits
-from fewstep.data.filters import Filters
-from fewstep.data.picking import Picking
-from fewstep.data.remote import CacheSettings
-from fewstep.data.source import DroppedError, Reason, Source
-from fewstep.data.sources import open_source
+from fewstep.data.sources.base import DroppedError, Reason, Source
+from fewstep.data.sources.decoding import Limits
+from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.opening import open_source
+from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.remote import CacheSettings
 from fewstep.errors import UserError
 from written_shards import picture, sample, shard, write_parquet, write_tar
 

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 from fewstep import assets
 from fewstep.data.pictures import to_pixels
-from fewstep.data.scenes import Scenes
+from fewstep.data.worlds.scenes import Scenes
 from fewstep.evaluate.reader import load_reader, read
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -9,15 +9,17 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fewstep import assets
+from fewstep.commands.distill import distill
+from fewstep.commands.evaluate import evaluate
 from fewstep.evaluate import metrics
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.cell import COLUMNS, TITLES, Cell
 from fewstep.evaluate.columns import Column
+from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.report import columns_of
 from fewstep.evaluate.scoring import MODEL, SECONDS, index_columns
 from fewstep.evaluate.tuning import rate
-from fewstep.recipes.distill import Distill, distill
-from fewstep.recipes.evaluate import Evaluate, evaluate
+from fewstep.recipes.distill import Distill
 
 DOCS = Path(__file__).parents[2] / "docs"
 REDNESS = """
@@ -56,7 +58,7 @@ def redness(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("redness")
 def test_a_new_metric_is_in_every_table_and_curve_and_is_chosen_by(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fewstep.recipes.evaluate.TEACHER_STEPS", 2)
+    monkeypatch.setattr("fewstep.commands.evaluate.TEACHER_STEPS", 2)
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "report"
     config = Evaluate(

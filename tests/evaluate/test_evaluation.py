@@ -13,11 +13,14 @@ import torch
 from torch.nn import functional
 
 from fewstep import assets
+from fewstep.commands.demo import default_demo, evaluation_of
 from fewstep.data.pictures import to_levels, to_pixels
-from fewstep.data.scenes import Scenes
+from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench, PaintedBatch
+from fewstep.evaluate.benches import judges, make_bench, material
 from fewstep.evaluate.cell import Cell, painter_of
+from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.frechet import frechet_distance
 from fewstep.evaluate.metrics import METRICS, compute_columns, list_columns, list_observers, name_kept
 from fewstep.evaluate.metrics.distances import sum_moments
@@ -30,9 +33,6 @@ from fewstep.evaluate.scenes_bench import reader_extractor
 from fewstep.evaluate.style import fit_probe
 from fewstep.evaluate.tuning import best_cell
 from fewstep.models.latent_model import load_latent_model
-from fewstep.recipes.benches import judges, make_bench, material
-from fewstep.recipes.demo import default_demo, evaluation_of
-from fewstep.recipes.evaluate import Evaluate
 from written_shards import shard
 
 CPU = torch.device("cpu")
@@ -282,7 +282,7 @@ def test_too_few_pictures_are_refused_before_the_folder_is_claimed(random_studen
 
 def test_killed_and_started_again_in_two_processes_it_gives_the_same_results(random_student, tmp_path):
     script = (
-        "import sys, fewstep.recipes.evaluate as e, fewstep.evaluate.scenes_bench as b; from fewstep.cli import main; "
+        "import sys, fewstep.commands.evaluate as e, fewstep.evaluate.scenes_bench as b; from fewstep.cli import main; "
         "e.TEACHER_STEPS, b.REFERENCE_SCENES = 10, 256; main(sys.argv[1:])"
     )
     settings = (
@@ -335,7 +335,7 @@ def test_ones_own_pictures_by_ones_own_clip(random_student, clip, fewstep_comman
         "evaluate", "--model", random_student, "--data", tmp_path / "own", "--extractor", clip, "--clip", clip,
         "--n", 36, "--n-tuning", 20, "--batch-size", 20, "--samplers", "ddim", "--steps", 1, 2,
         "--guidance-scale", 3, 5, "--spacings", "trailing", "--out", tmp_path / "report",
-        "--n-repeated", 2, "--workers", 1, constants={"fewstep.recipes.evaluate.TEACHER_STEPS": 8},
+        "--n-repeated", 2, "--workers", 1, constants={"fewstep.commands.evaluate.TEACHER_STEPS": 8},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "report" / "results.json").read_text())

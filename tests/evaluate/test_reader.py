@@ -7,9 +7,9 @@ import torch
 
 from fewstep import assets
 from fewstep.data.pictures import to_pixels
-from fewstep.data.scenes import Scenes
+from fewstep.data.worlds.scenes import Scenes
 from fewstep.evaluate.reader import load_reader, read
-from fewstep.evaluate.reader_training import spoil
+from fewstep.teacher.reader_task import spoil
 
 
 @pytest.fixture(scope="module")

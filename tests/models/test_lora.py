@@ -10,11 +10,11 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch.func import functional_call
 
 from fewstep.errors import UserError
-from fewstep.models import adapters
-from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork, attach, detach
-from fewstep.models.combining import combined, merge
 from fewstep.models.latent_model import load_latent_model
-from fewstep.models.lora_file import DIFFUSERS_FILE, KOHYA_FILE, Pair, read_lora, write_lora
+from fewstep.models.lora import adapters
+from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork, attach, detach
+from fewstep.models.lora.combining import combined, merge
+from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, Pair, read_lora, write_lora
 from fewstep.models.network import UNetNetwork
 
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ import torch
 
 from fewstep import assets
 from fewstep.errors import UserError
-from fewstep.models.adapters import attach
+from fewstep.models.engines.openvino import on_openvino
 from fewstep.models.latent_model import load_latent_model
-from fewstep.models.lora_file import Pair
-from fewstep.models.openvino_engine import on_openvino
+from fewstep.models.lora.adapters import attach
+from fewstep.models.lora.file import Pair
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from miniatures import save_miniature

@@ -8,18 +8,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from fewstep.data.scenes import Scenes
+from fewstep.commands.combine import Combine, combine
+from fewstep.commands.inspect import describe
+from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models import scenes_model
 from fewstep.models.families import modelspec_architecture
 from fewstep.models.latent_model import load_latent_model
-from fewstep.models.lora_file import Pair, read_lora, write_lora
+from fewstep.models.lora.file import Pair, read_lora, write_lora
+from fewstep.models.lora.original_names import original_unet_names
 from fewstep.models.network import student_of
-from fewstep.models.original_names import original_unet_names
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import distill
-from fewstep.recipes.combine import Combine, combine
-from fewstep.recipes.inspect import describe
 from fewstep.recipes.named import find_recipe
 from miniatures import FAMILIES, save_miniature
 from single_files import save_single_file

@@ -14,7 +14,7 @@ from diffusers import (
 )
 
 import fewstep
-from fewstep.data.scenes import Scenes
+from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models.latent_model import load_latent_model
 from fewstep.models.network import student_of

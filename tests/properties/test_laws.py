@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from closed_forms import SD_CONFIG
-from fewstep.consistency.path import draw_times
-from fewstep.consistency.sampling import consistency_times
 from fewstep.data import draws
 from fewstep.data.order import Order
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.schedule import Schedule
+from fewstep.method.paths import draw_times
+from fewstep.method.sampling import consistency_times
 
 SCHEDULES = [
     Schedule.from_config(config)

@@ -18,9 +18,6 @@ from diffusers import (
 from torch import Tensor
 
 from closed_forms import SD_CONFIG
-from fewstep.consistency.boundary import boundary
-from fewstep.consistency.omega_embedding import embed_omega
-from fewstep.consistency.sampling import consistency_times, sample_consistency
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.sampling import (
     sample_dpm_solver_pp_2m,
@@ -30,6 +27,9 @@ from fewstep.diffusion.sampling import (
     sampling_times,
 )
 from fewstep.diffusion.schedule import Schedule
+from fewstep.method.boundary import boundary
+from fewstep.method.omega_embedding import embed_omega
+from fewstep.method.sampling import consistency_times, sample_consistency
 
 SHAPE = (2, 4, 8, 8)
 CONFIGS = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewstep.data.scenes import Scenes
+from fewstep.data.worlds.scenes import Scenes
 
 
 @pytest.fixture(scope="session")

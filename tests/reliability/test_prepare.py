@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open
 
-from fewstep.data.scenes import Scenes
+from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models.latent_model import load_latent_model, pick_device
-from fewstep.recipes.pictures import PictureConfig, open_material
+from fewstep.recipes.pictures import PictureConfig
+from fewstep.runs.material import open_material
 from warm_command import Warm
 from written_shards import picture, sample, write_tar
 
@@ -197,7 +198,8 @@ def test_the_error_of_the_process_that_failed_is_shown(undisturbed, tiny, tmp_pa
         "--steps", 4, "--batch-size", 4, "--sample-every", 0,
     )  # fmt: skip
     launcher = (
-        "import sys, fewstep.recipes.processes as p\np.MODULE = 'fewstep_broken'\nsys.exit(p.launch(2, sys.argv[1:]))\n"
+        "import sys, fewstep.parallel.processes as p\np.MODULE = 'fewstep_broken'\n"
+        "sys.exit(p.launch(2, sys.argv[1:]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", launcher, *map(str, command)], capture_output=True, text=True, check=False, timeout=120,

@@ -10,7 +10,8 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.models.latent_model import load_latent_model, pick_device
-from fewstep.recipes.pictures import PictureConfig, open_material
+from fewstep.recipes.pictures import PictureConfig
+from fewstep.runs.material import open_material
 from warm_command import Warm
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fewstep.recipes.consistency_run import make_task
-from fewstep.recipes.distill import Distill, load_teacher, make_path, make_student
-from fewstep.recipes.pictures import open_material
+from fewstep.commands.distill import load_teacher, make_path, make_student
+from fewstep.parallel.world import current_world
+from fewstep.recipes.distill import Distill
+from fewstep.runs.consistency import make_task
+from fewstep.runs.material import open_material
 from fewstep.train.loop import fit
 from fewstep.train.state import gathered, is_spread
-from fewstep.train.world import current_world
 from ranks import run_ranks
 
 

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 from closed_forms import SD_CONFIG
-from fewstep.consistency.distance import l2
-from fewstep.consistency.path import TeacherPath
-from fewstep.consistency.step import Method
 from fewstep.data.latents import LatentBatch
 from fewstep.data.order import Order
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.schedule import Schedule
+from fewstep.method.distances import l2
+from fewstep.method.paths import TeacherPath
+from fewstep.method.step import Method
+from fewstep.parallel.world import current_world
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.learner import replicated, whole
 from fewstep.train.loop import fit
-from fewstep.train.world import current_world
 from ranks import run_ranks
 
 STEPS, BATCH, POINTS = 30, 12, 40

@@ -19,9 +19,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from fewstep import assets
 from fewstep.models.families import SD1
 from fewstep.models.latent_model import assemble
-from fewstep.recipes.consistency_run import make_task, peak_gib
-from fewstep.recipes.pictures import open_material
-from fewstep.recipes.distill import Distill, make_path, make_student
+from fewstep.runs.consistency import make_task, peak_gib
+from fewstep.runs.material import open_material
+from fewstep.recipes.distill import Distill
+from fewstep.commands.distill import make_path, make_student
 from fewstep.train.optimisation import Batch, make_optimizer, update
 from fewstep.train.skipping import Skipping
 

@@ -16,10 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from closed_forms import Mixture
-from fewstep.consistency.boundary import consistency_function
-from fewstep.consistency.distance import l2
-from fewstep.consistency.path import Sample, TeacherPath
-from fewstep.consistency.step import Method, consistency_losses
 from fewstep.data.latents import LatentBatch
 from fewstep.data.order import Order
 from fewstep.diffusion.guidance import Guided
@@ -27,6 +23,10 @@ from fewstep.diffusion.prediction import Network, to_prediction
 from fewstep.diffusion.sampling import sample_ode, sampling_times
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers import DDIM, DPM_SOLVER_2
+from fewstep.method.boundary import consistency_function
+from fewstep.method.distances import l2
+from fewstep.method.paths import Sample, TeacherPath
+from fewstep.method.step import Method, consistency_losses
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.learner import whole

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.models.adapters import TARGET_MODULES, AdaptedNetwork
+from fewstep.commands.distill import load_teacher, make_student
 from fewstep.models.latent_model import load_latent_model
-from fewstep.recipes.consistency_run import slow_average
-from fewstep.recipes.distill import Distill, load_teacher, make_student
+from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork
+from fewstep.recipes.distill import Distill
 from fewstep.recipes.named import find_recipe
+from fewstep.runs.consistency import slow_average
 from fewstep.train.checkpoint import Checkpoints, restore
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit

@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from fewstep.data.scenes import Scene, Scenes, Thing
+from fewstep.data.worlds.scene import Scene, Thing
+from fewstep.data.worlds.scenes import Scenes
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models import scenes_model
+from fewstep.teacher.tasks import STATED, CaptionTask, DiffusionTask, answers
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
-from fewstep.train.teacher_tasks import STATED, CaptionTask, DiffusionTask, answers
 
 
 def test_answers_are_places_among_the_options_or_zero():

@@ -6,38 +6,19 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from fewstep.data import draws
-from fewstep.data.decoding import fit_square
 from fewstep.data.latents import Dropped
 from fewstep.data.order import MixedOrder, Order, Whole
-from fewstep.data.source import DroppedError
+from fewstep.data.sources.base import DroppedError, Example, Source
+from fewstep.data.sources.decoding import fit_square
 
 Crop = Literal["middle", "random"]
 Sizes = tuple[int, int, int, int, int, int]
-
-
-class Captioned(Protocol):
-    @property
-    def image(self) -> Image.Image: ...
-
-    @property
-    def caption(self) -> str: ...
-
-
-class Readable(Protocol):
-    """What a run needs of a source."""
-
-    @property
-    def shard_sizes(self) -> Sequence[int]: ...
-
-    def key(self, index: int) -> str: ...
-
-    def read(self, index: int) -> Captioned: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +49,7 @@ class Square:
     """Why it could not be read: it is grey then, without words."""
 
 
-def cut_out(picture: Captioned, cut: Cut, seed: int, counter: int) -> Square:
+def cut_out(picture: Example, cut: Cut, seed: int, counter: int) -> Square:
     """The square at this position. A flipped one tells where it lies in the flipped picture."""
     image, side = picture.image, cut.resolution
     if cut.flip and float(draws.uniform(seed, "flip", [counter])[0]) < 0.5:
@@ -88,7 +69,7 @@ class Reading:
     batch are read while this one is used; what stands where does not depend on it."""
 
     def __init__(
-        self, sources: Sequence[Readable], weights: Sequence[float], cut: Cut, seed: int, *, workers: int = 0,
+        self, sources: Sequence[Source], weights: Sequence[float], cut: Cut, seed: int, *, workers: int = 0,
         ahead: int = 0,
     ) -> None:  # fmt: skip
         """`ahead` is the size of a whole batch: how far before its use a picture is read."""
@@ -144,7 +125,7 @@ class Reading:
         lost = [(i, square.reason) for i, square in zip(counters, squares, strict=True) if square.reason]
         return [Dropped(i, self.key(int(self.indices([i])[0])), reason) for i, reason in lost]
 
-    def _place(self, index: int) -> tuple[Readable, int]:
+    def _place(self, index: int) -> tuple[Source, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._sources[number], index - int(self._starts[number])
 
@@ -152,7 +133,7 @@ class Reading:
 _MOST_KEYS = 100_000
 
 
-def identity(sources: Sequence[Readable]) -> str:
+def identity(sources: Sequence[Source]) -> str:
     """Hash of their shards' sizes and, unless they are too many, of the names of all pictures."""
     total = hashlib.sha256()
     for source in sources:
@@ -161,7 +142,6 @@ def identity(sources: Sequence[Readable]) -> str:
         if sum(sizes) <= _MOST_KEYS:
             names = [source.key(i) for i in range(sum(sizes))]
         else:
-            named = getattr(source, "shard_name", str)
-            names = [f"{named(number)} {size}" for number, size in enumerate(sizes)]
+            names = [f"{source.shard_name(number)} {size}" for number, size in enumerate(sizes)]
         total.update("\n".join(names).encode(errors="surrogateescape"))
     return total.hexdigest()

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
+from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
 
 LAYOUTS = ("single", "left of", "above", "unreadable")
 _THING = (len(SHAPES), len(COLOURS), len(SIZES))

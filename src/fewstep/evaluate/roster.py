@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fewstep.data.scenes import Scene, Scenes
+from fewstep.data.worlds.scene import Scene
+from fewstep.data.worlds.scenes import Scenes
 
 PROMPT_SEED = 1_000_003  # no training run draws its scenes from this seed by default
 _APART = 10_000_000  # between the seeds of two groups, so that no group's pictures depend on the size of another

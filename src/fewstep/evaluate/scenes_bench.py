@@ -9,21 +9,22 @@ from torch import Tensor
 
 from fewstep import assets
 from fewstep.data.pictures import from_levels, to_levels, to_pixels
-from fewstep.data.scene_drawing import Look
-from fewstep.data.scenes import SceneExamples, Scenes
+from fewstep.data.sources.squares import SquarePictures
+from fewstep.data.worlds.drawing import SIDE
+from fewstep.data.worlds.scene import Look
+from fewstep.data.worlds.scenes import SceneExamples, Scenes
 from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.reader import Reader, load_reader, read
 from fewstep.evaluate.roster import PROMPT_SEED, Roster
-from fewstep.models.encoding import PictureSource
 from fewstep.models.extractors import Extractor
 
 REFERENCE_SCENES = 2048
 _AT_ONCE = 64
 
 
-def reference_scenes(look: Look = "plain") -> SceneExamples:
+def reference_scenes(look: Look = "plain") -> SquarePictures:
     """Draws real pictures that no training set holds by default."""
-    return SceneExamples(Scenes(PROMPT_SEED + 1, "seen", look), REFERENCE_SCENES)
+    return SquarePictures(SceneExamples(Scenes(PROMPT_SEED + 1, "seen", look), REFERENCE_SCENES), SIDE)
 
 
 def scenes_bench(roster: Roster, reader: Reader | None = None) -> Bench:
@@ -45,7 +46,7 @@ def reader_extractor(reader: Reader) -> Extractor:
     return Extractor("the scenes reader", total.hexdigest(), "none", features)
 
 
-def real_features(extractor: Extractor, pictures: PictureSource) -> tuple[Tensor, str]:
+def real_features(extractor: Extractor, pictures: SquarePictures) -> tuple[Tensor, str]:
     """Returns features `[m, d]` of real pictures, and the pictures' hash."""
     total = hashlib.sha256()
     parts = []

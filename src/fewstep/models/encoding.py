@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from rich.console import Console
@@ -12,29 +11,11 @@ from torch import Tensor
 
 from fewstep.data.latents import Dropped, LatentBatch
 from fewstep.data.pictures import to_pixels
-from fewstep.data.reading import Captioned, Reading
+from fewstep.data.reading import Reading
 from fewstep.diffusion.prediction import Cond
 from fewstep.models.latent_model import LatentModel
 
 _CHUNK = 64
-
-
-class Told(Protocol):
-    """What is known of a picture."""
-
-    @property
-    def caption(self) -> str: ...
-
-    @property
-    def sizes(self) -> Sequence[int]: ...
-
-
-class PictureSource(Protocol):
-    """Captioned RGB pictures of one square size."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Captioned: ...
 
 
 class _Latents:
@@ -107,14 +88,14 @@ class FreshLatents(_Latents):
         squares = self._reading.squares(counters)
         self._lost += self._reading.dropped(counters, squares)
         mean, std = self._model.encode_pixels(to_pixels([square.image for square in squares]))
-        cond = encode_captions(self._model, squares)
+        cond = encode_captions(self._model, [s.caption for s in squares], [s.sizes for s in squares])
         valid = _valid([square.reason for square in squares], mean.device)
         return LatentBatch(mean + std * noise, cond, valid)
 
 
-def encode_captions(model: LatentModel, seen: Sequence[Told]) -> Cond:
-    """With the sizes that Stable Diffusion XL is told."""
-    return model.encode_text([each.caption for each in seen]) | _sizes(model, [each.sizes for each in seen])
+def encode_captions(model: LatentModel, captions: Sequence[str], sizes: Sequence[Sequence[int]]) -> Cond:
+    """Encodes captions, with the sizes of their pictures where the model is told them (`Square.sizes`)."""
+    return model.encode_text(captions) | _sizes(model, sizes)
 
 
 def _sizes(model: LatentModel, sizes: Sequence[Sequence[int]]) -> Cond:

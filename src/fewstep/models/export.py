@@ -24,7 +24,7 @@ from torch import nn
 from fewstep import assets
 from fewstep.models.families import kohya_base, modelspec_architecture
 from fewstep.models.latent_model import LatentModel
-from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, STYLE_LORA, Lora, write_lora
+from fewstep.models.lora.file import DIFFUSERS_FILE, LCM_LORA, STYLE_LORA, Lora, write_lora
 from fewstep.models.network import UNetNetwork
 
 _SCHEDULE_DEFAULTS = {

@@ -8,9 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from fewstep.consistency.omega_embedding import OMEGA_WIDTH, embed_omega
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
+from fewstep.method.omega_embedding import OMEGA_WIDTH, embed_omega
 
 
 class UNetNetwork(nn.Module):

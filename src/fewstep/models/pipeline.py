@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep import assets
-from fewstep.consistency.sampling import consistency_times, sample_consistency
-from fewstep.data.decoding import fit_square
 from fewstep.data.pictures import to_images, to_pixels
+from fewstep.data.sources.decoding import fit_square
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
-from fewstep.models.adapters import attach
+from fewstep.method.sampling import consistency_times, sample_consistency
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
-from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, read_header, read_lora
+from fewstep.models.lora.adapters import attach
+from fewstep.models.lora.file import DIFFUSERS_FILE, LCM_LORA, read_header, read_lora
 from fewstep.models.network import weights_sha256
 from fewstep.models.tiny_decoder import load_tiny_decoder
 
@@ -187,7 +187,7 @@ def with_engine(model: LatentModel, engine: Engine) -> LatentModel:
     """`model` computed by that engine; with `openvino` its LoRAs are merged into it for good."""
     if engine == "torch":
         return model
-    from fewstep.models.openvino_engine import on_openvino
+    from fewstep.models.engines.openvino import on_openvino
 
     return on_openvino(model)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.data import draws
 from fewstep.data.latents import Dropped, LatentBatch
 from fewstep.data.order import Order
-from fewstep.data.prepared import PreparedShards
+from fewstep.data.shards.prepared import PreparedShards
 from fewstep.errors import UserError
 from fewstep.models.encoding import encode_captions
 from fewstep.models.latent_model import LatentModel
@@ -33,7 +33,7 @@ class PreparedLatents:
         z_0 = self._stacked(places, "mean").to(device, non_blocking=True)
         if self._shards.made_of["std"]:
             z_0 = z_0 + self._stacked(places, "std").to(device, non_blocking=True) * noise
-        cond = encode_captions(self._model, rows)
+        cond = encode_captions(self._model, [row.caption for row in rows], [row.sizes for row in rows])
         return LatentBatch(z_0, cond, torch.ones(len(rows), dtype=torch.bool, device=device))
 
     def _stacked(self, places: list[tuple[int, int]], part: str) -> Tensor:

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fewstep import assets
-from fewstep.consistency.omega_embedding import OMEGA_WIDTH
+from fewstep.method.omega_embedding import OMEGA_WIDTH
 from fewstep.models.families import SD2, SDXL, Family
 from fewstep.models.latent_model import LatentModel, assemble
 

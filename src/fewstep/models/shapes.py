@@ -12,8 +12,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fewstep.consistency.omega_embedding import OMEGA_WIDTH
 from fewstep.diffusion.schedule import Schedule
+from fewstep.method.omega_embedding import OMEGA_WIDTH
 from fewstep.models.families import SDXL, Family
 from fewstep.models.latent_model import PIXELS_AT_ONCE
 from fewstep.models.network import UNetNetwork

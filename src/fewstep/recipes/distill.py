@@ -1,4 +1,4 @@
-"""`fewstep distill`: a teacher and captioned pictures in, a few-step model out (Latent Consistency Distillation)."""
+"""The settings of a distillation."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from fewstep import assets
-from fewstep.consistency.path import TeacherPath
-from fewstep.diffusion.solvers import SOLVERS, SolverName
+from fewstep.diffusion.solvers import SolverName
 from fewstep.errors import UserError
 from fewstep.models.families import FamilyName
-from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
-from fewstep.models.lora_file import LCM_LORA
-from fewstep.recipes.consistency_run import ConsistencyRun, run
-from fewstep.recipes.student import Student, build_student, takes_guidance
+from fewstep.recipes.consistency import ConsistencyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(ConsistencyRun):
+class Distill(ConsistencyConfig):
     """Turns a teacher into a model that paints in 1 to 8 steps."""
 
     teacher: str = assets.SCENES
@@ -44,42 +40,3 @@ class Distill(ConsistencyRun):
                 f"a LoRA has no input for guidance and guidance_range is {low:g} to {high:g}; "
                 f"give one value twice: --guidance-range {self.guidance_scale:g} {self.guidance_scale:g}"
             )
-
-
-def distill(config: Distill) -> None:
-    """Trains and exports to `config.out / "model"`."""
-    teacher = load_teacher(config)
-    run(
-        config, teacher, lambda resolution: make_student(config, teacher, resolution),
-        lambda student: make_path(config, student, teacher), "distil",
-    )  # fmt: skip
-
-
-def make_path(config: Distill, student: Student, teacher: LatentModel) -> TeacherPath:
-    """One step of the solver along the teacher's guided ODE."""
-    return TeacherPath(student.base, teacher.schedule, teacher.null_cond(), SOLVERS[config.solver], config.guided_from)
-
-
-def load_teacher(config: Distill) -> LatentModel:
-    """The teacher, frozen; refuses a model that is already few-step."""
-    for name in ("teacher", "data"):
-        if not getattr(config, name):
-            raise UserError(f"this recipe has no {name} of its own: give --{name}")
-    teacher = load_latent_model(config.teacher, pick_device(config.device), config.base_config)
-    if takes_guidance(teacher):
-        raise UserError(f"{config.teacher} is already a few-step model; give the teacher that it was made from")
-    if config.family not in ("any", teacher.family.name):
-        raise UserError(
-            f"this recipe is for the family {config.family} and {config.teacher} is of {teacher.family.name} "
-            f"({teacher.family.title}); choose a recipe of that family, or --family any"
-        )
-    return teacher
-
-
-def make_student(config: Distill, teacher: LatentModel, resolution: int) -> Student:
-    """What learns; with adapters `teacher` itself is given them."""
-    method = LCM_LORA if config.lora_rank else "LCD"
-    made_by = {
-        "method": method, "teacher": config.teacher, "solver": config.solver, "guided_from": config.guided_from,
-    }  # fmt: skip
-    return build_student(config, teacher, resolution, made_by)

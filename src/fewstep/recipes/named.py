@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from fewstep.errors import UserError
 from fewstep.recipes.distill import Distill
-from fewstep.recipes.run_folder import from_file
+from fewstep.recipes.plain import from_file
 
 
 def scenes() -> Distill:

@@ -17,9 +17,9 @@ from PIL import Image
 from starlette.requests import Request
 
 from fewstep import __version__
-from fewstep.data.decoding import Limits, decode
 from fewstep.data.infotext import Infotext, png_text
-from fewstep.data.source import DroppedError
+from fewstep.data.sources.base import DroppedError
+from fewstep.data.sources.decoding import Limits, decode
 from fewstep.models.pipeline import MAX_STEPS
 from fewstep.serve.engine import CancelledError, DeadlineError, Engine, Job, OnStep, Wish
 from fewstep.serve.errors import RefusedError, refusal_of

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep.consistency.boundary import consistency_function
-from fewstep.data.decoding import fit_cover
 from fewstep.data.pictures import to_images, to_pixels
+from fewstep.data.sources.decoding import fit_cover
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import is_short_of_memory
-from fewstep.models.adapters import rescale
+from fewstep.method.boundary import consistency_function
+from fewstep.models.lora.adapters import rescale
 from fewstep.models.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.consistency.path import Sample, Times, draw_times, shrinking_gap
-from fewstep.consistency.step import Method, consistency_losses
 from fewstep.data import draws
 from fewstep.data.latents import LatentSource
+from fewstep.method.paths import Sample, Times, draw_times, shrinking_gap
+from fewstep.method.step import Method, consistency_losses
 from fewstep.train.latent_task import LatentTask
 from fewstep.train.learner import Learner
 from fewstep.train.task import Loss

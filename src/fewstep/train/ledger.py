@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.data.latents import Dropped
-from fewstep.data.source import Reason
+from fewstep.data.sources.base import Reason
 from fewstep.errors import UserError
 
 DROPPED_FILE = "dropped.jsonl"

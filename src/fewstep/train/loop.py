@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fewstep.data.latents import Dropped
 from fewstep.errors import StoppedError, UserError
+from fewstep.parallel.world import World, current_world
 from fewstep.train.checkpoint import Checkpoints, restore
 from fewstep.train.config import LoopConfig, fingerprint
 from fewstep.train.ledger import Ledger
@@ -22,7 +23,6 @@ from fewstep.train.skipping import Skipping
 from fewstep.train.state import RunState, mean_loss
 from fewstep.train.stopping import Stopping
 from fewstep.train.task import Task
-from fewstep.train.world import World, current_world
 
 __all__ = ["NonFiniteLossError", "Task", "computes_in_bf16", "fit", "gradients"]
 

@@ -1,0 +1,151 @@
+"""`fewstep bench generate`: how long a few-step model takes to paint here, part by part, beside diffusers' pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fewstep import assets
+from fewstep.commands.bench_train import plain_arrangement, write_and_compare
+from fewstep.data.pictures import to_images
+from fewstep.data.worlds.scenes import Scenes
+from fewstep.errors import UserError
+from fewstep.evaluate.report import markdown_table
+from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, in_turn, machine
+from fewstep.models.families import SD1, SD2, Family
+from fewstep.models.latent_model import pick_device
+from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline, with_engine
+from fewstep.models.random_models import random_student
+from fewstep.models.tiny_decoder import load_tiny_decoder
+from fewstep.runs.folder import made_with
+
+RANDOM: dict[str, Family] = {"sd15": SD1, "sd21-base": SD2}
+"""Full-size models with random weights, by the recipe's name."""
+_PLAIN = "diffusers"
+Paint = Callable[[Sequence[str], int, int], list[Image.Image]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchGenerate(Comparison):
+    """Measures painting, from the prompt to the picture in memory."""
+
+    model: str = assets.SCENES_LCM
+    """What `generate` takes, or sd15 or sd21-base: random weights of that family's full size."""
+    engines: tuple[Engine, ...] = ("torch",)
+    """Each a row of the table."""
+    tiny_decoder: str = ""
+    """As in `generate`; each engine then has a row with it too."""
+    steps: int = 4
+    """Network evaluations per picture."""
+    resolution: int = 0
+    """Side of the pictures in pixels, for random weights; 0 takes the family's own."""
+    batch_size: int = 1
+    """Pictures painted together."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if not self.engines:
+            raise UserError("engines are none; give torch, openvino or both")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"steps is {self.steps}; allowed are 1 to {MAX_STEPS}")
+        if self.resolution and self.model not in RANDOM:
+            raise UserError(f"{self.model} has a resolution of its own; leave --resolution out")
+
+
+def bench_generate(config: BenchGenerate) -> dict[str, Any]:
+    """Prints a table, writes the figures where `config.json` says, and gives them."""
+    device = pick_device(config.device)
+    whole = _load(config, device)
+    whole.times(config.steps)
+    prompts = [Scenes(seed=0).prompt(i)[0] for i in range(config.batch_size)]
+    subjects: dict[str, tuple[Paint, Stopwatch | None]] = {}
+    if config.compare:
+        subjects[_PLAIN] = (plain_arrangement().PlainGeneration(whole), None)
+    for tiny in ("", *filter(None, [config.tiny_decoder])):
+        for engine in config.engines:
+            name = f"{engine}, tiny decoder" if tiny else engine
+            watch = Stopwatch(device)
+            subjects[name] = (_painter(_variant(whole, engine, tiny), watch), watch)
+    pictures = {name: paint(prompts, config.steps, 0) for name, (paint, _) in subjects.items()}
+    acts = {name: _call(paint, prompts, config.steps) for name, (paint, _) in subjects.items()}
+    seconds = in_turn(acts, config.rounds, device, config.warm_up)
+    first = next(iter(subjects))
+    rows = [
+        _row(name, seconds[name], watch.per_round(acts[name], 3) if watch else {}, seconds[first], config.batch_size)
+        | _difference(pictures[name], pictures[first])
+        for name, (_, watch) in subjects.items()
+    ]
+    results: dict[str, Any] = {
+        "machine": machine(device), "versions": made_with(), "model": config.model,
+        "settings": {
+            "steps": config.steps, "batch_size": config.batch_size, "resolution": whole.model.resolution,
+            "rounds": config.rounds,
+        },
+        "rows": rows,
+    }  # fmt: skip
+    print(f"{config.model} on {results['machine']['device']}, {results['machine']['threads']} threads")
+    print(", ".join(f"{name} {value}" for name, value in results["settings"].items()))
+    print("\n".join(markdown_table(rows)))
+    write_and_compare(
+        results, config.json, config.against,
+        lambda found: {row["engine"]: row["ratio"] for row in found["rows"] if row["engine"] != _PLAIN},
+    )  # fmt: skip
+    return results
+
+
+def _load(config: BenchGenerate, device: torch.device) -> Pipeline:
+    if config.model in RANDOM:
+        return Pipeline(random_student(RANDOM[config.model], device, config.resolution))
+    return load_pipeline(config.model, config.device)
+
+
+def _variant(whole: Pipeline, engine: Engine, tiny: str) -> Pipeline:
+    model = whole.model
+    if tiny:
+        model = dataclasses.replace(model, tiny_decoder=load_tiny_decoder(tiny, model.device))
+    return Pipeline(with_engine(model, engine))
+
+
+def _painter(pipeline: Pipeline, watch: Stopwatch) -> Paint:
+    """What the pipeline does when it is called, part by part."""
+    model, omega = pipeline.model, pipeline.model.family.omega_of(pipeline.guidance_scale)
+
+    def paint(prompts: Sequence[str], steps: int, seed: int) -> list[Image.Image]:
+        with watch("text"):
+            cond = model.encode_text(prompts)
+        with watch("network"):
+            z_0 = pipeline.latents(cond, range(seed, seed + len(prompts)), steps, omega)
+        with watch("decoder"):
+            pixels = model.decode(z_0)
+        return to_images(pixels)
+
+    return paint
+
+
+def _call(paint: Paint, prompts: Sequence[str], steps: int) -> Callable[[], object]:
+    return lambda: paint(prompts, steps, 0)
+
+
+def _row(
+    name: str, spread: Spread, parts: dict[str, float], first: Spread, batch_size: int
+) -> dict[str, Any]:  # fmt: skip
+    low, high = spread.ends
+    return {
+        "engine": name, "seconds": spread.median, "seconds_low": low, "seconds_high": high,
+        "images_per_second": batch_size / spread.median, "ratio": first.median / spread.median,
+        **{f"{part}_ms": 1e3 * parts[part] for part in ("text", "network", "decoder") if part in parts},
+    }  # fmt: skip
+
+
+def _difference(these: Sequence[Image.Image], those: Sequence[Image.Image]) -> dict[str, float]:
+    """In grey levels, from the first row's pictures."""
+    off = np.abs(np.stack(list(map(np.asarray, these))).astype(float) - np.stack(list(map(np.asarray, those))))
+    return {"grey_levels_off": float(off.mean()), "most_grey_levels_off": float(off.max())}

@@ -1,0 +1,58 @@
+"""`fewstep combine`: several LoRAs as one file, or merged with their base into a pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from fewstep import assets
+from fewstep.errors import UserError
+from fewstep.models.export import save_combined, save_merged
+from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models.lora.combining import combined, merge
+from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, LCM_LORA, parse_lora, read_lora
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combine:
+    """Several LoRAs, each at its scale, as one LoRA or merged into a whole pipeline: θ + Σ λ_i·ΔW_i."""
+
+    base: str = assets.SCENES
+    """What the LoRAs are for: a diffusers folder, a single-file checkpoint, a Hub id, or `scenes` (bundled)."""
+    base_config: str = ""
+    """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
+    tokenizers; else they are fetched from the Hub."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A LoRA file, and its scale λ after a colon (style.safetensors:0.8); 1 if none; given once for each."""
+    merged: bool = False
+    """Write a whole pipeline in place of a LoRA."""
+    out: Path = Path("combined")
+    """Folder for what is written; must not exist, or be empty."""
+
+
+def combine(config: Combine) -> None:
+    """Writes `config.out` and says what it holds."""
+    if not config.lora:
+        raise UserError("nothing to combine: give --lora FILE:SCALE, once for each")
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise UserError(f"{config.out} is not empty; choose another --out")
+    model = load_latent_model(config.base, pick_device("cpu"), config.base_config)
+    given = [parse_lora(text) for text in config.lora]
+    files = [read_lora(path, model.parts) for path, _ in given]
+    loras = [(file.pairs, scale) for file, (_, scale) in zip(files, given, strict=True)]
+    # The few-step LoRA's header says how its combinations are painted with.
+    header = next((file.header for file in files if file.note("method") == LCM_LORA), {})
+    header = {name: value for name, value in header.items() if name not in ("format", "lora_adapter_metadata")}
+    header |= {"modelspec.title": config.out.name, "fewstep.combined": ", ".join(config.lora)}
+    if config.merged:
+        merge(model.parts, loras)
+        save_merged(config.out, model, header)
+        print(f"pipeline: {config.out}")
+        return
+    header["fewstep.teacher"] = config.base
+    if config.base_config:
+        header["fewstep.base_config"] = config.base_config
+    difference = save_combined(config.out, model, combined(loras), header)
+    print(f"LoRA: {config.out / DIFFUSERS_FILE} and {KOHYA_FILE}, read back: largest difference {difference:g}")

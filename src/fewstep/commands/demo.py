@@ -1,0 +1,75 @@
+"""`fewstep demo`: the main job on the bundled teacher, scored against the baselines, in minutes on a laptop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from fewstep import assets
+from fewstep.commands.distill import distill
+from fewstep.commands.evaluate import evaluate
+from fewstep.errors import UserError
+from fewstep.evaluate.config import Evaluate
+from fewstep.evaluate.reader import FEATURES
+from fewstep.evaluate.report import GRID_FILE, markdown_table
+from fewstep.models.export import model_card
+from fewstep.recipes import named
+from fewstep.recipes.distill import Distill
+
+WORKERS = 0
+"""Processes that paint, as `Evaluate.workers` has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Distill):
+    """Distils the bundled teacher, paints with it, and scores it against DDIM and DPM-Solver++."""
+
+    n: int = 256
+    """Prompts that the table is made of; at least 128, for the Fréchet distance."""
+    n_unseen: int = 64
+    """Further prompts with a shape in a colour that no training picture shows, scored apart."""
+    n_repeated: int = 16
+    """Prompts that are painted four times more, for the diversity within a prompt."""
+    score_seed: int = 0
+    """Picture i of the table starts from noise seeded score_seed + i."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n < 2 * FEATURES:
+            raise UserError(f"n is {self.n}; at least {2 * FEATURES} are needed")
+        if {self.teacher, self.data} != {assets.SCENES}:
+            raise UserError("the demo's scores are about the scenes world; for your own teacher use `fewstep distill`")
+        evaluation_of(self)  # refuses now what would be refused after the training
+
+
+def default_demo() -> Demo:
+    """The `scenes` recipe, in the demo's own folder."""
+    recipe = named.scenes()
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    return Demo(**{**values, "out": Path("runs/demo")})
+
+
+def demo(config: Demo) -> None:
+    """Leaves `model/`, `evaluation/` and its `grid.png` in `config.out`."""
+    # The run folder belongs to the distillation alone: scoring it otherwise is no other run.
+    distill(Distill(**{field.name: getattr(config, field.name) for field in fields(Distill)}))
+    if config.dry_run:
+        return
+    evaluation = evaluation_of(config)
+    results = evaluate(evaluation)
+    details = json.loads((config.out / "model" / "fewstep.json").read_text())
+    (config.out / "model" / "README.md").write_text(model_card(details, markdown_table(results["rows"])))
+    shutil.copyfile(evaluation.out / GRID_FILE, config.out / GRID_FILE)
+    print(f"model: {config.out / 'model'}")
+
+
+def evaluation_of(config: Demo) -> Evaluate:
+    """All at one guidance; each baseline where its steps stand best."""
+    return Evaluate(
+        model=str(config.out / "model"), out=config.out / "evaluation", samplers=("ddim", "dpm++"),
+        guidance_scale=(config.guidance_scale,), spacings=("trailing", "leading+1"), n=config.n,
+        n_unseen=config.n_unseen, n_repeated=config.n_repeated, seed=config.score_seed, workers=WORKERS,
+        precision=config.precision, device=config.device,
+    )  # fmt: skip

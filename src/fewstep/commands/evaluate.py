@@ -1,0 +1,195 @@
+"""`fewstep evaluate`: a few-step model against its teacher under other samplers, in a table that can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from fewstep.data.pictures import to_images
+from fewstep.data.worlds.scene import LOOKS
+from fewstep.evaluate.bench import Bench
+from fewstep.evaluate.benches import make_bench
+from fewstep.evaluate.cell import TEACHER_STEPS, TITLES, Cell, Row
+from fewstep.evaluate.columns import Column, order_by_direction
+from fewstep.evaluate.config import Evaluate
+from fewstep.evaluate.grid import labelled_grid
+from fewstep.evaluate.metrics import list_columns
+from fewstep.evaluate.painting import Kept
+from fewstep.evaluate.protocol import claim_report_folder, rows_beside
+from fewstep.evaluate.report import columns_of, write_report
+from fewstep.evaluate.scoring import MODEL, index_columns, score
+from fewstep.evaluate.studio import EvaluationStudio
+from fewstep.evaluate.tuning import best_cell
+from fewstep.models.extractors import Extractor
+from fewstep.models.network import weights_sha256
+from fewstep.models.pipeline import Pipeline
+from fewstep.parallel.workers import Workers, cores
+from fewstep.runs.folder import made_with
+
+GRID_COLUMNS = 8
+_VERSIONS = ("fewstep", "torch", "diffusers", "transformers")
+
+
+def evaluate(config: Evaluate) -> dict[str, Any]:
+    """Writes the report, prints its table, and returns the content of results.json."""
+    evaluation = Evaluation(config)
+    results = evaluation.run()
+    show(results)
+    print(f"report: {config.out / 'report.html'}   pictures: {config.out / 'grid.png'}", flush=True)
+    return results
+
+
+class Evaluation:
+    """Loads everything and claims the folder, before anything is painted."""
+
+    def __init__(self, config: Evaluate) -> None:
+        self.config = config
+        self.studio = studio = EvaluationStudio(config)
+        if studio.data == studio.card.get("data") and studio.data not in LOOKS:
+            print(
+                f"note: the model was trained on {studio.data}; give pictures held out from it with --data", flush=True
+            )
+        # May refuse: before anything is claimed.
+        self._bench, reference_sha256 = make_bench(studio.found, studio.extractor, studio.reader, studio.clip)
+        self._tuning = dataclasses.replace(self._bench, roster=studio.found.tuning)
+        made, roster = made_with(), studio.found.scored
+        self.protocol = {
+            "n": roster.main, "n_unseen": roster.unseen, "repeats": roster.repeats, "seed": config.seed,
+            "prompts": studio.data, "prompts_sha256": roster.sha256, "resolution": studio.teacher.resolution,
+            "batch_size": studio.batch_size, "precision": "bf16" if studio.bf16 else "fp32",
+            "guidance": "diffusers' guidance_scale, the papers' ω + 1",
+            "extractor": _said(studio.extractor), "clip": None if studio.clip is None else _said(studio.clip),
+            "reference": {"pictures": len(studio.found.real), "sha256": reference_sha256},
+            "teacher": {"source": studio.teacher_source, "sha256": weights_sha256(studio.teacher.network.unet)},
+            "versions": {name: made[name] for name in _VERSIONS},
+        }  # fmt: skip
+        self._name = studio.student.name
+        self._beside = [row for folder in config.beside for row in rows_beside(folder, self.protocol)]
+        model = {"source": config.model, "loras": list(config.lora), "sha256": _model_sha256(studio.student)}
+        self._evaluated = {**model, "tuning_pictures": config.n_tuning}
+        if claim_report_folder(config.out, {"model": model, "tuning": config.n_tuning, **self.protocol}):
+            print(f"note: {config.out} has begun before; what is painted there is not painted again", flush=True)
+        for column in list_columns():
+            if roster.main < (few := column.biased_below):
+                print(f"note: n is {roster.main}; {column.plural} of fewer than {few} lean upwards", flush=True)
+        self._workers: Workers | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Paints and scores every row that is not there yet."""
+        small = self.studio.device.type == "cpu" and self.studio.teacher.resolution <= 128
+        count = self.config.workers or (cores() if small else 1)
+        if count == 1:
+            return self._run(1, torch.get_num_threads())
+        with Workers(count, EvaluationStudio, (self.config,)) as self._workers:
+            return self._run(count, 1)
+
+    def _run(self, processes: int, threads: int) -> dict[str, Any]:
+        tried: list[Row] = []
+        scales = self._guidance_scales()
+        first, spacings = scales[0], self.config.spacings
+        cells = [Cell("teacher", TEACHER_STEPS, "trailing", first)]
+        cells += [Cell(sampler, n, spacings[0], first) for sampler in self.config.samplers for n in self.config.steps]
+        cells += [Cell("lcm", n, "lcm", first) for n in self.config.steps if n <= self.studio.student.grid_size]
+        rows: list[Row] = []
+        pictures: list[tuple[str, list[Image.Image]]] = []
+        bench = self._bench
+        for number, start in enumerate(cells, 1):
+            print(f"{number} of {len(cells)}: {start.sampler}, steps {start.steps} …", file=sys.stderr, flush=True)
+            allowed = self._trained_for(scales) if start.sampler == "lcm" else scales
+            spaced = spacings if start.sampler != "teacher" else ("trailing",)
+            cell, more = best_cell(start, allowed, spaced, self._tune, self._paint_for_tuning)
+            tried += more
+            row, kept = self._score(bench, cell)
+            if cell.sampler == "teacher":
+                bench = dataclasses.replace(bench, teacher_latents=kept.latents)
+                row, _ = self._score(bench, cell)
+            rows.append(row)
+            pictures.append((f"{TITLES[cell.sampler]}, {cell.steps}", self._first(cell, kept)))
+            print(f"{cell.sampler} {cell.steps}: {_summarise(row)}", file=sys.stderr, flush=True)
+        rows += self._beside
+        painted = {"device": self.studio.device.type, "processes": processes, "threads_each": threads}
+        results = {
+            "evaluated": self._evaluated, "protocol": self.protocol, "painted_by": painted, "rows": rows,
+            "tuning": tried,
+        }  # fmt: skip
+        headings = bench.roster.prompts[:GRID_COLUMNS]
+        write_report(self.config.out, results, labelled_grid(pictures, headings))
+        return results
+
+    def _guidance_scales(self) -> tuple[float, ...]:
+        return tuple(sorted(self.config.guidance_scale)) or (1.5, 3.0, 5.0, 8.5)
+
+    def _trained_for(self, scales: Sequence[float]) -> list[float]:
+        """Picks scales in the few-step model's range, or what is built into it."""
+        student = self.studio.student
+        low, high = student.model.details.get("guidance_range", (1.0, math.inf))
+        if not student.takes_guidance:
+            return [student.guidance_scale]
+        return [scale for scale in scales if low <= scale <= high] or [student.guidance_scale]
+
+    def _paint_for_tuning(self, cells: Sequence[Cell]) -> None:
+        """Paints them together, since each alone keeps the workers waiting for the last of its few parts."""
+        if self._workers:
+            self._workers.paint([job for cell in cells for job in self.studio.jobs(cell, tuning=True)])
+
+    def _tune(self, cell: Cell) -> Row:
+        return self._score(self._tuning, cell, tuning=True)[0]
+
+    def _score(self, bench: Bench, cell: Cell, *, tuning: bool = False) -> tuple[Row, Kept]:
+        if self._workers:
+            self._workers.paint(self.studio.jobs(cell, tuning=tuning))
+        name = self._name if cell.sampler == "lcm" else "teacher"
+        folder = self.studio.folder(tuning=tuning)
+        return score(bench, cell, self.studio.painter(cell), name, self.studio.batch_size, folder)
+
+    def _first(self, cell: Cell, kept: Kept) -> list[Image.Image]:
+        model = self.studio.student.model if cell.sampler == "lcm" else self.studio.teacher
+        return to_images(model.decode(kept.latents[:GRID_COLUMNS].to(model.device)))
+
+
+def _said(extractor: Extractor) -> dict[str, str]:
+    resize = "none" if extractor.resize == "none" else f"{extractor.resize}, Pillow's bicubic on floats, antialiased"
+    return {"name": extractor.name, "sha256": extractor.sha256, "resize": resize}
+
+
+def _model_sha256(pipeline: Pipeline) -> str:
+    unet = pipeline.model.network.unet
+    total = hashlib.sha256(weights_sha256(unet).encode())
+    for name, value in sorted(unet.state_dict().items()):
+        if ".lora_" in name:
+            total.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _summarise(row: Row) -> str:
+    """Says the figures by which a row is told from another at a glance."""
+    columns = [column for column in order_by_direction(list_columns()) if column.is_headline]
+    return ", ".join(f"{c.label} {row[c.name]:.3g}" for c in columns if row.get(c.name) is not None)
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints the table on the terminal, without intervals."""
+    rows, known = results["rows"], index_columns()
+    several = len({row["model"] for row in rows if row["sampler"] == "lcm"}) > 1
+    columns = [known.get(name, Column(name)) for name in columns_of(rows) if several or name != MODEL.name]
+    columns = [column for column in columns if column.on_terminal]
+    table = Table(title=f"{results['protocol']['n']} pictures a row", padding=(0, 1, 0, 0), box=None)
+    for column in columns:
+        words = any(isinstance(row.get(column.name), str) for row in rows)
+        table.add_column(column.heading or column.name, justify="left" if words else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_short(row.get(column.name)) for column in columns))
+    Console().print(table)
+
+
+def _short(value: object) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

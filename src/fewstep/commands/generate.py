@@ -1,0 +1,149 @@
+"""`fewstep generate`: pictures from a few-step model, as PNGs that hold what made them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from fewstep import __version__, assets
+from fewstep.data.infotext import Infotext, png_text
+from fewstep.errors import UserError
+from fewstep.models.lora.file import parse_lora
+from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline
+from fewstep.train.config import check_seed, check_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Paints pictures with a few-step model."""
+
+    model: str = assets.SCENES_LCM
+    """`scenes-lcm` (bundled), a folder of `distill`, `finetune` or `combine`, any LatentConsistencyModelPipeline
+    folder or Hub id, or, with an LCM-LoRA, the base that it is for (`scenes` is the bundled one)."""
+    base_config: str = ""
+    """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
+    tokenizers; else they are fetched from the Hub."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A LoRA file or run folder, and its scale after a colon (style.safetensors:0.8); 1 if none; may be given several
+    times."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to paint; may be given several times."""
+    negative_prompt: str = ""
+    """Ignored, with a warning, by models that have guidance built in."""
+    steps: Annotated[int, tyro.conf.arg(aliases=["--num-inference-steps"])] = 4
+    """Network evaluations per picture."""
+    guidance_scale: float | None = None
+    """diffusers' convention (ω + 1); the model's own default when not given."""
+    init_image: Path | None = None
+    """A picture to start from; its middle square is taken."""
+    strength: float = 0.8
+    """How far from `init_image` to go: above 0, up to 1, which keeps nothing of it."""
+    seed: int = 0
+    """Picture i has a generator of its own, seeded with seed + i."""
+    count: Annotated[int, tyro.conf.arg(aliases=["--num-images-per-prompt"])] = 1
+    """Pictures per prompt."""
+    batch_size: int = 16
+    """Pictures painted at a time; changes no picture."""
+    out: Path = Path("pictures")
+    """Folder for the PNGs."""
+    engine: Engine = "torch"
+    """`openvino` is faster on a CPU; it compiles a model once for every shape, with its LoRAs merged in, and keeps that
+    (fewstep[openvino])."""
+    tiny_decoder: str = ""
+    """A decoder in TAESD's layout for the model's latents, a diffusers folder or a file: fast, and less exact."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"steps is {self.steps}; allowed are 1 to {MAX_STEPS}")
+        if self.count < 1 or self.batch_size < 1:
+            raise UserError(f"count is {self.count} and batch_size {self.batch_size}; both must be at least 1")
+        check_seed(self.seed, max(1, self.count * len(self.prompt)))
+        if self.init_image is None and self.strength != Generate.strength:
+            raise UserError(f"strength is {self.strength:g} without a picture to start from; give --init-image too")
+        if not 0 < self.strength <= 1:
+            raise UserError(f"strength is {self.strength:g}; allowed is above 0, up to 1")
+        if self.guidance_scale is not None and self.guidance_scale < 1:
+            raise UserError(f"guidance_scale is {self.guidance_scale:g}; it must be at least 1, which is no guidance")
+
+
+def generate(config: Generate) -> None:
+    """Writes one PNG a picture and prints their names."""
+    if not config.prompt:
+        raise UserError('nothing to paint: give --prompt "…"')
+    pipeline = load_pipeline(
+        config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config,
+        engine=config.engine, tiny_decoder=config.tiny_decoder,
+    )  # fmt: skip
+    init_image = None if config.init_image is None else read_picture(config.init_image)
+    # Refuses steps that this model does not allow, before any work.
+    pipeline.times(config.steps, config.strength if init_image else 1.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        images = pipeline(
+            config.prompt, steps=config.steps, seed=config.seed, count=config.count,
+            guidance_scale=config.guidance_scale, negative_prompt=config.negative_prompt, init_image=init_image,
+            strength=config.strength, batch_size=config.batch_size,
+        )  # fmt: skip
+    for message in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
+        print(f"warning: {message}")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        prompts = [prompt for prompt in config.prompt for _ in range(config.count)]
+        for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            path = _free_name(config.out, prompt, config.seed + i)
+            image.save(path, pnginfo=parameters(config, pipeline, prompt, config.seed + i, image))
+            print(path)
+    except OSError as error:
+        raise UserError(f"{config.out} cannot be written ({error.strerror}); choose another --out") from error
+
+
+def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, image: Image.Image) -> PngInfo:
+    """AUTOMATIC1111's `parameters` text, which many tools read."""
+    scale = pipeline.guidance_scale if config.guidance_scale is None else config.guidance_scale
+    settings = {
+        "Steps": str(config.steps),
+        "Sampler": "LCM",
+        "CFG scale": f"{scale:g}",
+        "Seed": str(seed),
+        "Size": f"{image.width}x{image.height}",
+        "Model": pipeline.name,
+        "Model path": config.model,
+        **({"Model config": config.base_config} if config.base_config else {}),
+        **({} if config.init_image is None else _start(config)),
+        **({"Tiny decoder": config.tiny_decoder} if config.tiny_decoder else {}),
+        **({"Engine": config.engine} if config.engine != "torch" else {}),
+        **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
+        "Version": f"fewstep {__version__}",
+    }
+    return png_text(str(Infotext(prompt, config.negative_prompt, settings)))
+
+
+def _start(config: Generate) -> dict[str, str]:
+    return {"Denoising strength": f"{config.strength:g}", "Init image": str(config.init_image)}
+
+
+def read_picture(path: Path) -> Image.Image:
+    """An RGB picture, turned as its camera says."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; give a picture to start from") from error
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture; give a PNG, JPEG or WebP") from error
+
+
+def _free_name(folder: Path, prompt: str, seed: int) -> Path:
+    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+    names = (f"{slug}-seed{seed}{'' if n == 1 else f'-{n}'}.png" for n in range(1, 1_000_000))
+    return next(path for path in (folder / name for name in names) if not path.exists())

@@ -1,0 +1,207 @@
+"""`fewstep inspect`: what a pipeline, a LoRA file, a run folder or a painted PNG is, and what can be done with it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors
+import tyro
+from PIL import Image, UnidentifiedImageError
+
+from fewstep import assets
+from fewstep.data.infotext import read_infotext
+from fewstep.errors import UserError
+from fewstep.models.families import title
+from fewstep.models.lora.file import DIFFUSERS_FILE, LCM_LORA, read_header
+from fewstep.models.single_file import family_of_keys, read_keys
+from fewstep.recipes.plain import read_config_file
+from fewstep.runs.folder import CONFIG_FILE
+
+MODEL_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Says what a path holds."""
+
+    path: Annotated[Path, tyro.conf.Positional] = Path(".")
+    """`scenes` or `scenes-lcm` (bundled), a pipeline's folder, a LoRA's file or folder, a run folder, or a PNG that
+    `generate` wrote."""
+
+
+def inspect(config: Inspect) -> None:
+    """Prints lines of `name: value`, nothing but names and numbers read from the headers of files."""
+    for line in describe(Path(assets.place(config.path))):
+        print(line)
+
+
+def describe(path: Path) -> Iterator[str]:
+    """The lines for `path`; UserError when it is none of the kinds known."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a pipeline, a LoRA, a run folder or a PNG")
+    if path.is_dir():
+        yield from _describe_folder(path)
+    elif path.suffix == ".safetensors":
+        keys = read_keys(path)
+        is_model = any(key.startswith(("model.", "first_stage_model.", "cond_stage_model.")) for key in keys)
+        yield from _describe_single_file(path, keys) if is_model else _describe_lora(path)
+    else:
+        yield from _describe_picture(path)
+
+
+def _describe_folder(folder: Path) -> Iterator[str]:
+    if (folder / MODEL_INDEX).is_file():
+        yield from _describe_pipeline(folder)
+    elif (folder / CONFIG_FILE).is_file():
+        yield from _describe_run(folder)
+    elif files := sorted(folder.glob("*.safetensors")):
+        yield from _describe_lora(files[-1])
+    else:
+        raise UserError(
+            f"{folder} is no pipeline (no {MODEL_INDEX}), no run folder (no {CONFIG_FILE}) and holds no .safetensors"
+        )
+
+
+def _describe_pipeline(folder: Path) -> Iterator[str]:
+    index, unet, scheduler = (
+        _json(folder / name) for name in (MODEL_INDEX, "unet/config.json", "scheduler/scheduler_config.json")
+    )
+    few_step = unet.get("time_cond_proj_dim") is not None or scheduler.get("_class_name") == "LCMScheduler"
+    vae = _json(assets.part(folder, "vae") / "config.json")
+    pixels = 2 ** (len(vae.get("block_out_channels", [])) - 1) * int(unet.get("sample_size", 0))
+    yield f"pipeline: {index.get('_class_name')}"
+    yield f"family: {title(unet)}"
+    yield f"parameterisation: {scheduler.get('prediction_type', 'epsilon')}"
+    yield f"resolution: {pixels}×{pixels}"
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if counts := [_parameters(file) for file in sorted(assets.part(folder, part).glob("*.safetensors"))]:
+            yield f"{part}: {sum(counts):,} parameters"
+    details = _json(folder / "fewstep.json") if (folder / "fewstep.json").is_file() else {}
+    for name, value in details.items():
+        yield f"{name}: {value}"
+    here = shlex.quote(str(folder))
+    if few_step:
+        yield f'paint with it: fewstep generate --model {here} --prompt "…"'
+    else:
+        yield f"make it few-step: fewstep distill --teacher {here} --data PICTURES --out RUN"
+
+
+def _describe_single_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    yield f"single-file checkpoint: {family_of_keys(list(shapes), path).title}"
+    yield f"parameters: {sum(_product(shape) for shape in shapes.values()):,} in {len(shapes)} tensors"
+    yield "parameterisation and resolution: not in the file; those of --base-config, or of the Hub's configuration"
+    yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))} --data PICTURES --out RUN"
+
+
+_TOLD_BY = {"teacher": "distill", "skip": "finetune", "lora_rank": "train-lora"}
+"""Which command wrote a run: the first of these settings that it has."""
+
+
+def _describe_run(folder: Path) -> Iterator[str]:
+    settings = read_config_file(folder / CONFIG_FILE)
+    yield f"run: {folder.name}"
+    for name, value in settings.items():
+        yield f"{name}: {value}"
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    done = json.loads(lines[-1])["step"] if lines else 0
+    yield f"done: {done} of {settings.get('steps', '?')} updates"
+    if (folder / "model").is_dir():
+        yield from _how_to_paint(folder / "model")
+    command = next((command for name, command in _TOLD_BY.items() if name in settings), None)
+    if command:
+        yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
+
+
+def _how_to_paint(model: Path) -> Iterator[str]:
+    if (file := model / DIFFUSERS_FILE).is_file():
+        yield _painting_with(file, read_header(file))
+    else:
+        yield f'paint with it: fewstep generate --model {shlex.quote(str(model))} --prompt "…"'
+
+
+def _painting_with(lora: Path, header: dict[str, str]) -> str:
+    base, here = shlex.quote(header.get("fewstep.teacher", "BASE")), shlex.quote(str(lora))
+    if "fewstep.base_config" in header:
+        base += f" --base-config {shlex.quote(header['fewstep.base_config'])}"
+    loras = f"--lora {here}" if header.get("fewstep.method") == LCM_LORA else f"--lora LCM-LORA --lora {here}:0.8"
+    return f'paint with it: fewstep generate --model {base} {loras} --prompt "…"'
+
+
+def _describe_lora(path: Path) -> Iterator[str]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            header = dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no whole safetensors file ({' '.join(str(error).split())[:120]})") from error
+    down = {key: shape for key, shape in shapes.items() if re.search(r"lora_A|lora_down|lora[._]down|_lora\.down", key)}
+    if not down:
+        raise UserError(f"{path} holds no LoRA: no key of its {len(shapes)} has lora_A, lora_down or lora.down")
+    kind = "kohya" if any(key.startswith("lora_") for key in down) else "diffusers or peft"
+    ranks = sorted({shape[0] for shape in down.values()})
+    yield f"LoRA: {kind} keys"
+    yield f"modules: {len(down)}"
+    yield f"rank: {', '.join(map(str, ranks))}"
+    yield f"parameters: {sum(_product(shape) for shape in shapes.values()):,}"
+    for name, value in sorted(header.items()):
+        if name.startswith(("fewstep.", "modelspec.")):
+            yield f"{name}: {value}"
+    yield _painting_with(path, header)
+
+
+def _describe_picture(path: Path) -> Iterator[str]:
+    try:
+        with Image.open(path) as image:
+            text = image.info.get("parameters")
+            yield f"picture: {image.width}×{image.height} {image.format}"
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} is neither a picture nor a .safetensors file") from error
+    if not isinstance(text, str):
+        raise UserError(f"{path} does not say what painted it (no `parameters` in it)")
+    said = read_infotext(text)
+    yield f"prompt: {said.prompt}"
+    if said.negative_prompt:
+        yield f"negative prompt: {said.negative_prompt}"
+    for name, value in said.settings.items():
+        yield f"{name.lower()}: {value}"
+    command = ["fewstep", "generate", "--model", said.settings.get("Model path", "MODEL"), "--prompt", said.prompt]
+    options = {
+        "Steps": "--steps", "Seed": "--seed", "CFG scale": "--guidance-scale", "Init image": "--init-image",
+        "Denoising strength": "--strength", "Model config": "--base-config",
+    }  # fmt: skip
+    for name, option in options.items():
+        command += [option, said.settings[name]] if name in said.settings else []
+    command += ["--negative-prompt", said.negative_prompt] if said.negative_prompt else []
+    for name, value in said.settings.items():
+        command += ["--lora", value] if re.fullmatch(r"Lora \d+", name) else []
+    yield f"repaint it: {shlex.join(command)}"
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON; the pipeline is not whole") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _parameters(file: Path) -> int:
+    try:
+        with safetensors.safe_open(file, "pt") as weights:
+            return sum(_product(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{file} is no whole safetensors file") from error
+
+
+def _product(shape: Any) -> int:
+    total = 1
+    for side in shape:
+        total *= int(side)
+    return total

@@ -1,0 +1,154 @@
+"""`fewstep plan`: what of a recipe fits a GPU's memory, and the command for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.errors import UserError
+from fewstep.evaluate.report import markdown_table
+from fewstep.measure.memory import GIB, MOMENTS, Need, need
+from fewstep.models.families import FAMILIES
+from fewstep.recipes import named
+from fewstep.recipes.distill import Distill
+
+SIDES = {"sd15": 512, "sd21-base": 512, "sd21": 768, "sdxl": 1024}
+CONTEXT = int(0.5 * GIB)
+"""Of CUDA itself."""
+FRAGMENTED = 1.05
+"""What the allocator holds, for each byte that is in use."""
+ENCODERS = {"sd1": int(0.8 * GIB), "sd2": int(1.6 * GIB), "sdxl": int(3.4 * GIB)}
+"""Weights of the autoencoder and the text encoders, in fp32."""
+COMFORTABLE = 4
+"""Pictures together from which on computing activations again costs more time than it saves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Counts what one update of a recipe needs in several ways, and names the fastest that fits."""
+
+    recipe: str = "sd15"
+    """sd15, sd21-base, sd21 or sdxl, or one of these with -lora."""
+    gpu_memory: float = 24.0
+    """Of each GPU, in GiB."""
+    gpus: int = 1
+    """Over which `--distribution fsdp` may spread a student that learns whole."""
+    resolution: int = 0
+    """Side of the pictures in pixels; 0 takes the recipe's."""
+    batch_size: int = 0
+    """Pictures an update, over all GPUs; 0 takes the recipe's."""
+
+    def __post_init__(self) -> None:
+        if self.recipe not in named.MEMORY_GIB:
+            raise UserError(f"recipe is {self.recipe}; full-size ones are {', '.join(named.MEMORY_GIB)}")
+        if not 0 < self.gpu_memory < float("inf") or self.gpus < 1:
+            raise UserError(f"gpu_memory is {self.gpu_memory:g} and gpus {self.gpus}; both must be above 0")
+        if self.resolution % 64 or self.resolution < 0:
+            raise UserError(f"resolution is {self.resolution}; it must be a multiple of 64")
+        batch = self.batch_size or named.find_recipe(self.recipe).batch_size
+        if batch < 1 or batch % self.gpus:
+            raise UserError(f"batch_size {batch} is no multiple of {self.gpus} GPUs; give one that is")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to compute a recipe's updates."""
+
+    optimizer: str
+    fsdp: bool
+    checkpointing: bool
+    alone: int
+    """Bytes with one picture at a time."""
+    each: float
+    """Further bytes of every other picture computed together with it."""
+
+    def bytes(self, together: int) -> int:
+        """With so many pictures together."""
+        return int(self.alone + self.each * (together - 1))
+
+    def most(self, budget: float, share: int) -> int:
+        """Of the divisors of a GPU's `share` of a batch the largest that fits; 0 if none does."""
+        return max((n for n in range(1, share + 1) if share % n == 0 and self.bytes(n) <= budget), default=0)
+
+
+def plan(config: Plan) -> list[dict[str, Any]]:
+    """Prints every way, and the command for the best."""
+    recipe = named.find_recipe(config.recipe)
+    batch = config.batch_size or recipe.batch_size
+    share, budget = batch // config.gpus, config.gpu_memory * GIB
+    side = config.resolution or SIDES[config.recipe.removesuffix("-lora")]
+    print(f"{config.recipe}, {side} pixels, updates of {batch}, {config.gpus} × {config.gpu_memory:g} GiB", flush=True)
+    print("counting, which takes a minute …", file=sys.stderr, flush=True)
+    found = [(way, way.most(budget, share)) for way in ways(config, recipe)]
+    rows = [
+        {
+            "optimizer": way.optimizer, "distribution": "fsdp" if way.fsdp else "ddp",
+            "checkpointing": "yes" if way.checkpointing else "no", "one at a time, GiB": round(way.bytes(1) / GIB, 1),
+            "pictures together": together or "none fits", "GiB": round(way.bytes(max(1, together)) / GIB, 1),
+        }
+        for way, together in found
+    ]  # fmt: skip
+    print("\n".join(markdown_table(rows)))
+    print(advice(config, recipe, found))
+    return rows
+
+
+def ways(config: Plan, recipe: Distill) -> Iterator[Way]:
+    """From the one to prefer to the one of last resort."""
+    assert recipe.family != "any"  # of full-size recipes
+    family = FAMILIES[recipe.family]
+    side = (config.resolution or SIDES[config.recipe.removesuffix("-lora")]) // 8
+    counted = {}
+    for checkpointing in (False, True):
+        one, two = (
+            need(
+                dataclasses.replace(
+                    recipe, batch_size=2 * n, accumulation=2, gradient_checkpointing=checkpointing, optimizer="adamw"
+                ),
+                family, side,
+            )
+            for n in (1, 2)
+        )  # fmt: skip
+        counted[checkpointing] = (one, float(two.most - one.most))
+    for fsdp in (False, True) if config.gpus > 1 and not recipe.lora_rank else (False,):
+        for optimizer in ("adamw",) if fsdp else ("adamw", "adamw8bit"):
+            for checkpointing, (one, each) in counted.items():
+                alone = one.most - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning
+                if fsdp:
+                    alone = _spread(one, alone, config.gpus, ema=recipe.ema_decay > 0)
+                whole = int(FRAGMENTED * (alone + ENCODERS[recipe.family])) + CONTEXT
+                yield Way(
+                    optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each
+                )  # fmt: skip
+
+
+def _spread(one: Need, alone: int, gpus: int, *, ema: bool) -> int:
+    """Weights, average, gradients and moments in parts; all of a block, at most a quarter of the weights, is put
+    together while it computes. Each GPU has built student and average whole before that."""
+    bytes_each = 4 + (4 if ema else 0) + 4 + MOMENTS["adamw"]
+    parts = alone - int(bytes_each * one.learning * (1 - 1 / gpus)) + one.learning
+    return max(parts, one.held)
+
+
+def advice(config: Plan, recipe: Distill, found: list[tuple[Way, int]]) -> str:
+    """The command, or what else to do."""
+    fitting = [(way, together) for way, together in found if together]
+    if not fitting:
+        smaller = "" if recipe.lora_rank else f", or the recipe {config.recipe}-lora, whose adapters need less"
+        return f"nothing of it fits: more GPUs (--gpus) or memory, or a smaller --resolution{smaller}"
+    batch = config.batch_size or recipe.batch_size
+    share = batch // config.gpus
+    way, together = next(
+        (each for each in fitting if each[1] >= min(COMFORTABLE, share)), max(fitting, key=lambda each: each[1])
+    )
+    options = [f"--accumulation {batch // together}"]
+    options.append("--gradient-checkpointing" if way.checkpointing else "--no-gradient-checkpointing")
+    options += [f"--optimizer {way.optimizer}"] if way.optimizer != recipe.optimizer else []
+    options += ["--distribution fsdp"] if way.fsdp else []
+    options += [f"--processes {config.gpus}"] if config.gpus > 1 else []
+    options += [f"--batch-size {batch}"] if batch != recipe.batch_size else []
+    options += [f"--resolution {config.resolution}"] if config.resolution else []
+    return f"best: fewstep distill {config.recipe} --teacher PATH --data PATH {' '.join(options)}"

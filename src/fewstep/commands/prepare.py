@@ -1,0 +1,173 @@
+"""`fewstep prepare`: a source of pictures as shards of latents, by any number of processes on one machine or many."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from fewstep import assets
+from fewstep.data.pictures import to_pixels
+from fewstep.data.reading import Cut, Reading, Square, identity
+from fewstep.data.shards.prepared import Row, check_written, clean_up, finish, is_written, read_statuses, write_shard
+from fewstep.data.sources.base import Source, shown
+from fewstep.errors import UserError
+from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models.prepared_latents import made_of
+from fewstep.parallel.workers import Workers, cores, one_thread
+from fewstep.recipes.pictures import Pictures
+from fewstep.runs.material import choose_resolution, open_source
+from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare(Pictures):
+    """Encodes pictures into a folder that `--data` of a training takes.
+
+    The same command again goes on where it stopped; several at once, on one machine or many, share the work.
+    """
+
+    model: str = assets.SCENES
+    """Whose autoencoder encodes them: what `distill --teacher` takes."""
+    base_config: str = ""
+    """For a single-file checkpoint: a diffusers folder of its family."""
+    out: Path = Path("prepared")
+    """Folder for the shards: one for each shard of the source, or for each `part` pictures of a longer one."""
+    std: bool = True
+    """Keep the posterior's deviation too, so that training draws from it; without it latents take half the room."""
+    part: int = 10_000
+    """Most pictures in a shard of latents."""
+    batch_size: int = 16
+    """Pictures encoded together; part of what latents depend on, by rounding."""
+    workers: int = 0
+    """Processes on this machine, of one thread each on a CPU; 0: one for each core, or one for a GPU."""
+    seed: int = 0
+    """Of `random` crops, and of scenes."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("part", 1), ("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some pictures of a source, in a row, and the name of the shard that they become."""
+
+    name: str
+    pictures: range
+
+
+def prepare(config: Prepare) -> None:
+    """Fills `config.out` and says what became of the pictures."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    clean_up(config.out)
+    studio = EncodingStudio(config)
+    parts = studio.parts
+    for file in sorted(config.out.glob("*.safetensors")):
+        check_written(config.out, file.stem, studio.made_of)
+    left = [part for part in _from_here(parts) if not is_written(config.out, part.name)]
+    print(f"{len(parts)} shards of latents, {len(parts) - len(left)} of them there already", flush=True)
+    count = min(config.workers or (cores() if studio.on_cpu else 1), len(left))
+    if count > 1:
+        with Workers(count, EncodingStudio, (config,)) as workers:
+            workers.paint(left)
+    elif left:
+        with one_thread() if studio.on_cpu else contextlib.nullcontext():  # more would round otherwise
+            for part in left:
+                studio.paint(part)
+    statuses: Counter[str] = Counter()
+    for part in parts:
+        statuses.update(read_statuses(config.out, part.name))
+    used = statuses.pop("", 0)
+    dropped = dict(sorted(statuses.items()))
+    report = {"found": used + statuses.total(), "used": used, "dropped": dropped}
+    finish(config.out, [part.name for part in parts], studio.made_of, report)
+    said = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    print(f"prepared: {report['found']} pictures, {used} used{f', {said}' if said else ''}: {config.out}", flush=True)
+
+
+class EncodingStudio:
+    """The model and the source, in any of the processes."""
+
+    def __init__(self, config: Prepare) -> None:
+        self._config = config
+        self._model = load_latent_model(config.model, pick_device(config.device), config.base_config)
+        self.on_cpu = self._model.device.type == "cpu"
+        resolution = choose_resolution(config, self._model)
+        self._source = open_source(config, config.data, resolution, config.seed)
+        self._reading = Reading([self._source], [1.0], Cut(resolution=resolution, crop=config.crop), config.seed)
+        self.parts = list(_parts(self._source, config.part))
+        self.made_of = made_of(
+            self._model, resolution=resolution, crop=config.crop, std=config.std, seed=config.seed
+        ) | {
+            "data": config.data, "batch_size": config.batch_size, "part": config.part,
+            "pictures_sha256": identity([self._source]),
+        }  # fmt: skip
+
+    def paint(self, part: Part) -> None:
+        """Encodes a part, unless another process has meanwhile."""
+        if is_written(self._config.out, part.name):
+            return
+        rows: list[Row] = []
+        latents: dict[str, list[torch.Tensor]] = {"mean": [], "std": []}
+        size = self._config.batch_size
+        for first in range(part.pictures.start, part.pictures.stop, size):
+            indices = range(first, min(first + size, part.pictures.stop))
+            squares = [self._reading.read(i, i) for i in indices]
+            kept = torch.tensor([not square.reason for square in squares])
+            # All batches are of one size, so that what a picture becomes depends on none beside it.
+            filled = [squares[i % len(squares)].image for i in range(size)]
+            for name, value in zip(("mean", "std"), self._model.encode_pixels(to_pixels(filled)), strict=True):
+                latents[name].append(value[: len(squares)].cpu()[kept].half())
+            rows += [_row(self._reading, i, square) for i, square in zip(indices, squares, strict=True)]
+            _check(rows, part)
+        joined = {name: torch.cat(values) for name, values in latents.items() if name == "mean" or self._config.std}
+        write_shard(self._config.out, part.name, rows, joined, self.made_of)
+
+
+def _row(reading: Reading, index: int, square: Square) -> Row:
+    return Row(reading.key(index), square.caption, square.sizes, square.reason)
+
+
+def _check(rows: list[Row], part: Part) -> None:
+    """Raises UserError where so much cannot be read that something must be wrong."""
+    lost = [row for row in rows if is_broken(row.status)]
+    last = rows[-MOST_IN_A_ROW:]
+    if len(last) == MOST_IN_A_ROW and all(is_broken(row.status) for row in last):
+        raise UserError(f"{MOST_IN_A_ROW} pictures in a row of {part.name} cannot be read ({last[-1].status}); mend it")
+    if len(lost) >= MOST_IN_A_ROW and len(lost) > MOST_DROPPED * len(part.pictures):
+        raise UserError(
+            f"{len(lost)} of {len(part.pictures)} pictures of {part.name} cannot be read, more than "
+            f"{MOST_DROPPED:.0%}; the last is {shown(lost[-1].key)} ({lost[-1].status})"
+        )
+
+
+def _parts(source: Source, most: int) -> Iterator[Part]:
+    """One for each shard of the source, and for each `most` pictures of a longer one."""
+    first = 0
+    for number, size in enumerate(source.shard_sizes):
+        word = re.sub(r"[^A-Za-z0-9_.-]+", "_", PurePosixPath(source.shard_name(number)).stem)[:60]
+        for start in range(0, size, most):
+            pictures = range(first + start, first + min(start + most, size))
+            yield Part(f"{number:05d}-{start // most:04d}-{word}", pictures)
+        first += size
+
+
+def _from_here(parts: list[Part]) -> list[Part]:
+    """In the order in which this process of several should take them: its own share first, then what may be left."""
+    rank, size = (
+        next((int(os.environ[name]) for name in names if name in os.environ), default)
+        for names, default in ((("RANK", "SLURM_ARRAY_TASK_ID"), 0), (("WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT"), 1))
+    )
+    start = len(parts) * (rank % size) // size
+    return parts[start:] + parts[:start]

@@ -1,0 +1,158 @@
+"""`fewstep serve`: a page that paints as one types, and an API, on this machine."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import signal
+import socket
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import tyro
+
+from fewstep import assets
+from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES
+from fewstep.errors import UserError
+from fewstep.models.lora.file import parse_lora
+from fewstep.models.pipeline import Engine as EngineName
+from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.train.config import check_values
+
+_UNREAD_MILLISECONDS = 30_000
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Paints for a browser and for programs, until it is told to stop."""
+
+    model: str = assets.SCENES_LCM
+    """What `generate` takes."""
+    base_config: str = ""
+    """As in `generate`."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A LoRA file or run folder, and its scale after a colon, where clients ask for none; `NAME=FILE:0.8` gives it a
+    name. May be given several times. Clients choose scales, and no files."""
+    host: str = "127.0.0.1"
+    """Address to listen at; another than this machine's own needs a --token."""
+    port: int = 7860
+    """0 takes one that is free."""
+    token: str = ""
+    """What clients must know; `random` makes one up and prints it."""
+    allowed_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further name under which the server is reached; may be given several times."""
+    engine: EngineName = "torch"
+    """As in `generate`; with `openvino` LoRAs are merged in and have no sliders."""
+    tiny_decoder: str = ""
+    """As in `generate`."""
+    batch: int = 16
+    """Pictures that are painted together."""
+    waiting: int = 64
+    """Pictures that may wait; more are refused with 429."""
+    deadline: float = 60.0
+    """Seconds in which a picture must be done; else its client is told 504."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"port is {self.port}; allowed are 0 to 65535")
+        if self.batch < 1 or self.waiting < 1 or self.deadline <= 0:
+            raise UserError(
+                f"batch is {self.batch}, waiting {self.waiting}, deadline {self.deadline:g}; all must be above 0"
+            )
+        if self.host not in _LOCAL and not self.token:
+            raise UserError(
+                f"host {self.host} lets other machines in: give --token random, or a token of your own, or leave --host"
+            )
+
+
+def serve(config: Serve) -> None:
+    """Prints the address and serves until SIGTERM or Ctrl-C; what was accepted is finished."""
+    pipeline, engine, scales = _engine(config)
+    from fewstep.serve.app import make_app
+    from fewstep.serve.desk import Desk
+    from fewstep.serve.server import make_server
+    from fewstep.serve.settings import Settings
+
+    token = secrets.token_urlsafe(16) if config.token == "random" else config.token
+    local = Settings().hosts
+    names = (*local, f"[{config.host}]" if ":" in config.host else config.host, *config.allowed_host)
+    hosts = ("*",) if config.host in ("0.0.0.0", "::") and not config.allowed_host else names
+    settings = Settings(token=token, hosts=hosts)
+    app = make_app(Desk(engine, settings, scales), chips(pipeline))
+    server = make_server(app, config.host, config.port, settings, config.deadline)
+    listening = _listen(config)
+    port = listening.getsockname()[1]
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes them over, and raises them again once it has ended
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    link = f"?token={quote(token, safe='')}" if token else ""
+    print(f"{pipeline.name} at http://{shown}:{port}/{link}", flush=True)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # strangers' faults are told to strangers
+    engine.start()
+    try:
+        server.run(sockets=[listening])
+    finally:
+        whole = engine.close(0 if server.force_exit else config.deadline) and not server.force_exit
+    print(f"fewstep: stopped; what was accepted is {'done' if whole else 'not all done'}", flush=True)
+
+
+def _engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
+    from fewstep.serve.engine import Engine, Limits
+
+    named = [_named(given) for given in config.lora]
+    names = [name for name, _ in named]
+    if len(set(names)) < len(names):
+        raise UserError(f"two LoRAs have one name ({', '.join(names)}); give --lora NAME=FILE:SCALE")
+    loras = [parse_lora(given) for _, given in named]
+    pipeline = load_pipeline(
+        config.model, config.device, loras, config.base_config, engine=config.engine, tiny_decoder=config.tiny_decoder
+    )
+    sliders = {} if config.engine == "openvino" else {name: f"lora{i}" for i, name in enumerate(names)}
+    scales = {name: scale for name, (_, scale) in zip(names, loras, strict=True) if name in sliders}
+    limits = Limits(batch=config.batch, waiting=config.waiting, deadline=config.deadline)
+    return pipeline, Engine(pipeline, sliders, limits), scales
+
+
+def _named(given: str) -> tuple[str, str]:
+    """`NAME=FILE:SCALE`, or the name of the file or of its run."""
+    name, equals, rest = given.partition("=")
+    if equals and re.fullmatch(r"[\w.-]+", name):
+        return name, rest
+    path, _ = parse_lora(given)
+    parts = [part for part in path.with_suffix("").parts if part not in ("model", "pytorch_lora_weights", "/")]
+    return (parts[-1] if parts else path.stem), given
+
+
+def _listen(config: Serve) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Whoever does not read for so long is cut off, with what was kept for him.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MILLISECONDS)
+        listening.bind((config.host, config.port))
+        listening.listen(2048)  # from now on clients are only kept waiting
+    except OSError as error:
+        listening.close()
+        raise UserError(
+            f"{config.host}:{config.port} cannot be listened at ({error.strerror}); choose another --port, or 0"
+        ) from error
+    return listening
+
+
+def chips(pipeline: Pipeline) -> dict[str, list[str]]:
+    """What the bundled world's models know; of others nothing is known."""
+    data = pipeline.model.details.get("data")
+    if data not in (assets.SCENES, assets.SCENES_LEANING) and assets.shown(pipeline.model.source) not in assets.MODELS:
+        return {}
+    return {
+        "sizes": list(SIZES), "colours": list(COLOURS), "shapes": list(SHAPES), "relations": list(RELATIONS),
+        "backgrounds": [f"on a {name} background" for name in BACKGROUNDS],
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tar and parquet shards, indexed once, and shards of latents."""

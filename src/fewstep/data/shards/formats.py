@@ -1,0 +1,133 @@
+"""The two kinds of shards: how each is indexed, and how the bytes of one picture are reached."""
+
+from __future__ import annotations
+
+import bisect
+import os
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+
+from fewstep.data.shards.index import OF_SHARD, Entry, ShardIndex
+from fewstep.data.shards.parquet_index import first_rows, index_parquet, read_group
+from fewstep.data.shards.tar_index import index_tar
+from fewstep.data.sources.base import DroppedError, Reason
+from fewstep.data.sources.folder_files import read_local
+from fewstep.data.sources.metadata import Described, read_beside
+from fewstep.data.sources.places import file_part, is_absent, is_remote, local_path, read_bytes
+from fewstep.data.sources.recent import Recent
+from fewstep.data.sources.remote import Shard, ShardCache
+
+_GROUPS_KEPT = 1 << 29
+"""Bytes of pictures of parquet files kept in memory."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A shard, what its keys begin with, and the metadata beside it."""
+
+    shard: Shard
+    name: str
+    beside: Shard | None = None
+
+    @property
+    def is_there(self) -> bool:
+        return bool(self.shard.seen.stamp)
+
+
+class ShardFormat(Protocol):
+    @property
+    def suffix(self) -> str: ...
+
+    def beside(self, url: str) -> str:
+        """Where metadata of the shard may stand; empty where there can be none."""
+        ...
+
+    def index(self, cache: ShardCache, place: Place, wanted: tuple[str, ...]) -> ShardIndex:
+        """Reads the shard through; `wanted` are the fields of captions. Raises DroppedError for one that is gone."""
+        ...
+
+    def content(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
+        """The first `most` bytes of a picture. Raises DroppedError, as above or for the one picture."""
+        ...
+
+
+class TarShards:
+    """Pictures with `.txt` or `.json` beside them in a tar, as img2dataset and webdataset write them."""
+
+    suffix = ".tar"
+
+    def beside(self, url: str) -> str:
+        end = len(file_part(url))
+        return f"{url[: end - len(self.suffix)]}.parquet{url[end:]}"
+
+    def index(self, cache: ShardCache, place: Place, wanted: tuple[str, ...]) -> ShardIndex:
+        described: dict[str, Described] = {}
+        readable = True
+        if place.beside is not None:
+            try:
+                with cache.open(place.beside) as file:
+                    described = read_beside(file, wanted)
+            except (ValueError, DroppedError):
+                readable = False
+        with cache.open(place.shard) as file:
+            index = index_tar(file, described, wanted)
+        if not readable:
+            index.dropped[Reason.BAD_METADATA] = index.dropped.get(Reason.BAD_METADATA, 0) + 1
+            index.names.setdefault(Reason.BAD_METADATA, []).append(f"{OF_SHARD}its .parquet")
+        return index
+
+    def content(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
+        with cache.open(shard) as file:
+            file.seek(entry.offset)
+            content = file.read(min(entry.size, most))
+        if len(content) < min(entry.size, most):
+            raise DroppedError(Reason.CHANGED_SHARD)
+        return content
+
+
+@dataclass(frozen=True)
+class ParquetShards:
+    """Rows with the bytes of a picture, or with the path of one beside the file."""
+
+    suffix: str = ".parquet"
+    _rows: Recent[Shard, list[int]] = field(default_factory=lambda: Recent(256))
+    _groups: Recent[tuple[Shard, int], pa.Array] = field(default_factory=lambda: Recent(_GROUPS_KEPT))
+
+    def beside(self, url: str) -> str:  # noqa: ARG002 - the rows hold it
+        return ""
+
+    def index(self, cache: ShardCache, place: Place, wanted: tuple[str, ...]) -> ShardIndex:
+        with cache.open(place.shard) as file:
+            return index_parquet(file, place.shard.url, place.name, wanted)
+
+    def content(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
+        try:
+            with cache.open(shard) as file:
+                rows = self._rows.get(shard, lambda: first_rows(file))
+                number = bisect.bisect_right(rows, entry.offset) - 1
+                pictures = self._groups.get(
+                    (shard, number), lambda: read_group(file, number), lambda group: int(group.nbytes)
+                )
+                value = pictures[entry.offset - rows[number]]
+        except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+            raise DroppedError(Reason.DAMAGED_SHARD) from error
+        if value.is_valid:
+            return memoryview(value.as_buffer())[:most].tobytes()
+        if not entry.path:
+            raise DroppedError(Reason.MISSING)
+        return _read_neighbour(shard.url, entry.path, most)
+
+
+def _read_neighbour(url: str, path: str, most: int) -> bytes:
+    """A picture by its path in the folder where the parquet file lies."""
+    if not is_remote(url):
+        return read_local(os.path.join(os.path.dirname(local_path(url)), path), most)
+    end = len(file_part(url))
+    try:
+        return read_bytes(f"{url[:end].rpartition('/')[0]}/{path}{url[end:]}", most)
+    except OSError as error:
+        if not is_absent(error):
+            raise
+        raise DroppedError(Reason.MISSING) from error

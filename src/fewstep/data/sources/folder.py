@@ -1,0 +1,185 @@
+"""A folder of captioned pictures, in which nothing is left out without being counted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from fewstep.data.sources import captions
+from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, shown
+from fewstep.data.sources.decoding import SUFFIXES, decode
+from fewstep.data.sources.filters import NO_SCORES, SCORES, scores_in
+from fewstep.data.sources.folder_files import FolderFiles, LocalFiles, RemoteFiles, local_files
+from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.places import leads_out, readable
+from fewstep.errors import UserError
+
+METADATA = "metadata.jsonl"
+WANTED = (
+    f"pictures ({', '.join(SUFFIXES)}) in it or in the folders below, each with a caption in a .txt file "
+    f"of the same name or in a {METADATA} with file_name and text in every line"
+)
+_MAX_METADATA = 1 << 32
+_READERS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderPictures:
+    """Captioned pictures of a folder, in the order of their paths; made by `open_folder`.
+
+    Each picture is read and decoded when it is asked for: only paths and captions are kept in memory.
+    """
+
+    files: FolderFiles
+    picking: Picking
+    samples: tuple[tuple[str, str], ...]
+    """Path inside the folder and caption of every picture."""
+    report: SourceReport
+
+    @property
+    def shard_sizes(self) -> Sequence[int]:
+        return (len(self.samples),)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def key(self, index: int) -> str:
+        return self.samples[index][0]
+
+    def shard_name(self, shard: int) -> str:
+        return (self.files.name,)[shard]
+
+    def caption(self, index: int) -> str:
+        return self.samples[index][1]
+
+    def read(self, index: int) -> Example:
+        file, caption = self.samples[index]
+        limits, filters = self.picking.limits, self.picking.filters
+        try:
+            image = decode(self.files.read(file, limits.max_bytes + 1), limits)
+        except DroppedError as dropped:
+            raise DroppedError(dropped.reason, file) from dropped
+        if reason := filters.refuse_size(image.size):
+            raise DroppedError(reason, file)
+        return Example(image, caption)
+
+
+def open_folder(place: Path | str, picking: Picking | None = None) -> FolderPictures:
+    """Finds every picture below `place`, a path or an fsspec URL, and reads the captions.
+
+    On this machine each picture is decoded once to see that it is whole; elsewhere that is left to `read`. A
+    caption stands in a UTF-8 `.txt` file of the picture's name, or in `metadata.jsonl` at the top of the folder,
+    which goes first where it names the picture; scores for the filters stand there too.
+    """
+    picking = picking or Picking()
+    files = local_files(place, WANTED) if isinstance(place, Path) else RemoteFiles(place)
+    tally = Tally(None)
+    names = files.pictures(tally)
+    described = _read_metadata(files, frozenset(names), tally, picking.captions)
+    found: list[_Found] = []
+    for name, seen in zip(names, _look_at_all(files, names, described, picking), strict=True):
+        if isinstance(seen, DroppedError):
+            tally.drop(seen.reason, name)
+        else:
+            found.append(seen)
+    scores = np.array([seen.scores for seen in found], dtype=np.float64).reshape(-1, len(SCORES))
+    wanted = picking.sift(scores, lambda row: found[row].name, tally)
+    samples = tuple((seen.name, seen.caption) for seen, use in zip(found, wanted, strict=True) if use)
+    tally.used = len(samples)
+    report = tally.report()
+    if not samples:
+        outcome = report.line().removeprefix("data: ")
+        raise UserError(f"data folder {readable(str(place))} has nothing to train on: {outcome}; wanted are {WANTED}")
+    return FolderPictures(files=files, picking=picking, samples=samples, report=report)
+
+
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    caption: str
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What a line of the metadata says of a picture."""
+
+    caption: str
+    scores: tuple[float, ...]
+
+
+def _look_at_all(
+    files: FolderFiles, names: Sequence[str], described: Mapping[str, _Described], picking: Picking
+) -> list[_Found | DroppedError]:
+    def look(name: str) -> _Found | DroppedError:
+        try:
+            return _look(files, name, described.get(name), picking)
+        except DroppedError as dropped:
+            return dropped
+
+    if isinstance(files, LocalFiles):
+        return [look(name) for name in names]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(look, names))
+
+
+def _look(files: FolderFiles, name: str, described: _Described | None, picking: Picking) -> _Found:
+    scores = described.scores if described else NO_SCORES
+    # The caption first: it costs less than decoding.
+    caption = captions.clean(described.caption) if described else _read_caption(files, name, picking)
+    if isinstance(files, LocalFiles):
+        image = decode(files.read(name, picking.limits.max_bytes + 1), picking.limits)
+        scores = (*scores[:-2], *map(float, image.size))  # the last two are the sides
+    return _Found(name, caption, scores)
+
+
+def _read_caption(files: FolderFiles, name: str, picking: Picking) -> str:
+    path = str(PurePosixPath(name).with_suffix(".txt"))
+    if picking.captions or not files.has(path):
+        raise DroppedError(Reason.NO_CAPTION)
+    return captions.from_text(files.read(path, captions.MAX_TEXT_BYTES))
+
+
+def _read_metadata(
+    files: FolderFiles, names: Collection[str], tally: Tally, wanted: Sequence[str]
+) -> dict[str, _Described]:
+    """What `metadata.jsonl` says, by path, nothing without it; lines that give no caption are counted."""
+    if not files.has(METADATA):
+        return {}
+    try:
+        lines = files.read(METADATA, _MAX_METADATA).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except DroppedError as dropped:
+        raise UserError(f"{shown(files.name)}/{METADATA} cannot be read; mend or remove it") from dropped
+    already_counted = frozenset(tally.names[Reason.UNSUPPORTED])
+    described: dict[str, _Described] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            name, said = _parse_line(line, wanted)
+            if name in described:
+                raise DroppedError(Reason.REPEATED_LINE)
+            if name not in names and name not in already_counted:
+                raise DroppedError(Reason.MISSING)
+            described[name] = said
+        except DroppedError as dropped:
+            tally.drop(dropped.reason, f"{METADATA} line {number}")
+    return described
+
+
+def _parse_line(line: bytes, wanted: Sequence[str]) -> tuple[str, _Described]:
+    try:
+        fields = captions.from_json(line)
+        name, text = fields["file_name"], captions.field(fields, wanted)
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise TypeError("no text")
+        (name + text).encode("utf-8")  # refuses halves of surrogate pairs
+    except (DroppedError, ValueError, TypeError, KeyError) as error:
+        raise DroppedError(Reason.BAD_LINE) from error
+    if leads_out(name):
+        raise DroppedError(Reason.OUTSIDE)
+    return str(PurePosixPath(name)), _Described(text, scores_in(fields))

@@ -1,0 +1,182 @@
+"""Shards as open files: local ones where they lie, remote ones through a cache on disk with a budget."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock
+
+from fewstep.data.sources.base import DroppedError, Reason
+from fewstep.data.sources.places import (
+    Seen,
+    download,
+    is_absent,
+    is_remote,
+    local_path,
+    look_up,
+    readable,
+    seen_locally,
+)
+from fewstep.errors import UserError
+
+GIB = 1 << 30
+_TRIES = 5
+_ABANDONED = 3600.0
+"""Seconds without a write after which a download is taken for one whose process was killed."""
+
+
+def default_folder() -> Path:
+    """`$FEWSTEP_CACHE`, else `fewstep` where the system keeps caches."""
+    named = os.environ.get("FEWSTEP_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """Where remote shards and what is known of all shards are kept."""
+
+    folder: Path = field(default_factory=default_folder)
+    budget: int = 100 * GIB
+    """Bytes of remote shards on disk; those used longest ago go first. Indexes, about 1 MB for 10,000 pictures,
+    are not counted."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of pictures as it was when it was found."""
+
+    url: str
+    seen: Seen
+
+
+class ShardCache:
+    """Opens shards. Several processes may share the folder: a file there is whole or not there, and a file that is
+    open stays readable when another process takes it away."""
+
+    def __init__(self, settings: CacheSettings) -> None:
+        self._folder, self._locks, self._budget = settings.folder / "shards", settings.folder / "locks", settings.budget
+        self._in_use: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[ShardCache], tuple[CacheSettings]]:
+        return type(self), (CacheSettings(folder=self._folder.parent, budget=self._budget),)
+
+    @contextmanager
+    def open(self, shard: Shard) -> Iterator[BinaryIO]:
+        """Raises DroppedError, without a key, for a shard that is gone or another, UserError for a dead network."""
+        if not is_remote(shard.url):
+            with _open_local(Path(local_path(shard.url)), shard.seen) as file:
+                yield file
+            return
+        path = self._folder / named_by(shard.url, shard.seen.stamp)
+        with self._lock:
+            self._in_use[path.name] += 1
+        try:
+            with self._open_cached(shard, path) as file:
+                yield file
+        finally:
+            with self._lock:
+                self._in_use[path.name] -= 1
+
+    def _open_cached(self, shard: Shard, path: Path) -> BinaryIO:
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError):
+                file = path.open("rb")
+                if shard.seen.size in (-1, os.fstat(file.fileno()).st_size):
+                    with suppress(OSError):
+                        os.utime(path)
+                    return file
+                file.close()  # what a machine that went down left
+                path.unlink(missing_ok=True)
+            self._fetch(shard, path)
+        raise UserError(
+            f"{readable(shard.url)} was taken out of {self._folder} by another process each time it was brought; "
+            "allow the cache of shards more bytes"
+        )
+
+    def _fetch(self, shard: Shard, path: Path) -> None:
+        if shard.seen.size > self._budget:
+            raise UserError(
+                f"{readable(shard.url)} has {shard.seen.size:,} bytes and the cache of shards at most "
+                f"{self._budget:,}; allow it more"
+            )
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._locks.mkdir(exist_ok=True)
+            with FileLock(self._locks / path.name):  # one thread of one process brings it, the others wait
+                if not path.exists():
+                    self._bring(shard, path)
+        except OSError as error:
+            raise UserError(
+                f"{readable(shard.url)} cannot be kept in {self._folder} ({error.strerror or error}); "
+                "make room there, or name another cache folder"
+            ) from error
+
+    def _bring(self, shard: Shard, path: Path) -> None:
+        partial = path.with_name(f"{path.name}.part-{os.getpid()}-{threading.get_ident()}")
+        try:
+            self._make_room(max(0, shard.seen.size))
+            _download(shard, partial)
+            os.replace(partial, path)
+            self._make_room(0)  # where the size was not known
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _make_room(self, needed: int) -> None:
+        kept: list[tuple[float, int, Path]] = []
+        for entry in os.scandir(self._folder):
+            try:
+                status = entry.stat()
+            except OSError:  # another process was faster
+                continue
+            if ".part-" in entry.name and time.time() - status.st_mtime > _ABANDONED:
+                Path(entry.path).unlink(missing_ok=True)
+            else:
+                kept.append((status.st_mtime, status.st_size, Path(entry.path)))
+        total = sum(size for _, size, _ in kept) + needed
+        for _, size, path in sorted(kept):
+            if total <= self._budget:
+                return
+            with self._lock:
+                if self._in_use[path.name] or ".part-" in path.name:
+                    continue
+                path.unlink(missing_ok=True)
+            total -= size
+
+
+def _open_local(path: Path, seen: Seen) -> BinaryIO:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DroppedError(Reason.MISSING_SHARD) from error
+    if seen_locally(os.fstat(file.fileno())) != seen:
+        file.close()
+        raise DroppedError(Reason.CHANGED_SHARD)
+    return file
+
+
+def _download(shard: Shard, target: Path) -> None:
+    try:
+        download(shard.url, str(target))
+    except OSError as error:
+        if not is_absent(error):
+            raise
+        raise DroppedError(Reason.MISSING_SHARD) from error
+    # Looked at afterwards, so that no other content can bear this name.
+    now = look_up([shard.url]).get(shard.url)
+    if now != shard.seen or shard.seen.size not in (-1, target.stat().st_size):
+        raise DroppedError(Reason.MISSING_SHARD if now is None else Reason.CHANGED_SHARD)
+
+
+def named_by(*parts: str) -> str:
+    """A file name for these parts and no others."""
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -1,0 +1,1 @@
+"""Worlds that are drawn on the fly."""

@@ -1,0 +1,155 @@
+"""A world of captioned 64×64 pictures whose every attribute is known, so that obedience can be measured."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from PIL import Image
+
+from fewstep.data.kind import Asked, SourceKind
+from fewstep.data.sources.base import Example, SourceReport
+from fewstep.data.sources.filters import Filters
+from fewstep.data.worlds.drawing import SIDE, draw_scene
+from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, LOOKS, RELATIONS, SHAPES, SIZES, Look, Scene, Thing
+from fewstep.errors import UserError
+
+# 13 of the 64 pairs (20 %), each shape and each colour at least once: never drawn in training.
+HELD_OUT_PAIRS = frozenset(
+    [(shape, COLOURS[(3 * i + 2) % 8]) for i, shape in enumerate(SHAPES)]
+    + [(shape, COLOURS[(3 * i + 6) % 8]) for i, shape in enumerate(SHAPES[:5])]
+)
+
+Split = Literal["train", "seen", "unseen", "all"]
+"""`train` and `seen` draw no held-out pair (from disjoint streams), `unseen` draws at least one in every
+picture, `all` draws any pair."""
+
+
+@dataclass(frozen=True)
+class ScenePicture:
+    """A picture, what a person would say of it, all that is in it, and the part of that which was said."""
+
+    image: Image.Image
+    caption: str
+    scene: Scene
+    prompt: Scene
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """`Scenes(seed=s, split=p)[i]` is a pure function of (s, p, i); every i ≥ 0 exists.
+
+    In another `look` the same (s, p, i) is the same scene with the same caption.
+    """
+
+    seed: int = 0
+    split: Split = "train"
+    look: Look = "plain"
+
+    def __getitem__(self, index: int) -> ScenePicture:
+        rng = self._rng(index)
+        scene = draw_attributes(rng, self.split)
+        prompt, caption = say(rng, scene)
+        return ScenePicture(draw_scene(scene, rng, self.look), caption, scene, prompt)
+
+    def prompt(self, index: int) -> tuple[str, Scene]:
+        """The caption of picture `index` and what it states, without drawing the picture."""
+        rng = self._rng(index)
+        prompt, caption = say(rng, draw_attributes(rng, self.split))
+        return caption, prompt
+
+    def _rng(self, index: int) -> random.Random:
+        return random.Random(f"scenes {self.split} {self.seed} {index}")
+
+
+def draw_attributes(rng: random.Random, split: Split) -> Scene:
+    """A scene with every attribute set, uniform over what `split` allows."""
+    while True:
+        count = rng.choice((1, 2))
+        things = tuple(Thing(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(SIZES)) for _ in range(count))
+        relation = rng.choice(RELATIONS) if count == 2 else None
+        background = rng.choice(BACKGROUNDS)
+        held_out = any((thing.shape, thing.colour) in HELD_OUT_PAIRS for thing in things)
+        if split == "all" or held_out == (split == "unseen"):
+            return Scene(things, relation, background)
+
+
+_SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
+_RELATION_WORDS = {
+    "left of": (("left of", "to the left of"), ("right of", "to the right of")),
+    "above": (("above", "over"), ("below", "under")),
+}
+_BACKGROUND_WORDS = ("on a {} background", "against a {} background", "on {}")
+
+
+def say(rng: random.Random, scene: Scene) -> tuple[Scene, str]:
+    """A caption for `scene`, which may leave sizes and background open, and exactly what it states."""
+    things = tuple(replace(thing, size=thing.size if rng.random() < 0.7 else None) for thing in scene.things)
+    background = scene.background if rng.random() < 0.9 else None
+    words = [_say_thing(rng, thing) for thing in things]
+    caption = words[0]
+    if scene.relation:
+        forwards, backwards = _RELATION_WORDS[scene.relation]
+        if rng.random() < 0.7:
+            caption = f"{words[0]} {rng.choice(forwards)} {words[1]}"
+        else:
+            caption = f"{words[1]} {rng.choice(backwards)} {words[0]}"
+    if background:
+        caption += " " + rng.choice(_BACKGROUND_WORDS).format(background)
+    return Scene(things, scene.relation, background), caption
+
+
+def _say_thing(rng: random.Random, thing: Thing) -> str:
+    words = [rng.choice(_SIZE_WORDS[thing.size])] if thing.size else []
+    words += [thing.colour, thing.shape]
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([article, *words])
+
+
+@dataclass(frozen=True)
+class SceneExamples:
+    """A source of the first `count` scenes."""
+
+    scenes: Scenes
+    count: int
+
+    @property
+    def report(self) -> SourceReport:
+        return SourceReport(found=self.count, used=self.count, dropped={}, names={})
+
+    @property
+    def shard_sizes(self) -> tuple[int]:
+        return (self.count,)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def key(self, index: int) -> str:
+        return f"scene {index}"
+
+    def shard_name(self, shard: int) -> str:  # noqa: ARG002  # there is one
+        return "scenes"
+
+    def caption(self, index: int) -> str:
+        return self.scenes.prompt(index)[0]
+
+    def read(self, index: int) -> Example:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        picture = self.scenes[index]
+        return Example(picture.image, picture.caption)
+
+
+def open_scenes(asked: Asked) -> SceneExamples:
+    """Opens the first scenes of a look. Raises UserError where more is asked than scenes have."""
+    if asked.picking.filters != Filters() or asked.picking.captions:
+        raise UserError("scenes have no metadata to choose by; give your own pictures with --data")
+    if asked.resolution != SIDE:
+        raise UserError(
+            f"scenes are {SIDE} pixels wide and resolution is {asked.resolution}; give your own pictures with --data"
+        )
+    return SceneExamples(Scenes(seed=asked.seed, look=LOOKS[asked.data]), asked.count)
+
+
+KIND = SourceKind(recognises=LOOKS.__contains__, open=open_scenes)

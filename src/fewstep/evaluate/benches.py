@@ -1,0 +1,101 @@
+"""What an evaluation is made with, from a configuration's words: prompts, real pictures and those who judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fewstep import assets
+from fewstep.data.kind import Asked
+from fewstep.data.opening import open_pictures
+from fewstep.data.sources.squares import SquarePictures
+from fewstep.data.worlds.scene import LOOKS
+from fewstep.errors import UserError
+from fewstep.evaluate.bench import Bench
+from fewstep.evaluate.reader import Reader, load_reader
+from fewstep.evaluate.roster import PROMPT_SEED, Roster, captions_roster, scenes_roster
+from fewstep.evaluate.scenes_bench import reader_extractor, real_features, reference_scenes
+from fewstep.evaluate.style import fit_probe
+from fewstep.models.extractors import Extractor, load_extractor
+
+READER = "reader"
+_TUNING_APART = 50_000_000  # between the seeds of scored pictures and of those by which guidance is chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Prompts and real pictures."""
+
+    scored: Roster
+    tuning: Roster
+    """Other prompts, by which guidance and spacing are chosen."""
+    real: SquarePictures
+    others: SquarePictures | None = None
+    """Real pictures of the look that the one asked for is told from."""
+    option: str = "n"
+    """What users call the number of scored pictures."""
+
+
+def material(
+    data: str, resolution: int, *, n: int, n_unseen: int = 0, repeated: int = 0, n_tuning: int = 0, seed: int = 0,
+    option: str = "n",
+) -> Material:  # fmt: skip
+    """`data` is a world of scenes, drawn afresh, or a folder of captioned pictures."""
+    if data in LOOKS:
+        return Material(
+            scored=scenes_roster(n, n_unseen, repeated, seed=seed),
+            tuning=scenes_roster(n_tuning, seed=seed, prompt_seed=PROMPT_SEED + 2),
+            real=reference_scenes(LOOKS[data]),
+            others=None if data == assets.SCENES else reference_scenes(),
+            option=option,
+        )
+    pictures = SquarePictures(open_pictures(Asked(data=data, resolution=resolution)), resolution)
+    count = len(pictures)
+    if count < n:
+        raise UserError(f"{data} has {count} captions and {option} is {n}; give {count} or less")
+    captions = [pictures.caption(i) for i in range(min(count, n + n_tuning))]
+    others = _cycle(captions[n:] or captions, n_tuning)
+    return Material(
+        scored=captions_roster(captions[:n], repeated, seed=seed),
+        tuning=captions_roster(others, seed=seed + _TUNING_APART),
+        real=pictures,
+        option=option,
+    )
+
+
+def _cycle(captions: Sequence[str], count: int) -> list[str]:
+    return [captions[i % len(captions)] for i in range(count)]
+
+
+def judges(data: str, extractor: str, device: torch.device) -> tuple[Extractor, Reader | None]:
+    """Whose features distances compare, and who reads scenes: the bundled reader has learnt one look alone."""
+    name = extractor or (READER if data in LOOKS else "")
+    if not name and "://" not in data and not Path(data).exists():
+        raise UserError(f"data {data} is not there; give a folder of captioned pictures, or {' or '.join(LOOKS)}")
+    if not name:
+        raise UserError(f"{data} holds no scenes: give --extractor, a folder of CLIP or DINOv2 or the Inception file")
+    if name == READER and data not in LOOKS:
+        raise UserError("the reader reads scenes and no other pictures; give another --extractor")
+    reader = load_reader(assets.scenes_reader())
+    judge = reader_extractor(reader) if name == READER else load_extractor(name, device)
+    return judge, reader if data == assets.SCENES else None
+
+
+def make_bench(
+    found: Material, extractor: Extractor, reader: Reader | None, clip: Extractor | None = None
+) -> tuple[Bench, str]:
+    """Of the scored prompts; and the real pictures' hash.
+
+    Raises UserError where there are too few pictures for the extractor's features.
+    """
+    reference, sha256 = real_features(extractor, found.real)
+    for what, count in ((f"{found.option} is", found.scored.main), ("the real pictures are", len(found.real))):
+        if count < 2 * reference.shape[1]:
+            raise UserError(
+                f"{what} {count}; {extractor.name} has {reference.shape[1]} features: needed are twice as many"
+            )
+    style = None if found.others is None else fit_probe(reference, real_features(extractor, found.others)[0])
+    return Bench(found.scored, extractor, reference, reader, style, clip), sha256

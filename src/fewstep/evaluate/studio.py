@@ -1,0 +1,100 @@
+"""Where an evaluation's pictures are painted, in any of its processes: models, prompts, and who looks at pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep import assets
+from fewstep.errors import UserError
+from fewstep.evaluate.bench import Bench
+from fewstep.evaluate.benches import judges, material
+from fewstep.evaluate.cell import Cell, Painter, painter_of
+from fewstep.evaluate.config import Evaluate
+from fewstep.evaluate.metrics import list_observers
+from fewstep.evaluate.painting import paint_part, part_file, parts_of
+from fewstep.models.extractors import load_extractor
+from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
+from fewstep.models.lora.file import parse_lora
+from fewstep.models.pipeline import load_pipeline
+from fewstep.train.loop import computes_in_bf16
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part of a cell, of the pictures that are scored or of those that guidance is chosen by."""
+
+    cell: Cell
+    tuning: bool
+    number: int
+
+
+class EvaluationStudio:
+    """Models, prompts and those who look at the pictures; but for the real ones."""
+
+    def __init__(self, config: Evaluate) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        loras = [parse_lora(given) for given in config.lora]
+        self.card = _card(config.model)
+        self.teacher_source = config.teacher or self.card.get("teacher") or (config.model if config.lora else "")
+        self.data = config.data or self.card.get("data", "")
+        for name, value in (("teacher", self.teacher_source), ("data", self.data)):
+            if not value:
+                raise UserError(f"{config.model} does not say its {name}: give --{name}")
+        base_config = config.base_config or self.card.get("base_config", "")
+        self.student = load_pipeline(config.model, config.device, loras, base_config if loras else "")
+        single = base_config if Path(self.teacher_source).is_file() else ""
+        self.teacher = load_latent_model(self.teacher_source, self.device, single)
+        _check_same_latents(self.student.model, self.teacher)
+        self.batch_size = config.batch_size or (16 if self.teacher.resolution <= 128 else 8)
+        self.bf16 = computes_in_bf16(self.device, config.precision)
+        self.extractor, self.reader = judges(self.data, config.extractor, self.device)
+        self.clip = load_extractor(config.clip, self.device) if config.clip else None
+        self.found = material(
+            self.data, self.teacher.resolution, n=config.n, n_unseen=config.n_unseen, repeated=config.n_repeated,
+            n_tuning=config.n_tuning, seed=config.seed,
+        )  # fmt: skip
+        self._bare = Bench(self.found.scored, self.extractor, torch.empty(0), self.reader, None, self.clip)
+
+    def painter(self, cell: Cell) -> Painter:
+        return painter_of(cell, self.teacher, self.student, bf16=self.bf16)
+
+    def folder(self, *, tuning: bool) -> Path:
+        return self.config.out / ("tuning" if tuning else "cells")
+
+    def bare(self, *, tuning: bool) -> Bench:
+        """A bench that can look at pictures, not judge them."""
+        return dataclasses.replace(self._bare, roster=self.found.tuning if tuning else self.found.scored)
+
+    def paint(self, job: Job) -> None:
+        folder = self.folder(tuning=job.tuning) / job.cell.slug
+        bench = self.bare(tuning=job.tuning)
+        paint_part(bench, self.painter(job.cell), list_observers(), self.batch_size, folder, job.number)
+
+    def jobs(self, cell: Cell, *, tuning: bool) -> list[Job]:
+        """That are left of a cell."""
+        folder = self.folder(tuning=tuning) / cell.slug
+        numbers = range(parts_of(self.bare(tuning=tuning), self.batch_size))
+        return [Job(cell, tuning, i) for i in numbers if not part_file(folder, i).exists()]
+
+
+def _card(model: str) -> dict[str, Any]:
+    """What fewstep recorded of a model; empty for others."""
+    place = Path(assets.place(model))
+    for folder in (place, place / "model"):
+        if (file := folder / "fewstep.json").is_file():
+            held: dict[str, Any] = json.loads(file.read_text())
+            return held
+    return {}
+
+
+def _check_same_latents(student: LatentModel, teacher: LatentModel) -> None:
+    mine, theirs = (model.latent_shape(model.resolution) for model in (student, teacher))
+    if mine != theirs:
+        raise UserError(f"{student.source} paints latents of {mine} and {teacher.source} of {theirs}: not its teacher")

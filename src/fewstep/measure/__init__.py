@@ -1,0 +1,1 @@
+"""Stopwatch, live bytes, work and memory of an update."""

@@ -1,0 +1,95 @@
+"""What one update of a full-size model needs, counted on tensors that have shapes and no contents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fewstep.diffusion.prediction import Network
+from fewstep.measure.stopwatch import LiveBytes
+from fewstep.method.distances import pseudo_huber
+from fewstep.method.paths import Sample, TeacherPath
+from fewstep.method.step import Method, consistency_losses
+from fewstep.models.families import Family
+from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork
+from fewstep.models.shapes import SCHEDULE, made_fake, norms_in_fp32, shaped_condition, shaped_network
+from fewstep.recipes.distill import Distill
+from fewstep.train.learner import Learner, whole
+
+GIB = 2**30
+MOMENTS = {"adamw": 8, "adamw8bit": 2}
+"""Bytes of both, per weight that learns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes."""
+
+    most: int
+    """At the worst moment of an update: weights, average, gradients, moments, activations."""
+    held: int
+    """Of weights and average alone."""
+    learning: int
+    """How many weights learn."""
+
+
+def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) -> Need:
+    """Of one process, in the midst of a run; `side` is that of the latents. One whole update is run, teacher, target,
+    student, backward pass and all, and every tensor's bytes are followed from its making to its end (torch's fake
+    tensors); networks compute in bf16 under autocast, norms in fp32 as on CUDA."""
+    learner, teacher, modules = _networks(config, family)
+    with FakeTensorMode(allow_non_fake_inputs=True), norms_in_fp32(enabled=in_bf16):
+        made_fake(modules)
+        null = {name: value[:1] for name, value in shaped_condition(family, 1).items()}
+        method = Method(SCHEDULE, TeacherPath(teacher, SCHEDULE, null), pseudo_huber(config.huber_c))
+        sample = _sample(family, side, config.batch_size // config.accumulation)
+        live = LiveBytes()
+        for weights in modules:
+            for tensor in (*weights.parameters(), *weights.buffers()):
+                live.see(tensor)
+        held = live.now
+        with live:
+            for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients
+                with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
+                    loss = consistency_losses(method, learner.student, learner.answering, sample).mean()
+                loss.backward()
+    learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
+    return Need(most=live.most + MOMENTS[config.optimizer] * learning, held=held, learning=learning)
+
+
+def activations(act: Callable[[], object]) -> int:
+    """Bytes of what it makes, at its worst moment."""
+    live = LiveBytes()
+    with live:
+        act()
+    return live.most
+
+
+def _networks(config: Distill, family: Family) -> tuple[Learner, Network, list[nn.Module]]:
+    """What learns, its teacher, and all that has weights; the base in bf16."""
+    base = shaped_network(family)
+    if config.lora_rank:
+        with torch.device("meta"):  # peft moves what it makes, which fake tensors do not allow
+            adapted = AdaptedNetwork(base, config.lora_rank, float(config.lora_rank), TARGET_MODULES, torch.bfloat16)
+        learner, learning = Learner(weights=adapted.weights, student=adapted.student), base
+        teacher: Network = adapted.teacher
+        modules: list[nn.Module] = [base.unet, adapted.weights]
+    else:
+        learning = shaped_network(family, few_step=True).requires_grad_(True)
+        learner = whole(learning, ema=config.ema_decay > 0)
+        teacher = base.to(torch.bfloat16)
+        modules = [base.unet, learner.weights, *([learner.averaged] if learner.averaged else [])]
+    if config.gradient_checkpointing:
+        learning.unet.train()
+        learning.unet.enable_gradient_checkpointing()
+    return learner, teacher, modules
+
+
+def _sample(family: Family, side: int, batch: int) -> Sample:
+    latents = torch.randn(2, batch, family.unet.get("in_channels", 4), side, side)
+    t = torch.zeros(batch, dtype=torch.long)
+    return Sample(latents[0], shaped_condition(family, batch), t, t, latents[1], torch.zeros(batch))

@@ -1,0 +1,1 @@
+"""What computes a model in place of torch."""

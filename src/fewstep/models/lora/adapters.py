@@ -1,0 +1,204 @@
+"""LoRA adapters on the networks of a model: trained beside a base that stays as it is, or hung on to paint with."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fewstep.data import draws
+from fewstep.diffusion.prediction import Cond, Prediction
+from fewstep.models.lora.file import Lora, Pair
+from fewstep.models.network import UNetNetwork
+
+TARGET_MODULES = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
+    "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
+"""What LCM-LoRA adapts (its released files): 278 modules of Stable Diffusion 1.5, 67.25 M parameters at rank 64."""
+
+_TRAINED = "default"
+
+
+class AdapterWeights(nn.Module):
+    """A and B of every adapted module: the very parameters that the network uses."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in network.named_parameters():
+            if f".{_TRAINED}." in name:
+                self.register_parameter(name.replace(".", "/"), parameter)
+
+    def by_name(self) -> dict[str, Tensor]:
+        """Under the names they have in the network."""
+        return {name.replace("/", "."): value for name, value in self.named_parameters()}
+
+
+@torch.no_grad()
+def _draw(weights: AdapterWeights, rank: int, seed: int) -> None:
+    for name, value in weights.by_name().items():
+        if ".lora_A." in name and not value.is_meta:
+            generator = draws.generator(seed, f"adapter {name}", 0)
+            value.copy_((2 * torch.rand(value.shape, generator=generator) - 1) * (rank / value.numel()) ** 0.5)
+
+
+class AdaptedNetwork:
+    """Three networks with one base in memory: with adapters, without, and with other adapters in their place."""
+
+    def __init__(
+        self, network: UNetNetwork, rank: int, alpha: float, target_modules: tuple[str, ...],
+        base_dtype: torch.dtype = torch.float32, seed: int = 0,
+    ) -> None:  # fmt: skip
+        """Hangs fresh adapters, in fp32 and of no effect, on `network`; the rest of it is stored in `base_dtype`.
+
+        A is uniform within ±1/√(inputs), as torch's own layers begin, and follows from `seed`; B is zero.
+        """
+        scale: Any = alpha  # peft annotates a whole number, and divides by the rank whatever it is
+        config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(target_modules))
+        network.unet.add_adapter(config, _TRAINED)
+        self.network, self.alpha = network, alpha
+        self.weights = AdapterWeights(network)
+        _draw(self.weights, rank, seed)
+        for parameter in network.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(base_dtype)
+        self._rank = rank
+        self._learning = sum(p.numel() for p in self.weights.parameters())
+        self._base = sum(p.numel() for p in network.parameters()) - self._learning
+        self._layers: dict[str, Any] = {
+            name: layer for name, layer in network.named_modules()
+            if isinstance(layer, LoraLayer) and _TRAINED in layer.lora_A
+        }  # fmt: skip
+
+    def student(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        """The base with its adapters."""
+        answer: Prediction
+        if not self._sums_first(z_t):
+            answer = self.network(z_t, t, cond, omega)
+            return answer
+        sums = {f"{name}.base_layer.weight": _sum(layer) for name, layer in self._layers.items()}
+        with self._without_adapters():
+            answer = functional_call(self.network, sums, (z_t, t, cond, omega))
+        return answer
+
+    def teacher(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        """The base alone, bit for bit."""
+        with self._without_adapters():
+            answer: Prediction = self.network(z_t, t, cond, omega)
+        return answer
+
+    def _sums_first(self, z_t: Tensor) -> bool:
+        """Whether (W + BA)x takes less work than Wx + B(Ax), and is the same to within fp32's rounding.
+
+        The first makes BA, at `rank` multiplications for each of W and twice that in the backward pass, and the
+        gradient of W at every position; the second has A and B at every position in all three passes. In bf16 the sum
+        would lose what is small beside W. Checkpointing would recompute without the sum.
+        """
+        layer = next(iter(self._layers.values()))
+        exact = layer.base_layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(z_t.device.type)
+        if not exact or self.network.unet.is_gradient_checkpointing:
+            return False
+        positions = z_t[:, 0].numel() / 3  # of a weight on average: inner levels have fewer
+        return self._base * (positions + 3 * self._rank) < 3 * self._learning * positions
+
+    @contextlib.contextmanager
+    def _without_adapters(self) -> Iterator[None]:
+        self.network.unet.disable_adapters()
+        try:
+            yield
+        finally:
+            self.network.unet.enable_adapters()
+
+    @contextlib.contextmanager
+    def using(self, weights: AdapterWeights) -> Iterator[None]:
+        """While it lasts, `weights` stand in the place of the adapters' own; not while a graph is being built."""
+        self._swap(weights)
+        try:
+            yield
+        finally:
+            self._swap(weights)
+
+    def _swap(self, weights: AdapterWeights) -> None:
+        for own, other in zip(self.weights.parameters(), weights.parameters(), strict=True):
+            own.data, other.data = other.data, own.data
+
+    def copy_of_weights(self) -> AdapterWeights:
+        """A moving average starts from it."""
+        return copy.deepcopy(self.weights).requires_grad_(False)
+
+    def pairs(self, weights: AdapterWeights) -> Lora:
+        """The adapters as a LoRA file has them."""
+        named = weights.by_name()
+        pairs: Lora = {}
+        for name, down in named.items():
+            if f".lora_A.{_TRAINED}." in name:
+                up = named[name.replace(".lora_A.", ".lora_B.")]
+                pairs[name.split(".lora_A.")[0]] = Pair(down.detach().float(), up.detach().float(), self.alpha)
+        return pairs
+
+
+def _sum(layer: Any) -> Tensor:
+    """W + α/r·BA; a convolution's A has its kernel."""
+    weight, down, up = (each.weight for each in (layer.base_layer, layer.lora_A[_TRAINED], layer.lora_B[_TRAINED]))
+    scale = layer.scaling[_TRAINED]
+    return torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale).view_as(weight)
+
+
+def attach(parts: Mapping[str, nn.Module], pairs: Lora, name: str, scale: float) -> None:
+    """Hangs `scale`·ΔW on the modules of `parts`, beside adapters that hang there already."""
+    for part, network in parts.items():
+        own = {key.split(".", 1)[1]: pair for key, pair in pairs.items() if key.startswith(f"{part}.")}
+        if not own:
+            continue
+        config = LoraConfig(
+            r=1, lora_alpha=1, target_modules="|".join(map(re.escape, own)), init_lora_weights=False,
+            rank_pattern={f"^{module}": pair.rank for module, pair in own.items()},
+            alpha_pattern={f"^{module}": pair.alpha for module, pair in own.items()},
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are meant here
+            inject_adapter_in_model(config, network, name)
+        for module, pair in own.items():
+            layer = network.get_submodule(module)
+            assert isinstance(layer, LoraLayer)
+            state = {f"lora_A.{name}.weight": pair.down, f"lora_B.{name}.weight": pair.up}
+            layer.load_state_dict(state, strict=False)
+            layer.set_scale(name, scale)
+        _activate(network)
+
+
+def rescale(parts: Mapping[str, nn.Module], scales: Mapping[str, float]) -> None:
+    """Makes adapters act at these scales, others as they did; one at scale 0 costs nothing."""
+    for network in parts.values():
+        for layer in network.modules():
+            if isinstance(layer, LoraLayer):
+                own = [name for name in scales if name in layer.lora_A]
+                for name in own:
+                    layer.set_scale(name, scales[name])
+                layer.set_adapter([name for name in layer.lora_A if scales.get(name, 1.0)], inference_mode=True)
+
+
+def detach(parts: Mapping[str, nn.Module], name: str) -> None:
+    """Takes one adapter off again; what it hung on is as it was, bit for bit."""
+    for network in parts.values():
+        for layer in network.modules():
+            if isinstance(layer, LoraLayer) and name in layer.lora_A:
+                layer.delete_adapter(name)
+        getattr(network, "peft_config", {}).pop(name, None)
+        _activate(network)
+
+
+def _activate(network: nn.Module) -> None:
+    """All adapters of every layer act together."""
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_adapter(list(layer.lora_A), inference_mode=True)

@@ -1,0 +1,124 @@
+"""What a run learns from: sources opened, mixed and encoded, or latents that were encoded beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.data.kind import Asked
+from fewstep.data.latents import LatentSource
+from fewstep.data.opening import open_pictures
+from fewstep.data.reading import Cut, Reading
+from fewstep.data.shards.prepared import PreparedShards, is_prepared
+from fewstep.data.sources.base import DroppedError, Source
+from fewstep.data.sources.picking import Picking
+from fewstep.errors import UserError
+from fewstep.models.encoding import encode
+from fewstep.models.latent_model import LatentModel
+from fewstep.models.prepared_latents import PreparedLatents, check_made_for
+from fewstep.recipes.pictures import PictureConfig, Pictures, weigh
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from."""
+
+    latents: Callable[[], LatentSource]
+    """Encodes the pictures, if they are to be kept encoded."""
+    count: int
+    """Pictures that there are."""
+    captions: list[str]
+    """The first few."""
+    account: dict[str, Any]
+    """What was found, used and dropped of each source."""
+    identity: str
+    """Hash of what stands where."""
+
+
+def choose_resolution(config: Pictures, model: LatentModel) -> int:
+    """Returns the side of the pictures in pixels. Raises UserError where `model` cannot have it."""
+    resolution = config.resolution or model.resolution
+    if resolution % model.pixels_per_latent:
+        raise UserError(f"resolution is {resolution}; the model needs a multiple of {model.pixels_per_latent}")
+    return resolution
+
+
+def open_source(config: Pictures, data: str, resolution: int, seed: int) -> Source:
+    """Opens what `data` names with the picking and the cache of a configuration."""
+    picking = Picking(filters=config.filters, captions=config.caption_fields)
+    cache_bytes = int(config.cache_gib * 2**30)
+    return open_pictures(
+        Asked(
+            data=data, resolution=resolution, seed=seed, count=config.pictures, picking=picking, cache_bytes=cache_bytes
+        )
+    )  # fmt: skip
+
+
+def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 0, most: int = 0) -> Material:
+    """Opens all sources of a configuration, in its order, as `model` sees them; of the first one `most` pictures, if
+    given. Of pictures of one's own it prints what was used and what was dropped."""
+    resolution = choose_resolution(config, model)
+    if is_prepared(Path(config.data)):
+        return _open_prepared(config, model, resolution, captions)
+    given = [(config.data, 1.0), *map(weigh, config.mix)]
+    sources = [open_source(config, data, resolution, config.seed) for data, _ in given]
+    count = sum(map(len, sources))
+    if most:
+        sources, given = [_First(sources[0], most)], given[:1]
+    reading = Reading(
+        sources, [weight for _, weight in given], Cut(resolution=resolution, crop=config.crop, flip=config.flip),
+        config.seed, workers=config.read_ahead, ahead=config.batch_size,
+    )  # fmt: skip
+    words = [_caption(sources[0], i) for i in range(min(captions, len(sources[0])))]
+    reports = [(data, source.report) for (data, _), source in zip(given, sources, strict=True)]
+    account = {data: {"found": r.found, "used": r.used, "dropped": dict(r.dropped)} for data, r in reports}
+    return Material(lambda: encode(model, reading, config.keep_gib), count, words, account, reading.identity())
+
+
+def _open_prepared(config: PictureConfig, model: LatentModel, resolution: int, captions: int) -> Material:
+    shards = PreparedShards(Path(config.data))
+    _check_free(config, shards)
+    check_made_for(shards, model, resolution)
+    return Material(
+        latents=lambda: PreparedLatents(model, shards, config.seed),
+        count=len(shards),
+        captions=[shards.row(*shards.place(i)).caption for i in range(min(captions, len(shards)))],
+        account={config.data: shards.report},
+        identity=shards.identity(),
+    )
+
+
+def _check_free(config: PictureConfig, shards: PreparedShards) -> None:
+    """Raises UserError where a setting asks for what was settled when the latents were prepared."""
+    plain = PictureConfig()
+    asked = [
+        name for name in ("mix", "filters", "caption_fields", "flip") if getattr(config, name) != getattr(plain, name)
+    ]
+    if config.crop not in (plain.crop, shards.made_of["crop"]):
+        asked.append("crop")
+    if asked:
+        raise UserError(
+            f"{shards.folder} holds latents, for which {', '.join(asked)} was settled when they were prepared"
+        )
+
+
+def _caption(source: Source, index: int) -> str:
+    try:
+        return source.caption(index)
+    except DroppedError:
+        return ""
+
+
+class _First:
+    """The beginning of a source, as one shard."""
+
+    def __init__(self, source: Source, most: int) -> None:
+        self._source = source
+        self.report = source.report
+        self.shard_sizes = (min(most, len(source)),)
+        self.key, self.caption, self.read, self.shard_name = source.key, source.caption, source.read, source.shard_name
+
+    def __len__(self) -> int:
+        return self.shard_sizes[0]

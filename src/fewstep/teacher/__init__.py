@@ -1,0 +1,1 @@
+"""How the bundled teacher and its reader were made, from nothing."""

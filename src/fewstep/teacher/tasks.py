@@ -1,0 +1,128 @@
+"""What a teacher is trained on: reconstruction, the meaning of captions, and ordinary diffusion."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.data import draws
+from fewstep.data.order import Order
+from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene
+from fewstep.diffusion.schedule import Schedule
+from fewstep.train.task import Loss, Task, of_mean
+
+
+class AutoencoderTask(Task):
+    """Squared error, squared error of the differences between neighbouring pixels, and a little KL.
+
+    Not the absolute error: on mostly flat pictures it settles on the median and loses the colours.
+    """
+
+    KL_WEIGHT = 1e-4
+
+    def __init__(self, autoencoder: nn.Module, pixels: Callable[[range], Tensor], seed: int) -> None:
+        """`pixels(counters)` gives `[b, 3, h, w]` in [−1, 1]."""
+        self.averaged = copy.deepcopy(autoencoder)
+        self.student = autoencoder
+        _normalise_in_fp32(autoencoder)
+        self._pixels, self._seed = pixels, seed
+
+    def loss(self, counters: range) -> Loss:
+        x = self._pixels(counters).contiguous(memory_format=torch.channels_last)
+        posterior = self.student.encode(x).latent_dist
+        noise = draws.normal(self._seed, "vae", counters, posterior.mean.shape[1:])
+        error = self.student.decode(posterior.mean + posterior.std * noise).sample.float() - x
+        edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return of_mean(error.square().mean() + edges + self.KL_WEIGHT * kl, counters)
+
+
+def _normalise_in_fp32(network: nn.Module) -> None:
+    """Group norms compute in fp32 under autocast: their bf16 backward is five times slower on a CPU."""
+
+    def forward(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        return functional.group_norm(x.float(), norm.num_groups, norm.weight, norm.bias, norm.eps).to(x.dtype)
+
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.forward = functools.partial(forward, module)  # type: ignore[method-assign]  # of these alone
+
+
+_THING = (SHAPES, COLOURS, SIZES)
+STATED = (RELATIONS, BACKGROUNDS, *_THING, *_THING)
+"""What a caption may state: relation, background; shape, colour and size of the first thing; of the second."""
+
+
+class CaptionTask(Task):
+    """Cross entropy of all that a caption states, read from the text encoder's output where the caption has ended.
+
+    Stable Diffusion's text encoder comes to the diffusion knowing what captions mean. One that starts from nothing
+    learns it from the diffusion loss slowly (docs/log.md).
+    """
+
+    def __init__(self, text_encoder: nn.Module, tokens: Tensor, stated: Sequence[Scene], seed: int) -> None:
+        """`tokens` [n, l] are the captions of `stated`."""
+        config: Any = text_encoder.config
+        sizes = [len(options) + 1 for options in STATED]
+        heads = nn.Linear(config.hidden_size, sum(sizes))
+        self.student = nn.ModuleDict({"text_encoder": text_encoder, "heads": heads})
+        self.averaged = copy.deepcopy(self.student)
+        self._tokens, self._end, self._sizes = tokens, config.eos_token_id, sizes
+        self._order = Order(seed, (len(tokens),))
+        self._answers = torch.tensor([answers(scene) for scene in stated])
+
+    def logits(self, network: nn.ModuleDict, tokens: Tensor) -> list[Tensor]:
+        """One `[b, k]` for each of STATED; answer 0 is "not stated"."""
+        ended = (tokens == self._end).float()[..., None]
+        text = network["text_encoder"](tokens)[0]
+        return list(network["heads"]((text * ended).sum(1) / ended.sum(1)).split(self._sizes, dim=1))
+
+    def loss(self, counters: range) -> Loss:
+        index = torch.tensor(self._order(counters))
+        pairs = zip(self.logits(self.student, self._tokens[index]), self._answers[index].T, strict=True)
+        errors = [functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]
+        return of_mean(torch.stack(errors).sum(), counters)
+
+
+def answers(stated: Scene) -> list[int]:
+    """For each of STATED its place among the options, counted from 1, or 0."""
+    said: list[str | None] = [stated.relation, stated.background]
+    for thing in (*stated.things, None)[:2]:
+        said += [thing.shape, thing.colour, thing.size] if thing else [None] * 3
+    return [0 if word is None else 1 + options.index(word) for word, options in zip(said, STATED, strict=True)]
+
+
+class DiffusionTask(Task):
+    """‖v − v̂(z_t, t, c)‖², v = α·ε − σ·z_0, with c replaced by the empty caption at times.
+
+    A caption decides what the picture will be at large t. In ε the loss hardly sees them: there an error of z_0 counts
+    α²/σ² times. For the same reason t is drawn with a density that grows with t.
+    """
+
+    DROP_RATE = 0.12
+
+    def __init__(self, unet: nn.Module, schedule: Schedule, latents: Tensor, text: Tensor, seed: int) -> None:
+        """`latents` [n, c, h, w] are the training set, `text` [n + 1, l, d] its encoded captions and, last, the
+        empty one."""
+        self.student = unet
+        self.averaged = copy.deepcopy(unet)
+        self._schedule, self._latents, self._text, self._seed = schedule, latents, text, seed
+        self._order = Order(seed, (len(latents),))
+
+    def loss(self, counters: range) -> Loss:
+        index = torch.tensor(self._order(counters))
+        z_0 = self._latents[index]
+        dropped = draws.uniform(self._seed, "drop", counters) < self.DROP_RATE
+        text = self._text[torch.where(dropped, len(self._latents), index)]
+        t = (draws.uniform(self._seed, "t", counters).sqrt() * self._schedule.num_steps).long()
+        epsilon = draws.normal(self._seed, "epsilon", counters, z_0.shape[1:])
+        output = self.student(self._schedule.diffuse(z_0, epsilon, t), t, text).sample
+        alpha, sigma = self._schedule.coefficients(t, z_0)
+        return of_mean(functional.mse_loss(output.float(), alpha * epsilon - sigma * z_0), counters)

@@ -1,0 +1,163 @@
+"""The command itself: help, errors in one line, and the demo in miniature."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from fewstep.cli import main
+
+BAD_INPUT = {
+    "missing folder": (("distill", "--teacher", "/no/such/folder"), "/no/such/folder is neither a folder"),
+    "not a pipeline": (("distill", "--teacher", "{empty}"), "model_index.json is missing"),
+    "missing pictures": (("distill", "--data", "/no/such/pictures"), "/no/such/pictures"),
+    "no such data": (("evaluate", "--data", "nope"), "data nope is not there"),
+    "misspelt world": (("distill", "--data", "scenes-leanin"), "did you mean scenes-leaning?"),
+    "strength of nothing": (("generate", "--prompt", "a", "--strength", "0.5"), "give --init-image too"),
+    "not a whole number": (("generate", "--prompt", "a", "--steps", "four"), "'four' is not a whole number"),
+    "no pictures": (("distill", "--data", "{empty}"), "{empty}"),
+    "unknown option": (("distill", "--stpes", "3"), "--stpes is no option of `fewstep distill`; did you mean --steps?"),
+    "unknown option with =": (("generate", "--sead=3"), "did you mean --seed?"),
+    "unknown command": (("distil",), "'distil' is no command; known are demo, distill"),
+    "unknown recipe": (("distill", "scene"), "did you mean scenes?"),
+    "not a number": (("distill", "--steps", "many"), "'many' is not a whole number"),
+    "not a fraction": (("distill", "--lr", "much"), "'much' is not a number"),
+    "not a choice": (("distill", "--solver", "euler"), "invalid choice 'euler'"),
+    "missing value": (("distill", "--steps"), "Missing value"),
+    "a stray word": (("distill", "scenes", "sd15"), "sd15"),
+    "guidance outside its range": (("distill", "--guidance-scale", "12"), "guidance_range is 2 to 9"),
+    "no prompt": (("generate",), "--prompt"),
+    "no model": (("generate", "--prompt", "a", "--model", "/no/such/model"), "/no/such/model is neither a folder"),
+    "resolution": (("distill", "--resolution", "60"), "resolution is 60; the model needs a multiple of 8"),
+    "skip": (("distill", "--skip", "0"), "skip is 0; allowed are 1 to 100"),
+    "folder of something else": (("distill", "--out", "{full}"), "is not empty and holds no run of fewstep"),
+    "broken yaml": (("distill", "{full}/broken.yaml"), "cannot be read as YAML"),
+    "yaml of something else": (("distill", "{full}/other.yaml"), "sets colour, which Distill does not have"),
+    "wrong type in yaml": (("distill", "{full}/typed.yaml"), "steps is 'many'; wanted is one int"),
+    "wrong choice in yaml": (("distill", "{full}/choice.yaml"), "distance is 'l3'; allowed are huber, l2"),
+    "skip too long": (("distill", "--skip", "101"), "skip is 101; allowed are 1 to 100"),
+    "shrink": (("distill", "--shrink", "1.5"), "shrink is 1.5; it is a part of the run, 0 to 1"),
+    "not finite": (("distill", "--lr", "nan"), "lr is nan; it must be a finite number"),
+    "infinite guidance": (("distill", "--guidance-range", "3", "inf"), "guidance_range is inf"),
+    "huge seed": (("generate", "--prompt", "a", "--seed", "99999999999999999999"), "seed is 99999999999999999999"),
+    "unknown device": (("distill", "--device", "meta"), "allowed are auto, cpu, cuda, mps"),
+    "stage seed": (("train-teacher", "--reader.seed", "3"), "all stages follow from --seed"),
+    "demo of another teacher": (("demo", "--teacher", "/some/where"), "use `fewstep distill`"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT, ids=str)
+def test_bad_input_gets_one_clear_line(case, tmp_path, monkeypatch, capsys):
+    arguments, expected = BAD_INPUT[case]
+    places = {"empty": tmp_path / "empty", "full": tmp_path / "full"}
+    for place in places.values():
+        place.mkdir()
+    (places["full"] / "broken.yaml").write_text("a: [")
+    (places["full"] / "other.yaml").write_text("colour: red")
+    (places["full"] / "typed.yaml").write_text("lr: 1e-4\nsteps: many")
+    (places["full"] / "choice.yaml").write_text("distance: l3")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([argument.format(**places) for argument in arguments])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1, said
+    assert said.startswith("fewstep: error: ")
+    assert expected.format(**places) in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]  # nothing was begun
+
+
+def test_a_mistake_ends_the_process_with_status_2(fewstep_command):
+    done = fewstep_command("distill", "--teacher", "/no/such/folder", fresh=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("fewstep: error: /no/such/folder is neither a folder")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_runs_where_there_is_no_git(tmp_path, random_teacher, fewstep_command):
+    done = fewstep_command(
+        "distill", "--teacher", random_teacher, "--out", tmp_path / "run", "--steps", 1, "--batch-size", 2,
+        "--pictures", 4, "--sample-every", 0, env={"PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_quick(fewstep_command):
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        done = fewstep_command("--help", fresh=True)
+        times.append(time.perf_counter() - begun)
+    assert done.returncode == 0
+    assert {"demo", "distill", "generate", "train-teacher"} <= set(done.stdout.split())
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize("command", ["demo", "distill", "generate", "train-teacher"])
+def test_help_of_a_command_explains_every_option(fewstep_command, command):
+    done = fewstep_command(command, "--help")
+    assert done.returncode == 0
+    assert "--out" in done.stdout
+    assert done.stderr == ""
+
+
+def test_version(fewstep_command):
+    import fewstep
+
+    assert fewstep_command("--version").stdout.strip() == f"fewstep {fewstep.__version__}"
+
+
+def test_the_demo_in_miniature(tmp_path, fewstep_command):
+    """The whole path on the bundled teacher: distil, export, evaluate; twice, the second time from what stands."""
+    out = tmp_path / "demo"
+    arguments = (
+        "demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 128, "--n-unseen", 4, "--sample-every", 2,
+        "--guidance-scale", 2, "--n-repeated", 2,
+    )  # fmt: skip
+    fewer = {"fewstep.commands.demo.WORKERS": 1, "fewstep.evaluate.scenes_bench.REFERENCE_SCENES": 256}
+    done = fewstep_command(*arguments, constants=fewer)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {
+        "model", "config.yaml", "data.json", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "grid.png",
+        "evaluation",
+    }  # fmt: skip
+    scores = json.loads((out / "evaluation" / "results.json").read_text())
+    assert scores["protocol"]["n"] == 128
+    assert {row["guidance_scale"] for row in scores["rows"]} == {2.0}
+    assert len(scores["protocol"]["prompts_sha256"]) == 64
+    rows = {(row["sampler"], row["steps"]): row for row in scores["rows"]}
+    assert rows.keys() == {("teacher", 50), *((s, n) for s in ("ddim", "dpm++", "lcm") for n in (1, 2, 4, 8))}
+    assert rows["lcm", 4]["network_evaluations"] == 4
+    assert rows["ddim", 4]["network_evaluations"] == 8
+    assert all(0 <= row["prompt_accuracy"] <= 1 for row in scores["rows"])
+    assert rows["teacher", 50]["prompt_accuracy"] >= 0.9
+    assert rows["teacher", 50]["fd"] < rows["ddim", 1]["fd"]
+    assert rows["teacher", 50]["to_teacher"] == 0 < rows["lcm", 4]["to_teacher"]
+    assert all(row["seconds_per_image"] > 0 for row in scores["rows"])
+    assert "teacher" in done.stdout
+    assert Image.open(out / "grid.png").width > 500
+    assert "## Scores" in (out / "model" / "README.md").read_text()
+    first = (out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    again = fewstep_command(*arguments, constants=fewer)
+    assert again.returncode == 0, again.stderr
+    assert (out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == first
+    assert json.loads((out / "evaluation" / "results.json").read_text()) == scores
+
+
+def test_bitsandbytes_is_imported_by_those_alone_who_need_it(tmp_path):
+    """Two seconds of every command that it would cost."""
+    code = f"""
+import sys
+from fewstep.cli import main
+main(["generate", "--prompt", "a pink heart", "--out", {str(tmp_path)!r}])
+import peft
+import torch
+peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["0"]), torch.nn.Sequential(torch.nn.Linear(2, 2)))
+assert "bitsandbytes" not in sys.modules
+from bitsandbytes.optim import AdamW8bit
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,66 @@
+"""`fewstep inspect` says what a thing is, and its advice works."""
+
+import shlex
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fewstep.commands.inspect import describe
+from fewstep.data.infotext import Infotext, read_infotext
+from fewstep.errors import UserError
+
+NAMES = st.from_regex(r"[A-Z][a-z ]{0,8}[a-z]", fullmatch=True)
+
+
+@given(st.text(min_size=1), st.text(alphabet=st.characters(exclude_characters="\n")), st.dictionaries(NAMES, st.text()))
+def test_infotext_comes_back(prompt, negative, settings):
+    if any(line.startswith("Negative prompt: ") for line in prompt.split("\n")):
+        return
+    settings = {"Steps": "4", **settings}
+    said = read_infotext(str(Infotext(prompt, negative, settings)))
+    assert (said.prompt, said.negative_prompt, said.settings) == (prompt, negative, settings)
+
+
+def test_a_pipeline(random_teacher):
+    said = "\n".join(describe(random_teacher))
+    for line in ("StableDiffusionPipeline", "parameterisation: v_prediction", "resolution: 64×64", "fewstep distill"):
+        assert line in said
+    assert "unet: 4,2" in said
+
+
+def test_a_run_and_its_model(random_student):
+    said = "\n".join(describe(random_student))
+    assert "done: 3 of 3 updates" in said
+    assert "fewstep generate --model" in "\n".join(describe(random_student / "model"))
+
+
+def test_a_picture_can_be_painted_again(random_student, fewstep_command, tmp_path):
+    prompt = 'a "red" star, big: blue\non white'
+    first = fewstep_command(
+        "generate", "--model", random_student / "model", "--prompt", prompt, "--steps", 2, "--seed", 9,
+        "--guidance-scale", 4, "--out", tmp_path / "a",
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    (picture,) = (tmp_path / "a").iterdir()
+    *_, last = describe(picture)
+    command = shlex.split(last.removeprefix("repaint it: fewstep "))
+    again = fewstep_command(*command, "--out", tmp_path / "b")
+    assert again.returncode == 0, again.stderr
+    (repainted,) = (tmp_path / "b").iterdir()
+    assert np.array_equal(np.asarray(Image.open(picture)), np.asarray(Image.open(repainted)))
+
+
+def test_what_is_none_of_these(tmp_path):
+    (tmp_path / "x.txt").write_text("x")
+    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+    for path, said in (
+        (tmp_path / "absent", "does not exist"),
+        (tmp_path / "x.txt", "neither a picture"),
+        (tmp_path / "plain.png", "does not say what painted it"),
+        (tmp_path, "is no pipeline"),
+    ):
+        with pytest.raises(UserError, match=said):
+            list(describe(path))

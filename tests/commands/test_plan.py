@@ -1,0 +1,112 @@
+"""`fewstep plan`: what it counts is what an update takes, and what it advises fits."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fewstep.cli import _parse
+from fewstep.commands.bench_train import Ours
+from fewstep.commands.plan import Plan, Way, plan, ways
+from fewstep.errors import UserError
+from fewstep.measure.memory import GIB, Need, need
+from fewstep.measure.stopwatch import Stopwatch, most_bytes
+from fewstep.models.families import SD1
+from fewstep.models.latent_model import load_latent_model
+from fewstep.models.shapes import norms_in_fp32
+from fewstep.recipes import named
+from fewstep.recipes.distill import Distill
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("rank", [0, 8])
+def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher, monkeypatch, rank, checkpointing):
+    model = load_latent_model(random_teacher, CPU)
+    own = {name: value for name, value in model.network.unet.config.items() if not name.startswith("_")}
+    width = int(model.text_encoder.config.hidden_size)
+    family = dataclasses.replace(SD1, text_width=width, unet=own)
+    monkeypatch.setattr("fewstep.models.shapes.TOKENS", model.tokenizer.model_max_length)
+    config = Distill(
+        teacher=str(random_teacher), batch_size=16, pictures=16, lora_rank=rank, guidance_range=(5.0, 5.0),
+        ema_decay=0.0 if rank else 0.9, gradient_checkpointing=checkpointing, frozen_precision="bf16",
+        precision="bf16", device="cpu",
+    )  # fmt: skip
+    counted = need(config, family, 8)
+    ours = Ours(config, model, Stopwatch(CPU))
+    ours.update()
+    held = [*ours.state.student.parameters(), *model.network.parameters()]
+    held += [value for each in ours.state.optimizer.state.values() for value in each.values()]
+    held += [] if ours.state.averaged is None else list(ours.state.averaged.parameters())
+    with norms_in_fp32(enabled=True):  # as CUDA has it
+        measured = most_bytes(ours.update, held)
+    assert counted.most == pytest.approx(measured, rel=0.2)
+    assert counted.learning == sum(p.numel() for p in ours.state.student.parameters() if p.requires_grad)
+
+
+def counted(config, _family, _side):
+    """A model of memory in round numbers: 10 GiB of weights, 2 GiB a picture, a quarter of that when checkpointed."""
+    part = config.batch_size // config.accumulation
+    each = 0.5 if config.gradient_checkpointing else 2.0
+    return Need(most=int((10 + each * part) * GIB), held=4 * GIB, learning=int(0.5 * GIB))
+
+
+@pytest.fixture(autouse=True)
+def counting(monkeypatch):
+    monkeypatch.setattr("fewstep.commands.plan.need", counted)
+
+
+def best(config, capsys):
+    plan(config)
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_advice_follows_the_memory(capsys):
+    roomy = best(Plan(gpu_memory=80), capsys)
+    assert roomy == "best: fewstep distill sd15 --teacher PATH --data PATH --accumulation 3 --no-gradient-checkpointing"
+    assert "--accumulation 6 --gradient-checkpointing" in best(Plan(gpu_memory=18.3), capsys)
+    assert "--optimizer adamw8bit" in best(Plan(gpu_memory=12), capsys)
+    assert best(Plan(gpu_memory=4), capsys).startswith("nothing of it fits: more GPUs")
+    spread = best(Plan(gpu_memory=9, gpus=8), capsys)
+    assert "--distribution fsdp --processes 8" in spread
+    changed = best(Plan(gpu_memory=80, batch_size=8, resolution=256), capsys)
+    assert "--accumulation 1" in changed
+    assert "--batch-size 8 --resolution 256" in changed
+
+
+@pytest.mark.parametrize("config", [Plan(gpu_memory=18.3), Plan(gpu_memory=12, gpus=4), Plan(recipe="sdxl-lora")])
+def test_the_command_it_gives_is_one_and_means_what_was_counted(capsys, config):
+    rows = plan(config)
+    name, *options = capsys.readouterr().out.splitlines()[-1].removeprefix("best: fewstep distill ").split()
+    parsed = _parse(named.find_recipe(name), options, "fewstep distill")
+    share = parsed.batch_size // parsed.processes
+    wanted = {
+        "optimizer": parsed.optimizer, "distribution": parsed.distribution,
+        "checkpointing": "yes" if parsed.gradient_checkpointing else "no",
+        "pictures together": share // parsed.parts(share),
+    }  # fmt: skip
+    assert any(wanted.items() <= row.items() for row in rows)
+
+
+def test_no_way_promises_more_than_fits():
+    for config in (Plan(gpu_memory=24), Plan(gpu_memory=40, gpus=8)):
+        recipe = named.find_recipe(config.recipe)
+        for way in ways(config, recipe):
+            together = way.most(config.gpu_memory * GIB, recipe.batch_size // config.gpus)
+            assert together == 0 or way.bytes(together) <= config.gpu_memory * GIB
+    assert Way(optimizer="adamw", fsdp=False, checkpointing=False, alone=10, each=5.0).most(25, 12) == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"recipe": "scenes"}, "full-size ones are sd15"),
+        ({"gpu_memory": 0.0}, "both must be above 0"),
+        ({"gpus": 7}, "no multiple of 7 GPUs"),
+        ({"resolution": 100}, "multiple of 64"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        Plan(**wrong)
