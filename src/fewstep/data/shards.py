@@ -20,7 +20,7 @@ from fewstep.data.places import Seen, file_part, look_up, readable
 from fewstep.data.recent import Recent
 from fewstep.data.remote import CacheSettings, Shard, ShardCache, named_by
 from fewstep.data.shard_formats import Place, ShardFormat
-from fewstep.data.shard_index import NAMES_OF_SHARD, OF_SHARD, VERSION, Entry, ShardIndex, write_whole
+from fewstep.data.shard_index import NAMES_OF_SHARD, OF_SHARD, VERSION, Entry, ShardIndex, write_table
 from fewstep.data.source import DroppedError, Example, Reason, SourceReport, Tally
 from fewstep.errors import UserError
 
@@ -227,4 +227,4 @@ def save_summaries(path: Path, summaries: Mapping[str, Summary]) -> None:
         for stamp, summary in summaries.items()
         if not summary.passing
     ]
-    write_whole(pa.Table.from_pylist(rows, schema=_SUMMARY), path)
+    write_table(pa.Table.from_pylist(rows, schema=_SUMMARY), path)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
+from fewstep.files import read_safetensors, write_whole
 
 LAYOUTS = ("single", "left of", "above", "unreadable")
 _THING = (len(SHAPES), len(COLOURS), len(SIZES))
@@ -63,13 +64,13 @@ def _to_scene(answer: tuple[int, ...]) -> Scene | None:
 def load_reader(folder: Path) -> Reader:
     """The reader as `train-teacher` saved it."""
     reader = Reader()
-    tensors = safetensors.torch.load_file(folder / "reader.safetensors")
+    tensors = read_safetensors(folder / "reader.safetensors")
     reader.load_state_dict({name: value.float() for name, value in tensors.items()})
     return reader.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def save_reader(reader: nn.Module, folder: Path) -> None:
     """In fp16, 0.9 MB."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / "reader.safetensors")
+    with write_whole(folder / "reader.safetensors") as draft:
+        safetensors.torch.save_file(tensors, draft)

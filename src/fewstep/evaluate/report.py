@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from fewstep.evaluate.protocol import RESULTS_FILE
+from fewstep.files import write_whole
 
 GRID_FILE = "grid.png"
 TRUSTED = 5000
@@ -68,9 +69,8 @@ def write_report(out: Path, results: Mapping[str, Any], grid: Image.Image) -> No
         RESULTS_FILE: json.dumps(results, indent=2).encode() + b"\n",
     }
     for name, content in files.items():
-        draft = out / f"{name}.tmp"
-        draft.write_bytes(content)
-        draft.rename(out / name)
+        with write_whole(out / name) as draft:
+            draft.write_bytes(content)
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

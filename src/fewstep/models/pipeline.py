@@ -20,9 +20,10 @@ from fewstep.data.decoding import fit_square
 from fewstep.data.pictures import to_images, to_pixels
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
+from fewstep.files import read_safetensors_header
 from fewstep.models.adapters import attach
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
-from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, read_header, read_lora
+from fewstep.models.lora_file import DIFFUSERS_FILE, LCM_LORA, read_lora
 from fewstep.models.network import weights_sha256
 from fewstep.models.tiny_decoder import load_tiny_decoder
 
@@ -166,7 +167,7 @@ def load_pipeline(
         source = model  # of a run folder
     lora = Path(source) / DIFFUSERS_FILE
     if lora.is_file():
-        header = read_header(lora)
+        header = read_safetensors_header(lora).metadata
         base = header.get("fewstep.teacher")
         if base is None:
             raise UserError(f"{lora} does not say what model it is for; give that as the model and this as a LoRA")

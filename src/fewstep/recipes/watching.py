@@ -14,6 +14,7 @@ from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.cell import Cell, Row, painter_of
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.scoring import score
+from fewstep.files import write_whole
 from fewstep.recipes.benches import judges, make_bench, material
 from fewstep.recipes.student import Student
 from fewstep.train.log import scalars
@@ -63,10 +64,8 @@ class Watcher:
             rows = [(f"{steps} steps", pipeline(self._captions, steps=steps)) for steps in self._steps]
         if not self._world.main:
             return
-        file.parent.mkdir(exist_ok=True)
-        draft = file.with_suffix(".tmp")
-        labelled_grid(rows, self._captions).save(draft, format="png")
-        draft.rename(file)
+        with write_whole(file) as draft:
+            labelled_grid(rows, self._captions).save(draft, format="png")
 
     def _evaluate(self, step: int) -> None:
         file = self._config.out / EVALUATIONS_FILE
@@ -78,9 +77,8 @@ class Watcher:
             return
         # Whole or not at all: all rows of an update in one write.
         lines = "".join(json.dumps({"step": step, **row}) + "\n" for row in rows)
-        draft = file.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in done) + lines)
-        draft.rename(file)
+        with write_whole(file) as draft:
+            draft.write_text("".join(json.dumps(row) + "\n" for row in done) + lines)
         values = {f"{name}/{row['steps']}": row[name] for row in rows for name in _SHOWN if row.get(name) is not None}
         scalars(self._config.out, step, values)
         shown = next(name for name in _SHOWN if rows[0].get(name) is not None)
