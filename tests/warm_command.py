@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(
-    ["fewstep.recipes.named", "fewstep.commands.finetune", "fewstep.commands.train_lora", "peft"]
-)
+COMMANDS = ("distill", "finetune", "train_lora", "generate")
+FORK.set_forkserver_preload(["fewstep.recipes.named", *(f"fewstep.commands.{name}" for name in COMMANDS), "peft"])
 LONGEST = 600
 
 

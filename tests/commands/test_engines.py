@@ -32,7 +32,7 @@ def test_what_computes_is_chosen_and_recorded(tmp_path, tiny_decoder):
 def test_what_is_no_decoder_or_no_processor_is_refused(fewstep_command, tmp_path):
     (tmp_path / "tiny.safetensors").write_bytes(b"none")
     for more, message in (
-        (("--tiny-decoder", tmp_path / "tiny.safetensors"), "is no decoder in TAESD's layout"),
+        (("--tiny-decoder", tmp_path / "tiny.safetensors"), "is damaged or not a safetensors file"),
         (("--engine", "onnx"), "onnx"),
     ):
         done = fewstep_command("generate", "--prompt", "a pink heart", "--out", tmp_path, *more)

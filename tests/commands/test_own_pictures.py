@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.data.kind import Asked
+from fewstep.data.opening import open_pictures
+from fewstep.data.sources.squares import SquarePictures
 from fewstep.errors import UserError
 from fewstep.evaluate.benches import material
-from fewstep.recipes.pictures import open_own
 from written_shards import picture, shard, write_parquet, write_tar
+
+
+def open_squares(data, resolution):
+    return SquarePictures(open_pictures(Asked(data=data, resolution=resolution)), resolution)
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shards_become_squares_and_their_report_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shard(tmp_path / "d/0.tar", ["a", "b"])
     write_tar(tmp_path / "d/1.tar", {"c.png": picture()})
-    pictures = open_own(str(tmp_path / "d"), 16)
+    pictures = open_squares(str(tmp_path / "d"), 16)
     assert [(example.caption, example.image.size) for example in (pictures[0], pictures[1])] == [
         ("caption of a", (16, 16)), ("caption of b", (16, 16)),
     ]  # fmt: skip
@@ -31,11 +37,11 @@ def test_shards_become_squares_and_their_report_is_printed(tmp_path: Path, capsy
 
 def test_patterns_and_urls_are_not_taken_for_misspelt_worlds(tmp_path: Path):
     shard(tmp_path / "0.tar", ["a"])
-    assert len(open_own(str(tmp_path / "{0..1}.tar"), 16)) == 1
+    assert len(open_squares(str(tmp_path / "{0..1}.tar"), 16)) == 1
     with pytest.raises(UserError, match="no file matches"):
-        open_own(str(tmp_path / "x*"), 16)
+        open_squares(str(tmp_path / "x*"), 16)
     with pytest.raises(UserError, match="did you mean scenes"):
-        open_own("scene", 16)
+        open_squares("scene", 16)
 
 
 def test_captions_of_shards_are_prompts(tmp_path: Path):

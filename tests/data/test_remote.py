@@ -204,7 +204,7 @@ def test_a_shard_larger_than_the_budget_is_said(server: Server, tmp_path: Path):
 def test_what_a_killed_process_left_half_done_is_never_taken_for_a_shard(server: Server, cache: CacheSettings):
     shard(server.folder / "0.tar", ["a"])
     (cache.folder / "shards").mkdir(parents=True)
-    old, fresh = (cache.folder / "shards" / f"{name}.part-1-2" for name in ("old", "fresh"))
+    old, fresh = (cache.folder / "shards" / f"{name}.tmp-machine-1-2" for name in ("old", "fresh"))
     for file in (old, fresh):
         file.write_bytes(b"half")
     os.utime(old, (0, 0))

@@ -248,7 +248,7 @@ def test_files_that_are_none(network, tmp_path):
     pickle, cut = tmp_path / "pickle.safetensors", tmp_path / "cut.safetensors"
     torch.save({"a": torch.zeros(3)}, pickle)
     cut.write_bytes(spoilt(tmp_path).read_bytes()[:-50])
-    none = {pickle: "no whole safetensors", cut: "no whole safetensors", tmp_path / "absent.safetensors": "not a file"}
+    none = {pickle: "is damaged or not", cut: "is damaged or not", tmp_path / "absent.safetensors": "not a file"}
     for path, said in {**none, tmp_path: "not a file"}.items():
         with pytest.raises(UserError, match=said):
             read_lora(path, parts)

@@ -99,7 +99,7 @@ def test_what_is_no_checkpoint(models, tmp_path):
     cases = {
         flow: "begin with double_blocks.0; known are single files of Stable Diffusion XL",
         half: "no tensor begins with first_stage_model.", hole: "tensors are missing: the file is not whole",
-        cut: "no whole safetensors file",
+        cut: "is damaged or not a safetensors file",
         pickle: "not a .safetensors file",
     }  # fmt: skip
     for path, said in cases.items():

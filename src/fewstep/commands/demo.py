@@ -14,6 +14,7 @@ from fewstep.errors import UserError
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.reader import FEATURES
 from fewstep.evaluate.report import GRID_FILE, markdown_table
+from fewstep.files import write_whole
 from fewstep.models.export import model_card
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
@@ -60,7 +61,8 @@ def demo(config: Demo) -> None:
     evaluation = evaluation_of(config)
     results = evaluate(evaluation)
     details = json.loads((config.out / "model" / "fewstep.json").read_text())
-    (config.out / "model" / "README.md").write_text(model_card(details, markdown_table(results["rows"])))
+    with write_whole(config.out / "model" / "README.md") as draft:
+        draft.write_text(model_card(details, markdown_table(results["rows"])))
     shutil.copyfile(evaluation.out / GRID_FILE, config.out / GRID_FILE)
     print(f"model: {config.out / 'model'}")
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import safetensors
 import tyro
 from PIL import Image, UnidentifiedImageError
 
 from fewstep import assets
 from fewstep.data.infotext import read_infotext
 from fewstep.errors import UserError
+from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.families import title
-from fewstep.models.lora.file import DIFFUSERS_FILE, LCM_LORA, read_header
-from fewstep.models.single_file import family_of_keys, read_keys
+from fewstep.models.lora.file import DIFFUSERS_FILE, LCM_LORA
+from fewstep.models.single_file import family_of_keys
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import CONFIG_FILE
 
@@ -48,9 +48,9 @@ def describe(path: Path) -> Iterator[str]:
     if path.is_dir():
         yield from _describe_folder(path)
     elif path.suffix == ".safetensors":
-        keys = read_keys(path)
-        is_model = any(key.startswith(("model.", "first_stage_model.", "cond_stage_model.")) for key in keys)
-        yield from _describe_single_file(path, keys) if is_model else _describe_lora(path)
+        header = read_safetensors_header(path)
+        is_model = any(key.startswith(("model.", "first_stage_model.", "cond_stage_model.")) for key in header.shapes)
+        yield from _describe_single_file(path, header) if is_model else _describe_lora(path, header)
     else:
         yield from _describe_picture(path)
 
@@ -61,7 +61,7 @@ def _describe_folder(folder: Path) -> Iterator[str]:
     elif (folder / CONFIG_FILE).is_file():
         yield from _describe_run(folder)
     elif files := sorted(folder.glob("*.safetensors")):
-        yield from _describe_lora(files[-1])
+        yield from _describe_lora(files[-1], read_safetensors_header(files[-1]))
     else:
         raise UserError(
             f"{folder} is no pipeline (no {MODEL_INDEX}), no run folder (no {CONFIG_FILE}) and holds no .safetensors"
@@ -80,8 +80,8 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     yield f"parameterisation: {scheduler.get('prediction_type', 'epsilon')}"
     yield f"resolution: {pixels}×{pixels}"
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        if counts := [_parameters(file) for file in sorted(assets.part(folder, part).glob("*.safetensors"))]:
-            yield f"{part}: {sum(counts):,} parameters"
+        if files := sorted(assets.part(folder, part).glob("*.safetensors")):
+            yield f"{part}: {sum(read_safetensors_header(file).parameters for file in files):,} parameters"
     details = _json(folder / "fewstep.json") if (folder / "fewstep.json").is_file() else {}
     for name, value in details.items():
         yield f"{name}: {value}"
@@ -92,9 +92,9 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
         yield f"make it few-step: fewstep distill --teacher {here} --data PICTURES --out RUN"
 
 
-def _describe_single_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    yield f"single-file checkpoint: {family_of_keys(list(shapes), path).title}"
-    yield f"parameters: {sum(_product(shape) for shape in shapes.values()):,} in {len(shapes)} tensors"
+def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str]:
+    yield f"single-file checkpoint: {family_of_keys(list(header.shapes), path).title}"
+    yield f"parameters: {header.parameters:,} in {len(header.shapes)} tensors"
     yield "parameterisation and resolution: not in the file; those of --base-config, or of the Hub's configuration"
     yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))} --data PICTURES --out RUN"
 
@@ -121,7 +121,7 @@ def _describe_run(folder: Path) -> Iterator[str]:
 
 def _how_to_paint(model: Path) -> Iterator[str]:
     if (file := model / DIFFUSERS_FILE).is_file():
-        yield _painting_with(file, read_header(file))
+        yield _painting_with(file, read_safetensors_header(file).metadata)
     else:
         yield f'paint with it: fewstep generate --model {shlex.quote(str(model))} --prompt "…"'
 
@@ -134,26 +134,24 @@ def _painting_with(lora: Path, header: dict[str, str]) -> str:
     return f'paint with it: fewstep generate --model {base} {loras} --prompt "…"'
 
 
-def _describe_lora(path: Path) -> Iterator[str]:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-            header = dict(file.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({' '.join(str(error).split())[:120]})") from error
-    down = {key: shape for key, shape in shapes.items() if re.search(r"lora_A|lora_down|lora[._]down|_lora\.down", key)}
+def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
+    down = {
+        key: shape
+        for key, shape in header.shapes.items()
+        if re.search(r"lora_A|lora_down|lora[._]down|_lora\.down", key)
+    }
     if not down:
-        raise UserError(f"{path} holds no LoRA: no key of its {len(shapes)} has lora_A, lora_down or lora.down")
+        raise UserError(f"{path} holds no LoRA: no key of its {len(header.shapes)} has lora_A, lora_down or lora.down")
     kind = "kohya" if any(key.startswith("lora_") for key in down) else "diffusers or peft"
     ranks = sorted({shape[0] for shape in down.values()})
     yield f"LoRA: {kind} keys"
     yield f"modules: {len(down)}"
     yield f"rank: {', '.join(map(str, ranks))}"
-    yield f"parameters: {sum(_product(shape) for shape in shapes.values()):,}"
-    for name, value in sorted(header.items()):
+    yield f"parameters: {header.parameters:,}"
+    for name, value in sorted(header.metadata.items()):
         if name.startswith(("fewstep.", "modelspec.")):
             yield f"{name}: {value}"
-    yield _painting_with(path, header)
+    yield _painting_with(path, header.metadata)
 
 
 def _describe_picture(path: Path) -> Iterator[str]:
@@ -190,18 +188,3 @@ def _json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSON; the pipeline is not whole") from error
     return content if isinstance(content, dict) else {}
-
-
-def _parameters(file: Path) -> int:
-    try:
-        with safetensors.safe_open(file, "pt") as weights:
-            return sum(_product(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{file} is no whole safetensors file") from error
-
-
-def _product(shape: Any) -> int:
-    total = 1
-    for side in shape:
-        total *= int(side)
-    return total

@@ -15,9 +15,10 @@ import torch
 from fewstep import assets
 from fewstep.data.pictures import to_pixels
 from fewstep.data.reading import Cut, Reading, Square, identity
-from fewstep.data.shards.prepared import Row, check_written, clean_up, finish, is_written, read_statuses, write_shard
+from fewstep.data.shards.prepared import Row, check_written, finish, is_written, read_statuses, write_shard
 from fewstep.data.sources.base import Source, shown
 from fewstep.errors import UserError
+from fewstep.files import remove_abandoned
 from fewstep.models.latent_model import load_latent_model, pick_device
 from fewstep.models.prepared_latents import made_of
 from fewstep.parallel.workers import Workers, cores, one_thread
@@ -70,7 +71,7 @@ class Part:
 def prepare(config: Prepare) -> None:
     """Fills `config.out` and says what became of the pictures."""
     config.out.mkdir(parents=True, exist_ok=True)
-    clean_up(config.out)
+    remove_abandoned(config.out)
     studio = EncodingStudio(config)
     parts = studio.parts
     for file in sorted(config.out.glob("*.safetensors")):

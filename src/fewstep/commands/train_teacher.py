@@ -15,6 +15,7 @@ from fewstep.data.worlds.scenes import Scenes
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
 from fewstep.evaluate.reader import Reader, save_reader
+from fewstep.files import read_safetensors, write_whole
 from fewstep.models import scenes_model
 from fewstep.runs.folder import claim_run_folder
 from fewstep.teacher.reader_task import ReaderTask
@@ -147,10 +148,9 @@ def _latents(config: TrainTeacher, autoencoder: torch.nn.Module, scenes: Scenes)
     """Kept in the run folder, since encoding takes minutes."""
     file = config.out / "latents.safetensors"
     if not file.exists():
-        draft = file.with_suffix(".tmp")
-        safetensors.torch.save_file({"mean": encode_scenes(autoencoder, scenes, config.pictures)}, draft)
-        draft.rename(file)
-    return safetensors.torch.load_file(file)["mean"]
+        with write_whole(file) as draft:
+            safetensors.torch.save_file({"mean": encode_scenes(autoencoder, scenes, config.pictures)}, draft)
+    return read_safetensors(file, advice="delete it, and the scenes are encoded again")["mean"]
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,16 +9,17 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.data.pictures import to_levels
 from fewstep.evaluate.bench import Bench, Observer, PaintedBatch
 from fewstep.evaluate.cell import Painter
+from fewstep.files import read_safetensors, write_whole
 
 LATENTS = "latents"
 _SECONDS = "seconds_per_image"
+_ADVICE = "delete it, and it is painted again"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def paint_part(
     """Reads one part from `folder`, or paints it now and writes it there."""
     file = None if folder is None else part_file(folder, number)
     rows = list(range(number * batch_size, min((number + 1) * batch_size, len(bench.roster))))
-    held = _read(file) if file is not None and file.exists() else {}
+    held = read_safetensors(file, advice=_ADVICE) if file is not None and file.exists() else {}
     missing = {name: observe for name, observe in observers.items() if name not in held}
     if held and not missing:
         return held
@@ -81,10 +81,8 @@ def paint_part(
         value = observe(PaintedBatch(pictures, z_0, rows, bench))
         held[name] = torch.empty(0) if value is None else value.contiguous()
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".tmp-{os.getpid()}")
-        save_file(held, draft)
-        draft.rename(file)
+        with write_whole(file) as draft:
+            save_file(held, draft)
     return held
 
 
@@ -93,8 +91,3 @@ def _latents(bench: Bench, painter: Painter, rows: list[int], batch_size: int) -
     cond = painter.model.encode_text([bench.roster.prompts[i] for i in filled])
     z_0 = painter.latents(cond, [bench.roster.seeds[i] for i in filled])
     return z_0[: len(rows)].float().cpu().contiguous()
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    with safe_open(file, "pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping

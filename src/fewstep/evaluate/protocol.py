@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
+from fewstep.files import remove_abandoned, write_whole
 
 RESULTS_FILE = "results.json"
 
@@ -50,11 +51,10 @@ def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> bool:
     if file.exists():
         if said := difference(made_of, json.loads(file.read_text())):
             raise UserError(f"{out} holds another evaluation: {said}; choose another --out, or remove it")
+        remove_abandoned(out)
         return True
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no evaluation; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".tmp")
-    draft.write_text(json.dumps(made_of, indent=2) + "\n")
-    draft.rename(file)
+    with write_whole(file) as draft:
+        draft.write_text(json.dumps(made_of, indent=2) + "\n")
     return False

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
+from fewstep.files import read_safetensors, write_whole
 
 LAYOUTS = ("single", "left of", "above", "unreadable")
 _THING = (len(SHAPES), len(COLOURS), len(SIZES))
@@ -64,7 +65,7 @@ def _to_scene(answer: tuple[int, ...]) -> Scene | None:
 def load_reader(folder: Path) -> Reader:
     """Loads the reader as `train-teacher` saved it."""
     reader = Reader()
-    tensors = safetensors.torch.load_file(folder / "reader.safetensors")
+    tensors = read_safetensors(folder / "reader.safetensors")
     reader.load_state_dict({name: value.float() for name, value in tensors.items()})
     reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch annotates it for 4-D only
     return reader.eval().requires_grad_(False)
@@ -72,6 +73,6 @@ def load_reader(folder: Path) -> Reader:
 
 def save_reader(reader: nn.Module, folder: Path) -> None:
     """Saves the weights in fp16, 0.9 MB."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / "reader.safetensors")
+    with write_whole(folder / "reader.safetensors") as draft:
+        safetensors.torch.save_file(tensors, draft)

@@ -21,6 +21,7 @@ from fewstep.evaluate.scoring import SECONDS, index_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+from fewstep.files import write_whole
 
 GRID_FILE = "grid.png"
 _STYLE = """
@@ -52,9 +53,8 @@ def write_report(out: Path, results: Mapping[str, Any], grid: Image.Image) -> No
         RESULTS_FILE: json.dumps(results, indent=2).encode() + b"\n",
     }
     for name, content in files.items():
-        draft = out / f"{name}.tmp"
-        draft.write_bytes(content)
-        draft.rename(out / name)
+        with write_whole(out / name) as draft:
+            draft.write_bytes(content)
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 
 from fewstep import assets
+from fewstep.files import replace_folder
 from fewstep.models.families import kohya_base, modelspec_architecture
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.lora.file import DIFFUSERS_FILE, LCM_LORA, STYLE_LORA, Lora, write_lora
@@ -42,7 +40,7 @@ def save_student(
     """
     assert isinstance(network, UNetNetwork)
     pipeline = _pipeline(teacher, network, _lcm_scheduler(teacher, grid_size))
-    with _replaced_whole(folder) as draft:
+    with replace_folder(folder) as draft:
         pipeline.save_pretrained(draft, safe_serialization=True)
         (draft / "fewstep.json").write_text(json.dumps(dict(details), indent=2) + "\n")
         (draft / "README.md").write_text(model_card(details))
@@ -58,7 +56,7 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
     details = dict(model.details) | {"name": folder.resolve().name}
     if few_step:
         details |= {"method": LCM_LORA, "guidance_scale": model.family.guidance_of(float(header["fewstep.omega"]))}
-    with _replaced_whole(folder) as draft:
+    with replace_folder(folder) as draft:
         _pipeline(model, model.network, scheduler).save_pretrained(draft, safe_serialization=True)
         (draft / "fewstep.json").write_text(json.dumps(details, indent=2) + "\n")
 
@@ -85,28 +83,9 @@ def _pipeline(model: LatentModel, network: UNetNetwork, scheduler: Any) -> Any:
     return kind(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-@contextlib.contextmanager
-def _replaced_whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into that takes the place of `folder` once all is written."""
-    draft = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    yield draft
-    readable = 0o666 & ~_umask()  # safetensors writes files that none but their owner may read
-    for file in draft.rglob("*.safetensors"):
-        file.chmod(readable)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
-
-
-def _umask() -> int:
-    held = os.umask(0)
-    os.umask(held)
-    return held
-
-
 def save_combined(folder: Path, model: LatentModel, pairs: Lora, header: Mapping[str, str]) -> float:
     """Writes LoRAs that are one now, in both spellings; returns the largest difference on reloading."""
-    with _replaced_whole(folder) as draft:
+    with replace_folder(folder) as draft:
         return write_lora(draft, pairs, header, model.parts)
 
 
@@ -115,7 +94,7 @@ def save_lora(folder: Path, model: LatentModel, pairs: Lora, details: Mapping[st
 
     `details` as for `save_student`, with `grid_size`, `lora_rank`, `lora_alpha` and `teacher_sha256`.
     """
-    with _replaced_whole(folder) as draft:
+    with replace_folder(folder) as draft:
         difference = write_lora(draft, pairs, lora_header(model, details), model.parts)
         (draft / "fewstep.json").write_text(json.dumps(dict(details), indent=2) + "\n")
         (draft / "README.md").write_text(model_card(details))

@@ -19,10 +19,11 @@ from fewstep.data.pictures import to_images, to_pixels
 from fewstep.data.sources.decoding import fit_square
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
+from fewstep.files import read_safetensors_header
 from fewstep.method.sampling import consistency_times, sample_consistency
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
-from fewstep.models.lora.file import DIFFUSERS_FILE, LCM_LORA, read_header, read_lora
+from fewstep.models.lora.file import DIFFUSERS_FILE, LCM_LORA, read_lora
 from fewstep.models.network import weights_sha256
 from fewstep.models.tiny_decoder import load_tiny_decoder
 
@@ -168,7 +169,7 @@ def load_pipeline(
         source = model  # of a run folder
     lora = Path(source) / DIFFUSERS_FILE
     if lora.is_file():
-        header = read_header(lora)
+        header = read_safetensors_header(lora).metadata
         base = header.get("fewstep.teacher")
         if base is None:
             raise UserError(f"{lora} does not say what model it is for; give that as the model and this as a LoRA")

@@ -12,6 +12,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from fewstep.files import replace_folder
+
 LATENT_CHANNELS = 12
 TEXT_WIDTH = 64
 MAX_TOKENS = 32
@@ -145,8 +147,9 @@ def save_teacher(folder: Path, trained: Trained, tokenizer: CLIPTokenizer, sched
     )
     pipeline.vae.half()
     pipeline.unet.half()
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    _write_vocabulary(folder / "tokenizer")
+    with replace_folder(folder) as draft:
+        pipeline.save_pretrained(draft, safe_serialization=True)
+        _write_vocabulary(draft / "tokenizer")
 
 
 def _write_vocabulary(folder: Path) -> None:

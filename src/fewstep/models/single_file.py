@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import nn
 
 from fewstep.errors import UserError
+from fewstep.files import read_safetensors_header
 from fewstep.models.families import SD1, SD2, SDXL, Family, family_of
 
 _TEXT_ENCODERS = {
@@ -41,18 +41,6 @@ def family_of_keys(keys: Sequence[str], path: Path) -> Family:
     )
 
 
-def read_keys(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a file's tensors, from its header alone."""
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} is not a .safetensors file; no other kind is read, convert it first")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is no whole safetensors file ({reason}); fetch or write it again") from error
-
-
 def _check_config(folder: Path, path: Path, family: Family) -> None:
     try:
         unet = json.loads((folder / "unet" / "config.json").read_text())
@@ -70,7 +58,7 @@ def load_single_file(path: Path, config: str) -> Any:
     `config` is a folder with the family's configurations and tokenizers (any diffusers folder of it, weights or none);
     when empty, diffusers fetches them from the Hub by what it takes the file for.
     """
-    family = family_of_keys(list(read_keys(path)), path)
+    family = family_of_keys(list(read_safetensors_header(path).shapes), path)
     if config:
         _check_config(Path(config), path, family)
     kind: Any = StableDiffusionXLPipeline if family is SDXL else StableDiffusionPipeline

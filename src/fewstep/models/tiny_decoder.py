@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from fewstep.errors import UserError
+from fewstep.files import read_safetensors
 
 _DIFFUSERS = "decoder.layers."
 
@@ -31,7 +31,7 @@ def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTi
 
 
 def _from_file(file: Path) -> AutoencoderTiny:
-    held = load_file(file)
+    held = read_safetensors(file, advice="give the folder or the .safetensors file of a decoder in TAESD's layout")
     state = {key.removeprefix(_DIFFUSERS): value for key, value in held.items() if key.startswith(_DIFFUSERS)}
     if not state:  # TAESD's own file counts a clamp of the latents as layer 0, which diffusers has in code
         state = {f"{int(number) - 1}.{rest}": value for number, rest, value in _numbered(held)}

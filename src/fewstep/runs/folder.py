@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from fewstep.errors import UserError
+from fewstep.files import remove_abandoned, write_whole
 from fewstep.parallel.world import current_world
 from fewstep.recipes.plain import MADE_WITH, read_config_file, to_plain
 from fewstep.train.config import NOT_THE_RUN
@@ -47,6 +48,7 @@ def _claim(out: Path, config: Any) -> None:
                 f"{out} already holds another run: {said}; choose another --out, or those settings, or go on with the "
                 f"new ones: --change {' '.join(refused)}"
             )
+        remove_abandoned(out)
         if different:
             _set_aside(out)
             _write(file, wanted)
@@ -54,16 +56,14 @@ def _claim(out: Path, config: Any) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no run of fewstep; choose another --out")
     try:
-        out.mkdir(parents=True, exist_ok=True)
         _write(file, wanted)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:
-    draft = file.with_suffix(".tmp")
-    draft.write_text(yaml.safe_dump({**values, MADE_WITH: made_with()}, sort_keys=False, allow_unicode=True))
-    draft.rename(file)
+    with write_whole(file) as draft:
+        draft.write_text(yaml.safe_dump({**values, MADE_WITH: made_with()}, sort_keys=False, allow_unicode=True))
 
 
 def _set_aside(out: Path) -> None:
@@ -98,9 +98,8 @@ def claim_data(config: Any, account: dict[str, Any], identity: str) -> None:
                 f"the pictures of {config.data} are not those that {config.out} began with; put them back, choose "
                 "another --out, or go on with these: --change data"
             )
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps({"sha256": identity, "sources": account}, indent=2) + "\n")
-        draft.rename(file)
+        with write_whole(file) as draft:
+            draft.write_text(json.dumps({"sha256": identity, "sources": account}, indent=2) + "\n")
     world.wait()
 
 

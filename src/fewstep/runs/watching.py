@@ -16,6 +16,7 @@ from fewstep.evaluate.columns import order_by_direction
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.metrics import list_columns
 from fewstep.evaluate.scoring import score
+from fewstep.files import write_whole
 from fewstep.parallel.world import current_world
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.student import Student
@@ -66,10 +67,8 @@ class Watcher:
             rows = [(f"{steps} steps", pipeline(self._captions, steps=steps)) for steps in self._steps]
         if not self._world.main:
             return
-        file.parent.mkdir(exist_ok=True)
-        draft = file.with_suffix(".tmp")
-        labelled_grid(rows, self._captions).save(draft, format="png")
-        draft.rename(file)
+        with write_whole(file) as draft:
+            labelled_grid(rows, self._captions).save(draft, format="png")
 
     def _evaluate(self, step: int) -> None:
         file = self._config.out / EVALUATIONS_FILE
@@ -81,9 +80,8 @@ class Watcher:
             return
         # Whole or not at all: all rows of an update in one write.
         lines = "".join(json.dumps({"step": step, **row}) + "\n" for row in rows)
-        draft = file.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in done) + lines)
-        draft.rename(file)
+        with write_whole(file) as draft:
+            draft.write_text("".join(json.dumps(row) + "\n" for row in done) + lines)
         columns = [column for column in order_by_direction(list_columns()) if rows[0].get(column.name) is not None]
         values = {f"{column.name}/{row['steps']}": row[column.name] for row in rows for column in columns}
         scalars(self._config.out, step, values)

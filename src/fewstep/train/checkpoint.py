@@ -15,6 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.files import read_safetensors, sync
 from fewstep.train.state import RunState
 
 TENSORS_FILE = "state.safetensors"
@@ -61,11 +62,11 @@ class Checkpoints:
         content = {"configuration": self._configuration, "counter": numbers["counter"], "files": files}
         (draft / MANIFEST_FILE).write_text(_manifest(content))
         for path in (*(draft / name for name in (TENSORS_FILE, NUMBERS_FILE, MANIFEST_FILE)), draft):
-            _sync(path)
+            sync(path)
         if final.exists():  # of an earlier attempt, and not whole, else the run would have gone on from it
             shutil.rmtree(final)
         draft.rename(final)
-        _sync(self.folder)
+        sync(self.folder)
 
     def _refused(self, error: OSError) -> str:
         last = next((path.name for path in reversed(self.list()) if self.is_whole(path)), None)
@@ -145,7 +146,7 @@ def restore(state: RunState, checkpoint: Path, steps: int) -> None:
     """Takes over a whole one. Raises UserError where it is of another model."""
     try:
         numbers = json.loads((checkpoint / NUMBERS_FILE).read_text())
-        state.restore(safetensors.torch.load_file(checkpoint / TENSORS_FILE), numbers, steps)
+        state.restore(read_safetensors(checkpoint / TENSORS_FILE), numbers, steps)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -164,11 +165,3 @@ def _measured(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": sha256}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from pathlib import Path
 from fewstep.data.latents import Dropped
 from fewstep.data.sources.base import Reason
 from fewstep.errors import UserError
+from fewstep.files import write_whole
 
 DROPPED_FILE = "dropped.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -69,9 +70,8 @@ def is_broken(reason: str) -> bool:
 
 def rewrite(path: Path, lines: Sequence[str]) -> None:
     """Leaves the file with these lines, or as it was."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(line + "\n" for line in lines))
-    draft.rename(path)
+    with write_whole(path) as draft:
+        draft.write_text("".join(line + "\n" for line in lines))
 
 
 def _counter(line: str) -> float:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 from fewstep.data.sources.base import Tally
 from fewstep.data.sources.filters import SCORES
 from fewstep.errors import UserError
+from fewstep.files import write_whole
 
 VERSION = "1"
 """Part of every index's name: raise it when the same shard would be indexed otherwise."""
@@ -72,7 +70,7 @@ class ShardIndex:
 
     def save(self, path: Path) -> None:
         counts = json.dumps({"dropped": self.dropped, "names": self.names}).encode()
-        write_whole(self.table.replace_schema_metadata({_COUNTS: counts}), path)
+        write_table(self.table.replace_schema_metadata({_COUNTS: counts}), path)
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex | None:
@@ -107,16 +105,12 @@ class IndexBuilder:
         )
 
 
-def write_whole(table: pa.Table, path: Path) -> None:
-    """Under its name a file is whole or not there, whoever else writes it at the same time."""
-    partial = path.with_name(f"{path.name}.part-{os.getpid()}-{threading.get_ident()}")
+def write_table(table: pa.Table, path: Path) -> None:
+    """Leaves a whole file, whoever else writes it at the same time. Raises UserError where there is no room for it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, partial, compression="zstd")
-        os.replace(partial, path)
+        with write_whole(path) as draft:
+            pq.write_table(table, draft, compression="zstd")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise UserError(
             f"what is known of the shards cannot be kept in {path.parent} ({error.strerror or error}); "
             "make room there, or name another cache folder"

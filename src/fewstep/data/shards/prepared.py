@@ -6,9 +6,6 @@ import functools
 import hashlib
 import io
 import json
-import os
-import socket
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +14,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from fewstep.data.reading import Sizes
 from fewstep.errors import UserError
+from fewstep.files import open_safetensors, read_safetensors_header, write_whole
 
 MADE_OF_FILE = "prepared.json"
 _HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
+_ADVICE = "delete it and prepare it again"
 _COLUMNS = pa.schema(
     [("key", pa.string()), ("caption", pa.string()), ("sizes", pa.list_(pa.int32(), 6)), ("status", pa.string()),
      ("row", pa.int32())]
@@ -62,11 +60,13 @@ def write_shard(
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     content = sink.getvalue().to_pybytes()
-    _write(folder / f"{name}.parquet", content)
+    with write_whole(folder / f"{name}.parquet", durable=True) as draft:
+        draft.write_bytes(content)
     # One entry: several would stand in an order of chance.
     said = {_TABLE: hashlib.sha256(content).hexdigest(), "made_of": made_of}
     header = {_HEADER: json.dumps(said, sort_keys=True)}
-    _write(folder / f"{name}.safetensors", safetensors.torch.save(dict(latents), header))
+    with write_whole(folder / f"{name}.safetensors", durable=True) as draft:
+        draft.write_bytes(safetensors.torch.save(dict(latents), header))
 
 
 def is_written(folder: Path, name: str) -> bool:
@@ -84,11 +84,11 @@ def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
     file = folder / f"{name}.safetensors"
     if not file.exists():
         return
+    metadata = read_safetensors_header(file, advice=_ADVICE).metadata
     try:
-        with safetensors.safe_open(file, "pt") as latents:
-            held = json.loads((latents.metadata() or {})[_HEADER])["made_of"]
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(f"{file} is damaged ({error}); delete it and prepare it again") from error
+        held = json.loads(metadata[_HEADER])["made_of"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{file} is damaged ({error}); {_ADVICE}") from error
     for field in sorted({*held, *made_of}):
         if held.get(field) != made_of.get(field):
             raise UserError(
@@ -100,32 +100,6 @@ def read_statuses(folder: Path, name: str) -> list[str]:
     """Of all its pictures, the unreadable ones too."""
     statuses: list[str] = pq.read_table(folder / f"{name}.parquet", columns=["status"])["status"].to_pylist()
     return statuses
-
-
-def _write(file: Path, content: bytes) -> None:
-    draft = file.with_name(f"{file.name}.tmp-{socket.gethostname()}-{os.getpid()}")
-    with draft.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    draft.rename(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def clean_up(folder: Path) -> None:
-    """Removes what processes of this machine that are no more left half written."""
-    for draft in folder.glob(f"*.tmp-{socket.gethostname()}-*"):
-        pid = draft.name.rsplit("-", 1)[1]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            draft.unlink(missing_ok=True)
-        except (ValueError, PermissionError):  # not ours to judge
-            pass
 
 
 class PreparedShards:
@@ -171,7 +145,7 @@ class PreparedShards:
     def _open(self, shard: int) -> tuple[Any, list[Row]]:
         name = self.names[shard]
         check_written(self.folder, name, self.made_of)
-        latents = safetensors.safe_open(self.folder / f"{name}.safetensors", "pt")
+        latents = open_safetensors(self.folder / f"{name}.safetensors", advice=_ADVICE)
         content = (self.folder / f"{name}.parquet").read_bytes()
         if hashlib.sha256(content).hexdigest() != json.loads(latents.metadata()[_HEADER])[_TABLE]:
             raise UserError(
@@ -183,15 +157,13 @@ class PreparedShards:
 
 
 def shard_size(file: Path) -> int:
-    """Pictures in a shard of latents, from its first bytes."""
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        header = json.loads(opened.read(length))
-    return int(header["mean"]["shape"][0])
+    """Counts the pictures in a shard of latents, from its header."""
+    return read_safetensors_header(file, advice=_ADVICE).shapes["mean"][0]
 
 
 def finish(folder: Path, names: Sequence[str], made_of: Mapping[str, Any], report: Mapping[str, Any]) -> None:
     """Says that all shards are there, and what became of the pictures."""
     shards = {name: shard_size(folder / f"{name}.safetensors") for name in names}
     content = {"made_of": dict(made_of), "report": dict(report), "shards": shards}
-    _write(folder / MADE_OF_FILE, json.dumps(content, indent=2).encode() + b"\n")
+    with write_whole(folder / MADE_OF_FILE, durable=True) as draft:
+        draft.write_text(json.dumps(content, indent=2) + "\n")

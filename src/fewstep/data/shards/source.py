@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from fewstep.data.shards.formats import Place, ShardFormat
-from fewstep.data.shards.index import NAMES_OF_SHARD, OF_SHARD, VERSION, Entry, ShardIndex, write_whole
+from fewstep.data.shards.index import NAMES_OF_SHARD, OF_SHARD, VERSION, Entry, ShardIndex, write_table
 from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally
 from fewstep.data.sources.decoding import decode
 from fewstep.data.sources.picking import Picking
@@ -227,4 +227,4 @@ def save_summaries(path: Path, summaries: Mapping[str, Summary]) -> None:
         for stamp, summary in summaries.items()
         if not summary.passing
     ]
-    write_whole(pa.Table.from_pylist(rows, schema=_SUMMARY), path)
+    write_table(pa.Table.from_pylist(rows, schema=_SUMMARY), path)

@@ -27,6 +27,7 @@ from fewstep.data.sources.places import (
     seen_locally,
 )
 from fewstep.errors import UserError
+from fewstep.files import DRAFT_MARK, write_whole
 
 GIB = 1 << 30
 _TRIES = 5
@@ -122,14 +123,10 @@ class ShardCache:
             ) from error
 
     def _bring(self, shard: Shard, path: Path) -> None:
-        partial = path.with_name(f"{path.name}.part-{os.getpid()}-{threading.get_ident()}")
-        try:
-            self._make_room(max(0, shard.seen.size))
-            _download(shard, partial)
-            os.replace(partial, path)
-            self._make_room(0)  # where the size was not known
-        finally:
-            partial.unlink(missing_ok=True)
+        self._make_room(max(0, shard.seen.size))
+        with write_whole(path) as draft:
+            _download(shard, draft)
+        self._make_room(0)  # where the size was not known
 
     def _make_room(self, needed: int) -> None:
         kept: list[tuple[float, int, Path]] = []
@@ -138,7 +135,7 @@ class ShardCache:
                 status = entry.stat()
             except OSError:  # another process was faster
                 continue
-            if ".part-" in entry.name and time.time() - status.st_mtime > _ABANDONED:
+            if DRAFT_MARK in entry.name and time.time() - status.st_mtime > _ABANDONED:
                 Path(entry.path).unlink(missing_ok=True)
             else:
                 kept.append((status.st_mtime, status.st_size, Path(entry.path)))
@@ -147,7 +144,7 @@ class ShardCache:
             if total <= self._budget:
                 return
             with self._lock:
-                if self._in_use[path.name] or ".part-" in path.name:
+                if self._in_use[path.name] or DRAFT_MARK in path.name:
                     continue
                 path.unlink(missing_ok=True)
             total -= size

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
+from fewstep.files import replace_folder
 from fewstep.models.latent_model import LatentModel
 from fewstep.models.network import UNetNetwork, weights_sha256
 
@@ -98,12 +98,8 @@ class _Compiler:
             converted = openvino.convert_model(traced, example_input=tuple(given))
         shapes = {number: openvino.PartialShape(list(each.shape)) for number, each in enumerate(given)}
         converted.reshape(shapes)
-        graph.parent.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=graph.parent.parent) as draft:
-            kept = Path(draft) / graph.parent.name
-            openvino.save_model(converted, kept / graph.name, compress_to_fp16=self.precision != "f32")
-            if not graph.exists():
-                kept.rename(graph.parent)
+        with replace_folder(graph.parent, keep_existing=True) as draft:
+            openvino.save_model(converted, draft / graph.name, compress_to_fp16=self.precision != "f32")
 
 
 class _Compiled:

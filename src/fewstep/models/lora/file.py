@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
+from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.lora.original_names import original_unet_names
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -85,7 +85,8 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module]) -> LoraFile:
 
     Spellings: diffusers (new, and attention processors), peft, kohya. UserError says what does not fit.
     """
-    tensors, header = _open(path)
+    advice = "give a LoRA as .safetensors, or the folder of a run that made one"
+    tensors, header = read_safetensors(path, advice=advice), read_safetensors_header(path, advice=advice).metadata
     modules = adaptable_modules(parts)
     names = _spellings(modules)
     halves: dict[str, dict[str, Tensor]] = {}
@@ -121,24 +122,6 @@ def parse_lora(given: str) -> tuple[Path, float]:
         model = path / "model"  # of a run folder
         return (model if model.is_dir() else path) / DIFFUSERS_FILE, scale
     return path, scale
-
-
-def read_header(path: Path) -> dict[str, str]:
-    """The header alone."""
-    return _open(path)[1]
-
-
-def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; give a LoRA as .safetensors, or the folder of a run that made one")
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} is not a .safetensors file; no other kind is read, convert it first")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is no whole safetensors file ({reason}); fetch or write it again") from error
 
 
 _HALVES = {

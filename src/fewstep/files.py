@@ -1,0 +1,180 @@
+"""Files and folders that appear whole or not at all, and safetensors files, read with errors that name them."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import math
+import os
+import shutil
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DRAFT_MARK = ".tmp-"
+"""Stands in the name of every draft, after the name of what it is to become."""
+
+
+@contextlib.contextmanager
+def write_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yields the path of a draft to write into, which takes the place of `path` at the end, whatever stood there.
+
+    The draft lies in the same folder, which is made where it is missing, and is removed where writing fails. With
+    `durable`, the content is on the disk before it has its name, and so is the name at the end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(path)
+    draft.touch()
+    mode = stat.S_IMODE(draft.stat().st_mode)
+    try:
+        yield draft
+        if stat.S_IMODE(draft.stat().st_mode) != mode:
+            draft.chmod(mode)  # safetensors writes files that none but their owner may read
+        if durable:
+            sync(draft)
+        os.replace(draft, path)
+        if durable:
+            sync(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replace_folder(folder: Path, *, keep_existing: bool = False) -> Iterator[Path]:
+    """Yields a draft folder to write into, which takes the place of `folder` at the end, whatever stood there.
+
+    The draft lies beside `folder` and is removed where writing fails. With `keep_existing`, a folder that another
+    process has put there meanwhile stays, and the draft is removed.
+    """
+    remove_abandoned(folder.parent, folder.name)
+    draft = _draft_of(folder)
+    _remove(draft)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        readable = stat.S_IMODE(draft.stat().st_mode) & 0o666
+        for file in draft.rglob("*.safetensors"):  # as in write_whole
+            file.chmod(readable)
+        if keep_existing:
+            _rename_unless_there(draft, folder)
+        else:
+            _swap(draft, folder)
+    finally:
+        _remove(draft)
+
+
+def _rename_unless_there(draft: Path, folder: Path) -> None:
+    try:
+        draft.rename(folder)  # fails where there is a folder with something in it
+    except OSError:
+        if not folder.exists():
+            raise
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    # Moved away before it is deleted, so that no half of it is ever seen under its name.
+    old = draft.with_name(f"{draft.name}.old")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(old)
+    draft.rename(folder)
+    _remove(old)
+
+
+def _draft_of(path: Path) -> Path:
+    """Returns a path that no other thread, process or machine uses."""
+    return path.with_name(f"{path.name}{_host_mark()}{os.getpid()}-{threading.get_ident()}")
+
+
+def _host_mark() -> str:
+    return f"{DRAFT_MARK}{socket.gethostname()}-"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Removes the drafts in `folder`, or those of `name` alone, whose processes on this machine were killed."""
+    start = "*" if name is None else glob.escape(name)
+    for draft in folder.glob(f"{start}{glob.escape(_host_mark())}*"):
+        try:
+            os.kill(int(draft.name.rsplit("-", 2)[1]), 0)
+        except ProcessLookupError:
+            _remove(draft)
+        except (ValueError, OverflowError, PermissionError):  # not ours to judge
+            pass
+
+
+def sync(path: Path) -> None:
+    """Brings a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class SafetensorsHeader:
+    """What a safetensors file says before its tensors."""
+
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+_ADVICE = "fetch or write it again"
+
+
+def read_safetensors_header(path: Path, *, advice: str = _ADVICE) -> SafetensorsHeader:
+    """Reads names, shapes and metadata, and no tensor. Raises UserError as `open_safetensors` does."""
+    with _explained(path, advice), open_safetensors(path, advice=advice) as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # no mapping
+        return SafetensorsHeader(shapes, dict(file.metadata() or {}))
+
+
+def read_safetensors(path: Path, *, advice: str = _ADVICE) -> dict[str, Tensor]:
+    """Reads all tensors, onto the CPU. Raises UserError as `open_safetensors` does."""
+    with _explained(path, advice), open_safetensors(path, advice=advice) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
+
+
+def open_safetensors(path: Path, *, advice: str = _ADVICE) -> Any:
+    """Opens a file of which only some tensors are wanted.
+
+    Raises UserError, which ends with `advice`, where it is no file, none by its name, or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; {advice}")
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is not a .safetensors file; no other kind is read, convert it first")
+    import safetensors
+
+    with _explained(path, advice):
+        return safetensors.safe_open(path, "pt")
+
+
+@contextlib.contextmanager
+def _explained(path: Path, advice: str) -> Iterator[None]:
+    import safetensors
+
+    try:
+        yield
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        what = "cannot be read" if isinstance(error, OSError) else "is damaged or not a safetensors file"
+        raise UserError(f"{path} {what} ({' '.join(str(error).split())[:120]}); {advice}") from error
