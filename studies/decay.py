@@ -29,7 +29,8 @@ from fewstep.evaluate.roster import scenes_roster
 from fewstep.evaluate.scenes_bench import scenes_bench
 from fewstep.evaluate.scoring import Row, score
 from fewstep.method.sampling import consistency_times, sample_consistency
-from fewstep.models.latent_model import LatentModel, load_latent_model
+from fewstep.models.family import LatentModel
+from fewstep.models.loading import load_latent_model
 from fewstep.models.pipeline import seeded_noise
 
 
@@ -63,7 +64,7 @@ class ExactAnswer:
         teacher = self._teacher
         start = int(t[0])
         scale = self._first if start == teacher.schedule.num_steps - 1 else self._later
-        null = {name: value.expand(len(z_t), *value.shape[1:]) for name, value in teacher.null_cond().items()}
+        null = {name: value.expand(len(z_t), *value.shape[1:]) for name, value in teacher.conditioner.null().items()}
         field = Guided(teacher.network, cond, null, torch.full((len(z_t),), scale - 1), self._guided_from)
         z_0 = sample_ode(teacher.schedule, field, z_t, list(range(start, 0, -self._skip)))
         return Prediction(z_0, z_t)
@@ -75,7 +76,7 @@ def painter(teacher: LatentModel, study: Study, steps: int, guidance: tuple[floa
 
     @torch.no_grad()
     def latents(cond: Cond, seeds: Sequence[int]) -> Tensor:
-        draw = seeded_noise(seeds, teacher.latent_shape(teacher.resolution), teacher.device)
+        draw = seeded_noise(seeds, teacher.codec.shape(teacher.resolution), teacher.device)
         return sample_consistency(teacher.schedule, network, cond, None, times, draw)
 
     return Painter(teacher, latents)

@@ -18,7 +18,7 @@ from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
 from fewstep.evaluate.roster import scenes_roster
 from fewstep.evaluate.scenes_bench import scenes_bench
 from fewstep.evaluate.scoring import score
-from fewstep.models.latent_model import load_latent_model
+from fewstep.models.loading import load_latent_model
 from fewstep.models.pipeline import load_pipeline
 
 

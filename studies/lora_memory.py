@@ -13,9 +13,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.models.families import SD1
-from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork
-from fewstep.models.network import UNetNetwork
+from fewstep.models.families.stable_diffusion import LORA, SD1
+from fewstep.models.families.unet import UNetNetwork
+from fewstep.models.lora.adapters import AdaptedNetwork
 
 FP32, MOMENTS = 4, 2
 
@@ -25,7 +25,7 @@ def main() -> None:
         unet = UNet2DConditionModel(**SD1.unet)  # type: ignore[arg-type]
     whole = sum(parameter.numel() for parameter in unet.parameters())
     network = UNetNetwork(unet.requires_grad_(False), Schedule.from_config({}).to("cpu"), "epsilon")
-    adapted = AdaptedNetwork(network, 64, 64.0, TARGET_MODULES)
+    adapted = AdaptedNetwork(network, 64, 64.0, LORA.targets)
     adapters = sum(parameter.numel() for parameter in adapted.weights.parameters())
     modules = len(list(adapted.weights.parameters())) // 2
     print(f"UNet {whole:,} parameters; adapters {adapters:,} on {modules} modules")

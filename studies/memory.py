@@ -19,8 +19,9 @@ from typing import Any
 import tyro
 
 from fewstep.measure.memory import GIB, activations, need
-from fewstep.models.families import SD1, SD2, SDXL, Family
-from fewstep.models.shapes import autoencoder_activations
+from fewstep.measure.shapes import autoencoder_activations
+from fewstep.models.families.stable_diffusion import SD1, SD2, SDXL
+from fewstep.models.family import Family
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 

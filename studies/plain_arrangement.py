@@ -22,9 +22,8 @@ from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.measure.stopwatch import Stopwatch
 from fewstep.method.step import consistency_function
-from fewstep.models.latent_model import LatentModel
-from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork
-from fewstep.models.network import student_of
+from fewstep.models.family import LatentModel
+from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.models.pipeline import Pipeline
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
@@ -43,7 +42,7 @@ class PlainStudent:
         if config.lora_rank:
             network = copy.deepcopy(model.network)
             rank = config.lora_rank
-            adapted = AdaptedNetwork(network, rank, float(rank), TARGET_MODULES, seed=config.seed)
+            adapted = AdaptedNetwork(network, rank, float(rank), model.family.lora.targets, seed=config.seed)
             average = adapted.copy_of_weights() if config.ema_decay else None
 
             def target(*asked: Any) -> Prediction:
@@ -55,12 +54,12 @@ class PlainStudent:
             self.learner = Learner(weights=adapted.weights, student=network, averaged=average, target=target)
             self.modules: list[nn.Module] = [teacher, network, adapted.weights]
         else:
-            network = student_of(model.network, choose_resolution(config, model) // model.pixels_per_latent)
+            network = model.network.to_student(choose_resolution(config, model) // model.codec.multiple)
             averaged = copy.deepcopy(network).requires_grad_(False)
             self.learner = Learner(weights=network, student=network, averaged=averaged, target=averaged)
             self.modules = [teacher, network, averaged]
         if config.gradient_checkpointing:
-            network.unet.enable_gradient_checkpointing()
+            network.backbone.enable_gradient_checkpointing()
 
 
 class PlainArrangement:
@@ -71,7 +70,7 @@ class PlainArrangement:
         self.student = PlainStudent(config, model)
         self._task = make_task(config, self.student, make_path(config, self.student, model), model, fresh.latents())
         self._config, self._model, self._watch = config, model, watch
-        self._null = model.null_cond()
+        self._null = model.conditioner.null()
         self._weights = [p for p in self.student.learner.weights.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._weights, lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
@@ -144,7 +143,7 @@ class PlainGeneration:
         model = pipeline.model
         config = {**model.scheduler_config, "original_inference_steps": pipeline.grid_size}
         self._pipeline = LatentConsistencyModelPipeline(
-            vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.network.unet,
+            vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.network.backbone,
             scheduler=LCMScheduler.from_config(config), safety_checker=None, feature_extractor=None,
             requires_safety_checker=False,
         )  # fmt: skip

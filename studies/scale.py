@@ -21,7 +21,8 @@ import tyro
 from diffusers import UNet2DConditionModel
 
 from fewstep.evaluate.report import markdown_table
-from fewstep.models.families import SD1, SD2, SDXL, Family
+from fewstep.models.families.stable_diffusion import SD1, SD2, SDXL
+from fewstep.models.family import Family
 from fewstep.train.checkpoint import Checkpoints
 
 SHAPES: dict[str, tuple[Family, int]] = {

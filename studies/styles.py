@@ -31,7 +31,8 @@ from fewstep.evaluate.roster import Roster, scenes_roster
 from fewstep.evaluate.scenes_bench import scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.evaluate.style import fit_probe
-from fewstep.models.latent_model import LatentModel, load_latent_model
+from fewstep.models.family import LatentModel
+from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.pipeline import Pipeline, load_pipeline
@@ -83,7 +84,7 @@ class Judge:
         scenes = Scenes(seed=seed, split="all", look=look)
         pictures = [scenes[i] for i in range(count)]
         pixels = to_pixels([picture.image for picture in pictures])
-        rebuilt = torch.cat([teacher.decode(teacher.encode_pixels(part)[0]) for part in pixels.split(100)])
+        rebuilt = torch.cat([teacher.codec.decode(teacher.codec.encode(part)[0]) for part in pixels.split(100)])
         found, features = read(self.reader, rebuilt.clamp(-1, 1))
         self.reader_accuracy = sum(a == p.scene for a, p in zip(found, pictures, strict=True)) / count
         return features
@@ -135,7 +136,7 @@ def combining(study: Study, judge: Judge, lcm_lora: distill.Distill, style: trai
     """λ1·style + λ2·LCM-LoRA at 4 steps, beside each alone and the style at 50 steps."""
     files = [config.out / "model" / DIFFUSERS_FILE for config in (style, lcm_lora)]
     plain, styled = (load_latent_model(assets.scenes_teacher(), CPU) for _ in range(2))
-    attach(styled.parts, read_lora(files[0], styled.parts).pairs, "style", 1.0)
+    attach(styled.parts, read_lora(files[0], styled.parts, styled.family.lora).pairs, "style", 1.0)
     guidance = lcm_lora.guidance_scale
     rows = [
         judge.row("teacher", plain, guidance),
@@ -157,7 +158,7 @@ def finetuning(study: Study, judge: Judge, loras: Sequence[Any], lcms: Sequence[
     """Latent consistency fine-tuning beside what it competes with, at equal pictures."""
     styled = load_latent_model(assets.scenes_teacher(), CPU)
     style, lcm_lora = (config.out / "model" / DIFFUSERS_FILE for config in loras)
-    attach(styled.parts, read_lora(style, styled.parts).pairs, "style", 1.0)
+    attach(styled.parts, read_lora(style, styled.parts, styled.family.lora).pairs, "style", 1.0)
     # Without a teacher there is no guidance to learn from: this is what pictures alone can give.
     rows = [judge.row("style LoRA, no guidance", styled, 1.0)]
     names = ("LCM", "LCM, fine-tuned at a fixed gap", "LCM, fine-tuned")

@@ -26,7 +26,7 @@ from fewstep.evaluate.reader import load_reader, read
 from fewstep.evaluate.roster import scenes_roster
 from fewstep.evaluate.scenes_bench import scenes_bench
 from fewstep.evaluate.scoring import score
-from fewstep.models.latent_model import load_latent_model
+from fewstep.models.loading import load_latent_model
 
 SHEET_COLUMNS = 10
 
@@ -60,7 +60,7 @@ def main(study: Study) -> None:
     scenes = Scenes(seed=424242, split="all")
     pictures = [scenes[i] for i in range(2000)]
     pixels = to_pixels([picture.image for picture in pictures])
-    rebuilt = torch.cat([teacher.decode(teacher.encode_pixels(part)[0]) for part in pixels.split(100)])
+    rebuilt = torch.cat([teacher.codec.decode(teacher.codec.encode(part)[0]) for part in pixels.split(100)])
     figures: dict[str, object] = {}
     for name, shown in (("reader_on_real_pictures", pixels), ("reader_on_reconstructions", rebuilt.clamp(-1, 1))):
         found, _ = read(reader, shown)
@@ -75,7 +75,7 @@ def main(study: Study) -> None:
         rows.append({"n": n, "n_unseen": n // 4, **row})
         print(rows[-1], flush=True)
         if scale == study.guidance_scale:
-            painted = teacher.decode(kept.latents[:100]).clamp(-1, 1)
+            painted = teacher.codec.decode(kept.latents[:100]).clamp(-1, 1)
             labels = [f"{i}: {describe(scene)}" for i, scene in enumerate(read(reader, painted)[0])]
             images = to_images(painted)
             bands = [

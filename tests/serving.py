@@ -13,7 +13,7 @@ import torch
 
 from fewstep import assets
 from fewstep.commands.serve import chips
-from fewstep.models.latent_model import load_latent_model
+from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.file import Pair
 from fewstep.models.pipeline import load_pipeline
@@ -77,7 +77,7 @@ def with_loras():
     model = load_latent_model(assets.SCENES_LCM, torch.device("cpu"))
     for i, name in enumerate(("attn1.to_q", "ff.net.2")):
         place = f"down_blocks.0.attentions.0.transformer_blocks.0.{name}"
-        weight = model.network.unet.get_submodule(place).weight
+        weight = model.network.backbone.get_submodule(place).weight
         generator = torch.Generator().manual_seed(i)
         down = torch.randn(4, weight.shape[1], generator=generator)
         up = 0.3 * torch.randn(weight.shape[0], 4, generator=generator)

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from fewstep.models.lora.original_names import original_unet_names
+from fewstep.models.families.original_names import original_unet_names
 
 
 def _vae_name(name: str, blocks: int) -> str:

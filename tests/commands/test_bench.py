@@ -13,7 +13,7 @@ from fewstep.commands.bench_train import BenchTrain, Ours, bench_train
 from fewstep.commands.distill import distill
 from fewstep.errors import UserError
 from fewstep.measure.stopwatch import Spread, Stopwatch, flops, in_turn, most_bytes
-from fewstep.models.latent_model import load_latent_model
+from fewstep.models.loading import load_latent_model
 from fewstep.recipes.distill import Distill
 
 CPU = torch.device("cpu")

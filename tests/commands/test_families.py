@@ -81,7 +81,7 @@ def test_a_step_is_the_same_twice_and_moves_the_right_weights(family, kind, solv
     if kind == "lora":
         assert all("lora_" in name for name in moved)
         assert all(p.grad is None for name, p in model.network.named_parameters() if "lora_" not in name)
-    frozen = [*model.vae.parameters(), *model.text_encoder.parameters()]
+    frozen = [*model.codec.autoencoder.parameters(), *model.text_encoder.parameters()]
     assert not any(p.requires_grad for p in frozen)
 
 

@@ -10,10 +10,10 @@ from fewstep.commands.bench_train import Ours
 from fewstep.commands.plan import Plan, Way, plan, ways
 from fewstep.errors import UserError
 from fewstep.measure.memory import GIB, Need, need
+from fewstep.measure.shapes import norms_in_fp32
 from fewstep.measure.stopwatch import Stopwatch, most_bytes
-from fewstep.models.families import SD1
-from fewstep.models.latent_model import load_latent_model
-from fewstep.models.shapes import norms_in_fp32
+from fewstep.models.families.stable_diffusion import SD1
+from fewstep.models.loading import load_latent_model
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("rank", [0, 8])
 def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher, monkeypatch, rank, checkpointing):
     model = load_latent_model(random_teacher, CPU)
-    own = {name: value for name, value in model.network.unet.config.items() if not name.startswith("_")}
+    own = {name: value for name, value in model.network.backbone.config.items() if not name.startswith("_")}
     width = int(model.text_encoder.config.hidden_size)
     family = dataclasses.replace(SD1, text_width=width, unet=own)
     monkeypatch.setattr("fewstep.models.shapes.TOKENS", model.tokenizer.model_max_length)

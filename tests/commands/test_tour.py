@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
-from fewstep.models.export import model_card
+from fewstep.models.card import model_card
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE
 
 SMALL = ("--steps", 2, "--batch-size", 2, "--pictures", 8, "--log-every", 1)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from fewstep.commands import train_teacher as recipe
-from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.teacher.tasks import AutoencoderTask
 from fewstep.train.config import LoopConfig
 

@@ -32,7 +32,7 @@ from fewstep.evaluate.roster import captions_roster, scenes_roster
 from fewstep.evaluate.scenes_bench import reader_extractor
 from fewstep.evaluate.style import fit_probe
 from fewstep.evaluate.tuning import best_cell
-from fewstep.models.latent_model import load_latent_model
+from fewstep.models.loading import load_latent_model
 from written_shards import shard
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from fewstep.errors import UserError
-from fewstep.models import latent_model
-from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models import codec
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.pipeline import seeded_noise
 
 CPU = torch.device("cpu")
@@ -24,47 +24,49 @@ def refusal(source):
 
 def test_reads_what_diffusers_wrote(random_teacher):
     model = load_latent_model(random_teacher, CPU)
-    assert (model.resolution, model.pixels_per_latent, model.latent_shape(64)) == (64, 8, (12, 8, 8))
+    assert (model.resolution, model.codec.multiple, model.codec.shape(64)) == (64, 8, (12, 8, 8))
     assert model.network.parameterisation == "v_prediction"
-    assert model.network.unet.dtype == torch.float32
+    assert model.network.backbone.dtype == torch.float32
     theirs = StableDiffusionPipeline.from_pretrained(random_teacher)
     text, _ = theirs.encode_prompt(["a red star"], CPU, 1, do_classifier_free_guidance=False)
-    assert torch.equal(model.encode_text(["a red star"])["text"], text)
+    assert torch.equal(model.conditioner.encode(["a red star"])["text"], text)
 
 
 def test_encoding_and_decoding_use_the_scaling_factor(random_teacher):
     model = load_latent_model(random_teacher, CPU)
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
-    mean, std = model.encode_pixels(pixels)
-    posterior = model.vae.encode(pixels).latent_dist
+    mean, std = model.codec.encode(pixels)
+    posterior = model.codec.autoencoder.encode(pixels).latent_dist
     torch.testing.assert_close(mean, posterior.mean * 0.7, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(std, posterior.std * 0.7, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.decode(mean), model.vae.decode(posterior.mean).sample, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        model.codec.decode(mean), model.codec.autoencoder.decode(posterior.mean).sample, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_few_pixels_are_encoded_together(random_teacher, monkeypatch):
     model = load_latent_model(random_teacher, CPU)
     pixels = torch.rand(5, 3, 64, 64) * 2 - 1
-    whole = model.encode_pixels(pixels)
-    monkeypatch.setattr(latent_model, "PIXELS_AT_ONCE", 2 * 64 * 64 + 1)
+    whole = model.codec.encode(pixels)
+    monkeypatch.setattr(codec, "PIXELS_AT_ONCE", 2 * 64 * 64 + 1)
     sizes = []
-    model.vae.encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    for part, one in zip(model.encode_pixels(pixels), whole, strict=True):
+    model.codec.autoencoder.encoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    for part, one in zip(model.codec.encode(pixels), whole, strict=True):
         torch.testing.assert_close(part, one, rtol=1e-4, atol=1e-5)
     assert sizes == [2, 2, 1]
-    monkeypatch.setattr(latent_model, "PIXELS_AT_ONCE", 1)  # a picture larger than that is encoded alone
-    model.encode_pixels(pixels[:2])
+    monkeypatch.setattr(codec, "PIXELS_AT_ONCE", 1)  # a picture larger than that is encoded alone
+    model.codec.encode(pixels[:2])
     assert sizes[3:] == [1, 1]
 
 
 def test_few_pixels_are_decoded_together(random_teacher, monkeypatch):
     model = load_latent_model(random_teacher, CPU)
-    z_0 = torch.randn(5, *model.latent_shape(64))
-    whole = model.decode(z_0)
-    monkeypatch.setattr(latent_model, "PIXELS_AT_ONCE", 2 * 64 * 64 + 1)
+    z_0 = torch.randn(5, *model.codec.shape(64))
+    whole = model.codec.decode(z_0)
+    monkeypatch.setattr(codec, "PIXELS_AT_ONCE", 2 * 64 * 64 + 1)
     sizes = []
-    model.vae.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    torch.testing.assert_close(model.decode(z_0), whole, rtol=1e-4, atol=1e-4)
+    model.codec.autoencoder.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    torch.testing.assert_close(model.codec.decode(z_0), whole, rtol=1e-4, atol=1e-4)
     assert sizes == [2, 2, 1]
 
 
@@ -73,8 +75,8 @@ def test_other_parameterisations(teacher_copy, edit_json, kind):
     scheduler = teacher_copy / "scheduler" / "scheduler_config.json"
     edit_json(scheduler, prediction_type=kind, rescale_betas_zero_snr=kind != "epsilon")
     model = load_latent_model(teacher_copy, CPU)
-    z, t, cond = torch.randn(1, 12, 8, 8), torch.tensor([399]), model.encode_text(["a red star"])
-    raw = model.network.unet(z, t, encoder_hidden_states=cond["text"]).sample
+    z, t, cond = torch.randn(1, 12, 8, 8), torch.tensor([399]), model.conditioner.encode(["a red star"])
+    raw = model.network.backbone(z, t, encoder_hidden_states=cond["text"]).sample
     alpha, sigma = model.schedule.coefficients(t, z)
     expected = {"epsilon": (z - sigma * raw) / alpha, "v_prediction": alpha * z - sigma * raw, "sample": raw}[kind]
     torch.testing.assert_close(model.network(z, t, cond, None).z_0, expected)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import safetensors.torch
@@ -10,16 +11,18 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch.func import functional_call
 
 from fewstep.errors import UserError
-from fewstep.models.latent_model import load_latent_model
+from fewstep.models.families.stable_diffusion import LORA
+from fewstep.models.families.unet import UNetNetwork
+from fewstep.models.loading import load_latent_model
 from fewstep.models.lora import adapters
-from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork, attach, detach
+from fewstep.models.lora.adapters import AdaptedNetwork, attach, detach
 from fewstep.models.lora.combining import combined, merge
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, Pair, read_lora, write_lora
-from fewstep.models.network import UNetNetwork
 
 CPU = torch.device("cpu")
 Z, T = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([999, 259])
 COND = {"text": torch.randn(2, 32, 64, generator=torch.Generator().manual_seed(1))}
+read_lora, write_lora = partial(read_lora, layout=LORA), partial(write_lora, layout=LORA)
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def network(random_teacher):
 @pytest.fixture
 def adapted(network):
     """With adapters that do something; alpha is not rank."""
-    adapted = AdaptedNetwork(network, rank=6, alpha=9.0, target_modules=TARGET_MODULES)
+    adapted = AdaptedNetwork(network, rank=6, alpha=9.0, target_modules=LORA.targets)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in adapted.weights.parameters():
@@ -40,13 +43,13 @@ def adapted(network):
 
 @pytest.fixture
 def files(adapted, tmp_path):
-    assert write_lora(tmp_path, adapted.pairs(adapted.weights), {}, {"unet": adapted.network.unet}) == 0
+    assert write_lora(tmp_path, adapted.pairs(adapted.weights), {}, {"unet": adapted.network.backbone}) == 0
     return tmp_path
 
 
 def test_fresh_adapters_change_nothing_and_alone_learn(random_teacher, network):
     plain = load_latent_model(random_teacher, CPU).network
-    adapted = AdaptedNetwork(network, 4, 4.0, TARGET_MODULES)
+    adapted = AdaptedNetwork(network, 4, 4.0, LORA.targets)
     assert torch.equal(adapted.student(Z, T, COND, None).z_0, plain(Z, T, COND, None).z_0)
     learning = {name for name, p in network.named_parameters() if p.requires_grad}
     assert learning == {f"unet.{name.removeprefix('unet.')}" for name in adapted.weights.by_name()}
@@ -72,7 +75,7 @@ def several(pictures):
 
 
 def test_adapters_are_added_to_the_weights_first_where_that_is_less_work(network, monkeypatch):
-    adapted, asked = AdaptedNetwork(network, 64, 32.0, TARGET_MODULES), several(16)
+    adapted, asked = AdaptedNetwork(network, 64, 32.0, LORA.targets), several(16)
     weights, generator = list(adapted.weights.parameters()), torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in weights:
@@ -89,7 +92,7 @@ def test_adapters_are_added_to_the_weights_first_where_that_is_less_work(network
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
     with torch.autocast("cpu", torch.bfloat16):
         adapted.student(*asked)
-    network.unet.enable_gradient_checkpointing()
+    network.backbone.enable_gradient_checkpointing()
     adapted.student(*asked)
     assert len(sums) == 1
 
@@ -99,7 +102,7 @@ def test_adapters_are_added_to_the_weights_first_where_that_is_less_work(network
 )
 def test_adapters_stay_beside_the_weights(network, monkeypatch, rank, dtype, pictures):
     """Where they are few, where their sum would be rounded, where one picture would not pay for the sum."""
-    adapted = AdaptedNetwork(network, rank, float(rank), TARGET_MODULES, dtype)
+    adapted = AdaptedNetwork(network, rank, float(rank), LORA.targets, dtype)
     monkeypatch.delattr(adapters, "functional_call")
     assert adapted.student(*several(pictures)).z_0.requires_grad
 
@@ -138,19 +141,19 @@ def test_diffusers_loads_it_at_the_right_scale(file, files, adapted, random_teac
     pipe = StableDiffusionPipeline.from_pretrained(random_teacher)
     pipe.load_lora_weights(files, weight_name=file)
     theirs = pipe.unet(Z, T, encoder_hidden_states=COND["text"]).sample
-    mine = adapted.network.unet(Z, T, encoder_hidden_states=COND["text"]).sample
+    mine = adapted.network.backbone(Z, T, encoder_hidden_states=COND["text"]).sample
     torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-5)
 
 
 def test_scales_act_and_adapters_add(files, random_teacher):
     network = load_latent_model(random_teacher, CPU).network
-    parts = {"unet": network.unet}
+    parts = {"unet": network.backbone}
     pairs = read_lora(files / DIFFUSERS_FILE, parts).pairs
     name = "unet.down_blocks.0.attentions.0.proj_in"
-    weight = network.unet.down_blocks[0].attentions[0].proj_in.weight.clone()
+    weight = network.backbone.down_blocks[0].attentions[0].proj_in.weight.clone()
     attach(parts, pairs, "one", 0.5)
     attach(parts, pairs, "two", -0.25)
-    layer = network.unet.down_blocks[0].attentions[0].proj_in
+    layer = network.backbone.down_blocks[0].attentions[0].proj_in
     x = torch.randn(2, weight.shape[1], 4, 4)
     expected = torch.nn.functional.conv2d(
         x, weight + 0.25 * pairs[name].delta().float().view_as(weight), layer.base_layer.bias
@@ -179,7 +182,7 @@ def test_spellings_from_elsewhere(spelling, network, tmp_path):
     safetensors.torch.save_file(
         {spelt("unet", QUERY, "A"): down, spelt("unet", QUERY, "B"): up}, tmp_path / "x.safetensors"
     )
-    (name, pair), *others = read_lora(tmp_path / "x.safetensors", {"unet": network.unet}).pairs.items()
+    (name, pair), *others = read_lora(tmp_path / "x.safetensors", {"unet": network.backbone}).pairs.items()
     assert (name, others, pair.alpha) == (f"unet.{QUERY}", [], 4.0)
     assert torch.equal(pair.down, down)
     assert torch.equal(pair.up, up)
@@ -188,17 +191,17 @@ def test_spellings_from_elsewhere(spelling, network, tmp_path):
 @pytest.mark.parametrize("end", ["lora_te_", "lora_te1_", "text_encoder."])
 def test_adapters_of_the_text_encoder(end, random_teacher, tmp_path):
     model = load_latent_model(random_teacher, CPU)
-    parts = {"unet": model.network.unet, "text_encoder": model.text_encoder}
+    parts = {"unet": model.network.backbone, "text_encoder": model.text_encoder}
     module = "text_model.encoder.layers.0.self_attn.q_proj"
     key = f"{end}{module.replace('.', '_')}.lora_" if end.startswith("lora") else f"{end}{module}.lora_"
     halves = ("down", "up") if end.startswith("lora") else ("A", "B")
     tensors = {f"{key}{halves[0]}.weight": torch.randn(2, 64), f"{key}{halves[1]}.weight": torch.randn(64, 2)}
     safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
-    before = model.encode_text(["a red star"])["text"]
+    before = model.conditioner.encode(["a red star"])["text"]
     attach(parts, read_lora(tmp_path / "x.safetensors", parts).pairs, "style", 1.0)
-    assert not torch.allclose(model.encode_text(["a red star"])["text"], before, atol=1e-3)
+    assert not torch.allclose(model.conditioner.encode(["a red star"])["text"], before, atol=1e-3)
     detach(parts, "style")
-    assert torch.equal(model.encode_text(["a red star"])["text"], before)
+    assert torch.equal(model.conditioner.encode(["a red star"])["text"], before)
 
 
 def spoilt(tmp_path, **changes):
@@ -235,16 +238,16 @@ def spoilt(tmp_path, **changes):
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(changes, said, network, tmp_path):
-    state = copy.deepcopy(network.unet.state_dict())
+    state = copy.deepcopy(network.backbone.state_dict())
     with pytest.raises(UserError, match=said):
-        read_lora(spoilt(tmp_path, **copy.deepcopy(changes)), {"unet": network.unet})
-    now = network.unet.state_dict()
+        read_lora(spoilt(tmp_path, **copy.deepcopy(changes)), {"unet": network.backbone})
+    now = network.backbone.state_dict()
     assert now.keys() == state.keys()
     assert all(torch.equal(now[name], value) for name, value in state.items())
 
 
 def test_files_that_are_none(network, tmp_path):
-    parts = {"unet": network.unet}
+    parts = {"unet": network.backbone}
     pickle, cut = tmp_path / "pickle.safetensors", tmp_path / "cut.safetensors"
     torch.save({"a": torch.zeros(3)}, pickle)
     cut.write_bytes(spoilt(tmp_path).read_bytes()[:-50])
@@ -264,7 +267,7 @@ def random_lora(network, rank, alpha, seed, modules):
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
     for name in modules:
-        out, into, *kernel = network.unet.get_submodule(name).weight.shape
+        out, into, *kernel = network.backbone.get_submodule(name).weight.shape
         down = torch.randn(rank, into, *kernel, generator=generator)
         up = torch.randn(out, rank, *[1] * len(kernel), generator=generator)
         pairs[f"unet.{name}"] = Pair(down, up, alpha)
@@ -284,14 +287,14 @@ def test_combining_adds_weight_deltas(network):
     assert {name: pair.rank for name, pair in one.items()} == {f"unet.{QUERY}": 3, f"unet.{convolution}": 5}
     for name, expected in by_hand.items():
         torch.testing.assert_close(one[name].delta(), expected, rtol=1e-5, atol=1e-5)
-    before = {name: network.unet.get_submodule(name[5:]).weight.double() for name in by_hand}
-    state = copy.deepcopy(network.unet.state_dict())
-    merge({"unet": network.unet}, loras)
+    before = {name: network.backbone.get_submodule(name[5:]).weight.double() for name in by_hand}
+    state = copy.deepcopy(network.backbone.state_dict())
+    merge({"unet": network.backbone}, loras)
     for name, expected in by_hand.items():
-        now = network.unet.get_submodule(name[5:]).weight
+        now = network.backbone.get_submodule(name[5:]).weight
         torch.testing.assert_close(now, (before[name] + expected).float(), rtol=1e-6, atol=1e-6)
     untouched = state.keys() - {f"{name[5:]}.weight" for name in by_hand}
-    assert all(torch.equal(network.unet.state_dict()[name], state[name]) for name in untouched)
+    assert all(torch.equal(network.backbone.state_dict()[name], state[name]) for name in untouched)
 
 
 def test_the_papers_number_of_parameters_on_stable_diffusion_15(sd_schedule):
@@ -302,7 +305,7 @@ def test_the_papers_number_of_parameters_on_stable_diffusion_15(sd_schedule):
         )
     assert sum(p.numel() for p in unet.parameters()) == 859_520_964
     network = UNetNetwork(unet.requires_grad_(False), sd_schedule, "epsilon")
-    weights = AdaptedNetwork(network, 64, 64.0, TARGET_MODULES).weights
+    weights = AdaptedNetwork(network, 64, 64.0, LORA.targets).weights
     assert sum(p.numel() for p in weights.parameters()) == 67_252_224
     assert len(list(weights.parameters())) == 2 * 278
 
@@ -312,7 +315,7 @@ def test_adapters_begin_as_the_seed_says_whatever_was_drawn_before(random_teache
     for before, seed in ((0, 3), (1, 3), (0, 4)):
         torch.manual_seed(before)
         network = load_latent_model(random_teacher, CPU).network
-        begun.append(AdaptedNetwork(network, 4, 4.0, TARGET_MODULES, seed=seed).weights.by_name())
+        begun.append(AdaptedNetwork(network, 4, 4.0, LORA.targets, seed=seed).weights.by_name())
     same, other = begun[1:]
     for name, value in begun[0].items():
         assert torch.equal(value, same[name])

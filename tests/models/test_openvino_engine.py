@@ -10,7 +10,7 @@ import torch
 from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.models.engines.openvino import on_openvino
-from fewstep.models.latent_model import load_latent_model
+from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.file import Pair
 from fewstep.models.pipeline import Pipeline, load_pipeline
@@ -34,7 +34,7 @@ def test_pictures_are_torchs_and_it_compiles_once(tmp_path, capfd):
         assert capfd.readouterr().err.count("compiling for OpenVINO") == expected
     assert len(list(tmp_path.glob("*/network.xml"))) == 2
     with torch.no_grad():  # other weights are another model
-        model.network.unet.conv_in.weight.mul_(1.5)
+        model.network.backbone.conv_in.weight.mul_(1.5)
     changed = levels(Pipeline(on_openvino(model, "fp32", tmp_path)))
     assert np.abs(changed - wanted).max() > 1
     assert len(list(tmp_path.glob("*/network.xml"))) == 3
@@ -52,7 +52,7 @@ def test_loras_are_merged_in(tmp_path):
     def with_lora():
         model = load_latent_model(assets.SCENES_LCM, CPU)
         name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-        width = model.network.unet.get_submodule(name).weight.shape[0]
+        width = model.network.backbone.get_submodule(name).weight.shape[0]
         generator = torch.Generator().manual_seed(0)
         down, up = (torch.randn(shape, generator=generator) for shape in ((4, width), (width, 4)))
         attach(model.parts, {f"unet.{name}": Pair(down, up, 4.0)}, "style", 0.5)
@@ -69,7 +69,7 @@ def test_what_xl_is_told_beside_the_text_reaches_it(tmp_path):
     folder = save_miniature("sdxl", tokenizer, tmp_path / "sdxl")
     torched, compiled = (load_latent_model(folder, CPU) for _ in range(2))
     compiled = on_openvino(compiled, "fp32", tmp_path / "cache")
-    cond = torched.encode_text(PROMPTS)
+    cond = torched.conditioner.encode(PROMPTS)
     z_t, t = torch.randn(2, *torched.latent_shape(torched.resolution)), torch.tensor([999, 259])
     for given in (cond, cond | {"sizes": torch.tensor([[64.0, 32, 5, 6, 16, 16]]).expand(2, 6)}):
         with torch.no_grad():
@@ -80,9 +80,9 @@ def test_what_xl_is_told_beside_the_text_reaches_it(tmp_path):
 def test_a_tiny_decoder_is_compiled_too(tmp_path, tiny_decoder):
     model = load_latent_model(assets.SCENES_LCM, CPU)
     model = dataclasses.replace(model, tiny_decoder=load_tiny_decoder(tiny_decoder, CPU))
-    z_0 = torch.randn(2, *model.latent_shape(model.resolution))
+    z_0 = torch.randn(2, *model.codec.shape(model.resolution))
     torch.testing.assert_close(
-        on_openvino(model, "fp32", tmp_path).decode(z_0), model.decode(z_0), rtol=1e-3, atol=1e-3
+        on_openvino(model, "fp32", tmp_path).decode(z_0), model.codec.decode(z_0), rtol=1e-3, atol=1e-3
     )
 
 

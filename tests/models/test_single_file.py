@@ -13,11 +13,9 @@ from fewstep.commands.inspect import describe
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models import scenes_model
-from fewstep.models.families import modelspec_architecture
-from fewstep.models.latent_model import load_latent_model
+from fewstep.models.families.original_names import original_unet_names
+from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import Pair, read_lora, write_lora
-from fewstep.models.lora.original_names import original_unet_names
-from fewstep.models.network import student_of
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import distill
 from fewstep.recipes.named import find_recipe
@@ -47,19 +45,19 @@ def test_a_single_file_is_the_same_model_as_its_folder(family, models):
     folder, file, config = models[family]
     one, other = load_latent_model(folder, CPU), load_latent_model(file, CPU, str(config))
     z, t = torch.randn(1, 4, 8, 8), torch.tensor([599])
-    cond = one.encode_text(["a red star"])
+    cond = one.conditioner.encode(["a red star"])
     for mine, theirs in zip(one.parts.values(), other.parts.values(), strict=True):
         held, found = mine.state_dict(), theirs.state_dict()
         assert held.keys() == found.keys()
         assert all(torch.equal(value, found[name]) for name, value in held.items())
     # rounding alone: the weights lie otherwise in memory
-    for name, value in other.encode_text(["a red star"]).items():
+    for name, value in other.conditioner.encode(["a red star"]).items():
         torch.testing.assert_close(value, cond[name])
     answers = [model.network(z, t, cond, None).z_0 for model in (one, other)]
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(one.decode(z), other.decode(z), rtol=1e-4, atol=1e-4)
-    for name, value in one.null_cond().items():
-        torch.testing.assert_close(value, other.null_cond()[name])
+    for name, value in one.conditioner.null().items():
+        torch.testing.assert_close(value, other.conditioner.null()[name])
     assert one.network.parameterisation == other.network.parameterisation
     assert one.family is other.family
     assert not any(p.requires_grad for part in other.parts.values() for p in part.parameters())
@@ -68,7 +66,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(family, models):
 def test_families_and_their_names(models):
     found = {family: load_latent_model(models[family][0], CPU) for family in FAMILIES}
     assert [model.family.name for model in found.values()] == ["sd1", "sd2", "sd2", "sdxl"]
-    assert [modelspec_architecture(m.family, m.network.parameterisation) for m in found.values()] == [
+    assert [m.family.spec_architecture(m.network.parameterisation) for m in found.values()] == [
         "stable-diffusion-v1", "stable-diffusion-v2-512", "stable-diffusion-v2-768-v", "stable-diffusion-xl-v1-base",
     ]  # fmt: skip
 
@@ -131,7 +129,7 @@ def test_a_config_older_than_guidance_inputs_makes_a_student(models, tmp_path):
     held = json.loads(file.read_text())
     del held["time_cond_proj_dim"]
     file.write_text(json.dumps(held))
-    student = student_of(load_latent_model(folder, CPU).network, 8)
+    student = load_latent_model(folder, CPU).network.to_student(8)
     assert student.unet.config.time_cond_proj_dim == 256
     assert not student.unet.time_embedding.cond_proj.weight.any()
 
@@ -147,10 +145,10 @@ def test_a_recipe_for_another_family_is_refused(models):
 def test_the_numbered_blocks_of_kohyas_sdxl_files(models, tmp_path):
     """`lora_unet_input_blocks_4_1_…`, as kohya's trainer writes them for SDXL alone."""
     model = load_latent_model(models["sdxl"][0], CPU)
-    names = original_unet_names(name for name, _ in model.network.unet.named_modules())
+    names = original_unet_names(name for name, _ in model.network.backbone.named_modules())
     assert names["down_blocks.1.attentions.0.proj_in"] == "input_blocks.3.1.proj_in"  # one layer a level here
     tensors, expected = {}, {}
-    for name, module in model.network.unet.named_modules():
+    for name, module in model.network.backbone.named_modules():
         if isinstance(module, torch.nn.Linear) and name.endswith("to_q"):
             spelt = f"lora_unet_{names[name].replace('.', '_')}"
             down, up = torch.randn(2, module.in_features), torch.randn(module.out_features, 2)
@@ -158,7 +156,7 @@ def test_the_numbered_blocks_of_kohyas_sdxl_files(models, tmp_path):
             tensors[f"{spelt}.alpha"] = torch.tensor(1.0)
             expected[f"unet.{name}"] = down
     safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
-    found = read_lora(tmp_path / "x.safetensors", model.parts).pairs
+    found = read_lora(tmp_path / "x.safetensors", model.parts, model.family.lora).pairs
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name].down, down) and found[name].alpha == 1.0 for name, down in expected.items())
 
@@ -167,16 +165,16 @@ def test_what_is_combined_on_a_single_file_finds_its_configurations_again(models
     """The LoRA's header keeps the base and its --base-config; a merged pipeline needs neither."""
     _, file, config = models["sd15"]
     model = load_latent_model(file, CPU, str(config))
-    weight = model.network.unet.get_submodule(ADAPTED).weight
+    weight = model.network.backbone.get_submodule(ADAPTED).weight
     lora = {f"unet.{ADAPTED}": Pair(torch.randn(2, weight.shape[1]) / 4, torch.randn(weight.shape[0], 2) / 4, 2.0)}
     header = {"fewstep.method": "LCM-LoRA", "fewstep.original_inference_steps": "50", "fewstep.omega": "7.5"}
-    write_lora(tmp_path / "lora", lora, header, model.parts)
+    write_lora(tmp_path / "lora", lora, header, model.parts, model.family.lora)
     settings = {"base": str(file), "base_config": str(config), "lora": (f"{tmp_path / 'lora'}:0.5",)}
     combine(Combine(**settings, out=tmp_path / "one"))
     combine(Combine(**settings, out=tmp_path / "merged", merged=True))
     shutil.rmtree(tmp_path / "lora")
     alone, merged = (load_pipeline(tmp_path / name, "cpu") for name in ("one", "merged"))
     expected = weight + 0.5 * lora[f"unet.{ADAPTED}"].up @ lora[f"unet.{ADAPTED}"].down
-    torch.testing.assert_close(merged.model.network.unet.get_submodule(ADAPTED).weight, expected)
+    torch.testing.assert_close(merged.model.network.backbone.get_submodule(ADAPTED).weight, expected)
     first, second = (np.asarray(pipe(["a red star"], steps=2)[0], dtype=int) for pipe in (alone, merged))
     assert np.abs(first - second).max() <= 2

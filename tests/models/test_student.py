@@ -16,17 +16,16 @@ from diffusers import (
 import fewstep
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
-from fewstep.models.latent_model import load_latent_model
-from fewstep.models.network import student_of
+from fewstep.models.loading import load_latent_model
 
 CPU = torch.device("cpu")
 
 
 def test_the_student_starts_as_its_teacher_whatever_omega(random_teacher):
     teacher = load_latent_model(random_teacher, CPU)
-    student = student_of(teacher.network, 8)
+    student = teacher.network.to_student(8)
     z, t = torch.randn(3, 12, 8, 8), torch.tensor([19, 499, 999])
-    cond = teacher.encode_text(["a red star", "", "a blue ring"])
+    cond = teacher.conditioner.encode(["a red star", "", "a blue ring"])
     for omega in (torch.zeros(3), torch.tensor([1.0, 7.5, 13.0])):
         for mine, theirs in zip(student(z, t, cond, omega), teacher.network(z, t, cond, None), strict=True):
             assert torch.equal(mine, theirs)
@@ -35,7 +34,7 @@ def test_the_student_starts_as_its_teacher_whatever_omega(random_teacher):
 
 
 def test_omega_reaches_the_student(random_teacher):
-    student = student_of(load_latent_model(random_teacher, CPU).network, 8)
+    student = load_latent_model(random_teacher, CPU).network.to_student(8)
     torch.nn.init.normal_(student.unet.time_embedding.cond_proj.weight)
     z, t, cond = torch.randn(1, 12, 8, 8), torch.tensor([499]), {"text": torch.randn(1, 32, 64)}
     outputs = [student(z, t, cond, torch.tensor([omega])).epsilon for omega in (1.0, 2.0)]
@@ -114,7 +113,7 @@ def test_a_picture_does_not_depend_on_its_batch(random_student):
 
 def test_options_of_a_call_change_the_picture(random_student):
     pipe = fewstep.load(random_student / "model")
-    torch.nn.init.normal_(pipe.model.network.unet.time_embedding.cond_proj.weight)
+    torch.nn.init.normal_(pipe.model.network.backbone.time_embedding.cond_proj.weight)
     paint = lambda **options: np.asarray(pipe(**{"prompt": "a red star", "steps": 2, "seed": 1} | options)[0])  # noqa: E731
     plain = paint()
     assert np.array_equal(plain, paint(guidance_scale=5.0))  # what the model recorded

@@ -57,8 +57,10 @@ def test_a_pipeline_decodes_with_it_and_at_its_own_scale(tiny_decoder, tmp_path,
     tiny.register_to_config(scaling_factor=scale)
     tiny.save_pretrained(tmp_path)
     pipeline = load_pipeline("scenes-lcm", "cpu", tiny_decoder=tmp_path)
-    z_0 = torch.randn(2, *pipeline.model.latent_shape(64))
+    z_0 = torch.randn(2, *pipeline.model.codec.shape(64))
     with torch.no_grad():
-        torch.testing.assert_close(pipeline.model.decode(z_0), tiny.decode(z_0 / scale).sample, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            pipeline.model.codec.decode(z_0), tiny.decode(z_0 / scale).sample, rtol=1e-4, atol=1e-4
+        )
     painted, whole = pipeline("a pink heart"), load_pipeline("scenes-lcm", "cpu")("a pink heart")
     assert np.any(np.asarray(painted[0]) != np.asarray(whole[0]))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, safe_open
 
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
-from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.pictures import PictureConfig
 from fewstep.runs.material import open_material
 from warm_command import Warm

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
-from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.pictures import PictureConfig
 from fewstep.runs.material import open_material
 from warm_command import Warm

@@ -25,7 +25,7 @@ def prepared(teacher, photos, folder, **changes):
         **{"ema_decay": 0.5, **changes},
     )  # fmt: skip
     model = load_teacher(config)
-    model.network.unet.double()
+    model.network.backbone.double()
     student = make_student(config, model, 16)
     student.learner.weights.double()
     latents = open_material(config, model).latents()

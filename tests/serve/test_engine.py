@@ -205,7 +205,7 @@ def test_lora_scales_act_at_once_and_pictures_of_others_are_untouched():
     assert np.abs(found[1] - plain).max() > 8
     assert np.abs(found[2] - found[1]).max() > 8
     model = with_loras()
-    for layer in model.network.unet.modules():
+    for layer in model.network.backbone.modules():
         for name, scale in (("lora0", 0.7), ("lora1", 0.4)):
             if name in getattr(layer, "lora_A", {}):
                 layer.set_scale(name, scale)

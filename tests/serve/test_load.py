@@ -143,14 +143,14 @@ def test_prompts_that_are_checked_while_others_are_read_are_read_whole(bundled):
 
     def check():
         while not end.is_set():
-            bundled.model.truncated(PROMPT)
+            bundled.model.conditioner.truncates(PROMPT)
 
     threads = [threading.Thread(target=check) for _ in range(2)]
     for thread in threads:
         thread.start()
     for i in range(200):
         try:
-            width = bundled.model.encode_text([f"a pink heart {i}"])["text"].shape[1]
+            width = bundled.model.conditioner.encode([f"a pink heart {i}"])["text"].shape[1]
         except Exception as error:
             width = error
         if width != bundled.model.tokenizer.model_max_length:

@@ -17,9 +17,10 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from fewstep import assets
-from fewstep.models.families import SD1
-from fewstep.models.latent_model import assemble
-from fewstep.runs.consistency import make_task, peak_gib
+from fewstep.models.families.stable_diffusion import SD1
+from fewstep.models.families.stable_diffusion import assemble
+from fewstep.runs.consistency import make_task
+from fewstep.runs.trial import peak_gib
 from fewstep.runs.material import open_material
 from fewstep.recipes.distill import Distill
 from fewstep.commands.distill import make_path, make_student
@@ -57,7 +58,7 @@ broken = update(optimizer, 1e-4, 1.0, Batch(loss.detach(), torch.ones(()), torch
 print(json.dumps({
     "loss": float(loss), "gradient": largest, "broken": float(broken), "peak_gib": peak_gib(),
     "learning": sum(p.numel() for p in task.student.parameters() if p.requires_grad),
-    "frozen": str(model.network.unet.conv_in.weight.dtype),
+    "frozen": str(model.network.backbone.conv_in.weight.dtype),
 }))
 """
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from fewstep.commands.distill import load_teacher, make_student
-from fewstep.models.latent_model import load_latent_model
-from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork
+from fewstep.models.families.stable_diffusion import LORA
+from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.named import find_recipe
 from fewstep.runs.consistency import slow_average
@@ -100,7 +101,7 @@ def test_a_broken_update_is_vetoed_with_8_bit_moments():
 
 def test_a_base_in_bf16_keeps_its_adapters_in_fp32(random_teacher):
     network = load_latent_model(random_teacher, torch.device("cpu")).network
-    adapted = AdaptedNetwork(network, 4, 4.0, TARGET_MODULES, torch.bfloat16)
+    adapted = AdaptedNetwork(network, 4, 4.0, LORA.targets, torch.bfloat16)
     assert {p.dtype for p in adapted.weights.parameters()} == {torch.float32}
     assert {p.dtype for p in network.parameters() if not p.requires_grad} == {torch.bfloat16}
     z, t, cond = torch.randn(1, 12, 8, 8), torch.tensor([499]), {"text": torch.randn(1, 32, 64)}
@@ -116,7 +117,7 @@ def test_frozen_precision_is_the_teachers(random_teacher, rank):
         config = Distill(teacher=str(random_teacher), device="cpu", lora_rank=rank, frozen_precision=wanted, **guidance)
         teacher = load_teacher(config)
         student = make_student(config, teacher, 64)
-        dtypes[wanted] = teacher.network.unet.conv_in.weight.dtype
+        dtypes[wanted] = teacher.network.backbone.conv_in.weight.dtype
         assert {p.dtype for p in student.learner.weights.parameters()} == {torch.float32}
     assert dtypes == {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
 

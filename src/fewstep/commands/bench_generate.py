@@ -18,10 +18,10 @@ from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, in_turn, machine
-from fewstep.models.families import SD1, SD2, Family
-from fewstep.models.latent_model import pick_device
+from fewstep.models.families.stable_diffusion import SD1, SD2
+from fewstep.models.family import Family
+from fewstep.models.loading import pick_device
 from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline, with_engine
-from fewstep.models.random_models import random_student
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.runs.folder import made_with
 
@@ -103,14 +103,15 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
 
 def _load(config: BenchGenerate, device: torch.device) -> Pipeline:
     if config.model in RANDOM:
-        return Pipeline(random_student(RANDOM[config.model], device, config.resolution))
+        return Pipeline(RANDOM[config.model].random_model(device, few_step=True, side=config.resolution))
     return load_pipeline(config.model, config.device)
 
 
 def _variant(whole: Pipeline, engine: Engine, tiny: str) -> Pipeline:
     model = whole.model
     if tiny:
-        model = dataclasses.replace(model, tiny_decoder=load_tiny_decoder(tiny, model.device))
+        codec = model.codec.with_tiny_decoder(load_tiny_decoder(tiny, model.device))
+        model = dataclasses.replace(model, codec=codec)
     return Pipeline(with_engine(model, engine))
 
 
@@ -120,11 +121,11 @@ def _painter(pipeline: Pipeline, watch: Stopwatch) -> Paint:
 
     def paint(prompts: Sequence[str], steps: int, seed: int) -> list[Image.Image]:
         with watch("text"):
-            cond = model.encode_text(prompts)
+            cond = model.conditioner.encode(prompts)
         with watch("network"):
             z_0 = pipeline.latents(cond, range(seed, seed + len(prompts)), steps, omega)
         with watch("decoder"):
-            pixels = model.decode(z_0)
+            pixels = model.codec.decode(z_0)
         return to_images(pixels)
 
     return paint

@@ -24,8 +24,8 @@ from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, flops, in_turn, machine, matrix_rate, most_bytes
 from fewstep.models.families import FAMILIES
-from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
-from fewstep.models.random_models import random_model
+from fewstep.models.family import LatentModel
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.parallel.world import current_world
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
@@ -81,7 +81,7 @@ class Ours:
 
     def __init__(self, config: Distill, model: LatentModel, watch: Stopwatch) -> None:
         self.config, self._model, self._watch = config, model, watch
-        student = make_student(config, model, choose_resolution(config, model))
+        student = make_student(config, model)
         learner = student.learner
         network = watch.around("student", learner.student, without_gradient="target")
         target = learner.target and watch.around("target", learner.target)
@@ -109,7 +109,7 @@ class Ours:
 
     def held(self) -> Iterator[Tensor]:
         state, model = self.state, self._model
-        others = (model.network, model.vae, model.text_encoder, model.text_encoder_2)
+        others = (model.network, model.codec.autoencoder, *model.conditioner.encoders.values())
         for module in (state.student, state.averaged, *others):
             if module is not None:
                 yield from (*module.parameters(), *module.buffers())
@@ -207,7 +207,7 @@ def _measured(config: BenchTrain, device: torch.device) -> Iterator[tuple[Distil
         yield recipe, load_latent_model(recipe.teacher, device)
         return
     assert recipe.family != "any"  # without a teacher of its own
-    model = random_model(FAMILIES[recipe.family], device)
+    model = FAMILIES[recipe.family].random_model(device)
     with tempfile.TemporaryDirectory() as folder:
         side = recipe.resolution or model.resolution
         draw, scenes = np.random.default_rng(0), Scenes(seed=0)

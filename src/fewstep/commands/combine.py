@@ -9,10 +9,11 @@ import tyro
 
 from fewstep import assets
 from fewstep.errors import UserError
+from fewstep.models.card import LCM_LORA
 from fewstep.models.export import save_combined, save_merged
-from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.combining import combined, merge
-from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, LCM_LORA, parse_lora, read_lora
+from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, parse_lora, read_lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ def combine(config: Combine) -> None:
         raise UserError(f"{config.out} is not empty; choose another --out")
     model = load_latent_model(config.base, pick_device("cpu"), config.base_config)
     given = [parse_lora(text) for text in config.lora]
-    files = [read_lora(path, model.parts) for path, _ in given]
+    files = [read_lora(path, model.parts, model.family.lora) for path, _ in given]
     loras = [(file.pairs, scale) for file, (_, scale) in zip(files, given, strict=True)]
     # The few-step LoRA's header says how its combinations are painted with.
     header = next((file.header for file in files if file.note("method") == LCM_LORA), {})

@@ -5,34 +5,40 @@ from __future__ import annotations
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
 from fewstep.method.paths import TeacherPath
-from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
-from fewstep.models.lora.file import LCM_LORA
+from fewstep.models.card import LCM_LORA
+from fewstep.models.family import LatentModel
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.distill import Distill
-from fewstep.runs.consistency import run
-from fewstep.runs.student import Student, build_student, takes_guidance
+from fewstep.runs.consistency import fit_and_save, make_task, open_run
+from fewstep.runs.learning import make_trainable
+from fewstep.runs.material import choose_resolution
+from fewstep.runs.observers import Observed, make_observers
+from fewstep.runs.trial import try_out
+from fewstep.train.trainable import Trainable
 
 
 def distill(config: Distill) -> None:
     """Trains and exports to `config.out / "model"`."""
     teacher = load_teacher(config)
-    run(
-        config, teacher, lambda resolution: make_student(config, teacher, resolution),
-        lambda student: make_path(config, student, teacher), "distil",
-    )  # fmt: skip
-
-
-def make_path(config: Distill, student: Student, teacher: LatentModel) -> TeacherPath:
-    """One step of the solver along the teacher's guided ODE."""
-    return TeacherPath(student.base, teacher.schedule, teacher.null_cond(), SOLVERS[config.solver], config.guided_from)
+    material = open_run(config, teacher)
+    if material is None:
+        return None
+    student = make_student(config, teacher)
+    path = make_path(config, student, teacher)
+    task = make_task(config, student, path, teacher, material.latents())
+    if config.dry_run:
+        return try_out(config, student, task, material.count)
+    observe = make_observers(Observed(config, student, material.captions, choose_resolution(config, teacher)))
+    return fit_and_save(config, task, student, "distil", observe)
 
 
 def load_teacher(config: Distill) -> LatentModel:
-    """The teacher, frozen; refuses a model that is already few-step."""
+    """Loads the teacher, frozen. Raises UserError for a model that is already few-step, or of another family."""
     for name in ("teacher", "data"):
         if not getattr(config, name):
             raise UserError(f"this recipe has no {name} of its own: give --{name}")
     teacher = load_latent_model(config.teacher, pick_device(config.device), config.base_config)
-    if takes_guidance(teacher):
+    if teacher.network.takes_omega:
         raise UserError(f"{config.teacher} is already a few-step model; give the teacher that it was made from")
     if config.family not in ("any", teacher.family.name):
         raise UserError(
@@ -42,10 +48,15 @@ def load_teacher(config: Distill) -> LatentModel:
     return teacher
 
 
-def make_student(config: Distill, teacher: LatentModel, resolution: int) -> Student:
-    """What learns; with adapters `teacher` itself is given them."""
-    method = LCM_LORA if config.lora_rank else "LCD"
-    made_by = {
-        "method": method, "teacher": config.teacher, "solver": config.solver, "guided_from": config.guided_from,
-    }  # fmt: skip
-    return build_student(config, teacher, resolution, made_by)
+def make_student(config: Distill, teacher: LatentModel) -> Trainable:
+    """Makes what learns; with adapters `teacher` itself is given them."""
+    return make_trainable(
+        config, teacher, method=LCM_LORA if config.lora_rank else "LCD", teacher=config.teacher, solver=config.solver,
+        guided_from=config.guided_from,
+    )  # fmt: skip
+
+
+def make_path(config: Distill, student: Trainable, teacher: LatentModel) -> TeacherPath:
+    """Makes one step of the solver along the teacher's guided ODE."""
+    null_cond = teacher.conditioner.null()
+    return TeacherPath(student.base, teacher.schedule, null_cond, SOLVERS[config.solver], config.guided_from)

@@ -30,7 +30,7 @@ from fewstep.evaluate.scoring import MODEL, index_columns, score
 from fewstep.evaluate.studio import EvaluationStudio
 from fewstep.evaluate.tuning import best_cell
 from fewstep.models.extractors import Extractor
-from fewstep.models.network import weights_sha256
+from fewstep.models.hashes import weights_sha256
 from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.workers import Workers, cores
 from fewstep.runs.folder import made_with
@@ -69,7 +69,7 @@ class Evaluation:
             "guidance": "diffusers' guidance_scale, the papers' ω + 1",
             "extractor": _said(studio.extractor), "clip": None if studio.clip is None else _said(studio.clip),
             "reference": {"pictures": len(studio.found.real), "sha256": reference_sha256},
-            "teacher": {"source": studio.teacher_source, "sha256": weights_sha256(studio.teacher.network.unet)},
+            "teacher": {"source": studio.teacher_source, "sha256": weights_sha256(studio.teacher.network.backbone)},
             "versions": {name: made[name] for name in _VERSIONS},
         }  # fmt: skip
         self._name = studio.student.name
@@ -131,7 +131,7 @@ class Evaluation:
     def _trained_for(self, scales: Sequence[float]) -> list[float]:
         """Picks scales in the few-step model's range, or what is built into it."""
         student = self.studio.student
-        low, high = student.model.details.get("guidance_range", (1.0, math.inf))
+        low, high = student.model.card.guidance_range or (1.0, math.inf)
         if not student.takes_guidance:
             return [student.guidance_scale]
         return [scale for scale in scales if low <= scale <= high] or [student.guidance_scale]
@@ -153,7 +153,7 @@ class Evaluation:
 
     def _first(self, cell: Cell, kept: Kept) -> list[Image.Image]:
         model = self.studio.student.model if cell.sampler == "lcm" else self.studio.teacher
-        return to_images(model.decode(kept.latents[:GRID_COLUMNS].to(model.device)))
+        return to_images(model.codec.decode(kept.latents[:GRID_COLUMNS].to(model.device)))
 
 
 def _said(extractor: Extractor) -> dict[str, str]:
@@ -162,9 +162,9 @@ def _said(extractor: Extractor) -> dict[str, str]:
 
 
 def _model_sha256(pipeline: Pipeline) -> str:
-    unet = pipeline.model.network.unet
-    total = hashlib.sha256(weights_sha256(unet).encode())
-    for name, value in sorted(unet.state_dict().items()):
+    backbone = pipeline.model.network.backbone
+    total = hashlib.sha256(weights_sha256(backbone).encode())
+    for name, value in sorted(backbone.state_dict().items()):
         if ".lora_" in name:
             total.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from fewstep.errors import UserError
 from fewstep.method.paths import DataPath
-from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
-from fewstep.models.lora.file import LCM_LORA
+from fewstep.models.card import LCM_LORA
+from fewstep.models.family import LatentModel
+from fewstep.models.loading import load_latent_model, pick_device
+from fewstep.models.pipeline import read_grid_size
 from fewstep.recipes.finetune import Finetune, default_finetune
-from fewstep.runs.consistency import run
-from fewstep.runs.student import Student, build_student, takes_guidance
+from fewstep.runs.consistency import fit_and_save, make_task, open_run
+from fewstep.runs.learning import make_trainable
+from fewstep.runs.material import choose_resolution
+from fewstep.runs.observers import Observed, make_observers
+from fewstep.runs.trial import try_out
+from fewstep.train.trainable import Trainable
 
 __all__ = ["Finetune", "default_finetune", "finetune"]
 
@@ -16,22 +22,29 @@ __all__ = ["Finetune", "default_finetune", "finetune"]
 def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
     model = load_latent_model(config.model, pick_device(config.device), config.base_config)
+    check_grid(config, model)
+    material = open_run(config, model)
+    if material is None:
+        return None
+    student = make_student(config, model)
+    task = make_task(config, student, DataPath(model.schedule), model, material.latents())
+    if config.dry_run:
+        return try_out(config, student, task, material.count)
+    observe = make_observers(Observed(config, student, material.captions, choose_resolution(config, model)))
+    return fit_and_save(config, task, student, "fine-tune", observe)
+
+
+def check_grid(config: Finetune, model: LatentModel) -> None:
+    """Raises UserError where a few-step model paints at other times than it would be trained at."""
     grid_size = model.schedule.num_steps // config.skip
-    held = model.scheduler_config.get("original_inference_steps", grid_size)
-    if takes_guidance(model) and held != grid_size:
+    if model.network.takes_omega and (own := read_grid_size(model, default=grid_size)) != grid_size:
         raise UserError(
-            f"{config.model} paints at {held} times and skip {config.skip} would train it at {grid_size}; "
-            f"give --skip {model.schedule.num_steps // held}"
+            f"{config.model} paints at {own} times and skip {config.skip} would train it at {grid_size}; "
+            f"give --skip {model.schedule.num_steps // own}"
         )
-    run(
-        config, model, lambda resolution: make_student(config, model, resolution),
-        lambda _: DataPath(model.schedule), "fine-tune",
-    )  # fmt: skip
 
 
-def make_student(config: Finetune, model: LatentModel, resolution: int) -> Student:
-    """What learns: all of the few-step model, adapters on it, or a student made from a teacher."""
-    method = LCM_LORA if config.lora_rank and not takes_guidance(model) else "LCF"
-    return build_student(
-        config, model, resolution, {"method": method, "teacher": config.model, "solver": "none (algorithm 4)"}
-    )
+def make_student(config: Finetune, model: LatentModel) -> Trainable:
+    """Makes what learns: all of the few-step model, adapters on it, or a student made from a teacher."""
+    method = LCM_LORA if config.lora_rank and not model.network.takes_omega else "LCF"
+    return make_trainable(config, model, method=method, teacher=config.model, solver="none (algorithm 4)")

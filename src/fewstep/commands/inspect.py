@@ -17,9 +17,10 @@ from fewstep import assets
 from fewstep.data.infotext import read_infotext
 from fewstep.errors import UserError
 from fewstep.files import SafetensorsHeader, read_safetensors_header
-from fewstep.models.families import title
-from fewstep.models.lora.file import DIFFUSERS_FILE, LCM_LORA
-from fewstep.models.single_file import family_of_keys
+from fewstep.models.card import LCM_LORA, read_card
+from fewstep.models.families import family_of_file, family_of_folder
+from fewstep.models.lora.file import DIFFUSERS_FILE
+from fewstep.models.pipeline import LCM_SCHEDULER
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import CONFIG_FILE
 
@@ -69,31 +70,30 @@ def _describe_folder(folder: Path) -> Iterator[str]:
 
 
 def _describe_pipeline(folder: Path) -> Iterator[str]:
-    index, unet, scheduler = (
-        _json(folder / name) for name in (MODEL_INDEX, "unet/config.json", "scheduler/scheduler_config.json")
-    )
-    few_step = unet.get("time_cond_proj_dim") is not None or scheduler.get("_class_name") == "LCMScheduler"
-    vae = _json(assets.part(folder, "vae") / "config.json")
-    pixels = 2 ** (len(vae.get("block_out_channels", [])) - 1) * int(unet.get("sample_size", 0))
+    index, scheduler = (_json(folder / name) for name in (MODEL_INDEX, "scheduler/scheduler_config.json"))
+    family = family_of_folder(folder, index, str(folder))
+    network = _json(folder / family.lora.part / "config.json")
+    codec = _json(assets.part(folder, "vae") / "config.json")
+    side = family.read_side(network, codec)
     yield f"pipeline: {index.get('_class_name')}"
-    yield f"family: {title(unet)}"
+    yield f"family: {family.describe(network)}"
     yield f"parameterisation: {scheduler.get('prediction_type', 'epsilon')}"
-    yield f"resolution: {pixels}×{pixels}"
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        if files := sorted(assets.part(folder, part).glob("*.safetensors")):
-            yield f"{part}: {sum(read_safetensors_header(file).parameters for file in files):,} parameters"
-    details = _json(folder / "fewstep.json") if (folder / "fewstep.json").is_file() else {}
-    for name, value in details.items():
+    yield f"resolution: {side}×{side}"
+    for part in family.parts:
+        files = sorted(assets.part(folder, part).glob("*.safetensors"))
+        if counts := [read_safetensors_header(file).parameters for file in files]:
+            yield f"{part}: {sum(counts):,} parameters"
+    for name, value in read_card(folder).to_json().items():
         yield f"{name}: {value}"
     here = shlex.quote(str(folder))
-    if few_step:
+    if family.is_few_step(network) or scheduler.get("_class_name") == LCM_SCHEDULER:
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
     else:
         yield f"make it few-step: fewstep distill --teacher {here} --data PICTURES --out RUN"
 
 
 def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str]:
-    yield f"single-file checkpoint: {family_of_keys(list(header.shapes), path).title}"
+    yield f"single-file checkpoint: {family_of_file(path).title}"
     yield f"parameters: {header.parameters:,} in {len(header.shapes)} tensors"
     yield "parameterisation and resolution: not in the file; those of --base-config, or of the Hub's configuration"
     yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))} --data PICTURES --out RUN"

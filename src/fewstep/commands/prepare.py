@@ -19,7 +19,7 @@ from fewstep.data.shards.prepared import Row, check_written, finish, is_written,
 from fewstep.data.sources.base import Source, shown
 from fewstep.errors import UserError
 from fewstep.files import remove_abandoned
-from fewstep.models.latent_model import load_latent_model, pick_device
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.prepared_latents import made_of
 from fewstep.parallel.workers import Workers, cores, one_thread
 from fewstep.recipes.pictures import Pictures
@@ -128,7 +128,7 @@ class EncodingStudio:
             kept = torch.tensor([not square.reason for square in squares])
             # All batches are of one size, so that what a picture becomes depends on none beside it.
             filled = [squares[i % len(squares)].image for i in range(size)]
-            for name, value in zip(("mean", "std"), self._model.encode_pixels(to_pixels(filled)), strict=True):
+            for name, value in zip(("mean", "std"), self._model.codec.encode(to_pixels(filled)), strict=True):
                 latents[name].append(value[: len(squares)].cpu()[kept].half())
             rows += [_row(self._reading, i, square) for i, square in zip(indices, squares, strict=True)]
             _check(rows, part)

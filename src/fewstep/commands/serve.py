@@ -149,7 +149,7 @@ def _listen(config: Serve) -> socket.socket:
 
 def chips(pipeline: Pipeline) -> dict[str, list[str]]:
     """What the bundled world's models know; of others nothing is known."""
-    data = pipeline.model.details.get("data")
+    data = pipeline.model.card.data
     if data not in (assets.SCENES, assets.SCENES_LEANING) and assets.shown(pipeline.model.source) not in assets.MODELS:
         return {}
     return {

@@ -20,7 +20,7 @@ from fewstep.diffusion.sampling import (
 )
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers import DDIM, DPM_SOLVER_2, Field, Solver
-from fewstep.models.latent_model import LatentModel
+from fewstep.models.family import LatentModel
 from fewstep.models.pipeline import seeded_noise
 
 
@@ -63,7 +63,7 @@ def teacher_latents(
     teacher: LatentModel, sampler: SamplerName, times: list[int], cond: Cond, seeds: Sequence[int], omega: float
 ) -> Tensor:
     """Samples z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""
-    z_T = seeded_noise(seeds, teacher.latent_shape(teacher.resolution), teacher.device)()
-    null = {name: value.expand(len(z_T), *value.shape[1:]) for name, value in teacher.null_cond().items()}
+    z_T = seeded_noise(seeds, teacher.codec.shape(teacher.resolution), teacher.device)()
+    null = {name: value.expand(len(z_T), *value.shape[1:]) for name, value in teacher.conditioner.null().items()}
     field = Guided(teacher.network, cond, null, torch.full((len(z_T),), omega, device=teacher.device))
     return SAMPLERS[sampler].sample(teacher.schedule, field, z_T, times)

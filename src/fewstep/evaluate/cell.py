@@ -13,7 +13,7 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.sampling import Spacing, sampling_times
 from fewstep.evaluate.baselines import SAMPLERS, teacher_latents
 from fewstep.evaluate.columns import Column
-from fewstep.models.latent_model import LatentModel
+from fewstep.models.family import LatentModel
 from fewstep.models.pipeline import Pipeline
 
 TEACHER_STEPS = 50

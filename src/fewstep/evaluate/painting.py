@@ -74,7 +74,7 @@ def paint_part(
     z_0 = held[LATENTS] if held else _latents(bench, painter, rows, batch_size)
     # Decoded in the shape that they were painted in too.
     filled = z_0[torch.arange(batch_size) % len(rows)]
-    pictures = to_levels(painter.model.decode(filled.to(painter.model.device)))[: len(rows)]
+    pictures = to_levels(painter.model.codec.decode(filled.to(painter.model.device)))[: len(rows)]
     if not held:
         held = {LATENTS: z_0, _SECONDS: torch.tensor((time.perf_counter() - begun) / batch_size)}
     for name, observe in missing.items():
@@ -88,6 +88,6 @@ def paint_part(
 
 def _latents(bench: Bench, painter: Painter, rows: list[int], batch_size: int) -> Tensor:
     filled = [rows[i % len(rows)] for i in range(batch_size)]
-    cond = painter.model.encode_text([bench.roster.prompts[i] for i in filled])
+    cond = painter.model.conditioner.encode([bench.roster.prompts[i] for i in filled])
     z_0 = painter.latents(cond, [bench.roster.seeds[i] for i in filled])
     return z_0[: len(rows)].float().cpu().contiguous()

@@ -19,7 +19,8 @@ from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.metrics import list_observers
 from fewstep.evaluate.painting import paint_part, part_file, parts_of
 from fewstep.models.extractors import load_extractor
-from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
+from fewstep.models.family import LatentModel
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.file import parse_lora
 from fewstep.models.pipeline import load_pipeline
 from fewstep.train.loop import computes_in_bf16
@@ -95,6 +96,6 @@ def _card(model: str) -> dict[str, Any]:
 
 
 def _check_same_latents(student: LatentModel, teacher: LatentModel) -> None:
-    mine, theirs = (model.latent_shape(model.resolution) for model in (student, teacher))
+    mine, theirs = (model.codec.shape(model.resolution) for model in (student, teacher))
     if mine != theirs:
         raise UserError(f"{student.source} paints latents of {mine} and {teacher.source} of {theirs}: not its teacher")

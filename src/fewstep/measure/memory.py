@@ -10,13 +10,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fewstep.diffusion.prediction import Network
+from fewstep.diffusion.schedule import Schedule
+from fewstep.measure.shapes import make_fake, norms_in_fp32
 from fewstep.measure.stopwatch import LiveBytes
 from fewstep.method.distances import pseudo_huber
 from fewstep.method.paths import Sample, TeacherPath
 from fewstep.method.step import Method, consistency_losses
-from fewstep.models.families import Family
-from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork
-from fewstep.models.shapes import SCHEDULE, made_fake, norms_in_fp32, shaped_condition, shaped_network
+from fewstep.models.family import Family
+from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.recipes.distill import Distill
 from fewstep.train.learner import Learner, whole
 
@@ -41,11 +42,11 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
     """Of one process, in the midst of a run; `side` is that of the latents. One whole update is run, teacher, target,
     student, backward pass and all, and every tensor's bytes are followed from its making to its end (torch's fake
     tensors); networks compute in bf16 under autocast, norms in fp32 as on CUDA."""
-    learner, teacher, modules = _networks(config, family)
+    learner, teacher, schedule, modules = _networks(config, family)
     with FakeTensorMode(allow_non_fake_inputs=True), norms_in_fp32(enabled=in_bf16):
-        made_fake(modules)
-        null = {name: value[:1] for name, value in shaped_condition(family, 1).items()}
-        method = Method(SCHEDULE, TeacherPath(teacher, SCHEDULE, null), pseudo_huber(config.huber_c))
+        make_fake(modules)
+        null = {name: value[:1] for name, value in family.shaped_condition(1).items()}
+        method = Method(schedule, TeacherPath(teacher, schedule, null), pseudo_huber(config.huber_c))
         sample = _sample(family, side, config.batch_size // config.accumulation)
         live = LiveBytes()
         for weights in modules:
@@ -69,27 +70,29 @@ def activations(act: Callable[[], object]) -> int:
     return live.most
 
 
-def _networks(config: Distill, family: Family) -> tuple[Learner, Network, list[nn.Module]]:
+def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedule, list[nn.Module]]:
     """What learns, its teacher, and all that has weights; the base in bf16."""
-    base = shaped_network(family)
+    base = family.shaped_network()
     if config.lora_rank:
         with torch.device("meta"):  # peft moves what it makes, which fake tensors do not allow
-            adapted = AdaptedNetwork(base, config.lora_rank, float(config.lora_rank), TARGET_MODULES, torch.bfloat16)
+            adapted = AdaptedNetwork(
+                base, config.lora_rank, float(config.lora_rank), family.lora.targets, torch.bfloat16
+            )
         learner, learning = Learner(weights=adapted.weights, student=adapted.student), base
         teacher: Network = adapted.teacher
-        modules: list[nn.Module] = [base.unet, adapted.weights]
+        modules: list[nn.Module] = [base.backbone, adapted.weights]
     else:
-        learning = shaped_network(family, few_step=True).requires_grad_(True)
+        learning = family.shaped_network(few_step=True).requires_grad_(True)
         learner = whole(learning, ema=config.ema_decay > 0)
         teacher = base.to(torch.bfloat16)
-        modules = [base.unet, learner.weights, *([learner.averaged] if learner.averaged else [])]
+        modules = [base.backbone, learner.weights, *([learner.averaged] if learner.averaged else [])]
     if config.gradient_checkpointing:
-        learning.unet.train()
-        learning.unet.enable_gradient_checkpointing()
-    return learner, teacher, modules
+        learning.backbone.train()
+        learning.backbone.enable_gradient_checkpointing()
+    return learner, teacher, base.schedule, modules
 
 
 def _sample(family: Family, side: int, batch: int) -> Sample:
-    latents = torch.randn(2, batch, family.unet.get("in_channels", 4), side, side)
+    latents = torch.randn(2, batch, family.released_latent_channels, side, side)
     t = torch.zeros(batch, dtype=torch.long)
-    return Sample(latents[0], shaped_condition(family, batch), t, t, latents[1], torch.zeros(batch))
+    return Sample(latents[0], family.shaped_condition(batch), t, t, latents[1], torch.zeros(batch))

@@ -12,8 +12,7 @@ from torch import Tensor
 from fewstep.data.latents import Dropped, LatentBatch
 from fewstep.data.pictures import to_pixels
 from fewstep.data.reading import Reading
-from fewstep.diffusion.prediction import Cond
-from fewstep.models.latent_model import LatentModel
+from fewstep.models.family import LatentModel
 
 _CHUNK = 64
 
@@ -47,18 +46,18 @@ class KeptLatents(_Latents):
             starts, f"encoding {len(reading)} pictures", console=console, disable=not console.is_terminal
         ):
             part = [reading.read(i) for i in range(start, min(start + _CHUNK, len(reading)))]
-            mean, std = model.encode_pixels(to_pixels([square.image for square in part]))
+            mean, std = model.codec.encode(to_pixels([square.image for square in part]))
             means.append(mean)
             stds.append(std)
             sizes += [square.sizes for square in part]
             rows += [numbers.setdefault(square.caption, len(numbers)) for square in part]
             reasons += [square.reason for square in part]
         captions = list(numbers)
-        texts = [model.encode_text(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK)]
+        texts = [model.conditioner.encode(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK)]
         self._mean, self._std = torch.cat(means), torch.cat(stds)
         self._text = {name: torch.cat([part[name] for part in texts]) for name in texts[0]}
         self._rows = torch.tensor(rows, device=model.device)
-        self._sizes = _sizes(model, sizes)
+        self._sizes = model.conditioner.tell_sizes(sizes)
         self._reasons = reasons
 
     @property
@@ -82,24 +81,17 @@ class FreshLatents(_Latents):
     def __init__(self, model: LatentModel, reading: Reading) -> None:
         super().__init__(reading)
         self._model = model
-        self.latent_shape: tuple[int, ...] = model.latent_shape(reading.cut.resolution)
+        self.latent_shape: tuple[int, ...] = model.codec.shape(reading.cut.resolution)
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
         squares = self._reading.squares(counters)
         self._lost += self._reading.dropped(counters, squares)
-        mean, std = self._model.encode_pixels(to_pixels([square.image for square in squares]))
-        cond = encode_captions(self._model, [s.caption for s in squares], [s.sizes for s in squares])
+        mean, std = self._model.codec.encode(to_pixels([square.image for square in squares]))
+        conditioner = self._model.conditioner
+        cond = conditioner.encode([square.caption for square in squares])
+        cond |= conditioner.tell_sizes([square.sizes for square in squares])
         valid = _valid([square.reason for square in squares], mean.device)
         return LatentBatch(mean + std * noise, cond, valid)
-
-
-def encode_captions(model: LatentModel, captions: Sequence[str], sizes: Sequence[Sequence[int]]) -> Cond:
-    """Encodes captions, with the sizes of their pictures where the model is told them (`Square.sizes`)."""
-    return model.encode_text(captions) | _sizes(model, sizes)
-
-
-def _sizes(model: LatentModel, sizes: Sequence[Sequence[int]]) -> Cond:
-    return {"sizes": torch.tensor(sizes, device=model.device).float()} if model.text_encoder_2 is not None else {}
 
 
 def _valid(reasons: Sequence[str], device: torch.device) -> Tensor:
@@ -108,8 +100,8 @@ def _valid(reasons: Sequence[str], device: torch.device) -> Tensor:
 
 def encode(model: LatentModel, reading: Reading, keep_gib: float) -> KeptLatents | FreshLatents:
     """Keeps the latents and texts when they need at most `keep_gib` GiB and no picture is cut in several ways."""
-    channels, height, width = model.latent_shape(reading.cut.resolution)
-    text = sum(value.numel() for value in model.encode_text([""]).values())
+    channels, height, width = model.codec.shape(reading.cut.resolution)
+    text = sum(value.numel() for value in model.conditioner.encode([""]).values())
     needed = len(reading) * 4 * (2 * channels * height * width + text) / 2**30
     if needed <= keep_gib and reading.cut.is_one:
         return KeptLatents(model, reading)

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,14 +21,19 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.method.sampling import consistency_times, sample_consistency
-from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
+from fewstep.models.card import LCM_LORA, StudentCard
+from fewstep.models.family import LatentModel
+from fewstep.models.hashes import weights_sha256
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
-from fewstep.models.lora.file import DIFFUSERS_FILE, LCM_LORA, read_lora
-from fewstep.models.network import weights_sha256
+from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.tiny_decoder import load_tiny_decoder
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
 MAX_STEPS = 50
+DEFAULT_STEPS = 4
+LCM_SCHEDULER = "LCMScheduler"
+"""What few-step LoRAs say that they are painted with."""
 Engine = Literal["torch", "openvino"]
 """What computes."""
 logger = logging.getLogger(__name__)
@@ -51,26 +56,28 @@ class Pipeline:
     """A loaded few-step model."""
 
     def __init__(self, model: LatentModel) -> None:
-        self.takes_guidance = model.network.unet.config.time_cond_proj_dim is not None
+        self.takes_guidance = model.network.takes_omega
         """Whether guidance is an input; with an LCM-LoRA it is built in at one scale."""
-        if not self.takes_guidance and model.details.get("method") != LCM_LORA:
+        if not self.takes_guidance and model.card.method != LCM_LORA:
             raise UserError(
                 f"{assets.shown(model.source)} is a teacher, not a few-step model, and no LCM-LoRA was given with it "
                 "(a style is none): give one with --lora, or a few-step model (bundled is "
                 f"{assets.SCENES_LCM}), or make one with `fewstep distill --teacher`"
             )
         self.model = model
-        self.name = str(model.details.get("name", Path(model.source).name))
-        self.grid_size = _whole_number(model, "original_inference_steps", 50)
+        self.name = model.card.name or Path(model.source).name
+        self.grid_size = read_grid_size(model)
         """How many times its sampler may choose from."""
-        self.guidance_scale = _finite_number(model, "guidance_scale", DIFFUSERS_GUIDANCE_SCALE)
-        """Used when none is given; diffusers' convention, ω + 1."""
+        self.guidance_scale = model.card.guidance_scale or DIFFUSERS_GUIDANCE_SCALE
+        """Used when none is given, in diffusers' convention."""
+        self.steps = model.card.sampling_steps or DEFAULT_STEPS
+        """Used when none are given."""
 
     def __call__(  # noqa: PLR0913  # one call that takes all, as diffusers' pipelines are
         self,
         prompt: str | Sequence[str],
         *,
-        steps: int = 4,
+        steps: int | None = None,
         seed: int = 0,
         count: int = 1,
         guidance_scale: float | None = None,
@@ -90,26 +97,25 @@ class Pipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [each for each in prompts for _ in range(count)]
         for each in dict.fromkeys(prompts):
-            if self.model.truncated(each):
-                limit = self.model.tokenizer.model_max_length - 2
+            if self.model.conditioner.truncates(each):
+                limit = self.model.conditioner.limit
                 warnings.warn(
                     f"the model reads the first {limit} tokens of {each!r} and ignores the rest", stacklevel=2
                 )
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
-        low, high = self.model.details.get("guidance_range", (scale, scale))
+        low, high = self.model.card.guidance_range or (scale, scale)
         if not self.takes_guidance and guidance_scale not in (None, 1.0, self.guidance_scale):
             warnings.warn(f"guidance is built into the LCM-LoRA; guidance_scale {scale:g} has no effect", stacklevel=2)
         elif self.takes_guidance and not low <= scale <= high:
             warnings.warn(f"guidance_scale is {scale:g}; this model was trained for {low:g} to {high:g}", stacklevel=2)
+        count, omega = self.steps if steps is None else steps, self.model.family.omega_of(scale)
         images: list[Image.Image] = []
         for start in range(0, len(prompts), batch_size):
             part = prompts[start : start + batch_size]
             seeds = range(seed + start, seed + start + len(part))
-            cond = self.model.encode_text(part)
-            z_0 = self.latents(
-                cond, seeds, steps, omega=self.model.family.omega_of(scale), init_image=init_image, strength=strength
-            )
-            images += to_images(self.model.decode(z_0))
+            cond = self.model.conditioner.encode(part)
+            z_0 = self.latents(cond, seeds, count, omega, init_image=init_image, strength=strength)
+            images += to_images(self.model.codec.decode(z_0))
         return images
 
     @torch.no_grad()
@@ -119,12 +125,12 @@ class Pipeline:
     ) -> Tensor:  # fmt: skip
         """z_0 `[b, c, h, w]` for conditions `[b, …]`, one seed a picture; ω in the paper's convention."""
         model = self.model
-        draw = seeded_noise(seeds, model.latent_shape(model.resolution), model.device)
+        draw = seeded_noise(seeds, model.codec.shape(model.resolution), model.device)
         omegas = torch.full((len(seeds),), omega, device=model.device)
         start = None
         if init_image is not None:
             square = fit_square(init_image.convert("RGB"), model.resolution)
-            mean, std = model.encode_pixels(to_pixels([square]))
+            mean, std = model.codec.encode(to_pixels([square]))
             start = mean + std * draw()  # the posterior's noise comes first, as in diffusers
         times = self.times(steps, strength if start is not None else 1.0)
         return sample_consistency(model.schedule, model.network, cond, omegas, times, draw, start)
@@ -140,19 +146,15 @@ class Pipeline:
         return consistency_times(self.model.schedule.num_steps, self.grid_size, steps, strength)
 
 
-def _whole_number(model: LatentModel, name: str, default: int) -> int:
-    value = model.scheduler_config.get(name, default)
+def read_grid_size(model: LatentModel, default: int = 50) -> int:
+    """Returns how many times a model's sampler may choose from. Raises UserError where its scheduler says none."""
+    value = model.scheduler_config.get("original_inference_steps", default)
     if type(value) is not int or not 1 <= value <= model.schedule.num_steps:
-        allowed = f"1 to {model.schedule.num_steps}"
-        raise UserError(f"{model.source} has {name} {value!r} in scheduler_config.json; allowed are {allowed}")
+        raise UserError(
+            f"{model.source} has original_inference_steps {value!r} in scheduler_config.json; allowed are 1 to "
+            f"{model.schedule.num_steps}"
+        )
     return value
-
-
-def _finite_number(model: LatentModel, name: str, default: float) -> float:
-    value = model.details.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{model.source} has {name} {value!r} in fewstep.json; a number is wanted")
-    return float(value)
 
 
 def load_pipeline(
@@ -178,7 +180,9 @@ def load_pipeline(
     chosen = pick_device("cpu" if engine == "openvino" and device == "auto" else device)
     loaded = load_latent_model(source, chosen, base_config)
     if tiny_decoder:
-        loaded = dataclasses.replace(loaded, tiny_decoder=load_tiny_decoder(tiny_decoder, chosen))
+        loaded = dataclasses.replace(
+            loaded, codec=loaded.codec.with_tiny_decoder(load_tiny_decoder(tiny_decoder, chosen))
+        )
     if loras:
         loaded = with_loras(loaded, loras)
     return Pipeline(with_engine(loaded, engine))
@@ -199,9 +203,9 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     All files are read and checked before the first is hung on. A file of which fewstep wrote nothing may be an
     LCM-LoRA too: on a base that needs one, and with no other that says so, it is taken for one.
     """
-    files = [read_lora(path, model.parts) for path, _ in loras]
+    files = [read_lora(path, model.parts, model.family.lora) for path, _ in loras]
     hashes = {file.note("teacher_sha256") for file in files} - {None}
-    held = weights_sha256(model.network.unet) if hashes else None
+    held = weights_sha256(model.network.backbone) if hashes else None
     for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):
         logger.info(file.matched())
         if file.note("teacher_sha256") not in (None, held):
@@ -209,7 +213,7 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
         attach(model.parts, file.pairs, f"lora{i}", scale)
     known = [file for file in files if file.note("method") == LCM_LORA]
     silent = [file for file in files if file.note("method") is None]
-    if model.network.unet.config.time_cond_proj_dim is not None:
+    if model.network.takes_omega:
         if known:
             logger.warning(
                 f"warning: {model.source} is few-step already and {known[0].source} makes it so a second time, which "
@@ -219,11 +223,26 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     if not known and not silent:
         return model
     header = (known or silent)[0].header
-    details = {
-        "name": header.get("modelspec.title", Path((known or silent)[0].source).stem),
-        "method": LCM_LORA,
-        "guidance_scale": model.family.guidance_of(float(header.get("fewstep.omega", 0.0))),
-    }
-    grid = int(header.get("fewstep.original_inference_steps", 50))
+    kind = header.get("fewstep.scheduler", LCM_SCHEDULER)
+    if kind != LCM_SCHEDULER:
+        raise UserError(f"{(known or silent)[0].source} is painted with by a {kind}; known is {LCM_SCHEDULER}")
+    card = StudentCard(
+        name=header.get("modelspec.title", Path((known or silent)[0].source).stem),
+        method=LCM_LORA,
+        guidance_scale=model.family.guidance_of(_read_number(header, "fewstep.omega", 0.0)),
+        sampling_steps=int(_read_number(header, "fewstep.steps", DEFAULT_STEPS)),
+    )
+    grid = int(_read_number(header, "fewstep.original_inference_steps", 50))
     scheduler = {**model.scheduler_config, "original_inference_steps": grid}
-    return dataclasses.replace(model, details=details, scheduler_config=scheduler)
+    return dataclasses.replace(model, card=card, scheduler_config=scheduler)
+
+
+def _read_number(header: Mapping[str, str], name: str, default: float) -> float:
+    """Returns a number of a LoRA's header. Raises UserError where it is none."""
+    try:
+        value = float(header.get(name, default))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"the LoRA's header has {name} {header[name]!r}; a number is wanted")
+    return value

@@ -13,9 +13,7 @@ from fewstep.data.latents import Dropped, LatentBatch
 from fewstep.data.order import Order
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.errors import UserError
-from fewstep.models.encoding import encode_captions
-from fewstep.models.latent_model import LatentModel
-from fewstep.models.network import weights_sha256
+from fewstep.models.family import LatentModel
 
 
 class PreparedLatents:
@@ -24,7 +22,7 @@ class PreparedLatents:
     def __init__(self, model: LatentModel, shards: PreparedShards, seed: int) -> None:
         self._model, self._shards = model, shards
         self._order = Order(draws.key(seed, "source", 0), shards.shard_sizes)
-        self.latent_shape: tuple[int, ...] = model.latent_shape(int(shards.made_of["resolution"]))
+        self.latent_shape: tuple[int, ...] = model.codec.shape(int(shards.made_of["resolution"]))
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
         places = [self._shards.place(int(i)) for i in self._order(counters)]
@@ -33,7 +31,8 @@ class PreparedLatents:
         z_0 = self._stacked(places, "mean").to(device, non_blocking=True)
         if self._shards.made_of["std"]:
             z_0 = z_0 + self._stacked(places, "std").to(device, non_blocking=True) * noise
-        cond = encode_captions(self._model, [row.caption for row in rows], [row.sizes for row in rows])
+        conditioner = self._model.conditioner
+        cond = conditioner.encode([row.caption for row in rows]) | conditioner.tell_sizes([row.sizes for row in rows])
         return LatentBatch(z_0, cond, torch.ones(len(rows), dtype=torch.bool, device=device))
 
     def _stacked(self, places: list[tuple[int, int]], part: str) -> Tensor:
@@ -47,11 +46,9 @@ class PreparedLatents:
 
 
 def made_of(model: LatentModel, *, resolution: int, crop: str, std: bool, seed: int) -> dict[str, Any]:
-    """What latents depend on, beside the pictures."""
+    """Returns what latents depend on, beside the pictures."""
     return {
-        "format": 1, "vae_sha256": weights_sha256(model.vae),
-        "scaling_factor": float(model.vae.config.scaling_factor), "resolution": resolution, "crop": crop, "std": std,
-        "seed": seed,
+        "format": 1, **model.codec.describe(), "resolution": resolution, "crop": crop, "std": std, "seed": seed,
     }  # fmt: skip
 
 
@@ -59,7 +56,7 @@ def check_made_for(shards: PreparedShards, model: LatentModel, resolution: int) 
     """Raises UserError naming the field in which prepared latents and a model do not agree."""
     held: Mapping[str, Any] = shards.made_of
     wanted = made_of(model, resolution=resolution, crop="", std=True, seed=0)
-    for name in ("format", "vae_sha256", "scaling_factor", "resolution"):
+    for name in ("format", *model.codec.describe(), "resolution"):
         if held.get(name) != wanted[name]:
             raise UserError(
                 f"{shards.folder} was prepared with {name} {held.get(name)}, this model and run have {wanted[name]}; "

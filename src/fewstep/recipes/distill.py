@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fewstep import assets
 from fewstep.diffusion.solvers import SolverName
 from fewstep.errors import UserError
-from fewstep.models.families import FamilyName
+from fewstep.models.families import FamilyChoice
 from fewstep.recipes.consistency import ConsistencyConfig
 
 
@@ -21,7 +20,7 @@ class Distill(ConsistencyConfig):
     """`scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a single-file checkpoint, or a Hub id."""
     out: Path = Path("runs/scenes")
     """Run folder. The same command again goes on where it stopped."""
-    family: Literal["any", FamilyName] = "any"
+    family: FamilyChoice = "any"
     """The family that the settings are for; a teacher of another is refused."""
     solver: SolverName = "ddim"
     """How the teacher steps from t to s."""

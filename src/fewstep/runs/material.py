@@ -16,7 +16,7 @@ from fewstep.data.sources.base import DroppedError, Source
 from fewstep.data.sources.picking import Picking
 from fewstep.errors import UserError
 from fewstep.models.encoding import encode
-from fewstep.models.latent_model import LatentModel
+from fewstep.models.family import LatentModel
 from fewstep.models.prepared_latents import PreparedLatents, check_made_for
 from fewstep.recipes.pictures import PictureConfig, Pictures, weigh
 
@@ -40,8 +40,8 @@ class Material:
 def choose_resolution(config: Pictures, model: LatentModel) -> int:
     """Returns the side of the pictures in pixels. Raises UserError where `model` cannot have it."""
     resolution = config.resolution or model.resolution
-    if resolution % model.pixels_per_latent:
-        raise UserError(f"resolution is {resolution}; the model needs a multiple of {model.pixels_per_latent}")
+    if resolution % model.codec.multiple:
+        raise UserError(f"resolution is {resolution}; the model needs a multiple of {model.codec.multiple}")
     return resolution
 
 

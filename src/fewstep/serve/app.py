@@ -56,7 +56,7 @@ def make_app(desk: Desk, chips: dict[str, list[str]]) -> FastAPI:
 def described(desk: Desk, chips: dict[str, list[str]]) -> dict[str, Any]:
     """What the page has to know."""
     pipeline, settings = desk.pipeline, desk.settings
-    low, high = pipeline.model.details.get("guidance_range", (1.0, 15.0))
+    low, high = pipeline.model.card.guidance_range or (1.0, 15.0)
     guidance = {"default": pipeline.guidance_scale, "low": low, "high": high} if pipeline.takes_guidance else None
     return {
         "name": desk.name, "sizes": [f"{width}x{height}" for height, width in desk.sizes],

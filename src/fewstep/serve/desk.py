@@ -110,8 +110,8 @@ class Desk:
         _within("seed", seed, 0, 2**63 - settings.pictures)
         height, width = self._size(order.size)
         self.check_work((height, width), order.n * order.steps)
-        if self.pipeline.model.truncated(order.prompt):
-            most = self.pipeline.model.tokenizer.model_max_length - 2
+        if self.pipeline.model.conditioner.truncates(order.prompt):
+            most = self.pipeline.model.conditioner.limit
             notes.append(f"the model reads the first {most} tokens of the prompt and ignores the rest")
         if order.negative_prompt:
             notes.append("guidance is built into this model: the negative prompt has no effect")
@@ -234,7 +234,7 @@ class Desk:
             if asked not in (1.0, own):
                 notes.append(f"guidance is built into the LCM-LoRA: guidance_scale {asked:g} has no effect")
             return own
-        low, high = self.pipeline.model.details.get("guidance_range", (asked, asked))
+        low, high = self.pipeline.model.card.guidance_range or (asked, asked)
         if not low <= asked <= high:
             notes.append(f"guidance_scale is {asked:g}; this model was trained for {low:g} to {high:g}")
         return asked

@@ -292,7 +292,7 @@ class Engine:
         shown = [job for job in batch if job.step == len(job.times) or (job.wish.previews and job.on_step)]
         if not shown:
             return
-        for job, image in zip(shown, to_images(model.decode(torch.cat(list(_latents(shown))))), strict=True):
+        for job, image in zip(shown, to_images(model.codec.decode(torch.cat(list(_latents(shown))))), strict=True):
             if job.step < len(job.times):
                 if job.on_step:
                     job.on_step(job.step, image)
@@ -311,7 +311,7 @@ class Engine:
         model = self.pipeline.model
         unknown = list(dict.fromkeys(job.wish.prompt for job in jobs if job.wish.prompt not in self._texts))
         if unknown:
-            cond = model.encode_text(unknown)
+            cond = model.conditioner.encode(unknown)
             for i, prompt in enumerate(unknown):
                 self._texts[prompt] = {name: value[i : i + 1] for name, value in cond.items()}
         for job in jobs:
@@ -323,7 +323,7 @@ class Engine:
             z = self._draw(job)
             if wish.start is not None:
                 try:
-                    mean, std = model.encode_pixels(to_pixels([fit_cover(wish.start, wish.size)]))
+                    mean, std = model.codec.encode(to_pixels([fit_cover(wish.start, wish.size)]))
                 except Exception as error:  # its picture is its own: the others go on
                     self._give_up([job], error, "the picture to start from needs more memory than there is")
                     continue
@@ -342,8 +342,8 @@ class Engine:
 
     def _draw(self, job: Job) -> Tensor:
         model = self.pipeline.model
-        height, width = (side // model.pixels_per_latent for side in job.wish.size)
-        channels = model.latent_shape(model.resolution)[0]
+        height, width = (side // model.codec.multiple for side in job.wish.size)
+        channels = model.codec.shape(model.resolution)[0]
         return torch.randn((1, channels, height, width), generator=job.generator).to(model.device)
 
 

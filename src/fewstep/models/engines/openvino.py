@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.files import replace_folder
-from fewstep.models.latent_model import LatentModel
-from fewstep.models.network import UNetNetwork, weights_sha256
+from fewstep.models.codec import Codec
+from fewstep.models.family import LatentModel
+from fewstep.models.hashes import weights_sha256
 
 EnginePrecision = Literal["auto", "fp32", "bf16"]
 _FORMAT = 1
@@ -44,12 +45,12 @@ def on_openvino(model: LatentModel, precision: EnginePrecision = "auto", cache: 
     core = openvino.Core()
     can = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     compiler = _Compiler(core, cache or cache_folder(), "bf16" if can and precision != "fp32" else "f32")
-    network = UNetNetwork(
-        _UNet(model.network.unet, compiler), model.schedule, model.network.parameterisation, model.pixels_per_latent
+    network = model.network.compiled_by(lambda module, weights: _Compiled(module, weights, compiler))
+    codec = Codec(
+        _Autoencoder(model.codec.autoencoder, compiler),
+        model.codec.tiny_decoder and _Autoencoder(model.codec.tiny_decoder, compiler),
     )
-    tiny: Any = model.tiny_decoder and _Autoencoder(model.tiny_decoder, compiler)
-    vae: Any = _Autoencoder(model.vae, compiler)
-    return dataclasses.replace(model, network=network, vae=vae, tiny_decoder=tiny)
+    return dataclasses.replace(model, network=network, codec=codec)
 
 
 def cache_folder() -> Path:
@@ -119,49 +120,11 @@ class _Compiled:
         return torch.from_numpy(answer[0].copy())
 
 
-class _UNet(nn.Module):
-    """Stands where a UNet2DConditionModel did."""
-
-    def __init__(self, unet: Any, compiler: _Compiler) -> None:
-        super().__init__()
-        self.config = unet.config
-        self.device = torch.device("cpu")
-        self._compiled = _Compiled(_Positional(unet), unet, compiler)
-
-    def forward(
-        self, z_t: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, timestep_cond: Tensor | None,
-        added_cond_kwargs: dict[str, Tensor] | None,
-    ) -> SimpleNamespace:  # fmt: skip
-        given = [z_t, t.float(), encoder_hidden_states]
-        if timestep_cond is not None:
-            given.append(timestep_cond)
-        if added_cond_kwargs is not None:
-            given += [added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"]]
-        return SimpleNamespace(sample=self._compiled(*given))
-
-
-class _Positional(nn.Module):
-    """A UNet whose inputs all have a place."""
-
-    def __init__(self, unet: Any) -> None:
-        super().__init__()
-        self._unet = unet
-
-    def forward(self, z_t: Tensor, t: Tensor, text: Tensor, *more: Tensor) -> Tensor:
-        rest = list(more)
-        omega = rest.pop(0) if self._unet.config.time_cond_proj_dim is not None else None
-        sizes = {"text_embeds": rest[0], "time_ids": rest[1]} if rest else None
-        output: Tensor = self._unet(
-            z_t, t, encoder_hidden_states=text, timestep_cond=omega, added_cond_kwargs=sizes, return_dict=False
-        )[0]
-        return output
-
-
 class _Autoencoder:
     """Decodes compiled, and encodes as before."""
 
     def __init__(self, vae: Any, compiler: _Compiler) -> None:
-        self.config, self.dtype, self.encode = vae.config, torch.float32, vae.encode
+        self.config, self.dtype, self.encode, self.parameters = vae.config, torch.float32, vae.encode, vae.parameters
         self._compiled = _Compiled(_Decoder(vae), vae, compiler)
 
     def decode(self, z: Tensor) -> SimpleNamespace:

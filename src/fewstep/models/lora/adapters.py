@@ -18,13 +18,7 @@ from torch.func import functional_call
 from fewstep.data import draws
 from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.models.lora.file import Lora, Pair
-from fewstep.models.network import UNetNetwork
-
-TARGET_MODULES = (
-    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
-    "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-)  # fmt: skip
-"""What LCM-LoRA adapts (its released files): 278 modules of Stable Diffusion 1.5, 67.25 M parameters at rank 64."""
+from fewstep.models.network import BackboneNetwork
 
 _TRAINED = "default"
 
@@ -55,7 +49,7 @@ class AdaptedNetwork:
     """Three networks with one base in memory: with adapters, without, and with other adapters in their place."""
 
     def __init__(
-        self, network: UNetNetwork, rank: int, alpha: float, target_modules: tuple[str, ...],
+        self, network: BackboneNetwork, rank: int, alpha: float, target_modules: tuple[str, ...],
         base_dtype: torch.dtype = torch.float32, seed: int = 0,
     ) -> None:  # fmt: skip
         """Hangs fresh adapters, in fp32 and of no effect, on `network`; the rest of it is stored in `base_dtype`.
@@ -64,7 +58,7 @@ class AdaptedNetwork:
         """
         scale: Any = alpha  # peft annotates a whole number, and divides by the rank whatever it is
         config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(target_modules))
-        network.unet.add_adapter(config, _TRAINED)
+        network.backbone.add_adapter(config, _TRAINED)
         self.network, self.alpha = network, alpha
         self.weights = AdapterWeights(network)
         _draw(self.weights, rank, seed)
@@ -105,18 +99,18 @@ class AdaptedNetwork:
         """
         layer = next(iter(self._layers.values()))
         exact = layer.base_layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(z_t.device.type)
-        if not exact or self.network.unet.is_gradient_checkpointing:
+        if not exact or self.network.backbone.is_gradient_checkpointing:
             return False
         positions = z_t[:, 0].numel() / 3  # of a weight on average: inner levels have fewer
         return self._base * (positions + 3 * self._rank) < 3 * self._learning * positions
 
     @contextlib.contextmanager
     def _without_adapters(self) -> Iterator[None]:
-        self.network.unet.disable_adapters()
+        self.network.backbone.disable_adapters()
         try:
             yield
         finally:
-            self.network.unet.enable_adapters()
+            self.network.backbone.enable_adapters()
 
     @contextlib.contextmanager
     def using(self, weights: AdapterWeights) -> Iterator[None]:

@@ -16,20 +16,14 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, read_safetensors_header
-from fewstep.models.lora.original_names import original_unet_names
+from fewstep.models.card import LORA_FILE
+from fewstep.models.family import LoraLayout
 
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+DIFFUSERS_FILE = LORA_FILE
 KOHYA_FILE = "lora-kohya.safetensors"
-LCM_LORA = "LCM-LoRA"
-"""`fewstep.method` in the header of a file that makes its base a few-step model."""
-STYLE_LORA = "style"
-"""The same of a file that ordinary diffusion training made."""
 LARGEST_RANK = 1024
 LARGEST_SCALE = 64.0
 """Beyond this |alpha/rank| a file is taken for broken."""
-
-_KOHYA_PARTS = {"unet": ["lora_unet"], "text_encoder": ["lora_te", "lora_te1"], "text_encoder_2": ["lora_te2"]}
-"""How kohya's keys begin; the first is written, except that with two text encoders the first is lora_te1."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +74,15 @@ class LoraFile:
         return self.header.get(f"fewstep.{name}")
 
 
-def read_lora(path: Path, parts: Mapping[str, nn.Module]) -> LoraFile:
-    """Reads and checks `path` against the networks it is for (`unet`, `text_encoder`, …); changes none of them.
+def read_lora(path: Path, parts: Mapping[str, nn.Module], layout: LoraLayout) -> LoraFile:
+    """Reads and checks `path` against the networks it is for, by their names in files; changes none of them.
 
     Spellings: diffusers (new, and attention processors), peft, kohya. UserError says what does not fit.
     """
     advice = "give a LoRA as .safetensors, or the folder of a run that made one"
     tensors, header = read_safetensors(path, advice=advice), read_safetensors_header(path, advice=advice).metadata
     modules = adaptable_modules(parts)
-    names = _spellings(modules)
+    names = _spellings(modules, layout)
     halves: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, value in tensors.items():
@@ -155,27 +149,25 @@ def adaptable_modules(parts: Mapping[str, nn.Module]) -> dict[str, nn.Linear | n
     return found
 
 
-def _spellings(modules: Collection[str]) -> dict[str, str]:
-    """Every name by which a file may call a module, and the name it has in the pipeline."""
+def _spellings(modules: Collection[str], layout: LoraLayout) -> dict[str, str]:
+    """Returns every name by which a file may call a module, with the name it has in the pipeline."""
     names: dict[str, str] = {}
     for true in modules:
         part, name = true.split(".", 1)
-        # transformers has the text encoder's modules under this or not, by version; files always have it
-        for spelt in {name} if part == "unet" else {name, _in_files(part, name)}:
+        for spelt in {name, layout.in_files(part, name)}:
             flat = spelt.replace(".", "_")
             names |= dict.fromkeys((f"{part}.{spelt}", f"base_model.model.{part}.{spelt}"), true)
-            names |= dict.fromkeys((f"{prefix}_{flat}" for prefix in _KOHYA_PARTS[part]), true)
-            if part == "unet":
+            names |= dict.fromkeys((f"{prefix}_{flat}" for prefix in layout.prefixes[part]), true)
+            if part == layout.part:
                 names[f"base_model.model.{spelt}"] = true
-    # kohya's files for SDXL number the blocks as the original does
-    unet = [true.removeprefix("unet.") for true in modules if true.startswith("unet.")]
-    for module, theirs in original_unet_names(unet).items():
-        names[f"lora_unet_{theirs.replace('.', '_')}"] = f"unet.{module}"
+    # Some kohya files, those for Stable Diffusion XL among them, call blocks as the original does.
+    own = [true.removeprefix(f"{layout.part}.") for true in modules if true.startswith(f"{layout.part}.")]
+    for module, theirs in layout.original_names(own).items():
+        names |= dict.fromkeys(
+            (f"{prefix}_{theirs.replace('.', '_')}" for prefix in layout.prefixes[layout.part]),
+            f"{layout.part}.{module}",
+        )
     return names
-
-
-def _in_files(part: str, module: str) -> str:
-    return module if part == "unet" else f"text_model.{module.removeprefix('text_model.')}"
 
 
 def _written_alphas(header: Mapping[str, str]) -> dict[str, Any]:
@@ -224,7 +216,9 @@ def _alpha(name: str, half: Mapping[str, Tensor], written: Mapping[str, Any], ra
     return float(rank if value is None else value)
 
 
-def write_lora(folder: Path, pairs: Lora, header: Mapping[str, str], parts: Mapping[str, nn.Module]) -> float:
+def write_lora(
+    folder: Path, pairs: Lora, header: Mapping[str, str], parts: Mapping[str, nn.Module], layout: LoraLayout
+) -> float:
     """Writes both spellings, reads them back, and returns the largest difference of any weight (it should be 0).
 
     diffusers' file carries alpha in `lora_adapter_metadata`: without it, it would be loaded at the wrong scale
@@ -235,10 +229,10 @@ def write_lora(folder: Path, pairs: Lora, header: Mapping[str, str], parts: Mapp
     kohya: dict[str, Tensor] = {}
     for name, pair in pairs.items():
         part, module = name.split(".", 1)
-        module = _in_files(part, module)
+        module = layout.in_files(part, module)
         down, up = pair.down.contiguous().cpu(), pair.up.contiguous().cpu()
         plain |= {f"{part}.{module}.lora_A.weight": down, f"{part}.{module}.lora_B.weight": up}
-        prefix = _KOHYA_PARTS[part][-1 if "text_encoder_2" in parts else 0]
+        prefix = layout.prefixes[part][-1 if len(parts) > 2 else 0]
         spelt = f"{prefix}_{module.replace('.', '_')}"
         kohya |= {f"{spelt}.lora_down.weight": down.clone(), f"{spelt}.lora_up.weight": up.clone()}
         kohya[f"{spelt}.alpha"] = torch.tensor(pair.alpha)
@@ -246,7 +240,9 @@ def write_lora(folder: Path, pairs: Lora, header: Mapping[str, str], parts: Mapp
     adapter = json.dumps(_adapter_metadata(pairs), sort_keys=True)
     safetensors.torch.save_file(plain, folder / DIFFUSERS_FILE, {**said, "lora_adapter_metadata": adapter})
     safetensors.torch.save_file(kohya, folder / KOHYA_FILE, said)
-    return max(_difference(read_lora(folder / file, parts).pairs, pairs) for file in (DIFFUSERS_FILE, KOHYA_FILE))
+    return max(
+        _difference(read_lora(folder / file, parts, layout).pairs, pairs) for file in (DIFFUSERS_FILE, KOHYA_FILE)
+    )
 
 
 def _difference(found: Lora, pairs: Lora) -> float:

@@ -1,0 +1,216 @@
+"""What is recorded of a student beside its weights, and the same in words for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fewstep import assets
+from fewstep.errors import UserError
+from fewstep.files import write_whole
+
+CARD_FILE = "fewstep.json"
+LCM_LORA = "LCM-LoRA"
+"""The method of a LoRA that makes its base a few-step model."""
+STYLE_LORA = "style"
+"""The method of a LoRA that ordinary diffusion training made."""
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""A LoRA's file in diffusers' spelling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentCard:
+    """How a student was made; a field is None where nothing was recorded, as in models of others."""
+
+    name: str | None = None
+    data: str | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    ema_decay: float | None = None
+    skip: int | None = None
+    shrink: float | None = None
+    guidance_scale: float | None = None
+    """What is used when none is asked for, in diffusers' convention."""
+    seed: int | None = None
+    guidance_range: tuple[float, float] | None = None
+    """What it was trained for, in diffusers' convention."""
+    grid_size: int | None = None
+    """How many times its sampler may choose from."""
+    teacher_sha256: str | None = None
+    base_config: str | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    method: str | None = None
+    teacher: str | None = None
+    solver: str | None = None
+    guided_from: int | None = None
+    sampling_steps: int | None = None
+    """How many steps it paints in when none are asked for."""
+    others: dict[str, Any] = field(default_factory=dict)
+    """Entries of a file that another version wrote, kept as they are."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what is recorded, as JSON holds it."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "others"}
+        known = {name: value for name, value in values.items() if value is not None}
+        if self.guidance_range is not None:
+            known["guidance_range"] = list(self.guidance_range)
+        return known | self.others
+
+    def write(self, folder: Path) -> None:
+        """Writes `fewstep.json` into a folder."""
+        (folder / CARD_FILE).write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+
+_NUMBERS = (
+    "steps",
+    "batch_size",
+    "lr",
+    "ema_decay",
+    "skip",
+    "shrink",
+    "guidance_scale",
+    "seed",
+    "grid_size",
+    "sampling_steps",
+)
+_WORDS = ("name", "data", "teacher_sha256", "base_config", "method", "teacher", "solver")
+
+
+def read_card(folder: Path) -> StudentCard:
+    """Reads the card beside a model; an empty one where there is none. Raises UserError for one that is spoilt."""
+    file = folder / CARD_FILE
+    if not file.is_file():
+        return StudentCard()
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}); export the model again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a JSON object; export the model again")
+    return make_card(content, str(folder))
+
+
+def make_card(content: dict[str, Any], source: str) -> StudentCard:
+    """Makes a card of what a file holds. Raises UserError naming the entry that is of the wrong kind."""
+    names = {each.name for each in dataclasses.fields(StudentCard)} - {"others"}
+    values = {name: value for name, value in content.items() if name in names}
+    for name in _NUMBERS:
+        if values.get(name) is not None and not is_number(values[name]):
+            raise UserError(f"{source} has {name} {values[name]!r} in {CARD_FILE}; a number is wanted")
+    for name in _WORDS:
+        if not isinstance(values.get(name, ""), str):
+            raise UserError(f"{source} has {name} {values[name]!r} in {CARD_FILE}; a text is wanted")
+    if (limits := values.get("guidance_range")) is not None:
+        if not isinstance(limits, list | tuple) or len(limits) != 2 or not all(map(is_number, limits)):
+            raise UserError(f"{source} has guidance_range {limits!r} in {CARD_FILE}; two numbers are wanted")
+        values["guidance_range"] = (limits[0], limits[1])
+    return StudentCard(**values, others={name: value for name, value in content.items() if name not in names})
+
+
+def is_number(value: object) -> bool:
+    """Says whether a value of JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_KINDS = {
+    "LCD": (
+        "A Latent Consistency Model (arXiv 2310.04378) distilled with fewstep",
+        "latent-consistency-model, few-step",
+    ),
+    "LCF": (
+        "A Latent Consistency Model (arXiv 2310.04378) fine-tuned with fewstep",
+        "latent-consistency-model, few-step",
+    ),
+    LCM_LORA: ("An LCM-LoRA (arXiv 2311.05556) distilled with fewstep", "lora, lcm-lora, few-step"),
+    STYLE_LORA: ("A style as a LoRA, trained with fewstep", "lora"),
+}
+
+
+_ORIGIN = {"LCF": "started from", STYLE_LORA: "base"}
+
+
+def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
+    """The card in Markdown: where the model comes from, how it is used, what it scored."""
+    assert card.method is not None
+    what, tags = _KINDS[card.method]
+    lora, few_step = card.lora_rank is not None, card.method != STYLE_LORA
+    training = f"{card.steps} steps of {card.batch_size}"
+    training += f", solver {card.solver}, skip {card.skip}" if few_step else ""
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        f"tags: [{tags}, fewstep]",
+        "---",
+        "",
+        f"# {card.name}",
+        "",
+        f"{what}{': 1 to 8 steps in place of 50' if few_step else ''}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| {_ORIGIN.get(card.method, 'teacher')} | {card.teacher} |",
+        f"| data | {card.data} |",
+        f"| training | {training} |",
+        *([f"| guidance | {_guidance(card)} |"] if few_step else []),
+        *([f"| rank, alpha | {card.lora_rank}, {card.lora_alpha:g} |"] if lora else []),
+        "",
+        "```python",
+        *(_lora_usage(card) if lora else _usage(card)),
+        "```",
+    ]
+    if few_step:
+        lines += ["", "A negative prompt has no effect: guidance is inside the network."]
+    if scores:
+        lines += ["", "## Scores", "", *scores]
+    return "\n".join(lines) + "\n"
+
+
+def _guidance(card: StudentCard) -> str:
+    assert card.guidance_range is not None
+    low, high = card.guidance_range
+    scale = f"{card.guidance_scale:g}"
+    if card.method == LCM_LORA:
+        return f"diffusers' `guidance_scale` {scale} (ω + 1), built in"
+    return f"diffusers' `guidance_scale` {low:g} to {high:g} (ω + 1), {scale} by default"
+
+
+def _usage(card: StudentCard) -> list[str]:
+    return [
+        "from diffusers import DiffusionPipeline",
+        "",
+        'pipe = DiffusionPipeline.from_pretrained("this folder")',
+        f'image = pipe("a prompt", num_inference_steps=4, guidance_scale={card.guidance_scale:g}).images[0]',
+    ]
+
+
+def _lora_usage(card: StudentCard) -> list[str]:
+    few_step = card.method == LCM_LORA
+    scheduler = [
+        f"lcm = dict(original_inference_steps={card.grid_size})",
+        "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, **lcm)",
+    ]
+    bundled = card.teacher == assets.SCENES
+    base = "assets.scenes_teacher()" if bundled else f'"{card.teacher}"'
+    return [
+        "from diffusers import DiffusionPipeline" + (", LCMScheduler" if few_step else ""),
+        *(["from fewstep import assets"] if bundled else []),
+        "",
+        f"pipe = DiffusionPipeline.from_pretrained({base})",
+        *(scheduler if few_step else []),
+        f'pipe.load_lora_weights("this folder", weight_name="{LORA_FILE}")',
+        'image = pipe("a prompt"' + (", num_inference_steps=4, guidance_scale=1" if few_step else "") + ").images[0]",
+    ]
+
+
+def write_model_card(folder: Path, card: StudentCard, scores: Sequence[str] = ()) -> None:
+    """Writes the card in words as README.md, with a table of scores if there is one."""
+    with write_whole(folder / "README.md") as draft:
+        draft.write_text(model_card(card, scores))

@@ -1,0 +1,86 @@
+"""Pixels to latents and back, as a diffusion model's autoencoder has them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.models.hashes import weights_sha256
+
+PIXELS_AT_ONCE = 2**20
+"""What the autoencoder sees together: one picture of 1024 pixels' side, or four of 512; gigabytes of activations."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """An autoencoder in diffusers' layout, with the scale and shift that its latents are used at."""
+
+    autoencoder: Any
+    """Has `encode(pixels).latent_dist`, `decode(z).sample` and a `config`, as diffusers' AutoencoderKL."""
+    tiny_decoder: Any = None
+    """Decodes in the autoencoder's place, faster and less exactly; its own scale counts."""
+
+    @property
+    def multiple(self) -> int:
+        """Pixels a latent, in each direction; sides of pictures are multiples of it."""
+        return int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.autoencoder.config.latent_channels)
+
+    @property
+    def scale(self) -> float:
+        """What latents are multiplied by before the network sees them."""
+        return float(self.autoencoder.config.scaling_factor)
+
+    def shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """Returns `(c, h, w)` of the latents of pictures that high and wide, in pixels; square if no width is given."""
+        return (self.channels, height // self.multiple, (width or height) // self.multiple)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation of the scaled latents of `[b, 3, h, w]` in [−1, 1]."""
+        device = next(self.autoencoder.parameters()).device
+        together = max(1, PIXELS_AT_ONCE // pixels[0, 0].numel())
+        means, stds = [], []
+        for part in pixels.split(together):
+            given = part.to(device).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, enabled=False):
+                posterior = self.autoencoder.encode(given).latent_dist
+            means.append(posterior.mean - _shift(self.autoencoder))
+            stds.append(posterior.std)
+        scale = self.autoencoder.config.scaling_factor
+        return (torch.cat(means) * scale).contiguous(), (torch.cat(stds) * scale).contiguous()
+
+    @torch.no_grad()
+    def decode(self, z_0: Tensor) -> Tensor:
+        """Returns pixels `[b, 3, h, w]` of scaled latents."""
+        decoder = self.tiny_decoder or self.autoencoder
+        z = z_0 / decoder.config.scaling_factor
+        z = (z + shift if (shift := _shift(decoder)) else z).to(decoder.dtype)
+        together = max(1, PIXELS_AT_ONCE // (z[0, 0].numel() * self.multiple**2))
+        parts = [part.contiguous(memory_format=torch.channels_last) for part in z.split(together)]
+        return torch.cat([decoder.decode(part).sample.float() for part in parts])
+
+    def with_tiny_decoder(self, tiny_decoder: Any) -> Codec:
+        """Returns the same with another decoder."""
+        return dataclasses.replace(self, tiny_decoder=tiny_decoder)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what latents depend on, as prepared latents record it."""
+        shift = _shift(self.autoencoder)
+        return {
+            "vae_sha256": weights_sha256(self.autoencoder), "scaling_factor": self.scale,
+            **({"shift_factor": shift} if shift else {}),
+        }  # fmt: skip
+
+
+def _shift(autoencoder: Any) -> float:
+    """Returns what is taken from latents before they are scaled; most autoencoders have none."""
+    return float(getattr(autoencoder.config, "shift_factor", None) or 0.0)

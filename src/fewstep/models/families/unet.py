@@ -1,0 +1,122 @@
+"""Stable Diffusion's UNet as a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
+from fewstep.diffusion.schedule import Schedule
+from fewstep.method.omega_embedding import OMEGA_WIDTH, embed_omega
+from fewstep.models.network import BackboneNetwork
+
+
+class UNetNetwork(BackboneNetwork):
+    """`cond["text"]` is `[b, tokens, width]`, with `"pooled"` `[b, width]` for Stable Diffusion XL, and `"sizes"`
+    `[b, 6]`, without which its sizes and crop are those of a whole picture."""
+
+    def __init__(
+        self, unet: UNet2DConditionModel, schedule: Schedule, parameterisation: Parameterisation,
+        pixels_per_latent: int = 8,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.unet = unet
+        self.schedule = schedule.to(unet.device)
+        self.parameterisation: Parameterisation = parameterisation
+        self.pixels_per_latent = pixels_per_latent
+
+    @property
+    def backbone(self) -> Any:
+        return self.unet
+
+    @property
+    def takes_omega(self) -> bool:
+        return self.unet.config.time_cond_proj_dim is not None
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+
+    def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        # diffusers' own property looks at every weight, which takes longer than some layers do.
+        first = next(self.unet.parameters(), None)
+        dtype = torch.float32 if first is None else first.dtype
+        omega_embedding = None
+        if omega is not None and self.unet.config.time_cond_proj_dim is not None:
+            omega_embedding = embed_omega(omega, self.unet.config.time_cond_proj_dim).to(dtype)
+        output = self.unet(
+            z_t.to(dtype),
+            t.float() if t.is_floating_point() else t,
+            encoder_hidden_states=cond["text"].to(dtype),
+            timestep_cond=omega_embedding,
+            added_cond_kwargs=self._sizes(z_t, cond, dtype) if "pooled" in cond else None,
+        ).sample
+        alpha, sigma = self.schedule.coefficients(t, z_t)
+        return to_prediction(self.parameterisation, output, z_t, alpha, sigma)
+
+    def _sizes(self, z_t: Tensor, cond: Cond, dtype: torch.dtype) -> Cond:
+        """Stable Diffusion XL's added conditions: original size, crop's corner, target size (arXiv 2307.01952, 2.2)."""
+        if (sizes := cond.get("sizes")) is None:
+            height, width = (side * self.pixels_per_latent for side in z_t.shape[-2:])
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device).expand(len(z_t), 6)
+        return {"text_embeds": cond["pooled"].to(dtype), "time_ids": sizes.to(dtype)}
+
+    @torch.no_grad()
+    def to_student(self, latent_side: int) -> UNetNetwork:
+        changes = {"time_cond_proj_dim": OMEGA_WIDTH, "sample_size": latent_side}
+        # What an older config.json leaves out diffusers lists under this name, and would set to its default again.
+        config = {name: value for name, value in self.unet.config.items() if name != "_use_default_values"}
+        copy = UNet2DConditionModel.from_config({**config, **changes}).to(self.unet.device)
+        copy.time_embedding.cond_proj.weight.zero_()
+        missing, unexpected = copy.load_state_dict(self.unet.state_dict(), strict=False)
+        assert (missing, unexpected) == (["time_embedding.cond_proj.weight"], [])
+        return self.with_backbone(copy)
+
+    def with_backbone(self, backbone: Any) -> UNetNetwork:
+        return UNetNetwork(backbone, self.schedule, self.parameterisation, self.pixels_per_latent)
+
+    def compiled_by(self, compile_module: Callable[[nn.Module, nn.Module], Callable[..., Tensor]]) -> UNetNetwork:
+        return self.with_backbone(_CompiledUNet(self.unet, compile_module(_PositionalUNet(self.unet), self.unet)))
+
+
+class _PositionalUNet(nn.Module):
+    """A UNet whose inputs all have a place."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self._unet = unet
+
+    def forward(self, z_t: Tensor, t: Tensor, text: Tensor, *more: Tensor) -> Tensor:
+        rest = list(more)
+        omega = rest.pop(0) if self._unet.config.time_cond_proj_dim is not None else None
+        sizes = {"text_embeds": rest[0], "time_ids": rest[1]} if rest else None
+        output: Tensor = self._unet(
+            z_t, t, encoder_hidden_states=text, timestep_cond=omega, added_cond_kwargs=sizes, return_dict=False
+        )[0]
+        return output
+
+
+class _CompiledUNet(nn.Module):
+    """Stands where a UNet2DConditionModel did, and calls what was compiled of it."""
+
+    def __init__(self, unet: Any, compiled: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.config = unet.config
+        self.device = torch.device("cpu")
+        self._compiled = compiled
+
+    def forward(
+        self, z_t: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, timestep_cond: Tensor | None,
+        added_cond_kwargs: dict[str, Tensor] | None,
+    ) -> SimpleNamespace:  # fmt: skip
+        given = [z_t, t.float(), encoder_hidden_states]
+        if timestep_cond is not None:
+            given.append(timestep_cond)
+        if added_cond_kwargs is not None:
+            given += [added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"]]
+        return SimpleNamespace(sample=self._compiled(*given))

@@ -1,0 +1,165 @@
+"""What a latent diffusion model is made of, and what its family knows.
+
+All that one layout of network, text encoders and autoencoder asks for stands in one file of `families/`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.diffusion.prediction import Cond
+from fewstep.diffusion.schedule import Schedule
+from fewstep.models.card import StudentCard
+from fewstep.models.codec import Codec
+from fewstep.models.conditioner import Conditioner
+from fewstep.models.network import BackboneNetwork
+
+
+@dataclass(frozen=True)
+class LatentModel:
+    """A teacher, or a student that fewstep or another wrote; `network.takes_omega` tells which."""
+
+    source: str
+    """Folder, Hub id or single file that it was loaded from."""
+    family: Family
+    network: BackboneNetwork
+    codec: Codec
+    conditioner: Conditioner
+    scheduler_config: dict[str, Any]
+    card: StudentCard = field(default_factory=StudentCard)
+    """What fewstep recorded of a student; empty for other models."""
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.network.backbone.device
+        return device
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What LoRA files may adapt, under the names that they use."""
+        return {self.family.lora.part: self.network.backbone, **self.conditioner.encoders}
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.network.schedule
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the pictures that the model was trained on."""
+        return int(self.network.backbone.config.sample_size) * self.codec.multiple
+
+
+@dataclass(frozen=True)
+class LoraLayout:
+    """How LoRA files call a family's modules."""
+
+    part: str
+    """The network's name in a file's keys; it may be left out, as a text encoder's may not."""
+    targets: tuple[str, ...]
+    """Ends of the names of the modules that an LCM-LoRA adapts."""
+    prefixes: Mapping[str, tuple[str, ...]]
+    """How kohya's keys of each part begin; the first is written where there is one text encoder, the last where there
+    are two."""
+    original_names: Callable[[Iterable[str]], dict[str, str]]
+    """The network's modules as the family's first code called them, which some files do."""
+
+    def in_files(self, part: str, module: str) -> str:
+        """Returns a module's name as files have it: transformers' own prefix comes and goes with its version."""
+        return module if part == self.part else f"text_model.{module.removeprefix('text_model.')}"
+
+
+class Family(ABC):
+    """One layout of network, text encoders and autoencoder, whatever its size."""
+
+    name: str
+    title: str
+    lora: LoraLayout
+    parts: tuple[str, ...]
+    """The folders of a diffusers pipeline of it; the network's is `lora.part`."""
+    pipeline_classes: tuple[str, ...]
+    """The classes of such pipelines."""
+
+    def omega_of(self, guidance_scale: float) -> float:
+        """Returns the paper's ω of diffusers' `guidance_scale`, whose 1 is no guidance. Nothing else converts."""
+        return guidance_scale - 1
+
+    def guidance_of(self, omega: float) -> float:
+        """Returns diffusers' `guidance_scale` of the paper's ω."""
+        return omega + 1
+
+    @abstractmethod
+    def describe(self, network_config: Mapping[str, Any]) -> str:
+        """Names the family for people; says so where only the layout is the family's."""
+
+    @abstractmethod
+    def is_few_step(self, network_config: Mapping[str, Any]) -> bool:
+        """Says whether a network with these settings has an input for guidance."""
+
+    @abstractmethod
+    def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:
+        """Returns the side in pixels of the pictures of a model with these settings."""
+
+    @abstractmethod
+    def recognises(self, network_config: Mapping[str, Any]) -> bool:
+        """Says whether a network is of it, by the class and the switches in its config.json, which sizes do not
+        change."""
+
+    @abstractmethod
+    def recognises_keys(self, keys: Sequence[str], path: Path) -> bool:
+        """Says whether a single file holds a model of it, by the names of its tensors. Raises UserError where it does
+        and is not whole."""
+
+    @abstractmethod
+    def load_folder(self, folder: Path, source: str, index: Mapping[str, Any], device: torch.device) -> LatentModel:
+        """Loads every part in fp32 on `device`, frozen. Raises UserError naming what is missing or not known."""
+
+    @abstractmethod
+    def load_single_file(self, path: Path, base_config: str, device: torch.device) -> LatentModel:
+        """Loads a single file; `base_config` is a folder with configurations and tokenizers, or empty for the Hub's."""
+
+    @abstractmethod
+    def make_pipeline(self, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> Any:
+        """Makes the pipeline of the class that people load such a model with."""
+
+    @abstractmethod
+    def spec_architecture(self, parameterisation: str) -> str:
+        """Returns ModelSpec 1.0.1's name of the base, without what is hung on it."""
+
+    @abstractmethod
+    def spec_prediction(self, parameterisation: str) -> str:
+        """Returns ModelSpec 1.0.1's name of what the network outputs."""
+
+    @abstractmethod
+    def kohya_header(self) -> dict[str, str]:
+        """Returns what kohya's files say of their base."""
+
+    # What is known of the released models, to count and to measure without their weights.
+
+    released_side: int
+    """Side in pixels of the released models' pictures."""
+    released_latent_channels: int
+    encoder_bytes: int
+    """Of the released autoencoder and text encoders, in fp32."""
+
+    @abstractmethod
+    def random_model(self, device: torch.device, *, few_step: bool = False, side: int = 0) -> LatentModel:
+        """Makes a model in the released layout and size with random weights, frozen, in fp32; `side` is in pixels."""
+
+    @abstractmethod
+    def random_autoencoder(self) -> Any:
+        """Makes the released autoencoder with random weights."""
+
+    @abstractmethod
+    def shaped_network(self, *, few_step: bool = False) -> BackboneNetwork:
+        """Makes the released network on the meta device: shapes and no contents, frozen."""
+
+    @abstractmethod
+    def shaped_condition(self, batch: int) -> Cond:
+        """Makes conditions of so many pictures, of the released shapes."""

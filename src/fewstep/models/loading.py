@@ -1,0 +1,73 @@
+"""Models by name: a bundled one, a diffusers folder, the Hub, or a single file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fewstep import assets
+from fewstep.errors import UserError
+from fewstep.models.families import family_of_file, family_of_folder, list_parts
+from fewstep.models.family import LatentModel
+from fewstep.models.scheduler import read_json
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Returns the named device, or the best there is. Raises UserError."""
+    if name != "auto":
+        try:
+            device = torch.empty(0, device=name).device
+            if device.type in ("cpu", "cuda", "mps"):
+                return device
+            raise RuntimeError(device.type)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {name!r} cannot be used here; allowed are auto, cpu, cuda, mps") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_latent_model(source: str | Path, device: torch.device, base_config: str = "") -> LatentModel:
+    """Loads every part in fp32 on `device`, frozen; raises UserError naming what is missing or not known.
+
+    `source` is `scenes` or `scenes-lcm` (bundled), a diffusers folder, a Hub id or a single-file checkpoint, for which
+    `base_config` may be a folder with the family's configurations and tokenizers.
+    """
+    source = assets.place(source)
+    if Path(source).is_file():
+        return family_of_file(Path(source)).load_single_file(Path(source), base_config, device)
+    if base_config:
+        if not Path(source).exists():
+            raise UserError(f"{source} is not there; a base that a LoRA names is looked for from where you are")
+        raise UserError(f"{source} is no single file and has its own configurations; leave --base-config out")
+    folder = _local_folder(source)
+    index = read_json(folder / "model_index.json", f"{source} is not a pipeline")
+    return family_of_folder(folder, index, str(source)).load_folder(folder, str(source), index, device)
+
+
+def _local_folder(source: str | Path) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    looks_like_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "/", "~"))
+    if not looks_like_hub_id:
+        raise UserError(
+            f"{source} is neither a folder nor a file; give a diffusers folder (with model_index.json), a single-file "
+            f".safetensors checkpoint, a Hub id, or the name of a bundled model: {' or '.join(assets.MODELS)}"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = [
+            "model_index.json",
+            "fewstep.json",
+            *(f"{part}/*{end}" for part in list_parts() for end in (".json", ".safetensors", ".txt")),
+        ]
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{source} is no folder here and could not be fetched from the Hub ({type(error).__name__}); "
+            "check the name and the connection, or give a diffusers folder"
+        ) from error

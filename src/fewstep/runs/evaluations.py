@@ -1,0 +1,79 @@
+"""Small evaluations of a student along its training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from fewstep.errors import UserError
+from fewstep.evaluate.bench import Bench
+from fewstep.evaluate.benches import judges, make_bench, material
+from fewstep.evaluate.cell import Cell, Row, painter_of
+from fewstep.evaluate.columns import order_by_direction
+from fewstep.evaluate.metrics import list_columns
+from fewstep.evaluate.scoring import score
+from fewstep.files import write_whole
+from fewstep.parallel.world import current_world
+from fewstep.runs.observers import Observed
+from fewstep.train.log import scalars
+from fewstep.train.loop import computes_in_bf16
+
+EVALUATIONS_FILE = "evaluations.jsonl"
+
+
+class Evaluations:
+    """Scores the student after an update and writes a line for each number of steps."""
+
+    def __init__(self, observed: Observed) -> None:
+        """Raises UserError where the student cannot paint in so many steps."""
+        config = observed.config
+        with observed.student.pipeline() as pipeline:
+            if max(config.eval_steps) > pipeline.grid_size:
+                raise UserError(
+                    f"eval_steps has {max(config.eval_steps)} and with skip {config.skip} a model allows "
+                    f"{pipeline.grid_size}; give less"
+                )
+            device = pipeline.model.device
+        data = config.eval_data or config.data
+        extractor, reader = judges(data, config.eval_extractor, device)
+        found = material(data, observed.resolution, n=config.eval_n, option="eval_n")
+        self._bench: Bench = make_bench(found, extractor, reader)[0]
+        self._observed, self._bf16 = observed, computes_in_bf16(device, config.precision)
+
+    def __call__(self, step: int) -> None:
+        file = self._observed.config.out / EVALUATIONS_FILE
+        done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        if self._observed.agree(any(row["step"] == step for row in done)):
+            return
+        rows = self._score()
+        if not current_world().main:
+            return
+        # Whole or not at all: all rows of an update in one write.
+        with write_whole(file) as draft:
+            draft.write_text(
+                "".join(json.dumps(row) + "\n" for row in [*done, *({"step": step, **row} for row in rows)])
+            )
+        self._announce(step, rows)
+
+    def _score(self) -> list[Row]:
+        config, rows = self._observed.config, []
+        with self._observed.student.pipeline() as pipeline:
+            batch_size = 64 if pipeline.model.resolution <= 128 else 8
+            for steps in config.eval_steps:
+                cell = Cell("lcm", steps, "lcm", config.guidance_scale)
+                painter = painter_of(cell, None, pipeline, bf16=self._bf16)
+                rows.append(score(self._bench, cell, painter, pipeline.name, batch_size)[0])
+        return rows
+
+    def _announce(self, step: int, rows: Sequence[Row]) -> None:
+        """Puts the scores on the run's board and the first of them on the terminal."""
+        columns = [column for column in order_by_direction(list_columns()) if rows[0].get(column.name) is not None]
+        values = {f"{column.name}/{row['steps']}": row[column.name] for row in rows for column in columns}
+        scalars(self._observed.config.out, step, values)
+        said = ", ".join(f"{row[columns[0].name]:.3g}" for row in rows)
+        steps = ", ".join(str(row["steps"]) for row in rows)
+        print(f"after update {step}: {columns[0].label} {said} at {steps} steps", file=sys.stderr, flush=True)
+
+
+make_observer = Evaluations

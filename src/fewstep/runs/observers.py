@@ -1,0 +1,54 @@
+"""What a run shows of its student along the way.
+
+An observer is a file with `make_observer`, and a line in `_OBSERVERS`; it is imported only where a run wants it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.parallel.world import current_world
+from fewstep.recipes.consistency import ConsistencyConfig
+from fewstep.train.state import is_spread
+from fewstep.train.trainable import Trainable
+
+_OBSERVERS = {"sample_every": "fewstep.runs.previews", "eval_every": "fewstep.runs.evaluations"}
+"""Modules by the setting that says every how many updates they are due; 0 is never."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What an observer sees."""
+
+    config: ConsistencyConfig
+    student: Trainable
+    captions: Sequence[str]
+    """A few of the training pictures'."""
+    resolution: int
+
+    def agree(self, seen: bool) -> bool:
+        """Returns what the main process sees, where all of them are here: another may look at a file too late."""
+        return bool(current_world().gather(seen)[0]) if is_spread(self.student.learner.weights) else seen
+
+
+def make_observers(observed: Observed) -> Callable[[int], None]:
+    """Makes what does, after every update, what is due, once for each update however often the run is started."""
+    config = observed.config
+    due: list[tuple[int, Any]] = [
+        (getattr(config, setting), importlib.import_module(module).make_observer(observed))
+        for setting, module in _OBSERVERS.items()
+        if getattr(config, setting)
+    ]
+
+    def observe(step: int) -> None:
+        # Of weights that are spread, all processes paint; else one is enough.
+        if not (current_world().main or is_spread(observed.student.learner.weights)):
+            return
+        for every, act in due:
+            if step % every == 0 or step == config.steps:
+                act(step)
+
+    return observe

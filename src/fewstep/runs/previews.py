@@ -1,0 +1,30 @@
+"""Grids of pictures that a student paints along its training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fewstep.evaluate.grid import labelled_grid
+from fewstep.files import write_whole
+from fewstep.parallel.world import current_world
+from fewstep.runs.observers import Observed
+
+PREVIEW_STEPS = (1, 2, 4, 8)
+
+
+def make_observer(observed: Observed) -> Callable[[int], None]:
+    """Makes what writes `samples/step-N.png`: a row for each number of steps."""
+    with observed.student.pipeline() as pipeline:
+        counts = [steps for steps in PREVIEW_STEPS if steps <= pipeline.grid_size]
+
+    def preview(step: int) -> None:
+        file = observed.config.out / "samples" / f"step-{step:07d}.png"
+        if observed.agree(file.exists()):
+            return
+        with observed.student.pipeline() as pipeline:
+            rows = [(f"{steps} steps", pipeline(observed.captions, steps=steps)) for steps in counts]
+        if current_world().main:
+            with write_whole(file) as draft:
+                labelled_grid(rows, observed.captions).save(draft, format="png")
+
+    return preview

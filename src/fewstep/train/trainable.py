@@ -1,0 +1,156 @@
+"""What learns: every weight of a few-step network, or adapters on the base itself."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, assert_never
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Cond, Network, Prediction
+from fewstep.models.card import StudentCard
+from fewstep.models.export import save_lora, save_student
+from fewstep.models.family import LatentModel
+from fewstep.models.lora.adapters import AdaptedNetwork
+from fewstep.models.network import BackboneNetwork
+from fewstep.models.pipeline import Pipeline
+from fewstep.parallel.world import current_world
+from fewstep.train.learner import Distribution, Learner, replicated, shard, whole
+from fewstep.train.state import gathered, is_spread
+
+
+class Trainable(Protocol):
+    """What learns in a run, on its base, and knows what the run exports."""
+
+    learner: Learner
+    base: Network
+    """The base as it was: the teacher of a distillation."""
+
+    def pipeline(self) -> AbstractContextManager[Pipeline]:
+        """Paints with the weights that would be exported now."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Exports the weights of now, once for all processes."""
+        ...
+
+
+class WholeWeights:
+    """Every weight learns."""
+
+    def __init__(
+        self, network: BackboneNetwork, model: LatentModel, card: StudentCard, *, ema: bool,
+        checkpointing: bool = False, distribution: Distribution = "ddp",
+    ) -> None:  # fmt: skip
+        """Takes all but the network from `model`; `card` is as `save_student` wants it."""
+        self.base: Network = model.network
+        if checkpointing:
+            network.backbone.enable_gradient_checkpointing()
+        self.learner = whole(network, ema=ema)
+        if current_world().size > 1:
+            self.learner = _spread(self.learner, distribution)
+        self._model, self._card = model, card
+        self._pipeline = Pipeline(_as_student(model, card, self._exported))
+
+    @property
+    def _exported(self) -> BackboneNetwork:
+        network = self.learner.averaged or self.learner.weights
+        assert isinstance(network, BackboneNetwork)
+        return network
+
+    def pipeline(self) -> AbstractContextManager[Pipeline]:
+        return contextlib.nullcontext(self._pipeline)
+
+    def save(self, folder: Path) -> None:
+        network = _gathered(self._exported)
+        if current_world().main:
+            save_student(folder, self._model, network, self._card)
+        current_world().wait()
+
+
+class LoraWeights:
+    """Adapters learn; the base serves teacher and student alike, so that there is one copy of it in memory."""
+
+    def __init__(
+        self, model: LatentModel, card: StudentCard, *, ema: bool, checkpointing: bool = False,
+        frozen: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        """Hangs adapters on `model`, whose base is stored in `frozen`; `card` is as `save_lora` wants it."""
+        assert card.lora_rank is not None
+        assert card.lora_alpha is not None
+        assert card.seed is not None
+        self._adapted = AdaptedNetwork(
+            model.network, card.lora_rank, card.lora_alpha, model.family.lora.targets, frozen, card.seed
+        )
+        self._average = self._adapted.copy_of_weights() if ema else None
+        if checkpointing:
+            model.network.backbone.enable_gradient_checkpointing()
+        self.base: Network = self._adapted.teacher
+        self.learner = Learner(
+            weights=self._adapted.weights, student=self._adapted.student, averaged=self._average,
+            target=self._averaged if ema else None,
+        )  # fmt: skip
+        if current_world().size > 1:
+            self.learner = replicated(self.learner)
+        self._model, self._card = model, card
+
+    @functools.cached_property
+    def _pipeline(self) -> Pipeline:
+        return Pipeline(_as_student(self._model, self._card, self._model.network))
+
+    def _averaged(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        with self._exported():
+            return self._adapted.student(z_t, t, cond, omega)
+
+    @contextlib.contextmanager
+    def _exported(self) -> Iterator[None]:
+        with self._adapted.using(self._average) if self._average is not None else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def pipeline(self) -> Iterator[Pipeline]:
+        with self._exported():
+            yield self._pipeline
+
+    def save(self, folder: Path) -> None:
+        pairs = self._adapted.pairs(self._average or self._adapted.weights)
+        if current_world().main:
+            difference = save_lora(folder, self._model, pairs, self._card)
+            print(f"LoRA written in two spellings and read back: largest difference {difference:g}", flush=True)
+        current_world().wait()
+
+
+def _spread(learner: Learner, distribution: Distribution) -> Learner:
+    """Spreads what learns over the processes of this run."""
+    match distribution:
+        case "ddp":
+            return replicated(learner)
+        case "fsdp":
+            for network in filter(None, (learner.weights, learner.averaged)):
+                assert isinstance(network, BackboneNetwork)
+                shard(network.backbone, network.blocks)
+            return learner
+        case _:
+            assert_never(distribution)
+
+
+def _gathered(network: BackboneNetwork) -> BackboneNetwork:
+    """Returns the same with whole weights, where processes hold a part each."""
+    if not is_spread(network):
+        return network
+    state = {name: gathered(value) for name, value in network.backbone.state_dict().items()}
+    copy = type(network.backbone).from_config(network.backbone.config)
+    copy.load_state_dict(state)
+    return network.with_backbone(copy)
+
+
+def _as_student(model: LatentModel, card: StudentCard, network: BackboneNetwork) -> LatentModel:
+    """Returns the student as it would be loaded from disk."""
+    scheduler = {**model.scheduler_config, "original_inference_steps": card.grid_size}
+    return dataclasses.replace(model, network=network, scheduler_config=scheduler, card=card)
