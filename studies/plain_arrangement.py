@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+from diffusers import LCMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
@@ -117,7 +117,7 @@ class PlainArrangement:
     def held(self) -> Iterator[Tensor]:
         """Tensors between two updates."""
         model = self._model
-        for module in (*self.student.modules, model.vae, model.text_encoder, model.text_encoder_2):
+        for module in (*self.student.modules, model.codec.autoencoder, *model.conditioner.encoders.values()):
             if module is not None:
                 yield from (*module.parameters(), *module.buffers())
         for moments in self._optimizer.state.values():
@@ -142,11 +142,7 @@ class PlainGeneration:
     def __init__(self, pipeline: Pipeline) -> None:
         model = pipeline.model
         config = {**model.scheduler_config, "original_inference_steps": pipeline.grid_size}
-        self._pipeline = LatentConsistencyModelPipeline(
-            vae=model.vae, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.network.backbone,
-            scheduler=LCMScheduler.from_config(config), safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False,
-        )  # fmt: skip
+        self._pipeline = model.family.make_pipeline(model, model.network, LCMScheduler.from_config(config))
         self._pipeline.set_progress_bar_config(disable=True)
         self._guidance_scale = pipeline.guidance_scale
 

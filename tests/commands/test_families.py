@@ -8,9 +8,13 @@ import torch
 from diffusers import DiffusionPipeline, LCMScheduler
 from PIL import Image
 
+from fewstep.commands import distill as distill_command
+from fewstep.commands import finetune as finetune_command
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.diffusion.solvers import SOLVERS
+from fewstep.method.paths import DataPath
 from fewstep.models import scenes_model
+from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import distill, finetune
@@ -52,14 +56,14 @@ def settings(kind, folder, pictures, out, **changes):
 def first_loss(config):
     """Of the first batch, with its gradient, and what may learn."""
     if isinstance(config, finetune.Finetune):
-        model = finetune.load_latent_model(config.model, torch.device("cpu"))
-        student = finetune.make_student(config, model, 16)
-        path = finetune.DataPath(model.schedule)
+        model = load_latent_model(config.model, torch.device("cpu"))
+        student = finetune_command.make_student(config, model)
+        path = DataPath(model.schedule)
     else:
-        model = distill.load_teacher(config)
+        model = distill_command.load_teacher(config)
         torch.manual_seed(0)  # fresh adapters
-        student = distill.make_student(config, model, 16)
-        path = distill.make_path(config, student, model)
+        student = distill_command.make_student(config, model)
+        path = distill_command.make_path(config, student, model)
     task = make_task(config, student, path, model, open_material(config, model).latents())
     loss = task.loss(range(2)).total
     loss.backward()
@@ -81,13 +85,13 @@ def test_a_step_is_the_same_twice_and_moves_the_right_weights(family, kind, solv
     if kind == "lora":
         assert all("lora_" in name for name in moved)
         assert all(p.grad is None for name, p in model.network.named_parameters() if "lora_" not in name)
-    frozen = [*model.codec.autoencoder.parameters(), *model.text_encoder.parameters()]
+    frozen = [*model.codec.autoencoder.parameters(), *model.conditioner.encoders["text_encoder"].parameters()]
     assert not any(p.requires_grad for p in frozen)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_whole_student_is_painted_alike_by_diffusers(family, miniatures, pictures, tmp_path):
-    distill.distill(settings("whole", miniatures[family], pictures, tmp_path / "run"))
+    distill_command.distill(settings("whole", miniatures[family], pictures, tmp_path / "run"))
     mine = load_pipeline(tmp_path / "run" / "model", "cpu")([PROMPT], steps=4, seed=5, guidance_scale=8.5)
     theirs = DiffusionPipeline.from_pretrained(tmp_path / "run" / "model")
     compare(mine[0], theirs, 8.5)
@@ -96,7 +100,7 @@ def test_a_whole_student_is_painted_alike_by_diffusers(family, miniatures, pictu
 @pytest.mark.parametrize("file", [DIFFUSERS_FILE, KOHYA_FILE])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_lora_is_painted_alike_by_diffusers(family, file, miniatures, pictures, tmp_path):
-    distill.distill(settings("lora", miniatures[family], pictures, tmp_path / "run"))
+    distill_command.distill(settings("lora", miniatures[family], pictures, tmp_path / "run"))
     mine = load_pipeline(tmp_path / "run" / "model", "cpu")([PROMPT], steps=4, seed=5)
     theirs = DiffusionPipeline.from_pretrained(miniatures[family])
     plain = np.asarray(load_pipeline_without_lora(theirs), dtype=int)
@@ -133,10 +137,10 @@ def compare(mine, pipe, guidance_scale):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fine_tuning_goes_on_from_a_student(family, miniatures, pictures, tmp_path):
-    distill.distill(settings("whole", miniatures[family], pictures, tmp_path / "first"))
+    distill_command.distill(settings("whole", miniatures[family], pictures, tmp_path / "first"))
     config = settings("fine-tuned", tmp_path / "first" / "model", pictures, tmp_path / "second")
-    finetune.finetune(config)
+    finetune_command.finetune(config)
     lora = dataclasses.replace(config, out=tmp_path / "third", lora_rank=2)
-    finetune.finetune(lora)
+    finetune_command.finetune(lora)
     for run in ("second", "third"):
         assert load_pipeline(tmp_path / run / "model", "cpu")([PROMPT], steps=2)[0].size == (16, 16)

@@ -25,7 +25,7 @@ def gradient(config):
     """The gradient of the first batch, which every option of the method must reach."""
     teacher = load_teacher(config)
     torch.manual_seed(0)
-    student = make_student(config, teacher, teacher.resolution)
+    student = make_student(config, teacher)
     latents, path = open_material(config, teacher).latents(), make_path(config, student, teacher)
     task = make_task(config, student, path, teacher, latents)
     # A student whose ω input, or whose adapters, are zero and that equals its target would hide some options.
@@ -97,7 +97,7 @@ def test_gradient_checkpointing_changes_what_is_kept_and_nothing_else(base, chan
 
 def test_without_ema_the_student_itself_is_exported(base):
     config = dataclasses.replace(base, ema_decay=0.0)
-    student = make_student(config, load_teacher(config), 64)
+    student = make_student(config, load_teacher(config))
     assert (student.learner.averaged, student.learner.target) == (None, None)
     assert student._exported is student.learner.weights
 

@@ -25,9 +25,9 @@ CPU = torch.device("cpu")
 def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher, monkeypatch, rank, checkpointing):
     model = load_latent_model(random_teacher, CPU)
     own = {name: value for name, value in model.network.backbone.config.items() if not name.startswith("_")}
-    width = int(model.text_encoder.config.hidden_size)
-    family = dataclasses.replace(SD1, text_width=width, unet=own)
-    monkeypatch.setattr("fewstep.models.shapes.TOKENS", model.tokenizer.model_max_length)
+    family = dataclasses.replace(SD1, unet=own, released_latent_channels=model.codec.channels)
+    tokens = model.conditioner.first.tokenizer.model_max_length
+    monkeypatch.setattr("fewstep.models.families.stable_diffusion.TOKENS", tokens)
     config = Distill(
         teacher=str(random_teacher), batch_size=16, pictures=16, lora_rank=rank, guidance_range=(5.0, 5.0),
         ema_decay=0.0 if rank else 0.9, gradient_checkpointing=checkpointing, frozen_precision="bf16",

@@ -191,7 +191,7 @@ def test_spellings_from_elsewhere(spelling, network, tmp_path):
 @pytest.mark.parametrize("end", ["lora_te_", "lora_te1_", "text_encoder."])
 def test_adapters_of_the_text_encoder(end, random_teacher, tmp_path):
     model = load_latent_model(random_teacher, CPU)
-    parts = {"unet": model.network.backbone, "text_encoder": model.text_encoder}
+    parts = {"unet": model.network.backbone, **model.conditioner.encoders}
     module = "text_model.encoder.layers.0.self_attn.q_proj"
     key = f"{end}{module.replace('.', '_')}.lora_" if end.startswith("lora") else f"{end}{module}.lora_"
     halves = ("down", "up") if end.startswith("lora") else ("A", "B")

@@ -65,7 +65,7 @@ def test_loras_are_merged_in(tmp_path):
 
 
 def test_what_xl_is_told_beside_the_text_reaches_it(tmp_path):
-    tokenizer = load_latent_model(assets.SCENES, CPU).tokenizer
+    tokenizer = load_latent_model(assets.SCENES, CPU).conditioner.first.tokenizer
     folder = save_miniature("sdxl", tokenizer, tmp_path / "sdxl")
     torched, compiled = (load_latent_model(folder, CPU) for _ in range(2))
     compiled = on_openvino(compiled, "fp32", tmp_path / "cache")
@@ -79,7 +79,7 @@ def test_what_xl_is_told_beside_the_text_reaches_it(tmp_path):
 
 def test_a_tiny_decoder_is_compiled_too(tmp_path, tiny_decoder):
     model = load_latent_model(assets.SCENES_LCM, CPU)
-    model = dataclasses.replace(model, tiny_decoder=load_tiny_decoder(tiny_decoder, CPU))
+    model = dataclasses.replace(model, codec=model.codec.with_tiny_decoder(load_tiny_decoder(tiny_decoder, CPU)))
     z_0 = torch.randn(2, *model.codec.shape(model.resolution))
     torch.testing.assert_close(
         on_openvino(model, "fp32", tmp_path).decode(z_0), model.codec.decode(z_0), rtol=1e-3, atol=1e-3

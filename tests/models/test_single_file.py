@@ -55,7 +55,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(family, models):
         torch.testing.assert_close(value, cond[name])
     answers = [model.network(z, t, cond, None).z_0 for model in (one, other)]
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(one.decode(z), other.decode(z), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.codec.decode(z), other.codec.decode(z), rtol=1e-4, atol=1e-4)
     for name, value in one.conditioner.null().items():
         torch.testing.assert_close(value, other.conditioner.null()[name])
     assert one.network.parameterisation == other.network.parameterisation
@@ -95,7 +95,7 @@ def test_what_is_no_checkpoint(models, tmp_path):
     pickle = tmp_path / "model.ckpt"
     torch.save({}, pickle)
     cases = {
-        flow: "begin with double_blocks.0; known are single files of Stable Diffusion XL",
+        flow: "begin with double_blocks.0; known are single files of Stable Diffusion 1",
         half: "no tensor begins with first_stage_model.", hole: "tensors are missing: the file is not whole",
         cut: "is damaged or not a safetensors file",
         pickle: "not a .safetensors file",

@@ -26,7 +26,7 @@ def prepared(teacher, photos, folder, **changes):
     )  # fmt: skip
     model = load_teacher(config)
     model.network.backbone.double()
-    student = make_student(config, model, 16)
+    student = make_student(config, model)
     student.learner.weights.double()
     latents = open_material(config, model).latents()
     return config, student, make_task(config, student, make_path(config, student, model), model, latents)

@@ -153,7 +153,7 @@ def test_prompts_that_are_checked_while_others_are_read_are_read_whole(bundled):
             width = bundled.model.conditioner.encode([f"a pink heart {i}"])["text"].shape[1]
         except Exception as error:
             width = error
-        if width != bundled.model.tokenizer.model_max_length:
+        if width != bundled.model.conditioner.first.tokenizer.model_max_length:
             wrong.append(width)
     end.set()
     for thread in threads:

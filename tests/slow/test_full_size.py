@@ -18,7 +18,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from fewstep import assets
 from fewstep.models.families.stable_diffusion import SD1
-from fewstep.models.families.stable_diffusion import assemble
 from fewstep.runs.consistency import make_task
 from fewstep.runs.trial import peak_gib
 from fewstep.runs.material import open_material
@@ -43,12 +42,12 @@ parts = {
 for name in ("unet", "vae", "text_encoder"):
     parts[name].eval().requires_grad_(False)
 scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
-model = assemble("random", parts, dict(scheduler), torch.device("cpu"), details={}, zero_null_cond=False)
+model = SD1.assemble("random", parts, dict(scheduler), torch.device("cpu"), zero_null=False)
 config = Distill(
     teacher="random", data=data, resolution=64, batch_size=1, ema_decay=0.0, frozen_precision="bf16", lora_rank=rank,
     guidance_range=(8.5, 8.5), guidance_scale=8.5, device="cpu",
 )
-student = make_student(config, model, 64)
+student = make_student(config, model)
 task = make_task(config, student, make_path(config, student, model), model, open_material(config, model).latents())
 optimizer, skipping = make_optimizer(task.student, config), Skipping(1, torch.device("cpu"))
 loss = task.loss(range(1)).total

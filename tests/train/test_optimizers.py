@@ -116,7 +116,7 @@ def test_frozen_precision_is_the_teachers(random_teacher, rank):
     for wanted in ("auto", "fp32", "bf16"):
         config = Distill(teacher=str(random_teacher), device="cpu", lora_rank=rank, frozen_precision=wanted, **guidance)
         teacher = load_teacher(config)
-        student = make_student(config, teacher, 64)
+        student = make_student(config, teacher)
         dtypes[wanted] = teacher.network.backbone.conv_in.weight.dtype
         assert {p.dtype for p in student.learner.weights.parameters()} == {torch.float32}
     assert dtypes == {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}

@@ -34,18 +34,21 @@ def list_parts() -> list[str]:
 def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Family:
     """Finds the family of a diffusers folder with that model_index.json. Raises UserError naming what is there."""
     pipeline_class = str(index.get("_class_name"))
-    found = []
-    for part in dict.fromkeys(family.lora.part for family in FAMILIES.values()):
-        if not (folder / part / "config.json").is_file():
-            continue
-        config = read_json(folder / part / "config.json", f"{source} is not a whole pipeline")
-        for family in FAMILIES.values():
-            if family.lora.part == part and pipeline_class in family.pipeline_classes and family.recognises(config):
-                return family
-        found.append(f"{part}/ of the class {config.get('_class_name')}")
-    held = f" with {' and '.join(found)}" if found else " without a network that is known here"
-    classes = ", ".join(dict.fromkeys(each for family in FAMILIES.values() for each in family.pipeline_classes))
-    raise UserError(f"{source} holds a {pipeline_class}{held}, which is no family known here; known are {classes}")
+    known = [family for family in FAMILIES.values() if pipeline_class in family.pipeline_classes]
+    if not known:
+        classes = dict.fromkeys(each for family in FAMILIES.values() for each in family.pipeline_classes)
+        raise UserError(f"{source} holds a {pipeline_class}; known are {', '.join(classes)}")
+    part = known[0].lora.part
+    if not (folder / part).is_dir():
+        raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
+    config = read_json(folder / part / "config.json", f"{source} is not a whole pipeline")
+    for family in known:
+        if family.recognises(config):
+            return family
+    raise UserError(
+        f"{source} holds a {pipeline_class} around a {config.get('_class_name')} with switches that no family known "
+        f"here has; known are {', '.join(family.title for family in known)}"
+    )
 
 
 def family_of_file(path: Path) -> Family:
