@@ -18,14 +18,13 @@ from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, in_turn, machine
-from fewstep.models.families.stable_diffusion import SD1, SD2
-from fewstep.models.family import Family
+from fewstep.models.families import find_family
 from fewstep.models.loading import pick_device
 from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline, with_engine
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.runs.folder import made_with
 
-RANDOM: dict[str, Family] = {"sd15": SD1, "sd21-base": SD2}
+RANDOM = {"sd15": "sd1", "sd21-base": "sd2"}
 """Full-size models with random weights, by the recipe's name."""
 _PLAIN = "diffusers"
 Paint = Callable[[Sequence[str], int, int], list[Image.Image]]
@@ -103,7 +102,7 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
 
 def _load(config: BenchGenerate, device: torch.device) -> Pipeline:
     if config.model in RANDOM:
-        return Pipeline(RANDOM[config.model].random_model(device, few_step=True, side=config.resolution))
+        return Pipeline(find_family(RANDOM[config.model]).random_model(device, few_step=True, side=config.resolution))
     return load_pipeline(config.model, config.device)
 
 

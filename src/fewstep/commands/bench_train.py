@@ -23,7 +23,7 @@ from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, flops, in_turn, machine, matrix_rate, most_bytes
-from fewstep.models.families import FAMILIES
+from fewstep.models.families import find_family
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.parallel.world import current_world
@@ -207,7 +207,7 @@ def _measured(config: BenchTrain, device: torch.device) -> Iterator[tuple[Distil
         yield recipe, load_latent_model(recipe.teacher, device)
         return
     assert recipe.family != "any"  # without a teacher of its own
-    model = FAMILIES[recipe.family].random_model(device)
+    model = find_family(recipe.family).random_model(device)
     with tempfile.TemporaryDirectory() as folder:
         side = recipe.resolution or model.resolution
         draw, scenes = np.random.default_rng(0), Scenes(seed=0)

@@ -11,7 +11,7 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.memory import GIB, MOMENTS, Need, need
-from fewstep.models.families import FAMILIES
+from fewstep.models.families import find_family
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 
@@ -20,8 +20,6 @@ CONTEXT = int(0.5 * GIB)
 """Of CUDA itself."""
 FRAGMENTED = 1.05
 """What the allocator holds, for each byte that is in use."""
-ENCODERS = {"sd1": int(0.8 * GIB), "sd2": int(1.6 * GIB), "sdxl": int(3.4 * GIB)}
-"""Weights of the autoencoder and the text encoders, in fp32."""
 COMFORTABLE = 4
 """Pictures together from which on computing activations again costs more time than it saves."""
 
@@ -99,7 +97,7 @@ def plan(config: Plan) -> list[dict[str, Any]]:
 def ways(config: Plan, recipe: Distill) -> Iterator[Way]:
     """From the one to prefer to the one of last resort."""
     assert recipe.family != "any"  # of full-size recipes
-    family = FAMILIES[recipe.family]
+    family = find_family(recipe.family)
     side = (config.resolution or SIDES[config.recipe.removesuffix("-lora")]) // 8
     counted = {}
     for checkpointing in (False, True):
@@ -119,7 +117,7 @@ def ways(config: Plan, recipe: Distill) -> Iterator[Way]:
                 alone = one.most - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning
                 if fsdp:
                     alone = _spread(one, alone, config.gpus, ema=recipe.ema_decay > 0)
-                whole = int(FRAGMENTED * (alone + ENCODERS[recipe.family])) + CONTEXT
+                whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT
                 yield Way(
                     optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each
                 )  # fmt: skip

@@ -1,42 +1,48 @@
-"""The model families: each is a file in this folder, and a name in FAMILIES; nothing outside knows how one looks."""
+"""The model families: each is a file in this folder, and a line in _FILES; nothing outside knows how one looks."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
-from fewstep.models.families.stable_diffusion import SD1, SD2, SDXL
-from fewstep.models.family import Family, LoraLayout
-from fewstep.models.network import BackboneNetwork
+from fewstep.models.family import Family
 from fewstep.models.scheduler import read_json
 
-__all__ = [
-    "FAMILIES", "BackboneNetwork", "Family", "FamilyChoice", "LoraLayout", "family_of_file", "family_of_folder",
-    "list_parts",
-]  # fmt: skip
-
-FAMILIES: dict[str, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
+_FILES = {"sd1": "stable_diffusion", "sd2": "stable_diffusion", "sdxl": "stable_diffusion"}
+"""The file of each family, which ends in its FAMILIES; it is imported only when a family is asked for."""
 
 if TYPE_CHECKING:
     FamilyChoice = str
 else:
-    FamilyChoice = Literal[("any", *FAMILIES)]  # what the command line allows
+    FamilyChoice = Literal[("any", *_FILES)]  # what the command line allows
+
+
+def find_family(name: str) -> Family:
+    """Returns the family of that name."""
+    family: Family = importlib.import_module(f"{__name__}.{_FILES[name]}").FAMILIES[name]
+    return family
+
+
+def list_families() -> list[Family]:
+    """Returns every family."""
+    return [find_family(name) for name in _FILES]
 
 
 def list_parts() -> list[str]:
     """Returns the folders that a model of any family may have."""
-    return list(dict.fromkeys(part for family in FAMILIES.values() for part in family.parts))
+    return list(dict.fromkeys(part for family in list_families() for part in family.parts))
 
 
 def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Family:
     """Finds the family of a diffusers folder with that model_index.json. Raises UserError naming what is there."""
     pipeline_class = str(index.get("_class_name"))
-    known = [family for family in FAMILIES.values() if pipeline_class in family.pipeline_classes]
+    known = [family for family in list_families() if pipeline_class in family.pipeline_classes]
     if not known:
-        classes = dict.fromkeys(each for family in FAMILIES.values() for each in family.pipeline_classes)
+        classes = dict.fromkeys(each for family in list_families() for each in family.pipeline_classes)
         raise UserError(f"{source} holds a {pipeline_class}; known are {', '.join(classes)}")
     part = known[0].lora.part
     if not (folder / part).is_dir():
@@ -54,7 +60,7 @@ def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Fam
 def family_of_file(path: Path) -> Family:
     """Finds the family of a single file by its tensors' names. Raises UserError naming what is there."""
     keys = list(read_safetensors_header(path).shapes)
-    for family in FAMILIES.values():
+    for family in list_families():
         if family.recognises_keys(keys, path):
             return family
     if any(".lora_" in key or key.startswith("lora_") for key in keys):
@@ -62,5 +68,5 @@ def family_of_file(path: Path) -> Family:
     begin = sorted({".".join(key.split(".")[:2]) for key in keys})
     raise UserError(
         f"{path} holds no family known here: its tensors begin with {', '.join(begin[:4])}; known are single files of "
-        f"{', '.join(family.title for family in FAMILIES.values())} with their text encoders"
+        f"{', '.join(family.title for family in list_families())} with their text encoders"
     )

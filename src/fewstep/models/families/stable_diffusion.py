@@ -276,3 +276,4 @@ SDXL = StableDiffusion(
     },
     kohya_version="sdxl_base_v1-0", released_side=1024, encoder_bytes=int(3.4 * 2**30),
 )  # fmt: skip
+FAMILIES = {family.name: family for family in (SD1, SD2, SDXL)}
