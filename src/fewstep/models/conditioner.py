@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.diffusion.prediction import Cond
 
@@ -62,53 +61,7 @@ class TextEncoder:
         mask = tokens.attention_mask if getattr(self.network.config, "use_attention_mask", False) else None
         return self.network(tokens.input_ids, attention_mask=mask, output_hidden_states=hidden_states)
 
-
-@dataclass(frozen=True)
-class ClipConditioner:
-    """Conditions of one CLIP text encoder, `{"text": [b, tokens, width]}`; of two, their penultimate layers side by
-    side, and the second one's `"pooled"` `[b, width]`; with `"sizes"` `[b, 6]` where the network takes them."""
-
-    first: TextEncoder
-    second: TextEncoder | None = None
-    takes_sizes: bool = False
-    zero_null: bool = False
-    """Whether ∅ is all zeros; else it is the empty prompt."""
-
-    @property
-    def encoders(self) -> dict[str, nn.Module]:
-        second = {} if self.second is None else {"text_encoder_2": self.second.network}
-        return {"text_encoder": self.first.network, **second}
-
-    @property
-    def limit(self) -> int:
-        return int(self.first.tokenizer.model_max_length) - 2  # less its begin and end
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Cond:
-        with torch.autocast(self._device.type, enabled=False):
-            return self._encode_text(prompts)
-
-    def tell_sizes(self, sizes: Sequence[Sequence[int]]) -> Cond:
-        return {"sizes": torch.tensor(sizes, device=self._device).float()} if self.takes_sizes else {}
-
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(self.first.network.parameters()).device
-        return device
-
-    def _encode_text(self, prompts: Sequence[str]) -> Cond:
-        if self.second is None:
-            text: Tensor = self.first.run(prompts, hidden_states=False)[0]
-            return {"text": text}
-        first, second = (each.run(prompts, hidden_states=True) for each in (self.first, self.second))
-        text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        return {"text": text, "pooled": second.text_embeds}
-
-    def null(self) -> Cond:
-        cond = self.encode([""])
-        return {name: torch.zeros_like(value) for name, value in cond.items()} if self.zero_null else cond
-
-    def truncates(self, prompt: str) -> bool:
-        tokenizer = self.first.tokenizer
+    def counts(self, prompt: str) -> int:
+        """Returns how many tokens a prompt has, its begin and end among them."""
         with _TOKENIZING:
-            return len(tokenizer(prompt).input_ids) > int(tokenizer.model_max_length)
+            return len(self.tokenizer(prompt).input_ids)

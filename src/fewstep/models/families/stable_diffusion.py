@@ -26,7 +26,8 @@ from fewstep.errors import UserError
 from fewstep.method.omega_embedding import OMEGA_WIDTH
 from fewstep.models.card import read_card
 from fewstep.models.codec import Codec
-from fewstep.models.conditioner import ClipConditioner, TextEncoder
+from fewstep.models.conditioner import TextEncoder
+from fewstep.models.families.clip import ClipConditioner
 from fewstep.models.families.original_names import original_unet_names
 from fewstep.models.families.single_file import check_keys, load_pipeline_of_file
 from fewstep.models.families.unet import UNetNetwork

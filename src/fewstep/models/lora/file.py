@@ -52,7 +52,7 @@ class Pair:
 
 
 Lora = dict[str, Pair]
-"""By the module's name in the pipeline: `unet.down_blocks.0…`, `text_encoder.…`."""
+"""Pairs by the module's name in the pipeline, which begins with its part: `text_encoder.…`."""
 
 
 @dataclass(frozen=True)
