@@ -31,7 +31,7 @@ _ALIKE = (
     "--steps", UPDATES, "--batch-size", 2, "--lr", "1e-2", "--log-every", 1, "--sample-every", 0, "--device", "cpu",
 )  # fmt: skip
 _VERSIONS = ("_diffusers_version", "transformers_version", "_transformers_version")
-_UNSTABLE = (*_VERSIONS, "teacher_sha256", "local_files_only")
+_UNSTABLE = (*_VERSIONS, "_name_or_path", "teacher_sha256", "local_files_only")
 _LORA = ("--lora-rank", 3, "--lora-alpha", 6, "--guidance-range", 8.5, 8.5, "--guidance-scale", 8.5)
 
 
