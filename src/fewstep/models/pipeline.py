@@ -20,6 +20,7 @@ from fewstep.data.sources.decoding import fit_square
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
+from fewstep.method.landing import ConsistencyFunction
 from fewstep.method.sampling import consistency_times, sample_consistency
 from fewstep.models.latent_model import LatentModel, load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
@@ -127,7 +128,11 @@ class Pipeline:
             mean, std = model.encode_pixels(to_pixels([square]))
             start = mean + std * draw()  # the posterior's noise comes first, as in diffusers
         times = self.times(steps, strength if start is not None else 1.0)
-        return sample_consistency(model.schedule, model.network, cond, omegas, times, draw, start)
+        return sample_consistency(self.consistency_function(cond, omegas), times, draw, start)
+
+    def consistency_function(self, cond: Cond, omega: Tensor) -> ConsistencyFunction:
+        """Returns f under a condition `[b, …]` and ω `[b]`."""
+        return ConsistencyFunction(self.model.network, cond, omega, self.model.schedule)
 
     def times(self, steps: int, strength: float = 1.0) -> list[int]:
         """The times at which `steps` evaluations stand, latest first."""
