@@ -28,6 +28,7 @@ from fewstep.evaluate.cell import Cell, Painter
 from fewstep.evaluate.roster import scenes_roster
 from fewstep.evaluate.scenes_bench import scenes_bench
 from fewstep.evaluate.scoring import Row, score
+from fewstep.method.landing import ConsistencyFunction
 from fewstep.method.sampling import consistency_times, sample_consistency
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
@@ -77,7 +78,7 @@ def painter(teacher: LatentModel, study: Study, steps: int, guidance: tuple[floa
     @torch.no_grad()
     def latents(cond: Cond, seeds: Sequence[int]) -> Tensor:
         draw = seeded_noise(seeds, teacher.codec.shape(teacher.resolution), teacher.device)
-        return sample_consistency(teacher.schedule, network, cond, None, times, draw)
+        return sample_consistency(ConsistencyFunction(network, cond, None, teacher.schedule), times, draw)
 
     return Painter(teacher, latents)
 

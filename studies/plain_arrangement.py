@@ -21,7 +21,6 @@ from fewstep.commands.distill import make_path
 from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.measure.stopwatch import Stopwatch
-from fewstep.method.step import consistency_function
 from fewstep.models.family import LatentModel
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.models.pipeline import Pipeline
@@ -86,17 +85,17 @@ class PlainArrangement:
             size = config.batch_size // parts
             start = self.counter + part * size
             with self._watch("data"):
-                sample, _ = self._task.sample(range(start, start + size))
+                batch, _ = self._task.draw_batch(range(start, start + size))
             bf16 = computes_in_bf16(self._model.device, config.precision)
             with torch.autocast(self._model.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-                z_t = method.schedule.diffuse(sample.z_0, sample.epsilon, sample.t)
+                z_t = method.schedule.diffuse(batch.z_0, batch.epsilon, batch.t)
                 with self._watch("student"):
-                    answer = consistency_function(learner.student, z_t, sample.t, sample.cond, sample.omega)
+                    answer = method.consistency_function(learner.student, batch)(z_t, batch.t, batch.e)
                 with torch.no_grad(), self._watch("teacher"):
-                    guided = self._guided(sample.cond, sample.omega)
-                    z_s = SOLVERS[config.solver].step(method.schedule, guided, z_t, sample.t, sample.s)
+                    guided = self._guided(batch.cond, batch.omega)
+                    z_s = SOLVERS[config.solver].step(method.schedule, guided, z_t, batch.t, batch.s)
                 with torch.no_grad(), self._watch("target"):
-                    aim = consistency_function(learner.answering, z_s, sample.s, sample.cond, sample.omega)
+                    aim = method.consistency_function(learner.answering, batch)(z_s, batch.s, batch.e)
                 total = method.distance(answer, aim).mean() / parts
             with self._watch("backward"):
                 total.backward()

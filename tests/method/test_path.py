@@ -4,70 +4,13 @@ import torch
 from closed_forms import Mixture
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.solvers import DDIM, SOLVERS
-from fewstep.method.paths import DataPath, Sample, TeacherPath, draw_times, shrinking_gap
-from fewstep.method.sampling import consistency_times
-
-ALMOST_ONE = 1 - 2**-53
+from fewstep.method.batch import TrainingBatch
+from fewstep.method.paths import DataPath, TeacherPath
 
 
-def at(t, s, cond, omega) -> Sample:
-    """As much of a sample as a teacher's path needs."""
-    return Sample(torch.zeros(0), cond, t, s, torch.zeros(0), omega)
-
-
-def every_u(count: int = 20_000) -> torch.Tensor:
-    return (torch.arange(count, dtype=torch.float64) + 0.5) / count
-
-
-@pytest.mark.parametrize(("num_steps", "skip"), [(1000, 20), (1000, 50), (1000, 30), (250, 5)])
-def test_grid_times_are_where_samplers_land(num_steps, skip):
-    t, s = draw_times(every_u(), num_steps, skip, "grid")
-    assert t.unique().tolist() == list(range(skip - 1, num_steps, skip))
-    assert torch.equal(s, (t - skip).clamp(min=0))
-    assert (s < t).all()
-    assert not t.is_floating_point()
-
-
-@pytest.mark.parametrize("skip", range(1, 101))
-def test_every_skip_is_trained_where_its_sampler_lands(skip):
-    t, s = draw_times(every_u(), 1000, skip, "grid")
-    landing = consistency_times(1000, 1000 // skip, 1000 // skip)
-    assert set(landing) - {0} == set(t.tolist())
-    assert torch.equal(s, (t - skip).clamp(min=0))
-
-
-def test_skip_of_one_leaves_out_time_zero():
-    t, s = draw_times(every_u(), 1000, 1, "grid")
-    assert (int(t.min()), int(t.max())) == (1, 999)
-    assert torch.equal(s, t - 1)
-
-
-def test_any_times_are_those_a_whole_skip_above_zero():
-    t, s = draw_times(every_u(), 1000, 20, "any")
-    assert t.unique().tolist() == list(range(20, 1000))
-    assert torch.equal(s, t - 20)
-
-
-@pytest.mark.parametrize("times", ["grid", "any"])
-def test_ends_of_u_are_ends_of_the_times(times):
-    t, s = draw_times(torch.tensor([0.0, ALMOST_ONE], dtype=torch.float64), 1000, 20, times)
-    assert t.tolist() == [19 if times == "grid" else 20, 999]
-    assert s.tolist() == [0, 979]
-
-
-def test_grid_times_are_equally_likely():
-    t, _ = draw_times(every_u(), 1000, 20, "grid")
-    assert set(t.unique(return_counts=True)[1].tolist()) == {400}
-
-
-def test_gap_shrinks_from_the_whole_schedule_to_the_skip():
-    progress = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 3.0], dtype=torch.float64)
-    gap = shrinking_gap(progress, 1000, 20)
-    assert gap.tolist() == [1000, 376, 141, 53, 20, 20]  # 20·50^(1 − p)
-    t, s = draw_times(every_u(6), 1000, 20, "grid", gap)
-    assert torch.equal(s, (t - gap).clamp(min=0))
-    assert int(s[0]) == 0
-    assert torch.equal(t, draw_times(every_u(6), 1000, 20, "grid")[0])  # where samplers land, whatever the gap
+def at(t, s, cond, omega) -> TrainingBatch:
+    """Returns as much of a batch as a teacher's path needs."""
+    return TrainingBatch(torch.zeros(0), cond, t, s, torch.zeros(0), torch.zeros(0), omega)
 
 
 @pytest.fixture
@@ -93,11 +36,11 @@ def test_teacher_path_is_one_solver_step_of_the_guided_teacher(name, sd_schedule
 def test_every_option_of_the_path_matters(sd_schedule, setting):
     teacher, cond, null_cond, z_t, t, s = setting
     omega = torch.full((3,), 5.0)
-    plain, sample = TeacherPath(teacher, sd_schedule, null_cond), at(t, s, cond, omega)
-    z_s = plain(z_t, sample)
+    plain, batch = TeacherPath(teacher, sd_schedule, null_cond), at(t, s, cond, omega)
+    z_s = plain(z_t, batch)
     others = {
-        "solver": TeacherPath(teacher, sd_schedule, null_cond, SOLVERS["dpm-solver-2"])(z_t, sample),
-        "null_cond": TeacherPath(teacher, sd_schedule, {"weights": torch.eye(4)[:1] + 0.01})(z_t, sample),
+        "solver": TeacherPath(teacher, sd_schedule, null_cond, SOLVERS["dpm-solver-2"])(z_t, batch),
+        "null_cond": TeacherPath(teacher, sd_schedule, {"weights": torch.eye(4)[:1] + 0.01})(z_t, batch),
         "omega": plain(z_t, at(t, s, cond, omega - 1)),
         "cond": plain(z_t, at(t, s, {"weights": cond["weights"].flip(0)}, omega)),
     }
@@ -123,5 +66,6 @@ def test_without_null_cond_or_omega_the_plain_teacher_is_followed(without, sd_sc
 def test_data_path_keeps_picture_and_noise(sd_schedule):
     z_0, epsilon = torch.randn(2, 3, 4, dtype=torch.float64).unbind()
     t, s = torch.tensor([999, 500, 19]), torch.tensor([979, 480, 0])
-    z_s = DataPath(sd_schedule)(sd_schedule.diffuse(z_0, epsilon, t), Sample(z_0, {}, t, s, epsilon, None))
+    batch = TrainingBatch(z_0, {}, t, s, torch.zeros_like(t), epsilon, None)
+    z_s = DataPath(sd_schedule)(sd_schedule.diffuse(z_0, epsilon, t), batch)
     assert torch.equal(z_s, sd_schedule.diffuse(z_0, epsilon, s))

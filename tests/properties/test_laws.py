@@ -9,8 +9,8 @@ from fewstep.data import draws
 from fewstep.data.order import Order
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.schedule import Schedule
-from fewstep.method.paths import draw_times
 from fewstep.method.sampling import consistency_times
+from fewstep.method.times import draw_times, fixed_gap, shrinking_gap, step_back
 
 SCHEDULES = [
     Schedule.from_config(config)
@@ -137,8 +137,22 @@ def test_sampling_stands_on_times_that_were_trained(num_steps, data):
     grid_size = data.draw(st.integers(1, num_steps))
     count = data.draw(st.integers(1, grid_size))
     times = consistency_times(num_steps, grid_size, count)
-    trained = draw_times(torch.arange(4000, dtype=torch.float64) / 4000, num_steps, num_steps // grid_size, "grid")[0]
+    trained = draw_times(torch.arange(4000, dtype=torch.float64) / 4000, num_steps, num_steps // grid_size, "grid")
     assert len(times) == count
     assert times == sorted(set(times), reverse=True)
     assert set(times) - {0} <= set(trained.tolist())
     assert times[0] == grid_size * (num_steps // grid_size) - 1
+
+
+@law(st.integers(2, 1000), st.sampled_from(["grid", "any"]), st.data())
+def test_ends_lie_below_s_and_s_below_t(num_steps, times, data):
+    """e ≤ s ≤ t, whatever the gap, and s < t where the end leaves room."""
+    skip = data.draw(st.integers(1, num_steps - 1))
+    gap = data.draw(st.sampled_from([fixed_gap(skip), shrinking_gap(num_steps, skip, 200)]))
+    u = torch.arange(400, dtype=torch.float64) / 400
+    t = draw_times(u, num_steps, skip, times)
+    e = (t * u.flip(0)).long()
+    s = step_back(t, gap(t, torch.arange(400)), e)
+    assert (e <= s).all()
+    assert (s <= t).all()
+    assert torch.equal(s == t, e == t)

@@ -27,7 +27,7 @@ from fewstep.diffusion.sampling import (
     sampling_times,
 )
 from fewstep.diffusion.schedule import Schedule
-from fewstep.method.boundary import boundary
+from fewstep.method.landing import ConsistencyFunction, boundary
 from fewstep.method.omega_embedding import embed_omega
 from fewstep.method.sampling import consistency_times, sample_consistency
 
@@ -266,7 +266,7 @@ def test_consistency_sampling(count, grid_size, kind, zero_terminal):
     theirs = sample_with(scheduler, draw(theirs_from), generator=theirs_from)
     schedule = Schedule.from_config(scheduler.config)
     times = consistency_times(1000, grid_size, count)
-    ours = sample_consistency(schedule, toy_network(schedule, kind), {}, None, times, draw)
+    ours = sample_consistency(ConsistencyFunction(toy_network(schedule, kind), {}, None, schedule), times, draw)
     assert ours.dtype == theirs.dtype == torch.float32
     assert_same(ours, theirs)
 

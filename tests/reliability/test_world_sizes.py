@@ -16,6 +16,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.method.distances import l2
 from fewstep.method.paths import TeacherPath
 from fewstep.method.step import Method
+from fewstep.method.times import fixed_gap
 from fewstep.parallel.world import current_world
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
@@ -65,16 +66,16 @@ class Points:
 
 
 class Recorded(DistillTask):
-    """Writes the hash of all that a sample's loss is made of."""
+    """Writes the hash of all that a picture's loss is made of."""
 
-    def sample(self, counters):
-        sample, valid = super().sample(counters)
+    def draw_batch(self, counters):
+        batch, valid = super().draw_batch(counters)
         with self.file.open("a") as file:
             for i, counter in enumerate(counters):
-                parts = (sample.z_0, sample.epsilon, sample.t, sample.s, sample.omega, sample.cond["class"], valid)
+                parts = (batch.z_0, batch.epsilon, batch.t, batch.s, batch.e, batch.omega, batch.cond["class"], valid)
                 content = b"".join(part[i].numpy().tobytes() for part in parts)
                 file.write(json.dumps({"counter": counter, "sha256": hashlib.sha256(content).hexdigest()}) + "\n")
-        return sample, valid
+        return batch, valid
 
 
 def train(folder, steps):
@@ -86,7 +87,7 @@ def train(folder, steps):
     if world.size > 1:
         learner = replicated(learner)
     method = Method(schedule, TeacherPath(teacher, schedule, {"class": torch.full((1,), 0.5)}), l2)
-    drawn = TimeAndGuidance(skip=20, times="grid", omega_range=(1.0, 4.0))
+    drawn = TimeAndGuidance(skip=20, times="grid", gap=fixed_gap(20), omega_range=(1.0, 4.0))
     task = Recorded(learner, method, Points(), drawn, seed=7)
     folder.mkdir(exist_ok=True)
     task.file = folder / f"seen-{steps}-{world.rank}.jsonl"

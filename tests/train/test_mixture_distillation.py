@@ -23,10 +23,12 @@ from fewstep.diffusion.prediction import Network, to_prediction
 from fewstep.diffusion.sampling import sample_ode, sampling_times
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers import DDIM, DPM_SOLVER_2
-from fewstep.method.boundary import consistency_function
+from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances import l2
-from fewstep.method.paths import Sample, TeacherPath
+from fewstep.method.landing import ConsistencyFunction
+from fewstep.method.paths import TeacherPath
 from fewstep.method.step import Method, consistency_losses
+from fewstep.method.times import fixed_gap
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.learner import whole
@@ -39,7 +41,7 @@ and more."""
 
 OMEGAS = (0.0, 2.0, 5.0)
 SKIP = 20
-DRAWN = TimeAndGuidance(skip=SKIP, times="grid", omega_range=(-1.0, 6.0))
+DRAWN = TimeAndGuidance(skip=SKIP, times="grid", gap=fixed_gap(SKIP), omega_range=(-1.0, 6.0))
 LOOP = LoopConfig(
     steps=1500, batch_size=256, lr=5e-3, lr_decay="cosine", ema_decay=0.95, precision="fp32", log_every=500,
     checkpoint_every=1500,
@@ -104,13 +106,13 @@ class Points:
 
 
 class Task(DistillTask):
-    """DistillTask that keeps its samples, functions of the counters alone, for the runs that follow."""
+    """DistillTask that keeps its batches, functions of the counters alone, for the runs that follow."""
 
-    remembered: dict[range, Sample]
+    remembered: dict[range, TrainingBatch]
 
-    def sample(self, counters: range) -> tuple[Sample, Tensor]:
+    def draw_batch(self, counters: range) -> tuple[TrainingBatch, Tensor]:
         if counters not in self.remembered:
-            self.remembered[counters] = super().sample(counters)
+            self.remembered[counters] = super().draw_batch(counters)
         return self.remembered[counters]
 
 
@@ -118,13 +120,13 @@ class TargetAskedAtT(Task):
     """ẑ_s stays where it is, but the target and its boundary are told that it stands at t."""
 
     def loss(self, counters: range) -> Loss:
-        sample, _ = self.sample(counters)
+        batch, _ = self.draw_batch(counters)
 
         def to_s(z_t, _at_t):
-            return self.method.path(z_t, sample)
+            return self.method.path(z_t, batch)
 
         method = dataclasses.replace(self.method, path=to_s)
-        losses = consistency_losses(method, self.student, self.averaged, dataclasses.replace(sample, s=sample.t))
+        losses = consistency_losses(method, self.student, self.averaged, dataclasses.replace(batch, s=batch.t))
         return of_mean(losses.mean(), counters)
 
 
@@ -136,7 +138,7 @@ class World:
         self.teacher = Mixture(schedule, MEANS, std=1.0)
         self.points = Points(self.teacher)
         self.path = TeacherPath(self.teacher, schedule, NULL_COND)
-        self.remembered: dict[range, Sample] = {}
+        self.remembered: dict[range, TrainingBatch] = {}
         self.z_T = torch.randn(512, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         self.cond = {"weights": CLASSES.repeat(256, 1)}
         self.fine = {omega: self.follow(omega, list(range(999, 0, -1)), DPM_SOLVER_2) for omega in OMEGAS}
@@ -155,8 +157,8 @@ class World:
     def relative_error(self, student: Network, omega: float) -> float:
         """Of the one-step map, over that of the 50-step DDIM map."""
         t, omegas = torch.full((512,), 999), torch.full((512,), omega)
-        answer = consistency_function(student, self.z_T.float(), t, self.cond, omegas)
-        return self.error(answer, omega) / self.ddim_error[omega]
+        f = ConsistencyFunction(student, self.cond, omegas, self.schedule)
+        return self.error(f(self.z_T.float(), t, torch.zeros_like(t)), omega) / self.ddim_error[omega]
 
     def distil(self, folder, task_type=Task, student_type=Student, path=None, target=None) -> float:
         """Relative error, at the worst ω, of what the real loop leaves."""
@@ -201,8 +203,8 @@ def test_control_student_that_ignores_omega(world, tmp_path):
 def test_control_guidance_off_by_one(off_by, world, tmp_path):
     """diffusers' guidance_scale taken for ω, or the other way round."""
 
-    def path(z_t, sample):
-        return world.path(z_t, dataclasses.replace(sample, omega=sample.omega + off_by))
+    def path(z_t, batch):
+        return world.path(z_t, dataclasses.replace(batch, omega=batch.omega + off_by))
 
     assert world.distil(tmp_path, path=path) > BOUND
 

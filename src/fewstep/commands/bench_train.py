@@ -89,7 +89,8 @@ class Ours:
         path = watch.around("teacher", make_path(config, student, model))
         self._latents = open_material(config, model, most=config.pictures).latents()
         self._task = make_task(config, student, path, model, self._latents)
-        self._task.sample = watch.around("data", self._task.sample)  # type: ignore[method-assign]  # of this task alone
+        draw_batch = watch.around("data", self._task.draw_batch)
+        self._task.draw_batch = draw_batch  # type: ignore[method-assign]  # of this task alone
         skipping = Skipping(1_000_000, model.device)
         self.state = RunState(learner.weights, learner.averaged, make_optimizer(learner.weights, config), skipping)
         self.losses: list[Tensor] = []

@@ -13,8 +13,9 @@ from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule
 from fewstep.measure.shapes import make_fake, norms_in_fp32
 from fewstep.measure.stopwatch import LiveBytes
+from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances import pseudo_huber
-from fewstep.method.paths import Sample, TeacherPath
+from fewstep.method.paths import TeacherPath
 from fewstep.method.step import Method, consistency_losses
 from fewstep.models.family import Family
 from fewstep.models.lora.adapters import AdaptedNetwork
@@ -47,7 +48,7 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         make_fake(modules)
         null = {name: value[:1] for name, value in family.shaped_condition(1).items()}
         method = Method(schedule, TeacherPath(teacher, schedule, null), pseudo_huber(config.huber_c))
-        sample = _sample(family, side, config.batch_size // config.accumulation)
+        batch = _batch(family, side, config.batch_size // config.accumulation)
         live = LiveBytes()
         for weights in modules:
             for tensor in (*weights.parameters(), *weights.buffers()):
@@ -56,7 +57,7 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         with live:
             for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients
                 with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
-                    loss = consistency_losses(method, learner.student, learner.answering, sample).mean()
+                    loss = consistency_losses(method, learner.student, learner.answering, batch).mean()
                 loss.backward()
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
     return Need(most=live.most + MOMENTS[config.optimizer] * learning, held=held, learning=learning)
@@ -92,7 +93,7 @@ def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedu
     return learner, teacher, base.schedule, modules
 
 
-def _sample(family: Family, side: int, batch: int) -> Sample:
-    latents = torch.randn(2, batch, family.released_latent_channels, side, side)
-    t = torch.zeros(batch, dtype=torch.long)
-    return Sample(latents[0], family.shaped_condition(batch), t, t, latents[1], torch.zeros(batch))
+def _batch(family: Family, side: int, count: int) -> TrainingBatch:
+    latents = torch.randn(2, count, family.released_latent_channels, side, side)
+    t = torch.zeros(count, dtype=torch.long)
+    return TrainingBatch(latents[0], family.shaped_condition(count), t, t, t, latents[1], torch.zeros(count))

@@ -1,1 +1,1 @@
-"""The consistency method: path, landing, distances, weights, the step, multistep sampling (LCM, arXiv 2310.04378)."""
+"""The consistency method: the step and its seams, and multistep sampling (LCM, arXiv 2310.04378)."""

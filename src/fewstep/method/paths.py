@@ -1,66 +1,23 @@
-"""How z_t moves to the earlier z_s, at which time pairs (t, s)."""
+"""How z_t moves to the earlier z_s."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, assert_never
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Cond, Network
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers import DDIM, Solver
-
-Times = Literal["grid", "any"]
-
-
-def draw_times(u: Tensor, num_steps: int, skip: int, times: Times, gap: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """t and s = max(t − gap, 0), whole, from `u` `[b]` uniform in [0, 1); `gap` `[b]`, else the skip.
-
-    `grid`: t ∈ {k′−1, 2k′−1, …}, where LCM samplers with T // k times land, so that k′ = T // (T // k); that is k
-    itself wherever k divides T. `any`: t ∈ {k, …, T−1}, algorithm 1 as the paper writes it.
-    """
-    spacing = num_steps // (num_steps // skip)
-    match times:
-        case "grid":
-            choices = torch.arange(spacing - 1, num_steps, spacing)
-        case "any":
-            choices = torch.arange(skip, num_steps)
-        case _:
-            assert_never(times)
-    choices = choices[choices > 0]  # k = 1 would hold t = 0, where f is the identity and nothing is learnt
-    t = choices.to(u.device)[(u * len(choices)).long()]
-    return t, (t - (skip if gap is None else gap.to(u.device))).clamp(min=0)
-
-
-def shrinking_gap(progress: Tensor, num_steps: int, skip: int) -> Tensor:
-    """t − s `[b]`, whole: k·(T/k)^(1 − p), from T at progress p `[b]` = 0 down to the skip k from p = 1 on.
-
-    The idea is Easy Consistency Tuning's (arXiv 2406.14548): with s = 0 the target is the picture itself, so what
-    pictures say is known at every t before consistency refines it.
-    """
-    left = 1 - progress.double().clamp(0, 1)
-    return (skip * (num_steps / skip) ** left).round().long()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A batch of data and of draws: z_0 and epsilon `[b, …]`, t, s `[b]` with s ≤ t, ω `[b]` or None."""
-
-    z_0: Tensor
-    cond: Cond
-    t: Tensor
-    s: Tensor
-    epsilon: Tensor
-    omega: Tensor | None
+from fewstep.method.batch import TrainingBatch
 
 
 class Path(Protocol):
     """z_s from z_t = α(t)·z_0 + σ(t)·ε; never differentiated."""
 
-    def __call__(self, z_t: Tensor, sample: Sample) -> Tensor: ...
+    def __call__(self, z_t: Tensor, batch: TrainingBatch) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -79,8 +36,8 @@ class TeacherPath:
     guided_from: int = 0
     """As `Guided` has it."""
 
-    def __call__(self, z_t: Tensor, sample: Sample) -> Tensor:
-        t, s, cond, omega = sample.t, sample.s, sample.cond, sample.omega
+    def __call__(self, z_t: Tensor, batch: TrainingBatch) -> Tensor:
+        t, s, cond, omega = batch.t, batch.s, batch.cond, batch.omega
         if self.null_cond is None or omega is None:
             return self.solver.step(self.schedule, lambda z, at: self.teacher(z, at, cond, None), z_t, t, s)
         # What the empty condition does not say (a picture's sizes) is as it is.
@@ -94,5 +51,5 @@ class DataPath:
 
     schedule: Schedule
 
-    def __call__(self, z_t: Tensor, sample: Sample) -> Tensor:  # noqa: ARG002  # z_0 and ε say it all
-        return self.schedule.diffuse(sample.z_0, sample.epsilon, sample.s)
+    def __call__(self, z_t: Tensor, batch: TrainingBatch) -> Tensor:  # noqa: ARG002  # z_0 and ε say it all
+        return self.schedule.diffuse(batch.z_0, batch.epsilon, batch.s)

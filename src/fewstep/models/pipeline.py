@@ -20,6 +20,7 @@ from fewstep.data.sources.decoding import fit_square
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
+from fewstep.method.landing import ConsistencyFunction
 from fewstep.method.sampling import consistency_times, sample_consistency
 from fewstep.models.card import LCM_LORA, StudentCard
 from fewstep.models.family import LatentModel
@@ -133,7 +134,11 @@ class Pipeline:
             mean, std = model.codec.encode(to_pixels([square]))
             start = mean + std * draw()  # the posterior's noise comes first, as in diffusers
         times = self.times(steps, strength if start is not None else 1.0)
-        return sample_consistency(model.schedule, model.network, cond, omegas, times, draw, start)
+        return sample_consistency(self.consistency_function(cond, omegas), times, draw, start)
+
+    def consistency_function(self, cond: Cond, omega: Tensor) -> ConsistencyFunction:
+        """Returns f under a condition `[b, …]` and ω `[b]`."""
+        return ConsistencyFunction(self.model.network, cond, omega, self.model.schedule)
 
     def times(self, steps: int, strength: float = 1.0) -> list[int]:
         """The times at which `steps` evaluations stand, latest first."""

@@ -9,7 +9,7 @@ from typing import Literal
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
 from fewstep.method.distances import DistanceName
-from fewstep.method.paths import Times
+from fewstep.method.times import Times
 from fewstep.method.weights import WeightName
 from fewstep.models.pipeline import MAX_STEPS
 from fewstep.recipes.pictures import PictureConfig

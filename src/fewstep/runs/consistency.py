@@ -10,6 +10,7 @@ from fewstep.errors import UserError
 from fewstep.method.distances import DISTANCES
 from fewstep.method.paths import Path
 from fewstep.method.step import Method
+from fewstep.method.times import fixed_gap, shrinking_gap
 from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
@@ -55,10 +56,11 @@ def make_task(
         weight=WEIGHTS[config.loss_weight](model.schedule),
     )
     low, high = map(model.family.omega_of, config.guidance_range)
-    drawn = TimeAndGuidance(
-        skip=config.skip, times=config.times, omega_range=(low, high),
-        shrinking_samples=math.ceil(config.shrink * config.steps * config.batch_size),
-    )  # fmt: skip
+    gap = fixed_gap(config.skip)
+    if config.shrink:
+        pictures = math.ceil(config.shrink * config.steps * config.batch_size)
+        gap = shrinking_gap(model.schedule.num_steps, config.skip, pictures)
+    drawn = TimeAndGuidance(skip=config.skip, times=config.times, gap=gap, omega_range=(low, high))
     return DistillTask(student.learner, method, latents, drawn, config.seed)
 
 

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
@@ -20,9 +20,9 @@ from fewstep.data.pictures import to_images, to_pixels
 from fewstep.data.sources.decoding import fit_cover
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import is_short_of_memory
-from fewstep.method.boundary import consistency_function
+from fewstep.method.sampling import advance
 from fewstep.models.lora.adapters import rescale
-from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline import Pipeline, seeded_noise
 
 logger = logging.getLogger(__name__)
 OnStep = Callable[[int, Image.Image], None]
@@ -107,10 +107,22 @@ class Job:
     times: Sequence[int] = ()
     cond: Cond = field(default_factory=dict)
     z: Tensor | None = None
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    draw: Callable[[], Tensor] | None = None
+    """Gives noise `[1, c, h, w]` of its seed at every call, once it has begun."""
     step: int = 0
     """Steps done."""
     cancelled: bool = False
+
+    @property
+    def fresh(self) -> bool:
+        """Whether its z is noise alone, which stands at the first time already."""
+        return self.step == 0 and self.wish.start is None
+
+    def noise(self) -> Tensor:
+        """Draws what brings z to the next time; zeros, undrawn, where it stands there already."""
+        assert self.draw is not None
+        assert self.z is not None
+        return torch.zeros_like(self.z) if self.fresh else self.draw()
 
     def cancel(self) -> None:
         """Leaves the batch before the next step."""
@@ -274,31 +286,37 @@ class Engine:
 
     @torch.no_grad()
     def _advance(self, batch: list[Job]) -> None:
-        model = self.pipeline.model
         self._use(batch[0].wish.loras)
         self._begin([job for job in batch if job.z is None])
         batch = [job for job in batch if job.z is not None]
         if not batch:
             return
-        t = torch.tensor([job.times[job.step] for job in batch], device=model.device)
-        z = torch.cat([self._noised(job) for job in batch])
-        cond = {name: torch.cat([job.cond[name] for job in batch]) for name in batch[0].cond}
-        omega = torch.tensor([job.wish.omega for job in batch], device=model.device)
-        z = consistency_function(model.network, z, t, cond, omega)
+        landed = self._land(batch)
         self.counts.steps += 1
         self.counts.painted_together = len(batch)
-        for job, own in zip(batch, z.split(1), strict=True):
+        for job, own in zip(batch, landed.split(1), strict=True):
             job.z, job.step = own, job.step + 1
         shown = [job for job in batch if job.step == len(job.times) or (job.wish.previews and job.on_step)]
         if not shown:
             return
-        for job, image in zip(shown, to_images(model.codec.decode(torch.cat(list(_latents(shown))))), strict=True):
+        for job, image in zip(shown, to_images(self.pipeline.model.codec.decode(_latents(shown))), strict=True):
             if job.step < len(job.times):
                 if job.on_step:
                     job.on_step(job.step, image)
                 continue
             self.counts.pictures += 1
             job.done(image)
+
+    def _land(self, batch: list[Job]) -> Tensor:
+        """Returns the latents of all after their next step."""
+        device = self.pipeline.model.device
+        cond = {name: torch.cat([job.cond[name] for job in batch]) for name in batch[0].cond}
+        omega = torch.tensor([job.wish.omega for job in batch], device=device)
+        t = torch.tensor([job.times[job.step] for job in batch], device=device)
+        fresh = torch.tensor([job.fresh for job in batch], device=device)
+        noise = torch.cat([job.noise() for job in batch])
+        f = self.pipeline.consistency_function(cond, omega)
+        return advance(f, _latents(batch), t, torch.zeros_like(t), noise, fresh)
 
     def _use(self, loras: tuple[tuple[str, float], ...]) -> None:
         if loras != self._scales:
@@ -319,8 +337,9 @@ class Engine:
             job.cond = self._texts[wish.prompt]
             self._texts.move_to_end(wish.prompt)
             job.times = self.pipeline.times(wish.steps, wish.strength if wish.start is not None else 1.0)
-            job.generator.manual_seed(wish.seed)
-            z = self._draw(job)
+            shape = (model.codec.shape(model.resolution)[0], *(side // model.codec.multiple for side in wish.size))
+            job.draw = seeded_noise([wish.seed], shape, model.device)
+            z = job.draw()
             if wish.start is not None:
                 try:
                     mean, std = model.codec.encode(to_pixels([fit_cover(wish.start, wish.size)]))
@@ -332,22 +351,6 @@ class Engine:
         while len(self._texts) > _TEXTS:
             self._texts.popitem(last=False)
 
-    def _noised(self, job: Job) -> Tensor:
-        assert job.z is not None
-        if job.step == 0 and job.wish.start is None:
-            return job.z
-        schedule = self.pipeline.model.schedule
-        t = torch.tensor([job.times[job.step]], device=job.z.device)
-        return schedule.diffuse(job.z, self._draw(job), t)
 
-    def _draw(self, job: Job) -> Tensor:
-        model = self.pipeline.model
-        height, width = (side // model.codec.multiple for side in job.wish.size)
-        channels = model.codec.shape(model.resolution)[0]
-        return torch.randn((1, channels, height, width), generator=job.generator).to(model.device)
-
-
-def _latents(jobs: Sequence[Job]) -> Iterator[Tensor]:
-    for job in jobs:
-        assert job.z is not None
-        yield job.z
+def _latents(jobs: Sequence[Job]) -> Tensor:
+    return torch.cat([job.z for job in jobs if job.z is not None])

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fewstep.data import draws
 from fewstep.data.latents import LatentSource
-from fewstep.method.paths import Sample, Times, draw_times, shrinking_gap
+from fewstep.method.batch import TrainingBatch
 from fewstep.method.step import Method, consistency_losses
+from fewstep.method.times import Gap, Times, draw_times, step_back
 from fewstep.train.latent_task import LatentTask
 from fewstep.train.learner import Learner
 from fewstep.train.task import Loss
@@ -18,14 +19,13 @@ from fewstep.train.task import Loss
 
 @dataclass(frozen=True, kw_only=True)
 class TimeAndGuidance:
-    """Which t, s and ω are drawn."""
+    """Which t, s and ω are drawn; the end e is 0."""
 
     skip: int
     times: Times
+    gap: Gap
     omega_range: tuple[float, float] | None
     """Uniform in it, in the paper's convention; None for a method without guidance."""
-    shrinking_samples: int = 0
-    """So many samples long t − s falls from the whole schedule to the skip; 0: it is the skip throughout."""
 
 
 class DistillTask(LatentTask):
@@ -37,12 +37,11 @@ class DistillTask(LatentTask):
         super().__init__(learner, source, seed)
         self.method, self._drawn = method, drawn
 
-    def sample(self, counters: range) -> tuple[Sample, Tensor]:
-        """The batch at these counters, with every draw that its loss needs; and which of it are valid."""
+    def draw_batch(self, counters: range) -> tuple[TrainingBatch, Tensor]:
+        """Returns the batch at these counters, with every draw that its loss needs; and which of it are valid."""
         shape = self._source.latent_shape
-        batch = self._source.batch(counters, self._normal("vae", counters, shape))
-        u = draws.uniform(self._seed, "t", counters)
-        t, s = draw_times(u, self.method.schedule.num_steps, self._drawn.skip, self._drawn.times, self._gap(counters))
+        data = self._source.batch(counters, self._normal("vae", counters, shape))
+        t, s, e = self._draw_times(counters)
         omega = None
         if self._drawn.omega_range is not None:
             low, high = self._drawn.omega_range
@@ -52,16 +51,16 @@ class DistillTask(LatentTask):
                 .to(self._device, non_blocking=True)
             )
         epsilon = self._normal("epsilon", counters, shape)
-        t, s = (time.to(self._device, non_blocking=True) for time in (t, s))
-        return Sample(batch.z_0, batch.cond, t, s, epsilon, omega), batch.valid
+        t, s, e = (time.to(self._device, non_blocking=True) for time in (t, s, e))
+        return TrainingBatch(data.z_0, data.cond, t, s, e, epsilon, omega), data.valid
 
-    def _gap(self, counters: range) -> Tensor | None:
-        if not self._drawn.shrinking_samples:
-            return None
-        progress = torch.tensor(counters, dtype=torch.float64) / self._drawn.shrinking_samples
-        return shrinking_gap(progress, self.method.schedule.num_steps, self._drawn.skip)
+    def _draw_times(self, counters: range) -> tuple[Tensor, Tensor, Tensor]:
+        u = draws.uniform(self._seed, "t", counters)
+        t = draw_times(u, self.method.schedule.num_steps, self._drawn.skip, self._drawn.times)
+        e = torch.zeros_like(t)
+        return t, step_back(t, self._drawn.gap(t, torch.tensor(counters)), e), e
 
     def loss(self, counters: range) -> Loss:
-        sample, valid = self.sample(counters)
-        losses = consistency_losses(self.method, self._learner.student, self._learner.answering, sample)
+        batch, valid = self.draw_batch(counters)
+        losses = consistency_losses(self.method, self._learner.student, self._learner.answering, batch)
         return Loss(torch.where(valid, losses, 0).sum(), valid.sum())

@@ -1,0 +1,23 @@
+"""What one update of the student is computed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Cond
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Data with every draw that its loss needs: z_0 and epsilon `[b, …]`, e ≤ s ≤ t `[b]`, ω `[b]` or None."""
+
+    z_0: Tensor
+    cond: Cond
+    t: Tensor
+    s: Tensor
+    e: Tensor
+    """The end point, where answers at t and at s land."""
+    epsilon: Tensor
+    omega: Tensor | None
