@@ -97,7 +97,7 @@ class PlainArrangement:
                     guided = self._guided(sample.cond, sample.omega)
                     z_s = SOLVERS[config.solver].step(method.schedule, guided, z_t, sample.t, sample.s)
                 with torch.no_grad(), self._watch("target"):
-                    aim = consistency_function(learner.answering, z_s, sample.s, sample.cond, sample.omega)
+                    aim = consistency_function(learner.target_network, z_s, sample.s, sample.cond, sample.omega)
                 total = method.distance(answer, aim).mean() / parts
             with self._watch("backward"):
                 total.backward()
@@ -105,7 +105,7 @@ class PlainArrangement:
         with self._watch("optimiser"):
             nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
             for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(config, len(self.losses))
+                group["lr"] = learning_rate(config, len(self.losses), config.steps)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad(), self._watch("average"):
@@ -115,8 +115,8 @@ class PlainArrangement:
         self.losses.append(loss.item())
         self.counter += config.batch_size
 
-    def held(self) -> Iterator[Tensor]:
-        """Tensors between two updates."""
+    def list_tensors(self) -> Iterator[Tensor]:
+        """Yields those that there are between two updates."""
         model = self._model
         for module in (*self.student.modules, model.vae, model.text_encoder, model.text_encoder_2):
             if module is not None:

@@ -18,7 +18,7 @@ from fewstep.models.families import Family
 from fewstep.models.lora.adapters import TARGET_MODULES, AdaptedNetwork
 from fewstep.models.shapes import SCHEDULE, made_fake, norms_in_fp32, shaped_condition, shaped_network
 from fewstep.recipes.distill import Distill
-from fewstep.train.learner import Learner, whole
+from fewstep.train.learner import Learner, learn_every_weight
 
 GIB = 2**30
 MOMENTS = {"adamw": 8, "adamw8bit": 2}
@@ -27,20 +27,22 @@ MOMENTS = {"adamw": 8, "adamw8bit": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Bytes."""
+    """What one update takes, in bytes but for the last."""
 
-    most: int
-    """At the worst moment of an update: weights, average, gradients, moments, activations."""
-    held: int
-    """Of weights and average alone."""
+    peak: int
+    """At the worst moment: weights, average, gradients, moments, activations."""
+    weights: int
+    """Weights and average alone."""
     learning: int
     """How many weights learn."""
 
 
 def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) -> Need:
-    """Of one process, in the midst of a run; `side` is that of the latents. One whole update is run, teacher, target,
-    student, backward pass and all, and every tensor's bytes are followed from its making to its end (torch's fake
-    tensors); networks compute in bf16 under autocast, norms in fp32 as on CUDA."""
+    """Counts what one process needs in the midst of a run; `side` is that of the latents.
+
+    One whole update is run, teacher, target, student, backward pass and all, and every tensor's bytes are followed from
+    its making to its end (torch's fake tensors); networks compute in bf16 under autocast, norms in fp32 as on CUDA.
+    """
     learner, teacher, modules = _networks(config, family)
     with FakeTensorMode(allow_non_fake_inputs=True), norms_in_fp32(enabled=in_bf16):
         made_fake(modules)
@@ -48,21 +50,21 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         method = Method(SCHEDULE, TeacherPath(teacher, SCHEDULE, null), pseudo_huber(config.huber_c))
         sample = _sample(family, side, config.batch_size // config.accumulation)
         live = LiveBytes()
-        for weights in modules:
-            for tensor in (*weights.parameters(), *weights.buffers()):
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()):
                 live.see(tensor)
-        held = live.now
+        weights = live.now
         with live:
             for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients
                 with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
-                    loss = consistency_losses(method, learner.student, learner.answering, sample).mean()
+                    loss = consistency_losses(method, learner.student, learner.target_network, sample).mean()
                 loss.backward()
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
-    return Need(most=live.most + MOMENTS[config.optimizer] * learning, held=held, learning=learning)
+    return Need(peak=live.most + MOMENTS[config.optimizer] * learning, weights=weights, learning=learning)
 
 
 def activations(act: Callable[[], object]) -> int:
-    """Bytes of what it makes, at its worst moment."""
+    """Returns the bytes of what `act` makes, at its worst moment."""
     live = LiveBytes()
     with live:
         act()
@@ -70,7 +72,7 @@ def activations(act: Callable[[], object]) -> int:
 
 
 def _networks(config: Distill, family: Family) -> tuple[Learner, Network, list[nn.Module]]:
-    """What learns, its teacher, and all that has weights; the base in bf16."""
+    """Returns what learns, its teacher, and all that has weights; the base in bf16."""
     base = shaped_network(family)
     if config.lora_rank:
         with torch.device("meta"):  # peft moves what it makes, which fake tensors do not allow
@@ -80,7 +82,7 @@ def _networks(config: Distill, family: Family) -> tuple[Learner, Network, list[n
         modules: list[nn.Module] = [base.unet, adapted.weights]
     else:
         learning = shaped_network(family, few_step=True).requires_grad_(True)
-        learner = whole(learning, ema=config.ema_decay > 0)
+        learner = learn_every_weight(learning, ema=config.ema_decay > 0)
         teacher = base.to(torch.bfloat16)
         modules = [base.unet, learner.weights, *([learner.averaged] if learner.averaged else [])]
     if config.gradient_checkpointing:

@@ -21,9 +21,9 @@ from fewstep.models.network import UNetNetwork, student_of, weights_sha256
 from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.world import current_world
 from fewstep.recipes.consistency import ConsistencyConfig
-from fewstep.train.learner import Distribution, Learner, replicated, shard, whole
+from fewstep.train.learner import Distribution, Learner, learn_every_weight, replicate, shard
 from fewstep.train.loop import computes_in_bf16
-from fewstep.train.state import gathered, is_spread
+from fewstep.train.state import gather_tensor, is_spread
 
 
 class Student(Protocol):
@@ -51,7 +51,7 @@ class WholeStudent:
         self.base: Network = model.network
         if checkpointing:
             network.unet.enable_gradient_checkpointing()
-        self.learner = whole(network, ema=ema)
+        self.learner = learn_every_weight(network, ema=ema)
         if current_world().size > 1:
             self.learner = _spread(self.learner, distribution)
         self._model, self._details = model, details
@@ -93,7 +93,7 @@ class LoraStudent:
             target=self._averaged if ema else None,
         )  # fmt: skip
         if current_world().size > 1:
-            self.learner = replicated(self.learner)
+            self.learner = replicate(self.learner)
         self._model, self._details = model, details
 
     @functools.cached_property
@@ -125,7 +125,7 @@ class LoraStudent:
 def _spread(learner: Learner, distribution: Distribution) -> Learner:
     """Over the processes of this run."""
     if distribution == "ddp":
-        return replicated(learner)
+        return replicate(learner)
     for network in filter(None, (learner.weights, learner.averaged)):
         assert isinstance(network, UNetNetwork)
         unet = network.unet
@@ -137,7 +137,7 @@ def _gathered(network: UNetNetwork) -> UNetNetwork:
     """The same with whole weights, where processes hold a part each."""
     if not is_spread(network):
         return network
-    state = {name: gathered(value) for name, value in network.unet.state_dict().items()}
+    state = {name: gather_tensor(value) for name, value in network.unet.state_dict().items()}
     copy = type(network.unet).from_config(network.unet.config)
     copy.load_state_dict(state)
     return UNetNetwork(copy, network.schedule, network.parameterisation, network.pixels_per_latent)

@@ -142,11 +142,11 @@ def why_spoilt(checkpoint: Path) -> str | None:
     return None
 
 
-def restore(state: RunState, checkpoint: Path, steps: int) -> None:
+def restore(state: RunState, checkpoint: Path) -> None:
     """Takes over a whole one. Raises UserError where it is of another model."""
     try:
         numbers = json.loads((checkpoint / NUMBERS_FILE).read_text())
-        state.restore(read_safetensors(checkpoint / TENSORS_FILE), numbers, steps)
+        state.restore(read_safetensors(checkpoint / TENSORS_FILE), numbers)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

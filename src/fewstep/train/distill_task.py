@@ -63,5 +63,5 @@ class DistillTask(LatentTask):
 
     def loss(self, counters: range) -> Loss:
         sample, valid = self.sample(counters)
-        losses = consistency_losses(self.method, self._learner.student, self._learner.answering, sample)
+        losses = consistency_losses(self.method, self._learner.student, self._learner.target_network, sample)
         return Loss(torch.where(valid, losses, 0).sum(), valid.sum())
