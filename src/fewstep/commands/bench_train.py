@@ -36,7 +36,7 @@ from fewstep.train.loop import begin, computes_in_bf16, one_update
 
 OURS, PLAIN = "fewstep", "plain"
 ALLOWED = 0.9
-"""Of an earlier ratio, before a fall is called one."""
+"""A ratio under this part of an earlier one is called a fall."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Arrangement(Protocol):
 
     @property
     def losses(self) -> Sequence[Tensor | float]:
-        """Those of the updates so far."""
+        """Returns those of the updates so far."""
         ...
 
     def update(self) -> None:
@@ -77,7 +77,7 @@ class Arrangement(Protocol):
 
 
 class Ours:
-    """What `fewstep distill` does at an update, without log and checkpoints."""
+    """Does what `fewstep distill` does at an update, without log and checkpoints."""
 
     def __init__(self, config: Distill, model: LatentModel, watch: Stopwatch) -> None:
         self.config, self._model, self._watch = config, model, watch

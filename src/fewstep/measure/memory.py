@@ -22,7 +22,7 @@ from fewstep.train.learner import Learner, learn_every_weight
 
 GIB = 2**30
 MOMENTS = {"adamw": 8, "adamw8bit": 2}
-"""Bytes of both, per weight that learns."""
+"""Bytes of both moments, per weight that learns."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ class CaptionTask(StudentTask):
         self._answers = torch.tensor([answers(scene) for scene in stated])
 
     def logits(self, network: nn.ModuleDict, tokens: Tensor) -> list[Tensor]:
-        """One `[b, k]` for each of STATED; answer 0 is "not stated"."""
+        """Returns one `[b, k]` for each of STATED; answer 0 is "not stated"."""
         ended = (tokens == self._end).float()[..., None]
         text = network["text_encoder"](tokens)[0]
         return list(network["heads"]((text * ended).sum(1) / ended.sum(1)).split(self._sizes, dim=1))
@@ -92,7 +92,7 @@ class CaptionTask(StudentTask):
 
 
 def answers(stated: Scene) -> list[int]:
-    """For each of STATED its place among the options, counted from 1, or 0."""
+    """Returns for each of STATED its place among the options, counted from 1, or 0."""
     said: list[str | None] = [stated.relation, stated.background]
     for thing in (*stated.things, None)[:2]:
         said += [thing.shape, thing.colour, thing.size] if thing else [None] * 3

@@ -93,7 +93,7 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(Optimisation):
-    """One run of the loop; its optimisation is that of every role which has none of its own."""
+    """How long a run is and how it goes on; its optimisation is that of every role which has none of its own."""
 
     steps: int = 1000
     """Updates of the weights."""

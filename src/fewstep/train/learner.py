@@ -34,7 +34,7 @@ class Learner:
 
     @property
     def target_network(self) -> Network:
-        """What the student is compared with: `target`, or the student itself."""
+        """Returns what the student is compared with: `target`, or the student itself."""
         return self.target or self.student_without_exchange or self.student
 
     def as_role(self, name: str = STUDENT, optimisation: Optimisation | None = None, every: int = 1) -> Role:
@@ -52,7 +52,7 @@ def learn_every_weight(network: nn.Module, *, ema: bool) -> Learner:
 
 
 class _AsModule(nn.Module):
-    """A network as a module that holds the weights which learn, and no others: so DDP sees them alone."""
+    """Makes a network a module that holds the weights which learn, and no others: so DDP sees them alone."""
 
     def __init__(self, weights: nn.Module, network: Network) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from fewstep.train.checkpoint import Checkpoints, restore
 from fewstep.train.config import LoopConfig, fingerprint
 from fewstep.train.ledger import Ledger
 from fewstep.train.log import RunLog
-from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_average
+from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_averages
 from fewstep.train.role import STUDENT, Role
 from fewstep.train.skipping import Skipping
 from fewstep.train.state import RoleState, RunState, mean_loss
@@ -161,20 +161,18 @@ def one_update(task: Task, state: RunState, config: LoopConfig, world: World, pa
     Returns the counters of the samples.
     """
     part = part or (lambda _: contextlib.nullcontext())
-    due = [role for role in state.roles if role.role.is_due(state.step)]
+    due = [each for each in state.roles if each.role.is_due(state.step)]
     counters = range(state.counter, state.counter + config.batch_size)
     with part("gradients"):
         batches = _gradients(task, state, due, config, world)
     with part("optimiser"):
         vetoed = update(state, due, batches)
     with part("average"):
-        for role in due:
-            if role.role.average is not None:
-                update_average(role.role.average, role.role.weights, role.optimisation.ema_decay, vetoed)
+        update_averages(due, vetoed)
     empty = torch.stack([batch.valid == 0 for batch in batches]).any()
-    for role in state.roles:
-        loss = batches[due.index(role)].loss if role in due else torch.inf
-        role.losses.append(torch.where(empty, torch.inf, torch.where(vetoed > 0, torch.nan, loss)))
+    for each in state.roles:
+        loss = batches[due.index(each)].loss if each in due else torch.inf
+        each.losses.append(torch.where(empty, torch.inf, torch.where(vetoed > 0, torch.nan, loss)))
     state.step, state.counter = state.step + 1, counters.stop
     return counters
 
@@ -191,8 +189,8 @@ def _gradients(
     for i in range(parts):
         with contextlib.ExitStack() as stack:
             if i < parts - 1:
-                for role in due:
-                    stack.enter_context(role.role.without_exchange())
+                for each in due:
+                    stack.enter_context(each.role.without_exchange())
             totals += _add_gradients(task, state, due, config, share[i * part : (i + 1) * part])
     return [Batch(total / valid, valid, config.batch_size / valid) for total, valid in world.sum(totals)]
 
@@ -201,14 +199,14 @@ def _add_gradients(
     task: Task, state: RunState, due: Sequence[RoleState], config: LoopConfig, counters: range
 ) -> Tensor:  # fmt: skip
     """Adds those of some samples; returns the sum of their losses and the number of the valid ones, `[due, 2]`."""
-    losses = task.losses(counters, {role.role.name for role in due})
+    losses = task.losses(counters, {each.role.name for each in due})
     found = []
-    for role in due:
-        with _frozen([other for other in state.roles if other is not role]):
+    for each in due:
+        with _frozen([other for other in state.roles if other is not each]):
             with _autocast(state.device, config.precision):
                 name, loss = next(losses, (None, None))
-            if loss is None or name != role.role.name:
-                raise ValueError(f"{type(task).__name__} gave the loss of {name} where {role.role.name} was due")
+            if loss is None or name != each.role.name:
+                raise ValueError(f"{type(task).__name__} gave the loss of {name} where {each.role.name} was due")
             total, valid = loss
             (total / config.batch_size).backward()
         found.append(torch.stack([total.detach().float(), valid.float()]))
@@ -217,7 +215,7 @@ def _add_gradients(
 
 @contextlib.contextmanager
 def _frozen(roles: Sequence[RoleState]) -> Iterator[None]:
-    """While it lasts, no gradient is computed for their weights."""
+    """Lets no gradient be computed for their weights, while it lasts."""
     parameters = [parameter for role in roles for parameter in role.parameters]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -232,9 +230,9 @@ def _metrics(state: RunState) -> dict[str, float]:
     """Returns what the log has of the updates since its last line: a role that was not due in them is not in it."""
     student = state.roles[0]
     values = {}
-    for role in state.roles:
-        if state.step // role.role.every > (state.step - len(role.losses)) // role.role.every:
-            values["loss" if role is student else f"loss_{role.role.name}"] = mean_loss(role.losses)
+    for each in state.roles:
+        if state.step // each.role.every > (state.step - len(each.losses)) // each.role.every:
+            values["loss" if each is student else f"loss_{each.role.name}"] = mean_loss(each.losses)
     return {**values, "lr": learning_rate(student.optimisation, state.step - 1, state.steps)}
 
 

@@ -93,6 +93,13 @@ def _apply_gradients(role: RoleState, lr: float, norm: Tensor, vetoed: Tensor) -
     optimizer.zero_grad(set_to_none=True)
 
 
+def update_averages(due: Sequence[RoleState], vetoed: Tensor) -> None:
+    """Moves the averages of the roles that are `due`, of those that have one."""
+    for each in due:
+        if each.role.average is not None:
+            update_average(each.role.average, each.role.weights, each.optimisation.ema_decay, vetoed)
+
+
 @torch.no_grad()
 def update_average(average: nn.Module, weights: nn.Module, decay: float, vetoed: Tensor) -> None:
     """Does average ← μ·average + (1 − μ)·weights over parameters, unless `vetoed`; buffers are copied."""

@@ -47,7 +47,7 @@ class Role:
         return (step + 1) % self.every == 0
 
     def without_exchange(self) -> AbstractContextManager[None]:
-        """While it lasts, processes keep their gradients to themselves."""
+        """Lets processes keep their gradients to themselves, while it lasts."""
         if isinstance(self.network, DistributedDataParallel):
             return self.network.no_sync()
         return _without_scatter(self.weights)

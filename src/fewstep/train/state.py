@@ -20,18 +20,18 @@ _STUDENTS_NAMES = {"weights": "student", "average": "averaged"}
 
 @dataclass(eq=False)
 class RoleState:
-    """A role in the midst of a run."""
+    """Holds a role in the midst of a run."""
 
     role: Role
     optimisation: Optimisation
     optimizer: torch.optim.Optimizer
     losses: list[Tensor] = field(default_factory=list)
-    """Of every update since the last line of the log: NaN where it was left out, infinite where the role was not due or
-    there was nothing to learn from."""
+    """One for every update since the last line of the log: NaN where it was left out, infinite where the role was not
+    due or there was nothing to learn from."""
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Those that learn."""
+        """Returns those that learn."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def file_name(self, what: str) -> str:

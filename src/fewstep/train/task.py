@@ -33,7 +33,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def roles(self) -> Sequence[Role]:
-        """What learns; the student first. One of them at least learns at every update."""
+        """Returns what learns, the student first; one of them at least learns at every update."""
 
     @abstractmethod
     def losses(self, counters: range, due: Collection[str]) -> Iterator[tuple[str, Loss]]:
