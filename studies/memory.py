@@ -71,7 +71,7 @@ def variants(recipe: Distill) -> list[Distill]:
 def peak(config: Distill, family: Family, side: int, *, in_bf16: bool = True) -> dict[str, float]:
     """GiB of one update in the midst of a run, whole and of weights alone."""
     found = need(config, family, side, in_bf16=in_bf16)
-    return {"gib": round(found.most / GIB, 2), "weights_gib": round(found.held / GIB, 2)}
+    return {"gib": round(found.peak / GIB, 2), "weights_gib": round(found.weights / GIB, 2)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

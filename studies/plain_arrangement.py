@@ -95,7 +95,7 @@ class PlainArrangement:
                     guided = self._guided(batch.cond, batch.omega)
                     z_s = SOLVERS[config.solver].step(method.schedule, guided, z_t, batch.t, batch.s)
                 with torch.no_grad(), self._watch("target"):
-                    aim = method.consistency_function(learner.answering, batch)(z_s, batch.s, batch.e)
+                    aim = method.consistency_function(learner.target_network, batch)(z_s, batch.s, batch.e)
                 total = method.distance(answer, aim).mean() / parts
             with self._watch("backward"):
                 total.backward()
@@ -103,7 +103,7 @@ class PlainArrangement:
         with self._watch("optimiser"):
             nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
             for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(config, len(self.losses))
+                group["lr"] = learning_rate(config, len(self.losses), config.steps)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad(), self._watch("average"):
@@ -113,8 +113,8 @@ class PlainArrangement:
         self.losses.append(loss.item())
         self.counter += config.batch_size
 
-    def held(self) -> Iterator[Tensor]:
-        """Tensors between two updates."""
+    def list_tensors(self) -> Iterator[Tensor]:
+        """Yields those that there are between two updates."""
         model = self._model
         for module in (*self.student.modules, model.codec.autoencoder, *model.conditioner.encoders.values()):
             if module is not None:

@@ -36,20 +36,21 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
     counted = need(config, family, 8)
     ours = Ours(config, model, Stopwatch(CPU))
     ours.update()
-    held = [*ours.state.student.parameters(), *model.network.parameters()]
-    held += [value for each in ours.state.optimizer.state.values() for value in each.values()]
-    held += [] if ours.state.averaged is None else list(ours.state.averaged.parameters())
+    (student,) = ours.state.roles
+    tensors = [*student.role.weights.parameters(), *model.network.parameters()]
+    tensors += [value for each in student.optimizer.state.values() for value in each.values()]
+    tensors += [] if student.role.average is None else list(student.role.average.parameters())
     with norms_in_fp32(enabled=True):  # as CUDA has it
-        measured = most_bytes(ours.update, held)
-    assert counted.most == pytest.approx(measured, rel=0.2)
-    assert counted.learning == sum(p.numel() for p in ours.state.student.parameters() if p.requires_grad)
+        measured = most_bytes(ours.update, tensors)
+    assert counted.peak == pytest.approx(measured, rel=0.2)
+    assert counted.learning == sum(p.numel() for p in student.parameters)
 
 
 def counted(config, _family, _side):
     """A model of memory in round numbers: 10 GiB of weights, 2 GiB a picture, a quarter of that when checkpointed."""
     part = config.batch_size // config.accumulation
     each = 0.5 if config.gradient_checkpointing else 2.0
-    return Need(most=int((10 + each * part) * GIB), held=4 * GIB, learning=int(0.5 * GIB))
+    return Need(peak=int((10 + each * part) * GIB), weights=4 * GIB, learning=int(0.5 * GIB))
 
 
 @pytest.fixture(autouse=True)

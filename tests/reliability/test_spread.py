@@ -13,7 +13,7 @@ from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
 from fewstep.train.loop import fit
-from fewstep.train.state import gathered, is_spread
+from fewstep.train.state import gather_tensor, is_spread
 from ranks import run_ranks
 
 
@@ -38,7 +38,9 @@ def learn(teacher, photos, folder, changes):
     assert is_spread(student.learner.weights) == (config.distribution == "fsdp" and world.size > 1)
     total, _ = task.loss(world.share(range(8, 12)))
     (total / 4).backward()
-    gradients = {name: gathered(p.grad) for name, p in student.learner.weights.named_parameters() if p.grad is not None}
+    gradients = {
+        name: gather_tensor(p.grad) for name, p in student.learner.weights.named_parameters() if p.grad is not None
+    }
     world.sum(total.detach())
     if world.main:
         folder.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from fewstep.method.times import fixed_gap
 from fewstep.parallel.world import current_world
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
-from fewstep.train.learner import replicated, whole
+from fewstep.train.learner import learn_every_weight, replicate
 from fewstep.train.loop import fit
 from ranks import run_ranks
 
@@ -83,9 +83,9 @@ def train(folder, steps):
     world = current_world()
     schedule = Schedule.from_config(SD_CONFIG)
     teacher = Network(schedule, 1).requires_grad_(False)
-    learner = whole(Network(schedule, 2), ema=True)
+    learner = learn_every_weight(Network(schedule, 2), ema=True)
     if world.size > 1:
-        learner = replicated(learner)
+        learner = replicate(learner)
     method = Method(schedule, TeacherPath(teacher, schedule, {"class": torch.full((1,), 0.5)}), l2)
     drawn = TimeAndGuidance(skip=20, times="grid", gap=fixed_gap(20), omega_range=(1.0, 4.0))
     task = Recorded(learner, method, Points(), drawn, seed=7)

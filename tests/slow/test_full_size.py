@@ -23,8 +23,8 @@ from fewstep.runs.trial import peak_gib
 from fewstep.runs.material import open_material
 from fewstep.recipes.distill import Distill
 from fewstep.commands.distill import make_path, make_student
-from fewstep.train.optimisation import Batch, make_optimizer, update
-from fewstep.train.skipping import Skipping
+from fewstep.train.loop import begin
+from fewstep.train.optimisation import Batch, update
 
 data, rank = sys.argv[1], int(sys.argv[2])
 torch.manual_seed(0)
@@ -49,11 +49,11 @@ config = Distill(
 )
 student = make_student(config, model)
 task = make_task(config, student, make_path(config, student, model), model, open_material(config, model).latents())
-optimizer, skipping = make_optimizer(task.student, config), Skipping(1, torch.device("cpu"))
+state = begin(task.roles, config)
 loss = task.loss(range(1)).total
 loss.backward()
 largest = max(float(p.grad.abs().max()) for p in task.student.parameters() if p.grad is not None)
-broken = update(optimizer, 1e-4, 1.0, Batch(loss.detach(), torch.ones(()), torch.ones(())), skipping)
+broken = update(state, state.roles, [Batch(loss.detach(), torch.ones(()), torch.ones(()))])
 print(json.dumps({
     "loss": float(loss), "gradient": largest, "broken": float(broken), "peak_gib": peak_gib(),
     "learning": sum(p.numel() for p in task.student.parameters() if p.requires_grad),

@@ -14,7 +14,8 @@ from torch import nn
 from fewstep.errors import UserError
 from fewstep.train.checkpoint import MANIFEST_FILE, NUMBERS_FILE, TENSORS_FILE, Checkpoints, restore, why_spoilt
 from fewstep.train.config import LoopConfig
-from fewstep.train.optimisation import make_optimizer
+from fewstep.train.loop import begin
+from fewstep.train.role import Role
 from fewstep.train.skipping import Skipping
 from fewstep.train.state import RunState
 
@@ -25,12 +26,13 @@ STEPS = 1000
 def make_state(step=0):
     torch.manual_seed(step)
     student = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    optimizer = make_optimizer(student, LoopConfig())
+    (role,) = begin([Role(weights=student, average=copy.deepcopy(student))], LoopConfig()).roles
     student(torch.randn(4, 2)).sum().backward()
-    optimizer.step()
+    role.optimizer.step()
+    role.losses = [torch.tensor(0.5)]
     skipping = Skipping(STEPS, torch.device("cpu"), in_a_row=1, total=2)
     skipped = [{"step": 1, "samples": ["a", "b"]}]
-    return RunState(student, copy.deepcopy(student), optimizer, skipping, step, 8 * step, skipped, [torch.tensor(0.5)])
+    return RunState([role], STEPS, skipping, step, 8 * step, skipped)
 
 
 def save(folder, step, keep=2):
@@ -42,7 +44,7 @@ def save(folder, step, keep=2):
 def restored(folder):
     state, newest = make_state(), Checkpoints(folder).newest()
     assert newest is not None
-    restore(state, newest, STEPS)
+    restore(state, newest)
     return state
 
 
@@ -170,10 +172,9 @@ def test_if_none_is_whole_it_does_not_begin_anew_in_silence(tmp_path):
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path):
     save(tmp_path, 5)
-    other = make_state()
-    other.student = nn.Linear(2, 3)
+    other = begin([Role(weights=nn.Linear(2, 3))], LoopConfig())
     with pytest.raises(UserError, match="step-0000005 is whole and not of this run"):
-        restore(other, tmp_path / "step-0000005", STEPS)
+        restore(other, tmp_path / "step-0000005")
 
 
 @pytest.mark.parametrize("failing", ["mkdir", "save_file", "fsync", "rename"])

@@ -19,10 +19,10 @@ from fewstep.errors import StoppedError, UserError
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import NonFiniteLossError, fit
 from fewstep.train.optimisation import learning_rate, update_average
-from fewstep.train.task import Loss, Task, of_mean
+from fewstep.train.task import Loss, StudentTask
 
 
-class Regression(Task):
+class Regression(StudentTask):
     """Fits a small network to sin; the loss of samples in `broken_at` is NaN, those in `unreadable` are not valid."""
 
     def __init__(self, ema=True, seed=0, broken_at=(), unreadable=()):
@@ -190,7 +190,7 @@ def test_resuming_keeps_moments_with_their_weights_in_channels_last(tmp_path):
 
         def loss(self, counters):
             x = draws.normal(0, "x", counters, (4, 5, 5))
-            return of_mean((self.student(x) - x.mean()).square().mean(), counters)
+            return Loss.from_mean((self.student(x) - x.mean()).square().mean(), counters)
 
     config = dataclasses.replace(BASE, ema_decay=0)
     whole, first, second = Convolution(), Convolution(), Convolution()
@@ -210,12 +210,12 @@ def test_a_state_with_something_left_out_does_not_end_the_same(tmp_path, left_ou
     trained(tmp_path / "b", dataclasses.replace(config, steps=6))
     complete = RunState.restore
 
-    def forgetful(state, tensors, numbers, steps):
+    def forgetful(state, tensors, numbers):
         if left_out in tensors:
             tensors[left_out] = torch.zeros_like(tensors[left_out])
         else:
             numbers[left_out] = 0
-        complete(state, tensors, numbers, steps)
+        complete(state, tensors, numbers)
 
     monkeypatch.setattr(RunState, "restore", forgetful)
     resumed = trained(tmp_path / "b", config)
@@ -330,11 +330,11 @@ def test_average_is_the_formula():
 
 def test_learning_rate_shapes():
     config = LoopConfig(steps=110, lr=1.0, warmup_steps=10, lr_decay="linear")
-    assert learning_rate(config, 0) == pytest.approx(0.1)
-    assert learning_rate(config, 9) == pytest.approx(1.0)
-    assert learning_rate(config, 60) == pytest.approx(0.5)
-    assert learning_rate(dataclasses.replace(config, lr_decay="cosine"), 60) == pytest.approx(0.5)
-    assert learning_rate(dataclasses.replace(config, lr_decay="constant"), 109) == 1.0
+    assert learning_rate(config, 0, 110) == pytest.approx(0.1)
+    assert learning_rate(config, 9, 110) == pytest.approx(1.0)
+    assert learning_rate(config, 60, 110) == pytest.approx(0.5)
+    assert learning_rate(dataclasses.replace(config, lr_decay="cosine"), 60, 110) == pytest.approx(0.5)
+    assert learning_rate(dataclasses.replace(config, lr_decay="constant"), 109, 110) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ from fewstep.method.step import Method, consistency_losses
 from fewstep.method.times import fixed_gap
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
-from fewstep.train.learner import whole
+from fewstep.train.learner import learn_every_weight
 from fewstep.train.loop import fit
-from fewstep.train.task import Loss, of_mean
+from fewstep.train.task import Loss
 
 BOUND = 6.0
 """Times the error of the 50-step DDIM map. Over five initialisations the right method gave 2.1 to 3.1; controls give 16
@@ -127,7 +127,7 @@ class TargetAskedAtT(Task):
 
         method = dataclasses.replace(self.method, path=to_s)
         losses = consistency_losses(method, self.student, self.averaged, dataclasses.replace(batch, s=batch.t))
-        return of_mean(losses.mean(), counters)
+        return Loss.from_mean(losses.mean(), counters)
 
 
 class World:
@@ -164,7 +164,7 @@ class World:
         """Relative error, at the worst ω, of what the real loop leaves."""
         torch.manual_seed(0)
         method = Method(self.schedule, path or self.path, l2)
-        learner = whole(student_type(self.schedule), ema=True)
+        learner = learn_every_weight(student_type(self.schedule), ema=True)
         learner = learner if target is None else dataclasses.replace(learner, target=target)
         task = task_type(learner, method, self.points, DRAWN, seed=7)
         task.remembered = self.remembered

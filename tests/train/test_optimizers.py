@@ -15,21 +15,21 @@ from fewstep.recipes.named import find_recipe
 from fewstep.runs.consistency import slow_average
 from fewstep.train.checkpoint import Checkpoints, restore
 from fewstep.train.config import LoopConfig
-from fewstep.train.loop import fit
-from fewstep.train.optimisation import Batch, make_optimizer, update
-from fewstep.train.skipping import Skipping
-from fewstep.train.state import RunState
-from fewstep.train.task import Task, of_mean
+from fewstep.train.loop import begin, fit
+from fewstep.train.optimisation import Batch, update
+from fewstep.train.role import Role
+from fewstep.train.task import Loss, StudentTask
 
 CONFIG = LoopConfig(steps=6, lr=1e-2, optimizer="adamw8bit", log_every=1, checkpoint_every=3)
 
 
-def plain():
-    """Batch and account of an update with nothing unusual."""
-    return Batch(torch.zeros(()), torch.ones(()), torch.ones(())), Skipping(6, torch.device("cpu"))
+def updated(weights):
+    """The state of a run after an update by the gradients that these weights have; and whether it was vetoed."""
+    state = begin([Role(weights=weights)], CONFIG)
+    return state, update(state, state.roles, [Batch(torch.zeros(()), torch.ones(()), torch.ones(()))])
 
 
-class Regression(Task):
+class Regression(StudentTask):
     """Wide enough that its weight's moments are kept in 8 bits."""
 
     averaged = None
@@ -40,7 +40,7 @@ class Regression(Task):
 
     def loss(self, counters):
         x = torch.randn(len(counters), 128, generator=torch.Generator().manual_seed(counters[0]))
-        return of_mean((self.student(x) - x[:, :64]).square().mean(), counters)
+        return Loss.from_mean((self.student(x) - x[:, :64]).square().mean(), counters)
 
 
 def trained(tmp_path, **changes):
@@ -58,10 +58,8 @@ def test_8_bit_moments_learn_almost_as_32_do(tmp_path):
 
 def test_8_bit_moments_take_a_quarter():
     student = nn.Linear(1024, 512)
-    optimizer = make_optimizer(student, CONFIG)
     student(torch.randn(4, 1024)).square().mean().backward()
-    update(optimizer, 1e-3, 1.0, *plain())
-    state = optimizer.state[student.weight]
+    state = updated(student)[0].roles[0].optimizer.state[student.weight]
     held = sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, torch.Tensor))
     assert held < 0.27 * 8 * student.weight.numel()
 
@@ -75,14 +73,13 @@ def test_8_bit_runs_resume_bit_for_bit(tmp_path):
 
 def test_8_bit_state_keeps_its_types(tmp_path):
     task = Regression()
-    state = RunState(task.student, None, make_optimizer(task.student, CONFIG), plain()[-1])
     task.loss(range(4)).total.backward()
-    update(state.optimizer, 1e-3, 1.0, *plain())
-    before = dict(state.optimizer.state[task.student.weight])
+    state, _ = updated(task.student)
+    before = dict(state.roles[0].optimizer.state[task.student.weight])
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state.tensors(), state.numbers(), 2)
-    restore(state, checkpoints.newest(), CONFIG.steps)
-    after = state.optimizer.state[task.student.weight]
+    restore(state, checkpoints.newest())
+    after = state.roles[0].optimizer.state[task.student.weight]
     assert after.keys() == before.keys()
     for name, value in before.items():
         assert type(after[name]) is type(value)
@@ -93,9 +90,9 @@ def test_8_bit_state_keeps_its_types(tmp_path):
 
 def test_a_broken_update_is_vetoed_with_8_bit_moments():
     task = Regression()
-    optimizer, before = make_optimizer(task.student, CONFIG), task.student.weight.clone()
+    before = task.student.weight.clone()
     (task.loss(range(4)).total * float("nan")).backward()
-    assert update(optimizer, 1e-2, 1.0, *plain())
+    assert updated(task.student)[1]
     assert torch.equal(task.student.weight, before)
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.commands.distill import make_path, make_student
 from fewstep.data.worlds.scenes import Scenes
@@ -32,14 +32,11 @@ from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.folder import made_with
 from fewstep.runs.material import choose_resolution, open_material
-from fewstep.train.loop import computes_in_bf16, gradients
-from fewstep.train.optimisation import learning_rate, make_optimizer, update, update_average
-from fewstep.train.skipping import Skipping
-from fewstep.train.state import RunState
+from fewstep.train.loop import begin, computes_in_bf16, one_update
 
 OURS, PLAIN = "fewstep", "plain"
 ALLOWED = 0.9
-"""Of an earlier ratio, before a fall is called one."""
+"""A ratio under this part of an earlier one is called a fall."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +60,24 @@ class BenchTrain(Comparison):
 
 
 class Arrangement(Protocol):
-    """One way to train."""
+    """Is one way to train."""
 
-    losses: Any
-
-    def update(self) -> None:
-        """Of the weights, once."""
+    @property
+    def losses(self) -> Sequence[Tensor | float]:
+        """Returns those of the updates so far."""
         ...
 
-    def held(self) -> Iterator[Tensor]:
-        """Tensors between two updates."""
+    def update(self) -> None:
+        """Does one update of the weights."""
+        ...
+
+    def list_tensors(self) -> Iterator[Tensor]:
+        """Yields those that there are between two updates."""
         ...
 
 
 class Ours:
-    """What `fewstep distill` does at an update, without log and checkpoints."""
+    """Does what `fewstep distill` does at an update, without log and checkpoints."""
 
     def __init__(self, config: Distill, model: LatentModel, watch: Stopwatch) -> None:
         self.config, self._model, self._watch = config, model, watch
@@ -91,37 +91,31 @@ class Ours:
         self._task = make_task(config, student, path, model, self._latents)
         draw_batch = watch.around("data", self._task.draw_batch)
         self._task.draw_batch = draw_batch  # type: ignore[method-assign]  # of this task alone
-        skipping = Skipping(1_000_000, model.device)
-        self.state = RunState(learner.weights, learner.averaged, make_optimizer(learner.weights, config), skipping)
-        self.losses: list[Tensor] = []
+        self.state = begin(self._task.roles, config)
+
+    @property
+    def losses(self) -> Sequence[Tensor]:
+        return self.state.roles[0].losses
 
     def update(self) -> None:
-        config, state = self.config, self.state
-        counters = range(state.counter, state.counter + config.batch_size)
-        with self._watch("gradients"):
-            batch = gradients(self._task, state.student, config, current_world(), counters)
-        with self._watch("optimiser"):
-            vetoed = update(state.optimizer, learning_rate(config, state.step), config.clip_norm, batch, state.skipping)
-        with self._watch("average"):
-            if state.averaged is not None:
-                update_average(state.averaged, state.student, config.ema_decay, vetoed)
-        state.step, state.counter = state.step + 1, counters.stop
-        self.losses.append(batch.loss)
+        one_update(self._task, self.state, self.config, current_world(), self._watch)
 
-    def held(self) -> Iterator[Tensor]:
-        state, model = self.state, self._model
-        others = (model.network, model.codec.autoencoder, *model.conditioner.encoders.values())
-        for module in (state.student, state.averaged, *others):
+    def list_tensors(self) -> Iterator[Tensor]:
+        model = self._model
+        modules: list[nn.Module | None] = [model.network, model.codec.autoencoder, *model.conditioner.encoders.values()]
+        for role in self.state.roles:
+            modules += [role.role.weights, role.role.average]
+            for moments in role.optimizer.state.values():
+                yield from (moment for moment in moments.values() if isinstance(moment, Tensor))
+        for module in modules:
             if module is not None:
                 yield from (*module.parameters(), *module.buffers())
-        for moments in state.optimizer.state.values():
-            yield from (moment for moment in moments.values() if isinstance(moment, Tensor))
         yield from (value for value in vars(self._latents).values() if isinstance(value, Tensor))
         yield from getattr(self._latents, "_text", {}).values()
 
 
 def bench_train(config: BenchTrain) -> dict[str, Any]:
-    """Prints a table, writes the figures where `config.json` says, and gives them."""
+    """Prints a table, writes the figures where `config.json` says, and returns them."""
     device = pick_device(config.device)
     with _measured(config, device) as (recipe, model):
         watch = Stopwatch(device)
@@ -187,13 +181,13 @@ def _row(
         "arrangement": name, "images_per_second": recipe.batch_size / spread.median, "images_per_second_low": low,
         "images_per_second_high": high, **{f"{part}_ms": 1e3 * parts[part] for part in sorted(parts)},
         "gflop_per_image": work / recipe.batch_size / 1e9, "share_of_matrix_rate": work / spread.median / rate,
-        "tensors_gib": most_bytes(made.update, made.held()) / 2**30, "last_loss": float(made.losses[-1]),
+        "tensors_gib": most_bytes(made.update, made.list_tensors()) / 2**30, "last_loss": float(made.losses[-1]),
     }  # fmt: skip
 
 
 @contextlib.contextmanager
 def _measured(config: BenchTrain, device: torch.device) -> Iterator[tuple[Distill, LatentModel]]:
-    """The recipe as it is measured, its teacher, and for full-size ones a folder of noise to learn from."""
+    """Yields the recipe as it is measured, its teacher, and for full-size ones a folder of noise to learn from."""
     recipe = named.find_recipe(config.recipe)
     changes: dict[str, Any] = {"device": config.device, "precision": config.precision}
     changes["frozen_precision"] = config.frozen_precision
@@ -221,7 +215,7 @@ def _measured(config: BenchTrain, device: torch.device) -> Iterator[tuple[Distil
 
 
 def plain_arrangement() -> Any:
-    """The module of that name, which stands in a checkout's studies/, for it is no part of what users need."""
+    """Loads the module of that name, which stands in a checkout's studies/, for it is no part of what users need."""
     file = Path(__file__).parents[3] / "studies" / "plain_arrangement.py"
     if not file.exists():
         raise UserError("the plain arrangement stands in studies/ of a checkout; install fewstep from one to --compare")

@@ -110,11 +110,11 @@ def ways(config: Plan, recipe: Distill) -> Iterator[Way]:
             )
             for n in (1, 2)
         )  # fmt: skip
-        counted[checkpointing] = (one, float(two.most - one.most))
+        counted[checkpointing] = (one, float(two.peak - one.peak))
     for fsdp in (False, True) if config.gpus > 1 and not recipe.lora_rank else (False,):
         for optimizer in ("adamw",) if fsdp else ("adamw", "adamw8bit"):
             for checkpointing, (one, each) in counted.items():
-                alone = one.most - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning
+                alone = one.peak - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning
                 if fsdp:
                     alone = _spread(one, alone, config.gpus, ema=recipe.ema_decay > 0)
                 whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT
@@ -128,7 +128,7 @@ def _spread(one: Need, alone: int, gpus: int, *, ema: bool) -> int:
     together while it computes. Each GPU has built student and average whole before that."""
     bytes_each = 4 + (4 if ema else 0) + 4 + MOMENTS["adamw"]
     parts = alone - int(bytes_each * one.learning * (1 - 1 / gpus)) + one.learning
-    return max(parts, one.held)
+    return max(parts, one.weights)
 
 
 def advice(config: Plan, recipe: Distill, found: list[tuple[Way, int]]) -> str:

@@ -20,29 +20,31 @@ from fewstep.method.step import Method, consistency_losses
 from fewstep.models.family import Family
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.recipes.distill import Distill
-from fewstep.train.learner import Learner, whole
+from fewstep.train.learner import Learner, learn_every_weight
 
 GIB = 2**30
 MOMENTS = {"adamw": 8, "adamw8bit": 2}
-"""Bytes of both, per weight that learns."""
+"""Bytes of both moments, per weight that learns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Bytes."""
+    """What one update takes, in bytes but for the last."""
 
-    most: int
-    """At the worst moment of an update: weights, average, gradients, moments, activations."""
-    held: int
-    """Of weights and average alone."""
+    peak: int
+    """At the worst moment: weights, average, gradients, moments, activations."""
+    weights: int
+    """Weights and average alone."""
     learning: int
     """How many weights learn."""
 
 
 def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) -> Need:
-    """Of one process, in the midst of a run; `side` is that of the latents. One whole update is run, teacher, target,
-    student, backward pass and all, and every tensor's bytes are followed from its making to its end (torch's fake
-    tensors); networks compute in bf16 under autocast, norms in fp32 as on CUDA."""
+    """Counts what one process needs in the midst of a run; `side` is that of the latents.
+
+    One whole update is run, teacher, target, student, backward pass and all, and every tensor's bytes are followed from
+    its making to its end (torch's fake tensors); networks compute in bf16 under autocast, norms in fp32 as on CUDA.
+    """
     learner, teacher, schedule, modules = _networks(config, family)
     with FakeTensorMode(allow_non_fake_inputs=True), norms_in_fp32(enabled=in_bf16):
         make_fake(modules)
@@ -50,21 +52,21 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         method = Method(schedule, TeacherPath(teacher, schedule, null), pseudo_huber(config.huber_c))
         batch = _batch(family, side, config.batch_size // config.accumulation)
         live = LiveBytes()
-        for weights in modules:
-            for tensor in (*weights.parameters(), *weights.buffers()):
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()):
                 live.see(tensor)
-        held = live.now
+        weights = live.now
         with live:
             for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients
                 with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
-                    loss = consistency_losses(method, learner.student, learner.answering, batch).mean()
+                    loss = consistency_losses(method, learner.student, learner.target_network, batch).mean()
                 loss.backward()
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
-    return Need(most=live.most + MOMENTS[config.optimizer] * learning, held=held, learning=learning)
+    return Need(peak=live.most + MOMENTS[config.optimizer] * learning, weights=weights, learning=learning)
 
 
 def activations(act: Callable[[], object]) -> int:
-    """Bytes of what it makes, at its worst moment."""
+    """Returns the bytes of what `act` makes, at its worst moment."""
     live = LiveBytes()
     with live:
         act()
@@ -72,7 +74,7 @@ def activations(act: Callable[[], object]) -> int:
 
 
 def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedule, list[nn.Module]]:
-    """What learns, its teacher, and all that has weights; the base in bf16."""
+    """Returns what learns, its teacher, and all that has weights; the base in bf16."""
     base = family.shaped_network()
     if config.lora_rank:
         with torch.device("meta"):  # peft moves what it makes, which fake tensors do not allow
@@ -84,7 +86,7 @@ def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedu
         modules: list[nn.Module] = [base.backbone, adapted.weights]
     else:
         learning = family.shaped_network(few_step=True).requires_grad_(True)
-        learner = whole(learning, ema=config.ema_decay > 0)
+        learner = learn_every_weight(learning, ema=config.ema_decay > 0)
         teacher = base.to(torch.bfloat16)
         modules = [base.backbone, learner.weights, *([learner.averaged] if learner.averaged else [])]
     if config.gradient_checkpointing:

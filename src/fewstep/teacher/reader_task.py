@@ -16,13 +16,13 @@ from fewstep.data.worlds.drawing import BACKGROUND_RGB, COLOUR_RGB, SIDE, draw_s
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Look, Scene
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.evaluate.reader import LAYOUTS, Reader
-from fewstep.train.task import Loss, Task, of_mean
+from fewstep.train.task import Loss, StudentTask
 
 _IGNORED = -100  # cross_entropy's own mark for "no answer wanted"
 UNREADABLE_RATE = 0.3
 
 
-class ReaderTask(Task):
+class ReaderTask(StudentTask):
     """Trains by the cross entropy of every answer that the picture determines."""
 
     def __init__(self, reader: Reader, seed: int, looks: Sequence[Look] = ("plain",)) -> None:
@@ -36,7 +36,7 @@ class ReaderTask(Task):
         for logits, answer in zip(self.student(pixels), answers.T, strict=True):
             if (answer != _IGNORED).any():
                 total = total + functional.cross_entropy(logits.float(), answer, label_smoothing=0.02)
-        return of_mean(total, counters)
+        return Loss.from_mean(total, counters)
 
 
 def reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plain",)) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,10 @@ from fewstep.data import draws
 from fewstep.data.order import Order
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene
 from fewstep.diffusion.schedule import Schedule
-from fewstep.train.task import Loss, Task, of_mean
+from fewstep.train.task import Loss, StudentTask
 
 
-class AutoencoderTask(Task):
+class AutoencoderTask(StudentTask):
     """Squared error, squared error of the differences between neighbouring pixels, and a little KL.
 
     Not the absolute error: on mostly flat pictures it settles on the median and loses the colours.
@@ -41,7 +41,7 @@ class AutoencoderTask(Task):
         edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return of_mean(error.square().mean() + edges + self.KL_WEIGHT * kl, counters)
+        return Loss.from_mean(error.square().mean() + edges + self.KL_WEIGHT * kl, counters)
 
 
 def _normalise_in_fp32(network: nn.Module) -> None:
@@ -60,7 +60,7 @@ STATED = (RELATIONS, BACKGROUNDS, *_THING, *_THING)
 """What a caption may state: relation, background; shape, colour and size of the first thing; of the second."""
 
 
-class CaptionTask(Task):
+class CaptionTask(StudentTask):
     """Cross entropy of all that a caption states, read from the text encoder's output where the caption has ended.
 
     Stable Diffusion's text encoder comes to the diffusion knowing what captions mean. One that starts from nothing
@@ -79,7 +79,7 @@ class CaptionTask(Task):
         self._answers = torch.tensor([answers(scene) for scene in stated])
 
     def logits(self, network: nn.ModuleDict, tokens: Tensor) -> list[Tensor]:
-        """One `[b, k]` for each of STATED; answer 0 is "not stated"."""
+        """Returns one `[b, k]` for each of STATED; answer 0 is "not stated"."""
         ended = (tokens == self._end).float()[..., None]
         text = network["text_encoder"](tokens)[0]
         return list(network["heads"]((text * ended).sum(1) / ended.sum(1)).split(self._sizes, dim=1))
@@ -88,18 +88,18 @@ class CaptionTask(Task):
         index = torch.tensor(self._order(counters))
         pairs = zip(self.logits(self.student, self._tokens[index]), self._answers[index].T, strict=True)
         errors = [functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]
-        return of_mean(torch.stack(errors).sum(), counters)
+        return Loss.from_mean(torch.stack(errors).sum(), counters)
 
 
 def answers(stated: Scene) -> list[int]:
-    """For each of STATED its place among the options, counted from 1, or 0."""
+    """Returns for each of STATED its place among the options, counted from 1, or 0."""
     said: list[str | None] = [stated.relation, stated.background]
     for thing in (*stated.things, None)[:2]:
         said += [thing.shape, thing.colour, thing.size] if thing else [None] * 3
     return [0 if word is None else 1 + options.index(word) for word, options in zip(said, STATED, strict=True)]
 
 
-class DiffusionTask(Task):
+class DiffusionTask(StudentTask):
     """‖v − v̂(z_t, t, c)‖², v = α·ε − σ·z_0, with c replaced by the empty caption at times.
 
     A caption decides what the picture will be at large t. In ε the loss hardly sees them: there an error of z_0 counts
@@ -125,4 +125,4 @@ class DiffusionTask(Task):
         epsilon = draws.normal(self._seed, "epsilon", counters, z_0.shape[1:])
         output = self.student(self._schedule.diffuse(z_0, epsilon, t), t, text).sample
         alpha, sigma = self._schedule.coefficients(t, z_0)
-        return of_mean(functional.mse_loss(output.float(), alpha * epsilon - sigma * z_0), counters)
+        return Loss.from_mean(functional.mse_loss(output.float(), alpha * epsilon - sigma * z_0), counters)

@@ -26,7 +26,7 @@ LEAST_KEPT = 2
 
 
 class Checkpoints:
-    """Those of one run; one process writes, any number read."""
+    """Keeps those of one run; one process writes, any number read."""
 
     def __init__(self, folder: Path, configuration: str = "") -> None:
         """`configuration` is what every checkpoint records as the run's."""
@@ -89,18 +89,18 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def list(self) -> list[Path]:
-        """Finished ones, whole or spoilt, oldest first."""
+        """Returns the finished ones, whole or spoilt, oldest first."""
         found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in self.folder.glob("step-*"))
         return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
     def is_whole(self, checkpoint: Path) -> bool:
-        """Whether every file has the size and the hash that its manifest says."""
+        """Returns whether every file has the size and the hash that its manifest says."""
         if checkpoint not in self._whole:
             self._whole[checkpoint] = why_spoilt(checkpoint) is None
         return self._whole[checkpoint]
 
     def newest(self) -> Path | None:
-        """The newest whole one, with a warning where a newer one is spoilt; None when there is none at all.
+        """Returns the newest whole one, with a warning where a newer one is spoilt; None when there is none at all.
 
         Raises UserError when there are some and all are spoilt.
         """
@@ -123,7 +123,7 @@ class Checkpoints:
 
 
 def why_spoilt(checkpoint: Path) -> str | None:
-    """What is wrong with it, or None."""
+    """Returns what is wrong with it, or None."""
     try:
         text = (checkpoint / MANIFEST_FILE).read_text()
         content = json.loads(text)["content"]
@@ -142,11 +142,11 @@ def why_spoilt(checkpoint: Path) -> str | None:
     return None
 
 
-def restore(state: RunState, checkpoint: Path, steps: int) -> None:
+def restore(state: RunState, checkpoint: Path) -> None:
     """Takes over a whole one. Raises UserError where it is of another model."""
     try:
         numbers = json.loads((checkpoint / NUMBERS_FILE).read_text())
-        state.restore(read_safetensors(checkpoint / TENSORS_FILE), numbers, steps)
+        state.restore(read_safetensors(checkpoint / TENSORS_FILE), numbers)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -156,7 +156,7 @@ def restore(state: RunState, checkpoint: Path, steps: int) -> None:
 
 
 def _manifest(content: dict[str, Any]) -> str:
-    """With its own hash, so that it vouches for itself too."""
+    """Returns the text of the file, with its own hash, so that it vouches for itself too."""
     sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({"content": content, "sha256": sha256}, indent=2)
 

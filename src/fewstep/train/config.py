@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,14 +42,32 @@ def check_seed(seed: int, count: int = 1) -> None:
         raise UserError(f"seed is {seed}; allowed are whole numbers of 64 bits, with sign")
 
 
+_IN_0_1 = (lambda value: 0 <= value < 1, "in [0, 1)")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lr": (lambda value: value > 0, "above 0"),
+    "ema_decay": _IN_0_1,
+    "beta2": _IN_0_1,
+    **dict.fromkeys(("weight_decay", "clip_norm", "warmup_steps"), (lambda value: value >= 0, "at least 0")),
+    **dict.fromkeys(
+        ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "processes"),
+        (lambda value: value >= 1, "at least 1"),
+    ),
+    "keep_checkpoints": (lambda value: value >= 2, "at least 2"),
+}
+"""What the fields of these classes allow, and how that is said."""
+
+
+def _check_ranges(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        allows, said = _RANGES.get(field.name, (lambda _: True, ""))
+        if not allows(value := getattr(config, field.name)):
+            raise UserError(f"{field.name} is {value}; it must be {said}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    steps: int = 1000
-    """Updates of the weights."""
-    batch_size: int = 32
-    """Samples per update."""
-    accumulation: int = 1
-    """Parts that a batch is computed in; more parts need less memory. Divides `batch_size`."""
+class Optimisation:
+    """How a role's weights follow their gradient, and how their average follows them."""
+
     lr: float = 1e-4
     """AdamW's peak learning rate."""
     lr_decay: Literal["constant", "cosine", "linear"] = "constant"
@@ -66,6 +85,22 @@ class LoopConfig:
     """Largest global gradient norm; 0 switches clipping off."""
     ema_decay: float = 0.0
     """Decay μ of the averaged weights per update; 0 keeps no average."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        _check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig(Optimisation):
+    """How long a run is and how it goes on; its optimisation is that of every role which has none of its own."""
+
+    steps: int = 1000
+    """Updates of the weights."""
+    batch_size: int = 32
+    """Samples per update."""
+    accumulation: int = 1
+    """Parts that a batch is computed in; more parts need less memory. Divides `batch_size`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What networks compute in; `auto` is bf16 on a GPU that has it, fp32 on a CPU."""
     seed: int = 0
@@ -86,12 +121,8 @@ class LoopConfig:
     """Write the names of every update's samples to samples.jsonl."""
 
     def __post_init__(self) -> None:
-        check_values(self)
+        super().__post_init__()
         check_seed(self.seed)
-        at_least_one = ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "processes")
-        for name, least in (*((name, 1) for name in at_least_one), ("keep_checkpoints", 2)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}; choose a divisor"
@@ -99,17 +130,10 @@ class LoopConfig:
         unknown = set(self.change) - {field.name for field in dataclasses.fields(self)}
         if unknown:
             raise UserError(f"change names {', '.join(sorted(unknown))}, which is no setting of this command")
-        if self.lr <= 0:
-            raise UserError(f"lr is {self.lr}; it must be above 0")
-        for name in ("ema_decay", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        for name in ("weight_decay", "clip_norm", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
 
     def parts(self, share: int) -> int:
-        """Parts in which a process computes its `share` of a batch: the fewest within batch_size/accumulation each."""
+        """Returns the parts in which a process computes its `share` of a batch: the fewest that are no larger than
+        batch_size/accumulation."""
         most = self.batch_size // self.accumulation
         return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
 
@@ -119,6 +143,6 @@ NOT_THE_RUN = ("out", "device", "processes", "distribution", "change")
 
 
 def fingerprint(config: Any) -> str:
-    """Hash of a configuration dataclass, without the fields that say nothing about what is trained."""
+    """Returns the hash of a configuration dataclass, without the fields that say nothing about what is trained."""
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_THE_RUN}
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

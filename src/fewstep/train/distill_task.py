@@ -62,5 +62,5 @@ class DistillTask(LatentTask):
 
     def loss(self, counters: range) -> Loss:
         batch, valid = self.draw_batch(counters)
-        losses = consistency_losses(self.method, self._learner.student, self._learner.answering, batch)
+        losses = consistency_losses(self.method, self._learner.student, self._learner.target_network, batch)
         return Loss(torch.where(valid, losses, 0).sum(), valid.sum())

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 from torch import Tensor
 
 from fewstep.data import draws
 from fewstep.data.latents import Dropped, LatentSource
-from fewstep.train.learner import Learner, without_exchange
-from fewstep.train.task import Task
+from fewstep.train.learner import Learner
+from fewstep.train.role import Role
+from fewstep.train.task import StudentTask
 
 
-class LatentTask(Task):
+class LatentTask(StudentTask):
     """Trains a learner on a source."""
 
     def __init__(self, learner: Learner, source: LatentSource, seed: int) -> None:
@@ -21,14 +21,15 @@ class LatentTask(Task):
         self._learner, self._source, self._seed = learner, source, seed
         self._device = next(learner.weights.parameters()).device
 
+    @property
+    def roles(self) -> Sequence[Role]:
+        return (self._learner.as_role(),)
+
     def keys(self, counters: range) -> Sequence[str]:
         return self._source.keys(counters)
 
     def dropped(self) -> list[Dropped]:
         return self._source.dropped()
-
-    def without_exchange(self) -> AbstractContextManager[None]:
-        return without_exchange(self._learner)
 
     def _normal(self, stream: str, counters: range, shape: Sequence[int]) -> Tensor:
         return draws.normal(self._seed, stream, counters, shape).to(self._device, non_blocking=True)

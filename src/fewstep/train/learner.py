@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +14,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.diffusion.prediction import Network
+from fewstep.train.config import Optimisation
+from fewstep.train.role import STUDENT, Role
 
 Distribution = Literal["ddp", "fsdp"]
 
@@ -29,23 +29,30 @@ class Learner:
     averaged: nn.Module | None = None
     target: Network | None = None
     """Answers with `averaged`; None: the student is its own target, without gradient."""
-    alone: Network | None = None
+    student_without_exchange: Network | None = None
     """`student` as it answers where no gradient is exchanged, if that is another."""
 
     @property
-    def answering(self) -> Network:
-        """The target."""
-        return self.target or self.alone or self.student
+    def target_network(self) -> Network:
+        """Returns what the student is compared with: `target`, or the student itself."""
+        return self.target or self.student_without_exchange or self.student
+
+    def as_role(self, name: str = STUDENT, optimisation: Optimisation | None = None, every: int = 1) -> Role:
+        """Returns what the loop trains of it."""
+        return Role(
+            name=name, weights=self.weights, network=self.student, average=self.averaged, optimisation=optimisation,
+            every=every,
+        )  # fmt: skip
 
 
-def whole(network: nn.Module, *, ema: bool) -> Learner:
-    """Every weight of `network` (a Network) learns."""
+def learn_every_weight(network: nn.Module, *, ema: bool) -> Learner:
+    """Returns the learner of a whole `network` (a Network)."""
     averaged = copy.deepcopy(network).requires_grad_(False) if ema else None
     return Learner(weights=network, student=network, averaged=averaged, target=averaged)
 
 
-class _Answering(nn.Module):
-    """A network as a module that holds the weights which learn, and no others: so DDP sees them alone."""
+class _AsModule(nn.Module):
+    """Makes a network a module that holds the weights which learn, and no others: so DDP sees them alone."""
 
     def __init__(self, weights: nn.Module, network: Network) -> None:
         super().__init__()
@@ -56,12 +63,12 @@ class _Answering(nn.Module):
         return self._network[0](*arguments)
 
 
-def replicated(learner: Learner) -> Learner:
-    """Whole in every process; gradients are summed over them while the backward pass goes on (DDP)."""
-    network = DistributedDataParallel(_Answering(learner.weights, learner.student), broadcast_buffers=False)
+def replicate(learner: Learner) -> Learner:
+    """Returns the learner whole in every process: gradients are summed while the backward pass goes on (DDP)."""
+    network = DistributedDataParallel(_AsModule(learner.weights, learner.student), broadcast_buffers=False)
     # DDP itself divides by the number of processes. The loss is a share of the whole batch's, so a sum is right.
     network.register_comm_hook(None, _sum)
-    return dataclasses.replace(learner, student=network, alone=learner.student)
+    return dataclasses.replace(learner, student=network, student_without_exchange=learner.student)
 
 
 def _sum(_, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotation that is a string
@@ -70,7 +77,7 @@ def _sum(_, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotation 
 
 
 def shard(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
-    """Every process keeps a part of every weight; the whole of a block is put together while it computes (FSDP2)."""
+    """Leaves each process a part of every weight; the whole of a block is put together while it computes (FSDP2)."""
     for part in (*blocks, module):
         # By default the outermost is left whole after a forward pass, and one without a backward pass leaves it so.
         fully_shard(part, reshard_after_forward=True)
@@ -78,22 +85,3 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo has no average
-
-
-def without_exchange(learner: Learner) -> AbstractContextManager[None]:
-    """While it lasts, processes keep their gradients to themselves."""
-    if isinstance(learner.student, DistributedDataParallel):
-        return learner.student.no_sync()
-    return _without_scatter(learner.weights)
-
-
-@contextlib.contextmanager
-def _without_scatter(weights: nn.Module) -> Iterator[None]:
-    parts = [part for part in weights.modules() if isinstance(part, FSDPModule)]
-    for part in parts:
-        part.set_requires_gradient_sync(False, recurse=False)
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.set_requires_gradient_sync(True, recurse=False)

@@ -20,7 +20,7 @@ _BROKEN = frozenset(map(str, Reason))
 
 
 class Ledger:
-    """Of one run, kept by its main process; goes on at `counter`, and forgets what was written after it."""
+    """Is kept by a run's main process; goes on at `counter`, and forgets what was written after it."""
 
     def __init__(self, folder: Path, counter: int, *, samples: bool) -> None:
         """With `samples`, the keys of every update's samples are written too."""
@@ -57,14 +57,14 @@ class Ledger:
         self._count += len(broken)
 
     def record_samples(self, step: int, counters: range, keys: Sequence[str]) -> None:
-        """The samples of one update."""
+        """Adds the samples of one update, if they are wanted."""
         if self._samples is not None:
             with self._samples.open("a") as file:
                 file.write(json.dumps({"step": step, "counter": counters.start, "keys": list(keys)}) + "\n")
 
 
 def is_broken(reason: str) -> bool:
-    """Whether something is wrong with the picture; else a filter has refused it, once its true sides were known."""
+    """Returns whether the picture is spoilt; else a filter has refused it, once its true sides were known."""
     return reason in _BROKEN
 
 

@@ -56,14 +56,14 @@ class RunLog:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What goes on in it is no training: images a second leave it out."""
+        """Takes the time of what goes on in it, which is no training, out of images a second."""
         begun = time.perf_counter()
         yield
         last, step = self._last
         self._last = (last + time.perf_counter() - begun, step)
 
     def say(self, message: str) -> None:
-        """Something that the person at the terminal should know."""
+        """Tells the person at the terminal."""
         if self._progress:
             self._progress.console.print(f"{self._title}: {message}")
         else:
@@ -80,7 +80,8 @@ class RunLog:
         line = {"step": step, **values, "images_per_second": round(rate, 2), "seconds": round(now - self._begun, 2)}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        note = f"loss {values['loss']:.4g}  {rate:.0f} images/s"
+        loss = f"loss {values['loss']:.4g}  " if "loss" in values else ""
+        note = f"{loss}{rate:.0f} images/s"
         if self._progress:
             self._progress.update(self._task, completed=step, note=note)
         else:
@@ -92,7 +93,7 @@ class RunLog:
     def _forget_after(self, start: int) -> float:
         """Drops lines that an interrupted run wrote after its last checkpoint: they are written again.
 
-        Gives the seconds that the run had taken by the last of the others.
+        Returns the seconds that the run had taken by the last of the others.
         """
         if not self._path.exists():
             return 0.0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.data.latents import Dropped
 from fewstep.errors import StoppedError, UserError
@@ -18,13 +19,12 @@ from fewstep.train.checkpoint import Checkpoints, restore
 from fewstep.train.config import LoopConfig, fingerprint
 from fewstep.train.ledger import Ledger
 from fewstep.train.log import RunLog
-from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_average
+from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_averages
+from fewstep.train.role import STUDENT, Role
 from fewstep.train.skipping import Skipping
-from fewstep.train.state import RunState, mean_loss
+from fewstep.train.state import RoleState, RunState, mean_loss
 from fewstep.train.stopping import Stopping
 from fewstep.train.task import Task
-
-__all__ = ["NonFiniteLossError", "Task", "computes_in_bf16", "fit", "gradients"]
 
 
 class NonFiniteLossError(UserError):
@@ -42,12 +42,11 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     world = current_world()
     world.share(range(config.batch_size))
     folder.mkdir(parents=True, exist_ok=True)
-    skipping = Skipping(config.steps, next(task.student.parameters()).device)
-    state = RunState(task.student, task.averaged, make_optimizer(task.student, config), skipping)
+    state = begin(task.roles, config)
     checkpoints = Checkpoints(folder / "checkpoints", fingerprint(config))
     newest = checkpoints.newest() if world.main else None
     if name := world.gather(newest and newest.name)[0]:  # hashing a large one takes minutes: one process does
-        restore(state, checkpoints.folder / name, config.steps)
+        restore(state, checkpoints.folder / name)
         if state.step > config.steps:
             raise UserError(
                 f"{folder} has {state.step} updates behind it and steps is {config.steps}; give so many or more"
@@ -69,7 +68,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
 
 @dataclass
 class _Run:
-    """One process's part of a run."""
+    """Holds one process's part of a run."""
 
     task: Task
     config: LoopConfig
@@ -81,11 +80,9 @@ class _Run:
     stopping: Stopping
 
     def update(self) -> None:
-        """One update, and what is due after it; the host waits for the device only when something is."""
+        """Does one update, and what is due after it; the host waits for the device only when something is."""
         state, config = self.state, self.config
-        counters = range(state.counter, state.counter + config.batch_size)
-        state.losses.append(_one_update(self.task, state, config, self.world, counters))
-        state.step, state.counter = state.step + 1, counters.stop
+        counters = one_update(self.task, state, config, self.world)
         if self.ledger and config.record_samples:
             self.ledger.record_samples(state.step, counters, self.task.keys(counters))
         if self.log:
@@ -97,10 +94,10 @@ class _Run:
         if logging or saving:
             self._account()
         if logging:
-            values = {"loss": mean_loss(state.losses), "lr": learning_rate(config, state.step - 1)}
             if self.log:
-                self.log.record(state.step, config.batch_size, values)
-            state.losses = []
+                self.log.record(state.step, config.batch_size, _metrics(state))
+            for role in state.roles:
+                role.losses = []
         if saving:  # before anything of `at_step` can fail
             self._save()
         if stop and not last:
@@ -110,8 +107,8 @@ class _Run:
         """Lists skipped updates and unreadable pictures; raises UserError where there are too many."""
         state, size = self.state, self.config.batch_size
         known = {each["step"] for each in state.skipped}
-        first = state.step - len(state.losses) + 1
-        for step, broken in enumerate(torch.isnan(torch.stack(state.losses)).tolist(), first):
+        losses = state.roles[0].losses  # an update that is left out is so in all roles
+        for step, broken in enumerate(torch.isnan(torch.stack(losses)).tolist(), state.step - len(losses) + 1):
             if not broken or step in known:
                 continue
             start = state.counter - (state.step - step + 1) * size
@@ -139,35 +136,108 @@ class _Run:
         self.world.wait()
 
 
-def _one_update(task: Task, state: RunState, config: LoopConfig, world: World, counters: range) -> Tensor:
-    """Mean loss over the valid samples of all processes, detached; its gradient applied unless not finite."""
-    batch = gradients(task, state.student, config, world, counters)
-    vetoed = update(state.optimizer, learning_rate(config, state.step), config.clip_norm, batch, state.skipping)
-    if state.averaged is not None:
-        update_average(state.averaged, state.student, config.ema_decay, vetoed)
-    # Infinite where there was nothing to learn from.
-    return torch.where(batch.valid == 0, torch.inf, torch.where(vetoed > 0, torch.nan, batch.loss))
+def begin(roles: Sequence[Role], config: LoopConfig) -> RunState:
+    """Returns the state of a run before its first update. Raises ValueError where roles do not go together."""
+    names = [role.name for role in roles]
+    if names[0] != STUDENT or len(set(names)) < len(names) or min(role.every for role in roles) > 1:
+        raise ValueError(f"roles are {names}; wanted is {STUDENT!r} first, no name twice, and one with every=1")
+    states = []
+    for role in roles:
+        optimisation = role.optimisation or config
+        states.append(RoleState(role, optimisation, make_optimizer(role.weights, optimisation)))
+    learning = [parameter for state in states for parameter in state.parameters]
+    if len(set(learning)) < len(learning):
+        raise ValueError(f"two of the roles {names} share a weight that learns; it can follow one loss only")
+    return RunState(states, config.steps, Skipping(config.steps, learning[0].device))
 
 
-def gradients(task: Task, student: nn.Module, config: LoopConfig, world: World, counters: range) -> Batch:
-    """Leaves the gradient of a batch with the weights, computed in as many parts as the configuration says."""
-    share = world.share(counters)
+Part = Callable[[str], AbstractContextManager[None]]
+"""What is entered around a part of an update, by its name: gradients, optimiser, average."""
+
+
+def one_update(task: Task, state: RunState, config: LoopConfig, world: World, part: Part | None = None) -> range:
+    """Applies the gradients of all roles that are due, or of none where something is not finite, and notes the losses.
+
+    Returns the counters of the samples.
+    """
+    part = part or (lambda _: contextlib.nullcontext())
+    due = [each for each in state.roles if each.role.is_due(state.step)]
+    counters = range(state.counter, state.counter + config.batch_size)
+    with part("gradients"):
+        batches = _gradients(task, state, due, config, world)
+    with part("optimiser"):
+        vetoed = update(state, due, batches)
+    with part("average"):
+        update_averages(due, vetoed)
+    empty = torch.stack([batch.valid == 0 for batch in batches]).any()
+    for each in state.roles:
+        loss = batches[due.index(each)].loss if each in due else torch.inf
+        each.losses.append(torch.where(empty, torch.inf, torch.where(vetoed > 0, torch.nan, loss)))
+    state.step, state.counter = state.step + 1, counters.stop
+    return counters
+
+
+def _gradients(
+    task: Task, state: RunState, due: Sequence[RoleState], config: LoopConfig, world: World
+) -> list[Batch]:  # fmt: skip
+    """Leaves with the weights of every role that is `due` the gradient of its loss, computed in as many parts as the
+    configuration says."""
+    share = world.share(range(state.counter, state.counter + config.batch_size))
     parts = config.parts(len(share))
     part = len(share) // parts
-    device = next(student.parameters()).device
-    totals = torch.zeros(2, device=device)
+    totals = torch.zeros(len(due), 2, device=state.device)
     for i in range(parts):
-        with task.without_exchange() if i < parts - 1 else contextlib.nullcontext():
-            with _autocast(device, config.precision):
-                total, valid = task.loss(share[i * part : (i + 1) * part])
+        with contextlib.ExitStack() as stack:
+            if i < parts - 1:
+                for each in due:
+                    stack.enter_context(each.role.without_exchange())
+            totals += _add_gradients(task, state, due, config, share[i * part : (i + 1) * part])
+    return [Batch(total / valid, valid, config.batch_size / valid) for total, valid in world.sum(totals)]
+
+
+def _add_gradients(
+    task: Task, state: RunState, due: Sequence[RoleState], config: LoopConfig, counters: range
+) -> Tensor:  # fmt: skip
+    """Adds those of some samples; returns the sum of their losses and the number of the valid ones, `[due, 2]`."""
+    losses = task.losses(counters, {each.role.name for each in due})
+    found = []
+    for each in due:
+        with _frozen([other for other in state.roles if other is not each]):
+            with _autocast(state.device, config.precision):
+                name, loss = next(losses, (None, None))
+            if loss is None or name != each.role.name:
+                raise ValueError(f"{type(task).__name__} gave the loss of {name} where {each.role.name} was due")
+            total, valid = loss
             (total / config.batch_size).backward()
-            totals += torch.stack([total.detach().float(), valid.float()])
-    total, valid = world.sum(totals)
-    return Batch(total / valid, valid, config.batch_size / valid)
+        found.append(torch.stack([total.detach().float(), valid.float()]))
+    return torch.stack(found)
+
+
+@contextlib.contextmanager
+def _frozen(roles: Sequence[RoleState]) -> Iterator[None]:
+    """Lets no gradient be computed for their weights, while it lasts."""
+    parameters = [parameter for role in roles for parameter in role.parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _metrics(state: RunState) -> dict[str, float]:
+    """Returns what the log has of the updates since its last line: a role that was not due in them is not in it."""
+    student = state.roles[0]
+    values = {}
+    for each in state.roles:
+        if state.step // each.role.every > (state.step - len(each.losses)) // each.role.every:
+            values["loss" if each is student else f"loss_{each.role.name}"] = mean_loss(each.losses)
+    return {**values, "lr": learning_rate(student.optimisation, state.step - 1, state.steps)}
 
 
 def computes_in_bf16(device: torch.device, precision: str) -> bool:
-    """Whether networks do, by the configuration's `precision`."""
+    """Returns whether networks do, by the configuration's `precision`."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
 
 

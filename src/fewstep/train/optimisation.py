@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.train.config import LoopConfig
-from fewstep.train.skipping import Skipping
-from fewstep.train.state import gathered
+from fewstep.train.config import Optimisation
+from fewstep.train.state import RoleState, RunState, gather_tensor
 
 
-def learning_rate(config: LoopConfig, step: int) -> float:
-    """Learning rate of update number `step`, counted from 0."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    match config.lr_decay:
+def learning_rate(optimisation: Optimisation, step: int, steps: int) -> float:
+    """Returns the learning rate of update number `step` of `steps`, counted from 0."""
+    lr, warm_up = optimisation.lr, optimisation.warmup_steps
+    if step < warm_up:
+        return lr * (step + 1) / warm_up
+    progress = (step - warm_up) / max(1, steps - warm_up)
+    match optimisation.lr_decay:
         case "constant":
-            return config.lr
+            return lr
         case "linear":
-            return config.lr * (1 - progress)
+            return lr * (1 - progress)
         case "cosine":
-            return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+            return lr * 0.5 * (1 + math.cos(math.pi * progress))
         case _:
-            assert_never(config.lr_decay)
+            assert_never(optimisation.lr_decay)
 
 
-def make_optimizer(student: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW over the weights that learn: torch's, fused, because it alone can be vetoed without a host sync, or
+def make_optimizer(weights: nn.Module, config: Optimisation) -> torch.optim.Optimizer:
+    """Makes AdamW over the weights that learn: torch's, fused, because it alone can be vetoed without a host sync, or
     bitsandbytes' with 8-bit moments (arXiv 2110.02861; tensors under 4,096 elements keep theirs in fp32)."""
-    learning = [p for p in student.parameters() if p.requires_grad]
+    learning = [p for p in weights.parameters() if p.requires_grad]
     settings: Any = {"lr": config.lr, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(learning, fused=True, **settings)
@@ -46,7 +47,7 @@ def make_optimizer(student: nn.Module, config: LoopConfig) -> torch.optim.Optimi
 
 
 class Batch(NamedTuple):
-    """What an update is made of, over all processes; scalars on the device."""
+    """What a role's update is made of, over all processes; scalars on the device."""
 
     loss: Tensor
     """Mean over the valid samples."""
@@ -56,19 +57,32 @@ class Batch(NamedTuple):
     """From the gradient of the sum over the batch's size to that of the mean: 1 where all are valid."""
 
 
-def update(optimizer: torch.optim.Optimizer, lr: float, clip_norm: float, batch: Batch, skipping: Skipping) -> Tensor:
-    """Scales, clips and applies the gradients, or leaves weights and moments alone where `skipping` vetoes it.
+def update(state: RunState, due: Sequence[RoleState], batches: Sequence[Batch]) -> Tensor:
+    """Scales, clips and applies the gradients of all roles that are `due`, or leaves weights and moments of all of them
+    alone where `state.skipping` vetoes it.
 
-    Gives 1 (fp32 scalar on the device) if it was vetoed, for the loss or for the gradient, else 0; the host waits for
+    Returns 1 (fp32 scalar on the device) if it was vetoed, for a loss or for a gradient, else 0; the host waits for
     neither, so that it may look late.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients: Any = [p.grad for p in parameters if p.grad is not None]
+    norms = [_scale_gradients(role, batch) for role, batch in zip(due, batches, strict=True)]
+    losses, valid = [batch.loss for batch in batches], [batch.valid for batch in batches]
+    vetoed = state.skipping.veto(*map(torch.stack, (losses, norms, valid)))
+    for role, norm in zip(due, norms, strict=True):
+        _apply_gradients(role, learning_rate(role.optimisation, state.step, state.steps), norm, vetoed)
+    return vetoed
+
+
+def _scale_gradients(role: RoleState, batch: Batch) -> Tensor:
+    """Makes them those of the mean; returns their norm."""
+    gradients: Any = [p.grad for p in role.parameters if p.grad is not None]
     torch._foreach_mul_(gradients, batch.scale)
-    norm = gathered(nn.utils.get_total_norm(gradients)).to(batch.loss.device)
-    vetoed = skipping.veto(batch.loss, norm, batch.valid)
-    if clip_norm > 0:
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return gather_tensor(nn.utils.get_total_norm(gradients)).to(batch.loss.device)
+
+
+def _apply_gradients(role: RoleState, lr: float, norm: Tensor, vetoed: Tensor) -> None:
+    optimizer = role.optimizer
+    if role.optimisation.clip_norm > 0:
+        nn.utils.clip_grads_with_norm_(role.parameters, role.optimisation.clip_norm, norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     if isinstance(optimizer, torch.optim.AdamW):
@@ -77,14 +91,20 @@ def update(optimizer: torch.optim.Optimizer, lr: float, clip_norm: float, batch:
     elif not vetoed:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return vetoed
+
+
+def update_averages(due: Sequence[RoleState], vetoed: Tensor) -> None:
+    """Moves the averages of the roles that are `due`, of those that have one."""
+    for each in due:
+        if each.role.average is not None:
+            update_average(each.role.average, each.role.weights, each.optimisation.ema_decay, vetoed)
 
 
 @torch.no_grad()
-def update_average(averaged: nn.Module, student: nn.Module, decay: float, vetoed: Tensor) -> None:
-    """averaged ← μ·averaged + (1 − μ)·student over parameters, unless `vetoed`; buffers are copied."""
-    means: list[Tensor] = list(averaged.parameters())
-    values: list[Tensor] = list(student.parameters())
+def update_average(average: nn.Module, weights: nn.Module, decay: float, vetoed: Tensor) -> None:
+    """Does average ← μ·average + (1 − μ)·weights over parameters, unless `vetoed`; buffers are copied."""
+    means: list[Tensor] = list(average.parameters())
+    values: list[Tensor] = list(weights.parameters())
     weight = (1 - decay) * (1 - vetoed)
     if vetoed.device.type == "cpu":  # a third of the time: one pass, and no difference kept
         torch._foreach_lerp_(means, values, float(weight))
@@ -92,5 +112,5 @@ def update_average(averaged: nn.Module, student: nn.Module, decay: float, vetoed
         difference: Any = torch._foreach_sub(values, means)
         torch._foreach_mul_(difference, weight)
         torch._foreach_add_(means, difference)
-    for mean, value in zip(averaged.buffers(), student.buffers(), strict=True):
+    for mean, value in zip(average.buffers(), weights.buffers(), strict=True):
         mean.copy_(value)

@@ -27,29 +27,29 @@ class Skipping:
         self._in_a_row = torch.tensor(float(in_a_row), device=device)
         self._total = torch.tensor(float(total), device=device)
 
-    def veto(self, loss: Tensor, norm: Tensor, valid: Tensor) -> Tensor:
-        """1 if an update of this loss, gradient norm and number of valid samples must be left out, else 0. One without
-        a sample is left out too, but does not count as broken."""
-        broken = (~(torch.isfinite(loss) & torch.isfinite(norm)) & (valid > 0)).float()
+    def veto(self, losses: Tensor, norms: Tensor, valid: Tensor) -> Tensor:
+        """Returns 1 if an update must be left out, else 0; its roles have these losses, gradient norms and numbers of
+        valid samples `[roles]`. One where a role has no sample is left out too, but does not count as broken."""
+        broken = (~(torch.isfinite(losses) & torch.isfinite(norms)) & (valid > 0)).any().float()
         halted = self._halted.float()
         self._in_a_row = torch.where(halted > 0, self._in_a_row, (self._in_a_row + 1) * broken)
         self._total = self._total + broken * (1 - halted)
-        return torch.maximum(torch.maximum(broken, halted), (valid == 0).float())
+        return torch.maximum(torch.maximum(broken, halted), (valid == 0).any().float())
 
     @property
     def _halted(self) -> Tensor:
         return (self._in_a_row >= IN_A_ROW) | (self._total >= self._most)
 
     def halted(self) -> bool:
-        """Whether the run has to end; waits for the device."""
+        """Returns whether the run has to end; waits for the device."""
         return bool(self._halted)
 
     def ends_with(self, steps: Sequence[int]) -> bool:
-        """Whether a run of which these updates were left out has ended with the last of them."""
+        """Returns whether a run of which these updates were left out has ended with the last of them."""
         last = list(steps[-IN_A_ROW:])
         in_a_row = len(last) == IN_A_ROW and last[-1] - last[0] == IN_A_ROW - 1
         return in_a_row or len(steps) >= self._most
 
     def counts(self) -> tuple[int, int]:
-        """Broken updates in a row until now, and in all; waits for the device."""
+        """Returns the broken updates in a row until now, and in all; waits for the device."""
         return int(self._in_a_row), int(self._total)

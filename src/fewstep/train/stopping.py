@@ -9,7 +9,7 @@ from typing import Any, Self
 
 
 class Stopping:
-    """While it lasts, SIGTERM and the first Ctrl-C are noted, not obeyed; a second Ctrl-C interrupts at once."""
+    """Notes SIGTERM and the first Ctrl-C while it lasts, and does not obey them; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.number = 0

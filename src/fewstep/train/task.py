@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from fewstep.data.latents import Dropped
+from fewstep.train.role import STUDENT, Role
 
 
 class Loss(NamedTuple):
-    """Of some samples."""
+    """What some samples cost."""
 
     total: Tensor
     """The sum of the losses of those that are valid; scalar."""
     valid: Tensor
     """How many are; scalar."""
 
-
-def of_mean(mean: Tensor, counters: range) -> Loss:
-    """Where all samples are valid."""
-    return Loss(mean * len(counters), torch.tensor(float(len(counters)), device=mean.device))
+    @classmethod
+    def from_mean(cls, mean: Tensor, counters: range) -> Self:
+        """Makes it from the mean over samples that are all valid."""
+        return cls(mean * len(counters), torch.tensor(float(len(counters)), device=mean.device))
 
 
 class Task(ABC):
     """What is trained, and on what."""
+
+    @property
+    @abstractmethod
+    def roles(self) -> Sequence[Role]:
+        """Returns what learns, the student first; one of them at least learns at every update."""
+
+    @abstractmethod
+    def losses(self, counters: range, due: Collection[str]) -> Iterator[tuple[str, Loss]]:
+        """Yields the name and the loss of every role in `due`, in the order of `roles`, on the samples at these
+        counters: pure functions of counters and weights.
+
+        The loop takes the gradient of a loss before it asks for the next, and until then no weights of other roles
+        require gradient. So what two roles need is computed once and stands in a local variable; the second detaches
+        it, since its graph is gone.
+        """
+
+    def keys(self, counters: range) -> Sequence[str]:
+        """Returns what the samples there are called."""
+        return [str(i) for i in counters]
+
+    def dropped(self) -> list[Dropped]:
+        """Returns the samples that could not be read, since this was last asked."""
+        return []
+
+
+class StudentTask(Task):
+    """A task whose only role is the student."""
 
     student: Any
     """A module that holds the weights which learn."""
     averaged: Any
     """A copy of `student` that the loop keeps as its moving average, or None."""
 
+    @property
+    def roles(self) -> Sequence[Role]:
+        return (Role(weights=self.student, average=self.averaged),)
+
     @abstractmethod
     def loss(self, counters: range) -> Loss:
-        """Of the samples at these counters: a pure function of counters and weights."""
+        """Returns the student's: a pure function of counters and weights."""
 
-    def keys(self, counters: range) -> Sequence[str]:
-        """What the samples there are called."""
-        return [str(i) for i in counters]
-
-    def dropped(self) -> list[Dropped]:
-        """Samples that could not be read, since this was last asked."""
-        return []
-
-    def without_exchange(self) -> AbstractContextManager[None]:
-        """While it lasts, processes keep their gradients to themselves: for all parts of a batch but the last."""
-        return contextlib.nullcontext()
+    def losses(self, counters: range, due: Collection[str]) -> Iterator[tuple[str, Loss]]:  # noqa: ARG002  # always due
+        yield STUDENT, self.loss(counters)

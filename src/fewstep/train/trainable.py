@@ -21,8 +21,8 @@ from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.world import current_world
-from fewstep.train.learner import Distribution, Learner, replicated, shard, whole
-from fewstep.train.state import gathered, is_spread
+from fewstep.train.learner import Distribution, Learner, learn_every_weight, replicate, shard
+from fewstep.train.state import gather_tensor, is_spread
 
 
 class Trainable(Protocol):
@@ -52,7 +52,7 @@ class WholeWeights:
         self.base: Network = model.network
         if checkpointing:
             network.backbone.enable_gradient_checkpointing()
-        self.learner = whole(network, ema=ema)
+        self.learner = learn_every_weight(network, ema=ema)
         if current_world().size > 1:
             self.learner = _spread(self.learner, distribution)
         self._model, self._card = model, card
@@ -68,7 +68,7 @@ class WholeWeights:
         return contextlib.nullcontext(self._pipeline)
 
     def save(self, folder: Path) -> None:
-        network = _gathered(self._exported)
+        network = _with_whole_weights(self._exported)
         if current_world().main:
             save_student(folder, self._model, network, self._card)
         current_world().wait()
@@ -97,7 +97,7 @@ class LoraWeights:
             target=self._averaged if ema else None,
         )  # fmt: skip
         if current_world().size > 1:
-            self.learner = replicated(self.learner)
+            self.learner = replicate(self.learner)
         self._model, self._card = model, card
 
     @functools.cached_property
@@ -130,7 +130,7 @@ def _spread(learner: Learner, distribution: Distribution) -> Learner:
     """Spreads what learns over the processes of this run."""
     match distribution:
         case "ddp":
-            return replicated(learner)
+            return replicate(learner)
         case "fsdp":
             for network in filter(None, (learner.weights, learner.averaged)):
                 assert isinstance(network, BackboneNetwork)
@@ -140,11 +140,11 @@ def _spread(learner: Learner, distribution: Distribution) -> Learner:
             assert_never(distribution)
 
 
-def _gathered(network: BackboneNetwork) -> BackboneNetwork:
+def _with_whole_weights(network: BackboneNetwork) -> BackboneNetwork:
     """Returns the same with whole weights, where processes hold a part each."""
     if not is_spread(network):
         return network
-    state = {name: gathered(value) for name, value in network.backbone.state_dict().items()}
+    state = {name: gather_tensor(value) for name, value in network.backbone.state_dict().items()}
     copy = type(network.backbone).from_config(network.backbone.config)
     copy.load_state_dict(state)
     return network.with_backbone(copy)
