@@ -3,6 +3,7 @@ import torch
 
 from closed_forms import Mixture
 from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.schedule import Flow, Tabulated
 from fewstep.diffusion.solvers import DDIM, SOLVERS
 from fewstep.method.paths import DataPath, Sample, TeacherPath, draw_times, shrinking_gap
 from fewstep.method.sampling import consistency_times
@@ -19,44 +20,59 @@ def every_u(count: int = 20_000) -> torch.Tensor:
     return (torch.arange(count, dtype=torch.float64) + 0.5) / count
 
 
+TABULATED = {steps: Tabulated.from_config({"num_train_timesteps": steps}) for steps in (1000, 250)}
+
+
 @pytest.mark.parametrize(("num_steps", "skip"), [(1000, 20), (1000, 50), (1000, 30), (250, 5)])
 def test_grid_times_are_where_samplers_land(num_steps, skip):
-    t, s = draw_times(every_u(), num_steps, skip, "grid")
+    t, s = draw_times(every_u(), TABULATED[num_steps], skip, "grid")
     assert t.unique().tolist() == list(range(skip - 1, num_steps, skip))
     assert torch.equal(s, (t - skip).clamp(min=0))
     assert (s < t).all()
     assert not t.is_floating_point()
 
 
+@pytest.mark.parametrize(("num_steps", "skip"), [(1000, 20), (1000, 30), (50, 1)])
+def test_grid_times_of_a_flow_reach_from_noise_alone_to_the_data(num_steps, skip):
+    t, s = draw_times(every_u(), Flow(num_steps, shift=3.0), skip, "grid")
+    assert t.unique().tolist() == list(range(skip, num_steps + 1, skip))
+    assert torch.equal(s, t - skip)
+
+
 @pytest.mark.parametrize("skip", range(1, 101))
-def test_every_skip_is_trained_where_its_sampler_lands(skip):
-    t, s = draw_times(every_u(), 1000, skip, "grid")
-    landing = consistency_times(1000, 1000 // skip, 1000 // skip)
+@pytest.mark.parametrize("schedule", [TABULATED[1000], Flow(1000)], ids=["tabulated", "flow"])
+def test_every_skip_is_trained_where_its_sampler_lands(schedule, skip):
+    t, s = draw_times(every_u(), schedule, skip, "grid")
+    landing = consistency_times(schedule, 1000 // skip, 1000 // skip)
     assert set(landing) - {0} == set(t.tolist())
     assert torch.equal(s, (t - skip).clamp(min=0))
 
 
 def test_skip_of_one_leaves_out_time_zero():
-    t, s = draw_times(every_u(), 1000, 1, "grid")
+    t, s = draw_times(every_u(), TABULATED[1000], 1, "grid")
     assert (int(t.min()), int(t.max())) == (1, 999)
     assert torch.equal(s, t - 1)
 
 
-def test_any_times_are_those_a_whole_skip_above_zero():
-    t, s = draw_times(every_u(), 1000, 20, "any")
-    assert t.unique().tolist() == list(range(20, 1000))
+@pytest.mark.parametrize("schedule", [TABULATED[1000], Flow(1000)], ids=["tabulated", "flow"])
+def test_any_times_are_those_a_whole_skip_above_zero(schedule):
+    t, s = draw_times(every_u(), schedule, 20, "any")
+    assert t.unique().tolist() == list(range(20, schedule.last + 1))
     assert torch.equal(s, t - 20)
 
 
 @pytest.mark.parametrize("times", ["grid", "any"])
 def test_ends_of_u_are_ends_of_the_times(times):
-    t, s = draw_times(torch.tensor([0.0, ALMOST_ONE], dtype=torch.float64), 1000, 20, times)
+    u = torch.tensor([0.0, ALMOST_ONE], dtype=torch.float64)
+    t, s = draw_times(u, TABULATED[1000], 20, times)
     assert t.tolist() == [19 if times == "grid" else 20, 999]
     assert s.tolist() == [0, 979]
+    t, s = draw_times(u, Flow(1000), 20, times)
+    assert (t.tolist(), s.tolist()) == ([20, 1000], [0, 980])
 
 
 def test_grid_times_are_equally_likely():
-    t, _ = draw_times(every_u(), 1000, 20, "grid")
+    t, _ = draw_times(every_u(), TABULATED[1000], 20, "grid")
     assert set(t.unique(return_counts=True)[1].tolist()) == {400}
 
 
@@ -64,10 +80,12 @@ def test_gap_shrinks_from_the_whole_schedule_to_the_skip():
     progress = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, 3.0], dtype=torch.float64)
     gap = shrinking_gap(progress, 1000, 20)
     assert gap.tolist() == [1000, 376, 141, 53, 20, 20]  # 20·50^(1 − p)
-    t, s = draw_times(every_u(6), 1000, 20, "grid", gap)
+    t, s = draw_times(every_u(6), TABULATED[1000], 20, "grid", gap)
     assert torch.equal(s, (t - gap).clamp(min=0))
     assert int(s[0]) == 0
-    assert torch.equal(t, draw_times(every_u(6), 1000, 20, "grid")[0])  # where samplers land, whatever the gap
+    assert torch.equal(
+        t, draw_times(every_u(6), TABULATED[1000], 20, "grid")[0]
+    )  # where samplers land, whatever the gap
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def teacher_path(data: Gaussian, solver_name) -> TeacherPath:
 
 @pytest.mark.parametrize("times", ["grid", "any"])
 def test_exact_network_on_the_exact_path_has_no_loss(data, times):
-    t, s = draw_times(torch.arange(200, dtype=torch.float64) / 200, 1000, 20, times)
+    t, s = draw_times(torch.arange(200, dtype=torch.float64) / 200, data.schedule, 20, times)
     method = Method(data.schedule, lambda z_t, sample: data.flow(z_t, sample.t, sample.s), l2)
     exact = ExactConsistency(data)
     assert float(consistency_losses(method, exact, exact, make_sample(t, s)).mean()) <= 1e-24
@@ -83,7 +83,7 @@ def test_exact_network_on_a_solver_path_leaves_the_solvers_local_error(name, dat
 def test_wrong_target_time_is_seen_by_the_exact_network(data):
     """What the laws above rule out: the same path, answered at t instead of at s, has a large loss."""
     exact = ExactConsistency(data)
-    t, s = draw_times(torch.arange(200, dtype=torch.float64) / 200, 1000, 20, "grid")
+    t, s = draw_times(torch.arange(200, dtype=torch.float64) / 200, data.schedule, 20, "grid")
     method = Method(data.schedule, lambda z_t, sample: data.flow(z_t, sample.t, sample.s), l2)
 
     def late(z, _s, cond, omega):

@@ -16,7 +16,7 @@ __all__ = ["Finetune", "default_finetune", "finetune"]
 def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
     model = load_latent_model(config.model, pick_device(config.device), config.base_config)
-    grid_size = model.schedule.num_steps // config.skip
+    grid_size = model.schedule.grid_size(config.skip)
     held = model.scheduler_config.get("original_inference_steps", grid_size)
     if takes_guidance(model) and held != grid_size:
         raise UserError(

@@ -137,7 +137,7 @@ class Pipeline:
         if not 1 <= steps <= most:
             part = "" if strength == 1 else f" at strength {strength:g}"
             raise UserError(f"steps is {steps}; this model allows 1 to {most}{part}")
-        return consistency_times(self.model.schedule.num_steps, self.grid_size, steps, strength)
+        return consistency_times(self.model.schedule, self.grid_size, steps, strength)
 
 
 def _whole_number(model: LatentModel, name: str, default: int) -> int:

@@ -12,14 +12,14 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Tabulated
 from fewstep.method.omega_embedding import OMEGA_WIDTH
 from fewstep.models.families import SDXL, Family
 from fewstep.models.latent_model import PIXELS_AT_ONCE
 from fewstep.models.network import UNetNetwork
 from fewstep.models.random_models import TOKENS, random_autoencoder
 
-SCHEDULE = Schedule.from_config({})
+SCHEDULE = Tabulated.from_config({})
 _POOLED = 1280
 
 

@@ -40,7 +40,7 @@ def run(
     config: ConsistencyConfig, model: LatentModel, make: Callable[[int], Student], path: PathMaker, title: str
 ) -> None:
     """Trains what `make(resolution)` gives on the configuration's pictures and exports to `config.out / "model"`."""
-    if config.skip >= model.schedule.num_steps:
+    if config.skip > model.schedule.last:
         raise UserError(f"skip is {config.skip} and the schedule has {model.schedule.num_steps} times; give less")
     resolution = choose_resolution(config, model)
     few = config.batch_size if config.dry_run else 0

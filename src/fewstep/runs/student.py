@@ -192,7 +192,7 @@ def _details(config: ConsistencyConfig, model: LatentModel) -> dict[str, Any]:
         "name": config.out.resolve().name,
         **{name: getattr(config, name) for name in names},
         "guidance_range": list(config.guidance_range),
-        "grid_size": model.schedule.num_steps // config.skip,
+        "grid_size": model.schedule.grid_size(config.skip),
         "teacher_sha256": weights_sha256(model.network.unet),
         **({"base_config": config.base_config} if config.base_config else {}),
         **(adapters if config.lora_rank else {}),

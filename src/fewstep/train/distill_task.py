@@ -42,7 +42,7 @@ class DistillTask(LatentTask):
         shape = self._source.latent_shape
         batch = self._source.batch(counters, self._normal("vae", counters, shape))
         u = draws.uniform(self._seed, "t", counters)
-        t, s = draw_times(u, self.method.schedule.num_steps, self._drawn.skip, self._drawn.times, self._gap(counters))
+        t, s = draw_times(u, self.method.schedule, self._drawn.skip, self._drawn.times, self._gap(counters))
         omega = None
         if self._drawn.omega_range is not None:
             low, high = self._drawn.omega_range
