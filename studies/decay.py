@@ -64,7 +64,7 @@ class ExactAnswer:
     def __call__(self, z_t: Tensor, t: Tensor, cond: Cond, _omega: Tensor | None) -> Prediction:
         teacher = self._teacher
         start = int(t[0])
-        scale = self._first if start == teacher.schedule.num_steps - 1 else self._later
+        scale = self._first if start == teacher.schedule.last else self._later
         null = {name: value.expand(len(z_t), *value.shape[1:]) for name, value in teacher.conditioner.null().items()}
         field = Guided(teacher.network, cond, null, torch.full((len(z_t),), scale - 1), self._guided_from)
         z_0 = sample_ode(teacher.schedule, field, z_t, list(range(start, 0, -self._skip)))
@@ -73,7 +73,7 @@ class ExactAnswer:
 
 def painter(teacher: LatentModel, study: Study, steps: int, guidance: tuple[float, float, int]) -> Painter:
     network = ExactAnswer(teacher, study.grid_size, *guidance)
-    times = consistency_times(teacher.schedule.num_steps, study.grid_size, steps)
+    times = consistency_times(teacher.schedule, study.grid_size, steps)
 
     @torch.no_grad()
     def latents(cond: Cond, seeds: Sequence[int]) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from diffusers import UNet2DConditionModel
 
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Tabulated
 from fewstep.models.families.stable_diffusion import LORA, SD1
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.lora.adapters import AdaptedNetwork
@@ -24,7 +24,7 @@ def main() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD1.unet)  # type: ignore[arg-type]
     whole = sum(parameter.numel() for parameter in unet.parameters())
-    network = UNetNetwork(unet.requires_grad_(False), Schedule.from_config({}).to("cpu"), "epsilon")
+    network = UNetNetwork(unet.requires_grad_(False), Tabulated.from_config({}).to("cpu"), "epsilon")
     adapted = AdaptedNetwork(network, 64, 64.0, LORA.targets)
     adapters = sum(parameter.numel() for parameter in adapted.weights.parameters())
     modules = len(list(adapted.weights.parameters())) // 2

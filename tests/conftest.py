@@ -11,7 +11,7 @@ import torch
 
 from closed_forms import SD_CONFIG
 from fewstep.cli import QUIET
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Tabulated
 from warm_command import run_warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
@@ -19,13 +19,13 @@ os.environ.update(QUIET)  # as the command sets it, before transformers is impor
 
 
 @pytest.fixture(scope="session")
-def sd_schedule() -> Schedule:
-    return Schedule.from_config(SD_CONFIG)
+def sd_schedule() -> Tabulated:
+    return Tabulated.from_config(SD_CONFIG)
 
 
 @pytest.fixture(scope="session")
-def zero_terminal_schedule() -> Schedule:
-    return Schedule.from_config(SD_CONFIG | {"rescale_betas_zero_snr": True})
+def zero_terminal_schedule() -> Tabulated:
+    return Tabulated.from_config(SD_CONFIG | {"rescale_betas_zero_snr": True})
 
 
 @pytest.fixture(scope="session")

@@ -45,8 +45,8 @@ def plain(base):
     "change",
     [
         {"seed": 1}, {"pictures": 12}, {"guidance_range": (2.0, 9.0)}, {"solver": "dpm-solver-2"},
-        {"solver": "dpm-solver++2s"}, {"skip": 50}, {"times": "any"}, {"distance": "l2"}, {"huber_c": 0.1},
-        {"loss_weight": "truncated-snr"}, {"ema_decay": 0.0}, {"shrink": 0.5}, {"guided_from": 600},
+        {"solver": "dpm-solver++2s"}, {"solver": "midpoint"}, {"skip": 50}, {"times": "any"}, {"distance": "l2"},
+        {"huber_c": 0.1}, {"loss_weight": "truncated-snr"}, {"ema_decay": 0.0}, {"shrink": 0.5}, {"guided_from": 600},
     ],
     ids=str,
 )  # fmt: skip

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from closed_forms import SD_CONFIG
-from fewstep.diffusion.schedule import Schedule, ScheduleError
+from fewstep.diffusion.schedule import Flow, ScheduleError, Tabulated
 
 
 def test_sd_schedule_has_the_published_ends(sd_schedule):
@@ -14,24 +14,32 @@ def test_sd_schedule_has_the_published_ends(sd_schedule):
 
 @pytest.mark.parametrize("changed", [{"beta_schedule": "linear"}, {"beta_start": 0.002}, {"beta_end": 0.02}])
 def test_every_field_of_the_config_matters(sd_schedule, changed):
-    other = Schedule.from_config(SD_CONFIG | changed)
+    other = Tabulated.from_config(SD_CONFIG | changed)
     assert (other.alphas[-1] - sd_schedule.alphas[-1]).abs() > 1e-3 or (other.alphas[0] - sd_schedule.alphas[0]) != 0
 
 
 def test_num_train_timesteps_is_the_length():
-    assert Schedule.from_config(SD_CONFIG | {"num_train_timesteps": 250}).num_steps == 250
+    assert Tabulated.from_config(SD_CONFIG | {"num_train_timesteps": 250}).num_steps == 250
 
 
 def test_trained_betas_win_over_a_named_schedule():
-    schedule = Schedule.from_config(SD_CONFIG | {"trained_betas": [0.1, 0.2, 0.5]})
+    schedule = Tabulated.from_config(SD_CONFIG | {"trained_betas": [0.1, 0.2, 0.5]})
     torch.testing.assert_close(
         schedule.alphas.square(), torch.tensor([0.9, 0.72, 0.36], dtype=torch.float64), rtol=1e-12, atol=0
     )
 
 
+@pytest.mark.parametrize(
+    "change", [{"beta_end": 2}, {"beta_schedule": "linear", "beta_start": -1}, {"num_train_timesteps": 0}], ids=str
+)
+def test_betas_out_of_range_are_refused(change):
+    with pytest.raises(ScheduleError, match="betas are out of range"):
+        Tabulated.from_config(SD_CONFIG | change)
+
+
 def test_unknown_beta_schedule_is_named_in_the_error():
     with pytest.raises(ScheduleError, match="sigmoid_like"):
-        Schedule.from_config({"beta_schedule": "sigmoid_like"})
+        Tabulated.from_config({"beta_schedule": "sigmoid_like"})
 
 
 def test_zero_terminal_snr_ends_in_noise_alone_and_keeps_the_start(sd_schedule, zero_terminal_schedule):
@@ -42,6 +50,7 @@ def test_zero_terminal_snr_ends_in_noise_alone_and_keeps_the_start(sd_schedule, 
     assert schedule.sigma(last).item() == 1.0
     assert schedule.lam(last).item() == -torch.inf
     torch.testing.assert_close(schedule.alphas[0], sd_schedule.alphas[0])
+    assert schedule.time_of_lam(torch.tensor([-torch.inf, torch.inf])).tolist() == [999.0, 0.0]
 
 
 def test_whole_times_agree_whether_given_as_integers_or_floats(zero_terminal_schedule):
@@ -102,3 +111,58 @@ def test_moving_to_a_device_keeps_the_tables(sd_schedule):
     assert moved.alphas.dtype == torch.float64
     assert torch.equal(moved.alphas, sd_schedule.alphas)
     assert torch.equal(moved.sigmas, sd_schedule.sigmas)
+
+
+@pytest.mark.parametrize("shift", [0.3, 1.0, 1.73, 3.0, 6.0, 12.7])
+def test_a_flow_starts_at_the_data_and_ends_in_noise_alone(shift):
+    schedule = Flow(1000, shift)
+    t = torch.tensor([0, 1000])
+    assert schedule.alpha(t).tolist() == [1.0, 0.0]
+    assert schedule.sigma(t).tolist() == [0.0, 1.0]
+    assert schedule.lam(t).tolist() == [torch.inf, -torch.inf]
+    assert schedule.time_of_lam(schedule.lam(t)).tolist() == [0.0, 1000.0]
+    assert schedule.has_zero_terminal_snr
+    assert schedule.last == 1000
+
+
+def test_a_flow_is_the_shifted_line():
+    t = torch.tensor([0.0, 0.25, 1.0, 500.5, 999.75, 1000.0], dtype=torch.float64)
+    u = t / 1000
+    sigma = Flow(1000, shift=3.0).sigma(t)
+    torch.testing.assert_close(sigma, 3 * u / (1 + 2 * u), rtol=1e-14, atol=0)
+    torch.testing.assert_close(Flow(1000).sigma(t), u, rtol=1e-14, atol=0)
+
+
+def test_a_flow_computes_in_float64_whatever_its_times_are_given_in():
+    whole = torch.tensor([0, 1, 20, 500, 1000])
+    for name in ("alpha", "sigma", "lam"):
+        of = getattr(Flow(1000, shift=3.0), name)
+        assert of(whole).dtype == torch.float64
+        for dtype in (torch.float32, torch.float64):
+            assert torch.equal(of(whole), of(whole.to(dtype))), name
+
+
+@pytest.mark.parametrize("wrong", [{"num_steps": 0}, {"shift": 0.0}, {"shift": -1.0}, {"shift": float("nan")}], ids=str)
+def test_a_flow_of_nothing_is_refused(wrong):
+    with pytest.raises(ScheduleError, match="both must be above 0"):
+        Flow(**wrong)
+
+
+def test_moving_a_flow_changes_nothing():
+    assert Flow(50, shift=3.0).to("cpu") == Flow(50, shift=3.0)
+
+
+@pytest.mark.parametrize("kind", ["tabulated", "flow"])
+def test_grids_reach_the_last_time_and_are_evenly_spaced(kind, sd_schedule):
+    schedule = sd_schedule if kind == "tabulated" else Flow(1000)
+    assert schedule.grid(4).tolist() == [time + schedule.last for time in (-750, -500, -250, 0)]
+    assert len(schedule.grid(schedule.grid_size(30))) == 33
+    assert schedule.grid(33).diff().unique().tolist() == [30]
+
+
+@pytest.mark.parametrize("kind", ["tabulated", "flow"])
+def test_picked_times_are_equally_likely_and_reach_the_last(kind, sd_schedule):
+    schedule = sd_schedule if kind == "tabulated" else Flow(1000)
+    t, counts = schedule.pick((torch.arange(5000, dtype=torch.float64) + 0.5) / 5000).unique(return_counts=True)
+    assert (int(t[0]), int(t[-1])) == (0 if kind == "tabulated" else 1, schedule.last)
+    assert counts.unique().tolist() == [5]

@@ -60,8 +60,8 @@ def make_batch(t, s, omega=None, e=None) -> TrainingBatch:
     return TrainingBatch(z_0, cond, t, s, torch.zeros_like(t) if e is None else e, epsilon, omega)
 
 
-def draw_pairs(times):
-    t = draw_times(torch.arange(200, dtype=torch.float64) / 200, 1000, 20, times)
+def draw_pairs(schedule, times):
+    t = draw_times(torch.arange(200, dtype=torch.float64) / 200, schedule, 20, times)
     return t, step_back(t, torch.full_like(t, 20), torch.zeros_like(t))
 
 
@@ -71,7 +71,7 @@ def teacher_path(data: Gaussian, solver_name) -> TeacherPath:
 
 @pytest.mark.parametrize("times", ["grid", "any"])
 def test_exact_network_on_the_exact_path_has_no_loss(data, times):
-    t, s = draw_pairs(times)
+    t, s = draw_pairs(data.schedule, times)
     method = Method(data.schedule, lambda z_t, batch: data.flow(z_t, batch.t, batch.s), l2)
     exact = ExactConsistency(data)
     assert float(consistency_losses(method, exact, exact, make_batch(t, s)).mean()) <= 1e-24
@@ -92,7 +92,7 @@ def test_exact_network_on_a_solver_path_leaves_the_solvers_local_error(name, dat
 def test_wrong_target_time_is_seen_by_the_exact_network(data):
     """What the laws above rule out: the same path, answered at t instead of at s, has a large loss."""
     exact = ExactConsistency(data)
-    t, s = draw_pairs("grid")
+    t, s = draw_pairs(data.schedule, "grid")
     method = Method(data.schedule, lambda z_t, batch: data.flow(z_t, batch.t, batch.s), l2)
 
     def late(z, _s, cond, omega):
@@ -105,7 +105,7 @@ def test_wrong_target_time_is_seen_by_the_exact_network(data):
 def test_exact_network_has_no_loss_at_any_end_between_zero_and_s(share, sd_schedule):
     """Of data that is one point the landing by DDIM is exact, so nothing but ends that differ could make a loss."""
     data = Gaussian(sd_schedule, torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
-    t, s = draw_pairs("grid")
+    t, s = draw_pairs(data.schedule, "grid")
     batch = make_batch(t, s, e=(share * s).long())
     method = Method(sd_schedule, teacher_path(data, "ddim"), l2, landing=BY_DDIM)
 

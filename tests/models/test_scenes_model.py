@@ -66,7 +66,7 @@ def test_stable_diffusion_pipeline_runs_it_unchanged_and_paints_what_the_baselin
     generators = [torch.Generator().manual_seed(i) for i in range(4)]
     theirs = pipe(prompts, num_inference_steps=20, guidance_scale=3.0, generator=generators).images
     teacher = load_latent_model(assets.scenes_teacher(), torch.device("cpu"))
-    times = sampling_times(teacher.schedule.num_steps, 20, "trailing")
+    times = sampling_times(teacher.schedule, 20, "trailing")
     z_0 = teacher_latents(teacher, "ddim", times, teacher.conditioner.encode(prompts), range(4), omega=2.0)
     for one, other in zip(theirs, to_images(teacher.codec.decode(z_0)), strict=True):
         assert one.size == (64, 64)

@@ -8,12 +8,12 @@ from closed_forms import SD_CONFIG
 from fewstep.data import draws
 from fewstep.data.order import Order
 from fewstep.diffusion.prediction import to_prediction
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Flow, Tabulated
 from fewstep.method.sampling import consistency_times
 from fewstep.method.times import draw_times, fixed_gap, shrinking_gap, step_back
 
-SCHEDULES = [
-    Schedule.from_config(config)
+TABULATED = [
+    Tabulated.from_config(config)
     for config in (
         SD_CONFIG,
         SD_CONFIG | {"rescale_betas_zero_snr": True},
@@ -21,7 +21,8 @@ SCHEDULES = [
         {"beta_schedule": "squaredcos_cap_v2"},
     )
 ]
-schedules = st.sampled_from(SCHEDULES)
+flows = st.builds(Flow, st.integers(2, 1000), st.floats(0.1, 20))
+schedules = st.sampled_from(TABULATED) | flows
 
 
 def law(*strategies):
@@ -34,41 +35,77 @@ streams = st.sampled_from(["t", "omega", "epsilon", "vae"])
 
 
 @st.composite
-def schedule_and_time(draw):
+def schedule_and_time(draw, kinds=schedules):
     """A schedule and a whole or fractional time of it, below the last one."""
-    schedule = draw(schedules)
-    whole = st.integers(0, schedule.num_steps - 2).map(float)
-    return schedule, draw(whole | st.floats(0, schedule.num_steps - 2))
+    schedule = draw(kinds)
+    whole = st.integers(0, schedule.last - 1).map(float)
+    return schedule, draw(whole | st.floats(0, schedule.last - 1))
 
 
-@law(schedule_and_time())
+@law(schedule_and_time(st.sampled_from(TABULATED)))
 def test_alpha_squared_and_sigma_squared_add_to_one(pair):
     schedule, time = pair
     t = torch.tensor([time], dtype=torch.float64)
     assert abs(float(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2) - 1) < 1e-12
 
 
+@law(schedule_and_time(flows))
+def test_alpha_and_sigma_of_a_flow_add_to_one(pair):
+    schedule, time = pair
+    t = torch.tensor([time], dtype=torch.float64)
+    assert abs(float(schedule.alpha(t) + schedule.sigma(t)) - 1) < 1e-15
+
+
 @law(schedules)
-def test_lam_falls_strictly(schedule):
-    lam = schedule.lam(torch.arange(schedule.num_steps))
+def test_alpha_and_lam_fall_and_sigma_rises_strictly(schedule):
+    t = torch.arange(schedule.last + 1)
+    assert (schedule.alpha(t).diff() < 0).all()
+    assert (schedule.sigma(t).diff() > 0).all()
+    lam = schedule.lam(t)
     assert (lam[1:] < lam[:-1]).all()
 
 
 @law(schedule_and_time(), st.floats(0.01, 0.99))
-def test_lam_falls_between_whole_times_too(pair, part):
+def test_they_do_so_between_whole_times_too(pair, part):
     schedule, time = pair
     t = torch.tensor([time, time + part], dtype=torch.float64)
     assert schedule.lam(t).diff() < 0 or schedule.lam(t)[1] == -torch.inf
+    assert schedule.alpha(t).diff() < 0
+    assert schedule.sigma(t).diff() > 0
+
+
+@law(schedule_and_time())
+def test_lam_is_that_of_alpha_and_sigma(pair):
+    schedule, time = pair
+    t = torch.tensor([time], dtype=torch.float64)
+    lam = torch.log(schedule.alpha(t)) - torch.log(schedule.sigma(t))
+    torch.testing.assert_close(schedule.lam(t), lam, rtol=1e-9, atol=1e-9)
 
 
 @law(schedule_and_time())
 def test_time_of_lam_inverts_lam(pair):
     schedule, time = pair
     t = torch.tensor([time], dtype=torch.float64)
-    assert abs(float(schedule.time_of_lam(schedule.lam(t))) - time) < 1e-6
+    assert abs(float(schedule.time_of_lam(schedule.lam(t))) - time) < (1e-9 if isinstance(schedule, Flow) else 1e-6)
 
 
-@law(schedule_and_time(), st.sampled_from(["epsilon", "v_prediction", "sample"]), seeds)
+@law(flows | st.sampled_from([each for each in TABULATED if each.has_zero_terminal_snr]))
+def test_time_of_lam_inverts_lam_at_both_ends(schedule):
+    t = torch.tensor([0, schedule.last])
+    assert torch.equal(schedule.time_of_lam(schedule.lam(t)), t.double())
+
+
+@law(schedules, st.floats(-30, 30))
+def test_lam_inverts_time_of_lam_within_the_schedule(schedule, value):
+    lam = torch.tensor([value], dtype=torch.float64)
+    t = schedule.time_of_lam(lam)
+    assert 0 <= t <= schedule.last
+    low, high = schedule.lam(torch.tensor([schedule.last - 1, 0]))
+    if low <= value <= high:
+        assert abs(float(schedule.lam(t)) - value) < 1e-6
+
+
+@law(schedule_and_time(st.sampled_from(TABULATED)), st.sampled_from(["epsilon", "v_prediction", "sample"]), seeds)
 def test_every_prediction_puts_z_t_together_again(pair, kind, seed):
     """z_t = α·z_0 + σ·ε for whatever a network outputs, not only for a right answer."""
     schedule, time = pair
@@ -128,20 +165,22 @@ def test_the_largest_key_still_gives_a_draw_below_one(monkeypatch):
     assert float(draws.uniform(0, "t", [0])[0]) < 1
 
 
-@law(st.integers(2, 1000), st.data())
-def test_sampling_stands_on_times_that_were_trained(num_steps, data):
+@law(st.integers(2, 1000), st.booleans(), st.data())
+def test_sampling_stands_on_times_that_were_trained(num_steps, flow, data):
     """Every time of a consistency sampler is one that grid training draws; steps fall, and the first is the last.
 
     But for t = 0, which only k = 1 has: there f is the identity and needs no training.
     """
+    schedule = Flow(num_steps) if flow else Tabulated.from_config({"num_train_timesteps": num_steps})
     grid_size = data.draw(st.integers(1, num_steps))
     count = data.draw(st.integers(1, grid_size))
-    times = consistency_times(num_steps, grid_size, count)
-    trained = draw_times(torch.arange(4000, dtype=torch.float64) / 4000, num_steps, num_steps // grid_size, "grid")
+    times = consistency_times(schedule, grid_size, count)
+    u = torch.arange(4000, dtype=torch.float64) / 4000
+    trained = draw_times(u, schedule, num_steps // grid_size, "grid")
     assert len(times) == count
     assert times == sorted(set(times), reverse=True)
     assert set(times) - {0} <= set(trained.tolist())
-    assert times[0] == grid_size * (num_steps // grid_size) - 1
+    assert times[0] == schedule.last - num_steps % grid_size
 
 
 @law(st.integers(2, 1000), st.sampled_from(["grid", "any"]), st.data())
@@ -150,7 +189,7 @@ def test_ends_lie_below_s_and_s_below_t(num_steps, times, data):
     skip = data.draw(st.integers(1, num_steps - 1))
     gap = data.draw(st.sampled_from([fixed_gap(skip), shrinking_gap(num_steps, skip, 200)]))
     u = torch.arange(400, dtype=torch.float64) / 400
-    t = draw_times(u, num_steps, skip, times)
+    t = draw_times(u, Flow(num_steps), skip, times)
     e = (t * u.flip(0)).long()
     s = step_back(t, gap(t, torch.arange(400)), e)
     assert (e <= s).all()

@@ -26,7 +26,7 @@ from fewstep.diffusion.sampling import (
     sample_unipc,
     sampling_times,
 )
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Schedule, Tabulated
 from fewstep.method.landing import ConsistencyFunction, boundary
 from fewstep.method.omega_embedding import embed_omega
 from fewstep.method.sampling import consistency_times, sample_consistency
@@ -81,7 +81,7 @@ def test_schedule(name, zero_terminal):
     """diffusers multiplies betas up in fp32, and its cosine has β = 0.999 at the end."""
     config = CONFIGS[name] | {"rescale_betas_zero_snr": zero_terminal}
     theirs = DDIMScheduler(**config).alphas_cumprod.double()
-    ours = Schedule.from_config(config).alphas.square()
+    ours = Tabulated.from_config(config).alphas.square()
     torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-7)
     signal = theirs > 1e-3
     torch.testing.assert_close(ours[signal], theirs[signal], rtol=3e-5, atol=0)
@@ -89,25 +89,25 @@ def test_schedule(name, zero_terminal):
 
 def test_schedule_reads_what_a_scheduler_saves():
     scheduler = DDIMScheduler(**SD_CONFIG, rescale_betas_zero_snr=True)
-    assert Schedule.from_config(scheduler.config).has_zero_terminal_snr
+    assert Tabulated.from_config(scheduler.config).has_zero_terminal_snr
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 10, 20, 25, 30, 33, 40, 50, 100, 500])
-def test_ddim_times(spacing, count):
+def test_ddim_times(spacing, count, sd_schedule):
     scheduler = DDIMScheduler(**SD_CONFIG, timestep_spacing=spacing, steps_offset=1 if spacing == "leading" else 0)
     scheduler.set_timesteps(count)
-    assert sampling_times(1000, count, spacing) == scheduler.timesteps.tolist()
+    assert sampling_times(sd_schedule, count, spacing) == scheduler.timesteps.tolist()
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 10, 20, 33, 50])
-def test_dpm_solver_times(spacing, count):
+def test_dpm_solver_times(spacing, count, sd_schedule):
     scheduler = DPMSolverMultistepScheduler(
         **SD_CONFIG, timestep_spacing=spacing, steps_offset=1 if spacing == "leading" else 0
     )
     scheduler.set_timesteps(count)
-    assert sampling_times(1000, count, f"{spacing}+1") == scheduler.timesteps.tolist()
+    assert sampling_times(sd_schedule, count, f"{spacing}+1") == scheduler.timesteps.tolist()
 
 
 KINDS = [("epsilon", False), ("v_prediction", False), ("sample", False), ("v_prediction", True), ("sample", True)]
@@ -123,8 +123,8 @@ def test_ddim(spacing, count, kind, zero_terminal):
         steps_offset=1 if spacing == "leading" else 0, set_alpha_to_one=False, clip_sample=False, prediction_type=kind,
     )  # fmt: skip
     scheduler.set_timesteps(count)
-    schedule = Schedule.from_config(scheduler.config)
-    times = sampling_times(1000, count, spacing)
+    schedule = Tabulated.from_config(scheduler.config)
+    times = sampling_times(schedule, count, spacing)
     ours = sample_ode(schedule, toy_field(schedule, kind), initial_noise(), times)
     # ε̂ from ẑ_0 divides by σ, and in the fp32 table 1 − ᾱ(1) is good to 3e-5 only, rescaled to 4e-5.
     from_z_0 = 4e-5 if zero_terminal else 3e-5
@@ -133,15 +133,15 @@ def test_ddim(spacing, count, kind, zero_terminal):
 
 @pytest.mark.parametrize("count", [4, 10, 50])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_ddim_with_linspace(count, kind):
+def test_ddim_with_linspace(count, kind, sd_schedule):
     """DDIMScheduler strides T // n from linspace times, off its own grid; the first-order DPM-Solver++, which is
     DDIM, does not. Its last time here is 0, where nothing is left to do."""
-    times = sampling_times(1000, count, "linspace")
+    times = sampling_times(sd_schedule, count, "linspace")
     scheduler = DPMSolverMultistepScheduler(
         **SD_CONFIG, algorithm_type="dpmsolver++", solver_order=1, final_sigmas_type="sigma_min", prediction_type=kind
     )
     scheduler.set_timesteps(timesteps=times)
-    schedule = Schedule.from_config(scheduler.config)
+    schedule = Tabulated.from_config(scheduler.config)
     ours = sample_ode(schedule, toy_field(schedule, kind), initial_noise(), times)
     assert_same(ours, sample_with(scheduler, initial_noise()))
 
@@ -149,7 +149,7 @@ def test_ddim_with_linspace(count, kind):
 def assert_sampler_is(sampler, scheduler, count: int, kind: str) -> None:
     """At the scheduler's own times."""
     scheduler.set_timesteps(count)
-    schedule = Schedule.from_config(scheduler.config)
+    schedule = Tabulated.from_config(scheduler.config)
     ours = sampler(schedule, toy_field(schedule, kind), initial_noise(), scheduler.timesteps.tolist())
     assert_same(ours, sample_with(scheduler, initial_noise()))
 
@@ -172,15 +172,15 @@ def test_dpm_solver_pp_2m_with_zero_terminal_snr_is_the_limit(count, kind):
     config = SD_CONFIG | {"rescale_betas_zero_snr": True, "prediction_type": kind, "timestep_spacing": "trailing"}
     scheduler = DPMSolverMultistepScheduler(**config, final_sigmas_type="zero", lower_order_final=True)
     scheduler.set_timesteps(count)
-    exact = Schedule.from_config(config)
-    times = sampling_times(1000, count, "trailing")
+    exact = Tabulated.from_config(config)
+    times = sampling_times(exact, count, "trailing")
     ours = sample_dpm_solver_pp_2m(exact, toy_field(exact, kind), initial_noise().double(), times)
     assert torch.isfinite(ours).all()
     errors = []
     for power in (24, 240, 1000):
         alpha_bars = exact.alphas.square()
         alpha_bars[-1] = 2.0**-power
-        near = Schedule.from_alpha_bars(alpha_bars)
+        near = Tabulated.from_alpha_bars(alpha_bars)
         found = sample_dpm_solver_pp_2m(near, toy_field(near, kind), initial_noise().double(), times)
         if power == 24:
             assert_same(found, sample_with(scheduler, initial_noise()))
@@ -205,7 +205,7 @@ def test_unipc(count, spacing, kind):
 def test_euler(count, kind):
     scheduler = EulerDiscreteScheduler(**SD_CONFIG, timestep_spacing="trailing", prediction_type=kind)
     scheduler.set_timesteps(count)
-    schedule = Schedule.from_config(scheduler.config)
+    schedule = Tabulated.from_config(scheduler.config)
     z = initial_noise() / float(schedule.alphas[-1])  # theirs is z/α, and its noise level σ/α
     for t in scheduler.timesteps:
         z = scheduler.step(toy_output(scheduler.scale_model_input(z, t), t), t, z, return_dict=False)[0]
@@ -215,11 +215,11 @@ def test_euler(count, kind):
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
 def test_unipc_from_zero_terminal_snr_is_finite_and_near_the_ode(kind):
-    exact = Schedule.from_config(SD_CONFIG | {"rescale_betas_zero_snr": True})
+    exact = Tabulated.from_config(SD_CONFIG | {"rescale_betas_zero_snr": True})
     field, noise = toy_field(exact, kind), initial_noise().double()
-    fine = sample_ode(exact, field, noise, sampling_times(1000, 1000, "trailing"))
+    fine = sample_ode(exact, field, noise, sampling_times(exact, 1000, "trailing"))
     errors = [
-        float((sample_unipc(exact, field, noise, sampling_times(1000, count, "trailing")) - fine).abs().mean())
+        float((sample_unipc(exact, field, noise, sampling_times(exact, count, "trailing")) - fine).abs().mean())
         for count in (8, 50)
     ]
     assert errors[1] < errors[0] / 2
@@ -227,17 +227,17 @@ def test_unipc_from_zero_terminal_snr_is_finite_and_near_the_ode(kind):
 
 
 @pytest.mark.parametrize("grid_size", [20, 33, 50])
-def test_consistency_times(grid_size):
+def test_consistency_times(grid_size, sd_schedule):
     scheduler = LCMScheduler(**SD_CONFIG, original_inference_steps=grid_size)
     for count in range(1, grid_size + 1):
         scheduler.set_timesteps(count)
-        assert consistency_times(1000, grid_size, count) == scheduler.timesteps.tolist(), count
+        assert consistency_times(sd_schedule, grid_size, count) == scheduler.timesteps.tolist(), count
 
 
 @pytest.mark.parametrize("count", [0, 51])
-def test_neither_samples_with_more_steps_than_the_grid(count):
+def test_neither_samples_with_more_steps_than_the_grid(count, sd_schedule):
     with pytest.raises(ValueError, match=f"steps is {count}"):
-        consistency_times(1000, 50, count)
+        consistency_times(sd_schedule, 50, count)
     with pytest.raises((ValueError, ZeroDivisionError)):
         LCMScheduler(**SD_CONFIG, original_inference_steps=50).set_timesteps(count)
 
@@ -264,8 +264,8 @@ def test_consistency_sampling(count, grid_size, kind, zero_terminal):
         return torch.randn(SHAPE, generator=generator)
 
     theirs = sample_with(scheduler, draw(theirs_from), generator=theirs_from)
-    schedule = Schedule.from_config(scheduler.config)
-    times = consistency_times(1000, grid_size, count)
+    schedule = Tabulated.from_config(scheduler.config)
+    times = consistency_times(schedule, grid_size, count)
     ours = sample_consistency(ConsistencyFunction(toy_network(schedule, kind), {}, None, schedule), times, draw)
     assert ours.dtype == theirs.dtype == torch.float32
     assert_same(ours, theirs)
@@ -327,7 +327,7 @@ def test_ours_is_more_exact_than_the_fp32_table():
     """Why tables are float64: diffusers' fp32 product drifts from the same product in float64."""
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     exact = torch.from_numpy(np.cumprod(1 - betas))
-    ours = Schedule.from_config(SD_CONFIG).alphas.square()
+    ours = Tabulated.from_config(SD_CONFIG).alphas.square()
     theirs = DDIMScheduler(**SD_CONFIG).alphas_cumprod.double()
     assert ((ours - exact) / exact).abs().max() < 1e-12
     assert ((theirs - exact) / exact).abs().max() > 1e-8

@@ -12,7 +12,7 @@ from closed_forms import SD_CONFIG
 from fewstep.data.latents import LatentBatch
 from fewstep.data.order import Order
 from fewstep.diffusion.prediction import to_prediction
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Tabulated
 from fewstep.method.distances import l2
 from fewstep.method.paths import TeacherPath
 from fewstep.method.step import Method
@@ -81,7 +81,7 @@ class Recorded(DistillTask):
 def train(folder, steps):
     torch.set_default_dtype(torch.float64)
     world = current_world()
-    schedule = Schedule.from_config(SD_CONFIG)
+    schedule = Tabulated.from_config(SD_CONFIG)
     teacher = Network(schedule, 1).requires_grad_(False)
     learner = learn_every_weight(Network(schedule, 2), ema=True)
     if world.size > 1:

@@ -142,7 +142,7 @@ class World:
         self.z_T = torch.randn(512, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         self.cond = {"weights": CLASSES.repeat(256, 1)}
         self.fine = {omega: self.follow(omega, list(range(999, 0, -1)), DPM_SOLVER_2) for omega in OMEGAS}
-        ddim_times = sampling_times(1000, 1000 // SKIP, "trailing")
+        ddim_times = sampling_times(schedule, 1000 // SKIP, "trailing")
         self.ddim_error = {omega: self.error(self.follow(omega, ddim_times), omega) for omega in OMEGAS}
 
     def follow(self, omega: float, times: list[int], solver=DDIM) -> Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 
 from fewstep.data.worlds.scene import Scene, Thing
 from fewstep.data.worlds.scenes import Scenes
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Schedule, Tabulated
 from fewstep.models import scenes_model
 from fewstep.teacher.tasks import STATED, CaptionTask, DiffusionTask, answers
 from fewstep.train.config import LoopConfig
@@ -60,7 +60,7 @@ class RightNetwork(nn.Module):
 
 def diffusion_task():
     torch.manual_seed(0)
-    schedule = Schedule.from_config(scenes_model.build_scheduler().config)
+    schedule = Tabulated.from_config(scenes_model.build_scheduler().config)
     latents = torch.randn(3, 2, 3, 3)
     text = torch.arange(4.0)[:, None, None]  # caption i says i; the last is the empty one
     return DiffusionTask(RightNetwork(schedule, latents), schedule, latents, text, seed=0)

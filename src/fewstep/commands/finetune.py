@@ -36,7 +36,7 @@ def finetune(config: Finetune) -> None:
 
 def check_grid(config: Finetune, model: LatentModel) -> None:
     """Raises UserError where a few-step model paints at other times than it would be trained at."""
-    grid_size = model.schedule.num_steps // config.skip
+    grid_size = model.schedule.grid_size(config.skip)
     if model.network.takes_omega and (own := read_grid_size(model, default=grid_size)) != grid_size:
         raise UserError(
             f"{config.model} paints at {own} times and skip {config.skip} would train it at {grid_size}; "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.scenes import Scenes
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Tabulated
 from fewstep.errors import UserError
 from fewstep.evaluate.reader import Reader, save_reader
 from fewstep.files import read_safetensors, write_whole
@@ -121,7 +121,7 @@ def train_teacher(config: TrainTeacher) -> None:
     latents = _latents(config, autoencoder, scenes)
     scaling_factor = float(1 / latents.std())
     scheduler = scenes_model.build_scheduler()
-    schedule = Schedule.from_config(scheduler.config)
+    schedule = Tabulated.from_config(scheduler.config)
     text = encode_tokens(text_encoder, tokens)
     torch.manual_seed(config.seed + 3)
     unet: torch.nn.Module = scenes_model.build_unet()

@@ -13,24 +13,25 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers import DDIM, Field, Solver
 
 Spacing = Literal["trailing", "leading", "linspace", "leading+1", "linspace+1"]
-"""Where n steps stand: from T − 1 in equal strides; from 1 in equal strides (never reaching T − 1); from T − 1 to 0
-with both ends. The last two make n + 1 such steps and leave out the earliest, as diffusers' DPM-Solver schedulers
-do."""
+"""Where n steps stand: from the last time in equal strides; from 1 in equal strides (never reaching the last time);
+from the last time to 0 with both ends. The last two make n + 1 such steps and leave out the earliest, as diffusers'
+DPM-Solver schedulers do."""
 
 
-def sampling_times(num_steps: int, count: int, spacing: Spacing) -> list[int]:
-    """`count` whole times of a schedule of `num_steps`, latest first, as diffusers' schedulers place them."""
+def sampling_times(schedule: Schedule, count: int, spacing: Spacing) -> list[int]:
+    """Returns `count` whole times of a schedule, latest first, as diffusers' schedulers place them."""
+    total, last = schedule.num_steps, schedule.last
     match spacing:
         case "leading+1":
-            return sampling_times(num_steps, count + 1, "leading")[:-1]
+            return sampling_times(schedule, count + 1, "leading")[:-1]
         case "linspace+1":
-            return sampling_times(num_steps, count + 1, "linspace")[:-1]
+            return sampling_times(schedule, count + 1, "linspace")[:-1]
         case "trailing":
-            times = torch.arange(num_steps, 0, -num_steps / count, dtype=torch.float64).round()[:count] - 1
+            times = torch.arange(total, 0, -total / count, dtype=torch.float64).round()[:count] + (last - total)
         case "leading":
-            times = (torch.arange(count) * (num_steps // count)).flip(0) + 1
+            times = (torch.arange(count) * (total // count)).flip(0) + 1
         case "linspace":
-            times = torch.linspace(0, num_steps - 1, count, dtype=torch.float64).round().flip(0)
+            times = torch.linspace(0, last, count, dtype=torch.float64).round().flip(0)
         case _:
             assert_never(spacing)
     return [int(time) for time in times]
@@ -100,13 +101,13 @@ class _Span:
         return self._ratio * z_t - self._alpha_s * torch.expm1(torch.tensor(-self.h, dtype=d.dtype)).item() * d
 
     def history(self, z_0: Tensor) -> tuple[Tensor, _Span] | None:
-        """What the next step leans on; nothing from zero-terminal SNR, where λ = −∞."""
+        """What the next step leans on; nothing from noise alone, where λ = −∞."""
         return (z_0, self) if math.isfinite(self.h) else None
 
 
 def _slope(past: tuple[Tensor, _Span] | None, now: Tensor, span: _Span) -> Tensor:
-    """(ẑ_0(z_t) − ẑ_0(before))/r, r = h_before/h; zero where there is no history."""
-    if past is None:
+    """(ẑ_0(z_t) − ẑ_0(before))/r, r = h_before/h; zero without history, and where λ_s = +∞."""
+    if past is None or not math.isfinite(span.h):
         return torch.zeros_like(now)
     before, last = past
     return (now - before) * (span.h / last.h)

@@ -1,9 +1,10 @@
-"""The noise schedule α(t), σ(t), λ(t) = log(α/σ) at whole and at fractional times."""
+"""The noise schedule α(t), σ(t), λ(t) = log(α/σ) at whole and at fractional times: tabulated, or of a flow."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -11,14 +12,83 @@ from torch import Tensor
 
 
 class ScheduleError(ValueError):
-    """A scheduler configuration that names no schedule known here."""
+    """A description of a noise schedule that names none, or none that can be used."""
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """z_t = α(t)·z_0 + σ(t)·ε with α² + σ² = 1, tabulated in float64 at t = 0 … T − 1.
+class Schedule(ABC):
+    """z_t = α(t)·z_0 + σ(t)·ε: α and λ fall with t, σ rises, in float64 (fp32 on MPS, which has none).
 
-    Between whole times λ is interpolated linearly. With zero-terminal SNR λ(T − 1) = −∞.
+    A time is whole or fractional, from 0 to `last`. λ is ±∞ where σ or α is exactly 0.
+    """
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """T, of which skips and grids are parts."""
+
+    @property
+    @abstractmethod
+    def last(self) -> int:
+        """The latest time, which holds the most noise."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Returns α(t), shaped like `t`."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Returns σ(t), shaped like `t`."""
+
+    @abstractmethod
+    def lam(self, t: Tensor) -> Tensor:
+        """Returns λ(t) = log(α/σ), half the log signal-to-noise ratio, shaped like `t`."""
+
+    @abstractmethod
+    def time_of_lam(self, lam: Tensor) -> Tensor:
+        """Returns the (fractional) t in [0, last] at which λ(t) is nearest to `lam`, which may be ±∞."""
+
+    @property
+    def has_zero_terminal_snr(self) -> bool:
+        """Whether the last time holds noise alone, so that an ε-network has no answer there."""
+        return float(self.alpha(torch.tensor(self.last))) == 0.0
+
+    def grid(self, count: int) -> Tensor:
+        """Returns `count` whole times T // count apart, earliest first, that reach `last` where count divides T."""
+        return torch.arange(1, count + 1) * (self.num_steps // count) + (self.last - self.num_steps)
+
+    def grid_size(self, skip: int) -> int:
+        """Returns how many times the grid has whose neighbours are at least `skip` apart."""
+        return self.num_steps // skip
+
+    def pick(self, u: Tensor) -> Tensor:
+        """Returns whole times, equally likely for `u` uniform in [0, 1), among the T up to `last`."""
+        return (u * self.num_steps).long() + (self.last + 1 - self.num_steps)
+
+    def coefficients(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns α(t) and σ(t) for `t` [b], shaped to multiply `z` [b, …]; fp32 at least, float64 if `z` is."""
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        shape = (-1,) + (1,) * (z.ndim - 1)
+        return self.alpha(t).to(dtype).view(shape), self.sigma(t).to(dtype).view(shape)
+
+    def diffuse(self, z_0: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
+        """Returns z_t = α(t)·z_0 + σ(t)·ε for `t` [b]."""
+        alpha, sigma = self.coefficients(t, z_0)
+        return alpha * z_0 + sigma * epsilon
+
+    def to(self, device: torch.device | str) -> Self:
+        """Returns the same schedule with its tables, if any, on `device`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tables = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        dtype = _precision(torch.device(device))
+        return replace(self, **{name: table.to(device, dtype) for name, table in tables.items()})
+
+
+@dataclass(frozen=True)
+class Tabulated(Schedule):
+    """α² + σ² = 1, tabulated at t = 0 … T − 1; between whole times λ is interpolated linearly.
+
+    With zero-terminal SNR λ(T − 1) = −∞.
     """
 
     alphas: Tensor
@@ -26,18 +96,22 @@ class Schedule:
 
     @classmethod
     def from_alpha_bars(cls, alpha_bars: Tensor) -> Self:
-        """From diffusers' `alphas_cumprod`, which is α²."""
+        """Reads diffusers' `alphas_cumprod`, which is α²."""
         alpha_bars = alpha_bars.double()
         return cls(alpha_bars.sqrt(), (1 - alpha_bars).sqrt())
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """From the configuration of a diffusers scheduler; raises ScheduleError for an unknown one."""
+        """Reads the configuration of a diffusers scheduler; raises ScheduleError for one that cannot be used."""
         betas = _betas(config)
         alpha_bars = torch.cumprod(1 - betas, 0)
         if config.get("rescale_betas_zero_snr"):
             alpha_bars = _to_zero_terminal_snr(alpha_bars)
-        return cls.from_alpha_bars(alpha_bars)
+        schedule = cls.from_alpha_bars(alpha_bars)
+        alphas = schedule.alphas
+        if not len(alphas) or not (alphas.isfinite().all() and (alphas.diff() < 0).all()):
+            raise ScheduleError("its betas are out of range")
+        return schedule
 
     @property
     def num_steps(self) -> int:
@@ -45,59 +119,87 @@ class Schedule:
         return len(self.alphas)
 
     @property
-    def has_zero_terminal_snr(self) -> bool:
-        """Whether the last time holds noise alone."""
-        return float(self.alphas[-1]) == 0.0
-
-    def to(self, device: torch.device | str) -> Schedule:
-        """The same schedule with its tables on `device` (fp32 on MPS, which has no float64)."""
-        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        return Schedule(self.alphas.to(device, dtype), self.sigmas.to(device, dtype))
+    def last(self) -> int:
+        """T − 1."""
+        return self.num_steps - 1
 
     def alpha(self, t: Tensor) -> Tensor:
-        """α(t), shaped like `t`, in the tables' precision."""
         if not t.is_floating_point():
             return self.alphas[t]
         # α² = sigmoid(2λ); at whole times straight from the table, where λ = −∞ does no harm.
         return torch.where(t == t.floor(), self.alphas[t.long()], torch.sigmoid(2 * self.lam(t)).sqrt())
 
     def sigma(self, t: Tensor) -> Tensor:
-        """σ(t), shaped like `t`, in the tables' precision."""
         if not t.is_floating_point():
             return self.sigmas[t]
         return torch.where(t == t.floor(), self.sigmas[t.long()], torch.sigmoid(-2 * self.lam(t)).sqrt())
 
     def lam(self, t: Tensor) -> Tensor:
-        """λ(t) = log(α/σ), half the log signal-to-noise ratio; falls as t grows."""
         table = self._lams()
         if not t.is_floating_point():
             return table[t]
         low = t.floor().long()
-        high = (low + 1).clamp(max=self.num_steps - 1)
+        high = (low + 1).clamp(max=self.last)
         part = (t - low).to(table.dtype)
         return torch.where(part == 0, table[low], table[low] + part * (table[high] - table[low]))
 
     def time_of_lam(self, lam: Tensor) -> Tensor:
-        """The (fractional) t at which λ(t) = lam; clamped to [0, T − 1]."""
         rising = self._lams().flip(0)
-        right = torch.searchsorted(rising, lam.to(rising.dtype).contiguous()).clamp(1, self.num_steps - 1)
+        right = torch.searchsorted(rising, lam.to(rising.dtype).contiguous()).clamp(1, self.last)
         low, high = rising[right - 1], rising[right]
-        part = torch.where(torch.isinf(low), 1.0, (lam - low) / (high - low)).clamp(0, 1)
-        return (self.num_steps - 1) - (right - 1 + part)
-
-    def coefficients(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """α(t) and σ(t) for `t` [b], shaped to multiply `z` [b, …]; fp32 at least, float64 if `z` is."""
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        shape = (-1,) + (1,) * (z.ndim - 1)
-        return self.alpha(t).to(dtype).view(shape), self.sigma(t).to(dtype).view(shape)
-
-    def diffuse(self, z_0: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
-        """z_t = α(t)·z_0 + σ(t)·ε for `t` [b]."""
-        alpha, sigma = self.coefficients(t, z_0)
-        return alpha * z_0 + sigma * epsilon
+        # Between λ(T − 1) = −∞ and λ(T − 2) there is no way along: the one is itself, and the rest is the other.
+        part = torch.where(torch.isinf(low), (lam > low).to(low.dtype), (lam - low) / (high - low)).clamp(0, 1)
+        return self.last - (right - 1 + part)
 
     def _lams(self) -> Tensor:
         return torch.log(self.alphas) - torch.log(self.sigmas)
+
+
+@dataclass(frozen=True)
+class Flow(Schedule):
+    """α = 1 − σ with σ = shift(t/N) for t = 0 … N, where shift(u) = s·u/(1 + (s − 1)·u) (arXiv 2403.03206, eq. 23).
+
+    Time 0 is the data, σ = 0 exactly, and time N noise alone, σ = 1: λ is +∞ and −∞ there.
+    """
+
+    num_steps: int = 1000
+    """N."""
+    shift: float = 1.0
+    """s: above 1 it moves times towards noise, as large pictures want."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or not 0 < self.shift < float("inf"):
+            raise ScheduleError(f"num_steps is {self.num_steps} and shift {self.shift}; both must be above 0")
+
+    @property
+    def last(self) -> int:
+        """N."""
+        return self.num_steps
+
+    def alpha(self, t: Tensor) -> Tensor:
+        signal, noise = self._parts(t)
+        return signal / (signal + noise)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        signal, noise = self._parts(t)
+        return noise / (signal + noise)
+
+    def lam(self, t: Tensor) -> Tensor:
+        signal, noise = self._parts(t)
+        return torch.log(signal / noise)
+
+    def time_of_lam(self, lam: Tensor) -> Tensor:
+        # σ = 1/(1 + e^λ), with u for σ where the shift is undone
+        return self.num_steps / (1 + self.shift * torch.exp(lam.to(_precision(lam.device))))
+
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what stands to each other as α to σ: N − t and s·t, exact at both ends."""
+        t = t.to(_precision(t.device))
+        return self.num_steps - t, self.shift * t
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:

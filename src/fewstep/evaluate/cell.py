@@ -92,7 +92,7 @@ def painter_of(cell: Cell, teacher: LatentModel | None, student: Pipeline | None
         assert cell.spacing != "lcm"
         model = teacher
         omega = model.family.omega_of(cell.guidance_scale)
-        times = sampling_times(model.schedule.num_steps, cell.steps, cell.spacing)
+        times = sampling_times(model.schedule, cell.steps, cell.spacing)
 
         def sample(cond: Cond, seeds: Sequence[int]) -> Tensor:
             return teacher_latents(model, cell.solver, times, cond, seeds, omega)

@@ -7,19 +7,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.schedule import Schedule
 from fewstep.method.landing import ConsistencyFunction, Landing
 
 
-def consistency_times(num_steps: int, grid_size: int, count: int, strength: float = 1.0) -> list[int]:
-    """Returns `count` of the `grid_size` times {k−1, 2k−1, …}, k = T // grid_size, latest first.
+def consistency_times(schedule: Schedule, grid_size: int, count: int, strength: float = 1.0) -> list[int]:
+    """Returns `count` of the `grid_size` times of the schedule's grid, latest first.
 
     With `strength` below 1, of the earlier part of them alone. Raises ValueError where there are fewer than `count`.
     """
     allowed = int(grid_size * strength)
     if not 1 <= count <= allowed:
         raise ValueError(f"steps is {count}; this model allows 1 to {allowed}")
-    skip = num_steps // grid_size
-    return [(allowed - i * allowed // count) * skip - 1 for i in range(count)]
+    grid: list[int] = schedule.grid(grid_size).tolist()
+    return [grid[allowed - i * allowed // count - 1] for i in range(count)]
 
 
 def advance(

@@ -8,23 +8,24 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.schedule import Schedule
+
 Times = Literal["grid", "any"]
 Gap = Callable[[Tensor, Tensor], Tensor]
 """(t [b], pictures trained on before [b]) → t − s [b], whole."""
 
 
-def draw_times(u: Tensor, num_steps: int, skip: int, times: Times) -> Tensor:
+def draw_times(u: Tensor, schedule: Schedule, skip: int, times: Times) -> Tensor:
     """Returns t `[b]`, whole, from `u` `[b]` uniform in [0, 1).
 
-    `grid`: t ∈ {k′−1, 2k′−1, …}, where LCM samplers with T // k times land, so that k′ = T // (T // k); that is k
-    itself wherever k divides T. `any`: t ∈ {k, …, T−1}, algorithm 1 as the paper writes it.
+    `grid`: the schedule's grid of T // k times, where LCM samplers land, k apart wherever k divides T. `any`: from k to
+    the last time, algorithm 1 as the paper writes it.
     """
-    spacing = num_steps // (num_steps // skip)
     match times:
         case "grid":
-            choices = torch.arange(spacing - 1, num_steps, spacing)
+            choices = schedule.grid(schedule.grid_size(skip))
         case "any":
-            choices = torch.arange(skip, num_steps)
+            choices = torch.arange(skip, schedule.last + 1)
         case _:
             assert_never(times)
     choices = choices[choices > 0]  # k = 1 would hold t = 0, where f is the identity and nothing is learnt

@@ -148,7 +148,7 @@ class Pipeline:
         if not 1 <= steps <= most:
             part = "" if strength == 1 else f" at strength {strength:g}"
             raise UserError(f"steps is {steps}; this model allows 1 to {most}{part}")
-        return consistency_times(self.model.schedule.num_steps, self.grid_size, steps, strength)
+        return consistency_times(self.model.schedule, self.grid_size, steps, strength)
 
 
 def read_grid_size(model: LatentModel, default: int = 50) -> int:

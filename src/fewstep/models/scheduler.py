@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from fewstep.diffusion.prediction import Parameterisation
-from fewstep.diffusion.schedule import Schedule, ScheduleError
+from fewstep.diffusion.schedule import Schedule, ScheduleError, Tabulated
 from fewstep.errors import UserError
 
 
@@ -31,12 +31,10 @@ def read_schedule(config: dict[str, Any], source: str | Path) -> tuple[Schedule,
         allowed = ", ".join(get_args(Parameterisation))
         raise UserError(f"{source} has prediction_type {parameterisation!r}; known are {allowed}")
     try:
-        schedule = Schedule.from_config(config)
+        schedule = Tabulated.from_config(config)
     except (ScheduleError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source} has no usable noise schedule in scheduler_config.json: {reason}") from error
-    if not len(schedule.alphas) or not (schedule.alphas.isfinite().all() and (schedule.alphas.diff() < 0).all()):
-        raise UserError(f"{source} has no usable noise schedule in scheduler_config.json: its betas are out of range")
     if schedule.has_zero_terminal_snr and parameterisation == "epsilon":
         raise UserError(
             f"{source} has zero-terminal SNR with epsilon-prediction, which has no answer at pure noise; "

@@ -30,7 +30,7 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
 
     Raises UserError where the model, the pictures or the folder do not fit the configuration.
     """
-    if config.skip >= model.schedule.num_steps:
+    if config.skip > model.schedule.last:
         raise UserError(f"skip is {config.skip} and the schedule has {model.schedule.num_steps} times; give less")
     few = config.batch_size if config.dry_run else 0
     material = open_material(config, model, captions=SAMPLE_PROMPTS, most=few)

@@ -30,7 +30,7 @@ def make_trainable(
         name=config.out.resolve().name, data=config.data, steps=config.steps, batch_size=config.batch_size,
         lr=config.lr, ema_decay=config.ema_decay, skip=config.skip, shrink=config.shrink, seed=config.seed,
         guidance_scale=config.guidance_scale, guidance_range=config.guidance_range,
-        grid_size=model.schedule.num_steps // config.skip, teacher_sha256=weights_sha256(model.network.backbone),
+        grid_size=model.schedule.grid_size(config.skip), teacher_sha256=weights_sha256(model.network.backbone),
         base_config=config.base_config or None, method=method, teacher=teacher, solver=solver, guided_from=guided_from,
         **(adapters if config.lora_rank else {}),  # type: ignore[arg-type]  # one of them is a whole number
     )  # fmt: skip

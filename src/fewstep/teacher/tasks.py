@@ -121,7 +121,7 @@ class DiffusionTask(StudentTask):
         z_0 = self._latents[index]
         dropped = draws.uniform(self._seed, "drop", counters) < self.DROP_RATE
         text = self._text[torch.where(dropped, len(self._latents), index)]
-        t = (draws.uniform(self._seed, "t", counters).sqrt() * self._schedule.num_steps).long()
+        t = self._schedule.pick(draws.uniform(self._seed, "t", counters).sqrt())
         epsilon = draws.normal(self._seed, "epsilon", counters, z_0.shape[1:])
         output = self.student(self._schedule.diffuse(z_0, epsilon, t), t, text).sample
         alpha, sigma = self._schedule.coefficients(t, z_0)

@@ -37,7 +37,7 @@ class DiffusionTuningTask(LatentTask):
             )
             for name, empty in self._null.items()
         }
-        t = (draws.uniform(self._seed, "t", counters) * self._schedule.num_steps).long().to(self._device)
+        t = self._schedule.pick(draws.uniform(self._seed, "t", counters)).to(self._device)
         epsilon = self._normal("epsilon", counters, shape)
         answer = self._learner.student(self._schedule.diffuse(z_0, epsilon, t), t, cond, None)
         alpha, sigma = self._schedule.coefficients(t, z_0)

@@ -56,7 +56,7 @@ class DistillTask(LatentTask):
 
     def _draw_times(self, counters: range) -> tuple[Tensor, Tensor, Tensor]:
         u = draws.uniform(self._seed, "t", counters)
-        t = draw_times(u, self.method.schedule.num_steps, self._drawn.skip, self._drawn.times)
+        t = draw_times(u, self.method.schedule, self._drawn.skip, self._drawn.times)
         e = torch.zeros_like(t)
         return t, step_back(t, self._drawn.gap(t, torch.tensor(counters)), e), e
 

@@ -35,10 +35,15 @@ def to_time(schedule: Schedule, prediction: Prediction, z_t: Tensor, s: Tensor) 
 
 
 def halfway_in_lambda(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the time halfway in λ, h = λ_s − λ_t, and where the two exist: not from λ(t) = −∞."""
+    """Returns the time halfway in λ, h = λ_s − λ_t, and where the two exist: not from λ(t) = −∞, nor to λ(s) = +∞.
+
+    Elsewhere the time is one that may be asked and h is 0, so that nothing there is divided by or multiplied with ∞.
+    """
     lam_t, lam_s = schedule.lam(t), schedule.lam(s)
-    has_middle = torch.isfinite(lam_t)
-    lam_t = torch.where(has_middle, lam_t, lam_s)
+    starts, ends = torch.isfinite(lam_t), torch.isfinite(lam_s)
+    has_middle = starts & ends
+    lam_t, lam_s = torch.where(starts, lam_t, lam_s), torch.where(ends, lam_s, lam_t)
+    lam_t, lam_s = (torch.where(starts | ends, lam, 0) for lam in (lam_t, lam_s))
     return schedule.time_of_lam((lam_t + lam_s) / 2), lam_s - lam_t, has_middle
 
 

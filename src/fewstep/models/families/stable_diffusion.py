@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from fewstep import assets
 from fewstep.diffusion.prediction import Cond
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Tabulated
 from fewstep.errors import UserError
 from fewstep.method.omega_embedding import OMEGA_WIDTH
 from fewstep.models.card import read_card
@@ -228,7 +228,7 @@ class StableDiffusion(Family):
         )  # fmt: skip
 
     def shaped_network(self, *, few_step: bool = False) -> UNetNetwork:
-        schedule = Schedule.from_config({})
+        schedule = Tabulated.from_config({})
         with torch.device("meta"):
             unet = UNet2DConditionModel(**{**self.unet, **_few_step(few_step=few_step)})
             network = UNetNetwork(unet, schedule, "epsilon")
