@@ -25,22 +25,22 @@ def scenes_teacher() -> Path:
 
 
 def scenes_lcm() -> Path:
-    """Folder of the bundled few-step model; `part` finds what it shares with its teacher."""
+    """Folder of the bundled few-step model; `find_part` finds what it shares with its teacher."""
     return _HERE / "scenes-lcm"
 
 
-def part(folder: str | Path, name: str) -> Path:
+def find_part(folder: str | Path, name: str) -> Path:
     """Where the part of that name is of the pipeline in `folder`."""
     shared = Path(folder) == scenes_lcm() and name in ("vae", "text_encoder", "tokenizer")
     return (scenes_teacher() if shared else Path(folder)) / name
 
 
-def place(source: str | Path) -> str | Path:
+def find_folder(source: str | Path) -> str | Path:
     """The folder of the bundled model of that name; any other source as it is."""
     return {SCENES: scenes_teacher(), SCENES_LCM: scenes_lcm()}.get(str(source), source)
 
 
-def shown(source: str | Path) -> str:
+def find_name(source: str | Path) -> str:
     """The name by which users ask for it, of a bundled model; any other source as it is."""
     return {scenes_teacher(): SCENES, scenes_lcm(): SCENES_LCM}.get(Path(source), str(source))
 

@@ -37,7 +37,7 @@ class Inspect:
 
 def inspect(config: Inspect) -> None:
     """Prints lines of `name: value`, nothing but names and numbers read from the headers of files."""
-    for line in describe(Path(assets.place(config.path))):
+    for line in describe(Path(assets.find_folder(config.path))):
         print(line)
 
 
@@ -73,14 +73,14 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
         _json(folder / name) for name in (MODEL_INDEX, "unet/config.json", "scheduler/scheduler_config.json")
     )
     few_step = unet.get("time_cond_proj_dim") is not None or scheduler.get("_class_name") == "LCMScheduler"
-    vae = _json(assets.part(folder, "vae") / "config.json")
+    vae = _json(assets.find_part(folder, "vae") / "config.json")
     pixels = 2 ** (len(vae.get("block_out_channels", [])) - 1) * int(unet.get("sample_size", 0))
     yield f"pipeline: {index.get('_class_name')}"
     yield f"family: {title(unet)}"
     yield f"parameterisation: {scheduler.get('prediction_type', 'epsilon')}"
     yield f"resolution: {pixels}×{pixels}"
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        if files := sorted(assets.part(folder, part).glob("*.safetensors")):
+        if files := sorted(assets.find_part(folder, part).glob("*.safetensors")):
             yield f"{part}: {sum(read_safetensors_header(file).parameters for file in files):,} parameters"
     details = _json(folder / "fewstep.json") if (folder / "fewstep.json").is_file() else {}
     for name, value in details.items():

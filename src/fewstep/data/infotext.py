@@ -27,7 +27,7 @@ class Infotext:
         return "\n".join([self.prompt, *negative, settings])
 
 
-def png_text(text: str) -> PngInfo:
+def build_png_info(text: str) -> PngInfo:
     """Where the tools that read it look for it."""
     info = PngInfo()
     if text.isascii():

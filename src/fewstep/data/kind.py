@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fewstep.data.sources.base import Source
-from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.selection import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class SourceRequest:
     """What a command asks of its pictures."""
 
     data: str
@@ -21,7 +21,7 @@ class Asked:
     """Seeds what is drawn on the fly."""
     count: int = 8192
     """How many pictures are drawn, of a world that has no end."""
-    picking: Picking = field(default_factory=Picking)
+    selection: Selection = field(default_factory=Selection)
     """Which pictures are used, by size and metadata."""
     cache_bytes: int = 100 * 2**30
     """Room on this machine's disk for what lies elsewhere."""
@@ -33,5 +33,5 @@ class SourceKind:
 
     recognises: Callable[[str], bool]
     """Whether `--data` names one of this kind; must not open it."""
-    open: Callable[[Asked], Source]
+    open: Callable[[SourceRequest], Source]
     """Opens it, and prints what was used and dropped where that can surprise. Raises UserError."""

@@ -22,7 +22,7 @@ class LatentBatch:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class DroppedPicture:
     """A picture that a run could not read: at which position, which, and why."""
 
     counter: int
@@ -44,6 +44,6 @@ class LatentSource(Protocol):
         """Names of the pictures there."""
         ...
 
-    def dropped(self) -> list[Dropped]:
+    def dropped(self) -> list[DroppedPicture]:
         """What could not be read since this was last asked."""
         ...

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib
 
-from fewstep.data.kind import Asked, SourceKind
+from fewstep.data.kind import SourceKind, SourceRequest
 from fewstep.data.sources.base import Source
 
 _KINDS = (
     "fewstep.data.worlds.scenes",
-    "fewstep.data.sources.own",
+    "fewstep.data.sources.picture_files",
 )
 """In the order in which they are asked; a kind is imported only here, so that training knows none of them."""
 
@@ -22,6 +22,6 @@ def list_kinds() -> list[SourceKind]:
     return [importlib.import_module(module).KIND for module in _KINDS]
 
 
-def open_pictures(asked: Asked) -> Source:
+def open_pictures(asked: SourceRequest) -> Source:
     """Opens what `asked.data` names. Raises UserError where no kind knows it, or nothing in it can be used."""
     return next(kind for kind in list_kinds() if kind.recognises(asked.data)).open(asked)

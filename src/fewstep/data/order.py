@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fewstep.data import draws
 from fewstep.errors import UserError
 
-Whole = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 _ROUNDS = 8
 _BLOCK = 1000
@@ -26,7 +26,7 @@ class Permutation:
         self._bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
         self._keys = [np.uint64(draws.key(key, "round", i)) for i in range(_ROUNDS)]
 
-    def __call__(self, positions: Sequence[int] | Whole) -> Whole:
+    def __call__(self, positions: Sequence[int] | Indices) -> Indices:
         """Where each of `positions` goes."""
         values = self._encipher(np.asarray(positions, dtype=np.uint64))
         while (outside := values >= self._size).any():
@@ -49,7 +49,7 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
-class Order:
+class SampleOrder:
     """A fresh order every epoch, in which each picture stands once: windows of shuffled shards, shuffled within.
 
     Reading it goes through the shards of one window before the next, so that remote shards are fetched once an epoch.
@@ -65,7 +65,7 @@ class Order:
         if not sum(self.shard_sizes):
             raise UserError("there are no pictures to put in order; give some with --data")
 
-    def __call__(self, counters: Sequence[int] | Whole) -> Whole:
+    def __call__(self, counters: Sequence[int] | Indices) -> Indices:
         """The picture at each of these positions, counted from 0 through all epochs; as its index in the source."""
         positions = np.asarray(counters, dtype=np.int64)
         indices = np.empty_like(positions)
@@ -80,10 +80,10 @@ class Order:
         return sum(self.shard_sizes)
 
     @functools.cached_property
-    def _starts(self) -> Whole:
+    def _starts(self) -> Indices:
         return np.cumsum([0, *self.shard_sizes])
 
-    def _within(self, epoch: int, places: Whole) -> Whole:
+    def _within(self, epoch: int, places: Indices) -> Indices:
         shards, starts, windows = self._epoch(epoch)
         number = np.searchsorted(windows, places, side="right") - 1
         indices = np.empty_like(places)
@@ -96,13 +96,13 @@ class Order:
             indices[here] = self._starts[shards[shard]] + at - starts[shard]
         return indices
 
-    def _epoch(self, epoch: int) -> tuple[Whole, Whole, Whole]:
+    def _epoch(self, epoch: int) -> tuple[Indices, Indices, Indices]:
         """Of one epoch: its shards in order, where each of them begins, where each window begins and the last ends."""
         return _plan(self.seed, self.shard_sizes, self.window, epoch)
 
 
 @functools.lru_cache(maxsize=8)
-def _plan(seed: int, shard_sizes: tuple[int, ...], window: int, epoch: int) -> tuple[Whole, Whole, Whole]:
+def _plan(seed: int, shard_sizes: tuple[int, ...], window: int, epoch: int) -> tuple[Indices, Indices, Indices]:
     shuffle = Permutation(draws.key(seed, "shards", epoch), len(shard_sizes))
     shards = shuffle(np.arange(len(shard_sizes)))
     starts = np.cumsum([0, *np.asarray(shard_sizes)[shards]])
@@ -111,14 +111,14 @@ def _plan(seed: int, shard_sizes: tuple[int, ...], window: int, epoch: int) -> t
 
 
 @dataclass(frozen=True)
-class MixedOrder:
+class MixedSampleOrder:
     """Several sources in one order, each in its own, so that each picture of a source comes once in an epoch of it.
 
     In every thousand positions each source has its share, at places drawn anew.
     """
 
     seed: int
-    orders: tuple[Order, ...]
+    orders: tuple[SampleOrder, ...]
     weights: tuple[float, ...]
     """Their shares, up to a common factor; kept to the thousandth."""
 
@@ -129,7 +129,7 @@ class MixedOrder:
                     f"a source weighs {weight:g} of {sum(self.weights):g} in all; give each a thousandth or more"
                 )
 
-    def __call__(self, counters: Sequence[int] | Whole) -> Whole:
+    def __call__(self, counters: Sequence[int] | Indices) -> Indices:
         """The picture at each of these positions, as its index among the pictures of all sources, one after another."""
         positions = np.asarray(counters, dtype=np.int64)
         indices = np.empty_like(positions)
@@ -144,7 +144,7 @@ class MixedOrder:
         return indices
 
     @functools.cached_property
-    def _quotas(self) -> Whole:
+    def _quotas(self) -> Indices:
         """How many of a block's positions each source has: largest remainders."""
         wanted = np.asarray(self.weights) * (_BLOCK / sum(self.weights))
         quotas = np.floor(wanted).astype(np.int64)
@@ -154,7 +154,7 @@ class MixedOrder:
 
 
 @functools.lru_cache(maxsize=8)
-def _block(seed: int, quotas: tuple[int, ...], block: int) -> tuple[Whole, Whole]:
+def _block(seed: int, quotas: tuple[int, ...], block: int) -> tuple[Indices, Indices]:
     """For each position of a block: which source, and how many of that source stand before it in the block."""
     source = np.repeat(np.arange(len(quotas)), quotas)
     source = source[Permutation(draws.key(seed, "mixture", block), _BLOCK)(np.arange(_BLOCK))]

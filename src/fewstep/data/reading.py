@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fewstep.data import draws
-from fewstep.data.latents import Dropped
-from fewstep.data.order import MixedOrder, Order, Whole
+from fewstep.data.latents import DroppedPicture
+from fewstep.data.order import Indices, MixedSampleOrder, SampleOrder
 from fewstep.data.sources.base import DroppedError, Example, Source
 from fewstep.data.sources.decoding import fit_square
 
@@ -22,7 +22,7 @@ Sizes = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class CropSettings:
     """How a square is cut out of a picture whose shorter side was brought to `resolution`."""
 
     resolution: int
@@ -31,7 +31,7 @@ class Cut:
     """Mirror every other picture, by chance."""
 
     @property
-    def is_one(self) -> bool:
+    def is_fixed(self) -> bool:
         """Whether a picture is cut alike wherever it stands."""
         return self.crop == "middle" and not self.flip
 
@@ -49,7 +49,7 @@ class Square:
     """Why it could not be read: it is grey then, without words."""
 
 
-def cut_out(picture: Example, cut: Cut, seed: int, counter: int) -> Square:
+def crop_square(picture: Example, cut: CropSettings, seed: int, counter: int) -> Square:
     """The square at this position. A flipped one tells where it lies in the flipped picture."""
     image, side = picture.image, cut.resolution
     if cut.flip and float(draws.uniform(seed, "flip", [counter])[0]) < 0.5:
@@ -64,18 +64,18 @@ def cut_out(picture: Example, cut: Cut, seed: int, counter: int) -> Square:
     return Square(square, picture.caption, (image.height, image.width, top, left, side, side))
 
 
-class Reading:
+class PictureReader:
     """One run's way through its sources. With `workers` threads, which decode at once, the same positions of the next
     batch are read while this one is used; what stands where does not depend on it."""
 
     def __init__(
-        self, sources: Sequence[Source], weights: Sequence[float], cut: Cut, seed: int, *, workers: int = 0,
+        self, sources: Sequence[Source], weights: Sequence[float], cut: CropSettings, seed: int, *, workers: int = 0,
         ahead: int = 0,
     ) -> None:  # fmt: skip
         """`ahead` is the size of a whole batch: how far before its use a picture is read."""
-        orders = tuple(Order(draws.key(seed, "source", i), tuple(s.shard_sizes)) for i, s in enumerate(sources))
-        self._order = orders[0] if len(orders) == 1 else MixedOrder(seed, orders, tuple(weights))
-        self._sources, self.cut, self._seed, self._ahead = sources, cut, seed, ahead
+        orders = tuple(SampleOrder(draws.key(seed, "source", i), tuple(s.shard_sizes)) for i, s in enumerate(sources))
+        self._order = orders[0] if len(orders) == 1 else MixedSampleOrder(seed, orders, tuple(weights))
+        self._sources, self.crop_settings, self._seed, self._ahead = sources, cut, seed, ahead
         self._starts = np.cumsum([0, *(sum(source.shard_sizes) for source in sources)])
         self._pool = ThreadPoolExecutor(workers, "reading") if workers else None
         self._waiting: dict[int, Future[Square]] = {}
@@ -84,7 +84,7 @@ class Reading:
         """Pictures of all sources."""
         return int(self._starts[-1])
 
-    def indices(self, counters: Sequence[int]) -> Whole:
+    def indices(self, counters: Sequence[int]) -> Indices:
         """Which picture stands at each of these positions, counted through all sources."""
         return self._order(counters)
 
@@ -96,21 +96,21 @@ class Reading:
         except DroppedError as dropped:  # its shard has gone
             return dropped.key or f"picture {index}"
 
-    def identity(self) -> str:
+    def hash_contents(self) -> str:
         """Hash of what stands where: another wherever a picture, or a shard, has come or gone."""
-        return identity(self._sources)
+        return hash_sources(self._sources)
 
     def read(self, index: int, counter: int = 0) -> Square:
         """The picture with this index as it is cut out at this position."""
         source, inside = self._place(index)
         try:
-            return cut_out(source.read(inside), self.cut, self._seed, counter)
+            return crop_square(source.read(inside), self.crop_settings, self._seed, counter)
         except DroppedError as dropped:
-            side = self.cut.resolution
+            side = self.crop_settings.resolution
             grey = Image.new("RGB", (side, side), (128, 128, 128))
             return Square(grey, "", (side, side, 0, 0, side, side), str(dropped.reason))
 
-    def squares(self, counters: range) -> list[Square]:
+    def read_squares(self, counters: range) -> list[Square]:
         """What stands at these positions."""
         if self._pool is None:
             return [self.read(int(index), i) for i, index in zip(counters, self.indices(counters), strict=True)]
@@ -120,10 +120,10 @@ class Reading:
                     self._waiting[i] = self._pool.submit(self.read, int(index), i)
         return [self._waiting.pop(i).result() for i in counters]
 
-    def dropped(self, counters: range, squares: Sequence[Square]) -> list[Dropped]:
+    def list_dropped(self, counters: range, squares: Sequence[Square]) -> list[DroppedPicture]:
         """Those of them that could not be read."""
         lost = [(i, square.reason) for i, square in zip(counters, squares, strict=True) if square.reason]
-        return [Dropped(i, self.key(int(self.indices([i])[0])), reason) for i, reason in lost]
+        return [DroppedPicture(i, self.key(int(self.indices([i])[0])), reason) for i, reason in lost]
 
     def _place(self, index: int) -> tuple[Source, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -133,7 +133,7 @@ class Reading:
 _MOST_KEYS = 100_000
 
 
-def identity(sources: Sequence[Source]) -> str:
+def hash_sources(sources: Sequence[Source]) -> str:
     """Hash of their shards' sizes and, unless they are too many, of the names of all pictures."""
     total = hashlib.sha256()
     for source in sources:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fewstep import assets
-from fewstep.data.kind import Asked
+from fewstep.data.kind import SourceRequest
 from fewstep.data.opening import open_pictures
 from fewstep.data.sources.squares import SquarePictures
 from fewstep.data.worlds.scene import LOOKS
@@ -52,7 +52,7 @@ def material(
             others=None if data == assets.SCENES else reference_scenes(),
             option=option,
         )
-    pictures = SquarePictures(open_pictures(Asked(data=data, resolution=resolution)), resolution)
+    pictures = SquarePictures(open_pictures(SourceRequest(data=data, resolution=resolution)), resolution)
     count = len(pictures)
     if count < n:
         raise UserError(f"{data} has {count} captions and {option} is {n}; give {count} or less")

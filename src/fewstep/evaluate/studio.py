@@ -72,7 +72,7 @@ class EvaluationStudio:
         """A bench that can look at pictures, not judge them."""
         return dataclasses.replace(self._bare, roster=self.found.tuning if tuning else self.found.scored)
 
-    def paint(self, job: Job) -> None:
+    def run(self, job: Job) -> None:
         folder = self.folder(tuning=job.tuning) / job.cell.slug
         bench = self.bare(tuning=job.tuning)
         paint_part(bench, self.painter(job.cell), list_observers(), self.batch_size, folder, job.number)
@@ -86,7 +86,7 @@ class EvaluationStudio:
 
 def _card(model: str) -> dict[str, Any]:
     """What fewstep recorded of a model; empty for others."""
-    place = Path(assets.place(model))
+    place = Path(assets.find_folder(model))
     for folder in (place, place / "model"):
         if (file := folder / "fewstep.json").is_file():
             held: dict[str, Any] = json.loads(file.read_text())

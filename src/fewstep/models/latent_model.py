@@ -164,7 +164,7 @@ def load_latent_model(source: str | Path, device: torch.device, base_config: str
     `source` is `scenes` or `scenes-lcm` (bundled), a diffusers folder, a Hub id or a single-file checkpoint, for which
     `base_config` may be a folder with the family's configurations and tokenizers.
     """
-    source = assets.place(source)
+    source = assets.find_folder(source)
     if Path(source).is_file():
         return _from_single_file(Path(source), device, base_config)
     if base_config:
@@ -177,7 +177,7 @@ def load_latent_model(source: str | Path, device: torch.device, base_config: str
     if kind not in (TEACHER_CLASS, STUDENT_CLASS, XL_CLASS):
         raise UserError(f"{source} holds a {kind}; known are {TEACHER_CLASS}, {STUDENT_CLASS} and {XL_CLASS}")
     xl = kind == XL_CLASS
-    places = {part: assets.part(folder, part) for part in _XL_PARTS}
+    places = {part: assets.find_part(folder, part) for part in _XL_PARTS}
     for part in _XL_PARTS if xl else _PARTS:
         if not places[part].is_dir():
             raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")

@@ -30,15 +30,15 @@ class Processes:
     def __init__(self, count: int, arguments: Sequence[str], folder: Path) -> None:
         shared = {
             "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()), LAUNCHER: str(os.getpid()),
+            "MASTER_PORT": str(_find_free_port()), LAUNCHER: str(os.getpid()),
         }  # fmt: skip
         # One thread too many a process is worse than one too few.
         shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-        self._said = [folder / str(rank) for rank in range(count)]
+        self._logs = [folder / str(rank) for rank in range(count)]
         self._running: list[subprocess.Popen[bytes]] = []
         for rank in range(count):
             own = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with self._said[rank].open("wb") as file:
+            with self._logs[rank].open("wb") as file:
                 self._running.append(
                     subprocess.Popen(
                         [sys.executable, "-m", MODULE, *arguments], env=own, start_new_session=True,
@@ -46,7 +46,7 @@ class Processes:
                     )
                 )  # fmt: skip
 
-    def tell(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # a handler's signature
+    def forward_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # a handler's signature
         """Hands a signal on to all."""
         for process in self._running:
             if process.poll() is None:
@@ -69,7 +69,7 @@ class Processes:
         status = self._running[failed].returncode
         stopped = status in (128 + signal.SIGTERM, 128 + signal.SIGINT)
         if failed and not stopped:
-            sys.stderr.write(f"process {failed} of {len(self._running)} failed:\n{self._said[failed].read_text()}")
+            sys.stderr.write(f"process {failed} of {len(self._running)} failed:\n{self._logs[failed].read_text()}")
         self._end(_GRACE if stopped else 0)
         return status if status > 0 else 128 - status
 
@@ -92,11 +92,11 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         processes = Processes(count, arguments, Path(folder))
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, processes.tell)
+            signal.signal(number, processes.forward_signal)
         return processes.wait()
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -21,28 +21,28 @@ import torch
 from fewstep.errors import UserError
 
 
-class Studio(Protocol):
+class JobRunner(Protocol):
     """All that a process needs."""
 
-    def paint(self, job: Any) -> None:
+    def run(self, job: Any) -> None:
         """Does a part of the work and leaves it in a file."""
 
 
-_STUDIO: list[Studio] = []  # of this process, once it has begun
+_RUNNER: list[JobRunner] = []  # of this process, once it has begun
 
 
 class Workers:
     """So many processes, each with a studio that `make(*arguments)` gives it."""
 
-    def __init__(self, count: int, make: Callable[..., Studio], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, count: int, make: Callable[..., JobRunner], arguments: tuple[Any, ...]) -> None:
         self._pool = ProcessPoolExecutor(
-            count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(), make, arguments)
+            count, multiprocessing.get_context("spawn"), initializer=_start, initargs=(os.getpid(), make, arguments)
         )
 
-    def paint(self, jobs: Sequence[Any]) -> None:
+    def run(self, jobs: Sequence[Any]) -> None:
         """All of them, before it returns; raises what a process raised."""
         try:
-            for _ in self._pool.map(_paint, jobs):
+            for _ in self._pool.map(_run, jobs):
                 pass
         except BrokenProcessPool as error:
             raise UserError(
@@ -59,15 +59,15 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _begin(parent: int, make: Callable[..., Studio], arguments: tuple[Any, ...]) -> None:
-    leave_with(parent)
+def _start(parent: int, make: Callable[..., JobRunner], arguments: tuple[Any, ...]) -> None:
+    exit_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the others
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # for good: the main process has said it
     torch.set_num_threads(1)
-    _STUDIO.append(make(*arguments))
+    _RUNNER.append(make(*arguments))
 
 
-def leave_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """This process ends within a second of its parent: nobody would tell it that it was killed."""
 
     def watch() -> None:
@@ -78,12 +78,12 @@ def leave_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _paint(job: Any) -> None:
-    _STUDIO[0].paint(job)
+def _run(job: Any) -> None:
+    _RUNNER[0].run(job)
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
+def use_one_thread() -> Iterator[None]:
     """Computes as a worker does."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -93,6 +93,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def cores() -> int:
+def count_cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

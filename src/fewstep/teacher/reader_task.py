@@ -31,7 +31,7 @@ class ReaderTask(Task):
         self._seed, self._looks = seed, looks
 
     def loss(self, counters: range) -> Loss:
-        pixels, answers = reader_batch(self._seed, counters, self._looks)
+        pixels, answers = draw_reader_batch(self._seed, counters, self._looks)
         total = torch.zeros(())
         for logits, answer in zip(self.student(pixels), answers.T, strict=True):
             if (answer != _IGNORED).any():
@@ -39,7 +39,7 @@ class ReaderTask(Task):
         return of_mean(total, counters)
 
 
-def reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plain",)) -> tuple[Tensor, Tensor]:
+def draw_reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plain",)) -> tuple[Tensor, Tensor]:
     """Draws pixels `[b, 3, 64, 64]` and answers `[b, 8]`, 30 % of them unreadable; the looks take turns."""
     worlds = [Scenes(seed=seed, split="all", look=look) for look in looks]
     pictures, answers = [], []
@@ -52,7 +52,7 @@ def reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plain",))
         else:
             picture = scenes[2 * i]
             blur = max(0.0, rng.uniform(-0.5, 0.8))
-            pictures.append(_noised(picture.image.filter(ImageFilter.GaussianBlur(blur)), rng, rng.uniform(0, 10)))
+            pictures.append(_add_noise(picture.image.filter(ImageFilter.GaussianBlur(blur)), rng, rng.uniform(0, 10)))
             answers.append(_answers(picture.scene))
     return to_pixels(pictures), torch.tensor(answers)
 
@@ -74,7 +74,7 @@ def spoil(scenes: Scenes, index: int, rng: random.Random) -> Image.Image:
     if kind == "blur":
         return image.filter(ImageFilter.GaussianBlur(rng.uniform(3, 8)))
     if kind == "noise":
-        return _noised(image, rng, rng.uniform(70, 140))
+        return _add_noise(image, rng, rng.uniform(70, 140))
     if kind == "mix":
         return Image.blend(image, other, rng.uniform(0.35, 0.65))
     if kind == "patch":
@@ -84,7 +84,7 @@ def spoil(scenes: Scenes, index: int, rng: random.Random) -> Image.Image:
         return image
     background = BACKGROUND_RGB[rng.choice(BACKGROUNDS)]
     if kind == "empty":
-        return _noised(Image.new("RGB", (SIDE, SIDE), background), rng, rng.uniform(0, 20))
+        return _add_noise(Image.new("RGB", (SIDE, SIDE), background), rng, rng.uniform(0, 20))
     if kind == "colours":  # a scene whose colours drift across it
         ramp = Image.linear_gradient("L").resize((SIDE, SIDE)).rotate(rng.choice((0, 90, 180, 270)))
         return Image.composite(ImageChops.invert(image), image, ramp)
@@ -95,7 +95,7 @@ def spoil(scenes: Scenes, index: int, rng: random.Random) -> Image.Image:
     return canvas.reduce(4)
 
 
-def _noised(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
+def _add_noise(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     noise = torch.randn(3, SIDE, SIDE, generator=generator) * strength
     pixels = (to_pixels([image])[0] + 1) * 127.5 + noise

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.data import draws
-from fewstep.data.order import Order
+from fewstep.data.order import SampleOrder
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene
 from fewstep.diffusion.schedule import Schedule
 from fewstep.train.task import Loss, Task, of_mean
@@ -75,8 +75,8 @@ class CaptionTask(Task):
         self.student = nn.ModuleDict({"text_encoder": text_encoder, "heads": heads})
         self.averaged = copy.deepcopy(self.student)
         self._tokens, self._end, self._sizes = tokens, config.eos_token_id, sizes
-        self._order = Order(seed, (len(tokens),))
-        self._answers = torch.tensor([answers(scene) for scene in stated])
+        self._order = SampleOrder(seed, (len(tokens),))
+        self._answers = torch.tensor([list_answers(scene) for scene in stated])
 
     def logits(self, network: nn.ModuleDict, tokens: Tensor) -> list[Tensor]:
         """One `[b, k]` for each of STATED; answer 0 is "not stated"."""
@@ -91,7 +91,7 @@ class CaptionTask(Task):
         return of_mean(torch.stack(errors).sum(), counters)
 
 
-def answers(stated: Scene) -> list[int]:
+def list_answers(stated: Scene) -> list[int]:
     """For each of STATED its place among the options, counted from 1, or 0."""
     said: list[str | None] = [stated.relation, stated.background]
     for thing in (*stated.things, None)[:2]:
@@ -114,7 +114,7 @@ class DiffusionTask(Task):
         self.student = unet
         self.averaged = copy.deepcopy(unet)
         self._schedule, self._latents, self._text, self._seed = schedule, latents, text, seed
-        self._order = Order(seed, (len(latents),))
+        self._order = SampleOrder(seed, (len(latents),))
 
     def loss(self, counters: range) -> Loss:
         index = torch.tensor(self._order(counters))

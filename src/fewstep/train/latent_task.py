@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from torch import Tensor
 
 from fewstep.data import draws
-from fewstep.data.latents import Dropped, LatentSource
+from fewstep.data.latents import DroppedPicture, LatentSource
 from fewstep.train.learner import Learner, without_exchange
 from fewstep.train.task import Task
 
@@ -24,7 +24,7 @@ class LatentTask(Task):
     def keys(self, counters: range) -> Sequence[str]:
         return self._source.keys(counters)
 
-    def dropped(self) -> list[Dropped]:
+    def dropped(self) -> list[DroppedPicture]:
         return self._source.dropped()
 
     def without_exchange(self) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.data.latents import Dropped
+from fewstep.data.latents import DroppedPicture
 
 
 class Loss(NamedTuple):
@@ -44,7 +44,7 @@ class Task(ABC):
         """What the samples there are called."""
         return [str(i) for i in counters]
 
-    def dropped(self) -> list[Dropped]:
+    def dropped(self) -> list[DroppedPicture]:
         """Samples that could not be read, since this was last asked."""
         return []
 

@@ -22,7 +22,7 @@ VERSION = "1"
 """Part of every index's name: raise it when the same shard would be indexed otherwise."""
 NAMES_OF_SHARD = 3
 """So many names a reason are kept of one shard."""
-OF_SHARD = " "
+ABOUT_SHARD = " "
 """With this begins, among the names of what was dropped, what is not the name of something in the shard."""
 _COUNTS = b"fewstep"
 _SCHEMA = pa.schema(
@@ -65,7 +65,7 @@ class ShardIndex:
         """`[pictures, len(SCORES)]`, NaN where there is none."""
         return np.stack([self.table[score].to_numpy() for score in SCORES], axis=1)
 
-    def only(self, wanted: NDArray[np.bool_]) -> ShardIndex:
+    def filter(self, wanted: NDArray[np.bool_]) -> ShardIndex:
         return ShardIndex(self.table.filter(pa.array(wanted)).combine_chunks(), self.dropped, self.names)
 
     def save(self, path: Path) -> None:

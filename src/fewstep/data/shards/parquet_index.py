@@ -11,12 +11,12 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fewstep.data.shards.index import OF_SHARD, Entry, IndexBuilder, ShardIndex
+from fewstep.data.shards.index import ABOUT_SHARD, Entry, IndexBuilder, ShardIndex
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.decoding import SUFFIXES
-from fewstep.data.sources.metadata import DOWNLOADED, columns_wanted, describe, text_of
-from fewstep.data.sources.places import is_remote, leads_out, local_path
+from fewstep.data.sources.metadata import DOWNLOADED, read_rows, read_texts, select_columns
+from fewstep.data.sources.urls import is_remote, leaves_folder, local_path
 from fewstep.errors import UserError
 
 MAX_GROUP = 1 << 30
@@ -38,26 +38,26 @@ class Layout:
     """Column or leaf that names the rows; empty where they are numbered."""
 
 
-def layout_of(schema: pa.Schema) -> Layout | None:
+def find_layout(schema: pa.Schema) -> Layout | None:
     """None where there are neither pictures nor paths."""
     holding = [field.name for field in schema if _holds_bytes(field.type)]
-    named = captions.columns(holding, _PICTURES) or (holding if len(holding) == 1 else [])
+    named = captions.find_columns(holding, _PICTURES) or (holding if len(holding) == 1 else [])
     texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
     keys = [field.name for field in schema if pa.types.is_integer(field.type)]
-    names = captions.columns([*texts, *keys], _NAMES)
+    names = captions.find_columns([*texts, *keys], _NAMES)
     if named:
-        inner = _inner(schema.field(named[0]).type, "path")
+        inner = _has_field(schema.field(named[0]).type, "path")
         path = f"{named[0]}.path" if inner else ""
         return Layout(named[0], path, names[0] if names else path)
-    paths = captions.columns(texts, _PATHS)
+    paths = captions.find_columns(texts, _PATHS)
     return Layout("", paths[0], paths[0]) if paths else None
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _inner(kind, "bytes")
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _has_field(kind, "bytes")
 
 
-def _inner(kind: pa.DataType, name: str) -> bool:
+def _has_field(kind: pa.DataType, name: str) -> bool:
     return bool(pa.types.is_struct(kind) and kind.get_field_index(name) >= 0)
 
 
@@ -66,16 +66,16 @@ def index_parquet(file: BinaryIO, url: str, name: str, wanted: tuple[str, ...] =
     builder = IndexBuilder()
     try:
         parquet = pq.ParquetFile(file)
-        layout = layout_of(parquet.schema_arrow)
+        layout = find_layout(parquet.schema_arrow)
         if layout is None:
             raise UserError(
                 f"{name} has no column of pictures (bytes, or a struct of bytes and path) nor of paths (file_name); "
                 f"its columns are {', '.join(parquet.schema_arrow.names)[:500]}"
             )
         _check_groups(parquet.metadata, layout, name)
-        _add_rows(parquet, layout, builder, _finder(url) if not layout.pictures else None, wanted)
+        _add_rows(parquet, layout, builder, _make_finder(url) if not layout.pictures else None, wanted)
     except (pa.ArrowException, OSError, ValueError):  # the last: names of columns that are no UTF-8
-        builder.tally.drop(Reason.DAMAGED_SHARD, OF_SHARD)
+        builder.tally.drop(Reason.DAMAGED_SHARD, ABOUT_SHARD)
     return builder.build()
 
 
@@ -94,11 +94,11 @@ def _add_rows(
     parquet: pq.ParquetFile, layout: Layout, builder: IndexBuilder, find: Callable[[str], str] | None,
     wanted: tuple[str, ...],
 ) -> None:  # fmt: skip
-    described = columns_wanted([name for name in parquet.schema_arrow.names if name != layout.pictures], wanted)
+    described = select_columns([name for name in parquet.schema_arrow.names if name != layout.pictures], wanted)
     leaves = [name for name in dict.fromkeys((layout.names, layout.paths)) if name]
     table = parquet.read(columns=[*dict.fromkeys((*leaves, *described))])
-    names, paths = (_leaf(table, leaf, parquet.metadata.num_rows) for leaf in (layout.names, layout.paths))
-    rows = describe(table, wanted) if described else describe(_nothing(parquet.metadata.num_rows), wanted)
+    names, paths = (_read_leaf(table, leaf, parquet.metadata.num_rows) for leaf in (layout.names, layout.paths))
+    rows = read_rows(table, wanted) if described else read_rows(_nothing(parquet.metadata.num_rows), wanted)
     for row, (name, path, said) in enumerate(zip(names, paths, rows, strict=True)):
         key = name or str(row)
         try:
@@ -114,7 +114,7 @@ def _nothing(rows: int) -> pa.Table:
     return pa.table({"": pa.nulls(rows)})
 
 
-def _leaf(table: pa.Table, leaf: str, rows: int) -> list[str]:
+def _read_leaf(table: pa.Table, leaf: str, rows: int) -> list[str]:
     if not leaf:
         return [""] * rows
     column, _, inner = leaf.partition(".")
@@ -125,15 +125,15 @@ def _leaf(table: pa.Table, leaf: str, rows: int) -> list[str]:
             [chunk.field(inner) for chunk in table[column].chunks], table.schema.field(column).type.field(inner).type
         )
     )
-    return [(text or b"").decode("utf-8", "backslashreplace") for text in text_of(values)]
+    return [(text or b"").decode("utf-8", "backslashreplace") for text in read_texts(values)]
 
 
-def _finder(url: str) -> Callable[[str], str]:
+def _make_finder(url: str) -> Callable[[str], str]:
     """Checks paths of pictures beside the file; one without suffix gets that of the picture that is there."""
     folder = os.path.dirname(local_path(url))
 
     def find(path: str) -> str:
-        if leads_out(path):
+        if leaves_folder(path):
             raise DroppedError(Reason.OUTSIDE)
         if is_remote(url) and path:
             return path
@@ -145,7 +145,7 @@ def _finder(url: str) -> Callable[[str], str]:
     return find
 
 
-def first_rows(file: BinaryIO) -> list[int]:
+def read_first_rows(file: BinaryIO) -> list[int]:
     """The number of the first row of every row group, and how many rows there are."""
     metadata = pq.read_metadata(file)
     sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
@@ -155,7 +155,7 @@ def first_rows(file: BinaryIO) -> list[int]:
 def read_group(file: BinaryIO, number: int) -> pa.Array:
     """The pictures of a row group as bytes, all null where the file has paths alone."""
     parquet = pq.ParquetFile(file)
-    layout = layout_of(parquet.schema_arrow)
+    layout = find_layout(parquet.schema_arrow)
     if layout is None or not layout.pictures:
         return pa.nulls(parquet.metadata.row_group(number).num_rows)
     column = parquet.read_row_group(number, columns=[layout.pictures])[layout.pictures].combine_chunks()

@@ -21,7 +21,7 @@ from fewstep.data.reading import Sizes
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors, read_safetensors_header, write_whole
 
-MADE_OF_FILE = "prepared.json"
+MANIFEST = "prepared.json"
 _HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
 _ADVICE = "delete it and prepare it again"
@@ -32,7 +32,7 @@ _COLUMNS = pa.schema(
 
 
 @dataclass(frozen=True)
-class Row:
+class PreparedRow:
     """A picture of a shard; a `status` says why there is no latent of it."""
 
     key: str
@@ -42,7 +42,7 @@ class Row:
 
 
 def write_shard(
-    folder: Path, name: str, rows: Sequence[Row], latents: Mapping[str, Tensor], made_of: Mapping[str, Any]
+    folder: Path, name: str, rows: Sequence[PreparedRow], latents: Mapping[str, Tensor], made_of: Mapping[str, Any]
 ) -> None:
     """The table first and the latents last, each complete on the disk before it has its name: a shard whose latents are
     there is whole. `latents` hold `[n, c, h, w]` for the rows without a status, in their order."""
@@ -76,7 +76,7 @@ def is_written(folder: Path, name: str) -> bool:
 
 def is_prepared(folder: Path) -> bool:
     """Whether it holds latents, to the end or not."""
-    return (folder / MADE_OF_FILE).exists() or next(folder.glob("*-*-*.safetensors"), None) is not None
+    return (folder / MANIFEST).exists() or next(folder.glob("*-*-*.safetensors"), None) is not None
 
 
 def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
@@ -108,7 +108,7 @@ class PreparedShards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            held = json.loads((folder / MADE_OF_FILE).read_text())
+            held = json.loads((folder / MANIFEST).read_text())
             self.made_of, self.report, shards = held["made_of"], held["report"], held["shards"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -122,27 +122,27 @@ class PreparedShards:
     def __len__(self) -> int:
         return sum(self.shard_sizes)
 
-    def place(self, index: int) -> tuple[int, int]:
+    def locate(self, index: int) -> tuple[int, int]:
         """Shard and row of the picture with this index."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return shard, index - int(self._starts[shard])
 
-    def identity(self) -> str:
+    def hash_contents(self) -> str:
         """Hash of what stands where."""
         said = json.dumps([self.made_of, self.names, self.shard_sizes], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()
 
-    def latent(self, shard: int, row: int, part: str) -> Tensor:
+    def read_latent(self, shard: int, row: int, part: str) -> Tensor:
         """`mean` or `std` of one picture, `[c, h, w]` fp16."""
         latents, _ = self._shard(shard)
         value: Tensor = latents.get_slice(part)[row]
         return value
 
-    def row(self, shard: int, row: int) -> Row:
+    def read_row(self, shard: int, row: int) -> PreparedRow:
         """What is known of it."""
         return self._shard(shard)[1][row]
 
-    def _open(self, shard: int) -> tuple[Any, list[Row]]:
+    def _open(self, shard: int) -> tuple[Any, list[PreparedRow]]:
         name = self.names[shard]
         check_written(self.folder, name, self.made_of)
         latents = open_safetensors(self.folder / f"{name}.safetensors", advice=_ADVICE)
@@ -153,17 +153,17 @@ class PreparedShards:
                 "again"
             )
         entries = [each for each in pq.read_table(io.BytesIO(content)).to_pylist() if each["row"] >= 0]
-        return latents, [Row(each["key"], each["caption"], tuple(each["sizes"])) for each in entries]
+        return latents, [PreparedRow(each["key"], each["caption"], tuple(each["sizes"])) for each in entries]
 
 
-def shard_size(file: Path) -> int:
+def count_pictures(file: Path) -> int:
     """Counts the pictures in a shard of latents, from its header."""
     return read_safetensors_header(file, advice=_ADVICE).shapes["mean"][0]
 
 
-def finish(folder: Path, names: Sequence[str], made_of: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, names: Sequence[str], made_of: Mapping[str, Any], report: Mapping[str, Any]) -> None:
     """Says that all shards are there, and what became of the pictures."""
-    shards = {name: shard_size(folder / f"{name}.safetensors") for name in names}
+    shards = {name: count_pictures(folder / f"{name}.safetensors") for name in names}
     content = {"made_of": dict(made_of), "report": dict(report), "shards": shards}
-    with write_whole(folder / MADE_OF_FILE, durable=True) as draft:
+    with write_whole(folder / MANIFEST, durable=True) as draft:
         draft.write_text(json.dumps(content, indent=2) + "\n")

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from fewstep.data.shards.index import OF_SHARD, Entry, IndexBuilder, ShardIndex
+from fewstep.data.shards.index import ABOUT_SHARD, Entry, IndexBuilder, ShardIndex
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Reason, Tally
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
-from fewstep.data.sources.filters import NO_SCORES, scores_in
-from fewstep.data.sources.metadata import DOWNLOADED, Described
-from fewstep.data.sources.places import leads_out
+from fewstep.data.sources.filters import NO_SCORES, read_scores
+from fewstep.data.sources.metadata import DOWNLOADED, PictureMetadata
+from fewstep.data.sources.urls import leaves_folder
 
 _LONGEST_HEADER = 1 << 20
 _BLOCK = 512
@@ -45,7 +45,7 @@ class _Headers:
         return self._read(size)
 
 
-def members(file: BinaryIO, size: int, tally: Tally) -> Iterator[Member]:
+def list_members(file: BinaryIO, size: int, tally: Tally) -> Iterator[Member]:
     """Every plain file in the tar that has a harmless name; the rest is counted.
 
     Damage, a missing end, and what stands after the end are each counted once, with the byte from which on
@@ -62,27 +62,27 @@ def members(file: BinaryIO, size: int, tally: Tally) -> Iterator[Member]:
                     raise tarfile.ReadError("leads out of the file")
                 archive.members.clear()
                 name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                if leads_out(name):
+                if leaves_folder(name):
                     tally.drop(Reason.OUTSIDE, name)
                 elif info.isreg() and not info.issparse():
                     yield Member(name, info.offset_data, info.size)
                 elif not info.isdir():
                     tally.drop(Reason.NOT_A_FILE, name)
                 whole_up_to = archive.offset
-        ended = _ends(file, whole_up_to)
+        ended = _has_end_mark(file, whole_up_to)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError):  # what tarfile raises on damaged data
         ended = False
     if not ended:
-        tally.drop(Reason.DAMAGED_SHARD, f"{OF_SHARD}from byte {whole_up_to:,}")
+        tally.drop(Reason.DAMAGED_SHARD, f"{ABOUT_SHARD}from byte {whole_up_to:,}")
 
 
-def _ends(file: BinaryIO, place: int) -> bool:
+def _has_end_mark(file: BinaryIO, place: int) -> bool:
     file.seek(place)
     rest = file.read(_LONGEST_HEADER)
     return len(rest) >= _BLOCK and not rest.strip(b"\0")
 
 
-def index_tar(file: BinaryIO, described: Mapping[str, Described], wanted: tuple[str, ...] = ()) -> ShardIndex:
+def index_tar(file: BinaryIO, described: Mapping[str, PictureMetadata], wanted: tuple[str, ...] = ()) -> ShardIndex:
     """`described` is what the metadata beside the shard says, by the name of a picture without folder and suffix.
 
     A caption stands in a `.txt` member, else in that metadata or in a `.json` member; with `wanted` fields, in
@@ -91,10 +91,10 @@ def index_tar(file: BinaryIO, described: Mapping[str, Described], wanted: tuple[
     builder = IndexBuilder()
     size = file.seek(0, 2)
     file.seek(0)
-    pictures, texts, jsons = _sort_members(members(file, size, builder.tally), builder.tally)
+    pictures, texts, jsons = _sort_members(list_members(file, size, builder.tally), builder.tally)
     for picture in pictures:
         # Two more reads for each, close to one another in the shards that people have.
-        reader = _Reader(file, texts.get(picture.stem), jsons.get(picture.stem))
+        reader = _Companions(file, texts.get(picture.stem), jsons.get(picture.stem))
         said = described.get(posixpath.basename(picture.stem))
         try:
             caption, scores = reader.caption_and_scores(said, wanted)
@@ -131,28 +131,30 @@ def _sort_members(found: Iterator[Member], tally: Tally) -> tuple[list[Member], 
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _Companions:
     """What stands beside a picture in its shard."""
 
     file: BinaryIO
     text: Member | None
     json: Member | None
 
-    def caption_and_scores(self, said: Described | None, wanted: tuple[str, ...]) -> tuple[str, tuple[float, ...]]:
+    def caption_and_scores(
+        self, said: PictureMetadata | None, wanted: tuple[str, ...]
+    ) -> tuple[str, tuple[float, ...]]:
         text = self.text if not wanted else None
-        caption = captions.from_text(self._content(text, captions.MAX_TEXT_BYTES)) if text else None
+        caption = captions.parse_text(self._content(text, captions.MAX_TEXT_BYTES)) if text else None
         if said is not None and (caption or said.caption is not None):
             return caption or captions.clean(said.caption), said.scores
         if self.json is None:
             return caption or captions.clean(None), said.scores if said else NO_SCORES
         try:
-            fields = captions.from_json(self._content(self.json, captions.MAX_JSON_BYTES + 1))
+            fields = captions.parse_json(self._content(self.json, captions.MAX_JSON_BYTES + 1))
         except DroppedError:
             if caption is None:
                 raise
             return caption, NO_SCORES
-        scores = said.scores if said else scores_in(fields)
-        return caption or captions.clean(captions.field(fields, wanted)), scores
+        scores = said.scores if said else read_scores(fields)
+        return caption or captions.clean(captions.find_field(fields, wanted)), scores
 
     def _content(self, member: Member, most: int) -> bytes:
         self.file.seek(member.offset)

@@ -65,7 +65,7 @@ class DroppedError(Exception):
         self.reason, self.key = reason, key
 
     def __str__(self) -> str:
-        return f"{shown(self.key)}: {self.reason}" if self.key else str(self.reason)
+        return f"{escape_line(self.key)}: {self.reason}" if self.key else str(self.reason)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class SourceReport:
         if self.found != self.used + sum(self.dropped.values()):
             raise ValueError(f"{self.found} found is not {self.used} used and {dict(self.dropped)} dropped")
 
-    def line(self) -> str:
+    def format_summary(self) -> str:
         """For example `data: 12 pictures found, 9 used, 3 dropped (1 broken picture, 2 without caption)`."""
         noun = "picture" if self.found == 1 else "pictures"
         if not _NOT_PICTURES.isdisjoint(self.dropped):
@@ -102,11 +102,11 @@ class SourceReport:
         reasons = ", ".join(_counted(count, reason) for reason, count in self.dropped.items())
         return f"{counts} ({reasons})" if reasons else counts
 
-    def examples(self, most: int = 3) -> list[str]:
+    def format_dropped(self, most: int = 3) -> list[str]:
         """A line for each reason, with the first few that it befell: `  broken picture: a.png, b.png and 4 more`."""
         lines = []
         for reason, count in self.dropped.items():
-            first = [shown(name) for name in self.names.get(reason, ())[:most]]
+            first = [escape_line(name) for name in self.names.get(reason, ())[:most]]
             more = f" and {count - len(first)} more" if count > len(first) else ""
             lines.append(f"  {reason}: {', '.join(first)}{more}")
         return lines
@@ -184,6 +184,6 @@ class Source(Protocol):
         ...
 
 
-def shown(text: object) -> str:
+def escape_line(text: object) -> str:
     """The text as it stands, or escaped where it would break the line or the terminal."""
     return str(text) if str(text).isprintable() else ascii(str(text))

@@ -24,7 +24,7 @@ def clean(text: object) -> str:
     Raises DroppedError for what is no text, is empty, or holds half a surrogate pair. Bytes are read as UTF-8.
     """
     if isinstance(text, bytes):
-        return from_text(text)
+        return parse_text(text)
     if not isinstance(text, str):
         raise DroppedError(Reason.NO_CAPTION)
     caption = " ".join(text[: 16 * MAX_CHARACTERS].split())[:MAX_CHARACTERS].rstrip()
@@ -37,7 +37,7 @@ def clean(text: object) -> str:
     return caption
 
 
-def from_text(content: bytes) -> str:
+def parse_text(content: bytes) -> str:
     """The caption in the first bytes of a UTF-8 file, at most `MAX_TEXT_BYTES` of them."""
     whole = len(content) < MAX_TEXT_BYTES
     try:
@@ -47,17 +47,17 @@ def from_text(content: bytes) -> str:
     return clean(text)
 
 
-def from_json(content: bytes) -> dict[str, object]:
+def parse_json(content: bytes) -> dict[str, object]:
     """The fields of a JSON object by their names in lower case."""
     try:
         if len(content) > MAX_JSON_BYTES:
             raise ValueError("too long")
-        return lower(json.loads(content.decode("utf-8-sig")))
+        return lower_names(json.loads(content.decode("utf-8-sig")))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DroppedError(Reason.BAD_METADATA) from error
 
 
-def lower(fields: Mapping[str, object]) -> dict[str, object]:
+def lower_names(fields: Mapping[str, object]) -> dict[str, object]:
     """Of names that differ in case alone the first counts."""
     found: dict[str, object] = {}
     for name, value in fields.items():
@@ -65,12 +65,12 @@ def lower(fields: Mapping[str, object]) -> dict[str, object]:
     return found
 
 
-def field(fields: Mapping[str, object], names: Sequence[str]) -> object:
+def find_field(fields: Mapping[str, object], names: Sequence[str]) -> object:
     """The first of `names` that has a value, else None; `fields` are in lower case."""
     return next((value for name in names or NAMES if (value := fields.get(name.lower())) is not None), None)
 
 
-def columns(available: Iterable[str], names: Sequence[str]) -> list[str]:
+def find_columns(available: Iterable[str], names: Sequence[str]) -> list[str]:
     """Those of the available columns that `names` mean, in the order of `names`."""
     by_name: dict[str, str] = {}
     for column in available:

@@ -31,7 +31,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class PictureLimits:
     """What one picture may cost; what is above is dropped as too large."""
 
     max_bytes: int = MAX_BYTES
@@ -41,13 +41,13 @@ class Limits:
     """The length in pixels to which the shorter side will be brought, 0 where that is open: a very narrow
     picture would grow past any bound."""
 
-    def allow(self, width: int, height: int) -> bool:
+    def allows(self, width: int, height: int) -> bool:
         short, long = sorted((width, height))
         grown = long * self.side**2 // max(1, short)
         return short * long <= self.max_pixels and grown <= max(MAX_PIXELS, self.side**2)
 
 
-def decode(content: bytes, limits: Limits = Limits()) -> Image.Image:
+def decode(content: bytes, limits: PictureLimits = PictureLimits()) -> Image.Image:
     """The picture, or its first frame, upright and in RGB. Colour profiles are not applied.
 
     The first bytes, and no name, say which of the decoders of JPEG, PNG and WebP is asked, and the size in the
@@ -61,7 +61,7 @@ def decode(content: bytes, limits: Limits = Limits()) -> Image.Image:
     try:
         # Not through Image.open: Pillow's own limit there warns, which cannot be silenced in one thread alone.
         with reader(io.BytesIO(content)) as image:
-            if not limits.allow(*image.size):
+            if not limits.allows(*image.size):
                 raise DroppedError(Reason.TOO_LARGE)
             image.load()
             return _to_rgb(_upright(image))

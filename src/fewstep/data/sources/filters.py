@@ -54,7 +54,7 @@ class Filters:
         if self.missing not in ("reject", "accept", "error"):
             raise UserError(f"missing is {self.missing}; it must be reject, accept or error")
 
-    def refused(self, scores: NDArray[np.float64], key: Callable[[int], str]) -> dict[str, NDArray[np.bool_]]:
+    def find_refused(self, scores: NDArray[np.float64], key: Callable[[int], str]) -> dict[str, NDArray[np.bool_]]:
         """Under each reason the rows of `scores` (`[n, len(SCORES)]`, NaN where missing) that it refuses first.
 
         `key` names a row in the UserError of `missing="error"`.
@@ -81,7 +81,7 @@ class Filters:
             return None
         scores = np.array([[*NO_SCORES[:-2], *size]])
         sides = Filters(min_side=self.min_side, max_aspect=self.max_aspect)
-        return next(iter(sides.refused(scores, str)), None)
+        return next(iter(sides.find_refused(scores, str)), None)
 
     def _checks(self, scores: NDArray[np.float64]) -> list[tuple[str, NDArray[np.float64], float, bool]]:
         """What is compared, its values, the limit, and whether what lies below it is refused; set limits alone."""
@@ -100,16 +100,16 @@ class Filters:
         return [(what, values, limit, below) for what, values, limit, below in checks if limit is not None]
 
 
-def scores_in(fields: Mapping[str, object]) -> tuple[float, ...]:
+def read_scores(fields: Mapping[str, object]) -> tuple[float, ...]:
     """The scores in one picture's metadata, whose names are in lower case, in the order of `SCORES`."""
-    return tuple(_first(fields, names) for names in SCORES.values())
+    return tuple(_first_number(fields, names) for names in SCORES.values())
 
 
-def _first(fields: Mapping[str, object], names: Sequence[str]) -> float:
-    return next((value for name in names if not math.isnan(value := number(fields.get(name)))), math.nan)
+def _first_number(fields: Mapping[str, object], names: Sequence[str]) -> float:
+    return next((value for name in names if not math.isnan(value := parse_number(fields.get(name)))), math.nan)
 
 
-def number(value: object) -> float:
+def parse_number(value: object) -> float:
     """NaN where it is no number."""
     try:
         found = float(value) if isinstance(value, int | float | str) else math.nan

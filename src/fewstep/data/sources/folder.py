@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fewstep.data.sources import captions
-from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, shown
+from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
 from fewstep.data.sources.decoding import SUFFIXES, decode
-from fewstep.data.sources.filters import NO_SCORES, SCORES, scores_in
+from fewstep.data.sources.filters import NO_SCORES, SCORES, read_scores
 from fewstep.data.sources.folder_files import FolderFiles, LocalFiles, RemoteFiles, local_files
-from fewstep.data.sources.picking import Picking
-from fewstep.data.sources.places import leads_out, readable
+from fewstep.data.sources.selection import Selection
+from fewstep.data.sources.urls import leaves_folder, redact
 from fewstep.errors import UserError
 
 METADATA = "metadata.jsonl"
@@ -35,7 +35,7 @@ class FolderPictures:
     """
 
     files: FolderFiles
-    picking: Picking
+    selection: Selection
     samples: tuple[tuple[str, str], ...]
     """Path inside the folder and caption of every picture."""
     report: SourceReport
@@ -58,7 +58,7 @@ class FolderPictures:
 
     def read(self, index: int) -> Example:
         file, caption = self.samples[index]
-        limits, filters = self.picking.limits, self.picking.filters
+        limits, filters = self.selection.limits, self.selection.filters
         try:
             image = decode(self.files.read(file, limits.max_bytes + 1), limits)
         except DroppedError as dropped:
@@ -68,33 +68,33 @@ class FolderPictures:
         return Example(image, caption)
 
 
-def open_folder(place: Path | str, picking: Picking | None = None) -> FolderPictures:
+def open_folder(place: Path | str, selection: Selection | None = None) -> FolderPictures:
     """Finds every picture below `place`, a path or an fsspec URL, and reads the captions.
 
     On this machine each picture is decoded once to see that it is whole; elsewhere that is left to `read`. A
     caption stands in a UTF-8 `.txt` file of the picture's name, or in `metadata.jsonl` at the top of the folder,
     which goes first where it names the picture; scores for the filters stand there too.
     """
-    picking = picking or Picking()
+    selection = selection or Selection()
     files = local_files(place, WANTED) if isinstance(place, Path) else RemoteFiles(place)
     tally = Tally(None)
-    names = files.pictures(tally)
-    described = _read_metadata(files, frozenset(names), tally, picking.captions)
+    names = files.list_pictures(tally)
+    described = _read_metadata(files, frozenset(names), tally, selection.captions)
     found: list[_Found] = []
-    for name, seen in zip(names, _look_at_all(files, names, described, picking), strict=True):
+    for name, seen in zip(names, _look_at_all(files, names, described, selection), strict=True):
         if isinstance(seen, DroppedError):
             tally.drop(seen.reason, name)
         else:
             found.append(seen)
     scores = np.array([seen.scores for seen in found], dtype=np.float64).reshape(-1, len(SCORES))
-    wanted = picking.sift(scores, lambda row: found[row].name, tally)
+    wanted = selection.select(scores, lambda row: found[row].name, tally)
     samples = tuple((seen.name, seen.caption) for seen, use in zip(found, wanted, strict=True) if use)
     tally.used = len(samples)
     report = tally.report()
     if not samples:
-        outcome = report.line().removeprefix("data: ")
-        raise UserError(f"data folder {readable(str(place))} has nothing to train on: {outcome}; wanted are {WANTED}")
-    return FolderPictures(files=files, picking=picking, samples=samples, report=report)
+        outcome = report.format_summary().removeprefix("data: ")
+        raise UserError(f"data folder {redact(str(place))} has nothing to train on: {outcome}; wanted are {WANTED}")
+    return FolderPictures(files=files, selection=selection, samples=samples, report=report)
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ class _Described:
 
 
 def _look_at_all(
-    files: FolderFiles, names: Sequence[str], described: Mapping[str, _Described], picking: Picking
+    files: FolderFiles, names: Sequence[str], described: Mapping[str, _Described], selection: Selection
 ) -> list[_Found | DroppedError]:
     def look(name: str) -> _Found | DroppedError:
         try:
-            return _look(files, name, described.get(name), picking)
+            return _look(files, name, described.get(name), selection)
         except DroppedError as dropped:
             return dropped
 
@@ -127,21 +127,21 @@ def _look_at_all(
         return list(pool.map(look, names))
 
 
-def _look(files: FolderFiles, name: str, described: _Described | None, picking: Picking) -> _Found:
+def _look(files: FolderFiles, name: str, described: _Described | None, selection: Selection) -> _Found:
     scores = described.scores if described else NO_SCORES
     # The caption first: it costs less than decoding.
-    caption = captions.clean(described.caption) if described else _read_caption(files, name, picking)
+    caption = captions.clean(described.caption) if described else _read_caption(files, name, selection)
     if isinstance(files, LocalFiles):
-        image = decode(files.read(name, picking.limits.max_bytes + 1), picking.limits)
+        image = decode(files.read(name, selection.limits.max_bytes + 1), selection.limits)
         scores = (*scores[:-2], *map(float, image.size))  # the last two are the sides
     return _Found(name, caption, scores)
 
 
-def _read_caption(files: FolderFiles, name: str, picking: Picking) -> str:
+def _read_caption(files: FolderFiles, name: str, selection: Selection) -> str:
     path = str(PurePosixPath(name).with_suffix(".txt"))
-    if picking.captions or not files.has(path):
+    if selection.captions or not files.has(path):
         raise DroppedError(Reason.NO_CAPTION)
-    return captions.from_text(files.read(path, captions.MAX_TEXT_BYTES))
+    return captions.parse_text(files.read(path, captions.MAX_TEXT_BYTES))
 
 
 def _read_metadata(
@@ -153,7 +153,7 @@ def _read_metadata(
     try:
         lines = files.read(METADATA, _MAX_METADATA).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except DroppedError as dropped:
-        raise UserError(f"{shown(files.name)}/{METADATA} cannot be read; mend or remove it") from dropped
+        raise UserError(f"{escape_line(files.name)}/{METADATA} cannot be read; mend or remove it") from dropped
     already_counted = frozenset(tally.names[Reason.UNSUPPORTED])
     described: dict[str, _Described] = {}
     for number, line in enumerate(lines, start=1):
@@ -173,13 +173,13 @@ def _read_metadata(
 
 def _parse_line(line: bytes, wanted: Sequence[str]) -> tuple[str, _Described]:
     try:
-        fields = captions.from_json(line)
-        name, text = fields["file_name"], captions.field(fields, wanted)
+        fields = captions.parse_json(line)
+        name, text = fields["file_name"], captions.find_field(fields, wanted)
         if not isinstance(name, str) or not isinstance(text, str):
             raise TypeError("no text")
         (name + text).encode("utf-8")  # refuses halves of surrogate pairs
     except (DroppedError, ValueError, TypeError, KeyError) as error:
         raise DroppedError(Reason.BAD_LINE) from error
-    if leads_out(name):
+    if leaves_folder(name):
         raise DroppedError(Reason.OUTSIDE)
-    return str(PurePosixPath(name)), _Described(text, scores_in(fields))
+    return str(PurePosixPath(name)), _Described(text, read_scores(fields))

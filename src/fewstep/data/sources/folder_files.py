@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from fewstep.data.sources.base import DroppedError, Reason, Tally, shown
+from fewstep.data.sources.base import DroppedError, Reason, Tally, escape_line
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
-from fewstep.data.sources.places import find_files, is_absent, read_bytes
+from fewstep.data.sources.urls import is_not_found, list_files, read_bytes
 from fewstep.errors import UserError
 
 
@@ -19,7 +19,7 @@ class FolderFiles(Protocol):
     @property
     def name(self) -> str: ...
 
-    def pictures(self, tally: Tally) -> list[str]:
+    def list_pictures(self, tally: Tally) -> list[str]:
         """All pictures in it and below, sorted by code points; what else is counted goes into `tally`."""
         ...
 
@@ -40,7 +40,7 @@ class LocalFiles:
     def name(self) -> str:
         return self.root.resolve().name
 
-    def pictures(self, tally: Tally) -> list[str]:
+    def list_pictures(self, tally: Tally) -> list[str]:
         files: list[str] = []
         dropped: list[tuple[Reason, str]] = []
 
@@ -84,13 +84,13 @@ class RemoteFiles:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        self._names = frozenset(find_files(url))
+        self._names = frozenset(list_files(url))
 
     @property
     def name(self) -> str:
         return PurePosixPath(self._url).name
 
-    def pictures(self, tally: Tally) -> list[str]:
+    def list_pictures(self, tally: Tally) -> list[str]:
         for name in sorted(self._names):
             if PurePosixPath(name).suffix.lower() in OTHER_SUFFIXES:
                 tally.drop(Reason.UNSUPPORTED, name)
@@ -105,7 +105,7 @@ class RemoteFiles:
         except UserError:
             raise
         except Exception as error:
-            if not is_absent(error):
+            if not is_not_found(error):
                 raise
             raise DroppedError(Reason.UNREADABLE, name) from error
 
@@ -114,5 +114,5 @@ def local_files(path: Path, wanted: str) -> LocalFiles:
     """Raises UserError for what is no folder, with what is `wanted` in it."""
     if not os.path.isdir(path):
         trouble = "is not a folder" if os.path.exists(path) else "does not exist"
-        raise UserError(f"data folder {shown(path)} {trouble}; give a folder with {wanted}")
+        raise UserError(f"data folder {escape_line(path)} {trouble}; give a folder with {wanted}")
     return LocalFiles(path)

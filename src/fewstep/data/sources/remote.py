@@ -16,15 +16,15 @@ from typing import BinaryIO
 from filelock import FileLock
 
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.places import (
-    Seen,
+from fewstep.data.sources.urls import (
+    FileVersion,
     download,
-    is_absent,
+    find_versions,
+    is_not_found,
     is_remote,
     local_path,
-    look_up,
-    readable,
-    seen_locally,
+    read_local_version,
+    redact,
 )
 from fewstep.errors import UserError
 from fewstep.files import DRAFT_MARK, write_whole
@@ -35,7 +35,7 @@ _ABANDONED = 3600.0
 """Seconds without a write after which a download is taken for one whose process was killed."""
 
 
-def default_folder() -> Path:
+def default_cache_folder() -> Path:
     """`$FEWSTEP_CACHE`, else `fewstep` where the system keeps caches."""
     named = os.environ.get("FEWSTEP_CACHE")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
@@ -45,7 +45,7 @@ def default_folder() -> Path:
 class CacheSettings:
     """Where remote shards and what is known of all shards are kept."""
 
-    folder: Path = field(default_factory=default_folder)
+    folder: Path = field(default_factory=default_cache_folder)
     budget: int = 100 * GIB
     """Bytes of remote shards on disk; those used longest ago go first. Indexes, about 1 MB for 10,000 pictures,
     are not counted."""
@@ -56,7 +56,7 @@ class Shard:
     """A file of pictures as it was when it was found."""
 
     url: str
-    seen: Seen
+    version: FileVersion
 
 
 class ShardCache:
@@ -75,10 +75,10 @@ class ShardCache:
     def open(self, shard: Shard) -> Iterator[BinaryIO]:
         """Raises DroppedError, without a key, for a shard that is gone or another, UserError for a dead network."""
         if not is_remote(shard.url):
-            with _open_local(Path(local_path(shard.url)), shard.seen) as file:
+            with _open_local(Path(local_path(shard.url)), shard.version) as file:
                 yield file
             return
-        path = self._folder / named_by(shard.url, shard.seen.stamp)
+        path = self._folder / hash_name(shard.url, shard.version.tag)
         with self._lock:
             self._in_use[path.name] += 1
         try:
@@ -92,7 +92,7 @@ class ShardCache:
         for _ in range(_TRIES):
             with suppress(FileNotFoundError):
                 file = path.open("rb")
-                if shard.seen.size in (-1, os.fstat(file.fileno()).st_size):
+                if shard.version.size in (-1, os.fstat(file.fileno()).st_size):
                     with suppress(OSError):
                         os.utime(path)
                     return file
@@ -100,14 +100,14 @@ class ShardCache:
                 path.unlink(missing_ok=True)
             self._fetch(shard, path)
         raise UserError(
-            f"{readable(shard.url)} was taken out of {self._folder} by another process each time it was brought; "
+            f"{redact(shard.url)} was taken out of {self._folder} by another process each time it was brought; "
             "allow the cache of shards more bytes"
         )
 
     def _fetch(self, shard: Shard, path: Path) -> None:
-        if shard.seen.size > self._budget:
+        if shard.version.size > self._budget:
             raise UserError(
-                f"{readable(shard.url)} has {shard.seen.size:,} bytes and the cache of shards at most "
+                f"{redact(shard.url)} has {shard.version.size:,} bytes and the cache of shards at most "
                 f"{self._budget:,}; allow it more"
             )
         try:
@@ -118,12 +118,12 @@ class ShardCache:
                     self._bring(shard, path)
         except OSError as error:
             raise UserError(
-                f"{readable(shard.url)} cannot be kept in {self._folder} ({error.strerror or error}); "
+                f"{redact(shard.url)} cannot be kept in {self._folder} ({error.strerror or error}); "
                 "make room there, or name another cache folder"
             ) from error
 
     def _bring(self, shard: Shard, path: Path) -> None:
-        self._make_room(max(0, shard.seen.size))
+        self._make_room(max(0, shard.version.size))
         with write_whole(path) as draft:
             _download(shard, draft)
         self._make_room(0)  # where the size was not known
@@ -150,12 +150,12 @@ class ShardCache:
             total -= size
 
 
-def _open_local(path: Path, seen: Seen) -> BinaryIO:
+def _open_local(path: Path, seen: FileVersion) -> BinaryIO:
     try:
         file = path.open("rb")
     except OSError as error:
         raise DroppedError(Reason.MISSING_SHARD) from error
-    if seen_locally(os.fstat(file.fileno())) != seen:
+    if read_local_version(os.fstat(file.fileno())) != seen:
         file.close()
         raise DroppedError(Reason.CHANGED_SHARD)
     return file
@@ -165,15 +165,15 @@ def _download(shard: Shard, target: Path) -> None:
     try:
         download(shard.url, str(target))
     except OSError as error:
-        if not is_absent(error):
+        if not is_not_found(error):
             raise
         raise DroppedError(Reason.MISSING_SHARD) from error
     # Looked at afterwards, so that no other content can bear this name.
-    now = look_up([shard.url]).get(shard.url)
-    if now != shard.seen or shard.seen.size not in (-1, target.stat().st_size):
+    now = find_versions([shard.url]).get(shard.url)
+    if now != shard.version or shard.version.size not in (-1, target.stat().st_size):
         raise DroppedError(Reason.MISSING_SHARD if now is None else Reason.CHANGED_SHARD)
 
 
-def named_by(*parts: str) -> str:
+def hash_name(*parts: str) -> str:
     """A file name for these parts and no others."""
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fewstep.data.sources.base import DroppedError, Example, Source, SourceReport, shown
+from fewstep.data.sources.base import DroppedError, Example, Source, SourceReport, escape_line
 from fewstep.data.sources.decoding import fit_square
 from fewstep.errors import UserError
 
@@ -50,6 +50,6 @@ def _told() -> Iterator[None]:
         yield
     except DroppedError as dropped:
         raise UserError(
-            f"picture {shown(dropped.key)}, which was counted as usable, cannot be read ({dropped.reason}); "
+            f"picture {escape_line(dropped.key)}, which was counted as usable, cannot be read ({dropped.reason}); "
             "mend it, or start again without it"
         ) from dropped

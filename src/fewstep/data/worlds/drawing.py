@@ -30,21 +30,21 @@ _RADII = {"small": (6.5, 8.0), "large": (11.0, 13.0)}
 
 _STRAY = 3.0
 
-Place = tuple[float, float, float]
+Placement = tuple[float, float, float]
 """Centre x, centre y and radius, in pixels of the finished picture."""
 
 
 def draw_scene(scene: Scene, rng: random.Random, look: Look = "plain") -> Image.Image:
     """An RGB picture of `scene`, whose attributes must all be set; place, angle and shade are drawn."""
-    background = _shade(BACKGROUND_RGB[str(scene.background)], rng, 5)
-    places = _places(scene, rng, look)
+    background = _vary(BACKGROUND_RGB[str(scene.background)], rng, 5)
+    places = _draw_placements(scene, rng, look)
     canvas = Image.new("RGB", (SIDE * _SCALE, SIDE * _SCALE), background)
     for thing, place in zip(scene.things, places, strict=True):
-        draw_shape(canvas, thing.shape, _shade(COLOUR_RGB[thing.colour], rng, 10), background, place, rng)
+        draw_shape(canvas, thing.shape, _vary(COLOUR_RGB[thing.colour], rng, 10), background, place, rng)
     return canvas.reduce(_SCALE)
 
 
-def _places(scene: Scene, rng: random.Random, look: Look) -> list[Place]:
+def _draw_placements(scene: Scene, rng: random.Random, look: Look) -> list[Placement]:
     """One thing stands in the middle, two in the middle of their halves, each up to `_STRAY` pixels off."""
     places = []
     for i, thing in enumerate(scene.things):
@@ -61,7 +61,9 @@ def _places(scene: Scene, rng: random.Random, look: Look) -> list[Place]:
     return places
 
 
-def draw_shape(canvas: Image.Image, shape: str, colour: RGB, background: RGB, place: Place, rng: random.Random) -> None:
+def draw_shape(
+    canvas: Image.Image, shape: str, colour: RGB, background: RGB, place: Placement, rng: random.Random
+) -> None:
     """Draws one filled shape on the enlarged canvas, turned by up to 10 degrees."""
     x, y, radius = (value * _SCALE for value in place)
     angle = math.radians(rng.uniform(-10, 10))
@@ -111,6 +113,6 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
 }  # fmt: skip
 
 
-def _shade(colour: RGB, rng: random.Random, spread: int) -> RGB:
+def _vary(colour: RGB, rng: random.Random, spread: int) -> RGB:
     red, green, blue = (min(255, max(0, c + rng.randint(-spread, spread))) for c in colour)
     return red, green, blue

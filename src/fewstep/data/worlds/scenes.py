@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-from fewstep.data.kind import Asked, SourceKind
+from fewstep.data.kind import SourceKind, SourceRequest
 from fewstep.data.sources.base import Example, SourceReport
 from fewstep.data.sources.filters import Filters
 from fewstep.data.worlds.drawing import SIDE, draw_scene
@@ -50,13 +50,13 @@ class Scenes:
     def __getitem__(self, index: int) -> ScenePicture:
         rng = self._rng(index)
         scene = draw_attributes(rng, self.split)
-        prompt, caption = say(rng, scene)
+        prompt, caption = write_caption(rng, scene)
         return ScenePicture(draw_scene(scene, rng, self.look), caption, scene, prompt)
 
     def prompt(self, index: int) -> tuple[str, Scene]:
         """The caption of picture `index` and what it states, without drawing the picture."""
         rng = self._rng(index)
-        prompt, caption = say(rng, draw_attributes(rng, self.split))
+        prompt, caption = write_caption(rng, draw_attributes(rng, self.split))
         return caption, prompt
 
     def _rng(self, index: int) -> random.Random:
@@ -83,11 +83,11 @@ _RELATION_WORDS = {
 _BACKGROUND_WORDS = ("on a {} background", "against a {} background", "on {}")
 
 
-def say(rng: random.Random, scene: Scene) -> tuple[Scene, str]:
+def write_caption(rng: random.Random, scene: Scene) -> tuple[Scene, str]:
     """A caption for `scene`, which may leave sizes and background open, and exactly what it states."""
     things = tuple(replace(thing, size=thing.size if rng.random() < 0.7 else None) for thing in scene.things)
     background = scene.background if rng.random() < 0.9 else None
-    words = [_say_thing(rng, thing) for thing in things]
+    words = [_describe_thing(rng, thing) for thing in things]
     caption = words[0]
     if scene.relation:
         forwards, backwards = _RELATION_WORDS[scene.relation]
@@ -100,7 +100,7 @@ def say(rng: random.Random, scene: Scene) -> tuple[Scene, str]:
     return Scene(things, scene.relation, background), caption
 
 
-def _say_thing(rng: random.Random, thing: Thing) -> str:
+def _describe_thing(rng: random.Random, thing: Thing) -> str:
     words = [rng.choice(_SIZE_WORDS[thing.size])] if thing.size else []
     words += [thing.colour, thing.shape]
     article = "an" if words[0][0] in "aeiou" else "a"
@@ -141,9 +141,9 @@ class SceneExamples:
         return Example(picture.image, picture.caption)
 
 
-def open_scenes(asked: Asked) -> SceneExamples:
+def open_scenes(asked: SourceRequest) -> SceneExamples:
     """Opens the first scenes of a look. Raises UserError where more is asked than scenes have."""
-    if asked.picking.filters != Filters() or asked.picking.captions:
+    if asked.selection.filters != Filters() or asked.selection.captions:
         raise UserError("scenes have no metadata to choose by; give your own pictures with --data")
     if asked.resolution != SIDE:
         raise UserError(

@@ -11,7 +11,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Recent(Generic[K, V]):
+class LruCache(Generic[K, V]):
     """Safe between threads; another process gets an empty one. The one asked for last is kept however heavy it is."""
 
     def __init__(self, limit: int) -> None:
@@ -19,7 +19,7 @@ class Recent(Generic[K, V]):
         self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Recent[K, V]], tuple[int]]:
+    def __reduce__(self) -> tuple[type[LruCache[K, V]], tuple[int]]:
         return type(self), (self._limit,)
 
     def get(self, key: K, make: Callable[[], V], weigh: Callable[[V], int] = lambda _: 1) -> V:

@@ -22,7 +22,7 @@ import aiohttp
 import fsspec
 from fsspec.utils import get_protocol
 
-from fewstep.data.sources.base import shown
+from fewstep.data.sources.base import escape_line
 from fewstep.errors import UserError
 
 T = TypeVar("T")
@@ -43,12 +43,12 @@ _MOST_NAMES = 1_000_000
 
 
 @dataclass(frozen=True)
-class Seen:
+class FileVersion:
     """What a file is now: with another stamp it is another file."""
 
     size: int
     """In bytes; −1 where a server does not say."""
-    stamp: str
+    tag: str
 
 
 def is_remote(url: str) -> bool:
@@ -59,25 +59,25 @@ def local_path(url: str) -> str:
     return re.sub(r"^(file|local)://", "", url)
 
 
-def readable(url: str) -> str:
+def redact(url: str) -> str:
     """The URL for people to read, without what may be secret in it."""
     parts = urlsplit(url) if is_remote(url) else None
     if parts is None:
-        return shown(url)
-    return shown(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl())
+        return escape_line(url)
+    return escape_line(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl())
 
 
-def file_part(url: str) -> str:
+def strip_query(url: str) -> str:
     """The URL without query, so that its end is the file's name."""
     return url.partition("?")[0] if is_remote(url) else url
 
 
-def leads_out(path: str) -> bool:
+def leaves_folder(path: str) -> bool:
     """Whether a relative path, by the rules of any system, would end outside the folder that it is relative to."""
     return path[:1] in ("/", "\\") or path[1:2] == ":" or ".." in path.replace("\\", "/").split("/")
 
 
-def expand(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """`a-{000..002}.tar` and `{a,b}.tar` written out, in order; what exists as it stands is left as it is."""
     if os.path.exists(local_path(pattern)):
         return [pattern]
@@ -87,7 +87,7 @@ def expand(pattern: str) -> list[str]:
     for choice in choices:
         count *= len(choice)
     if count > _MOST_NAMES:
-        raise UserError(f"{readable(pattern)} stands for {count:,} names; {_MOST_NAMES:,} is the most")
+        raise UserError(f"{redact(pattern)} stands for {count:,} names; {_MOST_NAMES:,} is the most")
     return ["".join(names) for names in itertools.product(*choices)]
 
 
@@ -102,7 +102,7 @@ def _choices(inside: str) -> list[str]:
     return [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
 
 
-def filesystem(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
     """The file system behind a URL, and the path in it."""
     protocol = get_protocol(url)
     # aiohttp gives a whole download five minutes unless told otherwise; here only silence is limited.
@@ -112,13 +112,13 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url, **(patience if protocol in ("http", "https") else {}))
     except ValueError as error:
-        raise UserError(f"{readable(url)} cannot be opened: {error}") from error
+        raise UserError(f"{redact(url)} cannot be opened: {error}") from error
     except ImportError as error:
-        raise UserError(f"{readable(url)} cannot be opened: {error} (with pip)") from error
+        raise UserError(f"{redact(url)} cannot be opened: {error} (with pip)") from error
     return system, path
 
 
-def patiently(url: str, action: Callable[[], T]) -> T:
+def retry(url: str, action: Callable[[], T]) -> T:
     """What `action` gives, tried again when the network fails. Raises UserError, or what means that it is not there."""
     for tries, wait in enumerate((*WAITS, None), start=1):
         try:
@@ -126,18 +126,19 @@ def patiently(url: str, action: Callable[[], T]) -> T:
         except UserError:
             raise
         except Exception as error:  # every backend of fsspec raises the errors of its own library
-            if is_absent(error) or getattr(error, "errno", 0) in _FULL:
+            if is_not_found(error) or getattr(error, "errno", 0) in _FULL:
                 raise
             if wait is None or getattr(error, "status", 0) in _FINAL or isinstance(error, PermissionError):
+                failed = f"{_describe_error(error)}, {tries} {'try' if tries == 1 else 'tries'}"
                 raise UserError(
-                    f"{readable(url)} cannot be read ({_said(error)}, {tries} {'try' if tries == 1 else 'tries'}); "
+                    f"{redact(url)} cannot be read ({failed}); "
                     "check that it is there for you to read and that the network works, then start again"
                 ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
-def is_absent(error: Exception) -> bool:
+def is_not_found(error: Exception) -> bool:
     """Whether the file is not there; fsspec's HTTP says so of every failure, and why in the cause."""
     if not isinstance(error, FileNotFoundError):
         return False
@@ -147,16 +148,16 @@ def is_absent(error: Exception) -> bool:
     return True
 
 
-def _said(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     error = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
     status = getattr(error, "status", "")
     text = re.sub(r"\?\S+|(?<=//)[^/@\s]+@", "", " ".join(str(getattr(error, "message", "") or error).split()))
-    return shown(" ".join(str(part) for part in (type(error).__name__, status, text[:200]) if part))
+    return escape_line(" ".join(str(part) for part in (type(error).__name__, status, text[:200]) if part))
 
 
-def look_up(urls: Sequence[str]) -> dict[str, Seen]:
+def find_versions(urls: Sequence[str]) -> dict[str, FileVersion]:
     """What each file is now; those that are not there are left out."""
-    found: dict[str, Seen] = {}
+    found: dict[str, FileVersion] = {}
     far = []
     for url in urls:
         if is_remote(url):
@@ -167,63 +168,63 @@ def look_up(urls: Sequence[str]) -> dict[str, Seen]:
         except OSError:
             continue
         if stat.S_ISREG(status.st_mode):
-            found[url] = seen_locally(status)
+            found[url] = read_local_version(status)
     by_parent: dict[str, list[str]] = {}
     for url in far:
         by_parent.setdefault(url.rpartition("/")[0], []).append(url)
     for parent, children in by_parent.items():
         if get_protocol(parent) in ("http", "https"):
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                answers = zip(children, pool.map(_look_at, children), strict=True)
+                answers = zip(children, pool.map(_find_version, children), strict=True)
                 found.update({url: seen for url, seen in answers if seen})
         elif len(children) == 1:
-            found.update({url: seen for url in children if (seen := _look_at(url))})
+            found.update({url: seen for url in children if (seen := _find_version(url))})
         else:
-            found |= _look_into(parent, children)
+            found |= _list_versions(parent, children)
     return found
 
 
-def _look_at(url: str) -> Seen | None:
-    fs, path = filesystem(url)
+def _find_version(url: str) -> FileVersion | None:
+    fs, path = open_filesystem(url)
     fresh = {"refresh": True} if get_protocol(url) == "hf" else {}  # which would list the whole folder anew
     if not fresh:
         fs.invalidate_cache()
     try:
-        return _seen(patiently(url, lambda: fs.info(path, **fresh)))
+        return _read_version(retry(url, lambda: fs.info(path, **fresh)))
     except FileNotFoundError:
         return None
 
 
-def _look_into(parent: str, children: Iterable[str]) -> dict[str, Seen]:
+def _list_versions(parent: str, children: Iterable[str]) -> dict[str, FileVersion]:
     """One listing instead of a question for every file."""
-    fs, path = filesystem(parent)
+    fs, path = open_filesystem(parent)
     fs.invalidate_cache()
     try:
-        entries = patiently(parent, lambda: fs.ls(path, detail=True))
+        entries = retry(parent, lambda: fs.ls(path, detail=True))
     except FileNotFoundError:
         return {}
     by_name = {PurePosixPath(entry["name"]).name: entry for entry in entries}
-    return {url: _seen(by_name[name]) for url in children if (name := url.rpartition("/")[2]) in by_name}
+    return {url: _read_version(by_name[name]) for url in children if (name := url.rpartition("/")[2]) in by_name}
 
 
-def _seen(info: dict[str, Any]) -> Seen:
+def _read_version(info: dict[str, Any]) -> FileVersion:
     size = -1 if info.get("size") is None else int(info["size"])
     mark = next((info[name] for name in _STAMPS if info.get(name)), "")
     if isinstance(mark, datetime):  # a file system may give one time in two ways
         mark = mark.timestamp()
-    return Seen(size, f"{size}-{mark:.6f}" if isinstance(mark, float) else f"{size}-{mark}")
+    return FileVersion(size, f"{size}-{mark:.6f}" if isinstance(mark, float) else f"{size}-{mark}")
 
 
-def seen_locally(status: os.stat_result) -> Seen:
-    return Seen(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+def read_local_version(status: os.stat_result) -> FileVersion:
+    return FileVersion(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
-def find_files(url: str) -> list[str]:
+def list_files(url: str) -> list[str]:
     """The names of all files in a remote folder and below, relative to it; of a web server, those it links to."""
-    fs, path = filesystem(url)
+    fs, path = open_filesystem(url)
     listing = (lambda: fs.ls(path, detail=False)) if get_protocol(url) in ("http", "https") else (lambda: fs.find(path))
     try:
-        found = patiently(url, listing)
+        found = retry(url, listing)
     except (FileNotFoundError, NotADirectoryError):
         return []
     root = path.rstrip("/") + "/"
@@ -231,23 +232,23 @@ def find_files(url: str) -> list[str]:
     return sorted(name for name in names if name and not name.endswith("/"))
 
 
-def match(pattern: str) -> list[str]:
+def expand_wildcards(pattern: str) -> list[str]:
     """The files that a pattern with `*`, `?` or `[…]` stands for, sorted."""
     if not is_remote(pattern):
         return sorted(glob.glob(local_path(pattern), recursive=True))
-    fs, path = filesystem(pattern)
+    fs, path = open_filesystem(pattern)
     try:
-        return sorted(fs.unstrip_protocol(name) for name in patiently(pattern, lambda: fs.glob(path)))
+        return sorted(fs.unstrip_protocol(name) for name in retry(pattern, lambda: fs.glob(path)))
     except FileNotFoundError:
         return []
 
 
 def read_bytes(url: str, most: int) -> bytes:
     """The first `most` bytes of a remote file."""
-    fs, path = filesystem(url)
-    return bytes(patiently(url, lambda: fs.cat_file(path, start=0, end=most))[:most])
+    fs, path = open_filesystem(url)
+    return bytes(retry(url, lambda: fs.cat_file(path, start=0, end=most))[:most])
 
 
 def download(url: str, target: str) -> None:
-    fs, path = filesystem(url)
-    patiently(url, lambda: fs.get_file(path, target))
+    fs, path = open_filesystem(url)
+    retry(url, lambda: fs.get_file(path, target))
