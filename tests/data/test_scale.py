@@ -44,17 +44,17 @@ def synthetic(folder: Path, settings: CacheSettings) -> None:
     for url in urls:
         Path(url).write_bytes(b"tiny")
     indexer = ShardIndexer(TarShards(), Selection(), settings, ShardCache(settings))
-    seen = find_versions(urls)
-    places = [NamedShard(Shard(url, seen[url]), Path(url).name) for url in urls]
+    versions = find_versions(urls)
+    shards = [NamedShard(Shard(url, versions[url]), Path(url).name) for url in urls]
     dropped = {"without caption": 2, "broken picture": 1}
     names = {"without caption": ["a", "b"], "broken picture": ["c"]}
-    counts = {indexer.stamp(place): ShardSummary(PICTURES, dropped, names) for place in places}
+    counts = {indexer.stamp(named): ShardSummary(PICTURES, dropped, names) for named in shards}
     save_summaries(summary_path(urls, indexer.format, indexer.selection, settings), counts)
     for number in (0, SHARDS - 1):
         builder = IndexBuilder()
         for row in range(PICTURES):
             builder.add(Entry(f"{row:09}.jpg", row * 512, 512, f"picture {row} of {number}", ""), NO_SCORES)
-        builder.build().save(indexer.index_path(places[number]))
+        builder.build().save(indexer.index_path(shards[number]))
 
 
 def test_a_hundred_million_pictures_are_planned_in_seconds_and_in_little_memory(tmp_path: Path):

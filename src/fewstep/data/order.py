@@ -1,4 +1,4 @@
-"""Which picture stands at each position of a run: keyed permutations, pure in the position, no table of pictures."""
+"""The order of pictures in a run, as a pure function of the position: keyed permutations instead of shuffled lists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _BLOCK = 1000
 
 
 class Permutation:
-    """Of range(size), another for every key: a Feistel cipher on a power of four, walked until it lands inside."""
+    """A permutation of range(size), a different one for every key.
+
+    It is a Feistel cipher on a power of four, applied again wherever it leads outside the range (cycle walking).
+    """
 
     def __init__(self, key: int, size: int) -> None:
         self._size = size
@@ -27,7 +30,7 @@ class Permutation:
         self._keys = [np.uint64(draws.key(key, "round", i)) for i in range(_ROUNDS)]
 
     def __call__(self, positions: Sequence[int] | Indices) -> Indices:
-        """Where each of `positions` goes."""
+        """Returns the images of `positions`."""
         values = self._encipher(np.asarray(positions, dtype=np.uint64))
         while (outside := values >= self._size).any():
             values[outside] = self._encipher(values[outside])
@@ -37,12 +40,12 @@ class Permutation:
         mask = (np.uint64(1) << self._bits) - np.uint64(1)
         left, right = values >> self._bits, values & mask
         for key in self._keys:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
+            left, right = right, left ^ (_mix(right ^ key) & mask)
         return (left << self._bits) | right
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, whose every output bit depends on every input bit."""
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Applies SplitMix64's finaliser: every output bit depends on every input bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -50,29 +53,29 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """A fresh order every epoch, in which each picture stands once: windows of shuffled shards, shuffled within.
+    """A new order for every epoch: the shards are shuffled, then the pictures within each window of shards.
 
-    Reading it goes through the shards of one window before the next, so that remote shards are fetched once an epoch.
+    The shards of one window are finished before the next window begins, so a remote shard is fetched once an epoch.
     """
 
     seed: int
     shard_sizes: tuple[int, ...]
-    """Pictures in each shard."""
+    """Number of pictures in each shard."""
     window: int = 16
-    """Shards whose pictures stand mixed."""
+    """Number of consecutive shards whose pictures are shuffled together."""
 
     def __post_init__(self) -> None:
         if not sum(self.shard_sizes):
             raise UserError("there are no pictures to put in order; give some with --data")
 
     def __call__(self, counters: Sequence[int] | Indices) -> Indices:
-        """The picture at each of these positions, counted from 0 through all epochs; as its index in the source."""
+        """Returns the index of the picture at each position; positions count from 0 through all epochs."""
         positions = np.asarray(counters, dtype=np.int64)
         indices = np.empty_like(positions)
         epochs = positions // self._size
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            indices[here] = self._within(int(epoch), positions[here] % self._size)
+            indices[here] = self._find_in_epoch(int(epoch), positions[here] % self._size)
         return indices
 
     @functools.cached_property
@@ -83,8 +86,8 @@ class SampleOrder:
     def _starts(self) -> Indices:
         return np.cumsum([0, *self.shard_sizes])
 
-    def _within(self, epoch: int, places: Indices) -> Indices:
-        shards, starts, windows = self._epoch(epoch)
+    def _find_in_epoch(self, epoch: int, places: Indices) -> Indices:
+        shards, starts, windows = _plan_epoch(self.seed, self.shard_sizes, self.window, epoch)
         number = np.searchsorted(windows, places, side="right") - 1
         indices = np.empty_like(places)
         for window in np.unique(number):
@@ -96,13 +99,10 @@ class SampleOrder:
             indices[here] = self._starts[shards[shard]] + at - starts[shard]
         return indices
 
-    def _epoch(self, epoch: int) -> tuple[Indices, Indices, Indices]:
-        """Of one epoch: its shards in order, where each of them begins, where each window begins and the last ends."""
-        return _plan(self.seed, self.shard_sizes, self.window, epoch)
-
 
 @functools.lru_cache(maxsize=8)
-def _plan(seed: int, shard_sizes: tuple[int, ...], window: int, epoch: int) -> tuple[Indices, Indices, Indices]:
+def _plan_epoch(seed: int, shard_sizes: tuple[int, ...], window: int, epoch: int) -> tuple[Indices, Indices, Indices]:
+    """Returns the shards in order, the position at which each begins, and the bounds of the windows."""
     shuffle = Permutation(draws.key(seed, "shards", epoch), len(shard_sizes))
     shards = shuffle(np.arange(len(shard_sizes)))
     starts = np.cumsum([0, *np.asarray(shard_sizes)[shards]])
@@ -112,15 +112,15 @@ def _plan(seed: int, shard_sizes: tuple[int, ...], window: int, epoch: int) -> t
 
 @dataclass(frozen=True)
 class MixedSampleOrder:
-    """Several sources in one order, each in its own, so that each picture of a source comes once in an epoch of it.
+    """Several sources interleaved; each keeps its own order and its own epochs.
 
-    In every thousand positions each source has its share, at places drawn anew.
+    Every thousand positions hold each source's share of pictures, at random positions among the thousand.
     """
 
     seed: int
     orders: tuple[SampleOrder, ...]
     weights: tuple[float, ...]
-    """Their shares, up to a common factor; kept to the thousandth."""
+    """Shares of the sources, up to a common factor; rounded to a thousandth."""
 
     def __post_init__(self) -> None:
         for weight, quota in zip(self.weights, self._quotas, strict=True):
@@ -130,14 +130,14 @@ class MixedSampleOrder:
                 )
 
     def __call__(self, counters: Sequence[int] | Indices) -> Indices:
-        """The picture at each of these positions, as its index among the pictures of all sources, one after another."""
+        """Returns the index of the picture at each position, counted through all sources one after another."""
         positions = np.asarray(counters, dtype=np.int64)
         indices = np.empty_like(positions)
         offsets = np.cumsum([0, *(sum(order.shard_sizes) for order in self.orders)])
         blocks, places = positions // _BLOCK, positions % _BLOCK
         for block in np.unique(blocks):
             here = blocks == block
-            source, rank = _block(self.seed, tuple(self._quotas), int(block))
+            source, rank = _plan_block(self.seed, tuple(self._quotas), int(block))
             for i, order in enumerate(self.orders):
                 mine = np.flatnonzero(here)[source[places[here]] == i]
                 indices[mine] = offsets[i] + order(block * self._quotas[i] + rank[places[mine]])
@@ -145,7 +145,7 @@ class MixedSampleOrder:
 
     @functools.cached_property
     def _quotas(self) -> Indices:
-        """How many of a block's positions each source has: largest remainders."""
+        """Each source's number of positions in a block, by the method of largest remainders."""
         wanted = np.asarray(self.weights) * (_BLOCK / sum(self.weights))
         quotas = np.floor(wanted).astype(np.int64)
         most_left = np.argsort(quotas - wanted, kind="stable")
@@ -154,8 +154,8 @@ class MixedSampleOrder:
 
 
 @functools.lru_cache(maxsize=8)
-def _block(seed: int, quotas: tuple[int, ...], block: int) -> tuple[Indices, Indices]:
-    """For each position of a block: which source, and how many of that source stand before it in the block."""
+def _plan_block(seed: int, quotas: tuple[int, ...], block: int) -> tuple[Indices, Indices]:
+    """Returns, for each position of a block, its source and how many of that source come before it in the block."""
     source = np.repeat(np.arange(len(quotas)), quotas)
     source = source[Permutation(draws.key(seed, "mixture", block), _BLOCK)(np.arange(_BLOCK))]
     rank = np.empty_like(source)

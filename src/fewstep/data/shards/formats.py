@@ -1,4 +1,4 @@
-"""The two kinds of shards: how each is indexed, and how the bytes of one picture are reached."""
+"""The formats of shards, tar and parquet: how each is indexed, and how one picture is read."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from fewstep.data.sources.remote import Shard, ShardCache
 from fewstep.data.sources.urls import is_not_found, is_remote, local_path, read_bytes, strip_query
 
 _GROUPS_KEPT = 1 << 29
-"""Bytes of pictures of parquet files kept in memory."""
+"""Bytes of row groups of parquet files kept in memory."""
 
 
 @dataclass(frozen=True)
 class NamedShard:
-    """A shard, what its keys begin with, and the metadata beside it."""
+    """A shard, the name that its keys begin with, and the file of metadata beside it."""
 
     shard: Shard
     name: str
@@ -33,6 +33,7 @@ class NamedShard:
 
     @property
     def exists(self) -> bool:
+        """Whether the shard was found."""
         return bool(self.shard.version.tag)
 
 
@@ -41,20 +42,20 @@ class ShardFormat(Protocol):
     def suffix(self) -> str: ...
 
     def sidecar_url(self, url: str) -> str:
-        """Where metadata of the shard may stand; empty where there can be none."""
+        """Returns where metadata of the shard may be; empty for a format without any."""
         ...
 
-    def build_index(self, cache: ShardCache, place: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
-        """Reads the shard through; `wanted` are the fields of captions. Raises DroppedError for one that is gone."""
+    def build_index(self, cache: ShardCache, named: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
+        """Reads the whole shard; `wanted` are the fields of captions. Raises DroppedError where it is missing."""
         ...
 
     def read_picture(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
-        """The first `most` bytes of a picture. Raises DroppedError, as above or for the one picture."""
+        """Reads the first `most` bytes of a picture. Raises DroppedError where the shard or the picture is missing."""
         ...
 
 
 class TarShards:
-    """Pictures with `.txt` or `.json` beside them in a tar, as img2dataset and webdataset write them."""
+    """Tars in which `.txt` or `.json` accompany a picture, as img2dataset and webdataset write them."""
 
     suffix = ".tar"
 
@@ -62,18 +63,18 @@ class TarShards:
         end = len(strip_query(url))
         return f"{url[: end - len(self.suffix)]}.parquet{url[end:]}"
 
-    def build_index(self, cache: ShardCache, place: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
+    def build_index(self, cache: ShardCache, named: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
         described: dict[str, PictureMetadata] = {}
-        readable = True
-        if place.sidecar is not None:
+        sidecar_ok = True
+        if named.sidecar is not None:
             try:
-                with cache.open(place.sidecar) as file:
+                with cache.open(named.sidecar) as file:
                     described = read_sidecar(file, wanted)
             except (ValueError, DroppedError):
-                readable = False
-        with cache.open(place.shard) as file:
+                sidecar_ok = False
+        with cache.open(named.shard) as file:
             index = index_tar(file, described, wanted)
-        if not readable:
+        if not sidecar_ok:
             index.dropped[Reason.BAD_METADATA] = index.dropped.get(Reason.BAD_METADATA, 0) + 1
             index.names.setdefault(Reason.BAD_METADATA, []).append(f"{ABOUT_SHARD}its .parquet")
         return index
@@ -89,18 +90,18 @@ class TarShards:
 
 @dataclass(frozen=True)
 class ParquetShards:
-    """Rows with the bytes of a picture, or with the path of one beside the file."""
+    """Parquet files whose rows hold the bytes of a picture, or the path of one beside the file."""
 
     suffix: str = ".parquet"
     _rows: LruCache[Shard, list[int]] = field(default_factory=lambda: LruCache(256))
     _groups: LruCache[tuple[Shard, int], pa.Array] = field(default_factory=lambda: LruCache(_GROUPS_KEPT))
 
-    def sidecar_url(self, url: str) -> str:  # noqa: ARG002 - the rows hold it
+    def sidecar_url(self, url: str) -> str:  # noqa: ARG002 - the rows hold the metadata
         return ""
 
-    def build_index(self, cache: ShardCache, place: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
-        with cache.open(place.shard) as file:
-            return index_parquet(file, place.shard.url, place.name, wanted)
+    def build_index(self, cache: ShardCache, named: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
+        with cache.open(named.shard) as file:
+            return index_parquet(file, named.shard.url, named.name, wanted)
 
     def read_picture(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
         try:
@@ -121,7 +122,7 @@ class ParquetShards:
 
 
 def _read_neighbour(url: str, path: str, most: int) -> bytes:
-    """A picture by its path in the folder where the parquet file lies."""
+    """Reads a picture by its path in the folder of the parquet file."""
     if not is_remote(url):
         return read_local(os.path.join(os.path.dirname(local_path(url)), path), most)
     end = len(strip_query(url))

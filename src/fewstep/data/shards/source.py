@@ -1,4 +1,4 @@
-"""Pictures in many shards, of which only counts are held in memory."""
+"""A source of pictures in many shards, which keeps only counts in memory."""
 
 from __future__ import annotations
 
@@ -31,47 +31,47 @@ _SUMMARY = pa.schema([("stamp", pa.string()), ("used", pa.int64()), ("counts", p
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What one shard comes to under the settings: all that opening needs of it."""
+    """The counts of one shard under some settings: all that opening a source needs."""
 
     used: int
     dropped: Mapping[str, int]
     names: Mapping[str, Sequence[str]]
     transient: bool = False
-    """Whether another try may find otherwise, so that this is not to be kept."""
+    """Whether another try may give another result, so that this must not be saved."""
 
 
 @dataclass(frozen=True)
 class ShardIndexer:
-    """Opens shards and keeps what is known of them; where it was lost, it is found out again."""
+    """Indexes shards under some settings; indexes are saved, and made again where they were lost."""
 
     format: ShardFormat
     selection: Selection
     settings: CacheSettings
     cache: ShardCache
 
-    def index(self, place: NamedShard) -> ShardIndex:
-        """Raises DroppedError when there is no index and the shard is gone."""
-        path = self.index_path(place)
+    def load_index(self, named: NamedShard) -> ShardIndex:
+        """Loads the index of a shard, or builds it. Raises DroppedError where there is neither index nor shard."""
+        path = self.index_path(named)
         index = ShardIndex.load(path)
         if index is None:
-            index = self.format.build_index(self.cache, place, self.selection.captions)
+            index = self.format.build_index(self.cache, named, self.selection.captions)
             index.save(path)
         return index
 
-    def index_path(self, place: NamedShard) -> Path:
-        return self.settings.folder / "indexes" / f"{self.stamp(place)}.parquet"
+    def index_path(self, named: NamedShard) -> Path:
+        return self.settings.folder / "indexes" / f"{self.stamp(named)}.parquet"
 
-    def stamp(self, place: NamedShard) -> str:
-        """Names the shard and its metadata as they are now, and what is asked of them."""
-        beside = place.sidecar.version.tag if place.sidecar else ""
-        now = (place.shard.url, place.shard.version.tag, beside)
-        return hash_name(VERSION, self.format.suffix, *now, *self.selection.captions)
+    def stamp(self, named: NamedShard) -> str:
+        """Returns a name for this version of the shard and its metadata, and for the fields of captions."""
+        sidecar_tag = named.sidecar.version.tag if named.sidecar else ""
+        versions = (named.shard.url, named.shard.version.tag, sidecar_tag)
+        return hash_name(VERSION, self.format.suffix, *versions, *self.selection.captions)
 
-    def select(self, place: NamedShard, index: ShardIndex, tally: Tally) -> ShardIndex:
-        """What of the index is used; the rest is counted."""
+    def select(self, named: NamedShard, index: ShardIndex, tally: Tally) -> ShardIndex:
+        """Returns an index of the pictures that are used, and counts the others in `tally`."""
 
         def key(row: int) -> str:
-            return f"{place.name}/{index.key(row)}"
+            return f"{named.name}/{index.key(row)}"
 
         wanted = self.selection.select(index.scores(), key, tally)
         large = wanted & (index.table["size"].to_numpy() > self.selection.limits.max_bytes)
@@ -79,16 +79,22 @@ class ShardIndexer:
             tally.drop(Reason.TOO_LARGE, key(int(row)))
         return index.filter(wanted & ~large)
 
-    def summarise(self, place: NamedShard) -> ShardSummary:
+    def summarise(self, named: NamedShard) -> ShardSummary:
         tally = Tally(NAMES_OF_SHARD)
         try:
-            index = self.index(place)
-        except DroppedError as dropped:  # it went, or was written anew, since it was looked at
-            return ShardSummary(0, {dropped.reason: 1}, {dropped.reason: [place.name]}, transient=True)
-        named = {reason: [_prefix_name(place.name, name) for name in names] for reason, names in index.names.items()}
-        tally.add(index.dropped, named)
-        used = len(self.select(place, index, tally).table)
+            index = self.load_index(named)
+        except DroppedError as dropped:  # deleted or replaced since it was found
+            return _summarise_dropped(named, dropped.reason)
+        tally.add(
+            index.dropped,
+            {reason: [_prefix_name(named.name, name) for name in names] for reason, names in index.names.items()},
+        )
+        used = len(self.select(named, index, tally).table)
         return ShardSummary(used, tally.dropped, {reason: tally.names[reason] for reason in tally.dropped})
+
+
+def _summarise_dropped(named: NamedShard, reason: str) -> ShardSummary:
+    return ShardSummary(0, {reason: 1}, {reason: [named.name]}, transient=True)
 
 
 def _prefix_name(shard: str, name: str) -> str:
@@ -96,17 +102,17 @@ def _prefix_name(shard: str, name: str) -> str:
 
 
 class ShardedPictures:
-    """A source of shards; made by `open_shards`.
+    """Pictures in shards; `open_shards` makes one.
 
-    The indexes of a few shards are in memory at a time, so pictures are best asked for shard by shard.
+    Only the indexes of a few shards are in memory at a time, so pictures are best read shard by shard.
     """
 
     def __init__(
-        self, places: Sequence[NamedShard], sizes: Sequence[int], indexer: ShardIndexer, report: SourceReport
+        self, shards: Sequence[NamedShard], sizes: Sequence[int], indexer: ShardIndexer, report: SourceReport
     ) -> None:
         self.report = report
         self.shard_sizes = tuple(sizes)
-        self._places, self._indexer = tuple(places), indexer
+        self._shards, self._indexer = tuple(shards), indexer
         self._ends = np.cumsum(self.shard_sizes)
         self._indexes: LruCache[int, ShardIndex] = LruCache(_INDEXES_KEPT)
 
@@ -114,21 +120,21 @@ class ShardedPictures:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def shard_name(self, shard: int) -> str:
-        return self._places[shard].name
+        return self._shards[shard].name
 
     def key(self, index: int) -> str:
-        place, entry = self._find(index)
-        return f"{place.name}/{entry.key}"
+        named, entry = self._find(index)
+        return f"{named.name}/{entry.key}"
 
     def caption(self, index: int) -> str:
         return self._find(index)[1].caption
 
     def read(self, index: int) -> Example:
-        place, entry = self._find(index)
+        named, entry = self._find(index)
         limits, filters = self._indexer.selection.limits, self._indexer.selection.filters
-        key = f"{place.name}/{entry.key}"
+        key = f"{named.name}/{entry.key}"
         try:
-            content = self._indexer.format.read_picture(self._indexer.cache, place.shard, entry, limits.max_bytes + 1)
+            content = self._indexer.format.read_picture(self._indexer.cache, named.shard, entry, limits.max_bytes + 1)
             image = decode(content, limits)
         except DroppedError as dropped:
             raise DroppedError(dropped.reason, key) from dropped
@@ -141,58 +147,61 @@ class ShardedPictures:
             raise IndexError(index)
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[shard - 1]) if shard else 0)
-        place = self._places[shard]
+        named = self._shards[shard]
         try:
-            rows = self._indexes.get(shard, lambda: self._indexer.select(place, self._indexer.index(place), Tally()))
+            rows = self._indexes.get(
+                shard, lambda: self._indexer.select(named, self._indexer.load_index(named), Tally())
+            )
         except DroppedError as dropped:
-            raise DroppedError(dropped.reason, f"{place.name}/{row}") from dropped
+            raise DroppedError(dropped.reason, f"{named.name}/{row}") from dropped
         if row >= len(rows.table):
-            raise DroppedError(Reason.CHANGED_SHARD, f"{place.name}/{row}")
-        return place, rows.entry(row)
+            raise DroppedError(Reason.CHANGED_SHARD, f"{named.name}/{row}")
+        return named, rows.entry(row)
 
 
 def open_shards(
     urls: Sequence[str], kind: ShardFormat, selection: Selection, settings: CacheSettings
 ) -> ShardedPictures:
-    """Indexes the shards that are new or changed, which reads each through once; of the others counts are enough."""
+    """Opens shards as one source.
+
+    Shards that are new or have changed are read once to index them; of the others only the counts are loaded.
+    Raises UserError where no picture can be used.
+    """
     urls = list(dict.fromkeys(urls))
     indexer = ShardIndexer(kind, selection, settings, ShardCache(settings))
     names = _shorten_names(urls)
-    seen = find_versions([*urls, *filter(None, map(kind.sidecar_url, urls))])
+    versions = find_versions([*urls, *filter(None, map(kind.sidecar_url, urls))])
     path = summary_path(urls, kind, selection, settings)
-    places = [_find_shard(url, name, seen, kind) for url, name in zip(urls, names, strict=True)]
-    stamps = [indexer.stamp(place) for place in places]
+    shards = [_make_shard(url, name, versions, kind) for url, name in zip(urls, names, strict=True)]
+    stamps = [indexer.stamp(named) for named in shards]
     known = load_summaries(path)
-    new = [(stamp, place) for stamp, place in zip(stamps, places, strict=True) if place.exists and stamp not in known]
-    known |= dict(zip((stamp for stamp, _ in new), _summarise_all([place for _, place in new], indexer), strict=True))
+    new = [(stamp, named) for stamp, named in zip(stamps, shards, strict=True) if named.exists and stamp not in known]
+    known |= dict(zip((stamp for stamp, _ in new), _summarise_all([named for _, named in new], indexer), strict=True))
     if new:
         save_summaries(path, {stamp: known[stamp] for stamp in stamps if stamp in known})
     tally, sizes = Tally(), []
-    for stamp, place in zip(stamps, places, strict=True):
-        summary = known[stamp] if place.exists else _describe_missing(place)
+    for stamp, named in zip(stamps, shards, strict=True):
+        summary = known[stamp] if named.exists else _summarise_dropped(named, Reason.MISSING_SHARD)
         tally.add(summary.dropped, summary.names)
         tally.used += summary.used
         sizes.append(summary.used)
     report = tally.report()
     if not report.used:
-        outcome = report.format_summary().removeprefix("data: ")
+        counts = report.format_summary().removeprefix("data: ")
         others = f" and {len(urls) - 1} more {kind.suffix} files" if len(urls) > 1 else ""
-        raise UserError(f"there is nothing to train on in {redact(urls[0])}{others}: {outcome}")
-    return ShardedPictures(places, sizes, indexer, report)
+        raise UserError(f"there is nothing to train on in {redact(urls[0])}{others}: {counts}")
+    return ShardedPictures(shards, sizes, indexer, report)
 
 
-def _find_shard(url: str, name: str, seen: Mapping[str, FileVersion], kind: ShardFormat) -> NamedShard:
-    beside = kind.sidecar_url(url)
-    known = seen.get(beside) if beside else None
-    return NamedShard(Shard(url, seen.get(url, FileVersion(0, ""))), name, Shard(beside, known) if known else None)
-
-
-def _describe_missing(place: NamedShard) -> ShardSummary:
-    return ShardSummary(0, {Reason.MISSING_SHARD: 1}, {Reason.MISSING_SHARD: [place.name]})
+def _make_shard(url: str, name: str, versions: Mapping[str, FileVersion], kind: ShardFormat) -> NamedShard:
+    sidecar_url = kind.sidecar_url(url)
+    version = versions.get(sidecar_url)
+    sidecar = Shard(sidecar_url, version) if version else None
+    return NamedShard(Shard(url, versions.get(url, FileVersion(0, ""))), name, sidecar)
 
 
 def _shorten_names(urls: Sequence[str]) -> list[str]:
-    """The URLs without the folders that all have in common."""
+    """Returns the URLs without the folders that all have in common."""
     parts = [strip_query(url).replace("\\", "/").split("/") for url in urls]
     common = 0
     while all(len(part) > common + 1 and part[common] == parts[0][common] for part in parts):
@@ -200,14 +209,14 @@ def _shorten_names(urls: Sequence[str]) -> list[str]:
     return ["/".join(part[common:]) for part in parts]
 
 
-def _summarise_all(places: Sequence[NamedShard], indexer: ShardIndexer) -> list[ShardSummary]:
-    if not places:
+def _summarise_all(shards: Sequence[NamedShard], indexer: ShardIndexer) -> list[ShardSummary]:
+    if not shards:
         return []
     console = Console(stderr=True)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        work = pool.map(indexer.summarise, places)
+        work = pool.map(indexer.summarise, shards)
         return list(
-            track(work, f"indexing {len(places)} shards", len(places), console=console,
+            track(work, f"indexing {len(shards)} shards", len(shards), console=console,
                   disable=not console.is_terminal)
         )  # fmt: skip
 
@@ -217,7 +226,7 @@ def summary_path(urls: Sequence[str], kind: ShardFormat, selection: Selection, s
 
 
 def load_summaries(path: Path) -> dict[str, ShardSummary]:
-    """By the stamp of what was summarised; empty where there is no file that can be read."""
+    """Loads summaries by the stamps of their shards; empty where no file can be read."""
     try:
         rows = pq.read_table(path, schema=_SUMMARY).to_pylist()
         return {row["stamp"]: ShardSummary(row["used"], *json.loads(row["counts"])) for row in rows}

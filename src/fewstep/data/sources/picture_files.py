@@ -1,4 +1,4 @@
-"""What `--data` names, found out from what is there: a folder of pictures, tar shards or parquet files."""
+"""The kind of source for a user's own pictures: a folder of pictures, tar shards or parquet files (docs/data.md)."""
 
 from __future__ import annotations
 
@@ -31,24 +31,25 @@ from fewstep.errors import UserError
 
 _SHARDS = (".tar", ".parquet")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_NOT_A_NAME = frozenset(":{*?[")  # of a folder: a URL or a pattern
+_URL_OR_PATTERN = frozenset(":{*?[")
+"""Characters that do not occur in a mistyped name of a world."""
 _GIVE = f"give a folder of pictures ({', '.join(SUFFIXES)}), .tar shards, or .parquet files"
 
 
 def open_picture_files(
     data: str | Sequence[str], selection: Selection | None = None, cache: CacheSettings | None = None
 ) -> Source:
-    """The pictures of a folder, or of `.tar` or `.parquet` files: one, several, a folder of them, or a pattern.
+    """Opens a folder of pictures, or `.tar` or `.parquet` files: one, several, a folder of them, or a pattern.
 
-    Paths and fsspec URLs may have `{00000..00123}`, `{a,b}` and `*` in them. All must be of one kind. Raises
-    UserError, in one line, when there is nothing to train on.
+    Paths and fsspec URLs may contain `{00000..00123}`, `{a,b}` and `*`. All files must be of one kind. Raises UserError
+    where no picture can be used.
     """
     selection, cache = selection or Selection(), cache or CacheSettings()
     found: list[str] = []
     for pattern in [data] if isinstance(data, str) else data:
         places = expand_braces(pattern)
         if places == [pattern]:
-            _check_there(pattern)
+            _check_exists(pattern)
         found += [file for place in places for file in _find(place)]
     tars, tables = ([file for file in found if _suffix(file) == suffix] for suffix in _SHARDS)
     folders = [file for file in found if _suffix(file) not in _SHARDS]
@@ -70,10 +71,10 @@ def _suffix(url: str) -> str:
 
 
 def _find(place: str) -> list[str]:
-    """Shards, or the place itself where it is a folder of pictures."""
+    """Returns the shards that one path or URL leads to, or the path itself if it is a folder of pictures."""
     if strip_query(place).lower().endswith(_COMPRESSED):
         raise UserError(
-            f"{redact(place)} is compressed, and no picture in it can be reached alone; unpack it to a .tar"
+            f"{redact(place)} is compressed, so that pictures in it cannot be read one by one; unpack it to a .tar"
         )
     path = local_path(place)
     here = not is_remote(place)
@@ -86,11 +87,11 @@ def _find(place: str) -> list[str]:
         return [file for file in matched if _suffix(file) in _SHARDS] or matched
     if here and not os.path.isdir(path):
         raise UserError(f"data {redact(place)} is neither a folder nor a {' or '.join(_SHARDS)} file; {_GIVE}")
-    return _find_in(place)
+    return _find_in_folder(place)
 
 
-def _check_there(place: str) -> None:
-    """Of many shards one may be missing; what was named alone may not."""
+def _check_exists(place: str) -> None:
+    """Raises UserError where a path that is no pattern does not exist; of many shards one may be missing."""
     if not (is_remote(place) or _is_pattern(place) or os.path.exists(local_path(place))):
         raise UserError(f"data {redact(place)} does not exist; {_GIVE}")
 
@@ -101,7 +102,7 @@ def _is_pattern(place: str) -> bool:
     return "*" in strip_query(place)
 
 
-def _find_in(folder: str) -> list[str]:
+def _find_in_folder(folder: str) -> list[str]:
     names = list_files(folder) if is_remote(folder) else _walk(local_path(folder))
     suffixes = {PurePosixPath(name).suffix.lower() for name in names}
     pictures = not suffixes.isdisjoint((*SUFFIXES, *OTHER_SUFFIXES))
@@ -126,19 +127,19 @@ def _walk(folder: str) -> list[str]:
     ]
 
 
-def open_own(asked: SourceRequest) -> Source:
-    """Opens them and prints what was used and what was dropped. Raises UserError where there is nothing to use."""
-    data = asked.data
-    if not (Path(data).exists() or _NOT_A_NAME.intersection(data)):
+def open_own_pictures(request: SourceRequest) -> Source:
+    """Opens the pictures and prints how many are used and dropped. Raises UserError where none can be used."""
+    data = request.data
+    if not (Path(data).exists() or _URL_OR_PATTERN.intersection(data)):
         close = difflib.get_close_matches(data, LOOKS, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {' and '.join(LOOKS)}"
         raise UserError(f"data folder {data} does not exist{hint}")
     if is_prepared(Path(data)):
-        raise UserError(f"{data} holds latents, and pictures are needed here; give those that it was prepared from")
-    selection = dataclasses.replace(asked.selection, limits=PictureLimits(side=asked.resolution))
-    source = open_picture_files(data, selection, CacheSettings(budget=asked.cache_bytes))
+        raise UserError(f"{data} holds latents, but pictures are needed here; give those that it was prepared from")
+    selection = dataclasses.replace(request.selection, limits=PictureLimits(side=request.resolution))
+    source = open_picture_files(data, selection, CacheSettings(budget=request.cache_bytes))
     print("\n".join([source.report.format_summary(), *source.report.format_dropped()]), flush=True)
     return source
 
 
-KIND = SourceKind(recognises=lambda _: True, open=open_own)
+KIND = SourceKind(recognises=lambda _: True, open=open_own_pictures)

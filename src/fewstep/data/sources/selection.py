@@ -1,4 +1,4 @@
-"""What is taken of the pictures that are found, and the counting of what is not."""
+"""Settings that select pictures, and the counting of those that are left out."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fewstep.data.sources.filters import Filters
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Settings that decide which pictures are used and what their captions are."""
+    """Decides which pictures are used and where their captions come from."""
 
     limits: PictureLimits = field(default_factory=PictureLimits)
     filters: Filters = field(default_factory=Filters)
     captions: tuple[str, ...] = ()
-    """Fields or columns that hold captions; where given, they alone are asked, and no `.txt` file."""
+    """Fields or columns that hold captions; if given, no others are read, and no `.txt` files."""
 
     def select(self, scores: NDArray[np.float64], key: Callable[[int], str], tally: Tally) -> NDArray[np.bool_]:
-        """Which rows of scores pass the filters; the others are counted in `tally`, named by `key`."""
+        """Returns a mask of the rows of scores that pass the filters; counts the others in `tally`, named by `key`."""
         wanted = np.ones(len(scores), dtype=bool)
         for reason, mask in self.filters.find_refused(scores, key).items():
             wanted &= ~mask

@@ -1,4 +1,4 @@
-"""Where data lies: local paths and fsspec URLs, found, looked at and read alike, with patience for the network."""
+"""Lists and reads files by local path or fsspec URL, with retries where the network fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fewstep.errors import UserError
 T = TypeVar("T")
 
 WAITS = (0.5, 2.0, 8.0)
-"""Seconds before the second, third and fourth try of what the network refused."""
+"""Seconds before the second, third and fourth try of a request that failed."""
 _AT_ONCE = 32
 _FINAL = frozenset((400, 401, 403))
 _GONE = frozenset((404, 410))
@@ -44,10 +44,10 @@ _MOST_NAMES = 1_000_000
 
 @dataclass(frozen=True)
 class FileVersion:
-    """What a file is now: with another stamp it is another file."""
+    """The content of a file at some time: another tag means other content."""
 
     size: int
-    """In bytes; −1 where a server does not say."""
+    """Bytes; −1 where a server does not say."""
     tag: str
 
 
@@ -60,7 +60,7 @@ def local_path(url: str) -> str:
 
 
 def redact(url: str) -> str:
-    """The URL for people to read, without what may be secret in it."""
+    """Returns the URL for messages, without credentials, query and fragment, which may hold secrets."""
     parts = urlsplit(url) if is_remote(url) else None
     if parts is None:
         return escape_line(url)
@@ -68,17 +68,17 @@ def redact(url: str) -> str:
 
 
 def strip_query(url: str) -> str:
-    """The URL without query, so that its end is the file's name."""
+    """Returns the URL without its query, so that it ends with the file's name."""
     return url.partition("?")[0] if is_remote(url) else url
 
 
 def leaves_folder(path: str) -> bool:
-    """Whether a relative path, by the rules of any system, would end outside the folder that it is relative to."""
+    """Tells whether a relative path may lead out of its folder, by the rules of any operating system."""
     return path[:1] in ("/", "\\") or path[1:2] == ":" or ".." in path.replace("\\", "/").split("/")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`a-{000..002}.tar` and `{a,b}.tar` written out, in order; what exists as it stands is left as it is."""
+    """Writes out `a-{000..002}.tar` and `{a,b}.tar`, in order; a path that exists is returned unchanged."""
     if os.path.exists(local_path(pattern)):
         return [pattern]
     parts = _BRACES.split(pattern)
@@ -103,14 +103,14 @@ def _choices(inside: str) -> list[str]:
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """The file system behind a URL, and the path in it."""
+    """Returns the fsspec file system of a URL, and the path in it. Raises UserError where fsspec cannot open it."""
     protocol = get_protocol(url)
-    # aiohttp gives a whole download five minutes unless told otherwise; here only silence is limited.
+    # By default aiohttp stops a download after five minutes; here only silence is limited.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
-    plain = {"Accept-Encoding": "identity"}  # so that sizes are those of the files
-    patience = {"client_kwargs": {"timeout": timeout, "headers": plain}}
+    headers = {"Accept-Encoding": "identity"}  # so that sizes are those of the files
+    options = {"client_kwargs": {"timeout": timeout, "headers": headers}}
     try:
-        system, path = fsspec.core.url_to_fs(url, **(patience if protocol in ("http", "https") else {}))
+        system, path = fsspec.core.url_to_fs(url, **(options if protocol in ("http", "https") else {}))
     except ValueError as error:
         raise UserError(f"{redact(url)} cannot be opened: {error}") from error
     except ImportError as error:
@@ -119,7 +119,10 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def retry(url: str, action: Callable[[], T]) -> T:
-    """What `action` gives, tried again when the network fails. Raises UserError, or what means that it is not there."""
+    """Calls `action`, again when the network fails, and returns its result.
+
+    Raises UserError in the end; errors that mean "not found" or "disk full" are raised as they are.
+    """
     for tries, wait in enumerate((*WAITS, None), start=1):
         try:
             return action()
@@ -139,7 +142,7 @@ def retry(url: str, action: Callable[[], T]) -> T:
 
 
 def is_not_found(error: Exception) -> bool:
-    """Whether the file is not there; fsspec's HTTP says so of every failure, and why in the cause."""
+    """Tells whether a file does not exist. Over HTTP, fsspec raises FileNotFoundError for every failure."""
     if not isinstance(error, FileNotFoundError):
         return False
     cause = error.__cause__
@@ -156,12 +159,12 @@ def _describe_error(error: Exception) -> str:
 
 
 def find_versions(urls: Sequence[str]) -> dict[str, FileVersion]:
-    """What each file is now; those that are not there are left out."""
+    """Returns the current version of each file; files that do not exist are left out."""
     found: dict[str, FileVersion] = {}
-    far = []
+    remote = []
     for url in urls:
         if is_remote(url):
-            far.append(url)
+            remote.append(url)
             continue
         try:
             status = os.stat(local_path(url))
@@ -170,15 +173,15 @@ def find_versions(urls: Sequence[str]) -> dict[str, FileVersion]:
         if stat.S_ISREG(status.st_mode):
             found[url] = read_local_version(status)
     by_parent: dict[str, list[str]] = {}
-    for url in far:
+    for url in remote:
         by_parent.setdefault(url.rpartition("/")[0], []).append(url)
     for parent, children in by_parent.items():
         if get_protocol(parent) in ("http", "https"):
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 answers = zip(children, pool.map(_find_version, children), strict=True)
-                found.update({url: seen for url, seen in answers if seen})
+                found.update({url: version for url, version in answers if version})
         elif len(children) == 1:
-            found.update({url: seen for url in children if (seen := _find_version(url))})
+            found.update({url: version for url in children if (version := _find_version(url))})
         else:
             found |= _list_versions(parent, children)
     return found
@@ -186,8 +189,8 @@ def find_versions(urls: Sequence[str]) -> dict[str, FileVersion]:
 
 def _find_version(url: str) -> FileVersion | None:
     fs, path = open_filesystem(url)
-    fresh = {"refresh": True} if get_protocol(url) == "hf" else {}  # which would list the whole folder anew
-    if not fresh:
+    fresh = {"refresh": True} if get_protocol(url) == "hf" else {}
+    if not fresh:  # Hugging Face would list the whole folder anew
         fs.invalidate_cache()
     try:
         return _read_version(retry(url, lambda: fs.info(path, **fresh)))
@@ -196,7 +199,7 @@ def _find_version(url: str) -> FileVersion | None:
 
 
 def _list_versions(parent: str, children: Iterable[str]) -> dict[str, FileVersion]:
-    """One listing instead of a question for every file."""
+    """Asks for one listing instead of every file."""
     fs, path = open_filesystem(parent)
     fs.invalidate_cache()
     try:
@@ -210,7 +213,7 @@ def _list_versions(parent: str, children: Iterable[str]) -> dict[str, FileVersio
 def _read_version(info: dict[str, Any]) -> FileVersion:
     size = -1 if info.get("size") is None else int(info["size"])
     mark = next((info[name] for name in _STAMPS if info.get(name)), "")
-    if isinstance(mark, datetime):  # a file system may give one time in two ways
+    if isinstance(mark, datetime):  # some file systems give a datetime, others seconds
         mark = mark.timestamp()
     return FileVersion(size, f"{size}-{mark:.6f}" if isinstance(mark, float) else f"{size}-{mark}")
 
@@ -220,7 +223,7 @@ def read_local_version(status: os.stat_result) -> FileVersion:
 
 
 def list_files(url: str) -> list[str]:
-    """The names of all files in a remote folder and below, relative to it; of a web server, those it links to."""
+    """Lists all files below a remote folder, relative to it; of a web server, those that the page links to."""
     fs, path = open_filesystem(url)
     listing = (lambda: fs.ls(path, detail=False)) if get_protocol(url) in ("http", "https") else (lambda: fs.find(path))
     try:
@@ -233,7 +236,7 @@ def list_files(url: str) -> list[str]:
 
 
 def expand_wildcards(pattern: str) -> list[str]:
-    """The files that a pattern with `*`, `?` or `[…]` stands for, sorted."""
+    """Returns the files that match a pattern with `*`, `?` or `[…]`, sorted."""
     if not is_remote(pattern):
         return sorted(glob.glob(local_path(pattern), recursive=True))
     fs, path = open_filesystem(pattern)
@@ -244,7 +247,7 @@ def expand_wildcards(pattern: str) -> list[str]:
 
 
 def read_bytes(url: str, most: int) -> bytes:
-    """The first `most` bytes of a remote file."""
+    """Reads the first `most` bytes of a remote file."""
     fs, path = open_filesystem(url)
     return bytes(retry(url, lambda: fs.cat_file(path, start=0, end=most))[:most])
 
