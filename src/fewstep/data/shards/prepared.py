@@ -65,8 +65,7 @@ def write_shard(
     with write_whole(folder / f"{name}.parquet", durable=True) as draft:
         draft.write_bytes(content)
     # A single entry, because safetensors writes several in random order.
-    said = {_TABLE: hashlib.sha256(content).hexdigest(), "made_of": made_of}
-    header = {_HEADER: json.dumps(said, sort_keys=True)}
+    header = {_HEADER: json.dumps({_TABLE: hashlib.sha256(content).hexdigest(), "made_of": made_of}, sort_keys=True)}
     with write_whole(folder / f"{name}.safetensors", durable=True) as draft:
         draft.write_bytes(safetensors.torch.save(dict(latents), header))
 
@@ -131,8 +130,8 @@ class PreparedShards:
 
     def hash_contents(self) -> str:
         """Hashes what the latents were made from, and the names and sizes of the shards."""
-        said = json.dumps([self.made_of, self.names, self.shard_sizes], sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()
+        content = json.dumps([self.made_of, self.names, self.shard_sizes], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def read_latent(self, shard: int, row: int, part: str) -> Tensor:
         """Reads the `mean` or `std` of one picture, `[c, h, w]` fp16."""

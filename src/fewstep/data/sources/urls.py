@@ -87,7 +87,7 @@ def expand_braces(pattern: str) -> list[str]:
     for choice in choices:
         count *= len(choice)
     if count > _MOST_NAMES:
-        raise UserError(f"{redact(pattern)} stands for {count:,} names; {_MOST_NAMES:,} is the most")
+        raise UserError(f"{redact(pattern)} expands to {count:,} names; {_MOST_NAMES:,} is the most")
     return ["".join(names) for names in itertools.product(*choices)]
 
 
