@@ -167,11 +167,11 @@ def _import_quietly(command: Command) -> ModuleType:
 def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:
     """One process of those that torchrun, or `--processes`, started; the first alone speaks."""
     from fewstep.parallel.processes import LAUNCHER
-    from fewstep.parallel.workers import leave_with
+    from fewstep.parallel.workers import exit_with_parent
     from fewstep.parallel.world import join_world
 
     if LAUNCHER in os.environ:
-        leave_with(int(os.environ[LAUNCHER]))
+        exit_with_parent(int(os.environ[LAUNCHER]))
     with join_world(on_gpu=parsed.device != "cpu") as world, contextlib.ExitStack() as stack:
         if not world.main:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))

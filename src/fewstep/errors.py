@@ -1,21 +1,21 @@
-"""What ends a command with words that are meant for the person at the terminal."""
+"""Exceptions that end a command with a message for the user."""
 
 
 class UserError(Exception):
-    """What was wrong, what is allowed and what to do, in one line; the command exits with status 2."""
+    """Says in one line what was wrong, what is allowed and what to do; the command exits with status 2."""
 
 
 class StoppedError(Exception):
-    """A run was asked to stop, has saved its state and ends early."""
+    """Ends a run that was asked to stop and has saved its state."""
 
     def __init__(self, step: int, number: int) -> None:
         super().__init__(f"stopped after update {step}, which is saved: the same command goes on from there")
         self.number = number
-        """Of the signal."""
+        """The signal that stopped it."""
 
 
 def is_short_of_memory(error: Exception) -> bool:
-    """Whether torch, or Python, found too little memory."""
-    import torch  # not for --help
+    """Tells whether torch or Python ran out of memory."""
+    import torch  # slow, and not needed for --help
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and safetensors files, read with errors that name them."""
+"""Writes files and folders completely or not at all, and reads safetensors files with errors that name the file."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DRAFT_MARK = ".tmp-"
-"""Stands in the name of every draft, after the name of what it is to become."""
+"""Part of the name of every draft, after the name of the finished file."""
 
 
 @contextlib.contextmanager
 def write_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yields the path of a draft to write into, which takes the place of `path` at the end, whatever stood there.
+    """Yields the path of a draft to write into, which replaces `path` at the end.
 
-    The draft lies in the same folder, which is made where it is missing, and is removed where writing fails. With
-    `durable`, the content is on the disk before it has its name, and so is the name at the end.
+    The draft is in the same folder, which is created if missing, and is removed if writing fails. With `durable`, the
+    content reaches the disk before the draft is renamed, and the new name before this returns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft_of(path)
+    draft = _name_draft(path)
     draft.touch()
     mode = stat.S_IMODE(draft.stat().st_mode)
     try:
         yield draft
         if stat.S_IMODE(draft.stat().st_mode) != mode:
-            draft.chmod(mode)  # safetensors writes files that none but their owner may read
+            draft.chmod(mode)  # safetensors writes files that only their owner may read
         if durable:
             sync(draft)
         os.replace(draft, path)
@@ -50,13 +50,13 @@ def write_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_folder(folder: Path, *, keep_existing: bool = False) -> Iterator[Path]:
-    """Yields a draft folder to write into, which takes the place of `folder` at the end, whatever stood there.
+    """Yields a draft folder to write into, which replaces `folder` at the end.
 
-    The draft lies beside `folder` and is removed where writing fails. With `keep_existing`, a folder that another
-    process has put there meanwhile stays, and the draft is removed.
+    The draft is beside `folder` and is removed if writing fails. With `keep_existing`, a folder that another process
+    has created meanwhile is kept, and the draft is removed.
     """
     remove_abandoned(folder.parent, folder.name)
-    draft = _draft_of(folder)
+    draft = _name_draft(folder)
     _remove(draft)
     draft.mkdir(parents=True)
     try:
@@ -65,23 +65,23 @@ def replace_folder(folder: Path, *, keep_existing: bool = False) -> Iterator[Pat
         for file in draft.rglob("*.safetensors"):  # as in write_whole
             file.chmod(readable)
         if keep_existing:
-            _rename_unless_there(draft, folder)
+            _rename_unless_exists(draft, folder)
         else:
             _swap(draft, folder)
     finally:
         _remove(draft)
 
 
-def _rename_unless_there(draft: Path, folder: Path) -> None:
+def _rename_unless_exists(draft: Path, folder: Path) -> None:
     try:
-        draft.rename(folder)  # fails where there is a folder with something in it
+        draft.rename(folder)  # fails where there is a folder that is not empty
     except OSError:
         if not folder.exists():
             raise
 
 
 def _swap(draft: Path, folder: Path) -> None:
-    # Moved away before it is deleted, so that no half of it is ever seen under its name.
+    # Moved away before it is deleted, so that a half-deleted folder never has its name.
     old = draft.with_name(f"{draft.name}.old")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(old)
@@ -89,7 +89,7 @@ def _swap(draft: Path, folder: Path) -> None:
     _remove(old)
 
 
-def _draft_of(path: Path) -> Path:
+def _name_draft(path: Path) -> Path:
     """Returns a path that no other thread, process or machine uses."""
     return path.with_name(f"{path.name}{_host_mark()}{os.getpid()}-{threading.get_ident()}")
 
@@ -106,19 +106,19 @@ def _remove(path: Path) -> None:
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Removes the drafts in `folder`, or those of `name` alone, whose processes on this machine were killed."""
+    """Removes drafts in `folder`, or only those of `name`, whose processes on this machine no longer exist."""
     start = "*" if name is None else glob.escape(name)
     for draft in folder.glob(f"{start}{glob.escape(_host_mark())}*"):
         try:
             os.kill(int(draft.name.rsplit("-", 2)[1]), 0)
         except ProcessLookupError:
             _remove(draft)
-        except (ValueError, OverflowError, PermissionError):  # not ours to judge
+        except (ValueError, OverflowError, PermissionError):  # not written by fewstep, or by another user
             pass
 
 
 def sync(path: Path) -> None:
-    """Brings a file's content, or a folder's list of names, to the disk."""
+    """Flushes a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,7 +128,7 @@ def sync(path: Path) -> None:
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
-    """What a safetensors file says before its tensors."""
+    """The shapes and the metadata in the header of a safetensors file."""
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
@@ -142,22 +142,22 @@ _ADVICE = "fetch or write it again"
 
 
 def read_safetensors_header(path: Path, *, advice: str = _ADVICE) -> SafetensorsHeader:
-    """Reads names, shapes and metadata, and no tensor. Raises UserError as `open_safetensors` does."""
+    """Reads names, shapes and metadata without the tensors. Raises UserError as `open_safetensors` does."""
     with _explained(path, advice), open_safetensors(path, advice=advice) as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # no mapping
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # not a mapping
         return SafetensorsHeader(shapes, dict(file.metadata() or {}))
 
 
 def read_safetensors(path: Path, *, advice: str = _ADVICE) -> dict[str, Tensor]:
-    """Reads all tensors, onto the CPU. Raises UserError as `open_safetensors` does."""
+    """Reads all tensors to the CPU. Raises UserError as `open_safetensors` does."""
     with _explained(path, advice), open_safetensors(path, advice=advice) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
 
 
 def open_safetensors(path: Path, *, advice: str = _ADVICE) -> Any:
-    """Opens a file of which only some tensors are wanted.
+    """Opens a safetensors file, to read some of its tensors.
 
-    Raises UserError, which ends with `advice`, where it is no file, none by its name, or damaged.
+    Raises UserError, which ends with `advice`, where it does not exist, has another suffix, or is damaged.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; {advice}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.data.kind import Asked
+from fewstep.data.kind import SourceRequest
 from fewstep.data.opening import open_pictures
 from fewstep.data.sources.squares import SquarePictures
 from fewstep.errors import UserError
@@ -15,7 +15,7 @@ from written_shards import picture, shard, write_parquet, write_tar
 
 
 def open_squares(data, resolution):
-    return SquarePictures(open_pictures(Asked(data=data, resolution=resolution)), resolution)
+    return SquarePictures(open_pictures(SourceRequest(data=data, resolution=resolution)), resolution)
 
 
 @pytest.fixture(autouse=True)

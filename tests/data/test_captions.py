@@ -25,29 +25,29 @@ def test_what_is_no_caption_says_why():
     assert reason(captions.clean, 7) == Reason.NO_CAPTION
     assert reason(captions.clean, " \n") == Reason.EMPTY_CAPTION
     assert reason(captions.clean, "half \ud800") == Reason.CAPTION_NOT_UTF8
-    assert reason(captions.from_text, b"caf\xe9") == Reason.CAPTION_NOT_UTF8
-    assert reason(captions.from_text, b"cut \xc3") == Reason.CAPTION_NOT_UTF8
-    assert reason(captions.from_text, b"") == Reason.EMPTY_CAPTION
+    assert reason(captions.parse_text, b"caf\xe9") == Reason.CAPTION_NOT_UTF8
+    assert reason(captions.parse_text, b"cut \xc3") == Reason.CAPTION_NOT_UTF8
+    assert reason(captions.parse_text, b"") == Reason.EMPTY_CAPTION
 
 
 def test_a_text_that_is_cut_inside_a_letter_is_still_text():
     text = ("é" * captions.MAX_TEXT_BYTES).encode()
     for start in (b"", b"x"):
-        assert captions.from_text((start + text)[: captions.MAX_TEXT_BYTES]).endswith("é")
-    assert captions.from_text("\ufeffmarked".encode()) == "marked"
+        assert captions.parse_text((start + text)[: captions.MAX_TEXT_BYTES]).endswith("é")
+    assert captions.parse_text("\ufeffmarked".encode()) == "marked"
 
 
 def test_json_gives_its_fields_in_lower_case_or_is_unreadable():
-    assert captions.from_json(b'{"Caption": "a", "WIDTH": 3}') == {"caption": "a", "width": 3}
+    assert captions.parse_json(b'{"Caption": "a", "WIDTH": 3}') == {"caption": "a", "width": 3}
     for wrong in (b"", b"[1]", b"{", b'{"a": "\xff"}', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"7"):
-        assert reason(captions.from_json, wrong) == Reason.BAD_METADATA
-    assert reason(captions.from_json, b'{"a": "%s"}' % (b"x" * captions.MAX_JSON_BYTES)) == Reason.BAD_METADATA
+        assert reason(captions.parse_json, wrong) == Reason.BAD_METADATA
+    assert reason(captions.parse_json, b'{"a": "%s"}' % (b"x" * captions.MAX_JSON_BYTES)) == Reason.BAD_METADATA
 
 
 def test_the_first_named_field_with_a_value_is_the_caption():
-    fields = captions.lower({"TEXT": "plain", "Recaption": "anew", "caption": None})
-    assert captions.field(fields, ()) == "plain"
-    assert captions.field(fields, ("recaption",)) == "anew"
-    assert captions.field(fields, ("Recaption", "text")) == "anew"
-    assert captions.field(fields, ("absent",)) is None
-    assert captions.columns(["Text", "URL", "CAPTION"], captions.NAMES) == ["CAPTION", "Text"]
+    fields = captions.lower_names({"TEXT": "plain", "Recaption": "anew", "caption": None})
+    assert captions.find_field(fields, ()) == "plain"
+    assert captions.find_field(fields, ("recaption",)) == "anew"
+    assert captions.find_field(fields, ("Recaption", "text")) == "anew"
+    assert captions.find_field(fields, ("absent",)) is None
+    assert captions.find_columns(["Text", "URL", "CAPTION"], captions.NAMES) == ["CAPTION", "Text"]

@@ -18,14 +18,14 @@ import pytest
 from PIL import Image
 
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.decoding import Limits, decode
+from fewstep.data.sources.decoding import PictureLimits, decode
 from spoiled_pictures import seeds, spoil
 from written_shards import picture
 
 
 def reason(content: bytes, **limits: int) -> str:
     with pytest.raises(DroppedError) as caught:
-        decode(content, Limits(**limits))
+        decode(content, PictureLimits(**limits))
     return caught.value.reason
 
 
@@ -50,9 +50,9 @@ def test_the_bytes_and_not_the_name_say_what_a_picture_is():
 
 def test_limits_are_kept_before_anything_is_decoded(png_that_claims: Callable[[int, int], bytes]):
     content = picture()
-    assert decode(content, Limits(max_bytes=len(content))).size == (40, 30)
+    assert decode(content, PictureLimits(max_bytes=len(content))).size == (40, 30)
     assert reason(content, max_bytes=len(content) - 1) == Reason.TOO_LARGE
-    assert decode(content, Limits(max_pixels=1200)).size == (40, 30)
+    assert decode(content, PictureLimits(max_pixels=1200)).size == (40, 30)
     assert reason(content, max_pixels=1199) == Reason.TOO_LARGE
     assert reason(png_that_claims(50_000, 50_000)) == Reason.TOO_LARGE
     assert reason(picture(size=(60_000, 1)), side=512) == Reason.TOO_LARGE

@@ -7,13 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from fewstep.data.sources.filters import NO_SCORES, SCORES, Filters, scores_in
+from fewstep.data.sources.filters import NO_SCORES, SCORES, Filters, read_scores
 from fewstep.errors import UserError
 
 
 def refused(filters: Filters, *rows: dict[str, object]) -> dict[str, list[int]]:
-    scores = np.array([scores_in(row) for row in rows], dtype=float).reshape(-1, len(SCORES))
-    return {reason: np.flatnonzero(mask).tolist() for reason, mask in filters.refused(scores, "row {}".format).items()}
+    scores = np.array([read_scores(row) for row in rows], dtype=float).reshape(-1, len(SCORES))
+    return {
+        reason: np.flatnonzero(mask).tolist() for reason, mask in filters.find_refused(scores, "row {}".format).items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -60,15 +62,15 @@ def test_a_picture_is_refused_for_one_reason_the_first():
 def test_scores_are_found_under_their_usual_names(score, names):
     place = list(SCORES).index(score)
     for name in names:
-        assert scores_in({name: 0.25})[place] == 0.25
-    assert scores_in({name: i for i, name in enumerate(names)})[place] == 0
-    assert scores_in({names[0]: None, names[1]: 7})[place] == 7
+        assert read_scores({name: 0.25})[place] == 0.25
+    assert read_scores({name: i for i, name in enumerate(names)})[place] == 0
+    assert read_scores({names[0]: None, names[1]: 7})[place] == 7
 
 
 def test_a_score_may_be_written_as_text_or_truth_and_is_missing_otherwise():
-    assert scores_in({"aesthetic": "6.5", "watermark": True})[:2] == (6.5, 1.0)
+    assert read_scores({"aesthetic": "6.5", "watermark": True})[:2] == (6.5, 1.0)
     for nothing in (None, "high", math.nan, math.inf, "", [], {}, 10**400):
-        assert math.isnan(scores_in({"aesthetic": nothing})[0])
+        assert math.isnan(read_scores({"aesthetic": nothing})[0])
     assert all(map(math.isnan, NO_SCORES))
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.filters import Filters
 from fewstep.data.sources.folder import open_folder
-from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.squares import SquarePictures
 from fewstep.errors import UserError
 from spoiled_pictures import seeds, spoil
@@ -109,7 +109,7 @@ def test_every_bad_metadata_line_is_counted_and_names_its_number(tmp_path: Path,
         "without caption": ["b.png"],
     }
     assert data.report.found == 24
-    assert data.report.line().startswith("data: 24 pictures and other entries found, 1 used, 23 dropped (")
+    assert data.report.format_summary().startswith("data: 24 pictures and other entries found, 1 used, 23 dropped (")
 
 
 def test_a_metadata_file_may_begin_with_a_byte_order_mark(tmp_path: Path, add: Callable[..., Path]):
@@ -155,7 +155,7 @@ def test_every_picture_that_cannot_be_used_is_counted_once(
     }
     assert report.dropped == {reason: len(files) for reason, files in report.names.items()}
     assert (report.found, report.used) == (17, 1)
-    assert report.line() == (
+    assert report.format_summary() == (
         "data: 17 pictures found, 1 used, 16 dropped (7 broken pictures, 1 too large, 2 unreadable files, "
         "1 unsupported format, 2 without caption, 1 empty caption, 2 caption not UTF-8)"
     )
@@ -214,7 +214,9 @@ def test_linked_pictures_are_read_and_linked_folders_are_counted(tmp_path: Path,
     data = open_folder(folder)
     assert [caption for _, caption in data.samples] == ["here", "linked"]
     assert data.report.names == {"unsearched folder": ["more", "round"]}
-    assert data.report.line() == ("data: 4 pictures and other entries found, 2 used, 2 dropped (2 unsearched folders)")
+    assert data.report.format_summary() == (
+        "data: 4 pictures and other entries found, 2 used, 2 dropped (2 unsearched folders)"
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -313,7 +315,7 @@ def test_captions_may_stand_in_another_field_which_is_then_the_only_place(tmp_pa
     add(tmp_path, "b.png", "from the text file")
     write_metadata(tmp_path, {"file_name": "a.png", "text": "plain", "Blip": "told anew"})
     assert open_folder(tmp_path).samples == (("a.png", "plain"), ("b.png", "from the text file"))
-    data = open_folder(tmp_path, Picking(captions=("blip",)))
+    data = open_folder(tmp_path, Selection(captions=("blip",)))
     assert data.samples == (("a.png", "told anew"),)
     assert data.report.dropped == {"without caption": 1}
 
@@ -324,7 +326,7 @@ def test_scores_in_the_metadata_and_the_true_sides_are_filtered(tmp_path: Path, 
     add(tmp_path, "small.png", "words", Image.new("RGB", (40, 29)))
     lines = [("low.png", 4.0), ("high.png", 6.5), ("small.png", 9)]
     write_metadata(tmp_path, *({"file_name": name, "text": "t", "AESTHETIC_SCORE": score} for name, score in lines))
-    data = open_folder(tmp_path, Picking(filters=Filters(min_aesthetic=6, min_side=30)))
+    data = open_folder(tmp_path, Selection(filters=Filters(min_aesthetic=6, min_side=30)))
     assert [name for name, _ in data.samples] == ["high.png"]
     assert data.report.names == {
         "without aesthetic score": ["none.png"],

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from fewstep.data.sources.base import Example
-from fewstep.data.sources.decoding import MAX_PIXELS, Limits, fit_square
+from fewstep.data.sources.decoding import MAX_PIXELS, PictureLimits, fit_square
 from fewstep.data.sources.folder import open_folder
-from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.squares import SquarePictures
 from fewstep.errors import UserError
 
@@ -22,8 +22,8 @@ RED, BLUE = (220, 30, 30), (30, 30, 220)
 
 
 def squares(path: Path, resolution: int, max_pixels: int = MAX_PIXELS) -> SquarePictures:
-    picking = Picking(limits=Limits(max_pixels=max_pixels, side=resolution))
-    return SquarePictures(open_folder(path, picking), resolution)
+    selection = Selection(limits=PictureLimits(max_pixels=max_pixels, side=resolution))
+    return SquarePictures(open_folder(path, selection), resolution)
 
 
 def pixel(example: Example, x: int, y: int) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ def test_photographs_in_folders_become_squares_with_their_captions(
     for i, example in enumerate(data):
         assert example.caption == data.caption(i)
         assert (example.image.mode, example.image.size) == ("RGB", (64, 64))
-    assert data.report.line() == "data: 12 pictures found, 12 used, 0 dropped"
+    assert data.report.format_summary() == "data: 12 pictures found, 12 used, 0 dropped"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.data.order import MixedOrder, Order, Permutation
+from fewstep.data.order import MixedSampleOrder, Permutation, SampleOrder
 from fewstep.errors import UserError
 
 seeds = st.integers(-(2**63), 2**63 - 1)
@@ -35,27 +35,27 @@ def test_every_permutation_of_four_is_about_as_frequent():
 @law(seeds, shards, st.integers(1, 5), st.integers(0, 3))
 def test_each_picture_comes_once_an_epoch(seed, sizes, window, epoch):
     size = sum(sizes)
-    order = Order(seed, sizes, window)
+    order = SampleOrder(seed, sizes, window)
     assert sorted(order(range(epoch * size, (epoch + 1) * size))) == list(range(size))
 
 
 @law(seeds, shards, st.integers(1, 5), st.integers(0, 100), st.integers(1, 40))
 def test_the_order_does_not_depend_on_how_a_batch_is_split(seed, sizes, window, first, length):
-    order = Order(seed, sizes, window)
+    order = SampleOrder(seed, sizes, window)
     counters = range(first, first + length)
     assert order(counters).tolist() == [order([i])[0] for i in counters]
 
 
 def test_the_order_is_another_for_every_seed_and_epoch():
-    first = Order(0, (50,))(range(50)).tolist()
+    first = SampleOrder(0, (50,))(range(50)).tolist()
     assert first != list(range(50))
-    assert first != Order(0, (50,))(range(50, 100)).tolist()
-    assert first != Order(1, (50,))(range(50)).tolist()
+    assert first != SampleOrder(0, (50,))(range(50, 100)).tolist()
+    assert first != SampleOrder(1, (50,))(range(50)).tolist()
 
 
 def test_shards_are_read_a_window_at_a_time():
     """Of forty shards of ten, in windows of four, any forty places from a window's start hold four shards."""
-    order = Order(3, (10,) * 40, window=4)
+    order = SampleOrder(3, (10,) * 40, window=4)
     for epoch in range(2):
         touched = [set((order(range(400 * epoch + i, 400 * epoch + i + 40)) // 10).tolist()) for i in range(0, 400, 40)]
         assert [len(each) for each in touched] == [4] * 10
@@ -63,20 +63,20 @@ def test_shards_are_read_a_window_at_a_time():
 
 
 def test_places_within_a_window_are_mixed():
-    shard = Order(0, (1000,) * 4, window=4)(range(4000)) // 1000
+    shard = SampleOrder(0, (1000,) * 4, window=4)(range(4000)) // 1000
     assert (np.diff(shard) != 0).mean() == pytest.approx(0.75, abs=0.03)
 
 
 def test_nothing_to_order():
     with pytest.raises(UserError, match="no pictures"):
-        Order(0, (0, 0))
+        SampleOrder(0, (0, 0))
 
 
 @law(seeds, st.lists(st.integers(1, 9), min_size=1, max_size=4), examples=5)
 def test_a_mixture_has_each_source_in_its_share_and_order(seed, weights):
     sizes = [70 + 50 * i for i in range(len(weights))]
-    orders = tuple(Order(seed + i if seed < 0 else seed - i, (size,)) for i, size in enumerate(sizes))
-    mixed = MixedOrder(seed, orders, tuple(map(float, weights)))
+    orders = tuple(SampleOrder(seed + i if seed < 0 else seed - i, (size,)) for i, size in enumerate(sizes))
+    mixed = MixedSampleOrder(seed, orders, tuple(map(float, weights)))
     found = mixed(range(2000))
     starts = np.cumsum([0, *sizes])
     for i, order in enumerate(orders):
@@ -87,28 +87,28 @@ def test_a_mixture_has_each_source_in_its_share_and_order(seed, weights):
 
 @law(seeds, st.integers(0, 2500), st.integers(1, 40))
 def test_a_mixture_does_not_depend_on_how_a_batch_is_split(seed, first, length):
-    mixed = MixedOrder(seed, (Order(seed, (30,)), Order(0, (50, 50))), (1.0, 2.5))
+    mixed = MixedSampleOrder(seed, (SampleOrder(seed, (30,)), SampleOrder(0, (50, 50))), (1.0, 2.5))
     counters = range(first, first + length)
     assert mixed(counters).tolist() == [mixed([i])[0] for i in counters]
 
 
 def test_a_source_of_no_weight_is_refused():
     with pytest.raises(UserError, match=r"weighs 0\.0001 of 1\.0001 in all; give each a thousandth or more"):
-        MixedOrder(0, (Order(0, (3,)), Order(0, (3,))), (1.0, 0.0001))
+        MixedSampleOrder(0, (SampleOrder(0, (3,)), SampleOrder(0, (3,))), (1.0, 0.0001))
 
 
 def test_a_hundred_million_pictures_are_ordered_at_once_and_in_little_memory():
     code = """
 import time
 from pathlib import Path
-from fewstep.data.order import Order
+from fewstep.data.order import SampleOrder
 def peak():
     # Not getrusage: its peak begins with that of the process which started this one.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0])
 before = peak()
 begun = time.perf_counter()
-order = Order(0, (10_000,) * 10_000)
+order = SampleOrder(0, (10_000,) * 10_000)
 indices = [int(i) for first in range(0, 10**9, 10**8 + 12345) for i in order(range(first, first + 256))]
 print(time.perf_counter() - begun, peak() - before, len(set(indices)))
 """

@@ -13,9 +13,9 @@ import pytest
 from fewstep.data.shards import parquet_index
 from fewstep.data.sources.base import DroppedError, Reason, Source
 from fewstep.data.sources.filters import Filters
-from fewstep.data.sources.opening import open_source
-from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.remote import CacheSettings
+from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 from written_shards import picture, write_parquet
 
@@ -42,7 +42,7 @@ def test_bytes_in_a_column_are_found_whatever_the_row_groups(tmp_path: Path, cac
     write_parquet(
         tmp_path / "d/b.parquet", group, JPG=[picture(c) for c in rows[12:]], TEXT=[f"n {i}" for i in range(12, 20)]
     )
-    source = open_source(str(tmp_path / "d"), None, cache)
+    source = open_picture_files(str(tmp_path / "d"), None, cache)
     assert source.shard_sizes == (12, 8)
     assert source.key(13) == "b.parquet/1"
     for index in (19, 0, 11, 12, 5, 13):
@@ -57,7 +57,7 @@ def test_hugging_faces_struct_of_bytes_and_path_is_read(tmp_path: Path, cache: C
         {"bytes": None, "path": "absent.png"}, {"bytes": None, "path": None}, None,
     ]  # fmt: skip
     path = write_parquet(tmp_path / "train-00000.parquet", image=images, caption=list("abcde"))
-    source = open_source(str(path), None, cache)
+    source = open_picture_files(str(path), None, cache)
     assert list(captions_of(source))[:2] == ["train-00000.parquet/one.png", "train-00000.parquet/beside.png"]
     assert [source.read(i).image.getpixel((0, 0)) for i in range(2)] == [(255, 0, 0), (0, 0, 255)]
     for index, reason in ((2, Reason.UNREADABLE), (3, Reason.MISSING), (4, Reason.MISSING)):
@@ -75,7 +75,7 @@ def test_paths_lead_to_pictures_beside_the_file_and_not_elsewhere(tmp_path: Path
     (tmp_path / "d/b.webp").write_bytes(picture("blue", kind="WEBP"))
     names = ["in/a.png", "b", "absent.png", "../outside.png", str(tmp_path / "outside.png"), None, "in"]
     path = write_parquet(tmp_path / "d/metadata.parquet", text=list("abcdefg"), **{column: names})
-    source = open_source(str(path), None, cache)
+    source = open_picture_files(str(path), None, cache)
     assert captions_of(source) == {"metadata.parquet/in/a.png": "a", "metadata.parquet/b": "b"}
     assert source.read(0).image.getpixel((0, 0)) == (255, 0, 0)
     assert source.report.dropped == {"missing picture": 3, "outside the folder": 2}
@@ -92,7 +92,7 @@ def test_rows_are_counted_by_what_they_lack(tmp_path: Path, cache: CacheSettings
         caption=pa.array([b"whole", b" ", b"\xff", None, b"x", b"broken"], pa.binary()).cast(pa.binary()),
         status=["success"] * 4 + ["failed_to_download", "success"],
     )
-    source = open_source(str(path), None, cache)
+    source = open_picture_files(str(path), None, cache)
     assert captions_of(source) == {"0.parquet/0": "whole", "0.parquet/5": "broken"}
     assert source.report.dropped == {
         "without caption": 1, "empty caption": 1, "caption not UTF-8": 1, "not downloaded": 1,
@@ -104,7 +104,7 @@ def test_rows_are_counted_by_what_they_lack(tmp_path: Path, cache: CacheSettings
 def test_captions_in_strings_that_are_not_utf8_cost_their_row_alone(tmp_path: Path, cache: CacheSettings):
     texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"good"], pa.binary()).buffers())
     path = write_parquet(tmp_path / "0.parquet", image=[picture()] * 2, text=texts)
-    source = open_source(str(path), None, cache)
+    source = open_picture_files(str(path), None, cache)
     assert captions_of(source) == {"0.parquet/1": "good"}
     assert source.report.dropped == {"caption not UTF-8": 1}
 
@@ -114,8 +114,8 @@ def test_the_first_caption_column_with_a_value_counts_unless_one_is_asked_for(tm
         tmp_path / "0.parquet", image=[picture()] * 2, TEXT=["plain", "plain"], caption=["better", None],
         kosmos=pa.array(["long", "longer"]).dictionary_encode(),
     )  # fmt: skip
-    assert list(captions_of(open_source(str(path), None, cache)).values()) == ["better", "plain"]
-    asked = open_source(str(path), Picking(captions=("Kosmos",)), cache)
+    assert list(captions_of(open_picture_files(str(path), None, cache)).values()) == ["better", "plain"]
+    asked = open_picture_files(str(path), Selection(captions=("Kosmos",)), cache)
     assert list(captions_of(asked).values()) == ["long", "longer"]
 
 
@@ -129,7 +129,7 @@ def test_scores_are_taken_from_any_type_of_column(tmp_path: Path, cache: CacheSe
         (Filters(min_aesthetic=6), "bd"), (Filters(max_watermark=0.5), "ad"), (Filters(max_unsafe=0.5), "abc"),
         (Filters(min_aesthetic=6, max_watermark=0.5, missing="accept"), "cd"),
     ):  # fmt: skip
-        source = open_source(str(path), Picking(filters=filters), cache)
+        source = open_picture_files(str(path), Selection(filters=filters), cache)
         assert "".join(captions_of(source).values()) == left
         assert source.report.found == 4
 
@@ -139,18 +139,18 @@ def test_files_without_pictures_or_with_row_groups_too_large_are_refused(
 ):
     path = write_parquet(tmp_path / "0.parquet", URL=["http://x"], TEXT=["words"], n=[1])
     with pytest.raises(UserError, match=r"0\.parquet has no column of pictures .*its columns are URL, TEXT, n$"):
-        open_source(str(path), None, cache)
+        open_picture_files(str(path), None, cache)
     path = write_parquet(tmp_path / "1.parquet", image=[picture()] * 100, text=["a"] * 100)
     monkeypatch.setattr(parquet_index, "MAX_GROUP", 50)
     with pytest.raises(UserError, match=r"bytes in one row group .* write it again with a smaller row_group_size"):
-        open_source(str(path), None, cache)
+        open_picture_files(str(path), None, cache)
 
 
 def test_a_damaged_file_is_counted(tmp_path: Path, cache: CacheSettings):
     good = write_parquet(tmp_path / "d/0.parquet", image=[picture()], text=["a"]).read_bytes()
     for number, content in enumerate((b"", b"PAR1junkPAR1", good[:-20], good[: len(good) // 2]), start=1):
         (tmp_path / f"d/{number}.parquet").write_bytes(content)
-    source = open_source(str(tmp_path / "d"), None, cache)
+    source = open_picture_files(str(tmp_path / "d"), None, cache)
     assert source.shard_sizes == (1, 0, 0, 0, 0)
     assert source.report.names == {"damaged shard": [f"{number}.parquet" for number in range(1, 5)]}
 
@@ -164,7 +164,7 @@ def test_damage_anywhere_is_counted_and_never_crashes(tmp_path: Path, cache: Cac
         for _ in range(rng.randint(1, 6)):
             spoiled[rng.randrange(rng.choice((0, len(content) - 900)), len(content))] = rng.randrange(256)
         (tmp_path / f"d/{number:03}.parquet").write_bytes(spoiled)
-    source = open_source(str(tmp_path / "d"), None, cache)
+    source = open_picture_files(str(tmp_path / "d"), None, cache)
     outcomes = Counter[str]()
     for i in range(len(source)):
         try:
@@ -180,7 +180,7 @@ def test_damage_anywhere_is_counted_and_never_crashes(tmp_path: Path, cache: Cac
 def test_a_file_that_changes_or_vanishes_during_the_run_costs_its_pictures_alone(tmp_path: Path, cache: CacheSettings):
     for number in range(3):
         write_parquet(tmp_path / f"d/{number}.parquet", image=[picture()], text=[str(number)])
-    source = open_source(str(tmp_path / "d"), None, cache)
+    source = open_picture_files(str(tmp_path / "d"), None, cache)
     (tmp_path / "d/0.parquet").unlink()
     write_parquet(tmp_path / "d/1.parquet", image=[picture()] * 3, text=["x"] * 3)
     for index, reason in enumerate((Reason.MISSING_SHARD, Reason.CHANGED_SHARD)):
@@ -192,7 +192,7 @@ def test_a_file_that_changes_or_vanishes_during_the_run_costs_its_pictures_alone
 def test_threads_read_what_one_alone_would(tmp_path: Path, cache: CacheSettings):
     rows = colours(20)
     write_parquet(tmp_path / "0.parquet", 3, image=[picture(c) for c in rows], text=["x"] * 20)
-    source = open_source(str(tmp_path / "0.parquet"), None, cache)
+    source = open_picture_files(str(tmp_path / "0.parquet"), None, cache)
     wanted = [*range(20)] * 5
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda index: source.read(index).image.getpixel((0, 0)), wanted))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.data.latents import Dropped
-from fewstep.data.reading import Cut, Reading, cut_out
+from fewstep.data.latents import DroppedPicture
+from fewstep.data.reading import CropSettings, PictureReader, crop_square
 from fewstep.data.sources.base import DroppedError, Example, Reason
 from fewstep.data.worlds.scenes import SceneExamples, Scenes
 
@@ -45,7 +45,7 @@ def corner(square):
 
 @pytest.mark.parametrize(("size", "sizes"), [((60, 20), (20, 60, 0, 20, 20, 20)), ((20, 60), (60, 20, 20, 0, 20, 20))])
 def test_the_middle_square_and_its_place(size, sizes):
-    square = cut_out(Example(gradient(*size), "words"), Cut(resolution=20), 0, 0)
+    square = crop_square(Example(gradient(*size), "words"), CropSettings(resolution=20), 0, 0)
     assert (square.image.size, square.caption, square.sizes) == ((20, 20), "words", sizes)
     axis = 0 if size[0] > size[1] else 1
     (first, last) = corner(square)
@@ -54,34 +54,34 @@ def test_the_middle_square_and_its_place(size, sizes):
 
 
 def test_the_place_is_that_in_the_resized_picture():
-    square = cut_out(Example(gradient(120, 40), ""), Cut(resolution=20), 0, 0)
+    square = crop_square(Example(gradient(120, 40), ""), CropSettings(resolution=20), 0, 0)
     assert square.sizes == (40, 120, 0, 20, 20, 20)
 
 
 def test_random_squares_are_anywhere_and_where_they_say():
-    cut = Cut(resolution=20, crop="random")
-    squares = [cut_out(Example(gradient(60, 20), ""), cut, 3, i) for i in range(200)]
+    cut = CropSettings(resolution=20, crop="random")
+    squares = [crop_square(Example(gradient(60, 20), ""), cut, 3, i) for i in range(200)]
     lefts = [square.sizes[3] for square in squares]
     assert (min(lefts), max(lefts)) == (0, 40)
     assert len(set(lefts)) > 35
     for square in squares:
         assert square.sizes[2] == 0
         assert corner(square)[0][0] == pytest.approx(255 * square.sizes[3] / 59, abs=2)
-    assert lefts == [cut_out(Example(gradient(60, 20), ""), cut, 3, i).sizes[3] for i in range(200)]
-    assert lefts != [cut_out(Example(gradient(60, 20), ""), cut, 4, i).sizes[3] for i in range(200)]
+    assert lefts == [crop_square(Example(gradient(60, 20), ""), cut, 3, i).sizes[3] for i in range(200)]
+    assert lefts != [crop_square(Example(gradient(60, 20), ""), cut, 4, i).sizes[3] for i in range(200)]
 
 
 def test_half_of_the_pictures_are_flipped():
-    cut = Cut(resolution=20, flip=True)
-    flipped = [corner(cut_out(Example(gradient(20, 20), ""), cut, 0, i))[0][0] > 128 for i in range(400)]
+    cut = CropSettings(resolution=20, flip=True)
+    flipped = [corner(crop_square(Example(gradient(20, 20), ""), cut, 0, i))[0][0] > 128 for i in range(400)]
     assert 0.42 < np.mean(flipped) < 0.58
 
 
 def test_what_cannot_be_read_is_grey_and_told():
-    reading = Reading([Pictures()], [1.0], Cut(resolution=20), 0)
-    squares = reading.squares(range(20))
+    reading = PictureReader([Pictures()], [1.0], CropSettings(resolution=20), 0)
+    squares = reading.read_squares(range(20))
     lost = [i for i, square in enumerate(squares) if square.reason]
-    assert reading.dropped(range(20), squares) == [Dropped(lost[0], "a5", "broken picture")]
+    assert reading.list_dropped(range(20), squares) == [DroppedPicture(lost[0], "a5", "broken picture")]
     assert squares[lost[0]].image.getextrema() == ((128, 128),) * 3
     assert sorted(square.caption for square in squares) == sorted(
         [""] + [f"caption of {i}" for i in range(20) if i != 5]
@@ -92,15 +92,17 @@ def test_what_cannot_be_read_is_grey_and_told():
 def test_reading_ahead_changes_nothing(workers, ahead):
     def all_of(**settings):
         sources = [Pictures(), SceneExamples(Scenes(0), 9)]
-        reading = Reading(sources, [1.0, 2.0], Cut(resolution=20, crop="random", flip=True), 7, **settings)
-        squares = [square for first in range(0, 64, 8) for square in reading.squares(range(first, first + 8))]
+        reading = PictureReader(
+            sources, [1.0, 2.0], CropSettings(resolution=20, crop="random", flip=True), 7, **settings
+        )
+        squares = [square for first in range(0, 64, 8) for square in reading.read_squares(range(first, first + 8))]
         return [(square.image.tobytes(), square.caption, square.sizes, square.reason) for square in squares]
 
     assert all_of(workers=workers, ahead=ahead) == all_of()
 
 
 def test_sources_have_their_shares_and_their_own_epochs():
-    reading = Reading([Pictures("a"), Pictures("b")], [1.0, 3.0], Cut(resolution=20), 0)
+    reading = PictureReader([Pictures("a"), Pictures("b")], [1.0, 3.0], CropSettings(resolution=20), 0)
     assert len(reading) == 40
     keys = [reading.key(int(i)) for i in reading.indices(range(1000))]
     of_a = [key for key in keys if key.startswith("a")]

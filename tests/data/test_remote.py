@@ -16,11 +16,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from fewstep.data.sources import places, remote
+from fewstep.data.sources import remote, urls
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.opening import open_source
-from fewstep.data.sources.places import Seen
+from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache
+from fewstep.data.sources.urls import FileVersion
 from fewstep.errors import UserError
 from written_shards import picture, shard, write_parquet
 
@@ -67,7 +67,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "WAITS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(urls, "WAITS", (0.01, 0.01, 0.01))
 
 
 @pytest.fixture
@@ -83,19 +83,19 @@ def test_shards_behind_a_pattern_are_brought_once_and_read_from_the_disk(server:
     for number in range(3):
         shard(server.folder / f"{number:05}.tar", [f"{number}a", f"{number}b"])
     write_parquet(server.folder / "00001.parquet", key=["1a", "1b"], caption=["x", "y"], status=["success"] * 2)
-    source = open_source(server.url + "/{00000..00002}.tar", None, cache)
+    source = open_picture_files(server.url + "/{00000..00002}.tar", None, cache)
     assert source.shard_sizes == (2, 2, 2)
     assert source.key(4) == "00002.tar/2a.jpg"
     assert [source.read(i).image.size for i in range(6)] == [(40, 30)] * 6
     assert [server.asked[f"/{number:05}.tar"] for number in range(3)] == [1, 1, 1]
-    assert len(open_source(server.url + "/{00000..00002}.tar", None, cache)) == 6
+    assert len(open_picture_files(server.url + "/{00000..00002}.tar", None, cache)) == 6
     assert [server.asked[f"/{number:05}.tar"] for number in range(3)] == [1, 1, 1]
 
 
 def test_a_folder_that_a_server_lists_is_a_source_too(server: Server, cache: CacheSettings):
     for number in range(2):
         write_parquet(server.folder / f"data/{number}.parquet", image=[picture()] * 2, text=["a", "b"])
-    source = open_source(server.url + "/data/", None, cache)
+    source = open_picture_files(server.url + "/data/", None, cache)
     assert source.shard_sizes == (2, 2)
     assert source.read(3).caption == "b"
 
@@ -103,29 +103,29 @@ def test_a_folder_that_a_server_lists_is_a_source_too(server: Server, cache: Cac
 def test_a_failing_server_is_asked_again_and_a_dead_one_named(server: Server, cache: CacheSettings):
     shard(server.folder / "0.tar", ["a"])
     server.failures["/0.tar"] = 2
-    assert open_source(server.url + "/0.tar?token=secret", None, cache).read(0).caption == "caption of a"
+    assert open_picture_files(server.url + "/0.tar?token=secret", None, cache).read(0).caption == "caption of a"
     server.failures["/0.tar"] = 1000
     settings = CacheSettings(folder=cache.folder / "other", budget=1 << 30)
     with pytest.raises(UserError, match=r"0\.tar cannot be read \(.*503.*4 tries\)") as caught:
-        open_source(server.url + "/0.tar?token=secret", None, settings)
+        open_picture_files(server.url + "/0.tar?token=secret", None, settings)
     assert "secret" not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match="check that it is there for you to read and that the network works"):
-        open_source(server.url + "/0.tar", None, settings)
+        open_picture_files(server.url + "/0.tar", None, settings)
 
 
 def test_shards_that_are_not_there_are_counted(server: Server, cache: CacheSettings):
     shard(server.folder / "0.tar", ["a"])
-    source = open_source(server.url + "/{0..2}.tar", None, cache)
+    source = open_picture_files(server.url + "/{0..2}.tar", None, cache)
     assert source.report.names == {"missing shard": ["1.tar", "2.tar"]}
 
 
 def test_a_shard_that_changes_or_vanishes_elsewhere_costs_its_pictures_alone(server: Server, cache: CacheSettings):
     for number in range(3):
         shard(server.folder / f"{number}.tar", ["a"])
-    source = open_source(server.url + "/{0..2}.tar", None, cache)
+    source = open_picture_files(server.url + "/{0..2}.tar", None, cache)
     for file in kept(cache):
         file.unlink()
     (server.folder / "0.tar").unlink()
@@ -135,15 +135,15 @@ def test_a_shard_that_changes_or_vanishes_elsewhere_costs_its_pictures_alone(ser
             source.read(index)
         assert (caught.value.reason, caught.value.key) == (reason, f"{index}.tar/a.jpg")
     assert source.read(2).caption == "caption of a"
-    assert open_source(server.url + "/1.tar", None, cache).shard_sizes == (21,)
+    assert open_picture_files(server.url + "/1.tar", None, cache).shard_sizes == (21,)
 
 
 def test_a_changed_remote_shard_is_brought_anew(server: Server, cache: CacheSettings):
     path = shard(server.folder / "0.tar", ["a"])
-    assert len(open_source(server.url + "/0.tar", None, cache)) == 1
+    assert len(open_picture_files(server.url + "/0.tar", None, cache)) == 1
     shard(path, ["b", "c"])
     os.utime(path, (0, 0))  # a web server tells seconds
-    source = open_source(server.url + "/0.tar", None, cache)
+    source = open_picture_files(server.url + "/0.tar", None, cache)
     assert [source.read(i).caption for i in range(2)] == ["caption of b", "caption of c"]
 
 
@@ -162,8 +162,8 @@ def test_the_cache_stays_within_its_budget_and_the_one_used_longest_ago_goes(ser
     size = serve_shards(server, 4)
     settings = CacheSettings(folder=tmp_path / "cache", budget=2 * size + size // 2)
     cache = ShardCache(settings)
-    urls = [f"{server.url}/{number}.tar" for number in range(4)]
-    shards = [Shard(url, seen) for url, seen in places.look_up(urls).items()]
+    found = urls.find_versions([f"{server.url}/{number}.tar" for number in range(4)])
+    shards = [Shard(url, version) for url, version in found.items()]
     for number in (0, 1, 0, 2, 0, 3):
         with cache.open(shards[number]) as file:
             assert len(file.read()) == size
@@ -179,7 +179,8 @@ def test_a_shard_in_use_stays_whatever_the_budget(server: Server, tmp_path: Path
     size = serve_shards(server, 3)
     settings = CacheSettings(folder=tmp_path / "cache", budget=size)
     cache = ShardCache(settings)
-    shards = [Shard(url, seen) for url, seen in places.look_up([f"{server.url}/{n}.tar" for n in range(3)]).items()]
+    found = urls.find_versions([f"{server.url}/{number}.tar" for number in range(3)])
+    shards = [Shard(url, version) for url, version in found.items()]
     with cache.open(shards[0]) as first:
         path = Path(first.name)
         for other in shards[1:]:
@@ -198,7 +199,7 @@ def test_a_shard_larger_than_the_budget_is_said(server: Server, tmp_path: Path):
     shard(server.folder / "0.tar", ["a"])
     settings = CacheSettings(folder=tmp_path / "cache", budget=100)
     with pytest.raises(UserError, match=r"0\.tar has [0-9,]+ bytes and the cache of shards at most 100; allow it more"):
-        open_source(server.url + "/0.tar", None, settings)
+        open_picture_files(server.url + "/0.tar", None, settings)
 
 
 def test_what_a_killed_process_left_half_done_is_never_taken_for_a_shard(server: Server, cache: CacheSettings):
@@ -208,7 +209,7 @@ def test_what_a_killed_process_left_half_done_is_never_taken_for_a_shard(server:
     for file in (old, fresh):
         file.write_bytes(b"half")
     os.utime(old, (0, 0))
-    assert open_source(server.url + "/0.tar", None, cache).read(0).caption == "caption of a"
+    assert open_picture_files(server.url + "/0.tar", None, cache).read(0).caption == "caption of a"
     assert (old.exists(), fresh.exists()) == (False, True)
 
 
@@ -216,7 +217,7 @@ def test_threads_that_want_one_shard_bring_it_once_and_read_the_same(server: Ser
     keys = [f"{i:03}" for i in range(40)]
     for number in range(2):
         shard(server.folder / f"{number}.tar", keys)
-    source = open_source(server.url + "/{0..1}.tar", None, cache)
+    source = open_picture_files(server.url + "/{0..1}.tar", None, cache)
     for file in kept(cache):
         file.unlink()
     server.asked.clear()
@@ -228,7 +229,7 @@ def test_threads_that_want_one_shard_bring_it_once_and_read_the_same(server: Ser
 
 def test_a_cached_shard_that_lost_its_end_is_brought_anew(server: Server, cache: CacheSettings):
     shard(server.folder / "0.tar", ["a"])
-    source = open_source(server.url + "/0.tar", None, cache)
+    source = open_picture_files(server.url + "/0.tar", None, cache)
     (file,) = kept(cache)
     file.write_bytes(file.read_bytes()[:1000])
     assert source.read(0).caption == "caption of a"
@@ -247,18 +248,18 @@ def test_what_went_wrong_once_is_not_remembered(server: Server, cache: CacheSett
     download = remote._download
     with monkeypatch.context() as patch:
         patch.setattr(remote, "_download", gone)
-        source = open_source(server.url + "/{0..1}.tar", None, cache)
+        source = open_picture_files(server.url + "/{0..1}.tar", None, cache)
     assert (source.shard_sizes, source.report.names) == ((1, 0), {"missing shard": ["1.tar"]})
-    assert open_source(server.url + "/{0..1}.tar", None, cache).shard_sizes == (1, 1)
+    assert open_picture_files(server.url + "/{0..1}.tar", None, cache).shard_sizes == (1, 1)
 
 
 READ_ALL = """
 import sys
 from pathlib import Path
 from fewstep.data.sources.remote import CacheSettings
-from fewstep.data.sources.opening import open_source
+from fewstep.data.sources.picture_files import open_picture_files
 url, folder, budget = sys.argv[1:]
-source = open_source(url, None, CacheSettings(folder=Path(folder), budget=int(budget)))
+source = open_picture_files(url, None, CacheSettings(folder=Path(folder), budget=int(budget)))
 for _ in range(3):
     for i in range(len(source)):
         assert source.read(i).caption == "caption of a", i
@@ -285,7 +286,7 @@ def test_fsspecs_other_places_work_alike(tmp_path: Path, cache: CacheSettings):
     for number in range(2):
         memory.pipe(f"/bucket/s-{number}.tar", shard(tmp_path / "x.tar", [f"{number}"]).read_bytes())
     for data in ("memory://bucket/s-{0..1}.tar", "memory://bucket/*.tar", "memory://bucket"):
-        source = open_source(data, None, cache)
+        source = open_picture_files(data, None, cache)
         assert [source.read(i).caption for i in range(2)] == ["caption of 0", "caption of 1"]
         assert source.key(1) == "s-1.tar/1.jpg"
     memory.rm("/bucket", recursive=True)
@@ -298,7 +299,7 @@ def test_a_remote_folder_of_pictures_is_listed_and_read_when_asked(cache: CacheS
         "/cats/d.png": b"junk", "/cats/metadata.jsonl": b'{"file_name": "d.png", "text": "junk"}\n',
     }.items():  # fmt: skip
         memory.pipe(name, content)
-    source = open_source("memory://cats", None, cache)
+    source = open_picture_files("memory://cats", None, cache)
     assert [source.key(i) for i in range(len(source))] == ["a.png", "d.png"]
     assert source.report.names == {"unsupported format": ["c.gif"], "without caption": ["in/b.png"]}
     assert source.read(0).image.getpixel((0, 0)) == (255, 0, 0)
@@ -312,7 +313,7 @@ def test_a_remote_folder_of_pictures_is_listed_and_read_when_asked(cache: CacheS
 def test_parquet_elsewhere_may_name_pictures_beside_it(server: Server, cache: CacheSettings):
     (server.folder / "a.png").write_bytes(picture("red"))
     write_parquet(server.folder / "m.parquet", file_name=["a.png", "absent.png"], text=["one", "two"])
-    source = open_source(server.url + "/m.parquet", None, cache)
+    source = open_picture_files(server.url + "/m.parquet", None, cache)
     assert source.read(0).image.getpixel((0, 0)) == (255, 0, 0)
     with pytest.raises(DroppedError, match="missing picture"):
         source.read(1)
@@ -325,11 +326,11 @@ def test_what_no_library_opens_is_said_in_one_line(cache: CacheSettings):
         ("s3://bucket/0.tar", "s3fs"),
     ):
         with pytest.raises(UserError, match=said) as caught:
-            open_source(url, None, cache)
+            open_picture_files(url, None, cache)
         assert len(str(caught.value).splitlines()) == 1
 
 
 def test_urls_are_shown_without_their_secrets():
-    assert places.readable("https://me:word@host/a.tar?sig=secret#x") == "https://host/a.tar"
-    assert places.readable("s3://bucket/a?b.tar") == "s3://bucket/a"
-    assert Seen(3, "x") != Seen(3, "y")
+    assert urls.redact("https://me:word@host/a.tar?sig=secret#x") == "https://host/a.tar"
+    assert urls.redact("s3://bucket/a?b.tar") == "s3://bucket/a"
+    assert FileVersion(3, "x") != FileVersion(3, "y")

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fewstep.data.shards.formats import Place, TarShards
+from fewstep.data.shards.formats import NamedShard, TarShards
 from fewstep.data.shards.index import Entry, IndexBuilder
-from fewstep.data.shards.source import Shelf, Summary, save_summaries, summary_path
+from fewstep.data.shards.source import ShardIndexer, ShardSummary, save_summaries, summary_path
 from fewstep.data.sources.filters import NO_SCORES
-from fewstep.data.sources.picking import Picking
-from fewstep.data.sources.places import look_up
 from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache
+from fewstep.data.sources.selection import Selection
+from fewstep.data.sources.urls import find_versions
 
 SHARDS, PICTURES = 10_000, 10_000
 
@@ -22,17 +22,17 @@ OPEN = """
 import json, resource, sys, time
 from pathlib import Path
 from fewstep.data.sources.remote import CacheSettings
-from fewstep.data.sources.opening import open_source
+from fewstep.data.sources.picture_files import open_picture_files
 start = time.perf_counter()
-source = open_source(sys.argv[1], None, CacheSettings(folder=Path(sys.argv[2])))
+source = open_picture_files(sys.argv[1], None, CacheSettings(folder=Path(sys.argv[2])))
 seconds = time.perf_counter() - start
 last = len(source) - 1
 start = time.perf_counter()
 captions = [source.caption(i) for i in (0, last, last - 5000)]
 print(json.dumps({
     "seconds": seconds, "first_captions": time.perf_counter() - start, "length": len(source),
-    "shards": len(source.shard_sizes), "captions": captions, "key": source.key(last), "line": source.report.line(),
-    "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "shards": len(source.shard_sizes), "captions": captions, "key": source.key(last),
+    "line": source.report.format_summary(), "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
 }))
 """
 
@@ -43,18 +43,18 @@ def synthetic(folder: Path, settings: CacheSettings) -> None:
     urls = [str(folder / f"{number:05}.tar") for number in range(SHARDS)]
     for url in urls:
         Path(url).write_bytes(b"tiny")
-    shelf = Shelf(TarShards(), Picking(), settings, ShardCache(settings))
-    seen = look_up(urls)
-    places = [Place(Shard(url, seen[url]), Path(url).name) for url in urls]
+    indexer = ShardIndexer(TarShards(), Selection(), settings, ShardCache(settings))
+    versions = find_versions(urls)
+    shards = [NamedShard(Shard(url, versions[url]), Path(url).name) for url in urls]
     dropped = {"without caption": 2, "broken picture": 1}
     names = {"without caption": ["a", "b"], "broken picture": ["c"]}
-    counts = {shelf.stamp(place): Summary(PICTURES, dropped, names) for place in places}
-    save_summaries(summary_path(urls, shelf.format, shelf.picking, settings), counts)
+    counts = {indexer.stamp(named): ShardSummary(PICTURES, dropped, names) for named in shards}
+    save_summaries(summary_path(urls, indexer.format, indexer.selection, settings), counts)
     for number in (0, SHARDS - 1):
         builder = IndexBuilder()
         for row in range(PICTURES):
             builder.add(Entry(f"{row:09}.jpg", row * 512, 512, f"picture {row} of {number}", ""), NO_SCORES)
-        builder.build().save(shelf.index_path(places[number]))
+        builder.build().save(indexer.index_path(shards[number]))
 
 
 def test_a_hundred_million_pictures_are_planned_in_seconds_and_in_little_memory(tmp_path: Path):

@@ -243,7 +243,7 @@ def test_scene_examples_are_the_first_so_many_scenes():
     scenes = Scenes(seed=4)
     examples = SceneExamples(scenes, 5)
     assert len(examples) == 5
-    assert [example.caption for example in examples] == [scenes[i].caption for i in range(5)]
+    assert [examples.read(i).caption for i in range(5)] == [scenes[i].caption for i in range(5)]
     for index in (-1, 5):
         with pytest.raises(IndexError):
-            examples[index]
+            examples.read(index)

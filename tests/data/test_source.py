@@ -20,20 +20,20 @@ def test_a_report_that_does_not_add_up_cannot_be_made():
 
 
 def test_the_line_counts_in_the_singular_and_in_the_plural():
-    assert report(9, broken_picture=["a"], without_caption=["b", "c"]).line() == (
+    assert report(9, broken_picture=["a"], without_caption=["b", "c"]).format_summary() == (
         "data: 12 pictures found, 9 used, 3 dropped (1 broken picture, 2 without caption)"
     )
-    assert report(1).line() == "data: 1 picture found, 1 used, 0 dropped"
-    assert report(0, damaged_shard=["x", "y"]).line() == (
+    assert report(1).format_summary() == "data: 1 picture found, 1 used, 0 dropped"
+    assert report(0, damaged_shard=["x", "y"]).format_summary() == (
         "data: 2 pictures and other entries found, 0 used, 2 dropped (2 damaged shards)"
     )
 
 
 def test_the_first_names_are_shown_and_the_others_counted():
     many = report(0, broken_picture=list("abcd"), without_caption=["e\n"])
-    assert many.examples() == ["  broken picture: a, b, c and 1 more", "  without caption: 'e\\n'"]
+    assert many.format_dropped() == ["  broken picture: a, b, c and 1 more", "  without caption: 'e\\n'"]
     few = SourceReport(found=1000, used=0, dropped={"broken picture": 1000}, names={"broken picture": ["a"]})
-    assert few.examples() == ["  broken picture: a and 999 more"]
+    assert few.format_dropped() == ["  broken picture: a and 999 more"]
 
 
 def test_a_tally_keeps_every_count_and_the_first_names_in_the_order_of_the_reasons():

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from fewstep.data.sources.base import DroppedError, Reason, Source
-from fewstep.data.sources.decoding import Limits
+from fewstep.data.sources.decoding import PictureLimits
 from fewstep.data.sources.filters import Filters
-from fewstep.data.sources.opening import open_source
-from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.remote import CacheSettings
+from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 from written_shards import picture, sample, shard, write_parquet, write_tar
 
@@ -38,7 +38,7 @@ def test_shards_are_read_in_order_each_picture_under_a_name_that_stays(tmp_path:
     shard(data / "00001.tar", ["000010000"])
     shard(data / "00000.tar", ["000000000", "000000001"])
     shard(data / "more" / "00002.tar", [])
-    source = open_source(str(data), None, cache)
+    source = open_picture_files(str(data), None, cache)
     assert source.shard_sizes == (2, 1, 0)
     assert [source.shard_name(i) for i in range(3)] == ["00000.tar", "00001.tar", "more/00002.tar"]
     assert captions_of(source) == {
@@ -48,7 +48,7 @@ def test_shards_are_read_in_order_each_picture_under_a_name_that_stays(tmp_path:
     }
     example = source.read(2)
     assert (example.image.mode, example.image.size, example.caption) == ("RGB", (40, 30), "caption of 000010000")
-    assert source.report.line() == "data: 3 pictures found, 3 used, 0 dropped"
+    assert source.report.format_summary() == "data: 3 pictures found, 3 used, 0 dropped"
     for index in (-1, 3):
         with pytest.raises(IndexError):
             source.read(index)
@@ -61,7 +61,7 @@ def test_every_picture_is_its_own_and_any_order_of_asking_gives_the_same(tmp_pat
         for i in range(number * 5, number * 5 + 5):
             members |= sample(f"{i:04}", f"picture {i}", picture(colours[i]))
         write_tar(tmp_path / "d" / f"{number}.tar", members)
-    source = open_source(str(tmp_path / "d" / "{0..3}.tar"), None, cache)
+    source = open_picture_files(str(tmp_path / "d" / "{0..3}.tar"), None, cache)
     for index in [*range(19, -1, -1), *range(0, 20, 3)]:
         example = source.read(index)
         assert np.asarray(example.image)[0, 0].tolist() == list(colours[index])
@@ -78,7 +78,7 @@ def test_a_caption_is_in_the_text_else_in_the_json_else_in_the_parquet_beside(tm
         "f.jpg": picture(), "f.json": b"{", "g.jpg": picture(), "g.txt": b"kept", "g.json": b"{",
         "h.gif": picture(), "notes.md": b"no picture", "i.webp": picture(kind="WEBP"),
     })  # fmt: skip
-    source = open_source(str(one), None, cache)
+    source = open_picture_files(str(one), None, cache)
     assert captions_of(source) == {"0.tar/a.jpg": "from text", "0.tar/b.PNG": "from json", "0.tar/g.jpg": "kept"}
     assert source.report.names == {
         "unsupported format": ["0.tar/h.gif"],
@@ -88,17 +88,17 @@ def test_a_caption_is_in_the_text_else_in_the_json_else_in_the_parquet_beside(tm
         "unreadable metadata": ["0.tar/f.jpg"],
     }
     write_parquet(tmp_path / "d" / "0.parquet", key=["c", "i"], caption=["from parquet", None])
-    source = open_source(str(one), None, cache)
+    source = open_picture_files(str(one), None, cache)
     assert captions_of(source)["0.tar/c.jpg"] == "from parquet"
     assert source.report.names["without caption"] == ["0.tar/i.webp"]
 
 
 def test_captions_may_be_asked_for_in_another_field(tmp_path: Path, cache: CacheSettings):
     path = write_tar(tmp_path / "0.tar", sample("a", "alt text", Recaption="told anew") | sample("b", "alt text"))
-    source = open_source(str(path), Picking(captions=("recaption",)), cache)
+    source = open_picture_files(str(path), Selection(captions=("recaption",)), cache)
     assert captions_of(source) == {"0.tar/a.jpg": "told anew"}
     assert source.report.dropped == {"without caption": 1}
-    assert len(open_source(str(path), None, cache)) == 2
+    assert len(open_picture_files(str(path), None, cache)) == 2
 
 
 def test_rows_of_the_parquet_that_have_no_picture_are_counted(tmp_path: Path, cache: CacheSettings):
@@ -107,10 +107,10 @@ def test_rows_of_the_parquet_that_have_no_picture_are_counted(tmp_path: Path, ca
         tmp_path / "0.parquet", key=["a", "b", "c"], caption=["x", "y", "z"],
         status=["success", "failed_to_download", "success"],
     )  # fmt: skip
-    report = open_source(str(path), None, cache).report
+    report = open_picture_files(str(path), None, cache).report
     assert report.names == {"missing picture": ["0.tar/c"], "not downloaded": ["0.tar/b"]}
     (tmp_path / "0.parquet").write_bytes(b"PAR1 not at all")
-    report = open_source(str(path), None, cache).report
+    report = open_picture_files(str(path), None, cache).report
     assert report.names == {"unreadable metadata": ["0.tar its .parquet"]}
     assert report.used == 1
 
@@ -126,21 +126,21 @@ def test_filters_read_the_json_or_the_parquet_and_give_their_reasons(
     path = write_tar(tmp_path / "0.tar", members)
     if beside:
         write_parquet(tmp_path / "0.parquet", key=list("abc"), aesthetic=pa.array(scores))
-    source = open_source(str(path), Picking(filters=Filters(min_aesthetic=6)), cache)
+    source = open_picture_files(str(path), Selection(filters=Filters(min_aesthetic=6)), cache)
     assert captions_of(source) == {"0.tar/b.jpg": "b"}
     assert source.report.names == {
         "without aesthetic score": ["0.tar/c.jpg"], "aesthetic score below 6": ["0.tar/a.jpg"],
     }  # fmt: skip
-    accepting = Picking(filters=Filters(min_aesthetic=6, missing="accept"))
-    assert len(open_source(str(path), accepting, cache)) == 2
+    accepting = Selection(filters=Filters(min_aesthetic=6, missing="accept"))
+    assert len(open_picture_files(str(path), accepting, cache)) == 2
     with pytest.raises(UserError, match=r"0\.tar/c\.jpg has no aesthetic score"):
-        open_source(str(path), Picking(filters=Filters(min_aesthetic=6, missing="error")), cache)
+        open_picture_files(str(path), Selection(filters=Filters(min_aesthetic=6, missing="error")), cache)
 
 
 def test_true_sides_are_held_to_the_limit_when_metadata_is_silent_or_wrong(tmp_path: Path, cache: CacheSettings):
     members = sample("a", "a", width=600, height=600) | sample("b", "b")
     path = write_tar(tmp_path / "0.tar", members)
-    source = open_source(str(path), Picking(filters=Filters(min_side=100, missing="accept")), cache)
+    source = open_picture_files(str(path), Selection(filters=Filters(min_side=100, missing="accept")), cache)
     for index, key in enumerate(("0.tar/a.jpg", "0.tar/b.jpg")):
         with pytest.raises(DroppedError) as caught:
             source.read(index)
@@ -152,7 +152,7 @@ def test_files_above_the_limit_are_counted_at_opening_and_broken_ones_when_read(
         "a.jpg": b"x" * 2000, "a.txt": b"large", "b.jpg": b"x" * 100, "b.txt": b"broken", "c.jpg": picture(),
         "c.txt": b"whole", "d.jpg": b"", "d.txt": b"nothing",
     })  # fmt: skip
-    source = open_source(str(path), Picking(limits=Limits(max_bytes=1000)), cache)
+    source = open_picture_files(str(path), Selection(limits=PictureLimits(max_bytes=1000)), cache)
     assert source.report.names == {"too large": ["0.tar/a.jpg"]}
     outcomes = []
     for index in range(3):
@@ -184,7 +184,7 @@ def test_links_devices_and_names_that_lead_out_are_counted_and_never_followed(tm
         archive.addfile(special("pipe.png", tarfile.FIFOTYPE))
         archive.addfile(special("device.png", tarfile.CHRTYPE))
         archive.addfile(special("folder.png", tarfile.DIRTYPE))
-    source = open_source(str(path), None, cache)
+    source = open_picture_files(str(path), None, cache)
     assert captions_of(source) == {"0.tar/a.png": "words"}
     assert source.report.dropped == {"outside the folder": 10, "link or device": 4}
 
@@ -193,7 +193,7 @@ def test_a_name_that_comes_again_is_counted_and_the_first_is_used(tmp_path: Path
     path = write_tar(tmp_path / "0.tar", [
         ("a.png", picture("red")), ("a.txt", b"first"), ("a.png", picture("blue")), ("a.txt", b"second"),
     ])  # fmt: skip
-    source = open_source(str(path), None, cache)
+    source = open_picture_files(str(path), None, cache)
     assert source.read(0).caption == "first"
     assert source.read(0).image.getpixel((0, 0)) == (255, 0, 0)
     assert source.report.dropped == {"repeated name": 2}
@@ -209,7 +209,7 @@ def test_long_and_foreign_names_are_kept(tmp_path: Path, cache: CacheSettings):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-        source = open_source(str(path), None, cache)
+        source = open_picture_files(str(path), None, cache)
         assert list(captions_of(source).values()) == ["long", "latin"]
         assert source.key(0) == f"0.tar/{long}é.png"
         assert [source.read(i).image.size for i in range(2)] == [(40, 30), (40, 30)]
@@ -230,23 +230,23 @@ def test_of_a_damaged_tar_what_is_whole_before_the_damage_is_used(tmp_path: Path
     endless = spoiled(tmp_path / "no end.tar", whole[: starts["c.jpg"][0]])
     glued = spoiled(tmp_path / "glued.tar", whole + whole)
     for path, used in ((cut, 1), (corrupt, 1), (endless, 2), (glued, 3)):
-        source = open_source(str(path), None, cache)
+        source = open_picture_files(str(path), None, cache)
         assert len(source) == used, path
         assert [source.read(i).image.size for i in range(used)] == [(40, 30)] * used
         assert source.report.dropped == {"damaged shard": 1}
         assert source.report.names["damaged shard"][0].startswith(f"{path.name} from byte ")
-    assert f"from byte {header:,}" in open_source(str(corrupt), None, cache).report.names["damaged shard"][0]
+    assert f"from byte {header:,}" in open_picture_files(str(corrupt), None, cache).report.names["damaged shard"][0]
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 1000, b"\x1f\x8b" + b"\0" * 2000, bytes(range(256)) * 40])
 def test_what_is_no_tar_is_counted_beside_those_that_are(tmp_path: Path, cache: CacheSettings, content: bytes):
     shard(tmp_path / "d" / "0.tar", ["a"])
     spoiled(tmp_path / "d" / "1.tar", content)
-    source = open_source(str(tmp_path / "d"), None, cache)
+    source = open_picture_files(str(tmp_path / "d"), None, cache)
     assert (len(source), source.shard_sizes) == (1, (1, 0))
     assert source.report.names == {"damaged shard": ["1.tar from byte 0"]}
     with pytest.raises(UserError, match=r"nothing to train on in .*1\.tar: 1 pictures.*1 damaged"):
-        open_source(str(tmp_path / "d" / "1.tar"), None, cache)
+        open_picture_files(str(tmp_path / "d" / "1.tar"), None, cache)
 
 
 def read_all(source: Source) -> dict[str, int]:
@@ -279,7 +279,7 @@ def test_tricks_in_headers_read_nothing_outside_the_shard(tmp_path: Path, cache:
     good = shard(tmp_path / "good.tar", ["z"]).read_bytes()
     content = good.rstrip(b"\0")
     content += b"\0" * (-len(content) % 512) + header + b"y" * 512 + b"\0" * 1024
-    source = open_source(str(spoiled(tmp_path / "0.tar", content)), None, cache)
+    source = open_picture_files(str(spoiled(tmp_path / "0.tar", content)), None, cache)
     assert [key for key in captions_of(source) if "z.jpg" in key] == ["0.tar/z.jpg"]
     assert set(read_all(source)) <= {"used", Reason.BROKEN}
     assert source.report.found == source.report.used + sum(source.report.dropped.values())
@@ -290,7 +290,7 @@ def test_an_oversized_header_is_damage_and_is_not_read_into_memory(tmp_path: Pat
     info = tarfile.TarInfo("long")
     info.type, info.size = tarfile.XHDTYPE, 8 << 20
     content = good + b"\0" * (-len(good) % 512) + info.tobuf() + b"9" * (8 << 20) + b"\0" * 1024
-    source = open_source(str(spoiled(tmp_path / "0.tar", content)), None, cache)
+    source = open_picture_files(str(spoiled(tmp_path / "0.tar", content)), None, cache)
     assert (len(source), source.report.dropped) == (1, {"damaged shard": 1})
 
 
@@ -303,7 +303,7 @@ def test_damage_anywhere_is_counted_and_never_crashes(tmp_path: Path, cache: Cac
         if rng.random() < 0.3:
             del content[rng.randrange(len(content)) :]
         spoiled(tmp_path / "d" / f"{number:02}.tar", bytes(content))
-    source = open_source(str(tmp_path / "d"), None, cache)
+    source = open_picture_files(str(tmp_path / "d"), None, cache)
     used = read_all(source)
     assert used["used"] >= 4
     assert sum(used.values()) == len(source)
@@ -313,29 +313,29 @@ def test_an_index_is_kept_and_made_anew_when_the_shard_or_its_metadata_changes(
     tmp_path: Path, cache: CacheSettings, monkeypatch: pytest.MonkeyPatch
 ):
     path = shard(tmp_path / "0.tar", ["a"])
-    open_source(str(path), None, cache)
+    open_picture_files(str(path), None, cache)
     opened: list[str] = []
     real = tarfile.open
     monkeypatch.setattr(tarfile, "open", lambda *a, **k: opened.append("tar") or real(*a, **k))
-    source = open_source(str(path), None, cache)
+    source = open_picture_files(str(path), None, cache)
     assert (len(source), opened) == (1, [])
-    filtered = open_source(str(path), Picking(filters=Filters(min_side=30, missing="accept")), cache)
+    filtered = open_picture_files(str(path), Selection(filters=Filters(min_side=30, missing="accept")), cache)
     assert (len(filtered), opened) == (1, [])  # other filters, the same index
     shard(path, ["a", "b"])
-    assert len(open_source(str(path), None, cache)) == 2
+    assert len(open_picture_files(str(path), None, cache)) == 2
     made = len(opened)
     write_parquet(tmp_path / "0.parquet", key=["a"], caption=["anew"])
-    open_source(str(path), None, cache)
+    open_picture_files(str(path), None, cache)
     assert len(opened) > made
 
 
 def test_a_lost_or_spoiled_index_is_made_again(tmp_path: Path, cache: CacheSettings):
     path = shard(tmp_path / "0.tar", ["a", "b"])
-    source = open_source(str(path), None, cache)
+    source = open_picture_files(str(path), None, cache)
     for file in cache.folder.rglob("*.parquet"):
         file.write_bytes(b"spoiled")
     assert source.read(1).caption == "caption of b"
-    assert len(open_source(str(path), None, cache)) == 2
+    assert len(open_picture_files(str(path), None, cache)) == 2
 
 
 def test_a_shard_that_changes_or_vanishes_during_the_run_costs_its_pictures_and_no_more(
@@ -343,7 +343,7 @@ def test_a_shard_that_changes_or_vanishes_during_the_run_costs_its_pictures_and_
 ):
     for number in range(3):
         shard(tmp_path / "d" / f"{number}.tar", [f"{number}"])
-    source = open_source(str(tmp_path / "d"), None, cache)
+    source = open_picture_files(str(tmp_path / "d"), None, cache)
     (tmp_path / "d" / "0.tar").unlink()
     shard(tmp_path / "d" / "1.tar", ["1", "other"])
     for index, (key, reason) in enumerate(
@@ -362,7 +362,7 @@ def test_a_shard_that_changes_or_vanishes_during_the_run_costs_its_pictures_and_
 
 
 def test_a_source_goes_to_another_process_and_reads_there(tmp_path: Path, cache: CacheSettings):
-    source = open_source(str(shard(tmp_path / "0.tar", ["a"])), None, cache)
+    source = open_picture_files(str(shard(tmp_path / "0.tar", ["a"])), None, cache)
     source.read(0)
     again = pickle.loads(pickle.dumps(source))
     assert again.read(0).caption == "caption of a"
@@ -371,7 +371,7 @@ def test_a_source_goes_to_another_process_and_reads_there(tmp_path: Path, cache:
 
 def test_shards_that_are_named_and_not_there_are_counted(tmp_path: Path, cache: CacheSettings):
     shard(tmp_path / "00000.tar", ["a"])
-    source = open_source(str(tmp_path / "{00000..00002}.tar"), None, cache)
+    source = open_picture_files(str(tmp_path / "{00000..00002}.tar"), None, cache)
     assert source.shard_sizes == (1, 0, 0)
     assert source.report.names == {"missing shard": ["00001.tar", "00002.tar"]}
 
@@ -381,7 +381,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path):
     path = shard(tmp_path / "0.tar", ["a"])
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be kept in") as caught:
-        open_source(str(path), None, CacheSettings(folder=tmp_path / "file"))
+        open_picture_files(str(path), None, CacheSettings(folder=tmp_path / "file"))
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -389,5 +389,5 @@ def test_pictures_of_all_formats_come_out_of_a_tar(tmp_path: Path, cache: CacheS
     members: dict[str, bytes] = {}
     for key, kind in (("a.jpg", "JPEG"), ("b.jpeg", "JPEG"), ("c.PNG", "PNG"), ("d.webp", "WEBP")):
         members |= {key: picture(kind=kind), key.split(".")[0] + ".txt": b"words"}
-    source = open_source(str(write_tar(tmp_path / "0.tar", members)), None, cache)
+    source = open_picture_files(str(write_tar(tmp_path / "0.tar", members)), None, cache)
     assert all(isinstance(source.read(i).image, Image.Image) for i in range(4))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from closed_forms import SD_CONFIG
 from fewstep.data import draws
-from fewstep.data.order import Order
+from fewstep.data.order import SampleOrder
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.schedule import Flow, Tabulated
 from fewstep.method.sampling import consistency_times
@@ -146,7 +146,7 @@ def test_draws_differ_in_seed_stream_and_counter(seed, stream, counter):
 def test_drawing_leaves_the_global_generator_alone(seed, stream, counter):
     state = torch.get_rng_state()
     draws.normal(seed, stream, [counter], (3,))
-    Order(seed, (5,))([counter])
+    SampleOrder(seed, (5,))([counter])
     assert torch.equal(torch.get_rng_state(), state)
 
 

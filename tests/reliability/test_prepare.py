@@ -141,7 +141,7 @@ def test_what_does_not_agree_is_named(undisturbed, tiny, shards, cache, tmp_path
         )
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "00000-0000-x.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="is not prepared to its end"):
+    with pytest.raises(UserError, match="is not completely prepared"):
         open_material(PictureConfig(data=str(tmp_path / "half"), resolution=16), model)
 
 

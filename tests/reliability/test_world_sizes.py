@@ -10,7 +10,7 @@ from torch import nn
 
 from closed_forms import SD_CONFIG
 from fewstep.data.latents import LatentBatch
-from fewstep.data.order import Order
+from fewstep.data.order import SampleOrder
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.schedule import Tabulated
 from fewstep.method.distances import l2
@@ -45,7 +45,7 @@ class Points:
     broken = -1
 
     def __init__(self):
-        self.order = Order(5, (POINTS,))
+        self.order = SampleOrder(5, (POINTS,))
         generator = torch.Generator().manual_seed(0)
         self.points = torch.randn(POINTS, 2, generator=generator)
         self.classes = torch.randint(2, (POINTS,), generator=generator).to(self.points.dtype)

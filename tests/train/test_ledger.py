@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from fewstep.data.latents import Dropped
+from fewstep.data.latents import DroppedPicture
 from fewstep.errors import UserError
 from fewstep.train.ledger import Ledger
 
 
 def lost(counters):
-    return [Dropped(i, f"shard.tar/{i}", "broken picture") for i in counters]
+    return [DroppedPicture(i, f"shard.tar/{i}", "broken picture") for i in counters]
 
 
 def test_a_hundred_in_a_row_whatever_stands_beside_them(tmp_path):
@@ -28,7 +28,7 @@ def test_a_row_goes_on_from_one_account_to_the_next(tmp_path):
 
 def test_what_a_filter_refuses_is_listed_and_no_sign_of_trouble(tmp_path):
     ledger = Ledger(tmp_path, 0, samples=False)
-    ledger.record(400, [Dropped(i, f"shard.tar/{i}", "shorter side below 512") for i in range(300)])
+    ledger.record(400, [DroppedPicture(i, f"shard.tar/{i}", "shorter side below 512") for i in range(300)])
     assert len((tmp_path / "dropped.jsonl").read_text().splitlines()) == 300
 
 

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from fewstep.data import draws
-from fewstep.data.latents import Dropped
+from fewstep.data.latents import DroppedPicture
 from fewstep.errors import StoppedError, UserError
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import NonFiniteLossError, fit
@@ -45,7 +45,7 @@ class Regression(StudentTask):
     def dropped(self):
         new = [i for i in self.seen[self.told :] if i in self.unreadable]
         self.told = len(self.seen)
-        return [Dropped(i, f"picture {i}", "broken picture") for i in new]
+        return [DroppedPicture(i, f"picture {i}", "broken picture") for i in new]
 
 
 BASE = LoopConfig(steps=12, batch_size=8, lr=0.01, ema_decay=0.9, log_every=5, checkpoint_every=5)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from closed_forms import Mixture
 from fewstep.data.latents import LatentBatch
-from fewstep.data.order import Order
+from fewstep.data.order import SampleOrder
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Network, to_prediction
 from fewstep.diffusion.sampling import sample_ode, sampling_times
@@ -91,7 +91,7 @@ class Points:
         self.weights = CLASSES[torch.randint(2, (4096,), generator=generator)]
         self.points = teacher.draw(self.weights, generator)
 
-        self.order = Order(0, (len(self.points),))
+        self.order = SampleOrder(0, (len(self.points),))
 
     def batch(self, counters, noise):  # noqa: ARG002
         index = torch.from_numpy(self.order(counters))

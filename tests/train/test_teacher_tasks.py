@@ -9,15 +9,15 @@ from fewstep.data.worlds.scene import Scene, Thing
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.diffusion.schedule import Schedule, Tabulated
 from fewstep.models import scenes_model
-from fewstep.teacher.tasks import STATED, CaptionTask, DiffusionTask, answers
+from fewstep.teacher.tasks import STATED, CaptionTask, DiffusionTask, list_answers
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
 
 
 def test_answers_are_places_among_the_options_or_zero():
     said = Scene((Thing("circle", "pink", None), Thing("heart", "red", "large")), "above", None)
-    assert answers(said) == [2, 0, 1, 8, 0, 8, 1, 2]
-    assert answers(Scene((Thing("ring", "blue", "small"),), None, "black")) == [0, 3, 5, 6, 1, 0, 0, 0]
+    assert list_answers(said) == [2, 0, 1, 8, 0, 8, 1, 2]
+    assert list_answers(Scene((Thing("ring", "blue", "small"),), None, "black")) == [0, 3, 5, 6, 1, 0, 0, 0]
 
 
 def test_the_text_encoder_learns_what_captions_state(tmp_path):
@@ -26,7 +26,7 @@ def test_the_text_encoder_learns_what_captions_state(tmp_path):
     tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
     torch.manual_seed(0)
     task = CaptionTask(scenes_model.build_text_encoder(tokenizer), tokens, stated, seed=0)
-    wanted = torch.tensor([answers(scene) for scene in stated])
+    wanted = torch.tensor([list_answers(scene) for scene in stated])
 
     fit(task, LoopConfig(steps=400, batch_size=64, lr=2e-3, warmup_steps=40, ema_decay=0.9), tmp_path, "text")
     with torch.no_grad():

@@ -1,50 +1,50 @@
-"""What the package ships: the scenes teacher, a few-step model of it, and the reader of their pictures."""
+"""The bundled models: a teacher for scenes, a few-step model distilled from it, and a reader of scenes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 SCENES = "scenes"
-"""The name by which users ask for the bundled teacher and its world."""
+"""The name of the bundled teacher, and of the world that it was trained on."""
 
 SCENES_LEANING = "scenes-leaning"
-"""The same world in another look, for styles to be learnt from."""
+"""The same world in another look, from which styles are learnt."""
 
 SCENES_LCM = "scenes-lcm"
-"""The few-step model that studies/scenes.sh gave."""
+"""The name of the bundled few-step model, which studies/scenes.sh made."""
 
 MODELS = (SCENES_LCM, SCENES)
-"""What is bundled, by name."""
+"""The names of the bundled models."""
 
 _HERE = Path(__file__).parent
 
 
 def scenes_teacher() -> Path:
-    """Folder of the bundled teacher, in diffusers' layout."""
+    """Returns the folder of the bundled teacher, in diffusers' layout."""
     return _HERE / "scenes-teacher"
 
 
 def scenes_lcm() -> Path:
-    """Folder of the bundled few-step model; `part` finds what it shares with its teacher."""
+    """Returns the folder of the bundled few-step model; `find_part` finds what it shares with its teacher."""
     return _HERE / "scenes-lcm"
 
 
-def part(folder: str | Path, name: str) -> Path:
-    """Where the part of that name is of the pipeline in `folder`."""
+def find_part(folder: str | Path, name: str) -> Path:
+    """Returns the folder of a part of a pipeline, such as `vae`."""
     shared = Path(folder) == scenes_lcm() and name in ("vae", "text_encoder", "tokenizer")
     return (scenes_teacher() if shared else Path(folder)) / name
 
 
-def place(source: str | Path) -> str | Path:
-    """The folder of the bundled model of that name; any other source as it is."""
+def find_folder(source: str | Path) -> str | Path:
+    """Returns the folder of the bundled model of that name; any other source unchanged."""
     return {SCENES: scenes_teacher(), SCENES_LCM: scenes_lcm()}.get(str(source), source)
 
 
-def shown(source: str | Path) -> str:
-    """The name by which users ask for it, of a bundled model; any other source as it is."""
+def find_name(source: str | Path) -> str:
+    """Returns the name of a bundled model by its folder; any other source unchanged."""
     return {scenes_teacher(): SCENES, scenes_lcm(): SCENES_LCM}.get(Path(source), str(source))
 
 
 def scenes_reader() -> Path:
-    """Folder of the bundled reader."""
+    """Returns the folder of the bundled reader."""
     return _HERE / "scenes-reader"

@@ -32,7 +32,7 @@ from fewstep.evaluate.tuning import best_cell
 from fewstep.models.extractors import Extractor
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.pipeline import Pipeline
-from fewstep.parallel.workers import Workers, cores
+from fewstep.parallel.workers import Workers, count_cores
 from fewstep.runs.folder import made_with
 
 GRID_COLUMNS = 8
@@ -86,7 +86,7 @@ class Evaluation:
     def run(self) -> dict[str, Any]:
         """Paints and scores every row that is not there yet."""
         small = self.studio.device.type == "cpu" and self.studio.teacher.resolution <= 128
-        count = self.config.workers or (cores() if small else 1)
+        count = self.config.workers or (count_cores() if small else 1)
         if count == 1:
             return self._run(1, torch.get_num_threads())
         with Workers(count, EvaluationStudio, (self.config,)) as self._workers:
@@ -139,14 +139,14 @@ class Evaluation:
     def _paint_for_tuning(self, cells: Sequence[Cell]) -> None:
         """Paints them together, since each alone keeps the workers waiting for the last of its few parts."""
         if self._workers:
-            self._workers.paint([job for cell in cells for job in self.studio.jobs(cell, tuning=True)])
+            self._workers.run([job for cell in cells for job in self.studio.jobs(cell, tuning=True)])
 
     def _tune(self, cell: Cell) -> Row:
         return self._score(self._tuning, cell, tuning=True)[0]
 
     def _score(self, bench: Bench, cell: Cell, *, tuning: bool = False) -> tuple[Row, Kept]:
         if self._workers:
-            self._workers.paint(self.studio.jobs(cell, tuning=tuning))
+            self._workers.run(self.studio.jobs(cell, tuning=tuning))
         name = self._name if cell.sampler == "lcm" else "teacher"
         folder = self.studio.folder(tuning=tuning)
         return score(bench, cell, self.studio.painter(cell), name, self.studio.batch_size, folder)

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__, assets
-from fewstep.data.infotext import Infotext, png_text
+from fewstep.data.infotext import Infotext, build_png_info
 from fewstep.errors import UserError
 from fewstep.models.lora.file import parse_lora
 from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline
@@ -125,7 +125,7 @@ def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, ima
         **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
         "Version": f"fewstep {__version__}",
     }
-    return png_text(str(Infotext(prompt, config.negative_prompt, settings)))
+    return build_png_info(str(Infotext(prompt, config.negative_prompt, settings)))
 
 
 def _start(config: Generate) -> dict[str, str]:

@@ -38,7 +38,7 @@ class Inspect:
 
 def inspect(config: Inspect) -> None:
     """Prints lines of `name: value`, nothing but names and numbers read from the headers of files."""
-    for line in describe(Path(assets.place(config.path))):
+    for line in describe(Path(assets.find_folder(config.path))):
         print(line)
 
 
@@ -73,14 +73,14 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     index, scheduler = (_json(folder / name) for name in (MODEL_INDEX, "scheduler/scheduler_config.json"))
     family = family_of_folder(folder, index, str(folder))
     network = _json(folder / family.lora.part / "config.json")
-    codec = _json(assets.part(folder, "vae") / "config.json")
+    codec = _json(assets.find_part(folder, "vae") / "config.json")
     side = family.read_side(network, codec)
     yield f"pipeline: {index.get('_class_name')}"
     yield f"family: {family.describe(network)}"
     yield f"parameterisation: {scheduler.get('prediction_type', 'epsilon')}"
     yield f"resolution: {side}×{side}"
     for part in family.parts:
-        files = sorted(assets.part(folder, part).glob("*.safetensors"))
+        files = sorted(assets.find_part(folder, part).glob("*.safetensors"))
         if counts := [read_safetensors_header(file).parameters for file in files]:
             yield f"{part}: {sum(counts):,} parameters"
     for name, value in read_card(folder).to_json().items():

@@ -14,14 +14,21 @@ import torch
 
 from fewstep import assets
 from fewstep.data.pictures import to_pixels
-from fewstep.data.reading import Cut, Reading, Square, identity
-from fewstep.data.shards.prepared import Row, check_written, finish, is_written, read_statuses, write_shard
-from fewstep.data.sources.base import Source, shown
+from fewstep.data.reading import CropSettings, PictureReader, Square, hash_sources
+from fewstep.data.shards.prepared import (
+    PreparedRow,
+    check_written,
+    is_written,
+    read_statuses,
+    write_manifest,
+    write_shard,
+)
+from fewstep.data.sources.base import Source, escape_line
 from fewstep.errors import UserError
 from fewstep.files import remove_abandoned
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.prepared_latents import made_of
-from fewstep.parallel.workers import Workers, cores, one_thread
+from fewstep.parallel.workers import Workers, count_cores, use_one_thread
 from fewstep.recipes.pictures import Pictures
 from fewstep.runs.material import choose_resolution, open_source
 from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
@@ -78,21 +85,21 @@ def prepare(config: Prepare) -> None:
         check_written(config.out, file.stem, studio.made_of)
     left = [part for part in _from_here(parts) if not is_written(config.out, part.name)]
     print(f"{len(parts)} shards of latents, {len(parts) - len(left)} of them there already", flush=True)
-    count = min(config.workers or (cores() if studio.on_cpu else 1), len(left))
+    count = min(config.workers or (count_cores() if studio.on_cpu else 1), len(left))
     if count > 1:
         with Workers(count, EncodingStudio, (config,)) as workers:
-            workers.paint(left)
+            workers.run(left)
     elif left:
-        with one_thread() if studio.on_cpu else contextlib.nullcontext():  # more would round otherwise
+        with use_one_thread() if studio.on_cpu else contextlib.nullcontext():  # more would round otherwise
             for part in left:
-                studio.paint(part)
+                studio.run(part)
     statuses: Counter[str] = Counter()
     for part in parts:
         statuses.update(read_statuses(config.out, part.name))
     used = statuses.pop("", 0)
     dropped = dict(sorted(statuses.items()))
     report = {"found": used + statuses.total(), "used": used, "dropped": dropped}
-    finish(config.out, [part.name for part in parts], studio.made_of, report)
+    write_manifest(config.out, [part.name for part in parts], studio.made_of, report)
     said = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
     print(f"prepared: {report['found']} pictures, {used} used{f', {said}' if said else ''}: {config.out}", flush=True)
 
@@ -106,20 +113,22 @@ class EncodingStudio:
         self.on_cpu = self._model.device.type == "cpu"
         resolution = choose_resolution(config, self._model)
         self._source = open_source(config, config.data, resolution, config.seed)
-        self._reading = Reading([self._source], [1.0], Cut(resolution=resolution, crop=config.crop), config.seed)
+        self._reading = PictureReader(
+            [self._source], [1.0], CropSettings(resolution=resolution, crop=config.crop), config.seed
+        )
         self.parts = list(_parts(self._source, config.part))
         self.made_of = made_of(
             self._model, resolution=resolution, crop=config.crop, std=config.std, seed=config.seed
         ) | {
             "data": config.data, "batch_size": config.batch_size, "part": config.part,
-            "pictures_sha256": identity([self._source]),
+            "pictures_sha256": hash_sources([self._source]),
         }  # fmt: skip
 
-    def paint(self, part: Part) -> None:
+    def run(self, part: Part) -> None:
         """Encodes a part, unless another process has meanwhile."""
         if is_written(self._config.out, part.name):
             return
-        rows: list[Row] = []
+        rows: list[PreparedRow] = []
         latents: dict[str, list[torch.Tensor]] = {"mean": [], "std": []}
         size = self._config.batch_size
         for first in range(part.pictures.start, part.pictures.stop, size):
@@ -136,11 +145,11 @@ class EncodingStudio:
         write_shard(self._config.out, part.name, rows, joined, self.made_of)
 
 
-def _row(reading: Reading, index: int, square: Square) -> Row:
-    return Row(reading.key(index), square.caption, square.sizes, square.reason)
+def _row(reading: PictureReader, index: int, square: Square) -> PreparedRow:
+    return PreparedRow(reading.key(index), square.caption, square.sizes, square.reason)
 
 
-def _check(rows: list[Row], part: Part) -> None:
+def _check(rows: list[PreparedRow], part: Part) -> None:
     """Raises UserError where so much cannot be read that something must be wrong."""
     lost = [row for row in rows if is_broken(row.status)]
     last = rows[-MOST_IN_A_ROW:]
@@ -149,7 +158,7 @@ def _check(rows: list[Row], part: Part) -> None:
     if len(lost) >= MOST_IN_A_ROW and len(lost) > MOST_DROPPED * len(part.pictures):
         raise UserError(
             f"{len(lost)} of {len(part.pictures)} pictures of {part.name} cannot be read, more than "
-            f"{MOST_DROPPED:.0%}; the last is {shown(lost[-1].key)} ({lost[-1].status})"
+            f"{MOST_DROPPED:.0%}; the last is {escape_line(lost[-1].key)} ({lost[-1].status})"
         )
 
 

@@ -150,7 +150,10 @@ def _listen(config: Serve) -> socket.socket:
 def chips(pipeline: Pipeline) -> dict[str, list[str]]:
     """What the bundled world's models know; of others nothing is known."""
     data = pipeline.model.card.data
-    if data not in (assets.SCENES, assets.SCENES_LEANING) and assets.shown(pipeline.model.source) not in assets.MODELS:
+    if (
+        data not in (assets.SCENES, assets.SCENES_LEANING)
+        and assets.find_name(pipeline.model.source) not in assets.MODELS
+    ):
         return {}
     return {
         "sizes": list(SIZES), "colours": list(COLOURS), "shapes": list(SHAPES), "relations": list(RELATIONS),

@@ -1,1 +1,1 @@
-"""Examples and batches: where pictures and captions come from, in which order, with which draws."""
+"""Where pictures and captions come from, in which order they are used, and the random draws of a run."""

@@ -15,7 +15,7 @@ _SETTING = re.compile(r'\s*([\w][\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 
 @dataclass(frozen=True)
 class Infotext:
-    """What painted a picture."""
+    """The prompts and settings that a picture was painted with."""
 
     prompt: str
     negative_prompt: str
@@ -23,34 +23,34 @@ class Infotext:
 
     def __str__(self) -> str:
         negative = [_NEGATIVE + self.negative_prompt] if self.negative_prompt else []
-        settings = ", ".join(f"{name}: {_quoted(value)}" for name, value in self.settings.items())
+        settings = ", ".join(f"{name}: {_quote(value)}" for name, value in self.settings.items())
         return "\n".join([self.prompt, *negative, settings])
 
 
-def png_text(text: str) -> PngInfo:
-    """Where the tools that read it look for it."""
+def build_png_info(text: str) -> PngInfo:
+    """Returns the text chunk in which other tools look for an infotext."""
     info = PngInfo()
     if text.isascii():
         info.add_text("parameters", text)
-    else:  # plain text chunks hold Latin-1 alone
+    else:  # plain text chunks hold Latin-1 only
         info.add_itxt("parameters", text)
     return info
 
 
 def read_infotext(text: str) -> Infotext:
-    """The inverse of `str`."""
+    """Parses what `str` of an Infotext gives."""
     *lines, last = text.split("\n")
     starts = [i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)]
     end = starts[-1] if starts else len(lines)
-    settings = {name: _plain(value.strip()) for name, value in _SETTING.findall(last)}
+    settings = {name: _unquote(value.strip()) for name, value in _SETTING.findall(last)}
     return Infotext("\n".join(lines[:end]), "\n".join(lines[end:]).removeprefix(_NEGATIVE), settings)
 
 
-def _quoted(value: str) -> str:
+def _quote(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n]', value) or value != value.strip() else value
 
 
-def _plain(value: str) -> str:
+def _unquote(value: str) -> str:
     if not value.startswith('"'):
         return value
     try:

@@ -1,4 +1,4 @@
-"""What a kind of source says of itself, and what is asked of it."""
+"""The interface of a kind of source: how it recognises `--data`, and what it is asked to open."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fewstep.data.sources.base import Source
-from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.selection import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a command asks of its pictures."""
+class SourceRequest:
+    """The pictures that a command wants, and how it wants them."""
 
     data: str
-    """As `--data` has it."""
+    """The value of `--data`."""
     resolution: int
-    """Side in pixels to which pictures will be brought."""
+    """Side in pixels to which pictures will be resized."""
     seed: int = 0
-    """Seeds what is drawn on the fly."""
+    """Seed of pictures that are drawn on the fly."""
     count: int = 8192
-    """How many pictures are drawn, of a world that has no end."""
-    picking: Picking = field(default_factory=Picking)
-    """Which pictures are used, by size and metadata."""
+    """Number of pictures to draw, where a source has no end of its own."""
+    selection: Selection = field(default_factory=Selection)
+    """Which pictures are used, by size and metadata, and which fields hold captions."""
     cache_bytes: int = 100 * 2**30
-    """Room on this machine's disk for what lies elsewhere."""
+    """Disk space for copies of remote files, in bytes."""
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One kind of source."""
+    """A kind of source; its file ends with one, named `KIND`."""
 
     recognises: Callable[[str], bool]
-    """Whether `--data` names one of this kind; must not open it."""
-    open: Callable[[Asked], Source]
-    """Opens it, and prints what was used and dropped where that can surprise. Raises UserError."""
+    """Tells from the value of `--data` alone, without opening anything, whether it names a source of this kind."""
+    open: Callable[[SourceRequest], Source]
+    """Opens the source, and prints what was dropped if anything can be. Raises UserError where nothing can be used."""

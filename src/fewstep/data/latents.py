@@ -1,4 +1,4 @@
-"""Examples as the network sees them, at the positions of a run."""
+"""Encoded pictures and captions, as a training asks for them by position."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from fewstep.diffusion.prediction import Cond
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """z_0 `[b, c, h, w]`, its conditions, and which of them are `valid` `[b]` (bool)."""
+    """Latents `z_0` `[b, c, h, w]` with their conditions; `valid` is bool `[b]`."""
 
     z_0: Tensor
     cond: Cond
     valid: Tensor
-    """False for a picture that could not be read: z_0 then stands for nothing, and must weigh nothing."""
+    """False for a picture that could not be read: its z_0 has no meaning and must not enter the loss."""
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """A picture that a run could not read: at which position, which, and why."""
+class DroppedPicture:
+    """A picture that a run could not read."""
 
     counter: int
+    """Its position in the run."""
     key: str
     reason: str
 
 
 class LatentSource(Protocol):
-    """A pure function of the position, but for the account of what could not be read."""
+    """Latents as a pure function of the position; its only state is the list of pictures that could not be read."""
 
     @property
     def latent_shape(self) -> tuple[int, ...]: ...
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
-        """What stands at these positions; `noise`, shaped like z_0, draws from the autoencoder's posterior."""
+        """Returns the latents at these positions; `noise`, shaped like z_0, samples the autoencoder's posterior."""
         ...
 
     def keys(self, counters: range) -> Sequence[str]:
-        """Names of the pictures there."""
+        """Returns the names of the pictures at these positions."""
         ...
 
-    def dropped(self) -> list[Dropped]:
-        """What could not be read since this was last asked."""
+    def dropped(self) -> list[DroppedPicture]:
+        """Returns what could not be read since the last call."""
         ...

@@ -1,27 +1,30 @@
-"""What `--data` names: the first kind of source that recognises it opens it.
+"""The registry of kinds of source: the first kind that recognises the value of `--data` opens it.
 
-A kind is a file that ends in its `KIND`, and a line in `_KINDS`.
+To add a kind, write one file that ends with `KIND = SourceKind(...)` (data/kind.py) and add one line to `_KINDS`,
+above the files of pictures, which recognise anything. `open` returns a `Source` (data/sources/base.py); training,
+`fewstep prepare` and evaluation then take its pictures like any others. worlds/scenes.py is a short example, and
+tests/data/test_opening.py adds another.
 """
 
 from __future__ import annotations
 
 import importlib
 
-from fewstep.data.kind import Asked, SourceKind
+from fewstep.data.kind import SourceKind, SourceRequest
 from fewstep.data.sources.base import Source
 
 _KINDS = (
     "fewstep.data.worlds.scenes",
-    "fewstep.data.sources.own",
+    "fewstep.data.sources.picture_files",
 )
-"""In the order in which they are asked; a kind is imported only here, so that training knows none of them."""
+"""Modules, in the order in which they are asked. Only this file imports them, so the rest of the package knows none."""
 
 
 def list_kinds() -> list[SourceKind]:
-    """Returns every kind of source."""
+    """Imports and returns every kind of source, in the order of the registry."""
     return [importlib.import_module(module).KIND for module in _KINDS]
 
 
-def open_pictures(asked: Asked) -> Source:
-    """Opens what `asked.data` names. Raises UserError where no kind knows it, or nothing in it can be used."""
-    return next(kind for kind in list_kinds() if kind.recognises(asked.data)).open(asked)
+def open_pictures(request: SourceRequest) -> Source:
+    """Opens what `request.data` names. Raises UserError where that does not exist or holds nothing that can be used."""
+    return next(kind for kind in list_kinds() if kind.recognises(request.data)).open(request)

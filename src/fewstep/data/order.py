@@ -1,4 +1,4 @@
-"""Which picture stands at each position of a run: keyed permutations, pure in the position, no table of pictures."""
+"""The order of pictures in a run, as a pure function of the position: keyed permutations instead of shuffled lists."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from numpy.typing import NDArray
 from fewstep.data import draws
 from fewstep.errors import UserError
 
-Whole = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 _ROUNDS = 8
 _BLOCK = 1000
 
 
 class Permutation:
-    """Of range(size), another for every key: a Feistel cipher on a power of four, walked until it lands inside."""
+    """A permutation of range(size), a different one for every key.
+
+    It is a Feistel cipher on a power of four, applied again wherever it leads outside the range (cycle walking).
+    """
 
     def __init__(self, key: int, size: int) -> None:
         self._size = size
         self._bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
         self._keys = [np.uint64(draws.key(key, "round", i)) for i in range(_ROUNDS)]
 
-    def __call__(self, positions: Sequence[int] | Whole) -> Whole:
-        """Where each of `positions` goes."""
+    def __call__(self, positions: Sequence[int] | Indices) -> Indices:
+        """Returns the images of `positions`."""
         values = self._encipher(np.asarray(positions, dtype=np.uint64))
         while (outside := values >= self._size).any():
             values[outside] = self._encipher(values[outside])
@@ -37,42 +40,42 @@ class Permutation:
         mask = (np.uint64(1) << self._bits) - np.uint64(1)
         left, right = values >> self._bits, values & mask
         for key in self._keys:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
+            left, right = right, left ^ (_mix(right ^ key) & mask)
         return (left << self._bits) | right
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, whose every output bit depends on every input bit."""
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Applies SplitMix64's finaliser: every output bit depends on every input bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 @dataclass(frozen=True)
-class Order:
-    """A fresh order every epoch, in which each picture stands once: windows of shuffled shards, shuffled within.
+class SampleOrder:
+    """A new order for every epoch: the shards are shuffled, then the pictures within each window of shards.
 
-    Reading it goes through the shards of one window before the next, so that remote shards are fetched once an epoch.
+    The shards of one window are finished before the next window begins, so a remote shard is fetched once an epoch.
     """
 
     seed: int
     shard_sizes: tuple[int, ...]
-    """Pictures in each shard."""
+    """Number of pictures in each shard."""
     window: int = 16
-    """Shards whose pictures stand mixed."""
+    """Number of consecutive shards whose pictures are shuffled together."""
 
     def __post_init__(self) -> None:
         if not sum(self.shard_sizes):
             raise UserError("there are no pictures to put in order; give some with --data")
 
-    def __call__(self, counters: Sequence[int] | Whole) -> Whole:
-        """The picture at each of these positions, counted from 0 through all epochs; as its index in the source."""
+    def __call__(self, counters: Sequence[int] | Indices) -> Indices:
+        """Returns the index of the picture at each position; positions count from 0 through all epochs."""
         positions = np.asarray(counters, dtype=np.int64)
         indices = np.empty_like(positions)
         epochs = positions // self._size
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            indices[here] = self._within(int(epoch), positions[here] % self._size)
+            indices[here] = self._find_in_epoch(int(epoch), positions[here] % self._size)
         return indices
 
     @functools.cached_property
@@ -80,11 +83,11 @@ class Order:
         return sum(self.shard_sizes)
 
     @functools.cached_property
-    def _starts(self) -> Whole:
+    def _starts(self) -> Indices:
         return np.cumsum([0, *self.shard_sizes])
 
-    def _within(self, epoch: int, places: Whole) -> Whole:
-        shards, starts, windows = self._epoch(epoch)
+    def _find_in_epoch(self, epoch: int, places: Indices) -> Indices:
+        shards, starts, windows = _plan_epoch(self.seed, self.shard_sizes, self.window, epoch)
         number = np.searchsorted(windows, places, side="right") - 1
         indices = np.empty_like(places)
         for window in np.unique(number):
@@ -96,13 +99,10 @@ class Order:
             indices[here] = self._starts[shards[shard]] + at - starts[shard]
         return indices
 
-    def _epoch(self, epoch: int) -> tuple[Whole, Whole, Whole]:
-        """Of one epoch: its shards in order, where each of them begins, where each window begins and the last ends."""
-        return _plan(self.seed, self.shard_sizes, self.window, epoch)
-
 
 @functools.lru_cache(maxsize=8)
-def _plan(seed: int, shard_sizes: tuple[int, ...], window: int, epoch: int) -> tuple[Whole, Whole, Whole]:
+def _plan_epoch(seed: int, shard_sizes: tuple[int, ...], window: int, epoch: int) -> tuple[Indices, Indices, Indices]:
+    """Returns the shards in order, the position at which each begins, and the bounds of the windows."""
     shuffle = Permutation(draws.key(seed, "shards", epoch), len(shard_sizes))
     shards = shuffle(np.arange(len(shard_sizes)))
     starts = np.cumsum([0, *np.asarray(shard_sizes)[shards]])
@@ -111,16 +111,16 @@ def _plan(seed: int, shard_sizes: tuple[int, ...], window: int, epoch: int) -> t
 
 
 @dataclass(frozen=True)
-class MixedOrder:
-    """Several sources in one order, each in its own, so that each picture of a source comes once in an epoch of it.
+class MixedSampleOrder:
+    """Several sources interleaved; each keeps its own order and its own epochs.
 
-    In every thousand positions each source has its share, at places drawn anew.
+    Every thousand positions hold each source's share of pictures, at random positions among the thousand.
     """
 
     seed: int
-    orders: tuple[Order, ...]
+    orders: tuple[SampleOrder, ...]
     weights: tuple[float, ...]
-    """Their shares, up to a common factor; kept to the thousandth."""
+    """Shares of the sources, up to a common factor; rounded to a thousandth."""
 
     def __post_init__(self) -> None:
         for weight, quota in zip(self.weights, self._quotas, strict=True):
@@ -129,23 +129,23 @@ class MixedOrder:
                     f"a source weighs {weight:g} of {sum(self.weights):g} in all; give each a thousandth or more"
                 )
 
-    def __call__(self, counters: Sequence[int] | Whole) -> Whole:
-        """The picture at each of these positions, as its index among the pictures of all sources, one after another."""
+    def __call__(self, counters: Sequence[int] | Indices) -> Indices:
+        """Returns the index of the picture at each position, counted through all sources one after another."""
         positions = np.asarray(counters, dtype=np.int64)
         indices = np.empty_like(positions)
         offsets = np.cumsum([0, *(sum(order.shard_sizes) for order in self.orders)])
         blocks, places = positions // _BLOCK, positions % _BLOCK
         for block in np.unique(blocks):
             here = blocks == block
-            source, rank = _block(self.seed, tuple(self._quotas), int(block))
+            source, rank = _plan_block(self.seed, tuple(self._quotas), int(block))
             for i, order in enumerate(self.orders):
                 mine = np.flatnonzero(here)[source[places[here]] == i]
                 indices[mine] = offsets[i] + order(block * self._quotas[i] + rank[places[mine]])
         return indices
 
     @functools.cached_property
-    def _quotas(self) -> Whole:
-        """How many of a block's positions each source has: largest remainders."""
+    def _quotas(self) -> Indices:
+        """Each source's number of positions in a block, by the method of largest remainders."""
         wanted = np.asarray(self.weights) * (_BLOCK / sum(self.weights))
         quotas = np.floor(wanted).astype(np.int64)
         most_left = np.argsort(quotas - wanted, kind="stable")
@@ -154,8 +154,8 @@ class MixedOrder:
 
 
 @functools.lru_cache(maxsize=8)
-def _block(seed: int, quotas: tuple[int, ...], block: int) -> tuple[Whole, Whole]:
-    """For each position of a block: which source, and how many of that source stand before it in the block."""
+def _plan_block(seed: int, quotas: tuple[int, ...], block: int) -> tuple[Indices, Indices]:
+    """Returns, for each position of a block, its source and how many of that source come before it in the block."""
     source = np.repeat(np.arange(len(quotas)), quotas)
     source = source[Permutation(draws.key(seed, "mixture", block), _BLOCK)(np.arange(_BLOCK))]
     rank = np.empty_like(source)

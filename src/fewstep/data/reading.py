@@ -1,4 +1,4 @@
-"""Pictures at the positions of a run: which one stands there and what is cut out of it, read ahead or when needed."""
+"""Reads and crops the pictures at the positions of a run, on demand or ahead of time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fewstep.data import draws
-from fewstep.data.latents import Dropped
-from fewstep.data.order import MixedOrder, Order, Whole
+from fewstep.data.latents import DroppedPicture
+from fewstep.data.order import Indices, MixedSampleOrder, SampleOrder
 from fewstep.data.sources.base import DroppedError, Example, Source
 from fewstep.data.sources.decoding import fit_square
 
@@ -22,110 +22,113 @@ Sizes = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
-    """How a square is cut out of a picture whose shorter side was brought to `resolution`."""
+class CropSettings:
+    """How a square is cropped from a picture whose shorter side was resized to `resolution`."""
 
     resolution: int
     crop: Crop = "middle"
     flip: bool = False
-    """Mirror every other picture, by chance."""
+    """Mirror a picture with probability 1/2."""
 
     @property
-    def is_one(self) -> bool:
-        """Whether a picture is cut alike wherever it stands."""
+    def is_fixed(self) -> bool:
+        """Whether a picture gives the same square at every position."""
         return self.crop == "middle" and not self.flip
 
 
 @dataclass(frozen=True)
 class Square:
-    """What is seen of a picture."""
+    """A cropped picture."""
 
     image: Image.Image
     caption: str
     sizes: Sizes
-    """Height and width of the whole picture; top and left of the square in it, once it was resized; height and width of
-    the square: Stable Diffusion XL's added conditions (arXiv 2307.01952, 2.2)."""
+    """Height and width of the whole picture; top and left of the square in the resized picture; height and width of the
+    square: Stable Diffusion XL's added conditions (arXiv 2307.01952, 2.2)."""
     reason: str = ""
-    """Why it could not be read: it is grey then, without words."""
+    """Why the picture could not be read; the square is then grey and the caption empty."""
 
 
-def cut_out(picture: Example, cut: Cut, seed: int, counter: int) -> Square:
-    """The square at this position. A flipped one tells where it lies in the flipped picture."""
-    image, side = picture.image, cut.resolution
-    if cut.flip and float(draws.uniform(seed, "flip", [counter])[0]) < 0.5:
+def crop_square(picture: Example, settings: CropSettings, seed: int, counter: int) -> Square:
+    """Crops the square for this position. A flipped square has its place in the flipped picture."""
+    image, side = picture.image, settings.resolution
+    if settings.flip and float(draws.uniform(seed, "flip", [counter])[0]) < 0.5:
         image = ImageOps.mirror(image)
     short = min(image.size)
     width, height = (round(length * side / short) for length in image.size)
     left, top = (width - side) // 2, (height - side) // 2
-    if cut.crop == "random":
+    if settings.crop == "random":
         u = float(draws.uniform(seed, "crop", [counter])[0])  # one of the two has no room
         left, top = int(u * (width - side + 1)), int(u * (height - side + 1))
     square = fit_square(image, side, (left, top))
     return Square(square, picture.caption, (image.height, image.width, top, left, side, side))
 
 
-class Reading:
-    """One run's way through its sources. With `workers` threads, which decode at once, the same positions of the next
-    batch are read while this one is used; what stands where does not depend on it."""
+class PictureReader:
+    """Reads the pictures of one run from its sources.
+
+    With `workers` threads, the next batch is read and decoded while the current one is used. The order does not
+    depend on the number of threads.
+    """
 
     def __init__(
-        self, sources: Sequence[Source], weights: Sequence[float], cut: Cut, seed: int, *, workers: int = 0,
-        ahead: int = 0,
+        self, sources: Sequence[Source], weights: Sequence[float], settings: CropSettings, seed: int, *,
+        workers: int = 0, ahead: int = 0,
     ) -> None:  # fmt: skip
-        """`ahead` is the size of a whole batch: how far before its use a picture is read."""
-        orders = tuple(Order(draws.key(seed, "source", i), tuple(s.shard_sizes)) for i, s in enumerate(sources))
-        self._order = orders[0] if len(orders) == 1 else MixedOrder(seed, orders, tuple(weights))
-        self._sources, self.cut, self._seed, self._ahead = sources, cut, seed, ahead
+        """`ahead` is how many positions before its use a picture is read: the size of a whole batch."""
+        orders = tuple(SampleOrder(draws.key(seed, "source", i), tuple(s.shard_sizes)) for i, s in enumerate(sources))
+        self._order = orders[0] if len(orders) == 1 else MixedSampleOrder(seed, orders, tuple(weights))
+        self._sources, self.crop_settings, self._seed, self._ahead = sources, settings, seed, ahead
         self._starts = np.cumsum([0, *(sum(source.shard_sizes) for source in sources)])
         self._pool = ThreadPoolExecutor(workers, "reading") if workers else None
         self._waiting: dict[int, Future[Square]] = {}
 
     def __len__(self) -> int:
-        """Pictures of all sources."""
+        """Returns the number of pictures in all sources."""
         return int(self._starts[-1])
 
-    def indices(self, counters: Sequence[int]) -> Whole:
-        """Which picture stands at each of these positions, counted through all sources."""
+    def indices(self, counters: Sequence[int]) -> Indices:
+        """Returns the index of the picture at each position, counted through all sources."""
         return self._order(counters)
 
     def key(self, index: int) -> str:
-        """Of the picture with this index."""
-        source, inside = self._place(index)
+        """Returns the name of the picture with this index."""
+        source, inside = self._locate(index)
         try:
             return source.key(inside)
-        except DroppedError as dropped:  # its shard has gone
+        except DroppedError as dropped:  # its shard is gone
             return dropped.key or f"picture {index}"
 
-    def identity(self) -> str:
-        """Hash of what stands where: another wherever a picture, or a shard, has come or gone."""
-        return identity(self._sources)
+    def hash_contents(self) -> str:
+        """Hashes the names of the pictures in order, so that a picture or shard added or removed is noticed."""
+        return hash_sources(self._sources)
 
     def read(self, index: int, counter: int = 0) -> Square:
-        """The picture with this index as it is cut out at this position."""
-        source, inside = self._place(index)
+        """Reads the picture with this index and crops it as this position requires."""
+        source, inside = self._locate(index)
         try:
-            return cut_out(source.read(inside), self.cut, self._seed, counter)
+            return crop_square(source.read(inside), self.crop_settings, self._seed, counter)
         except DroppedError as dropped:
-            side = self.cut.resolution
+            side = self.crop_settings.resolution
             grey = Image.new("RGB", (side, side), (128, 128, 128))
             return Square(grey, "", (side, side, 0, 0, side, side), str(dropped.reason))
 
-    def squares(self, counters: range) -> list[Square]:
-        """What stands at these positions."""
+    def read_squares(self, counters: range) -> list[Square]:
+        """Reads and crops the pictures at these positions."""
         if self._pool is None:
             return [self.read(int(index), i) for i, index in zip(counters, self.indices(counters), strict=True)]
-        for some in (counters, range(counters.start + self._ahead, counters.stop + self._ahead)):
-            for i, index in zip(some, self.indices(some), strict=True):
+        for batch in (counters, range(counters.start + self._ahead, counters.stop + self._ahead)):
+            for i, index in zip(batch, self.indices(batch), strict=True):
                 if i not in self._waiting:
                     self._waiting[i] = self._pool.submit(self.read, int(index), i)
         return [self._waiting.pop(i).result() for i in counters]
 
-    def dropped(self, counters: range, squares: Sequence[Square]) -> list[Dropped]:
-        """Those of them that could not be read."""
+    def list_dropped(self, counters: range, squares: Sequence[Square]) -> list[DroppedPicture]:
+        """Lists the pictures of a batch that could not be read."""
         lost = [(i, square.reason) for i, square in zip(counters, squares, strict=True) if square.reason]
-        return [Dropped(i, self.key(int(self.indices([i])[0])), reason) for i, reason in lost]
+        return [DroppedPicture(i, self.key(int(self.indices([i])[0])), reason) for i, reason in lost]
 
-    def _place(self, index: int) -> tuple[Source, int]:
+    def _locate(self, index: int) -> tuple[Source, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._sources[number], index - int(self._starts[number])
 
@@ -133,8 +136,8 @@ class Reading:
 _MOST_KEYS = 100_000
 
 
-def identity(sources: Sequence[Source]) -> str:
-    """Hash of their shards' sizes and, unless they are too many, of the names of all pictures."""
+def hash_sources(sources: Sequence[Source]) -> str:
+    """Hashes the names of all pictures; of a very large source only the names and sizes of the shards."""
     total = hashlib.sha256()
     for source in sources:
         sizes = source.shard_sizes

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fewstep import assets
-from fewstep.data.kind import Asked
+from fewstep.data.kind import SourceRequest
 from fewstep.data.opening import open_pictures
 from fewstep.data.sources.squares import SquarePictures
 from fewstep.data.worlds.scene import LOOKS
@@ -26,7 +26,7 @@ _TUNING_APART = 50_000_000  # between the seeds of scored pictures and of those 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class BenchMaterial:
     """Prompts and real pictures."""
 
     scored: Roster
@@ -42,23 +42,23 @@ class Material:
 def material(
     data: str, resolution: int, *, n: int, n_unseen: int = 0, repeated: int = 0, n_tuning: int = 0, seed: int = 0,
     option: str = "n",
-) -> Material:  # fmt: skip
+) -> BenchMaterial:  # fmt: skip
     """`data` is a world of scenes, drawn afresh, or a folder of captioned pictures."""
     if data in LOOKS:
-        return Material(
+        return BenchMaterial(
             scored=scenes_roster(n, n_unseen, repeated, seed=seed),
             tuning=scenes_roster(n_tuning, seed=seed, prompt_seed=PROMPT_SEED + 2),
             real=reference_scenes(LOOKS[data]),
             others=None if data == assets.SCENES else reference_scenes(),
             option=option,
         )
-    pictures = SquarePictures(open_pictures(Asked(data=data, resolution=resolution)), resolution)
+    pictures = SquarePictures(open_pictures(SourceRequest(data=data, resolution=resolution)), resolution)
     count = len(pictures)
     if count < n:
         raise UserError(f"{data} has {count} captions and {option} is {n}; give {count} or less")
     captions = [pictures.caption(i) for i in range(min(count, n + n_tuning))]
     others = _cycle(captions[n:] or captions, n_tuning)
-    return Material(
+    return BenchMaterial(
         scored=captions_roster(captions[:n], repeated, seed=seed),
         tuning=captions_roster(others, seed=seed + _TUNING_APART),
         real=pictures,
@@ -85,7 +85,7 @@ def judges(data: str, extractor: str, device: torch.device) -> tuple[Extractor, 
 
 
 def make_bench(
-    found: Material, extractor: Extractor, reader: Reader | None, clip: Extractor | None = None
+    found: BenchMaterial, extractor: Extractor, reader: Reader | None, clip: Extractor | None = None
 ) -> tuple[Bench, str]:
     """Of the scored prompts; and the real pictures' hash.
 

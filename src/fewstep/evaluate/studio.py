@@ -27,7 +27,7 @@ from fewstep.train.loop import computes_in_bf16
 
 
 @dataclass(frozen=True)
-class Job:
+class PaintingJob:
     """A part of a cell, of the pictures that are scored or of those that guidance is chosen by."""
 
     cell: Cell
@@ -73,21 +73,21 @@ class EvaluationStudio:
         """A bench that can look at pictures, not judge them."""
         return dataclasses.replace(self._bare, roster=self.found.tuning if tuning else self.found.scored)
 
-    def paint(self, job: Job) -> None:
+    def run(self, job: PaintingJob) -> None:
         folder = self.folder(tuning=job.tuning) / job.cell.slug
         bench = self.bare(tuning=job.tuning)
         paint_part(bench, self.painter(job.cell), list_observers(), self.batch_size, folder, job.number)
 
-    def jobs(self, cell: Cell, *, tuning: bool) -> list[Job]:
+    def jobs(self, cell: Cell, *, tuning: bool) -> list[PaintingJob]:
         """That are left of a cell."""
         folder = self.folder(tuning=tuning) / cell.slug
         numbers = range(parts_of(self.bare(tuning=tuning), self.batch_size))
-        return [Job(cell, tuning, i) for i in numbers if not part_file(folder, i).exists()]
+        return [PaintingJob(cell, tuning, i) for i in numbers if not part_file(folder, i).exists()]
 
 
 def _card(model: str) -> dict[str, Any]:
     """What fewstep recorded of a model; empty for others."""
-    place = Path(assets.place(model))
+    place = Path(assets.find_folder(model))
     for folder in (place, place / "model"):
         if (file := folder / "fewstep.json").is_file():
             held: dict[str, Any] = json.loads(file.read_text())

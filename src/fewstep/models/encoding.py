@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from fewstep.data.latents import Dropped, LatentBatch
+from fewstep.data.latents import DroppedPicture, LatentBatch
 from fewstep.data.pictures import to_pixels
-from fewstep.data.reading import Reading
+from fewstep.data.reading import PictureReader
 from fewstep.models.family import LatentModel
 
 _CHUNK = 64
@@ -20,14 +20,14 @@ _CHUNK = 64
 class _Latents:
     """What both ways share: the reading, and the account of what it could not read."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: PictureReader) -> None:
         self._reading = reading
-        self._lost: list[Dropped] = []
+        self._lost: list[DroppedPicture] = []
 
     def keys(self, counters: range) -> list[str]:
         return [self._reading.key(int(i)) for i in self._reading.indices(counters)]
 
-    def dropped(self) -> list[Dropped]:
+    def dropped(self) -> list[DroppedPicture]:
         lost, self._lost = self._lost, []
         return lost
 
@@ -35,7 +35,7 @@ class _Latents:
 class KeptLatents(_Latents):
     """Everything encoded beforehand; a batch is a look-up. Only where a picture is cut alike wherever it stands."""
 
-    def __init__(self, model: LatentModel, reading: Reading) -> None:
+    def __init__(self, model: LatentModel, reading: PictureReader) -> None:
         super().__init__(reading)
         console = Console(stderr=True)
         starts: Sequence[int] = range(0, len(reading), _CHUNK)
@@ -68,7 +68,7 @@ class KeptLatents(_Latents):
         indices = self._reading.indices(counters)
         reasons = [self._reasons[i] for i in indices]
         keyed = zip(counters, indices, reasons, strict=True)
-        self._lost += [Dropped(i, self._reading.key(int(index)), reason) for i, index, reason in keyed if reason]
+        self._lost += [DroppedPicture(i, self._reading.key(int(index)), reason) for i, index, reason in keyed if reason]
         index = torch.from_numpy(indices).to(self._mean.device, non_blocking=True)
         cond = {name: value[self._rows[index]] for name, value in self._text.items()}
         cond |= {name: value[index] for name, value in self._sizes.items()}
@@ -78,14 +78,14 @@ class KeptLatents(_Latents):
 class FreshLatents(_Latents):
     """Every batch encoded when it is asked for."""
 
-    def __init__(self, model: LatentModel, reading: Reading) -> None:
+    def __init__(self, model: LatentModel, reading: PictureReader) -> None:
         super().__init__(reading)
         self._model = model
-        self.latent_shape: tuple[int, ...] = model.codec.shape(reading.cut.resolution)
+        self.latent_shape: tuple[int, ...] = model.codec.shape(reading.crop_settings.resolution)
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
-        squares = self._reading.squares(counters)
-        self._lost += self._reading.dropped(counters, squares)
+        squares = self._reading.read_squares(counters)
+        self._lost += self._reading.list_dropped(counters, squares)
         mean, std = self._model.codec.encode(to_pixels([square.image for square in squares]))
         conditioner = self._model.conditioner
         cond = conditioner.encode([square.caption for square in squares])
@@ -98,11 +98,11 @@ def _valid(reasons: Sequence[str], device: torch.device) -> Tensor:
     return torch.tensor([not reason for reason in reasons]).to(device, non_blocking=True)
 
 
-def encode(model: LatentModel, reading: Reading, keep_gib: float) -> KeptLatents | FreshLatents:
+def encode(model: LatentModel, reading: PictureReader, keep_gib: float) -> KeptLatents | FreshLatents:
     """Keeps the latents and texts when they need at most `keep_gib` GiB and no picture is cut in several ways."""
-    channels, height, width = model.codec.shape(reading.cut.resolution)
+    channels, height, width = model.codec.shape(reading.crop_settings.resolution)
     text = sum(value.numel() for value in model.conditioner.encode([""]).values())
     needed = len(reading) * 4 * (2 * channels * height * width + text) / 2**30
-    if needed <= keep_gib and reading.cut.is_one:
+    if needed <= keep_gib and reading.crop_settings.is_fixed:
         return KeptLatents(model, reading)
     return FreshLatents(model, reading)

@@ -34,7 +34,7 @@ def load_latent_model(source: str | Path, device: torch.device, base_config: str
     `source` is `scenes` or `scenes-lcm` (bundled), a diffusers folder, a Hub id or a single-file checkpoint, for which
     `base_config` may be a folder with the family's configurations and tokenizers.
     """
-    source = assets.place(source)
+    source = assets.find_folder(source)
     if Path(source).is_file():
         return family_of_file(Path(source)).load_single_file(Path(source), base_config, device)
     if base_config:

@@ -61,8 +61,8 @@ class Pipeline:
         """Whether guidance is an input; with an LCM-LoRA it is built in at one scale."""
         if not self.takes_guidance and model.card.method != LCM_LORA:
             raise UserError(
-                f"{assets.shown(model.source)} is a teacher, not a few-step model, and no LCM-LoRA was given with it "
-                "(a style is none): give one with --lora, or a few-step model (bundled is "
+                f"{assets.find_name(model.source)} is a teacher, not a few-step model, and no LCM-LoRA was given with "
+                "it (a style is none): give one with --lora, or a few-step model (bundled is "
                 f"{assets.SCENES_LCM}), or make one with `fewstep distill --teacher`"
             )
         self.model = model

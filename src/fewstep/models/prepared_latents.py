@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fewstep.data import draws
-from fewstep.data.latents import Dropped, LatentBatch
-from fewstep.data.order import Order
+from fewstep.data.latents import DroppedPicture, LatentBatch
+from fewstep.data.order import SampleOrder
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
@@ -21,12 +21,12 @@ class PreparedLatents:
 
     def __init__(self, model: LatentModel, shards: PreparedShards, seed: int) -> None:
         self._model, self._shards = model, shards
-        self._order = Order(draws.key(seed, "source", 0), shards.shard_sizes)
+        self._order = SampleOrder(draws.key(seed, "source", 0), shards.shard_sizes)
         self.latent_shape: tuple[int, ...] = model.codec.shape(int(shards.made_of["resolution"]))
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
-        places = [self._shards.place(int(i)) for i in self._order(counters)]
-        rows = [self._shards.row(*place) for place in places]
+        places = [self._shards.locate(int(i)) for i in self._order(counters)]
+        rows = [self._shards.read_row(*place) for place in places]
         device = self._model.device
         z_0 = self._stacked(places, "mean").to(device, non_blocking=True)
         if self._shards.made_of["std"]:
@@ -36,12 +36,12 @@ class PreparedLatents:
         return LatentBatch(z_0, cond, torch.ones(len(rows), dtype=torch.bool, device=device))
 
     def _stacked(self, places: list[tuple[int, int]], part: str) -> Tensor:
-        return torch.stack([self._shards.latent(*place, part) for place in places]).float()
+        return torch.stack([self._shards.read_latent(*place, part) for place in places]).float()
 
     def keys(self, counters: range) -> list[str]:
-        return [self._shards.row(*self._shards.place(int(i))).key for i in self._order(counters)]
+        return [self._shards.read_row(*self._shards.locate(int(i))).key for i in self._order(counters)]
 
-    def dropped(self) -> list[Dropped]:
+    def dropped(self) -> list[DroppedPicture]:
         return []  # what could not be read was left out when they were prepared
 
 

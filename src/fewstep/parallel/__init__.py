@@ -1,1 +1,1 @@
-"""The processes of a run and the workers of an evaluation, and what they tell one another."""
+"""Several processes: those of one run, which exchange tensors, and workers, which share independent jobs."""

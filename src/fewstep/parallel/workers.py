@@ -1,4 +1,4 @@
-"""Processes of one thread each that share the parts of a long work: on a CPU sooner done than one of many threads."""
+"""Worker processes of one thread each, which on a CPU finish many jobs sooner than one process of many threads."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ import torch
 from fewstep.errors import UserError
 
 
-class Studio(Protocol):
-    """All that a process needs."""
+class JobRunner(Protocol):
+    """What a worker process needs for its jobs."""
 
-    def paint(self, job: Any) -> None:
-        """Does a part of the work and leaves it in a file."""
+    def run(self, job: Any) -> None:
+        """Runs one job and writes its result to a file."""
 
 
-_STUDIO: list[Studio] = []  # of this process, once it has begun
+_RUNNER: list[JobRunner] = []  # of this process, once it has started
 
 
 class Workers:
-    """So many processes, each with a studio that `make(*arguments)` gives it."""
+    """`count` processes, each with its own runner `make(*arguments)`."""
 
-    def __init__(self, count: int, make: Callable[..., Studio], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, count: int, make: Callable[..., JobRunner], arguments: tuple[Any, ...]) -> None:
         self._pool = ProcessPoolExecutor(
-            count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(os.getpid(), make, arguments)
+            count, multiprocessing.get_context("spawn"), initializer=_start, initargs=(os.getpid(), make, arguments)
         )
 
-    def paint(self, jobs: Sequence[Any]) -> None:
-        """All of them, before it returns; raises what a process raised."""
+    def run(self, jobs: Sequence[Any]) -> None:
+        """Runs all jobs before it returns. Raises what a worker raised, and UserError where one was killed."""
         try:
-            for _ in self._pool.map(_paint, jobs):
+            for _ in self._pool.map(_run, jobs):
                 pass
         except BrokenProcessPool as error:
             raise UserError(
-                "a process of the work has been killed, perhaps for want of memory; give fewer --workers: the same "
-                "command goes on"
+                "a worker process was killed, perhaps for lack of memory; give fewer --workers, and the same command "
+                "goes on"
             ) from error
 
     def __enter__(self) -> Self:
@@ -59,16 +59,16 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _begin(parent: int, make: Callable[..., Studio], arguments: tuple[Any, ...]) -> None:
-    leave_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends the others
-    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # for good: the main process has said it
+def _start(parent: int, make: Callable[..., JobRunner], arguments: tuple[Any, ...]) -> None:
+    exit_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # for good: the main process prints the same
     torch.set_num_threads(1)
-    _STUDIO.append(make(*arguments))
+    _RUNNER.append(make(*arguments))
 
 
-def leave_with(parent: int) -> None:
-    """This process ends within a second of its parent: nobody would tell it that it was killed."""
+def exit_with_parent(parent: int) -> None:
+    """Makes this process exit within a second of its parent, even where that was killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -78,13 +78,13 @@ def leave_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _paint(job: Any) -> None:
-    _STUDIO[0].paint(job)
+def _run(job: Any) -> None:
+    _RUNNER[0].run(job)
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes as a worker does."""
+def use_one_thread() -> Iterator[None]:
+    """Limits torch to one thread, as in a worker, so that results round alike."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -93,6 +93,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def cores() -> int:
-    """That this process may use."""
+def count_cores() -> int:
+    """Counts the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The processes of a run, one device each, and what they tell one another."""
+"""The process group of a run, one device per process, and its collective operations."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 
-_LONGEST = timedelta(hours=6)
-"""That others wait for the one which hashes, saves or evaluates."""
+_TIMEOUT = timedelta(hours=6)
+"""Longest wait for a process that hashes, saves or evaluates."""
 
 
 @dataclass(frozen=True)
 class World:
-    """One process alone, or one of several; every method but `share` is called by all of them together."""
+    """This process among those of a run; all processes must call every method but `share` together."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, counters: range) -> range:
-        """This process's part of a batch. Raises UserError where the batch cannot be shared evenly."""
+        """Returns this process's part of a batch. Raises UserError where the batch cannot be shared evenly."""
         if len(counters) % self.size:
             raise UserError(f"batch_size {len(counters)} is no multiple of {self.size} processes; give one that is")
         each = len(counters) // self.size
         return counters[self.rank * each : (self.rank + 1) * each]
 
     def sum(self, value: Tensor) -> Tensor:
-        """In place, over all processes."""
+        """Sums in place over all processes."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def largest(self, number: int) -> int:
-        """Of those that the processes give."""
+        """Returns the largest of the numbers that the processes pass."""
         if self.size > 1:
             value = torch.tensor(number)
             dist.all_reduce(value, dist.ReduceOp.MAX)
@@ -54,7 +54,7 @@ class World:
         return number
 
     def gather(self, message: Any) -> list[Any]:
-        """What JSON can hold, from every process in the order of their ranks."""
+        """Returns the messages of all processes by rank; a message is anything that JSON can hold."""
         if self.size == 1:
             return [message]
         own = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
@@ -70,14 +70,14 @@ class World:
         ]  # fmt: skip
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Waits until all processes have come here."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextlib.contextmanager
 def join_world(*, on_gpu: bool = True) -> Iterator[World]:
-    """The processes that torchrun started this one with, or this one alone."""
+    """Joins the processes that torchrun started, if any. Raises UserError where there are more of them than GPUs."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
@@ -87,7 +87,7 @@ def join_world(*, on_gpu: bool = True) -> Iterator[World]:
             raise UserError(f"process {rank} of this machine has no GPU of its own, there are {count}; start so many")
         torch.cuda.set_device(rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_LONGEST)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
@@ -95,7 +95,7 @@ def join_world(*, on_gpu: bool = True) -> Iterator[World]:
 
 
 def current_world() -> World:
-    """The one that was joined."""
+    """Returns the process group that was joined, or this process alone."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.data.kind import Asked
+from fewstep.data.kind import SourceRequest
 from fewstep.data.latents import LatentSource
 from fewstep.data.opening import open_pictures
-from fewstep.data.reading import Cut, Reading
+from fewstep.data.reading import CropSettings, PictureReader
 from fewstep.data.shards.prepared import PreparedShards, is_prepared
 from fewstep.data.sources.base import DroppedError, Source
-from fewstep.data.sources.picking import Picking
+from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 from fewstep.models.encoding import encode
 from fewstep.models.family import LatentModel
@@ -46,14 +46,13 @@ def choose_resolution(config: Pictures, model: LatentModel) -> int:
 
 
 def open_source(config: Pictures, data: str, resolution: int, seed: int) -> Source:
-    """Opens what `data` names with the picking and the cache of a configuration."""
-    picking = Picking(filters=config.filters, captions=config.caption_fields)
+    """Opens what `data` names with the selection and the cache of a configuration."""
+    selection = Selection(filters=config.filters, captions=config.caption_fields)
     cache_bytes = int(config.cache_gib * 2**30)
-    return open_pictures(
-        Asked(
-            data=data, resolution=resolution, seed=seed, count=config.pictures, picking=picking, cache_bytes=cache_bytes
-        )
-    )  # fmt: skip
+    request = SourceRequest(
+        data=data, resolution=resolution, seed=seed, count=config.pictures, selection=selection, cache_bytes=cache_bytes
+    )
+    return open_pictures(request)
 
 
 def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 0, most: int = 0) -> Material:
@@ -67,14 +66,18 @@ def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 
     count = sum(map(len, sources))
     if most:
         sources, given = [_First(sources[0], most)], given[:1]
-    reading = Reading(
-        sources, [weight for _, weight in given], Cut(resolution=resolution, crop=config.crop, flip=config.flip),
-        config.seed, workers=config.read_ahead, ahead=config.batch_size,
-    )  # fmt: skip
+    reading = PictureReader(
+        sources,
+        [weight for _, weight in given],
+        CropSettings(resolution=resolution, crop=config.crop, flip=config.flip),
+        config.seed,
+        workers=config.read_ahead,
+        ahead=config.batch_size,
+    )
     words = [_caption(sources[0], i) for i in range(min(captions, len(sources[0])))]
     reports = [(data, source.report) for (data, _), source in zip(given, sources, strict=True)]
     account = {data: {"found": r.found, "used": r.used, "dropped": dict(r.dropped)} for data, r in reports}
-    return Material(lambda: encode(model, reading, config.keep_gib), count, words, account, reading.identity())
+    return Material(lambda: encode(model, reading, config.keep_gib), count, words, account, reading.hash_contents())
 
 
 def _open_prepared(config: PictureConfig, model: LatentModel, resolution: int, captions: int) -> Material:
@@ -84,9 +87,9 @@ def _open_prepared(config: PictureConfig, model: LatentModel, resolution: int, c
     return Material(
         latents=lambda: PreparedLatents(model, shards, config.seed),
         count=len(shards),
-        captions=[shards.row(*shards.place(i)).caption for i in range(min(captions, len(shards)))],
+        captions=[shards.read_row(*shards.locate(i)).caption for i in range(min(captions, len(shards)))],
         account={config.data: shards.report},
-        identity=shards.identity(),
+        identity=shards.hash_contents(),
     )
 
 

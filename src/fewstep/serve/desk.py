@@ -17,9 +17,9 @@ from PIL import Image
 from starlette.requests import Request
 
 from fewstep import __version__
-from fewstep.data.infotext import Infotext, png_text
+from fewstep.data.infotext import Infotext, build_png_info
 from fewstep.data.sources.base import DroppedError
-from fewstep.data.sources.decoding import Limits, decode
+from fewstep.data.sources.decoding import PictureLimits, decode
 from fewstep.models.pipeline import MAX_STEPS
 from fewstep.serve.engine import CancelledError, DeadlineError, Engine, Job, OnStep, Wish
 from fewstep.serve.errors import RefusedError, refusal_of
@@ -256,7 +256,7 @@ def read_image(content: bytes | str, settings: Settings, param: str = "image") -
             content = base64.b64decode(content.rpartition(",")[2], validate=True)
         except (binascii.Error, ValueError) as error:
             raise RefusedError(f"{param} is no base64; send a PNG, JPEG or WebP picture so", param=param) from error
-    limits = Limits(max_bytes=settings.body_bytes, max_pixels=settings.image_pixels)
+    limits = PictureLimits(max_bytes=settings.body_bytes, max_pixels=settings.image_pixels)
     try:
         image = decode(content, limits)
     except DroppedError as error:
@@ -274,7 +274,7 @@ def read_image(content: bytes | str, settings: Settings, param: str = "image") -
 def _encode(image: Image.Image, text: str, form: Format) -> bytes:
     file = io.BytesIO()
     if form == "png":
-        image.save(file, "png", pnginfo=png_text(text))
+        image.save(file, "png", pnginfo=build_png_info(text))
     else:
         image.save(file, form, quality=95)
     return file.getvalue()

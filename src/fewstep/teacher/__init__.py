@@ -1,1 +1,1 @@
-"""How the bundled teacher and its reader were made, from nothing."""
+"""Training of the bundled teacher and its reader from scratch."""

@@ -1,4 +1,4 @@
-"""What the reader is trained on: real scenes, and pictures that it must call unreadable."""
+"""The reader's training task: it reads scenes, and recognises pictures that hold none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fewstep.data.worlds.scenes import Scenes
 from fewstep.evaluate.reader import LAYOUTS, Reader
 from fewstep.train.task import Loss, StudentTask
 
-_IGNORED = -100  # cross_entropy's own mark for "no answer wanted"
+_IGNORED = -100  # cross_entropy ignores this target
 UNREADABLE_RATE = 0.3
 
 
@@ -31,7 +31,7 @@ class ReaderTask(StudentTask):
         self._seed, self._looks = seed, looks
 
     def loss(self, counters: range) -> Loss:
-        pixels, answers = reader_batch(self._seed, counters, self._looks)
+        pixels, answers = draw_reader_batch(self._seed, counters, self._looks)
         total = torch.zeros(())
         for logits, answer in zip(self.student(pixels), answers.T, strict=True):
             if (answer != _IGNORED).any():
@@ -39,8 +39,8 @@ class ReaderTask(StudentTask):
         return Loss.from_mean(total, counters)
 
 
-def reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plain",)) -> tuple[Tensor, Tensor]:
-    """Draws pixels `[b, 3, 64, 64]` and answers `[b, 8]`, 30 % of them unreadable; the looks take turns."""
+def draw_reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plain",)) -> tuple[Tensor, Tensor]:
+    """Draws pixels `[b, 3, 64, 64]`, 30 % of them unreadable, and answers `[b, 8]`; the looks alternate."""
     worlds = [Scenes(seed=seed, split="all", look=look) for look in looks]
     pictures, answers = [], []
     for i in counters:
@@ -52,12 +52,12 @@ def reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plain",))
         else:
             picture = scenes[2 * i]
             blur = max(0.0, rng.uniform(-0.5, 0.8))
-            pictures.append(_noised(picture.image.filter(ImageFilter.GaussianBlur(blur)), rng, rng.uniform(0, 10)))
-            answers.append(_answers(picture.scene))
+            pictures.append(_add_noise(picture.image.filter(ImageFilter.GaussianBlur(blur)), rng, rng.uniform(0, 10)))
+            answers.append(_list_answers(picture.scene))
     return to_pixels(pictures), torch.tensor(answers)
 
 
-def _answers(scene: Scene) -> list[int]:
+def _list_answers(scene: Scene) -> list[int]:
     answers = [LAYOUTS.index(scene.relation or "single")]
     for thing in (*scene.things, None)[:2]:
         if thing is None:
@@ -68,13 +68,13 @@ def _answers(scene: Scene) -> list[int]:
 
 
 def spoil(scenes: Scenes, index: int, rng: random.Random) -> Image.Image:
-    """Makes a picture that no one could read a scene from: blurred, noised, mixed, patched, crowded or empty."""
+    """Returns a picture without a readable scene: blurred, noisy, mixed, patched, crowded, empty or recoloured."""
     image, other = scenes[index].image, scenes[index + 1].image
     kind = rng.choice(("blur", "noise", "mix", "patch", "crowd", "empty", "colours"))
     if kind == "blur":
         return image.filter(ImageFilter.GaussianBlur(rng.uniform(3, 8)))
     if kind == "noise":
-        return _noised(image, rng, rng.uniform(70, 140))
+        return _add_noise(image, rng, rng.uniform(70, 140))
     if kind == "mix":
         return Image.blend(image, other, rng.uniform(0.35, 0.65))
     if kind == "patch":
@@ -84,18 +84,18 @@ def spoil(scenes: Scenes, index: int, rng: random.Random) -> Image.Image:
         return image
     background = BACKGROUND_RGB[rng.choice(BACKGROUNDS)]
     if kind == "empty":
-        return _noised(Image.new("RGB", (SIDE, SIDE), background), rng, rng.uniform(0, 20))
+        return _add_noise(Image.new("RGB", (SIDE, SIDE), background), rng, rng.uniform(0, 20))
     if kind == "colours":  # a scene whose colours drift across it
         ramp = Image.linear_gradient("L").resize((SIDE, SIDE)).rotate(rng.choice((0, 90, 180, 270)))
         return Image.composite(ImageChops.invert(image), image, ramp)
     canvas = Image.new("RGB", (4 * SIDE, 4 * SIDE), background)
     for _ in range(rng.randint(3, 5)):
-        place = (rng.uniform(10, 54), rng.uniform(10, 54), rng.uniform(6, 11))
-        draw_shape(canvas, rng.choice(SHAPES), COLOUR_RGB[rng.choice(COLOURS)], background, place, rng)
+        placement = (rng.uniform(10, 54), rng.uniform(10, 54), rng.uniform(6, 11))
+        draw_shape(canvas, rng.choice(SHAPES), COLOUR_RGB[rng.choice(COLOURS)], background, placement, rng)
     return canvas.reduce(4)
 
 
-def _noised(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
+def _add_noise(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     noise = torch.randn(3, SIDE, SIDE, generator=generator) * strength
     pixels = (to_pixels([image])[0] + 1) * 127.5 + noise

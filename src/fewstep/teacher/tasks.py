@@ -1,4 +1,4 @@
-"""What a teacher is trained on: reconstruction, the meaning of captions, and ordinary diffusion."""
+"""The three training tasks of a teacher: reconstruction, the meaning of captions, and diffusion."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.data import draws
-from fewstep.data.order import Order
+from fewstep.data.order import SampleOrder
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene
 from fewstep.diffusion.schedule import Schedule
 from fewstep.train.task import Loss, StudentTask
 
 
 class AutoencoderTask(StudentTask):
-    """Squared error, squared error of the differences between neighbouring pixels, and a little KL.
+    """Trains by squared error, squared error of the differences between neighbouring pixels, and a small KL term.
 
-    Not the absolute error: on mostly flat pictures it settles on the median and loses the colours.
+    Absolute error would settle on the median and lose the colours, since the pictures are mostly flat.
     """
 
     KL_WEIGHT = 1e-4
 
     def __init__(self, autoencoder: nn.Module, pixels: Callable[[range], Tensor], seed: int) -> None:
-        """`pixels(counters)` gives `[b, 3, h, w]` in [−1, 1]."""
+        """`pixels(counters)` returns `[b, 3, h, w]` in [−1, 1]."""
         self.averaged = copy.deepcopy(autoencoder)
         self.student = autoencoder
         _normalise_in_fp32(autoencoder)
@@ -45,41 +45,41 @@ class AutoencoderTask(StudentTask):
 
 
 def _normalise_in_fp32(network: nn.Module) -> None:
-    """Group norms compute in fp32 under autocast: their bf16 backward is five times slower on a CPU."""
+    """Makes group norms compute in fp32 under autocast: their bf16 backward is five times slower on a CPU."""
 
     def forward(norm: nn.GroupNorm, x: Tensor) -> Tensor:
         return functional.group_norm(x.float(), norm.num_groups, norm.weight, norm.bias, norm.eps).to(x.dtype)
 
     for module in network.modules():
         if isinstance(module, nn.GroupNorm):
-            module.forward = functools.partial(forward, module)  # type: ignore[method-assign]  # of these alone
+            module.forward = functools.partial(forward, module)  # type: ignore[method-assign]  # of these instances only
 
 
 _THING = (SHAPES, COLOURS, SIZES)
 STATED = (RELATIONS, BACKGROUNDS, *_THING, *_THING)
-"""What a caption may state: relation, background; shape, colour and size of the first thing; of the second."""
+"""What a caption may state: relation; background; shape, colour and size of the first thing, then of the second."""
 
 
 class CaptionTask(StudentTask):
-    """Cross entropy of all that a caption states, read from the text encoder's output where the caption has ended.
+    """Trains by the cross entropy of all that a caption states, read from the text encoder's output after its end.
 
-    Stable Diffusion's text encoder comes to the diffusion knowing what captions mean. One that starts from nothing
-    learns it from the diffusion loss slowly (docs/log.md).
+    Stable Diffusion's text encoder is pretrained. One trained from scratch learns slowly from the diffusion loss alone
+    (docs/log.md).
     """
 
     def __init__(self, text_encoder: nn.Module, tokens: Tensor, stated: Sequence[Scene], seed: int) -> None:
-        """`tokens` [n, l] are the captions of `stated`."""
+        """`tokens` `[n, l]` are the captions of `stated`."""
         config: Any = text_encoder.config
         sizes = [len(options) + 1 for options in STATED]
         heads = nn.Linear(config.hidden_size, sum(sizes))
         self.student = nn.ModuleDict({"text_encoder": text_encoder, "heads": heads})
         self.averaged = copy.deepcopy(self.student)
         self._tokens, self._end, self._sizes = tokens, config.eos_token_id, sizes
-        self._order = Order(seed, (len(tokens),))
-        self._answers = torch.tensor([answers(scene) for scene in stated])
+        self._order = SampleOrder(seed, (len(tokens),))
+        self._answers = torch.tensor([list_answers(scene) for scene in stated])
 
     def logits(self, network: nn.ModuleDict, tokens: Tensor) -> list[Tensor]:
-        """Returns one `[b, k]` for each of STATED; answer 0 is "not stated"."""
+        """Returns logits `[b, k]` for each of STATED; answer 0 means "not stated"."""
         ended = (tokens == self._end).float()[..., None]
         text = network["text_encoder"](tokens)[0]
         return list(network["heads"]((text * ended).sum(1) / ended.sum(1)).split(self._sizes, dim=1))
@@ -91,30 +91,30 @@ class CaptionTask(StudentTask):
         return Loss.from_mean(torch.stack(errors).sum(), counters)
 
 
-def answers(stated: Scene) -> list[int]:
-    """Returns for each of STATED its place among the options, counted from 1, or 0."""
-    said: list[str | None] = [stated.relation, stated.background]
+def list_answers(stated: Scene) -> list[int]:
+    """Returns, for each of STATED, the number of the stated option, counted from 1, or 0 where none is stated."""
+    words: list[str | None] = [stated.relation, stated.background]
     for thing in (*stated.things, None)[:2]:
-        said += [thing.shape, thing.colour, thing.size] if thing else [None] * 3
-    return [0 if word is None else 1 + options.index(word) for word, options in zip(said, STATED, strict=True)]
+        words += [thing.shape, thing.colour, thing.size] if thing else [None] * 3
+    return [0 if word is None else 1 + options.index(word) for word, options in zip(words, STATED, strict=True)]
 
 
 class DiffusionTask(StudentTask):
-    """‖v − v̂(z_t, t, c)‖², v = α·ε − σ·z_0, with c replaced by the empty caption at times.
+    """Trains by ‖v − v̂(z_t, t, c)‖², v = α·ε − σ·z_0, with c replaced by the empty caption at a rate of `DROP_RATE`.
 
-    A caption decides what the picture will be at large t. In ε the loss hardly sees them: there an error of z_0 counts
-    α²/σ² times. For the same reason t is drawn with a density that grows with t.
+    At large t the caption decides what the picture becomes, but a loss on ε weights an error of z_0 by α²/σ² there.
+    For the same reason t is drawn with a density that grows with t.
     """
 
     DROP_RATE = 0.12
 
     def __init__(self, unet: nn.Module, schedule: Schedule, latents: Tensor, text: Tensor, seed: int) -> None:
-        """`latents` [n, c, h, w] are the training set, `text` [n + 1, l, d] its encoded captions and, last, the
-        empty one."""
+        """`latents` `[n, c, h, w]` are the training set; `text` `[n + 1, l, d]` its encoded captions,
+        the empty one last."""
         self.student = unet
         self.averaged = copy.deepcopy(unet)
         self._schedule, self._latents, self._text, self._seed = schedule, latents, text, seed
-        self._order = Order(seed, (len(latents),))
+        self._order = SampleOrder(seed, (len(latents),))
 
     def loss(self, counters: range) -> Loss:
         index = torch.tensor(self._order(counters))

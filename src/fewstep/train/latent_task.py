@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fewstep.data import draws
-from fewstep.data.latents import Dropped, LatentSource
+from fewstep.data.latents import DroppedPicture, LatentSource
 from fewstep.train.learner import Learner
 from fewstep.train.role import Role
 from fewstep.train.task import StudentTask
@@ -28,7 +28,7 @@ class LatentTask(StudentTask):
     def keys(self, counters: range) -> Sequence[str]:
         return self._source.keys(counters)
 
-    def dropped(self) -> list[Dropped]:
+    def dropped(self) -> list[DroppedPicture]:
         return self._source.dropped()
 
     def _normal(self, stream: str, counters: range, shape: Sequence[int]) -> Tensor:

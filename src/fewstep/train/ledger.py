@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fewstep.data.latents import Dropped
+from fewstep.data.latents import DroppedPicture
 from fewstep.data.sources.base import Reason
 from fewstep.errors import UserError
 from fewstep.files import write_whole
@@ -31,9 +31,9 @@ class Ledger:
                 kept = [line for line in path.read_text().splitlines() if _counter(line) < counter]
                 rewrite(path, kept)
                 if path == self._dropped:
-                    self._note([Dropped(**json.loads(line)) for line in kept])
+                    self._note([DroppedPicture(**json.loads(line)) for line in kept])
 
-    def record(self, counter: int, dropped: Sequence[Dropped]) -> None:
+    def record(self, counter: int, dropped: Sequence[DroppedPicture]) -> None:
         """Adds what could not be read before `counter`, in the order of counters. Raises UserError where it is too
         much."""
         if dropped:
@@ -49,7 +49,7 @@ class Ledger:
                 f"{self._dropped} lists them"
             )
 
-    def _note(self, dropped: Sequence[Dropped]) -> None:
+    def _note(self, dropped: Sequence[DroppedPicture]) -> None:
         broken = [each for each in dropped if is_broken(each.reason)]
         for each in broken:
             self._in_a_row = self._in_a_row + 1 if each.counter == self._last + 1 else 1

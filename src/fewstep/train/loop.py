@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.data.latents import Dropped
+from fewstep.data.latents import DroppedPicture
 from fewstep.errors import StoppedError, UserError
 from fewstep.parallel.world import World, current_world
 from fewstep.train.checkpoint import Checkpoints, restore
@@ -125,7 +125,7 @@ class _Run:
                 "are as before it and the last checkpoint stands: lower lr, or check the data and the teacher"
             )
         parts = self.world.gather([vars(each) for each in self.task.dropped()])
-        dropped = [Dropped(**each) for part in parts for each in part]
+        dropped = [DroppedPicture(**each) for part in parts for each in part]
         if self.ledger:
             self.ledger.record(state.counter, sorted(dropped, key=lambda each: each.counter))
 

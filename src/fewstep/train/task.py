@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from fewstep.data.latents import Dropped
 from fewstep.train.role import STUDENT, Role
 
 
@@ -49,7 +48,7 @@ class Task(ABC):
         """Returns what the samples there are called."""
         return [str(i) for i in counters]
 
-    def dropped(self) -> list[Dropped]:
+    def dropped(self) -> list[DroppedPicture]:
         """Returns the samples that could not be read, since this was last asked."""
         return []
 

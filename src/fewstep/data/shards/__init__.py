@@ -1,1 +1,1 @@
-"""Tar and parquet shards, indexed once, and shards of latents."""
+"""Tar and parquet shards of pictures, which are indexed once, and shards of latents."""

@@ -1,4 +1,4 @@
-"""The two kinds of shards: how each is indexed, and how the bytes of one picture are reached."""
+"""The formats of shards, tar and parquet: how each is indexed, and how one picture is read."""
 
 from __future__ import annotations
 
@@ -9,76 +9,77 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from fewstep.data.shards.index import OF_SHARD, Entry, ShardIndex
-from fewstep.data.shards.parquet_index import first_rows, index_parquet, read_group
+from fewstep.data.shards.index import ABOUT_SHARD, Entry, ShardIndex
+from fewstep.data.shards.parquet_index import index_parquet, read_first_rows, read_group
 from fewstep.data.shards.tar_index import index_tar
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.folder_files import read_local
-from fewstep.data.sources.metadata import Described, read_beside
-from fewstep.data.sources.places import file_part, is_absent, is_remote, local_path, read_bytes
-from fewstep.data.sources.recent import Recent
+from fewstep.data.sources.lru_cache import LruCache
+from fewstep.data.sources.metadata import PictureMetadata, read_sidecar
 from fewstep.data.sources.remote import Shard, ShardCache
+from fewstep.data.sources.urls import is_not_found, is_remote, local_path, read_bytes, strip_query
 
 _GROUPS_KEPT = 1 << 29
-"""Bytes of pictures of parquet files kept in memory."""
+"""Bytes of row groups of parquet files kept in memory."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A shard, what its keys begin with, and the metadata beside it."""
+class NamedShard:
+    """A shard, the name that its keys begin with, and the file of metadata beside it."""
 
     shard: Shard
     name: str
-    beside: Shard | None = None
+    sidecar: Shard | None = None
 
     @property
-    def is_there(self) -> bool:
-        return bool(self.shard.seen.stamp)
+    def exists(self) -> bool:
+        """Whether the shard was found."""
+        return bool(self.shard.version.tag)
 
 
 class ShardFormat(Protocol):
     @property
     def suffix(self) -> str: ...
 
-    def beside(self, url: str) -> str:
-        """Where metadata of the shard may stand; empty where there can be none."""
+    def sidecar_url(self, url: str) -> str:
+        """Returns where metadata of the shard may be; empty for a format without any."""
         ...
 
-    def index(self, cache: ShardCache, place: Place, wanted: tuple[str, ...]) -> ShardIndex:
-        """Reads the shard through; `wanted` are the fields of captions. Raises DroppedError for one that is gone."""
+    def build_index(self, cache: ShardCache, named: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
+        """Reads the whole shard; `wanted` are the fields of captions. Raises DroppedError where it is missing."""
         ...
 
-    def content(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
-        """The first `most` bytes of a picture. Raises DroppedError, as above or for the one picture."""
+    def read_picture(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
+        """Reads the first `most` bytes of a picture. Raises DroppedError where the shard or the picture is missing."""
         ...
 
 
 class TarShards:
-    """Pictures with `.txt` or `.json` beside them in a tar, as img2dataset and webdataset write them."""
+    """Tars in which `.txt` or `.json` accompany a picture, as img2dataset and webdataset write them."""
 
     suffix = ".tar"
 
-    def beside(self, url: str) -> str:
-        end = len(file_part(url))
+    def sidecar_url(self, url: str) -> str:
+        end = len(strip_query(url))
         return f"{url[: end - len(self.suffix)]}.parquet{url[end:]}"
 
-    def index(self, cache: ShardCache, place: Place, wanted: tuple[str, ...]) -> ShardIndex:
-        described: dict[str, Described] = {}
-        readable = True
-        if place.beside is not None:
+    def build_index(self, cache: ShardCache, named: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
+        described: dict[str, PictureMetadata] = {}
+        sidecar_ok = True
+        if named.sidecar is not None:
             try:
-                with cache.open(place.beside) as file:
-                    described = read_beside(file, wanted)
+                with cache.open(named.sidecar) as file:
+                    described = read_sidecar(file, wanted)
             except (ValueError, DroppedError):
-                readable = False
-        with cache.open(place.shard) as file:
+                sidecar_ok = False
+        with cache.open(named.shard) as file:
             index = index_tar(file, described, wanted)
-        if not readable:
+        if not sidecar_ok:
             index.dropped[Reason.BAD_METADATA] = index.dropped.get(Reason.BAD_METADATA, 0) + 1
-            index.names.setdefault(Reason.BAD_METADATA, []).append(f"{OF_SHARD}its .parquet")
+            index.names.setdefault(Reason.BAD_METADATA, []).append(f"{ABOUT_SHARD}its .parquet")
         return index
 
-    def content(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
+    def read_picture(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
         with cache.open(shard) as file:
             file.seek(entry.offset)
             content = file.read(min(entry.size, most))
@@ -89,23 +90,23 @@ class TarShards:
 
 @dataclass(frozen=True)
 class ParquetShards:
-    """Rows with the bytes of a picture, or with the path of one beside the file."""
+    """Parquet files whose rows hold the bytes of a picture, or the path of one beside the file."""
 
     suffix: str = ".parquet"
-    _rows: Recent[Shard, list[int]] = field(default_factory=lambda: Recent(256))
-    _groups: Recent[tuple[Shard, int], pa.Array] = field(default_factory=lambda: Recent(_GROUPS_KEPT))
+    _rows: LruCache[Shard, list[int]] = field(default_factory=lambda: LruCache(256))
+    _groups: LruCache[tuple[Shard, int], pa.Array] = field(default_factory=lambda: LruCache(_GROUPS_KEPT))
 
-    def beside(self, url: str) -> str:  # noqa: ARG002 - the rows hold it
+    def sidecar_url(self, url: str) -> str:  # noqa: ARG002 - the rows hold the metadata
         return ""
 
-    def index(self, cache: ShardCache, place: Place, wanted: tuple[str, ...]) -> ShardIndex:
-        with cache.open(place.shard) as file:
-            return index_parquet(file, place.shard.url, place.name, wanted)
+    def build_index(self, cache: ShardCache, named: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
+        with cache.open(named.shard) as file:
+            return index_parquet(file, named.shard.url, named.name, wanted)
 
-    def content(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
+    def read_picture(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
         try:
             with cache.open(shard) as file:
-                rows = self._rows.get(shard, lambda: first_rows(file))
+                rows = self._rows.get(shard, lambda: read_first_rows(file))
                 number = bisect.bisect_right(rows, entry.offset) - 1
                 pictures = self._groups.get(
                     (shard, number), lambda: read_group(file, number), lambda group: int(group.nbytes)
@@ -121,13 +122,13 @@ class ParquetShards:
 
 
 def _read_neighbour(url: str, path: str, most: int) -> bytes:
-    """A picture by its path in the folder where the parquet file lies."""
+    """Reads a picture by its path in the folder of the parquet file."""
     if not is_remote(url):
         return read_local(os.path.join(os.path.dirname(local_path(url)), path), most)
-    end = len(file_part(url))
+    end = len(strip_query(url))
     try:
         return read_bytes(f"{url[:end].rpartition('/')[0]}/{path}{url[end:]}", most)
     except OSError as error:
-        if not is_absent(error):
+        if not is_not_found(error):
             raise
         raise DroppedError(Reason.MISSING) from error

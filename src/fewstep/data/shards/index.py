@@ -1,4 +1,4 @@
-"""What is known of one shard once it was read through: where each picture lies, its caption and its scores."""
+"""The index of a shard: where each picture is, its caption and its scores."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fewstep.errors import UserError
 from fewstep.files import write_whole
 
 VERSION = "1"
-"""Part of every index's name: raise it when the same shard would be indexed otherwise."""
+"""Part of the name of every index file; increase it when the contents of indexes change."""
 NAMES_OF_SHARD = 3
-"""So many names a reason are kept of one shard."""
-OF_SHARD = " "
-"""With this begins, among the names of what was dropped, what is not the name of something in the shard."""
+"""Most names kept for each reason in one shard."""
+ABOUT_SHARD = " "
+"""Prefix of a dropped name that is a remark about the shard, not the name of something in it."""
 _COUNTS = b"fewstep"
 _SCHEMA = pa.schema(
     [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("caption", pa.string()),
@@ -32,27 +32,27 @@ _SCHEMA = pa.schema(
 
 
 class Entry(NamedTuple):
-    """Where one picture lies: bytes of the shard, or a row of it, or a file beside it."""
+    """Where one picture is: at some bytes of the shard, in a row of it, or in a file beside it."""
 
     key: str
     """Its name in the shard."""
     offset: int
-    """Of its first byte; or its row."""
+    """Its first byte, or its row."""
     size: int
-    """In bytes; −1 where only reading tells."""
+    """Bytes; −1 where it is not known before reading."""
     caption: str
     path: str
-    """Of the file beside the shard that holds the picture, else empty."""
+    """The file beside the shard that holds the picture, if any."""
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Every picture that has a caption, in the order of the shard, and what else was found."""
+    """All pictures of a shard with a caption, in its order, and counts of what was dropped."""
 
     table: pa.Table
     dropped: dict[str, int]
     names: dict[str, list[str]]
-    """Of what was dropped, inside the shard; a name of the shard itself may change with its neighbours."""
+    """Names of what was dropped, inside the shard: without the shard's own name, which depends on its neighbours."""
 
     def entry(self, row: int) -> Entry:
         return Entry(*(self.table[name][row].as_py() for name in Entry._fields))
@@ -62,10 +62,11 @@ class ShardIndex:
         return key
 
     def scores(self) -> NDArray[np.float64]:
-        """`[pictures, len(SCORES)]`, NaN where there is none."""
+        """Returns scores `[pictures, len(SCORES)]`, NaN where missing."""
         return np.stack([self.table[score].to_numpy() for score in SCORES], axis=1)
 
-    def only(self, wanted: NDArray[np.bool_]) -> ShardIndex:
+    def filter(self, wanted: NDArray[np.bool_]) -> ShardIndex:
+        """Returns an index of the wanted pictures only."""
         return ShardIndex(self.table.filter(pa.array(wanted)).combine_chunks(), self.dropped, self.names)
 
     def save(self, path: Path) -> None:
@@ -74,7 +75,7 @@ class ShardIndex:
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex | None:
-        """None where there is none that can be read."""
+        """Reads an index that was saved; None where there is none or it is damaged."""
         try:
             table = pq.read_table(path, schema=_SCHEMA)
             counts = json.loads(pq.read_schema(path).metadata[_COUNTS])
@@ -84,7 +85,7 @@ class ShardIndex:
 
 
 class IndexBuilder:
-    """Takes pictures one after the other, and in `tally` what is dropped."""
+    """Builds an index picture by picture; `tally` counts what is dropped."""
 
     def __init__(self) -> None:
         self.tally = Tally(NAMES_OF_SHARD)
@@ -99,19 +100,18 @@ class IndexBuilder:
         columns = list(zip(*self._entries, strict=True)) or [()] * len(Entry._fields)
         scores = np.array(self._scores, dtype=np.float64).reshape(-1, len(SCORES))
         arrays = [pa.array(column, field.type) for column, field in zip([*columns, *scores.T], _SCHEMA, strict=True)]
+        names = self.tally.names
         dropped = self.tally.dropped
-        return ShardIndex(
-            pa.table(arrays, schema=_SCHEMA), dropped, {reason: self.tally.names[reason] for reason in dropped}
-        )
+        return ShardIndex(pa.table(arrays, schema=_SCHEMA), dropped, {reason: names[reason] for reason in dropped})
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Leaves a whole file, whoever else writes it at the same time. Raises UserError where there is no room for it."""
+    """Writes a complete file, even if another process writes it too. Raises UserError where the disk is full."""
     try:
         with write_whole(path) as draft:
             pq.write_table(table, draft, compression="zstd")
     except OSError as error:
         raise UserError(
-            f"what is known of the shards cannot be kept in {path.parent} ({error.strerror or error}); "
+            f"indexes of the shards cannot be kept in {path.parent} ({error.strerror or error}); "
             "make room there, or name another cache folder"
         ) from error

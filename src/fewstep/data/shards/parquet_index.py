@@ -1,4 +1,4 @@
-"""Parquet shards: which columns hold the pictures, what is known of each row, and the bytes of one."""
+"""Indexes parquet shards, and reads the pictures of a row group."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fewstep.data.shards.index import OF_SHARD, Entry, IndexBuilder, ShardIndex
+from fewstep.data.shards.index import ABOUT_SHARD, Entry, IndexBuilder, ShardIndex
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.decoding import SUFFIXES
-from fewstep.data.sources.metadata import DOWNLOADED, columns_wanted, describe, text_of
-from fewstep.data.sources.places import is_remote, leads_out, local_path
+from fewstep.data.sources.metadata import DOWNLOADED, is_bytes, is_text, read_rows, read_texts, select_columns
+from fewstep.data.sources.urls import is_remote, leaves_folder, local_path
 from fewstep.errors import UserError
 
 MAX_GROUP = 1 << 30
-"""Bytes in a row group: the pictures of one are read together to reach any of them."""
+"""Most bytes in a row group, since its pictures can only be read together."""
 _PICTURES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes", "content", "data")
 _PATHS = ("file_name", "filename", "file_path", "filepath", "image_path", "path", "image", "key")
 _NAMES = ("key", "file_name", "filename", "image_path", "file_path", "filepath", "path", "id", "image_id")
@@ -28,60 +28,60 @@ _NAMES = ("key", "file_name", "filename", "image_path", "file_path", "filepath",
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the pictures of a parquet file are: a column of bytes, of `{bytes, path}`, or of paths alone."""
+    """The columns of a parquet file that hold its pictures: bytes, `{bytes, path}` structs, or paths alone."""
 
     pictures: str
-    """Column that holds bytes, or a struct with bytes; empty where there is none."""
+    """Column of bytes, or of structs with bytes; empty where there is none."""
     paths: str
-    """Leaf that holds paths of pictures beside the file; empty where there is none."""
+    """Column or struct field with paths of pictures beside the file; empty where there is none."""
     names: str
-    """Column or leaf that names the rows; empty where they are numbered."""
+    """Column or struct field that names the rows; empty where they are numbered."""
 
 
-def layout_of(schema: pa.Schema) -> Layout | None:
-    """None where there are neither pictures nor paths."""
+def find_layout(schema: pa.Schema) -> Layout | None:
+    """Recognises the columns by type and name; None where there are neither pictures nor paths."""
     holding = [field.name for field in schema if _holds_bytes(field.type)]
-    named = captions.columns(holding, _PICTURES) or (holding if len(holding) == 1 else [])
-    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    named = captions.find_columns(holding, _PICTURES) or (holding if len(holding) == 1 else [])
+    texts = [field.name for field in schema if is_text(field.type)]
     keys = [field.name for field in schema if pa.types.is_integer(field.type)]
-    names = captions.columns([*texts, *keys], _NAMES)
+    names = captions.find_columns([*texts, *keys], _NAMES)
     if named:
-        inner = _inner(schema.field(named[0]).type, "path")
+        inner = _has_field(schema.field(named[0]).type, "path")
         path = f"{named[0]}.path" if inner else ""
         return Layout(named[0], path, names[0] if names else path)
-    paths = captions.columns(texts, _PATHS)
+    paths = captions.find_columns(texts, _PATHS)
     return Layout("", paths[0], paths[0]) if paths else None
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _inner(kind, "bytes")
+    return is_bytes(kind) or _has_field(kind, "bytes")
 
 
-def _inner(kind: pa.DataType, name: str) -> bool:
+def _has_field(kind: pa.DataType, name: str) -> bool:
     return bool(pa.types.is_struct(kind) and kind.get_field_index(name) >= 0)
 
 
 def index_parquet(file: BinaryIO, url: str, name: str, wanted: tuple[str, ...] = ()) -> ShardIndex:
-    """Everything but the pictures is read. Raises UserError where there can be none, with what there is instead."""
+    """Indexes a file without reading its pictures. Raises UserError, with its columns, where it has no pictures."""
     builder = IndexBuilder()
     try:
         parquet = pq.ParquetFile(file)
-        layout = layout_of(parquet.schema_arrow)
+        layout = find_layout(parquet.schema_arrow)
         if layout is None:
             raise UserError(
                 f"{name} has no column of pictures (bytes, or a struct of bytes and path) nor of paths (file_name); "
                 f"its columns are {', '.join(parquet.schema_arrow.names)[:500]}"
             )
         _check_groups(parquet.metadata, layout, name)
-        _add_rows(parquet, layout, builder, _finder(url) if not layout.pictures else None, wanted)
-    except (pa.ArrowException, OSError, ValueError):  # the last: names of columns that are no UTF-8
-        builder.tally.drop(Reason.DAMAGED_SHARD, OF_SHARD)
+        _add_rows(parquet, layout, builder, _make_finder(url) if not layout.pictures else None, wanted)
+    except (pa.ArrowException, OSError, ValueError):  # ValueError: names of columns that are not UTF-8
+        builder.tally.drop(Reason.DAMAGED_SHARD, ABOUT_SHARD)
     return builder.build()
 
 
 def _check_groups(metadata: pq.FileMetaData, layout: Layout, name: str) -> None:
     for number in range(metadata.num_row_groups if layout.pictures else 0):
-        # Not the column's own size: pyarrow aborts the process where that part of the metadata is damaged.
+        # Not the size of the column alone: pyarrow aborts the process where that part of the metadata is damaged.
         size = metadata.row_group(number).total_byte_size
         if size > MAX_GROUP:
             raise UserError(
@@ -94,27 +94,23 @@ def _add_rows(
     parquet: pq.ParquetFile, layout: Layout, builder: IndexBuilder, find: Callable[[str], str] | None,
     wanted: tuple[str, ...],
 ) -> None:  # fmt: skip
-    described = columns_wanted([name for name in parquet.schema_arrow.names if name != layout.pictures], wanted)
+    described = select_columns([name for name in parquet.schema_arrow.names if name != layout.pictures], wanted)
     leaves = [name for name in dict.fromkeys((layout.names, layout.paths)) if name]
     table = parquet.read(columns=[*dict.fromkeys((*leaves, *described))])
-    names, paths = (_leaf(table, leaf, parquet.metadata.num_rows) for leaf in (layout.names, layout.paths))
-    rows = describe(table, wanted) if described else describe(_nothing(parquet.metadata.num_rows), wanted)
-    for row, (name, path, said) in enumerate(zip(names, paths, rows, strict=True)):
+    names, paths = (_read_leaf(table, leaf, parquet.metadata.num_rows) for leaf in (layout.names, layout.paths))
+    rows = read_rows(table if described else pa.table({"": pa.nulls(parquet.metadata.num_rows)}), wanted)
+    for row, (name, path, metadata) in enumerate(zip(names, paths, rows, strict=True)):
         key = name or str(row)
         try:
-            if said.status not in ("", DOWNLOADED):
+            if metadata.status not in ("", DOWNLOADED):
                 raise DroppedError(Reason.NOT_DOWNLOADED)
             found = find(path) if find else path
-            builder.add(Entry(key, row, -1, captions.clean(said.caption), found), said.scores)
+            builder.add(Entry(key, row, -1, captions.clean(metadata.caption), found), metadata.scores)
         except DroppedError as dropped:
             builder.tally.drop(dropped.reason, key)
 
 
-def _nothing(rows: int) -> pa.Table:
-    return pa.table({"": pa.nulls(rows)})
-
-
-def _leaf(table: pa.Table, leaf: str, rows: int) -> list[str]:
+def _read_leaf(table: pa.Table, leaf: str, rows: int) -> list[str]:
     if not leaf:
         return [""] * rows
     column, _, inner = leaf.partition(".")
@@ -125,15 +121,15 @@ def _leaf(table: pa.Table, leaf: str, rows: int) -> list[str]:
             [chunk.field(inner) for chunk in table[column].chunks], table.schema.field(column).type.field(inner).type
         )
     )
-    return [(text or b"").decode("utf-8", "backslashreplace") for text in text_of(values)]
+    return [(text or b"").decode("utf-8", "backslashreplace") for text in read_texts(values)]
 
 
-def _finder(url: str) -> Callable[[str], str]:
-    """Checks paths of pictures beside the file; one without suffix gets that of the picture that is there."""
+def _make_finder(url: str) -> Callable[[str], str]:
+    """Makes a function that checks paths of pictures beside the file, and completes those without a suffix."""
     folder = os.path.dirname(local_path(url))
 
     def find(path: str) -> str:
-        if leads_out(path):
+        if leaves_folder(path):
             raise DroppedError(Reason.OUTSIDE)
         if is_remote(url) and path:
             return path
@@ -145,17 +141,17 @@ def _finder(url: str) -> Callable[[str], str]:
     return find
 
 
-def first_rows(file: BinaryIO) -> list[int]:
-    """The number of the first row of every row group, and how many rows there are."""
+def read_first_rows(file: BinaryIO) -> list[int]:
+    """Returns the first row of every row group and, last, the number of rows."""
     metadata = pq.read_metadata(file)
     sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     return list(itertools.accumulate(sizes, initial=0))
 
 
 def read_group(file: BinaryIO, number: int) -> pa.Array:
-    """The pictures of a row group as bytes, all null where the file has paths alone."""
+    """Reads the pictures of a row group as bytes; all are null where the file has paths alone."""
     parquet = pq.ParquetFile(file)
-    layout = layout_of(parquet.schema_arrow)
+    layout = find_layout(parquet.schema_arrow)
     if layout is None or not layout.pictures:
         return pa.nulls(parquet.metadata.row_group(number).num_rows)
     column = parquet.read_row_group(number, columns=[layout.pictures])[layout.pictures].combine_chunks()

@@ -1,4 +1,4 @@
-"""Pictures that were encoded beforehand: shards of latents, each beside a table of keys, captions and sizes."""
+"""Shards of latents that `fewstep prepare` writes, each with a table of keys, captions and sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fewstep.data.reading import Sizes
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors, read_safetensors_header, write_whole
 
-MADE_OF_FILE = "prepared.json"
+MANIFEST = "prepared.json"
 _HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
 _ADVICE = "delete it and prepare it again"
@@ -32,8 +32,8 @@ _COLUMNS = pa.schema(
 
 
 @dataclass(frozen=True)
-class Row:
-    """A picture of a shard; a `status` says why there is no latent of it."""
+class PreparedRow:
+    """A picture of a shard; `status` says why it has no latent, and is empty where it has one."""
 
     key: str
     caption: str
@@ -42,10 +42,12 @@ class Row:
 
 
 def write_shard(
-    folder: Path, name: str, rows: Sequence[Row], latents: Mapping[str, Tensor], made_of: Mapping[str, Any]
+    folder: Path, name: str, rows: Sequence[PreparedRow], latents: Mapping[str, Tensor], made_of: Mapping[str, Any]
 ) -> None:
-    """The table first and the latents last, each complete on the disk before it has its name: a shard whose latents are
-    there is whole. `latents` hold `[n, c, h, w]` for the rows without a status, in their order."""
+    """Writes the table first and the latents last, each completely, so that a shard with latents is complete.
+
+    `latents` hold `[n, c, h, w]` for the rows without a status, in their order.
+    """
     numbers, row = [], 0
     for each in rows:
         numbers.append(-1 if each.status else row)
@@ -62,25 +64,24 @@ def write_shard(
     content = sink.getvalue().to_pybytes()
     with write_whole(folder / f"{name}.parquet", durable=True) as draft:
         draft.write_bytes(content)
-    # One entry: several would stand in an order of chance.
-    said = {_TABLE: hashlib.sha256(content).hexdigest(), "made_of": made_of}
-    header = {_HEADER: json.dumps(said, sort_keys=True)}
+    # A single entry, because safetensors writes several in random order.
+    header = {_HEADER: json.dumps({_TABLE: hashlib.sha256(content).hexdigest(), "made_of": made_of}, sort_keys=True)}
     with write_whole(folder / f"{name}.safetensors", durable=True) as draft:
         draft.write_bytes(safetensors.torch.save(dict(latents), header))
 
 
 def is_written(folder: Path, name: str) -> bool:
-    """Whether that shard is there, whole."""
+    """Tells whether the shard of that name is complete."""
     return (folder / f"{name}.safetensors").exists()
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether it holds latents, to the end or not."""
-    return (folder / MADE_OF_FILE).exists() or next(folder.glob("*-*-*.safetensors"), None) is not None
+    """Tells whether a folder holds latents, all of them or not."""
+    return (folder / MANIFEST).exists() or next(folder.glob("*-*-*.safetensors"), None) is not None
 
 
 def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
-    """Raises UserError where a shard of that name is there and was made of something else."""
+    """Raises UserError where a shard of that name exists but was made from something else."""
     file = folder / f"{name}.safetensors"
     if not file.exists():
         return
@@ -97,22 +98,22 @@ def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
 
 
 def read_statuses(folder: Path, name: str) -> list[str]:
-    """Of all its pictures, the unreadable ones too."""
+    """Reads the status of every picture, unreadable ones included."""
     statuses: list[str] = pq.read_table(folder / f"{name}.parquet", columns=["status"])["status"].to_pylist()
     return statuses
 
 
 class PreparedShards:
-    """Those of a folder that `fewstep prepare` filled; shards are opened when they are asked for."""
+    """The latents in a folder that `fewstep prepare` filled; a shard is opened when it is first read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            held = json.loads((folder / MADE_OF_FILE).read_text())
+            held = json.loads((folder / MANIFEST).read_text())
             self.made_of, self.report, shards = held["made_of"], held["report"], held["shards"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{folder} is not prepared to its end ({error}); run the same `fewstep prepare` again"
+                f"{folder} is not completely prepared ({error}); run the same `fewstep prepare` again"
             ) from error
         self.names: list[str] = list(shards)
         self.shard_sizes: tuple[int, ...] = tuple(shards.values())
@@ -122,27 +123,27 @@ class PreparedShards:
     def __len__(self) -> int:
         return sum(self.shard_sizes)
 
-    def place(self, index: int) -> tuple[int, int]:
-        """Shard and row of the picture with this index."""
+    def locate(self, index: int) -> tuple[int, int]:
+        """Returns the shard and the row of the picture with this index."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return shard, index - int(self._starts[shard])
 
-    def identity(self) -> str:
-        """Hash of what stands where."""
-        said = json.dumps([self.made_of, self.names, self.shard_sizes], sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()
+    def hash_contents(self) -> str:
+        """Hashes what the latents were made from, and the names and sizes of the shards."""
+        content = json.dumps([self.made_of, self.names, self.shard_sizes], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
-    def latent(self, shard: int, row: int, part: str) -> Tensor:
-        """`mean` or `std` of one picture, `[c, h, w]` fp16."""
+    def read_latent(self, shard: int, row: int, part: str) -> Tensor:
+        """Reads the `mean` or `std` of one picture, `[c, h, w]` fp16."""
         latents, _ = self._shard(shard)
         value: Tensor = latents.get_slice(part)[row]
         return value
 
-    def row(self, shard: int, row: int) -> Row:
-        """What is known of it."""
+    def read_row(self, shard: int, row: int) -> PreparedRow:
+        """Reads the key, caption and sizes of one picture."""
         return self._shard(shard)[1][row]
 
-    def _open(self, shard: int) -> tuple[Any, list[Row]]:
+    def _open(self, shard: int) -> tuple[Any, list[PreparedRow]]:
         name = self.names[shard]
         check_written(self.folder, name, self.made_of)
         latents = open_safetensors(self.folder / f"{name}.safetensors", advice=_ADVICE)
@@ -153,17 +154,17 @@ class PreparedShards:
                 "again"
             )
         entries = [each for each in pq.read_table(io.BytesIO(content)).to_pylist() if each["row"] >= 0]
-        return latents, [Row(each["key"], each["caption"], tuple(each["sizes"])) for each in entries]
+        return latents, [PreparedRow(each["key"], each["caption"], tuple(each["sizes"])) for each in entries]
 
 
-def shard_size(file: Path) -> int:
-    """Counts the pictures in a shard of latents, from its header."""
+def count_pictures(file: Path) -> int:
+    """Counts the pictures in a shard of latents from its header."""
     return read_safetensors_header(file, advice=_ADVICE).shapes["mean"][0]
 
 
-def finish(folder: Path, names: Sequence[str], made_of: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-    """Says that all shards are there, and what became of the pictures."""
-    shards = {name: shard_size(folder / f"{name}.safetensors") for name in names}
+def write_manifest(folder: Path, names: Sequence[str], made_of: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    """Writes the list of all shards and the counts of pictures, which marks the folder as complete."""
+    shards = {name: count_pictures(folder / f"{name}.safetensors") for name in names}
     content = {"made_of": dict(made_of), "report": dict(report), "shards": shards}
-    with write_whole(folder / MADE_OF_FILE, durable=True) as draft:
+    with write_whole(folder / MANIFEST, durable=True) as draft:
         draft.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Pictures in many shards, of which only counts are held in memory."""
+"""A source of pictures in many shards, which keeps only counts in memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
-from fewstep.data.shards.formats import Place, ShardFormat
-from fewstep.data.shards.index import NAMES_OF_SHARD, OF_SHARD, VERSION, Entry, ShardIndex, write_table
+from fewstep.data.shards.formats import NamedShard, ShardFormat
+from fewstep.data.shards.index import ABOUT_SHARD, NAMES_OF_SHARD, VERSION, Entry, ShardIndex, write_table
 from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally
 from fewstep.data.sources.decoding import decode
-from fewstep.data.sources.picking import Picking
-from fewstep.data.sources.places import Seen, file_part, look_up, readable
-from fewstep.data.sources.recent import Recent
-from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache, named_by
+from fewstep.data.sources.lru_cache import LruCache
+from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache, hash_name
+from fewstep.data.sources.selection import Selection
+from fewstep.data.sources.urls import FileVersion, find_versions, redact, strip_query
 from fewstep.errors import UserError
 
 _INDEXES_KEPT = 16
@@ -30,103 +30,111 @@ _SUMMARY = pa.schema([("stamp", pa.string()), ("used", pa.int64()), ("counts", p
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What one shard comes to under the settings: all that opening needs of it."""
+class ShardSummary:
+    """The counts of one shard under some settings: all that opening a source needs."""
 
     used: int
     dropped: Mapping[str, int]
     names: Mapping[str, Sequence[str]]
-    passing: bool = False
-    """Whether another try may find otherwise, so that this is not to be kept."""
+    transient: bool = False
+    """Whether another try may give another result, so that this must not be saved."""
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """Opens shards and keeps what is known of them; where it was lost, it is found out again."""
+class ShardIndexer:
+    """Indexes shards under some settings; indexes are saved, and made again where they were lost."""
 
     format: ShardFormat
-    picking: Picking
+    selection: Selection
     settings: CacheSettings
     cache: ShardCache
 
-    def index(self, place: Place) -> ShardIndex:
-        """Raises DroppedError when there is no index and the shard is gone."""
-        path = self.index_path(place)
+    def load_index(self, named: NamedShard) -> ShardIndex:
+        """Loads the index of a shard, or builds it. Raises DroppedError where there is neither index nor shard."""
+        path = self.index_path(named)
         index = ShardIndex.load(path)
         if index is None:
-            index = self.format.index(self.cache, place, self.picking.captions)
+            index = self.format.build_index(self.cache, named, self.selection.captions)
             index.save(path)
         return index
 
-    def index_path(self, place: Place) -> Path:
-        return self.settings.folder / "indexes" / f"{self.stamp(place)}.parquet"
+    def index_path(self, named: NamedShard) -> Path:
+        return self.settings.folder / "indexes" / f"{self.stamp(named)}.parquet"
 
-    def stamp(self, place: Place) -> str:
-        """Names the shard and its metadata as they are now, and what is asked of them."""
-        beside = place.beside.seen.stamp if place.beside else ""
-        now = (place.shard.url, place.shard.seen.stamp, beside)
-        return named_by(VERSION, self.format.suffix, *now, *self.picking.captions)
+    def stamp(self, named: NamedShard) -> str:
+        """Returns a name for this version of the shard and its metadata, and for the fields of captions."""
+        sidecar_tag = named.sidecar.version.tag if named.sidecar else ""
+        versions = (named.shard.url, named.shard.version.tag, sidecar_tag)
+        return hash_name(VERSION, self.format.suffix, *versions, *self.selection.captions)
 
-    def sift(self, place: Place, index: ShardIndex, tally: Tally) -> ShardIndex:
-        """What of the index is used; the rest is counted."""
+    def select(self, named: NamedShard, index: ShardIndex, tally: Tally) -> ShardIndex:
+        """Returns an index of the pictures that are used, and counts the others in `tally`."""
 
         def key(row: int) -> str:
-            return f"{place.name}/{index.key(row)}"
+            return f"{named.name}/{index.key(row)}"
 
-        wanted = self.picking.sift(index.scores(), key, tally)
-        large = wanted & (index.table["size"].to_numpy() > self.picking.limits.max_bytes)
+        wanted = self.selection.select(index.scores(), key, tally)
+        large = wanted & (index.table["size"].to_numpy() > self.selection.limits.max_bytes)
         for row in np.flatnonzero(large):
             tally.drop(Reason.TOO_LARGE, key(int(row)))
-        return index.only(wanted & ~large)
+        return index.filter(wanted & ~large)
 
-    def summarise(self, place: Place) -> Summary:
+    def summarise(self, named: NamedShard) -> ShardSummary:
         tally = Tally(NAMES_OF_SHARD)
         try:
-            index = self.index(place)
-        except DroppedError as dropped:  # it went, or was written anew, since it was looked at
-            return Summary(0, {dropped.reason: 1}, {dropped.reason: [place.name]}, passing=True)
-        named = {reason: [_in_shard(place.name, name) for name in names] for reason, names in index.names.items()}
-        tally.add(index.dropped, named)
-        used = len(self.sift(place, index, tally).table)
-        return Summary(used, tally.dropped, {reason: tally.names[reason] for reason in tally.dropped})
+            index = self.load_index(named)
+        except DroppedError as dropped:  # deleted or replaced since it was found
+            return _summarise_dropped(named, dropped.reason)
+        tally.add(
+            index.dropped,
+            {reason: [_prefix_name(named.name, name) for name in names] for reason, names in index.names.items()},
+        )
+        used = len(self.select(named, index, tally).table)
+        return ShardSummary(used, tally.dropped, {reason: tally.names[reason] for reason in tally.dropped})
 
 
-def _in_shard(shard: str, name: str) -> str:
-    return f"{shard}{name}".rstrip() if name.startswith(OF_SHARD) else f"{shard}/{name}"
+def _summarise_dropped(named: NamedShard, reason: str) -> ShardSummary:
+    return ShardSummary(0, {reason: 1}, {reason: [named.name]}, transient=True)
+
+
+def _prefix_name(shard: str, name: str) -> str:
+    return f"{shard}{name}".rstrip() if name.startswith(ABOUT_SHARD) else f"{shard}/{name}"
 
 
 class ShardedPictures:
-    """A source of shards; made by `open_shards`.
+    """Pictures in shards; `open_shards` makes one.
 
-    The indexes of a few shards are in memory at a time, so pictures are best asked for shard by shard.
+    Only the indexes of a few shards are in memory at a time, so pictures are best read shard by shard.
     """
 
-    def __init__(self, places: Sequence[Place], sizes: Sequence[int], shelf: Shelf, report: SourceReport) -> None:
+    def __init__(
+        self, shards: Sequence[NamedShard], sizes: Sequence[int], indexer: ShardIndexer, report: SourceReport
+    ) -> None:
         self.report = report
         self.shard_sizes = tuple(sizes)
-        self._places, self._shelf = tuple(places), shelf
+        self._shards, self._indexer = tuple(shards), indexer
         self._ends = np.cumsum(self.shard_sizes)
-        self._indexes: Recent[int, ShardIndex] = Recent(_INDEXES_KEPT)
+        self._indexes: LruCache[int, ShardIndex] = LruCache(_INDEXES_KEPT)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def shard_name(self, shard: int) -> str:
-        return self._places[shard].name
+        return self._shards[shard].name
 
     def key(self, index: int) -> str:
-        place, entry = self._find(index)
-        return f"{place.name}/{entry.key}"
+        named, entry = self._find(index)
+        return f"{named.name}/{entry.key}"
 
     def caption(self, index: int) -> str:
         return self._find(index)[1].caption
 
     def read(self, index: int) -> Example:
-        place, entry = self._find(index)
-        limits, filters = self._shelf.picking.limits, self._shelf.picking.filters
-        key = f"{place.name}/{entry.key}"
+        named, entry = self._find(index)
+        limits, filters = self._indexer.selection.limits, self._indexer.selection.filters
+        key = f"{named.name}/{entry.key}"
         try:
-            content = self._shelf.format.content(self._shelf.cache, place.shard, entry, limits.max_bytes + 1)
+            content = self._indexer.format.read_picture(self._indexer.cache, named.shard, entry, limits.max_bytes + 1)
             image = decode(content, limits)
         except DroppedError as dropped:
             raise DroppedError(dropped.reason, key) from dropped
@@ -134,97 +142,102 @@ class ShardedPictures:
             raise DroppedError(reason, key)
         return Example(image, entry.caption)
 
-    def _find(self, index: int) -> tuple[Place, Entry]:
+    def _find(self, index: int) -> tuple[NamedShard, Entry]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[shard - 1]) if shard else 0)
-        place = self._places[shard]
+        named = self._shards[shard]
         try:
-            rows = self._indexes.get(shard, lambda: self._shelf.sift(place, self._shelf.index(place), Tally()))
+            rows = self._indexes.get(
+                shard, lambda: self._indexer.select(named, self._indexer.load_index(named), Tally())
+            )
         except DroppedError as dropped:
-            raise DroppedError(dropped.reason, f"{place.name}/{row}") from dropped
+            raise DroppedError(dropped.reason, f"{named.name}/{row}") from dropped
         if row >= len(rows.table):
-            raise DroppedError(Reason.CHANGED_SHARD, f"{place.name}/{row}")
-        return place, rows.entry(row)
+            raise DroppedError(Reason.CHANGED_SHARD, f"{named.name}/{row}")
+        return named, rows.entry(row)
 
 
-def open_shards(urls: Sequence[str], kind: ShardFormat, picking: Picking, settings: CacheSettings) -> ShardedPictures:
-    """Indexes the shards that are new or changed, which reads each through once; of the others counts are enough."""
+def open_shards(
+    urls: Sequence[str], kind: ShardFormat, selection: Selection, settings: CacheSettings
+) -> ShardedPictures:
+    """Opens shards as one source.
+
+    Shards that are new or have changed are read once to index them; of the others only the counts are loaded.
+    Raises UserError where no picture can be used.
+    """
     urls = list(dict.fromkeys(urls))
-    shelf = Shelf(kind, picking, settings, ShardCache(settings))
-    names = _names(urls)
-    seen = look_up([*urls, *filter(None, map(kind.beside, urls))])
-    path = summary_path(urls, kind, picking, settings)
-    places = [_place(url, name, seen, kind) for url, name in zip(urls, names, strict=True)]
-    stamps = [shelf.stamp(place) for place in places]
+    indexer = ShardIndexer(kind, selection, settings, ShardCache(settings))
+    names = _shorten_names(urls)
+    versions = find_versions([*urls, *filter(None, map(kind.sidecar_url, urls))])
+    path = summary_path(urls, kind, selection, settings)
+    shards = [_make_shard(url, name, versions, kind) for url, name in zip(urls, names, strict=True)]
+    stamps = [indexer.stamp(named) for named in shards]
     known = load_summaries(path)
-    new = [(stamp, place) for stamp, place in zip(stamps, places, strict=True) if place.is_there and stamp not in known]
-    known |= dict(zip((stamp for stamp, _ in new), _summarise([place for _, place in new], shelf), strict=True))
+    new = [(stamp, named) for stamp, named in zip(stamps, shards, strict=True) if named.exists and stamp not in known]
+    known |= dict(zip((stamp for stamp, _ in new), _summarise_all([named for _, named in new], indexer), strict=True))
     if new:
         save_summaries(path, {stamp: known[stamp] for stamp in stamps if stamp in known})
     tally, sizes = Tally(), []
-    for stamp, place in zip(stamps, places, strict=True):
-        summary = known[stamp] if place.is_there else _absent(place)
+    for stamp, named in zip(stamps, shards, strict=True):
+        summary = known[stamp] if named.exists else _summarise_dropped(named, Reason.MISSING_SHARD)
         tally.add(summary.dropped, summary.names)
         tally.used += summary.used
         sizes.append(summary.used)
     report = tally.report()
     if not report.used:
-        outcome = report.line().removeprefix("data: ")
+        counts = report.format_summary().removeprefix("data: ")
         others = f" and {len(urls) - 1} more {kind.suffix} files" if len(urls) > 1 else ""
-        raise UserError(f"there is nothing to train on in {readable(urls[0])}{others}: {outcome}")
-    return ShardedPictures(places, sizes, shelf, report)
+        raise UserError(f"there is nothing to train on in {redact(urls[0])}{others}: {counts}")
+    return ShardedPictures(shards, sizes, indexer, report)
 
 
-def _place(url: str, name: str, seen: Mapping[str, Seen], kind: ShardFormat) -> Place:
-    beside = kind.beside(url)
-    known = seen.get(beside) if beside else None
-    return Place(Shard(url, seen.get(url, Seen(0, ""))), name, Shard(beside, known) if known else None)
+def _make_shard(url: str, name: str, versions: Mapping[str, FileVersion], kind: ShardFormat) -> NamedShard:
+    sidecar_url = kind.sidecar_url(url)
+    version = versions.get(sidecar_url)
+    sidecar = Shard(sidecar_url, version) if version else None
+    return NamedShard(Shard(url, versions.get(url, FileVersion(0, ""))), name, sidecar)
 
 
-def _absent(place: Place) -> Summary:
-    return Summary(0, {Reason.MISSING_SHARD: 1}, {Reason.MISSING_SHARD: [place.name]})
-
-
-def _names(urls: Sequence[str]) -> list[str]:
-    """The URLs without the folders that all have in common."""
-    parts = [file_part(url).replace("\\", "/").split("/") for url in urls]
+def _shorten_names(urls: Sequence[str]) -> list[str]:
+    """Returns the URLs without the folders that all have in common."""
+    parts = [strip_query(url).replace("\\", "/").split("/") for url in urls]
     common = 0
     while all(len(part) > common + 1 and part[common] == parts[0][common] for part in parts):
         common += 1
     return ["/".join(part[common:]) for part in parts]
 
 
-def _summarise(places: Sequence[Place], shelf: Shelf) -> list[Summary]:
-    if not places:
+def _summarise_all(shards: Sequence[NamedShard], indexer: ShardIndexer) -> list[ShardSummary]:
+    if not shards:
         return []
     console = Console(stderr=True)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        work = pool.map(shelf.summarise, places)
+        work = pool.map(indexer.summarise, shards)
         return list(
-            track(work, f"indexing {len(places)} shards", len(places), console=console,
+            track(work, f"indexing {len(shards)} shards", len(shards), console=console,
                   disable=not console.is_terminal)
         )  # fmt: skip
 
 
-def summary_path(urls: Sequence[str], kind: ShardFormat, picking: Picking, settings: CacheSettings) -> Path:
-    return settings.folder / "summaries" / f"{named_by(VERSION, kind.suffix, repr(picking), *urls)}.parquet"
+def summary_path(urls: Sequence[str], kind: ShardFormat, selection: Selection, settings: CacheSettings) -> Path:
+    return settings.folder / "summaries" / f"{hash_name(VERSION, kind.suffix, repr(selection), *urls)}.parquet"
 
 
-def load_summaries(path: Path) -> dict[str, Summary]:
-    """By the stamp of what was summarised; empty where there is no file that can be read."""
+def load_summaries(path: Path) -> dict[str, ShardSummary]:
+    """Loads summaries by the stamps of their shards; empty where no file can be read."""
     try:
         rows = pq.read_table(path, schema=_SUMMARY).to_pylist()
-        return {row["stamp"]: Summary(row["used"], *json.loads(row["counts"])) for row in rows}
+        return {row["stamp"]: ShardSummary(row["used"], *json.loads(row["counts"])) for row in rows}
     except (OSError, pa.ArrowException, ValueError, TypeError):
         return {}
 
 
-def save_summaries(path: Path, summaries: Mapping[str, Summary]) -> None:
+def save_summaries(path: Path, summaries: Mapping[str, ShardSummary]) -> None:
     rows = [
         {"stamp": stamp, "used": summary.used, "counts": json.dumps([summary.dropped, summary.names])}
         for stamp, summary in summaries.items()
-        if not summary.passing
+        if not summary.transient
     ]
     write_table(pa.Table.from_pylist(rows, schema=_SUMMARY), path)

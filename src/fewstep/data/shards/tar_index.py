@@ -1,20 +1,20 @@
-"""Tar shards: one pass over the headers finds every picture, after which each is a seek and a read."""
+"""Indexes tar shards by one pass over the headers, after which each picture takes a seek and a read."""
 
 from __future__ import annotations
 
-import posixpath  # pathlib would take half of the time
+import posixpath  # pathlib would take half of the time of indexing
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from fewstep.data.shards.index import OF_SHARD, Entry, IndexBuilder, ShardIndex
+from fewstep.data.shards.index import ABOUT_SHARD, Entry, IndexBuilder, ShardIndex
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Reason, Tally
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
-from fewstep.data.sources.filters import NO_SCORES, scores_in
-from fewstep.data.sources.metadata import DOWNLOADED, Described
-from fewstep.data.sources.places import leads_out
+from fewstep.data.sources.filters import NO_SCORES, read_scores
+from fewstep.data.sources.metadata import DOWNLOADED, PictureMetadata
+from fewstep.data.sources.urls import leaves_folder
 
 _LONGEST_HEADER = 1 << 20
 _BLOCK = 512
@@ -22,7 +22,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Member:
-    """A plain file in a tar."""
+    """A regular file in a tar."""
 
     name: str
     offset: int
@@ -34,7 +34,7 @@ class Member:
 
 
 class _Headers:
-    """A file of which tarfile reads headers only, so that no header can make it read the file into memory."""
+    """A file from which tarfile can read headers only, so that no header makes it read the whole file into memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
@@ -45,16 +45,15 @@ class _Headers:
         return self._read(size)
 
 
-def members(file: BinaryIO, size: int, tally: Tally) -> Iterator[Member]:
-    """Every plain file in the tar that has a harmless name; the rest is counted.
+def list_members(file: BinaryIO, size: int, tally: Tally) -> Iterator[Member]:
+    """Lists every regular file in the tar whose name stays inside the folder; counts the others.
 
-    Damage, a missing end, and what stands after the end are each counted once, with the byte from which on
-    nothing was read.
+    Damage, a missing end and data after the end each count once, with the first byte that was not read.
     """
     whole_up_to = 0
     try:
-        headers: Any = _Headers(file)  # all of a file that tarfile uses
-        archive: Any  # typeshed knows nothing of its `members`
+        headers: Any = _Headers(file)  # has all methods of a file that tarfile uses
+        archive: Any  # typeshed lacks `members`
         with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8") as archive:
             while (info := archive.next()) is not None:
                 end = info.offset_data + info.size
@@ -62,55 +61,55 @@ def members(file: BinaryIO, size: int, tally: Tally) -> Iterator[Member]:
                     raise tarfile.ReadError("leads out of the file")
                 archive.members.clear()
                 name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                if leads_out(name):
+                if leaves_folder(name):
                     tally.drop(Reason.OUTSIDE, name)
                 elif info.isreg() and not info.issparse():
                     yield Member(name, info.offset_data, info.size)
                 elif not info.isdir():
                     tally.drop(Reason.NOT_A_FILE, name)
                 whole_up_to = archive.offset
-        ended = _ends(file, whole_up_to)
+        ended = _has_end_mark(file, whole_up_to)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError):  # what tarfile raises on damaged data
         ended = False
     if not ended:
-        tally.drop(Reason.DAMAGED_SHARD, f"{OF_SHARD}from byte {whole_up_to:,}")
+        tally.drop(Reason.DAMAGED_SHARD, f"{ABOUT_SHARD}from byte {whole_up_to:,}")
 
 
-def _ends(file: BinaryIO, place: int) -> bool:
+def _has_end_mark(file: BinaryIO, place: int) -> bool:
     file.seek(place)
     rest = file.read(_LONGEST_HEADER)
     return len(rest) >= _BLOCK and not rest.strip(b"\0")
 
 
-def index_tar(file: BinaryIO, described: Mapping[str, Described], wanted: tuple[str, ...] = ()) -> ShardIndex:
-    """`described` is what the metadata beside the shard says, by the name of a picture without folder and suffix.
+def index_tar(file: BinaryIO, described: Mapping[str, PictureMetadata], wanted: tuple[str, ...] = ()) -> ShardIndex:
+    """Indexes a tar; `described` is the metadata beside it, by the names of pictures without folder and suffix.
 
-    A caption stands in a `.txt` member, else in that metadata or in a `.json` member; with `wanted` fields, in
-    them alone.
+    Captions come from a `.txt` member, else from that metadata or a `.json` member; with `wanted` fields, from these
+    only.
     """
     builder = IndexBuilder()
     size = file.seek(0, 2)
     file.seek(0)
-    pictures, texts, jsons = _sort_members(members(file, size, builder.tally), builder.tally)
+    pictures, texts, jsons = _sort_members(list_members(file, size, builder.tally), builder.tally)
     for picture in pictures:
-        # Two more reads for each, close to one another in the shards that people have.
-        reader = _Reader(file, texts.get(picture.stem), jsons.get(picture.stem))
-        said = described.get(posixpath.basename(picture.stem))
+        # Two more reads for each picture, usually close by in the file.
+        companions = _Companions(file, texts.get(picture.stem), jsons.get(picture.stem))
+        metadata = described.get(posixpath.basename(picture.stem))
         try:
-            caption, scores = reader.caption_and_scores(said, wanted)
+            caption, scores = companions.read_caption_and_scores(metadata, wanted)
             builder.add(Entry(picture.name, picture.offset, picture.size, caption, ""), scores)
         except DroppedError as dropped:
             builder.tally.drop(dropped.reason, picture.name)
-    there = {posixpath.basename(picture.stem) for picture in pictures}
-    for key, said in described.items():
-        if key not in there:
-            came = said.status in ("", DOWNLOADED)
-            builder.tally.drop(Reason.MISSING if came else Reason.NOT_DOWNLOADED, key)
+    names = {posixpath.basename(picture.stem) for picture in pictures}
+    for key, metadata in described.items():
+        if key not in names:
+            downloaded = metadata.status in ("", DOWNLOADED)
+            builder.tally.drop(Reason.MISSING if downloaded else Reason.NOT_DOWNLOADED, key)
     return builder.build()
 
 
 def _sort_members(found: Iterator[Member], tally: Tally) -> tuple[list[Member], dict[str, Member], dict[str, Member]]:
-    """Pictures in their order, and by their names without suffix the texts and the JSON."""
+    """Returns the pictures in their order, and texts and JSON by their names without suffix."""
     pictures: dict[str, Member] = {}
     texts: dict[str, Member] = {}
     jsons: dict[str, Member] = {}
@@ -131,29 +130,31 @@ def _sort_members(found: Iterator[Member], tally: Tally) -> tuple[list[Member], 
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """What stands beside a picture in its shard."""
+class _Companions:
+    """The files that accompany a picture in its shard."""
 
     file: BinaryIO
     text: Member | None
     json: Member | None
 
-    def caption_and_scores(self, said: Described | None, wanted: tuple[str, ...]) -> tuple[str, tuple[float, ...]]:
+    def read_caption_and_scores(
+        self, metadata: PictureMetadata | None, wanted: tuple[str, ...]
+    ) -> tuple[str, tuple[float, ...]]:
         text = self.text if not wanted else None
-        caption = captions.from_text(self._content(text, captions.MAX_TEXT_BYTES)) if text else None
-        if said is not None and (caption or said.caption is not None):
-            return caption or captions.clean(said.caption), said.scores
+        caption = captions.parse_text(self._read(text, captions.MAX_TEXT_BYTES)) if text else None
+        if metadata is not None and (caption or metadata.caption is not None):
+            return caption or captions.clean(metadata.caption), metadata.scores
         if self.json is None:
-            return caption or captions.clean(None), said.scores if said else NO_SCORES
+            return caption or captions.clean(None), metadata.scores if metadata else NO_SCORES
         try:
-            fields = captions.from_json(self._content(self.json, captions.MAX_JSON_BYTES + 1))
+            fields = captions.parse_json(self._read(self.json, captions.MAX_JSON_BYTES + 1))
         except DroppedError:
             if caption is None:
                 raise
             return caption, NO_SCORES
-        scores = said.scores if said else scores_in(fields)
-        return caption or captions.clean(captions.field(fields, wanted)), scores
+        scores = metadata.scores if metadata else read_scores(fields)
+        return caption or captions.clean(captions.find_field(fields, wanted)), scores
 
-    def _content(self, member: Member, most: int) -> bytes:
+    def _read(self, member: Member, most: int) -> bytes:
         self.file.seek(member.offset)
         return self.file.read(min(member.size, most))

@@ -1,1 +1,1 @@
-"""Captioned pictures of one's own: folders and shards, opened by what is there, filtered and counted."""
+"""Sources of a user's own captioned pictures: folders and shards, filtered and counted."""

@@ -1,4 +1,4 @@
-"""What a source of captioned pictures offers, and how what it cannot use is counted."""
+"""The interface of a source of captioned pictures, and the counting of what it cannot use."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Protocol
 from PIL import Image
 
 KEPT_NAMES = 20
-"""So many names a reason are kept where a source is too large to keep all."""
+"""Most names kept for each reason, where a source is too large to keep all."""
 
 
 class Reason(StrEnum):
-    """Why something that was found is not used; each thing found is counted under one reason at most.
+    """Why something that was found is not used; whatever is found counts under one reason at most.
 
-    Filters bring reasons of their own, in words: `aesthetic score below 6`.
+    Filters add their own reasons, in words: `aesthetic score below 6`.
     """
 
     BROKEN = "broken picture"
@@ -58,19 +58,19 @@ _COUNTABLE = frozenset(
 
 
 class DroppedError(Exception):
-    """One picture cannot be used. Who knows its key sets it; who trains goes on with the next picture."""
+    """Raised for a picture that cannot be used; `key` is empty where its name is not known yet."""
 
     def __init__(self, reason: str, key: str = "") -> None:
         super().__init__(reason, key)
         self.reason, self.key = reason, key
 
     def __str__(self) -> str:
-        return f"{shown(self.key)}: {self.reason}" if self.key else str(self.reason)
+        return f"{escape_line(self.key)}: {self.reason}" if self.key else str(self.reason)
 
 
 @dataclass(frozen=True)
 class Example:
-    """An RGB picture, upright and whole unless it is said to be square, and what it shows."""
+    """An RGB picture, upright and uncropped unless said otherwise, and its caption."""
 
     image: Image.Image
     caption: str
@@ -78,46 +78,46 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceReport:
-    """What opening a source found, and what became of it: found = used + all that was dropped."""
+    """The counts of an opened source: found = used + everything dropped."""
 
     found: int
-    """Pictures, and whatever else is counted: metadata that leads to no picture, folders that were not searched."""
+    """Pictures and other entries: metadata without a picture, folders that were not searched."""
     used: int
-    """Pictures with a caption that no filter refuses."""
+    """Pictures with a caption that pass the filters."""
     dropped: Mapping[str, int]
-    """How many were dropped for each reason that occurred."""
+    """Number dropped for each reason that occurred."""
     names: Mapping[str, Sequence[str]]
-    """The first of them under each reason, in order: keys, or the number of a metadata line."""
+    """The first few dropped for each reason, in order: names, or numbers of metadata lines."""
 
     def __post_init__(self) -> None:
         if self.found != self.used + sum(self.dropped.values()):
             raise ValueError(f"{self.found} found is not {self.used} used and {dict(self.dropped)} dropped")
 
-    def line(self) -> str:
-        """For example `data: 12 pictures found, 9 used, 3 dropped (1 broken picture, 2 without caption)`."""
+    def format_summary(self) -> str:
+        """Returns `data: 12 pictures found, 9 used, 3 dropped (1 broken picture, 2 without caption)` or the like."""
         noun = "picture" if self.found == 1 else "pictures"
         if not _NOT_PICTURES.isdisjoint(self.dropped):
             noun = "pictures and other entries"
         counts = f"data: {self.found} {noun} found, {self.used} used, {sum(self.dropped.values())} dropped"
-        reasons = ", ".join(_counted(count, reason) for reason, count in self.dropped.items())
+        reasons = ", ".join(_pluralise(count, reason) for reason, count in self.dropped.items())
         return f"{counts} ({reasons})" if reasons else counts
 
-    def examples(self, most: int = 3) -> list[str]:
-        """A line for each reason, with the first few that it befell: `  broken picture: a.png, b.png and 4 more`."""
+    def format_dropped(self, most: int = 3) -> list[str]:
+        """Returns a line for each reason, with the first names: `  broken picture: a.png, b.png and 4 more`."""
         lines = []
         for reason, count in self.dropped.items():
-            first = [shown(name) for name in self.names.get(reason, ())[:most]]
+            first = [escape_line(name) for name in self.names.get(reason, ())[:most]]
             more = f" and {count - len(first)} more" if count > len(first) else ""
             lines.append(f"  {reason}: {', '.join(first)}{more}")
         return lines
 
 
-def _counted(count: int, reason: str) -> str:
+def _pluralise(count: int, reason: str) -> str:
     return f"{count} {reason}{'s' if reason in _COUNTABLE and count > 1 else ''}"
 
 
 class Tally:
-    """Counts what is used and what is dropped, and makes the report; reasons stand in the order of `Reason`."""
+    """Counts what is used and what is dropped, and makes the report, with reasons in the order of `Reason`."""
 
     def __init__(self, kept_names: int | None = KEPT_NAMES) -> None:
         self.used = 0
@@ -127,15 +127,15 @@ class Tally:
 
     def drop(self, reason: str, name: str) -> None:
         self._counts[str(reason)] += 1
-        self._keep(str(reason), [name])
+        self._keep_names(str(reason), [name])
 
     def add(self, dropped: Mapping[str, int], names: Mapping[str, Iterable[str]]) -> None:
-        """Takes over the counts of a part, and its names while there is room."""
+        """Adds the counts of a part, and its names while there is room."""
         for reason, count in dropped.items():
             self._counts[reason] += count
-            self._keep(reason, names.get(reason, ()))
+            self._keep_names(reason, names.get(reason, ()))
 
-    def _keep(self, reason: str, names: Iterable[str]) -> None:
+    def _keep_names(self, reason: str, names: Iterable[str]) -> None:
         kept = self.names[reason]
         kept.extend(names if self._kept_names is None else itertools.islice(names, self._kept_names - len(kept)))
 
@@ -153,37 +153,39 @@ class Tally:
 
 
 class Source(Protocol):
-    """Captioned pictures in shards, numbered through; nothing is decoded before it is asked for."""
+    """Captioned pictures in shards, numbered across all shards; nothing is decoded before it is read."""
 
     @property
     def report(self) -> SourceReport:
-        """What was found at opening and what of it is used."""
+        """What was found when the source was opened, and what of it is used."""
         ...
 
     @property
     def shard_sizes(self) -> Sequence[int]:
-        """How many usable pictures each shard has, in order; a folder is one shard."""
+        """Number of usable pictures in each shard, in order; a folder is one shard."""
         ...
 
     def __len__(self) -> int:
-        """The sum of `shard_sizes`."""
+        """Returns the sum of `shard_sizes`."""
         ...
 
     def key(self, index: int) -> str:
-        """A name of the picture that stays: `shard-00012.tar/000123456.jpg`, `cats/one.png`."""
+        """Returns a lasting name of the picture: `shard-00012.tar/000123456.jpg`, `cats/one.png`."""
         ...
 
-    def shard_name(self, shard: int) -> str: ...
+    def shard_name(self, shard: int) -> str:
+        """Returns the name of the shard with this number."""
+        ...
 
     def caption(self, index: int) -> str:
-        """The caption alone, without decoding. Raises DroppedError as `read` does."""
+        """Returns the caption without decoding the picture. Raises DroppedError as `read` does."""
         ...
 
     def read(self, index: int) -> Example:
-        """The whole picture. Raises DroppedError when it cannot be read or decoded, or its shard is not the same."""
+        """Decodes the whole picture. Raises DroppedError where it cannot be read or its shard has changed."""
         ...
 
 
-def shown(text: object) -> str:
-    """The text as it stands, or escaped where it would break the line or the terminal."""
+def escape_line(text: object) -> str:
+    """Returns the text unchanged, or escaped where it would break the line or the terminal."""
     return str(text) if str(text).isprintable() else ascii(str(text))

@@ -1,4 +1,4 @@
-"""Captions as they are written: bytes or fields of metadata, made into one bounded line."""
+"""Cleans captions: bytes or fields of metadata become one line of bounded length."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from fewstep.data.sources.base import DroppedError, Reason
 
 MAX_CHARACTERS = 2_000
-"""Longer captions are cut here; text encoders read less than a fifth of it."""
+"""Longer captions are truncated; text encoders read less than a fifth of this."""
 MAX_TEXT_BYTES = 1 << 18
-"""No more of a caption's file is read."""
+"""Most bytes read of a caption file."""
 MAX_JSON_BYTES = 1 << 22
-"""Longer JSON is not parsed."""
+"""Most bytes of JSON that are parsed."""
 NAMES = ("caption", "text")
-"""Fields that hold captions unless others are given; upper and lower case are one."""
+"""Fields that hold captions unless others are given, in any case."""
 
 
 def clean(text: object) -> str:
-    """White space, line breaks included, becomes single spaces; what is too long is cut.
+    """Turns white space and line breaks into single spaces and truncates; bytes are read as UTF-8.
 
-    Raises DroppedError for what is no text, is empty, or holds half a surrogate pair. Bytes are read as UTF-8.
+    Raises DroppedError for anything but text, for an empty caption, and for half a surrogate pair.
     """
     if isinstance(text, bytes):
-        return from_text(text)
+        return parse_text(text)
     if not isinstance(text, str):
         raise DroppedError(Reason.NO_CAPTION)
     caption = " ".join(text[: 16 * MAX_CHARACTERS].split())[:MAX_CHARACTERS].rstrip()
@@ -37,8 +37,8 @@ def clean(text: object) -> str:
     return caption
 
 
-def from_text(content: bytes) -> str:
-    """The caption in the first bytes of a UTF-8 file, at most `MAX_TEXT_BYTES` of them."""
+def parse_text(content: bytes) -> str:
+    """Reads a caption from the first `MAX_TEXT_BYTES` bytes of a UTF-8 file. Raises DroppedError as `clean` does."""
     whole = len(content) < MAX_TEXT_BYTES
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(content[:MAX_TEXT_BYTES], final=whole)
@@ -47,31 +47,31 @@ def from_text(content: bytes) -> str:
     return clean(text)
 
 
-def from_json(content: bytes) -> dict[str, object]:
-    """The fields of a JSON object by their names in lower case."""
+def parse_json(content: bytes) -> dict[str, object]:
+    """Returns the fields of a JSON object by their names in lower case. Raises DroppedError for anything else."""
     try:
         if len(content) > MAX_JSON_BYTES:
             raise ValueError("too long")
-        return lower(json.loads(content.decode("utf-8-sig")))
+        return lower_names(json.loads(content.decode("utf-8-sig")))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DroppedError(Reason.BAD_METADATA) from error
 
 
-def lower(fields: Mapping[str, object]) -> dict[str, object]:
-    """Of names that differ in case alone the first counts."""
+def lower_names(fields: Mapping[str, object]) -> dict[str, object]:
+    """Lowers the case of all names; of names that then collide the first wins."""
     found: dict[str, object] = {}
     for name, value in fields.items():
         found.setdefault(name.lower(), value)
     return found
 
 
-def field(fields: Mapping[str, object], names: Sequence[str]) -> object:
-    """The first of `names` that has a value, else None; `fields` are in lower case."""
+def find_field(fields: Mapping[str, object], names: Sequence[str]) -> object:
+    """Returns the value of the first of `names` that has one; `fields` are in lower case."""
     return next((value for name in names or NAMES if (value := fields.get(name.lower())) is not None), None)
 
 
-def columns(available: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Those of the available columns that `names` mean, in the order of `names`."""
+def find_columns(available: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Returns the available columns that match `names` in any case, in the order of `names`."""
     by_name: dict[str, str] = {}
     for column in available:
         by_name.setdefault(column.lower(), column)

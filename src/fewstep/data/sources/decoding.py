@@ -1,4 +1,4 @@
-"""Bytes from strangers to an upright RGB picture, with bounds on what that may cost."""
+"""Decodes untrusted bytes to an upright RGB picture, with bounds on time and memory."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.picture_headers import is_overgrown
 
 MAX_PIXELS = 64_000_000
-"""Pictures with more pixels than this are not decoded, unless the caller sets another limit."""
+"""Most pixels of a picture, unless the caller sets another limit."""
 MAX_BYTES = 64 << 20
-"""Nor are files longer than this."""
+"""Most bytes of a file, unless the caller sets another limit."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff")
-"""Pictures that are counted and not read."""
+"""Suffixes of pictures that are counted but not read."""
 _READERS: tuple[tuple[bytes, type[JpegImageFile] | type[PngImageFile] | type[WebPImageFile]], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
     (b"RIFF", WebPImageFile),
 )
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # of damaged EXIF, no matter
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # about damaged EXIF
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one picture may cost; what is above is dropped as too large."""
+class PictureLimits:
+    """Limits on one picture; anything above them is dropped as too large."""
 
     max_bytes: int = MAX_BYTES
-    """Of the file."""
+    """Most bytes of the file."""
     max_pixels: int = MAX_PIXELS
     side: int = 0
-    """The length in pixels to which the shorter side will be brought, 0 where that is open: a very narrow
-    picture would grow past any bound."""
+    """Length in pixels to which the shorter side will be resized, 0 if unknown: a very narrow picture would grow
+    past any bound."""
 
-    def allow(self, width: int, height: int) -> bool:
+    def allows(self, width: int, height: int) -> bool:
         short, long = sorted((width, height))
         grown = long * self.side**2 // max(1, short)
         return short * long <= self.max_pixels and grown <= max(MAX_PIXELS, self.side**2)
 
 
-def decode(content: bytes, limits: Limits = Limits()) -> Image.Image:
-    """The picture, or its first frame, upright and in RGB. Colour profiles are not applied.
+def decode(content: bytes, limits: PictureLimits = PictureLimits()) -> Image.Image:
+    """Decodes a JPEG, PNG or WebP, or its first frame, to an upright RGB picture. Colour profiles are not applied.
 
-    The first bytes, and no name, say which of the decoders of JPEG, PNG and WebP is asked, and the size in the
-    header is compared with the limits before any pixel is decoded. Raises DroppedError, which has no key yet.
+    The first bytes choose the decoder, and the size in the header is checked before any pixel is decoded. Raises
+    DroppedError without a key.
     """
     if len(content) > limits.max_bytes or is_overgrown(content):
         raise DroppedError(Reason.TOO_LARGE)
@@ -61,7 +61,7 @@ def decode(content: bytes, limits: Limits = Limits()) -> Image.Image:
     try:
         # Not through Image.open: Pillow's own limit there warns, which cannot be silenced in one thread alone.
         with reader(io.BytesIO(content)) as image:
-            if not limits.allow(*image.size):
+            if not limits.allows(*image.size):
                 raise DroppedError(Reason.TOO_LARGE)
             image.load()
             return _to_rgb(_upright(image))
@@ -69,14 +69,14 @@ def decode(content: bytes, limits: Limits = Limits()) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise DroppedError(Reason.TOO_LARGE) from error
-    except Exception as error:  # damaged data makes Pillow's decoders raise nearly anything
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise DroppedError(Reason.BROKEN) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # the pixels are whole: EXIF that cannot be read does not cost the picture
+    except Exception:  # the pixels may be whole even where the EXIF cannot be read
         return image
 
 
@@ -93,7 +93,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The middle of a picture, just large enough for a height and width; of a square what `fit_square` gives."""
+    """Resizes a picture until it just covers a height and width, and crops the middle."""
     height, width = size
     grown = max(height / image.height, width / image.width)
     whole = max(width, round(image.width * grown)), max(height, round(image.height * grown))
@@ -103,8 +103,10 @@ def fit_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def fit_square(image: Image.Image, resolution: int, corner: tuple[int, int] | None = None) -> Image.Image:
-    """A square after the shorter side was brought to `resolution` by Pillow's antialiased bicubic filter: that with its
-    left and upper edge at `corner`, else the middle one."""
+    """Resizes the shorter side to `resolution` by Pillow's antialiased bicubic filter, and crops a square.
+
+    `corner` is the square's left and top; without it the middle is cropped.
+    """
     short = min(image.size)
     width, height = (round(side * resolution / short) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)

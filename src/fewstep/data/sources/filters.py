@@ -1,4 +1,4 @@
-"""Which pictures are wanted, by scores that stand in their metadata."""
+"""Filters on the scores in the metadata of pictures."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SCORES: dict[str, tuple[str, ...]] = {
     "width": ("width", "original_width"),
     "height": ("height", "original_height"),
 }
-"""Every score, and the names it has in metadata (LAION's and img2dataset's; upper and lower case are one). The
-first that has a value counts: of the sides, those of the picture as it lies there."""
+"""Every score, and its names in the metadata of LAION and img2dataset, in any case. The first name with a value
+counts; for the sides that is the size of the stored picture."""
 NO_SCORES = (math.nan,) * len(SCORES)
 
 Missing = Literal["reject", "accept", "error"]
@@ -29,22 +29,22 @@ Missing = Literal["reject", "accept", "error"]
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Limits on scores, each one off where it is None; a picture at the limit is wanted."""
+    """Limits on scores; None switches one off, and a picture exactly at a limit passes."""
 
     min_aesthetic: float | None = None
     """LAION's scores go from 1 to 10; 5 and 6 are usual limits."""
     max_watermark: float | None = None
-    """Probability of a watermark."""
+    """Highest probability of a watermark."""
     max_unsafe: float | None = None
-    """Probability of being unsafe."""
+    """Highest probability of being unsafe."""
     min_similarity: float | None = None
-    """CLIP similarity of picture and caption."""
+    """Lowest CLIP similarity of picture and caption."""
     min_side: int | None = None
-    """Of the shorter side, in pixels."""
+    """Least length of the shorter side, in pixels."""
     max_aspect: float | None = None
-    """Longer side over shorter side."""
+    """Largest ratio of longer to shorter side."""
     missing: Missing = "reject"
-    """What becomes of a picture whose metadata lacks a score that a limit asks for; `error` ends the command."""
+    """What to do with a picture whose metadata lacks a score that a limit needs; `error` ends the command."""
 
     def __post_init__(self) -> None:
         for name, least in (("min_side", 1), ("max_aspect", 1)):
@@ -54,10 +54,11 @@ class Filters:
         if self.missing not in ("reject", "accept", "error"):
             raise UserError(f"missing is {self.missing}; it must be reject, accept or error")
 
-    def refused(self, scores: NDArray[np.float64], key: Callable[[int], str]) -> dict[str, NDArray[np.bool_]]:
-        """Under each reason the rows of `scores` (`[n, len(SCORES)]`, NaN where missing) that it refuses first.
+    def find_refused(self, scores: NDArray[np.float64], key: Callable[[int], str]) -> dict[str, NDArray[np.bool_]]:
+        """Returns, for each reason, a mask of the rows of `scores` that it refuses; each row counts once.
 
-        `key` names a row in the UserError of `missing="error"`.
+        `scores` is `[n, len(SCORES)]`, NaN where missing. With `missing="error"` raises UserError, in which `key` names
+        the row.
         """
         open_rows = np.ones(len(scores), dtype=bool)
         found: dict[str, NDArray[np.bool_]] = {}
@@ -76,15 +77,15 @@ class Filters:
         return {reason: mask for reason, mask in found.items() if mask.any()}
 
     def refuse_size(self, size: tuple[int, int]) -> str | None:
-        """The reason to refuse a picture whose true sides are known."""
+        """Returns why a picture of this width and height is refused, or None."""
         if self.min_side is None and self.max_aspect is None:
             return None
         scores = np.array([[*NO_SCORES[:-2], *size]])
         sides = Filters(min_side=self.min_side, max_aspect=self.max_aspect)
-        return next(iter(sides.refused(scores, str)), None)
+        return next(iter(sides.find_refused(scores, str)), None)
 
     def _checks(self, scores: NDArray[np.float64]) -> list[tuple[str, NDArray[np.float64], float, bool]]:
-        """What is compared, its values, the limit, and whether what lies below it is refused; set limits alone."""
+        """Returns, for each limit that is set: its name, values, limit, and whether values below it are refused."""
         column = dict(zip(SCORES, scores.T, strict=True))
         with np.errstate(invalid="ignore", divide="ignore"):
             short = np.minimum(column["width"], column["height"])
@@ -100,17 +101,17 @@ class Filters:
         return [(what, values, limit, below) for what, values, limit, below in checks if limit is not None]
 
 
-def scores_in(fields: Mapping[str, object]) -> tuple[float, ...]:
-    """The scores in one picture's metadata, whose names are in lower case, in the order of `SCORES`."""
-    return tuple(_first(fields, names) for names in SCORES.values())
+def read_scores(fields: Mapping[str, object]) -> tuple[float, ...]:
+    """Reads the scores of one picture in the order of `SCORES`; names in `fields` are in lower case."""
+    return tuple(_first_number(fields, names) for names in SCORES.values())
 
 
-def _first(fields: Mapping[str, object], names: Sequence[str]) -> float:
-    return next((value for name in names if not math.isnan(value := number(fields.get(name)))), math.nan)
+def _first_number(fields: Mapping[str, object], names: Sequence[str]) -> float:
+    return next((value for name in names if not math.isnan(value := parse_number(fields.get(name)))), math.nan)
 
 
-def number(value: object) -> float:
-    """NaN where it is no number."""
+def parse_number(value: object) -> float:
+    """Converts a number or its text to float; NaN for anything else."""
     try:
         found = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""The files of a folder, here or elsewhere: which pictures it has, and the bytes of one."""
+"""The files of a folder, local or remote: lists the pictures and reads their bytes."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from fewstep.data.sources.base import DroppedError, Reason, Tally, shown
+from fewstep.data.sources.base import DroppedError, Reason, Tally
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
-from fewstep.data.sources.places import find_files, is_absent, read_bytes
+from fewstep.data.sources.urls import is_not_found, list_files, read_bytes
 from fewstep.errors import UserError
 
 
 class FolderFiles(Protocol):
-    """Names are relative to the folder, with forward slashes."""
+    """A folder, whose files are named relative to it, with forward slashes."""
 
     @property
     def name(self) -> str: ...
 
-    def pictures(self, tally: Tally) -> list[str]:
-        """All pictures in it and below, sorted by code points; what else is counted goes into `tally`."""
+    def list_pictures(self, tally: Tally) -> list[str]:
+        """Lists all pictures in the folder and below, sorted by code points; `tally` counts the other entries."""
         ...
 
     def has(self, name: str) -> bool: ...
 
     def read(self, name: str, most: int) -> bytes:
-        """The first `most` bytes. Raises DroppedError."""
+        """Reads the first `most` bytes of a file. Raises DroppedError."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Linked files are read; linked folders are not searched, but counted."""
+    """A local folder; links to files are followed, links to folders are only counted."""
 
     root: Path
 
@@ -40,14 +40,14 @@ class LocalFiles:
     def name(self) -> str:
         return self.root.resolve().name
 
-    def pictures(self, tally: Tally) -> list[str]:
+    def list_pictures(self, tally: Tally) -> list[str]:
         files: list[str] = []
         dropped: list[tuple[Reason, str]] = []
 
-        def not_listed(error: OSError) -> None:
+        def drop_folder(error: OSError) -> None:
             dropped.append((Reason.NOT_SEARCHED, Path(error.filename).relative_to(self.root).as_posix()))
 
-        for folder, subfolders, names in os.walk(self.root, onerror=not_listed):
+        for folder, subfolders, names in os.walk(self.root, onerror=drop_folder):
             below = Path(folder).relative_to(self.root)
             linked = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
             dropped += [(Reason.NOT_SEARCHED, (below / name).as_posix()) for name in linked]
@@ -57,7 +57,7 @@ class LocalFiles:
                     files.append((below / name).as_posix())
                 elif suffix in OTHER_SUFFIXES:
                     dropped.append((Reason.UNSUPPORTED, (below / name).as_posix()))
-        for reason, name in sorted(dropped):  # the operating system lists in no order of its own
+        for reason, name in sorted(dropped):  # the operating system lists in any order
             tally.drop(reason, name)
         return sorted(files)
 
@@ -69,8 +69,8 @@ class LocalFiles:
 
 
 def read_local(path: Path | str, most: int) -> bytes:
-    """The first `most` bytes of a plain file, linked or not. Raises DroppedError."""
-    if not os.path.isfile(path):  # a pipe would block for ever
+    """Reads the first `most` bytes of a regular file, linked or not. Raises DroppedError."""
+    if not os.path.isfile(path):  # a pipe would block forever
         raise DroppedError(Reason.UNREADABLE)
     try:
         with Path(path).open("rb") as file:
@@ -80,17 +80,17 @@ def read_local(path: Path | str, most: int) -> bytes:
 
 
 class RemoteFiles:
-    """A folder behind an fsspec URL, listed once."""
+    """A folder behind an fsspec URL, which is listed once."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        self._names = frozenset(find_files(url))
+        self._names = frozenset(list_files(url))
 
     @property
     def name(self) -> str:
         return PurePosixPath(self._url).name
 
-    def pictures(self, tally: Tally) -> list[str]:
+    def list_pictures(self, tally: Tally) -> list[str]:
         for name in sorted(self._names):
             if PurePosixPath(name).suffix.lower() in OTHER_SUFFIXES:
                 tally.drop(Reason.UNSUPPORTED, name)
@@ -105,14 +105,6 @@ class RemoteFiles:
         except UserError:
             raise
         except Exception as error:
-            if not is_absent(error):
+            if not is_not_found(error):
                 raise
             raise DroppedError(Reason.UNREADABLE, name) from error
-
-
-def local_files(path: Path, wanted: str) -> LocalFiles:
-    """Raises UserError for what is no folder, with what is `wanted` in it."""
-    if not os.path.isdir(path):
-        trouble = "is not a folder" if os.path.exists(path) else "does not exist"
-        raise UserError(f"data folder {shown(path)} {trouble}; give a folder with {wanted}")
-    return LocalFiles(path)

@@ -1,4 +1,4 @@
-"""What is no picture's: headers whose endless parts Pillow would keep one by one, and endless scans."""
+"""Recognises JPEG and PNG files with so many header parts or scans that decoding them would exhaust memory or time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _WITHOUT_LENGTH = frozenset((0x00, 0x01, 0xD8, 0xFF, *range(0xD0, 0xD8)))
 
 
 def is_overgrown(content: bytes) -> bool:
-    """Whether a JPEG has more than 16 MiB before its pixels or 500 scans of them, or it or a PNG 65,536 parts."""
+    """Tells whether a JPEG has over 16 MiB of header or 500 scans, or a JPEG or PNG over 65,536 parts."""
     if content.startswith(b"\xff\xd8"):
-        return content.count(b"\xff\xda") > _MAX_SCANS or _jpeg_header(content)
-    return content.startswith(b"\x89PNG") and _png_chunks(content)
+        return content.count(b"\xff\xda") > _MAX_SCANS or _has_overgrown_jpeg_header(content)
+    return content.startswith(b"\x89PNG") and _has_too_many_chunks(content)
 
 
-def _jpeg_header(content: bytes) -> bool:
+def _has_overgrown_jpeg_header(content: bytes) -> bool:
     place, parts = 2, 0
     while (place := content.find(b"\xff", place)) >= 0 and place + 4 <= len(content):
         parts += 1
@@ -29,7 +29,7 @@ def _jpeg_header(content: bytes) -> bool:
     return False
 
 
-def _png_chunks(content: bytes) -> bool:
+def _has_too_many_chunks(content: bytes) -> bool:
     place, parts = 8, 0
     while place < len(content):
         parts += 1

@@ -1,4 +1,4 @@
-"""Shards as open files: local ones where they lie, remote ones through a cache on disk with a budget."""
+"""Opens shards: local ones in place, remote ones through a cache on disk of limited size."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import BinaryIO
 from filelock import FileLock
 
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.places import (
-    Seen,
+from fewstep.data.sources.urls import (
+    FileVersion,
     download,
-    is_absent,
+    find_versions,
+    is_not_found,
     is_remote,
     local_path,
-    look_up,
-    readable,
-    seen_locally,
+    read_local_version,
+    redact,
 )
 from fewstep.errors import UserError
 from fewstep.files import DRAFT_MARK, write_whole
@@ -32,36 +32,36 @@ from fewstep.files import DRAFT_MARK, write_whole
 GIB = 1 << 30
 _TRIES = 5
 _ABANDONED = 3600.0
-"""Seconds without a write after which a download is taken for one whose process was killed."""
+"""Seconds without a write after which the process of a download is presumed dead."""
 
 
-def default_folder() -> Path:
-    """`$FEWSTEP_CACHE`, else `fewstep` where the system keeps caches."""
-    named = os.environ.get("FEWSTEP_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
+def default_cache_folder() -> Path:
+    """Returns `$FEWSTEP_CACHE`, or else `fewstep` in the user's cache folder."""
+    given = os.environ.get("FEWSTEP_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """Where remote shards and what is known of all shards are kept."""
+    """Where copies of remote shards, and the indexes of all shards, are kept."""
 
-    folder: Path = field(default_factory=default_folder)
+    folder: Path = field(default_factory=default_cache_folder)
     budget: int = 100 * GIB
-    """Bytes of remote shards on disk; those used longest ago go first. Indexes, about 1 MB for 10,000 pictures,
-    are not counted."""
+    """Most bytes of remote shards on disk; the least recently used are deleted first. Indexes, about 1 MB for 10,000
+    pictures, are not counted."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of pictures as it was when it was found."""
+    """A file of pictures, in the version that was found."""
 
     url: str
-    seen: Seen
+    version: FileVersion
 
 
 class ShardCache:
-    """Opens shards. Several processes may share the folder: a file there is whole or not there, and a file that is
-    open stays readable when another process takes it away."""
+    """Opens shards. Several processes may share the folder: files in it are always complete, and an open file stays
+    readable when another process deletes it."""
 
     def __init__(self, settings: CacheSettings) -> None:
         self._folder, self._locks, self._budget = settings.folder / "shards", settings.folder / "locks", settings.budget
@@ -73,12 +73,15 @@ class ShardCache:
 
     @contextmanager
     def open(self, shard: Shard) -> Iterator[BinaryIO]:
-        """Raises DroppedError, without a key, for a shard that is gone or another, UserError for a dead network."""
+        """Opens a shard for reading.
+
+        Raises DroppedError without a key where it is missing or has changed, UserError where the network fails.
+        """
         if not is_remote(shard.url):
-            with _open_local(Path(local_path(shard.url)), shard.seen) as file:
+            with _open_local(Path(local_path(shard.url)), shard.version) as file:
                 yield file
             return
-        path = self._folder / named_by(shard.url, shard.seen.stamp)
+        path = self._folder / hash_name(shard.url, shard.version.tag)
         with self._lock:
             self._in_use[path.name] += 1
         try:
@@ -92,48 +95,48 @@ class ShardCache:
         for _ in range(_TRIES):
             with suppress(FileNotFoundError):
                 file = path.open("rb")
-                if shard.seen.size in (-1, os.fstat(file.fileno()).st_size):
+                if shard.version.size in (-1, os.fstat(file.fileno()).st_size):
                     with suppress(OSError):
                         os.utime(path)
                     return file
-                file.close()  # what a machine that went down left
+                file.close()  # left incomplete by a machine that crashed
                 path.unlink(missing_ok=True)
             self._fetch(shard, path)
         raise UserError(
-            f"{readable(shard.url)} was taken out of {self._folder} by another process each time it was brought; "
+            f"{redact(shard.url)} was deleted from {self._folder} by another process after each download; "
             "allow the cache of shards more bytes"
         )
 
     def _fetch(self, shard: Shard, path: Path) -> None:
-        if shard.seen.size > self._budget:
+        if shard.version.size > self._budget:
             raise UserError(
-                f"{readable(shard.url)} has {shard.seen.size:,} bytes and the cache of shards at most "
+                f"{redact(shard.url)} has {shard.version.size:,} bytes and the cache of shards at most "
                 f"{self._budget:,}; allow it more"
             )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._locks.mkdir(exist_ok=True)
-            with FileLock(self._locks / path.name):  # one thread of one process brings it, the others wait
+            with FileLock(self._locks / path.name):  # one thread of one process downloads it, the others wait
                 if not path.exists():
-                    self._bring(shard, path)
+                    self._fill(shard, path)
         except OSError as error:
             raise UserError(
-                f"{readable(shard.url)} cannot be kept in {self._folder} ({error.strerror or error}); "
+                f"{redact(shard.url)} cannot be kept in {self._folder} ({error.strerror or error}); "
                 "make room there, or name another cache folder"
             ) from error
 
-    def _bring(self, shard: Shard, path: Path) -> None:
-        self._make_room(max(0, shard.seen.size))
+    def _fill(self, shard: Shard, path: Path) -> None:
+        self._make_room(max(0, shard.version.size))
         with write_whole(path) as draft:
             _download(shard, draft)
-        self._make_room(0)  # where the size was not known
+        self._make_room(0)  # the size may not have been known
 
     def _make_room(self, needed: int) -> None:
         kept: list[tuple[float, int, Path]] = []
         for entry in os.scandir(self._folder):
             try:
                 status = entry.stat()
-            except OSError:  # another process was faster
+            except OSError:  # another process deleted it
                 continue
             if DRAFT_MARK in entry.name and time.time() - status.st_mtime > _ABANDONED:
                 Path(entry.path).unlink(missing_ok=True)
@@ -150,12 +153,12 @@ class ShardCache:
             total -= size
 
 
-def _open_local(path: Path, seen: Seen) -> BinaryIO:
+def _open_local(path: Path, version: FileVersion) -> BinaryIO:
     try:
         file = path.open("rb")
     except OSError as error:
         raise DroppedError(Reason.MISSING_SHARD) from error
-    if seen_locally(os.fstat(file.fileno())) != seen:
+    if read_local_version(os.fstat(file.fileno())) != version:
         file.close()
         raise DroppedError(Reason.CHANGED_SHARD)
     return file
@@ -165,15 +168,15 @@ def _download(shard: Shard, target: Path) -> None:
     try:
         download(shard.url, str(target))
     except OSError as error:
-        if not is_absent(error):
+        if not is_not_found(error):
             raise
         raise DroppedError(Reason.MISSING_SHARD) from error
-    # Looked at afterwards, so that no other content can bear this name.
-    now = look_up([shard.url]).get(shard.url)
-    if now != shard.seen or shard.seen.size not in (-1, target.stat().st_size):
+    # Checked after the download, so that other content never gets this name.
+    now = find_versions([shard.url]).get(shard.url)
+    if now != shard.version or shard.version.size not in (-1, target.stat().st_size):
         raise DroppedError(Reason.MISSING_SHARD if now is None else Reason.CHANGED_SHARD)
 
 
-def named_by(*parts: str) -> str:
-    """A file name for these parts and no others."""
+def hash_name(*parts: str) -> str:
+    """Returns a file name that is unique to these parts."""
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

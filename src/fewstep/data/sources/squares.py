@@ -1,4 +1,4 @@
-"""The pictures of a source as squares of one size."""
+"""Presents the pictures of a source as squares of one size."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fewstep.data.sources.base import DroppedError, Example, Source, SourceReport, shown
+from fewstep.data.sources.base import DroppedError, Example, Source, SourceReport, escape_line
 from fewstep.data.sources.decoding import fit_square
 from fewstep.errors import UserError
 
 
 @dataclass(frozen=True)
 class SquarePictures:
-    """Each picture decoded when it is asked for, its shorter side brought to `resolution`, its middle cut out.
+    """Decodes each picture on access, resizes its shorter side to `resolution` and crops the middle.
 
-    Pillow's bicubic filter averages over the source pixels when it reduces, so nothing aliases. A picture that
-    cannot be read ends in a UserError: who can do without it reads from the source itself.
+    Raises UserError for a picture that cannot be read; callers that can skip pictures use the source itself.
     """
 
     source: Source
@@ -35,21 +34,21 @@ class SquarePictures:
 
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
-        with _told():
+        with _dropped_as_user_error():
             example = self.source.read(index)
         return Example(fit_square(example.image, self.resolution), example.caption)
 
     def caption(self, index: int) -> str:
-        with _told():
+        with _dropped_as_user_error():
             return self.source.caption(index)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _dropped_as_user_error() -> Iterator[None]:
     try:
         yield
     except DroppedError as dropped:
         raise UserError(
-            f"picture {shown(dropped.key)}, which was counted as usable, cannot be read ({dropped.reason}); "
+            f"picture {escape_line(dropped.key)}, which was counted as usable, cannot be read ({dropped.reason}); "
             "mend it, or start again without it"
         ) from dropped

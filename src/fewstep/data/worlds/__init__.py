@@ -1,1 +1,1 @@
-"""Worlds that are drawn on the fly."""
+"""Worlds of synthetic pictures that are drawn on the fly."""

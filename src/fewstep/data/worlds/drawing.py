@@ -1,4 +1,4 @@
-"""Draws a scene with Pillow, four times larger than it is shown, and reduces it."""
+"""Draws a scene with Pillow at four times its size, and reduces it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fewstep.data.worlds.scene import Look, Scene
 SIDE = 64
 """Side of a picture in pixels."""
 _SCALE = 4
-_REACH = 1.15  # no shape goes further than this many radii from its centre (the heart by a thousandth)
+_REACH = 1.15  # no shape extends further than this many radii from its centre (but the heart, by a thousandth)
 
 RGB = tuple[int, int, int]
 COLOUR_RGB: dict[str, RGB] = {
@@ -30,38 +30,40 @@ _RADII = {"small": (6.5, 8.0), "large": (11.0, 13.0)}
 
 _STRAY = 3.0
 
-Place = tuple[float, float, float]
+Placement = tuple[float, float, float]
 """Centre x, centre y and radius, in pixels of the finished picture."""
 
 
 def draw_scene(scene: Scene, rng: random.Random, look: Look = "plain") -> Image.Image:
-    """An RGB picture of `scene`, whose attributes must all be set; place, angle and shade are drawn."""
-    background = _shade(BACKGROUND_RGB[str(scene.background)], rng, 5)
-    places = _places(scene, rng, look)
+    """Draws an RGB picture of `scene`, whose attributes must all be set; position, angle and shade are random."""
+    background = _vary_colour(BACKGROUND_RGB[str(scene.background)], rng, 5)
+    places = _draw_placements(scene, rng, look)
     canvas = Image.new("RGB", (SIDE * _SCALE, SIDE * _SCALE), background)
     for thing, place in zip(scene.things, places, strict=True):
-        draw_shape(canvas, thing.shape, _shade(COLOUR_RGB[thing.colour], rng, 10), background, place, rng)
+        draw_shape(canvas, thing.shape, _vary_colour(COLOUR_RGB[thing.colour], rng, 10), background, place, rng)
     return canvas.reduce(_SCALE)
 
 
-def _places(scene: Scene, rng: random.Random, look: Look) -> list[Place]:
-    """One thing stands in the middle, two in the middle of their halves, each up to `_STRAY` pixels off."""
+def _draw_placements(scene: Scene, rng: random.Random, look: Look) -> list[Placement]:
+    """Places one thing in the middle, two in the middle of their halves, each up to `_STRAY` pixels off."""
     places = []
     for i, thing in enumerate(scene.things):
         radius = rng.uniform(*_RADII[str(thing.size)])
         across = SIDE / 2 + rng.uniform(-_STRAY, _STRAY)
         if look == "leaning":
-            across += SIDE / 2 - _STRAY - 1 - radius * _REACH  # a pixel and what it strays to the edge
+            across += SIDE / 2 - _STRAY - 1 - radius * _REACH  # leaves one pixel to the edge at the largest stray
         if scene.relation is None:
             along = SIDE / 2 + rng.uniform(-_STRAY, _STRAY)
         else:
-            stray = min(_STRAY, SIDE / 4 - 1 - radius * _REACH)  # a pixel to the edge, two between
+            stray = min(_STRAY, SIDE / 4 - 1 - radius * _REACH)  # a pixel from the edge, two between the things
             along = SIDE * (1 + 2 * i) / 4 + rng.uniform(-stray, stray)
         places.append((across, along, radius) if scene.relation == "above" else (along, across, radius))
     return places
 
 
-def draw_shape(canvas: Image.Image, shape: str, colour: RGB, background: RGB, place: Place, rng: random.Random) -> None:
+def draw_shape(
+    canvas: Image.Image, shape: str, colour: RGB, background: RGB, place: Placement, rng: random.Random
+) -> None:
     """Draws one filled shape on the enlarged canvas, turned by up to 10 degrees."""
     x, y, radius = (value * _SCALE for value in place)
     angle = math.radians(rng.uniform(-10, 10))
@@ -111,6 +113,6 @@ _OUTLINES: dict[str, list[tuple[float, float]]] = {
 }  # fmt: skip
 
 
-def _shade(colour: RGB, rng: random.Random, spread: int) -> RGB:
+def _vary_colour(colour: RGB, rng: random.Random, spread: int) -> RGB:
     red, green, blue = (min(255, max(0, c + rng.randint(-spread, spread))) for c in colour)
     return red, green, blue

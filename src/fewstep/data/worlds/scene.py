@@ -1,4 +1,4 @@
-"""What a scene is: one or two things of known shape, colour, size and place before a background."""
+"""A scene: one or two things of known shape, colour and size, in a known relation, on a background."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ BACKGROUNDS = ("white", "grey", "black")
 RELATIONS = ("left of", "above")
 
 Look = Literal["plain", "leaning"]
-"""`leaning`: what would stand in the middle stands at the lower edge, or, above one another, at the right edge."""
+"""`leaning` moves things from the middle to the lower edge, or to the right edge if one is above the other."""
 LOOKS: dict[str, Look] = {assets.SCENES: "plain", assets.SCENES_LEANING: "leaning"}
-"""The names by which users ask for a look of this world."""
+"""The looks of this world, by the names that `--data` takes."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object; as part of a prompt, `size` is None where the words leave it open."""
+    """One object; in a prompt, `size` is None where the prompt leaves it open."""
 
     shape: str
     colour: str
@@ -30,9 +30,9 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things; `things[0]` stands left of or above `things[1]`.
+    """One or two things; `things[0]` is left of or above `things[1]`.
 
-    As a prompt, `background` is None where the words leave it open; `relation` is None for one thing.
+    In a prompt, `background` is None where the prompt leaves it open; `relation` is None for one thing.
     """
 
     things: tuple[Thing, ...]
@@ -40,13 +40,13 @@ class Scene:
     background: str | None
 
     def agrees_with(self, prompt: Scene) -> bool:
-        """Whether every attribute that `prompt` states is right in this scene."""
+        """Tells whether every attribute that `prompt` states holds in this scene."""
         return (
             len(self.things) == len(prompt.things)
             and self.relation == prompt.relation
             and prompt.background in (None, self.background)
             and all(
-                (mine.shape, mine.colour) == (said.shape, said.colour) and said.size in (None, mine.size)
-                for mine, said in zip(self.things, prompt.things, strict=True)
+                (mine.shape, mine.colour) == (asked.shape, asked.colour) and asked.size in (None, mine.size)
+                for mine, asked in zip(self.things, prompt.things, strict=True)
             )
         )

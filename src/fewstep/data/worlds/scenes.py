@@ -1,4 +1,4 @@
-"""A world of captioned 64×64 pictures whose every attribute is known, so that obedience can be measured."""
+"""A world of captioned 64×64 pictures whose attributes are all known, so that prompt adherence can be measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-from fewstep.data.kind import Asked, SourceKind
+from fewstep.data.kind import SourceKind, SourceRequest
 from fewstep.data.sources.base import Example, SourceReport
 from fewstep.data.sources.filters import Filters
 from fewstep.data.worlds.drawing import SIDE, draw_scene
@@ -22,13 +22,13 @@ HELD_OUT_PAIRS = frozenset(
 )
 
 Split = Literal["train", "seen", "unseen", "all"]
-"""`train` and `seen` draw no held-out pair (from disjoint streams), `unseen` draws at least one in every
-picture, `all` draws any pair."""
+"""`train` and `seen` are disjoint streams without held-out pairs; every picture of `unseen` has one at least; `all`
+draws any pair."""
 
 
 @dataclass(frozen=True)
 class ScenePicture:
-    """A picture, what a person would say of it, all that is in it, and the part of that which was said."""
+    """A picture with its caption, its full scene, and the part of the scene that the caption states."""
 
     image: Image.Image
     caption: str
@@ -38,9 +38,9 @@ class ScenePicture:
 
 @dataclass(frozen=True)
 class Scenes:
-    """`Scenes(seed=s, split=p)[i]` is a pure function of (s, p, i); every i ≥ 0 exists.
+    """An endless sequence: `Scenes(seed=s, split=p)[i]` is a pure function of (s, p, i) for every i ≥ 0.
 
-    In another `look` the same (s, p, i) is the same scene with the same caption.
+    In another `look`, the same (s, p, i) gives the same scene with the same caption.
     """
 
     seed: int = 0
@@ -50,13 +50,13 @@ class Scenes:
     def __getitem__(self, index: int) -> ScenePicture:
         rng = self._rng(index)
         scene = draw_attributes(rng, self.split)
-        prompt, caption = say(rng, scene)
+        prompt, caption = write_caption(rng, scene)
         return ScenePicture(draw_scene(scene, rng, self.look), caption, scene, prompt)
 
     def prompt(self, index: int) -> tuple[str, Scene]:
-        """The caption of picture `index` and what it states, without drawing the picture."""
+        """Returns the caption of picture `index` and what it states, without drawing the picture."""
         rng = self._rng(index)
-        prompt, caption = say(rng, draw_attributes(rng, self.split))
+        prompt, caption = write_caption(rng, draw_attributes(rng, self.split))
         return caption, prompt
 
     def _rng(self, index: int) -> random.Random:
@@ -64,7 +64,7 @@ class Scenes:
 
 
 def draw_attributes(rng: random.Random, split: Split) -> Scene:
-    """A scene with every attribute set, uniform over what `split` allows."""
+    """Draws a scene with every attribute set, uniformly over what `split` allows."""
     while True:
         count = rng.choice((1, 2))
         things = tuple(Thing(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(SIZES)) for _ in range(count))
@@ -83,11 +83,11 @@ _RELATION_WORDS = {
 _BACKGROUND_WORDS = ("on a {} background", "against a {} background", "on {}")
 
 
-def say(rng: random.Random, scene: Scene) -> tuple[Scene, str]:
-    """A caption for `scene`, which may leave sizes and background open, and exactly what it states."""
+def write_caption(rng: random.Random, scene: Scene) -> tuple[Scene, str]:
+    """Returns what a random caption of `scene` states, and the caption; it may leave sizes and background open."""
     things = tuple(replace(thing, size=thing.size if rng.random() < 0.7 else None) for thing in scene.things)
     background = scene.background if rng.random() < 0.9 else None
-    words = [_say_thing(rng, thing) for thing in things]
+    words = [_describe_thing(rng, thing) for thing in things]
     caption = words[0]
     if scene.relation:
         forwards, backwards = _RELATION_WORDS[scene.relation]
@@ -100,7 +100,7 @@ def say(rng: random.Random, scene: Scene) -> tuple[Scene, str]:
     return Scene(things, scene.relation, background), caption
 
 
-def _say_thing(rng: random.Random, thing: Thing) -> str:
+def _describe_thing(rng: random.Random, thing: Thing) -> str:
     words = [rng.choice(_SIZE_WORDS[thing.size])] if thing.size else []
     words += [thing.colour, thing.shape]
     article = "an" if words[0][0] in "aeiou" else "a"
@@ -109,7 +109,7 @@ def _say_thing(rng: random.Random, thing: Thing) -> str:
 
 @dataclass(frozen=True)
 class SceneExamples:
-    """A source of the first `count` scenes."""
+    """The first `count` scenes as a source."""
 
     scenes: Scenes
     count: int
@@ -128,7 +128,7 @@ class SceneExamples:
     def key(self, index: int) -> str:
         return f"scene {index}"
 
-    def shard_name(self, shard: int) -> str:  # noqa: ARG002  # there is one
+    def shard_name(self, shard: int) -> str:  # noqa: ARG002  # there is only one
         return "scenes"
 
     def caption(self, index: int) -> str:
@@ -141,15 +141,15 @@ class SceneExamples:
         return Example(picture.image, picture.caption)
 
 
-def open_scenes(asked: Asked) -> SceneExamples:
-    """Opens the first scenes of a look. Raises UserError where more is asked than scenes have."""
-    if asked.picking.filters != Filters() or asked.picking.captions:
-        raise UserError("scenes have no metadata to choose by; give your own pictures with --data")
-    if asked.resolution != SIDE:
+def open_scenes(request: SourceRequest) -> SceneExamples:
+    """Opens the first scenes of a look. Raises UserError for filters, caption fields or another resolution."""
+    if request.selection.filters != Filters() or request.selection.captions:
+        raise UserError("scenes have no metadata to filter by; give your own pictures with --data")
+    if request.resolution != SIDE:
         raise UserError(
-            f"scenes are {SIDE} pixels wide and resolution is {asked.resolution}; give your own pictures with --data"
+            f"scenes are {SIDE} pixels wide and resolution is {request.resolution}; give your own pictures with --data"
         )
-    return SceneExamples(Scenes(seed=asked.seed, look=LOOKS[asked.data]), asked.count)
+    return SceneExamples(Scenes(seed=request.seed, look=LOOKS[request.data]), request.count)
 
 
 KIND = SourceKind(recognises=LOOKS.__contains__, open=open_scenes)

@@ -116,7 +116,7 @@ class StableDiffusion(Family):
         return int(network_config.get("sample_size", 0)) << max(0, levels - 1)
 
     def load_folder(self, folder: Path, source: str, index: Mapping[str, Any], device: torch.device) -> LatentModel:
-        places = {part: assets.part(folder, part) for part in self.parts}
+        places = {part: assets.find_part(folder, part) for part in self.parts}
         for part, place in places.items():
             if not place.is_dir():
                 raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")

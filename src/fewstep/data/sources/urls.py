@@ -1,4 +1,4 @@
-"""Where data lies: local paths and fsspec URLs, found, looked at and read alike, with patience for the network."""
+"""Lists and reads files by local path or fsspec URL, with retries where the network fails."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ import aiohttp
 import fsspec
 from fsspec.utils import get_protocol
 
-from fewstep.data.sources.base import shown
+from fewstep.data.sources.base import escape_line
 from fewstep.errors import UserError
 
 T = TypeVar("T")
 
 WAITS = (0.5, 2.0, 8.0)
-"""Seconds before the second, third and fourth try of what the network refused."""
+"""Seconds before the second, third and fourth try of a request that failed."""
 _AT_ONCE = 32
 _FINAL = frozenset((400, 401, 403))
 _GONE = frozenset((404, 410))
@@ -43,12 +43,12 @@ _MOST_NAMES = 1_000_000
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a file is now: with another stamp it is another file."""
+class FileVersion:
+    """The content of a file at some time: another tag means other content."""
 
     size: int
-    """In bytes; −1 where a server does not say."""
-    stamp: str
+    """Bytes; −1 where a server does not say."""
+    tag: str
 
 
 def is_remote(url: str) -> bool:
@@ -59,26 +59,26 @@ def local_path(url: str) -> str:
     return re.sub(r"^(file|local)://", "", url)
 
 
-def readable(url: str) -> str:
-    """The URL for people to read, without what may be secret in it."""
+def redact(url: str) -> str:
+    """Returns the URL for messages, without credentials, query and fragment, which may hold secrets."""
     parts = urlsplit(url) if is_remote(url) else None
     if parts is None:
-        return shown(url)
-    return shown(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl())
+        return escape_line(url)
+    return escape_line(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl())
 
 
-def file_part(url: str) -> str:
-    """The URL without query, so that its end is the file's name."""
+def strip_query(url: str) -> str:
+    """Returns the URL without its query, so that it ends with the file's name."""
     return url.partition("?")[0] if is_remote(url) else url
 
 
-def leads_out(path: str) -> bool:
-    """Whether a relative path, by the rules of any system, would end outside the folder that it is relative to."""
+def leaves_folder(path: str) -> bool:
+    """Tells whether a relative path may lead out of its folder, by the rules of any operating system."""
     return path[:1] in ("/", "\\") or path[1:2] == ":" or ".." in path.replace("\\", "/").split("/")
 
 
-def expand(pattern: str) -> list[str]:
-    """`a-{000..002}.tar` and `{a,b}.tar` written out, in order; what exists as it stands is left as it is."""
+def expand_braces(pattern: str) -> list[str]:
+    """Writes out `a-{000..002}.tar` and `{a,b}.tar`, in order; a path that exists is returned unchanged."""
     if os.path.exists(local_path(pattern)):
         return [pattern]
     parts = _BRACES.split(pattern)
@@ -87,7 +87,7 @@ def expand(pattern: str) -> list[str]:
     for choice in choices:
         count *= len(choice)
     if count > _MOST_NAMES:
-        raise UserError(f"{readable(pattern)} stands for {count:,} names; {_MOST_NAMES:,} is the most")
+        raise UserError(f"{redact(pattern)} expands to {count:,} names; {_MOST_NAMES:,} is the most")
     return ["".join(names) for names in itertools.product(*choices)]
 
 
@@ -102,43 +102,47 @@ def _choices(inside: str) -> list[str]:
     return [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
 
 
-def filesystem(url: str) -> tuple[Any, str]:
-    """The file system behind a URL, and the path in it."""
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Returns the fsspec file system of a URL, and the path in it. Raises UserError where fsspec cannot open it."""
     protocol = get_protocol(url)
-    # aiohttp gives a whole download five minutes unless told otherwise; here only silence is limited.
+    # By default aiohttp stops a download after five minutes; here only silence is limited.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
-    plain = {"Accept-Encoding": "identity"}  # so that sizes are those of the files
-    patience = {"client_kwargs": {"timeout": timeout, "headers": plain}}
+    headers = {"Accept-Encoding": "identity"}  # so that sizes are those of the files
+    options = {"client_kwargs": {"timeout": timeout, "headers": headers}}
     try:
-        system, path = fsspec.core.url_to_fs(url, **(patience if protocol in ("http", "https") else {}))
+        system, path = fsspec.core.url_to_fs(url, **(options if protocol in ("http", "https") else {}))
     except ValueError as error:
-        raise UserError(f"{readable(url)} cannot be opened: {error}") from error
+        raise UserError(f"{redact(url)} cannot be opened: {error}") from error
     except ImportError as error:
-        raise UserError(f"{readable(url)} cannot be opened: {error} (with pip)") from error
+        raise UserError(f"{redact(url)} cannot be opened: {error} (with pip)") from error
     return system, path
 
 
-def patiently(url: str, action: Callable[[], T]) -> T:
-    """What `action` gives, tried again when the network fails. Raises UserError, or what means that it is not there."""
+def retry(url: str, action: Callable[[], T]) -> T:
+    """Calls `action`, again when the network fails, and returns its result.
+
+    Raises UserError in the end; errors that mean "not found" or "disk full" are raised as they are.
+    """
     for tries, wait in enumerate((*WAITS, None), start=1):
         try:
             return action()
         except UserError:
             raise
         except Exception as error:  # every backend of fsspec raises the errors of its own library
-            if is_absent(error) or getattr(error, "errno", 0) in _FULL:
+            if is_not_found(error) or getattr(error, "errno", 0) in _FULL:
                 raise
             if wait is None or getattr(error, "status", 0) in _FINAL or isinstance(error, PermissionError):
+                failed = f"{_describe_error(error)}, {tries} {'try' if tries == 1 else 'tries'}"
                 raise UserError(
-                    f"{readable(url)} cannot be read ({_said(error)}, {tries} {'try' if tries == 1 else 'tries'}); "
+                    f"{redact(url)} cannot be read ({failed}); "
                     "check that it is there for you to read and that the network works, then start again"
                 ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")
 
 
-def is_absent(error: Exception) -> bool:
-    """Whether the file is not there; fsspec's HTTP says so of every failure, and why in the cause."""
+def is_not_found(error: Exception) -> bool:
+    """Tells whether a file does not exist. Over HTTP, fsspec raises FileNotFoundError for every failure."""
     if not isinstance(error, FileNotFoundError):
         return False
     cause = error.__cause__
@@ -147,83 +151,83 @@ def is_absent(error: Exception) -> bool:
     return True
 
 
-def _said(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     error = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
     status = getattr(error, "status", "")
     text = re.sub(r"\?\S+|(?<=//)[^/@\s]+@", "", " ".join(str(getattr(error, "message", "") or error).split()))
-    return shown(" ".join(str(part) for part in (type(error).__name__, status, text[:200]) if part))
+    return escape_line(" ".join(str(part) for part in (type(error).__name__, status, text[:200]) if part))
 
 
-def look_up(urls: Sequence[str]) -> dict[str, Seen]:
-    """What each file is now; those that are not there are left out."""
-    found: dict[str, Seen] = {}
-    far = []
+def find_versions(urls: Sequence[str]) -> dict[str, FileVersion]:
+    """Returns the current version of each file; files that do not exist are left out."""
+    found: dict[str, FileVersion] = {}
+    remote = []
     for url in urls:
         if is_remote(url):
-            far.append(url)
+            remote.append(url)
             continue
         try:
             status = os.stat(local_path(url))
         except OSError:
             continue
         if stat.S_ISREG(status.st_mode):
-            found[url] = seen_locally(status)
+            found[url] = read_local_version(status)
     by_parent: dict[str, list[str]] = {}
-    for url in far:
+    for url in remote:
         by_parent.setdefault(url.rpartition("/")[0], []).append(url)
     for parent, children in by_parent.items():
         if get_protocol(parent) in ("http", "https"):
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                answers = zip(children, pool.map(_look_at, children), strict=True)
-                found.update({url: seen for url, seen in answers if seen})
+                answers = zip(children, pool.map(_find_version, children), strict=True)
+                found.update({url: version for url, version in answers if version})
         elif len(children) == 1:
-            found.update({url: seen for url in children if (seen := _look_at(url))})
+            found.update({url: version for url in children if (version := _find_version(url))})
         else:
-            found |= _look_into(parent, children)
+            found |= _list_versions(parent, children)
     return found
 
 
-def _look_at(url: str) -> Seen | None:
-    fs, path = filesystem(url)
-    fresh = {"refresh": True} if get_protocol(url) == "hf" else {}  # which would list the whole folder anew
-    if not fresh:
+def _find_version(url: str) -> FileVersion | None:
+    fs, path = open_filesystem(url)
+    fresh = {"refresh": True} if get_protocol(url) == "hf" else {}
+    if not fresh:  # Hugging Face would list the whole folder anew
         fs.invalidate_cache()
     try:
-        return _seen(patiently(url, lambda: fs.info(path, **fresh)))
+        return _read_version(retry(url, lambda: fs.info(path, **fresh)))
     except FileNotFoundError:
         return None
 
 
-def _look_into(parent: str, children: Iterable[str]) -> dict[str, Seen]:
-    """One listing instead of a question for every file."""
-    fs, path = filesystem(parent)
+def _list_versions(parent: str, children: Iterable[str]) -> dict[str, FileVersion]:
+    """Asks for one listing instead of every file."""
+    fs, path = open_filesystem(parent)
     fs.invalidate_cache()
     try:
-        entries = patiently(parent, lambda: fs.ls(path, detail=True))
+        entries = retry(parent, lambda: fs.ls(path, detail=True))
     except FileNotFoundError:
         return {}
     by_name = {PurePosixPath(entry["name"]).name: entry for entry in entries}
-    return {url: _seen(by_name[name]) for url in children if (name := url.rpartition("/")[2]) in by_name}
+    return {url: _read_version(by_name[name]) for url in children if (name := url.rpartition("/")[2]) in by_name}
 
 
-def _seen(info: dict[str, Any]) -> Seen:
+def _read_version(info: dict[str, Any]) -> FileVersion:
     size = -1 if info.get("size") is None else int(info["size"])
     mark = next((info[name] for name in _STAMPS if info.get(name)), "")
-    if isinstance(mark, datetime):  # a file system may give one time in two ways
+    if isinstance(mark, datetime):  # some file systems give a datetime, others seconds
         mark = mark.timestamp()
-    return Seen(size, f"{size}-{mark:.6f}" if isinstance(mark, float) else f"{size}-{mark}")
+    return FileVersion(size, f"{size}-{mark:.6f}" if isinstance(mark, float) else f"{size}-{mark}")
 
 
-def seen_locally(status: os.stat_result) -> Seen:
-    return Seen(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+def read_local_version(status: os.stat_result) -> FileVersion:
+    return FileVersion(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
-def find_files(url: str) -> list[str]:
-    """The names of all files in a remote folder and below, relative to it; of a web server, those it links to."""
-    fs, path = filesystem(url)
+def list_files(url: str) -> list[str]:
+    """Lists all files below a remote folder, relative to it; of a web server, those that the page links to."""
+    fs, path = open_filesystem(url)
     listing = (lambda: fs.ls(path, detail=False)) if get_protocol(url) in ("http", "https") else (lambda: fs.find(path))
     try:
-        found = patiently(url, listing)
+        found = retry(url, listing)
     except (FileNotFoundError, NotADirectoryError):
         return []
     root = path.rstrip("/") + "/"
@@ -231,23 +235,23 @@ def find_files(url: str) -> list[str]:
     return sorted(name for name in names if name and not name.endswith("/"))
 
 
-def match(pattern: str) -> list[str]:
-    """The files that a pattern with `*`, `?` or `[…]` stands for, sorted."""
+def expand_wildcards(pattern: str) -> list[str]:
+    """Returns the files that match a pattern with `*`, `?` or `[…]`, sorted."""
     if not is_remote(pattern):
         return sorted(glob.glob(local_path(pattern), recursive=True))
-    fs, path = filesystem(pattern)
+    fs, path = open_filesystem(pattern)
     try:
-        return sorted(fs.unstrip_protocol(name) for name in patiently(pattern, lambda: fs.glob(path)))
+        return sorted(fs.unstrip_protocol(name) for name in retry(pattern, lambda: fs.glob(path)))
     except FileNotFoundError:
         return []
 
 
 def read_bytes(url: str, most: int) -> bytes:
-    """The first `most` bytes of a remote file."""
-    fs, path = filesystem(url)
-    return bytes(patiently(url, lambda: fs.cat_file(path, start=0, end=most))[:most])
+    """Reads the first `most` bytes of a remote file."""
+    fs, path = open_filesystem(url)
+    return bytes(retry(url, lambda: fs.cat_file(path, start=0, end=most))[:most])
 
 
 def download(url: str, target: str) -> None:
-    fs, path = filesystem(url)
-    patiently(url, lambda: fs.get_file(path, target))
+    fs, path = open_filesystem(url)
+    retry(url, lambda: fs.get_file(path, target))

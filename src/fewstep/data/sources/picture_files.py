@@ -1,0 +1,145 @@
+"""The kind of source for a user's own pictures: a folder of pictures, tar shards or parquet files (docs/data.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from fewstep.data.kind import SourceKind, SourceRequest
+from fewstep.data.shards.formats import ParquetShards, ShardFormat, TarShards
+from fewstep.data.shards.prepared import is_prepared
+from fewstep.data.shards.source import open_shards
+from fewstep.data.sources.base import Source
+from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES, PictureLimits
+from fewstep.data.sources.folder import METADATA, WANTED, open_folder
+from fewstep.data.sources.remote import CacheSettings
+from fewstep.data.sources.selection import Selection
+from fewstep.data.sources.urls import (
+    expand_braces,
+    expand_wildcards,
+    is_remote,
+    list_files,
+    local_path,
+    redact,
+    strip_query,
+)
+from fewstep.data.worlds.scene import LOOKS
+from fewstep.errors import UserError
+
+_SHARDS = (".tar", ".parquet")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_URL_OR_PATTERN = frozenset(":{*?[")
+"""Characters that do not occur in a mistyped name of a world."""
+_GIVE = f"give a folder of pictures ({', '.join(SUFFIXES)}), .tar shards, or .parquet files"
+
+
+def open_picture_files(
+    data: str | Sequence[str], selection: Selection | None = None, cache: CacheSettings | None = None
+) -> Source:
+    """Opens a folder of pictures, or `.tar` or `.parquet` files: one, several, a folder of them, or a pattern.
+
+    Paths and fsspec URLs may contain `{00000..00123}`, `{a,b}` and `*`. All files must be of one kind. Raises UserError
+    where no picture can be used.
+    """
+    selection, cache = selection or Selection(), cache or CacheSettings()
+    found: list[str] = []
+    for pattern in [data] if isinstance(data, str) else data:
+        places = expand_braces(pattern)
+        if places == [pattern]:
+            _check_exists(pattern)
+        found += [file for place in places for file in _find(place)]
+    tars, tables = ([file for file in found if _suffix(file) == suffix] for suffix in _SHARDS)
+    folders = [file for file in found if _suffix(file) not in _SHARDS]
+    if tars:
+        own = {TarShards().sidecar_url(tar) for tar in tars}
+        tables = [table for table in tables if table not in own]
+    if not found or sum(map(bool, (tars, tables, folders))) > 1 or len(folders) > 1:
+        kinds = [(len(tars), ".tar"), (len(tables), ".parquet"), (len(folders), "folder of pictures")]
+        counts = ", ".join(f"{count} {kind}" for count, kind in kinds if count) or "nothing"
+        raise UserError(f"data is {counts}; one source is of one kind, and of one folder where it is pictures")
+    if folders:
+        return open_folder(folders[0] if is_remote(folders[0]) else Path(local_path(folders[0])), selection)
+    kind: ShardFormat = TarShards() if tars else ParquetShards()
+    return open_shards(tars or tables, kind, selection, cache)
+
+
+def _suffix(url: str) -> str:
+    return PurePosixPath(strip_query(url)).suffix.lower()
+
+
+def _find(place: str) -> list[str]:
+    """Returns the shards that one path or URL leads to, or the path itself if it is a folder of pictures."""
+    if strip_query(place).lower().endswith(_COMPRESSED):
+        raise UserError(
+            f"{redact(place)} is compressed, so that pictures in it cannot be read one by one; unpack it to a .tar"
+        )
+    path = local_path(place)
+    here = not is_remote(place)
+    if _suffix(place) in _SHARDS and not (here and os.path.isdir(path)) and not _is_pattern(place):
+        return [place]
+    if _is_pattern(place):
+        matched = expand_wildcards(place)
+        if not matched:
+            raise UserError(f"no file matches {redact(place)}; {_GIVE}")
+        return [file for file in matched if _suffix(file) in _SHARDS] or matched
+    if here and not os.path.isdir(path):
+        raise UserError(f"data {redact(place)} is neither a folder nor a {' or '.join(_SHARDS)} file; {_GIVE}")
+    return _find_in_folder(place)
+
+
+def _check_exists(place: str) -> None:
+    """Raises UserError where a path that is no pattern does not exist; of many shards one may be missing."""
+    if not (is_remote(place) or _is_pattern(place) or os.path.exists(local_path(place))):
+        raise UserError(f"data {redact(place)} does not exist; {_GIVE}")
+
+
+def _is_pattern(place: str) -> bool:
+    if not is_remote(place):
+        return any(mark in place for mark in "*?[") and not os.path.exists(local_path(place))
+    return "*" in strip_query(place)
+
+
+def _find_in_folder(folder: str) -> list[str]:
+    names = list_files(folder) if is_remote(folder) else _walk(local_path(folder))
+    suffixes = {PurePosixPath(name).suffix.lower() for name in names}
+    pictures = not suffixes.isdisjoint((*SUFFIXES, *OTHER_SUFFIXES))
+    shards = not suffixes.isdisjoint(_SHARDS)
+    captioned = ".txt" in suffixes or METADATA in names
+    if ".tar" in suffixes and pictures and captioned:
+        raise UserError(f"{redact(folder)} has captioned pictures and .tar files in it; name the files you mean")
+    if (pictures or METADATA in names) and (captioned or not shards):
+        return [folder]
+    for suffix in _SHARDS:
+        if suffix in suffixes:
+            inside = sorted(name for name in names if PurePosixPath(name).suffix.lower() == suffix)
+            return [f"{folder.rstrip('/')}/{name}" for name in inside]
+    raise UserError(
+        f"{redact(folder)} is a folder with neither pictures nor .tar nor .parquet in it; wanted are {WANTED}"
+    )
+
+
+def _walk(folder: str) -> list[str]:
+    return [
+        (Path(below).relative_to(folder) / name).as_posix() for below, _, names in os.walk(folder) for name in names
+    ]
+
+
+def open_own_pictures(request: SourceRequest) -> Source:
+    """Opens the pictures and prints how many are used and dropped. Raises UserError where none can be used."""
+    data = request.data
+    if not (Path(data).exists() or _URL_OR_PATTERN.intersection(data)):
+        close = difflib.get_close_matches(data, LOOKS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {' and '.join(LOOKS)}"
+        raise UserError(f"data folder {data} does not exist{hint}")
+    if is_prepared(Path(data)):
+        raise UserError(f"{data} holds latents, but pictures are needed here; give those that it was prepared from")
+    selection = dataclasses.replace(request.selection, limits=PictureLimits(side=request.resolution))
+    source = open_picture_files(data, selection, CacheSettings(budget=request.cache_bytes))
+    print("\n".join([source.report.format_summary(), *source.report.format_dropped()]), flush=True)
+    return source
+
+
+KIND = SourceKind(recognises=lambda _: True, open=open_own_pictures)

@@ -1,0 +1,32 @@
+"""Settings that select pictures, and the counting of those that are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.data.sources.base import Tally
+from fewstep.data.sources.decoding import PictureLimits
+from fewstep.data.sources.filters import Filters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Decides which pictures are used and where their captions come from."""
+
+    limits: PictureLimits = field(default_factory=PictureLimits)
+    filters: Filters = field(default_factory=Filters)
+    captions: tuple[str, ...] = ()
+    """Fields or columns that hold captions; if given, no others are read, and no `.txt` files."""
+
+    def select(self, scores: NDArray[np.float64], key: Callable[[int], str], tally: Tally) -> NDArray[np.bool_]:
+        """Returns a mask of the rows of scores that pass the filters; counts the others in `tally`, named by `key`."""
+        wanted = np.ones(len(scores), dtype=bool)
+        for reason, mask in self.filters.find_refused(scores, key).items():
+            wanted &= ~mask
+            rows = np.flatnonzero(mask)
+            tally.add({reason: len(rows)}, {reason: (key(int(row)) for row in rows)})
+        return wanted
