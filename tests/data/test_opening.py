@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fewstep.models.latent_model import load_latent_model, pick_device
 
 from fewstep.commands.distill import distill
 from fewstep.commands.prepare import Prepare, prepare
@@ -18,6 +17,7 @@ from fewstep.data.shards.source import ShardedPictures
 from fewstep.data.sources.folder import FolderPictures
 from fewstep.data.worlds.scenes import SceneExamples
 from fewstep.errors import UserError
+from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.pictures import PictureConfig
 from fewstep.runs.material import open_material

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from fewstep.data.latents import DroppedPicture
 from fewstep.train.role import STUDENT, Role
 
 
