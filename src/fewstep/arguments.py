@@ -24,6 +24,8 @@ from fewstep.errors import UserError
 if typing.TYPE_CHECKING:
     from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+_FIRST = ("path", "recipe", "prompt", "model", "teacher", "base", "lora", "base_config", "data", "out")
+"""Options that stand first in every command's help: what it reads and writes."""
 _UNSET = ("", "''", "None")
 """Defaults, as tyro prints them, of options that mean nothing until they are given."""
 
@@ -62,9 +64,9 @@ def suggest_nearest(given: str, known: list[str]) -> str:
 
 
 def list_options(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Lists a dataclass's options for tyro: a command's own first, then those that it shares with others.
+    """Lists a dataclass's options for tyro: what it reads and writes, then its own, then those of its base classes.
 
-    tyro itself would begin with the shared ones, and break a docstring's lines where its source does.
+    tyro itself would begin with the base classes, and break a docstring's lines where its source does.
     """
     from tyro.constructors import StructConstructorSpec
 
@@ -75,7 +77,8 @@ def list_options(info: StructTypeInfo) -> StructConstructorSpec | None:
     for kind in info.type.__mro__:
         if dataclasses.is_dataclass(kind):
             texts = {**texts, **{name: text for name, text in read_help(kind).items() if name not in texts}}
-    options = tuple(_option(name, hints[name], getattr(info.default, name), text) for name, text in texts.items())
+    names = sorted(texts, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    options = tuple(_option(name, hints[name], getattr(info.default, name), texts[name]) for name in names)
     return StructConstructorSpec(instantiate=typing.cast(Callable[..., Any], info.type), fields=options)
 
 

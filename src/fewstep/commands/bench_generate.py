@@ -36,15 +36,16 @@ class BenchGenerate(Comparison):
     """Measures painting, from the prompt to the picture in memory."""
 
     model: str = assets.SCENES_LCM
-    """What `generate` takes, or sd15 or sd21-base: random weights of that family's full size."""
+    """A few-step model as in `fewstep generate`, or sd15 or sd21-base: random weights of that family's full size."""
     engines: tuple[Engine, ...] = ("torch",)
-    """Each a row of the table."""
+    """Engines to time, a row for each."""
     tiny_decoder: str = ""
-    """As in `generate`; each engine then has a row with it too."""
+    """Small decoder in TAESD's layout for the model's latents, as a diffusers folder or a file. Each engine then has a
+    second row with it."""
     steps: int = 4
-    """Network evaluations per picture."""
+    """Steps per picture, each one evaluation of the network."""
     resolution: int = 0
-    """Side of the pictures in pixels, for random weights; 0 takes the family's own."""
+    """Side length of the pictures in pixels, for random weights; 0 takes the family's own."""
     batch_size: int = 1
     """Pictures painted together."""
 

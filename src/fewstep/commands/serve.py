@@ -17,7 +17,7 @@ from fewstep import assets
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES
 from fewstep.errors import UserError
 from fewstep.models.lora.file import parse_lora
-from fewstep.models.pipeline import Engine as EngineName
+from fewstep.models.options import PainterOptions
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.train.config import check_values
 
@@ -26,36 +26,27 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve:
-    """Paints for a browser and for programs, until it is told to stop."""
+class Serve(PainterOptions):
+    """Serves a web page that paints while you type, and an HTTP API, until it is stopped."""
 
-    model: str = assets.SCENES_LCM
-    """What `generate` takes."""
-    base_config: str = ""
-    """As in `generate`."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A LoRA file or run folder, and its scale after a colon, where clients ask for none; `NAME=FILE:0.8` gives it a
-    name. May be given several times. Clients choose scales, and no files."""
+    """A LoRA file or run folder, with its scale after a colon, as in `style.safetensors:0.8`; without one the scale is
+    1. Clients see it by the name of its file or run, or by one given as in `NAME=FILE:0.8`, and may choose another
+    scale. May be given several times."""
     host: str = "127.0.0.1"
-    """Address to listen at; another than this machine's own needs a --token."""
+    """Address to listen on. One that other machines can reach needs a --token."""
     port: int = 7860
-    """0 takes one that is free."""
+    """Port to listen on; 0 takes one that is free."""
     token: str = ""
-    """What clients must know; `random` makes one up and prints it."""
+    """Secret that clients must send; `random` makes one up and prints it. By default none is needed."""
     allowed_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A further name under which the server is reached; may be given several times."""
-    engine: EngineName = "torch"
-    """As in `generate`; with `openvino` LoRAs are merged in and have no sliders."""
-    tiny_decoder: str = ""
-    """As in `generate`."""
+    """Further host name by which clients may reach the server; may be given several times."""
     batch: int = 16
-    """Pictures that are painted together."""
+    """Most pictures that are painted together."""
     waiting: int = 64
-    """Pictures that may wait; more are refused with 429."""
+    """Most pictures that may wait in the queue; further ones are refused with status 429."""
     deadline: float = 60.0
-    """Seconds in which a picture must be done; else its client is told 504."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """Seconds in which a picture must be finished; else its client gets status 504."""
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -46,44 +46,44 @@ class LoopConfig:
     steps: int = 1000
     """Updates of the weights."""
     batch_size: int = 32
-    """Samples per update."""
+    """Samples in one update, over all processes together."""
     accumulation: int = 1
-    """Parts that a batch is computed in; more parts need less memory. Divides `batch_size`."""
+    """Number of parts in which a batch is computed, one after the other. Raise it when memory runs out: the result is
+    the same. It must divide --batch-size."""
     lr: float = 1e-4
-    """AdamW's peak learning rate."""
+    """Peak learning rate of AdamW."""
     lr_decay: Literal["constant", "cosine", "linear"] = "constant"
-    """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
+    """Course of the learning rate after the warm-up; `cosine` and `linear` end at 0."""
     warmup_steps: int = 0
-    """Updates over which the learning rate rises linearly to `lr`."""
+    """Updates over which the learning rate rises linearly to its peak."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit keeps AdamW's moments in 8 bits (fewstep[8bit]): a quarter of their memory; the host then waits for the
-    device at every update."""
+    """`adamw8bit` (needs fewstep[8bit]) keeps AdamW's moments in 8 bits, a quarter of their memory, but makes every
+    update wait for the GPU."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     beta2: float = 0.999
-    """AdamW's second-moment decay."""
+    """Decay of AdamW's second moment."""
     clip_norm: float = 1.0
-    """Largest global gradient norm; 0 switches clipping off."""
+    """Largest norm of the whole gradient, above which it is scaled down; 0 switches clipping off."""
     ema_decay: float = 0.0
-    """Decay μ of the averaged weights per update; 0 keeps no average."""
+    """Decay of the averaged weights per update, μ in the papers; 0 keeps no average."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What networks compute in; `auto` is bf16 on a GPU that has it, fp32 on a CPU."""
+    """Number format that networks compute in. `auto` takes bf16 on a GPU that supports it, else fp32."""
     seed: int = 0
-    """Sample order and every random draw follow from it."""
+    """Seed of the sample order and of every random draw."""
     log_every: int = 10
-    """Updates between two lines of `metrics.jsonl`."""
+    """Updates between two lines of metrics.jsonl."""
     checkpoint_every: int = 200
-    """Updates between two checkpoints; the last update is always checkpointed."""
+    """Updates between two checkpoints. The last update always writes one."""
     keep_checkpoints: int = 2
-    """Newest whole checkpoints that stay on disk; at least 2, should the newest turn out to be spoilt."""
+    """Number of newest checkpoints that stay on disk; at least 2, in case the newest is damaged."""
     processes: int = 1
-    """Processes on this machine, one for each GPU; torchrun starts them itself. `batch_size` is that of all together. A
-    run may go on with another number."""
+    """Training processes to start on this machine, one for each GPU; torchrun starts them itself. A run may be resumed
+    with another number."""
     change: tuple[str, ...] = ()
-    """Settings, by name, in which this run may differ from the one that the folder holds, and goes on with the new
-    value."""
+    """Names of settings in which this run may differ from the one in its folder; it goes on with the new values."""
     record_samples: bool = False
-    """Write the names of every update's samples to samples.jsonl."""
+    """Write the names of the samples of every update to samples.jsonl."""
 
     def __post_init__(self) -> None:
         check_values(self)
