@@ -24,6 +24,7 @@ from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline, 
 from fewstep.models.random_models import random_student
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.runs.folder import made_with
+from fewstep.train.config import check_at_least, check_between
 
 RANDOM: dict[str, Family] = {"sd15": SD1, "sd21-base": SD2}
 """Full-size models with random weights, by the recipe's name."""
@@ -51,12 +52,10 @@ class BenchGenerate(Comparison):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        check_at_least(self, 1, "batch_size")
         if not self.engines:
             raise UserError("engines are none; give torch, openvino or both")
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise UserError(f"steps is {self.steps}; allowed are 1 to {MAX_STEPS}")
+        check_between(self, 1, MAX_STEPS, "steps")
         if self.resolution and self.model not in RANDOM:
             raise UserError(f"{self.model} has a resolution of its own; leave --resolution out")
 

@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.models.lora.file import parse_lora
 from fewstep.models.options import PainterOptions
 from fewstep.models.pipeline import MAX_STEPS, Pipeline, load_pipeline
-from fewstep.train.config import check_seed, check_values
+from fewstep.train.config import check_at_least, check_between, check_seed, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,8 @@ class Generate(PainterOptions):
 
     def __post_init__(self) -> None:
         check_values(self)
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise UserError(f"steps is {self.steps}; allowed are 1 to {MAX_STEPS}")
-        if self.count < 1 or self.batch_size < 1:
-            raise UserError(f"count is {self.count} and batch_size {self.batch_size}; both must be at least 1")
+        check_between(self, 1, MAX_STEPS, "steps")
+        check_at_least(self, 1, "count", "batch_size")
         check_seed(self.seed, max(1, self.count * len(self.prompt)))
         if self.init_image is None and self.strength != Generate.strength:
             raise UserError(f"strength is {self.strength:g} without a picture to start from; give --init-image too")

@@ -25,6 +25,7 @@ from fewstep.models.prepared_latents import made_of
 from fewstep.parallel.workers import Workers, cores, one_thread
 from fewstep.recipes.pictures import PictureOptions
 from fewstep.runs.material import choose_resolution, open_source
+from fewstep.train.config import check_at_least
 from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
 
 
@@ -54,9 +55,8 @@ class Prepare(PictureOptions, ModelOptions, DeviceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("part", 1), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        check_at_least(self, 1, "part", "batch_size")
+        check_at_least(self, 0, "workers")
 
 
 @dataclass(frozen=True)

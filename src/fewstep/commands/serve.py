@@ -19,7 +19,7 @@ from fewstep.errors import UserError
 from fewstep.models.lora.file import parse_lora
 from fewstep.models.options import PainterOptions
 from fewstep.models.pipeline import Pipeline, load_pipeline
-from fewstep.train.config import check_values
+from fewstep.train.config import check_between, check_values
 
 _UNREAD_MILLISECONDS = 30_000
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -50,8 +50,7 @@ class Serve(PainterOptions):
 
     def __post_init__(self) -> None:
         check_values(self)
-        if not 0 <= self.port <= 65535:
-            raise UserError(f"port is {self.port}; allowed are 0 to 65535")
+        check_between(self, 0, 65535, "port")
         if self.batch < 1 or self.waiting < 1 or self.deadline <= 0:
             raise UserError(
                 f"batch is {self.batch}, waiting {self.waiting}, deadline {self.deadline:g}; all must be above 0"

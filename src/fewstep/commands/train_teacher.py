@@ -20,7 +20,7 @@ from fewstep.models import scenes_model
 from fewstep.runs.folder import claim_run_folder
 from fewstep.teacher.reader_task import ReaderTask
 from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask
-from fewstep.train.config import LoopConfig, check_seed
+from fewstep.train.config import LoopConfig, check_at_least, check_seed
 from fewstep.train.loop import fit
 
 TOKENIZER_CAPTIONS = 5000
@@ -84,8 +84,7 @@ class TrainTeacher:
 
     def __post_init__(self) -> None:
         check_seed(self.seed, count=4)
-        if self.pictures < 1:
-            raise UserError(f"pictures is {self.pictures}; it must be at least 1")
+        check_at_least(self, 1, "pictures")
         for name in ("autoencoder", "polish", "reader", "text", "diffusion", "finish", "touch_up"):
             if getattr(self, name).seed:
                 raise UserError(f"{name}.seed is set; all stages follow from --seed")

@@ -14,7 +14,7 @@ from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.cell import TEACHER_STEPS
 from fewstep.models.options import FewStepOptions
-from fewstep.train.config import check_seed, check_values
+from fewstep.train.config import check_not_negative, check_seed, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,7 @@ class Evaluate(FewStepOptions):
 
     def __post_init__(self) -> None:
         check_values(self)
-        for name in ("n_unseen", "n_repeated", "batch_size", "workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it may not be negative")
+        check_not_negative(self, "n_unseen", "n_repeated", "batch_size", "workers")
         if self.n < 20 or self.n_tuning < 20:
             raise UserError(f"n is {self.n} and n_tuning {self.n_tuning}; a kernel distance needs at least 20")
         check_seed(self.seed, self.n + 100_000_000)

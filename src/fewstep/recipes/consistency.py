@@ -12,6 +12,7 @@ from fewstep.method.paths import Times
 from fewstep.method.weights import WeightName
 from fewstep.models.pipeline import MAX_STEPS
 from fewstep.recipes.pictures import TrainingConfig
+from fewstep.train.config import check_between, check_not_negative
 from fewstep.train.learner import Distribution
 
 
@@ -76,20 +77,12 @@ class ConsistencyConfig(TrainingConfig):
                 f"guidance_range is {low:g} to {high:g} and guidance_scale {self.guidance_scale:g}; "
                 "needed is 1 ≤ low ≤ guidance_scale ≤ high"
             )
-        if not 1 <= self.skip <= 100:
-            raise UserError(f"skip is {self.skip}; allowed are 1 to 100")
+        check_between(self, 1, 100, "skip")
         if not 0 <= self.shrink <= 1:
             raise UserError(f"shrink is {self.shrink:g}; it is a part of the run, 0 to 1")
-        if self.lora_rank < 0 or self.lora_alpha < 0:
-            raise UserError(
-                f"lora_rank is {self.lora_rank} and lora_alpha {self.lora_alpha:g}; neither may be negative"
-            )
+        check_not_negative(self, "lora_rank", "lora_alpha", "sample_every", "eval_every")
         if self.lora_alpha and not self.lora_rank:
             raise UserError(f"lora_alpha is {self.lora_alpha:g} without adapters; give --lora-rank too")
-        if self.sample_every < 0 or self.eval_every < 0:
-            raise UserError(
-                f"sample_every is {self.sample_every} and eval_every {self.eval_every}; neither may be negative"
-            )
         if self.eval_every and not (self.eval_steps and all(1 <= each <= MAX_STEPS for each in self.eval_steps)):
             raise UserError(f"eval_steps are {self.eval_steps}; wanted are numbers from 1 to {MAX_STEPS}")
         if self.eval_every and self.data not in LOOKS and not (self.eval_data and self.eval_extractor):

@@ -12,7 +12,7 @@ from fewstep.data.reading import Crop
 from fewstep.data.sources.filters import Filters
 from fewstep.errors import UserError
 from fewstep.models.options import DeviceOptions, ModelOptions
-from fewstep.train.config import LoopConfig
+from fewstep.train.config import LoopConfig, check_at_least
 
 _BETWEEN = "::"
 
@@ -39,9 +39,8 @@ class PictureOptions:
     """Square to cut out of a picture that is not square: its `middle`, or a `random` one, drawn anew each time."""
 
     def __post_init__(self) -> None:
-        for name, least in (("pictures", 1), ("resolution", 0), ("cache_gib", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        check_at_least(self, 1, "pictures")
+        check_at_least(self, 0, "resolution", "cache_gib")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +65,7 @@ class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
     def __post_init__(self) -> None:
         LoopConfig.__post_init__(self)
         PictureOptions.__post_init__(self)
-        if self.read_ahead < 0:
-            raise UserError(f"read_ahead is {self.read_ahead}; it must be at least 0")
+        check_at_least(self, 0, "read_ahead")
         for given in self.mix:
             split_weight(given)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep import assets
-from fewstep.errors import UserError
 from fewstep.recipes.pictures import TrainingConfig
+from fewstep.train.config import check_at_least, check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,8 @@ class TrainLora(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lora_rank < 1 or self.lora_alpha < 0:
-            raise UserError(
-                f"lora_rank is {self.lora_rank} and lora_alpha {self.lora_alpha:g}; at least 1 and 0 needed"
-            )
+        check_at_least(self, 1, "lora_rank")
+        check_not_negative(self, "lora_alpha")
 
 
 def default_train_lora() -> TrainLora:

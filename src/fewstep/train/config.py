@@ -41,6 +41,27 @@ def check_seed(seed: int, count: int = 1) -> None:
         raise UserError(f"seed is {seed}; allowed are whole numbers of 64 bits, with sign")
 
 
+def check_at_least(config: Any, least: float, *names: str) -> None:
+    """Raises UserError where one of these fields is below `least`."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise UserError(f"{name} is {getattr(config, name)}; it must be at least {least}")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raises UserError where one of these fields is below 0."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise UserError(f"{name} is {getattr(config, name)}; it must not be negative")
+
+
+def check_between(config: Any, low: float, high: float, *names: str) -> None:
+    """Raises UserError where one of these fields is below `low` or above `high`."""
+    for name in names:
+        if not low <= getattr(config, name) <= high:
+            raise UserError(f"{name} is {getattr(config, name)}; allowed are {low} to {high}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     steps: int = 1000
