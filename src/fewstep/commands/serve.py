@@ -1,4 +1,4 @@
-"""`fewstep serve`: a page that paints as one types, and an API, on this machine."""
+"""`fewstep serve`: a web page that paints while you type, and an HTTP API, on this machine."""
 
 from __future__ import annotations
 
@@ -63,39 +63,39 @@ class Serve(PainterOptions):
 
 def serve(config: Serve) -> None:
     """Prints the address and serves until SIGTERM or Ctrl-C; what was accepted is finished."""
-    pipeline, engine, scales = _engine(config)
+    pipeline, engine, scales = _make_engine(config)
     from fewstep.serve.app import make_app
-    from fewstep.serve.desk import Desk
     from fewstep.serve.server import make_server
-    from fewstep.serve.settings import Settings
+    from fewstep.serve.service import PaintService
+    from fewstep.serve.settings import ServerSettings
 
     token = secrets.token_urlsafe(16) if config.token == "random" else config.token
-    local = Settings().hosts
+    local = ServerSettings().hosts
     names = (*local, f"[{config.host}]" if ":" in config.host else config.host, *config.allowed_host)
     hosts = ("*",) if config.host in ("0.0.0.0", "::") and not config.allowed_host else names
-    settings = Settings(token=token, hosts=hosts)
-    app = make_app(Desk(engine, settings, scales), chips(pipeline))
+    settings = ServerSettings(token=token, hosts=hosts)
+    app = make_app(PaintService(engine, settings, scales), list_vocabulary(pipeline))
     server = make_server(app, config.host, config.port, settings, config.deadline)
     listening = _listen(config)
     port = listening.getsockname()[1]
-    shown = f"[{config.host}]" if ":" in config.host else config.host
+    host = f"[{config.host}]" if ":" in config.host else config.host
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes them over, and raises them again once it has ended
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     link = f"?token={quote(token, safe='')}" if token else ""
-    print(f"{pipeline.name} at http://{shown}:{port}/{link}", flush=True)
+    print(f"{pipeline.name} at http://{host}:{port}/{link}", flush=True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # strangers' faults are told to strangers
     engine.start()
     try:
         server.run(sockets=[listening])
     finally:
-        whole = engine.close(0 if server.force_exit else config.deadline) and not server.force_exit
-    print(f"fewstep: stopped; what was accepted is {'done' if whole else 'not all done'}", flush=True)
+        is_done = engine.close(0 if server.force_exit else config.deadline) and not server.force_exit
+    print(f"fewstep: stopped; what was accepted is {'done' if is_done else 'not all done'}", flush=True)
 
 
-def _engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
-    from fewstep.serve.engine import Engine, Limits
+def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
+    from fewstep.serve.engine import Engine, EngineLimits
 
-    named = [_named(given) for given in config.lora]
+    named = [_split_name(given) for given in config.lora]
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
         raise UserError(f"two LoRAs have one name ({', '.join(names)}); give --lora NAME=FILE:SCALE")
@@ -105,12 +105,12 @@ def _engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
     )
     sliders = {} if config.engine == "openvino" else {name: f"lora{i}" for i, name in enumerate(names)}
     scales = {name: scale for name, (_, scale) in zip(names, loras, strict=True) if name in sliders}
-    limits = Limits(batch=config.batch, waiting=config.waiting, deadline=config.deadline)
+    limits = EngineLimits(batch=config.batch, waiting=config.waiting, deadline=config.deadline)
     return pipeline, Engine(pipeline, sliders, limits), scales
 
 
-def _named(given: str) -> tuple[str, str]:
-    """`NAME=FILE:SCALE`, or the name of the file or of its run."""
+def _split_name(given: str) -> tuple[str, str]:
+    """Splits `NAME=FILE:SCALE`; without a name it is that of the file or of its run."""
     name, equals, rest = given.partition("=")
     if equals and re.fullmatch(r"[\w.-]+", name):
         return name, rest
@@ -137,8 +137,8 @@ def _listen(config: Serve) -> socket.socket:
     return listening
 
 
-def chips(pipeline: Pipeline) -> dict[str, list[str]]:
-    """What the bundled world's models know; of others nothing is known."""
+def list_vocabulary(pipeline: Pipeline) -> dict[str, list[str]]:
+    """Lists the words that the bundled world's models know, in groups; of other models nothing is known."""
     data = pipeline.model.details.get("data")
     if data not in (assets.SCENES, assets.SCENES_LEANING) and assets.shown(pipeline.model.source) not in assets.MODELS:
         return {}

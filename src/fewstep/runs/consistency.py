@@ -25,7 +25,7 @@ from fewstep.parallel.world import current_world
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_data, claim_run_folder, finished
 from fewstep.runs.material import choose_resolution, open_material
-from fewstep.runs.shortage import told_what_needs_less
+from fewstep.runs.shortage import explain_out_of_memory
 from fewstep.runs.student import Student
 from fewstep.runs.watching import Watcher
 from fewstep.train.config import LoopConfig
@@ -58,7 +58,7 @@ def run(
     student = make(resolution)
     task = make_task(config, student, path(student), model, found.latents())
     watcher = Watcher(config, student, found.captions, resolution, model.device)
-    with told_what_needs_less(config):
+    with explain_out_of_memory(config):
         fit(task, config, config.out, title, watcher)
     student.save(config.out / "model")
     print(f"model: {config.out / 'model'}", flush=True)
@@ -87,7 +87,7 @@ def try_out(config: ConsistencyConfig, student: Student, task: DistillTask, pict
     once = LoopConfig(**{field.name: getattr(config, field.name) for field in fields(LoopConfig)} | {"steps": 1})
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        with told_what_needs_less(config):
+        with explain_out_of_memory(config):
             fit(task, once, Path(folder) / "run", "dry run")
         seconds, peak = time.perf_counter() - begun, peak_gib()  # before the reload, which a run does not do
         student.save(Path(folder) / "model")
