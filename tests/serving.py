@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from fewstep import assets
-from fewstep.commands.serve import chips
+from fewstep.commands.serve import list_vocabulary
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.file import Pair
 from fewstep.models.pipeline import load_pipeline
 from fewstep.serve.app import make_app
-from fewstep.serve.desk import Desk
-from fewstep.serve.engine import Engine, Limits
+from fewstep.serve.engine import Engine, EngineLimits
 from fewstep.serve.server import make_server
-from fewstep.serve.settings import Settings
+from fewstep.serve.service import PaintService
+from fewstep.serve.settings import ServerSettings
 
 
 class Serving:
@@ -40,9 +40,9 @@ class Serving:
 @contextlib.contextmanager
 def serving(pipeline, limits=None, loras=(), **settings):
     """`loras` are registered under the names of their adapters, at scale 1."""
-    settings = Settings(**settings)
-    engine = Engine(pipeline, {name: name for name in loras}, limits or Limits())
-    app = make_app(Desk(engine, settings, dict.fromkeys(loras, 1.0)), chips(pipeline))
+    settings = ServerSettings(**settings)
+    engine = Engine(pipeline, {name: name for name in loras}, limits or EngineLimits())
+    app = make_app(PaintService(engine, settings, dict.fromkeys(loras, 1.0)), list_vocabulary(pipeline))
     server = make_server(app, "127.0.0.1", 0, settings, 5)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from fewstep.cli import _parse
+from fewstep.arguments import parse_arguments
 from fewstep.commands.bench_train import Ours
 from fewstep.commands.plan import Plan, Way, plan, ways
 from fewstep.errors import UserError
@@ -80,7 +80,7 @@ def test_the_advice_follows_the_memory(capsys):
 def test_the_command_it_gives_is_one_and_means_what_was_counted(capsys, config):
     rows = plan(config)
     name, *options = capsys.readouterr().out.splitlines()[-1].removeprefix("best: fewstep distill ").split()
-    parsed = _parse(named.find_recipe(name), options, "fewstep distill")
+    parsed = parse_arguments(named.find_recipe(name), options, "fewstep distill")
     share = parsed.batch_size // parsed.processes
     wanted = {
         "optimizer": parsed.optimizer, "distribution": parsed.distribution,

@@ -9,7 +9,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.recipes.distill import Distill
-from fewstep.runs.shortage import told_what_needs_less
+from fewstep.runs.shortage import explain_out_of_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded by Linux's limit of addresses")
@@ -27,15 +27,15 @@ def test_a_real_process_that_runs_out_says_what_needs_less(random_teacher, tmp_p
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_what_is_in_use_is_not_advised(error):
     config = Distill(batch_size=6, accumulation=2, gradient_checkpointing=True, optimizer="adamw8bit")
-    with pytest.raises(UserError, match="need less: --accumulation 3 or more") as told, told_what_needs_less(config):
+    with pytest.raises(UserError, match="need less: --accumulation 3 or more") as told, explain_out_of_memory(config):
         raise error
     assert "8bit" not in str(told.value)
     assert "checkpointing" not in str(told.value)
     small = dataclasses.replace(config, accumulation=6, lora_rank=4, guidance_range=(5.0, 5.0))
-    with pytest.raises(UserError, match="with every setting in use"), told_what_needs_less(small):
+    with pytest.raises(UserError, match="with every setting in use"), explain_out_of_memory(small):
         raise error
 
 
 def test_other_errors_are_left_alone():
-    with pytest.raises(RuntimeError, match="shapes"), told_what_needs_less(Distill()):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(Distill()):
         raise RuntimeError("shapes do not fit")

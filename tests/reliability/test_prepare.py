@@ -16,7 +16,7 @@ from safetensors.torch import load_file, safe_open
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models.loading import load_latent_model, pick_device
-from fewstep.recipes.pictures import PictureConfig
+from fewstep.recipes.pictures import TrainingConfig
 from fewstep.runs.material import open_material
 from warm_command import Warm
 from written_shards import picture, sample, write_tar
@@ -109,10 +109,10 @@ def test_by_four_processes_the_same_bytes(undisturbed, tiny, shards, cache, tmp_
 def test_training_on_latents_is_training_on_the_pictures(undisturbed, tiny, shards):
     model = load_latent_model(tiny, pick_device("cpu"))
     settings = {"resolution": 16, "seed": 3}
-    prepared = open_material(PictureConfig(data=str(undisturbed), **settings), model, captions=2)
+    prepared = open_material(TrainingConfig(data=str(undisturbed), **settings), model, captions=2)
     assert prepared.count == 78
     latents, pictures = (
-        found.latents() for found in (prepared, open_material(PictureConfig(data=str(shards), **settings), model))
+        found.latents() for found in (prepared, open_material(TrainingConfig(data=str(shards), **settings), model))
     )
     noise = torch.randn(78, *latents.latent_shape)
     one, other = latents.batch(range(78), noise), pictures.batch(range(84), torch.randn(84, *latents.latent_shape))
@@ -134,15 +134,15 @@ def test_what_does_not_agree_is_named(undisturbed, tiny, shards, cache, tmp_path
     assert "was prepared with resolution 16, not 32; choose another --out" in done.stderr
     model = load_latent_model(tiny, pick_device("cpu"))
     with pytest.raises(UserError, match="prepared with resolution 16, this model and run have 32"):
-        open_material(PictureConfig(data=str(out), resolution=32), model)
+        open_material(TrainingConfig(data=str(out), resolution=32), model)
     with pytest.raises(UserError, match="prepared with vae_sha256"):
         open_material(
-            PictureConfig(data=str(out), resolution=16), load_latent_model(random_teacher, pick_device("cpu"))
+            TrainingConfig(data=str(out), resolution=16), load_latent_model(random_teacher, pick_device("cpu"))
         )
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "00000-0000-x.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="is not completely prepared"):
-        open_material(PictureConfig(data=str(tmp_path / "half"), resolution=16), model)
+        open_material(TrainingConfig(data=str(tmp_path / "half"), resolution=16), model)
 
 
 def test_from_shards_to_a_student_in_two_processes_with_a_kill(undisturbed, tiny, tmp_path):

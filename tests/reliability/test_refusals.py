@@ -10,7 +10,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.models.loading import load_latent_model, pick_device
-from fewstep.recipes.pictures import PictureConfig
+from fewstep.recipes.pictures import TrainingConfig
 from fewstep.runs.material import open_material
 from warm_command import Warm
 
@@ -90,7 +90,7 @@ def latents(tiny, photos, tmp_path_factory):
 def test_what_was_settled_when_latents_were_prepared(latents, tiny, settings, name):
     with pytest.raises(UserError, match=f"holds latents, for which {name} was settled when they were prepared"):
         open_material(
-            PictureConfig(data=str(latents), resolution=16, **settings), load_latent_model(tiny, pick_device("cpu"))
+            TrainingConfig(data=str(latents), resolution=16, **settings), load_latent_model(tiny, pick_device("cpu"))
         )
 
 
@@ -116,7 +116,7 @@ def test_a_spoilt_shard_of_latents_is_named(latents, tiny, tmp_path):
         content = file.read_bytes()
         file.write_bytes(content[:40] + b"x" + content[41:])
         model = load_latent_model(tiny, pick_device("cpu"))
-        material = open_material(PictureConfig(data=str(folder), resolution=16), model)
+        material = open_material(TrainingConfig(data=str(folder), resolution=16), model)
         source = material.latents()
         with pytest.raises(UserError, match=said):
             source.batch(range(4), torch.zeros(4, *source.latent_shape))

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from fewstep.data.infotext import read_infotext
-from fewstep.serve.engine import Limits
+from fewstep.serve.engine import EngineLimits
 from serving import serving
 
 PROMPT = "a small red star above a blue ring on a white background"
@@ -374,13 +374,13 @@ def test_bombs_among_pictures_are_refused_with_memory_flat(served):
 
 
 def test_a_full_queue_is_429_and_a_late_picture_504(bundled):
-    with serving(bundled, Limits(waiting=1)) as served:
+    with serving(bundled, EngineLimits(waiting=1)) as served:
         answer = served.http.post("/v1/images/generations", json={"prompt": PROMPT, "n": 4})
         assert answer.status_code == 429
         assert int(answer.headers["retry-after"]) >= 1
         streamed = served.http.post("/v1/images/generations", json={"prompt": PROMPT, "n": 4, "stream": True})
         assert streamed.status_code == 429
-    with serving(bundled, Limits(deadline=1e-6)) as served:
+    with serving(bundled, EngineLimits(deadline=1e-6)) as served:
         assert served.post("/v1/images/generations", 504, prompt=PROMPT)["error"]["code"] == "deadline_exceeded"
 
 

@@ -16,9 +16,9 @@ from fewstep.serve.engine import (
     ClosedError,
     DeadlineError,
     Engine,
-    Limits,
+    EngineLimits,
+    PictureSpec,
     ShortOfMemoryError,
-    Wish,
 )
 from serving import with_loras
 
@@ -38,25 +38,25 @@ def engine(pipeline):
     assert engine.close(30)
 
 
-def wish(**changes):
-    return Wish(**{"prompt": PROMPTS[0], "seed": 3, "steps": 4, "omega": 1.0, "size": (64, 64), **changes})
+def spec(**changes):
+    return PictureSpec(**{"prompt": PROMPTS[0], "seed": 3, "steps": 4, "omega": 1.0, "size": (64, 64), **changes})
 
 
 def levels(image):
     return np.asarray(image).astype(int)
 
 
-def painted(engine, *wishes):
-    return [levels(job.future.result(30)) for job in engine.submit(wishes)]
+def painted(engine, *specs):
+    return [levels(job.future.result(30)) for job in engine.submit(specs)]
 
 
 def test_a_seed_is_its_picture_alone_or_batched_and_the_pipelines(engine, pipeline):
-    wishes = [
-        wish(prompt=prompt, seed=seed, steps=steps)
+    specs = [
+        spec(prompt=prompt, seed=seed, steps=steps)
         for prompt, seed, steps in zip(PROMPTS * 2, range(6), (1, 2, 4, 8, 3, 4), strict=True)
     ]
-    together = painted(engine, *wishes)
-    for each, found in zip(wishes, together, strict=True):
+    together = painted(engine, *specs)
+    for each, found in zip(specs, together, strict=True):
         (alone,) = painted(engine, each)
         (image,) = pipeline(each.prompt, steps=each.steps, seed=each.seed)
         assert np.abs(found - alone).max() <= 1
@@ -67,7 +67,7 @@ def test_a_seed_is_its_picture_alone_or_batched_and_the_pipelines(engine, pipeli
 def test_from_a_picture_it_is_the_pipelines_too(engine, pipeline):
     start = pipeline(PROMPTS[1], seed=8)[0].resize((90, 70))
     found, other = painted(
-        engine, wish(prompt=PROMPTS[1], start=start, strength=0.6), wish(prompt=PROMPTS[1], start=start, strength=0.2)
+        engine, spec(prompt=PROMPTS[1], start=start, strength=0.6), spec(prompt=PROMPTS[1], start=start, strength=0.2)
     )
     (image,) = pipeline(PROMPTS[1], seed=3, init_image=start, strength=0.6)
     assert np.abs(found - levels(image)).max() <= 1
@@ -99,12 +99,12 @@ class Gate:
 
 def test_pictures_join_and_leave_between_steps(engine, pipeline, monkeypatch):
     gate = Gate(pipeline, monkeypatch)
-    (first,) = engine.submit([wish(steps=3)])
+    (first,) = engine.submit([spec(steps=3)])
     gate.wait()
-    (second,) = engine.submit([wish(prompt=PROMPTS[1], steps=3)])  # while the first step of the other is computed
+    (second,) = engine.submit([spec(prompt=PROMPTS[1], steps=3)])  # while the first step of the other is computed
     gate.let()
     gate.wait()
-    (third,) = engine.submit([wish(prompt=PROMPTS[2], steps=1)])
+    (third,) = engine.submit([spec(prompt=PROMPTS[2], steps=1)])
     gate.let(6)
     for job in (first, second, third):
         assert job.future.result(30)
@@ -113,7 +113,7 @@ def test_pictures_join_and_leave_between_steps(engine, pipeline, monkeypatch):
 
 def test_who_leaves_makes_room(engine, pipeline, monkeypatch):
     gate = Gate(pipeline, monkeypatch)
-    stays, leaves = engine.submit([wish(steps=3), wish(seed=5, steps=3)])
+    stays, leaves = engine.submit([spec(steps=3), spec(seed=5, steps=3)])
     gate.wait()
     leaves.cancel()
     gate.let(5)
@@ -124,11 +124,11 @@ def test_who_leaves_makes_room(engine, pipeline, monkeypatch):
     assert engine.waiting == 0
 
 
-@pytest.mark.parametrize(("limits", "most"), [(Limits(batch=2), 2), (Limits(batch_pixels=3 * 64 * 64), 3)])
+@pytest.mark.parametrize(("limits", "most"), [(EngineLimits(batch=2), 2), (EngineLimits(batch_pixels=3 * 64 * 64), 3)])
 def test_batches_are_bounded(pipeline, monkeypatch, limits, most):
     engine, sizes, forward = Engine(pipeline, {}, limits), [], pipeline.model.network.forward
     monkeypatch.setattr(pipeline.model.network, "forward", lambda z, *rest: sizes.append(len(z)) or forward(z, *rest))
-    jobs = engine.submit([wish(seed=i, steps=1) for i in range(5)])
+    jobs = engine.submit([spec(seed=i, steps=1) for i in range(5)])
     engine.start()
     assert all(job.future.result(30) for job in jobs)
     assert max(sizes) == most
@@ -137,22 +137,22 @@ def test_batches_are_bounded(pipeline, monkeypatch, limits, most):
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(pipeline):
-    engine = Engine(pipeline, {}, Limits(waiting=3))
-    engine.submit([wish()] * 2)
+    engine = Engine(pipeline, {}, EngineLimits(waiting=3))
+    engine.submit([spec()] * 2)
     with pytest.raises(BusyError) as told:
-        engine.submit([wish()] * 2)
+        engine.submit([spec()] * 2)
     assert told.value.retry_after >= 1
-    engine.submit([wish()])
+    engine.submit([spec()])
     engine.start()
     assert engine.close(30)  # what was accepted is finished
     assert engine.counts.pictures == 3
     with pytest.raises(ClosedError):
-        engine.submit([wish()])
+        engine.submit([spec()])
 
 
 def test_what_is_late_is_given_up(pipeline):
-    engine = Engine(pipeline, {}, Limits(deadline=0.01))
-    (job,) = engine.submit([wish()])
+    engine = Engine(pipeline, {}, EngineLimits(deadline=0.01))
+    (job,) = engine.submit([spec()])
     time.sleep(0.02)
     engine.start()
     with pytest.raises(DeadlineError):
@@ -176,17 +176,17 @@ def test_the_engine_outlives_what_goes_wrong(engine, pipeline, monkeypatch, erro
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.model.network, "forward", fails)
-        jobs = engine.submit([wish(), wish(seed=4)])
+        jobs = engine.submit([spec(), spec(seed=4)])
         for job in jobs:
             with pytest.raises(told):
                 job.future.result(30)
-    assert painted(engine, wish())[0].shape == (64, 64, 3)
+    assert painted(engine, spec())[0].shape == (64, 64, 3)
     assert engine.counts.failed == {told.__name__: 2}
 
 
 def test_steps_are_shown_to_those_who_want_them(engine):
     shown = []
-    jobs = engine.submit([wish(previews=True), wish(seed=4)], lambda step, image: shown.append((step, levels(image))))
+    jobs = engine.submit([spec(previews=True), spec(seed=4)], lambda step, image: shown.append((step, levels(image))))
     final = levels(jobs[0].future.result(30))
     jobs[1].future.result(30)
     assert [step for step, _ in shown] == [1, 2, 3]
@@ -197,7 +197,7 @@ def test_lora_scales_act_at_once_and_pictures_of_others_are_untouched():
     engine = Engine(Pipeline(with_loras()), {"one": "lora0", "other": "lora1"})
     engine.start()
     kinds = [(("one", a), ("other", b)) for a, b in ((0.0, 0.0), (0.7, 0.0), (0.7, 0.4), (0.0, 0.0))]
-    found = painted(engine, *(wish(loras=kind) for kind in kinds))
+    found = painted(engine, *(spec(loras=kind) for kind in kinds))
     assert engine.close(30)
     plain = levels(load_pipeline(assets.SCENES_LCM, "cpu")(PROMPTS[0], seed=3)[0])
     assert np.abs(found[0] - plain).max() <= 1
@@ -214,10 +214,10 @@ def test_lora_scales_act_at_once_and_pictures_of_others_are_untouched():
 
 def test_no_kind_waits_for_ever_behind_another(pipeline):
     """Pictures of another kind come in turn, though one kind alone would fill every batch."""
-    engine = Engine(pipeline, {}, Limits(batch=2))
+    engine = Engine(pipeline, {}, EngineLimits(batch=2))
     done = []
-    many = engine.submit([wish(seed=i, steps=2) for i in range(8)])
-    (other,) = engine.submit([wish(loras=(("none", 0.0),), steps=2)])
+    many = engine.submit([spec(seed=i, steps=2) for i in range(8)])
+    (other,) = engine.submit([spec(loras=(("none", 0.0),), steps=2)])
     for name, jobs in (("many", many), ("other", [other])):
         for job in jobs:
             job.future.add_done_callback(lambda _, name=name: done.append(name))
@@ -228,16 +228,16 @@ def test_no_kind_waits_for_ever_behind_another(pipeline):
 
 
 def test_a_stream_of_new_kinds_starves_nobody(pipeline):
-    engine = Engine(pipeline, {}, Limits(waiting=200))
+    engine = Engine(pipeline, {}, EngineLimits(waiting=200))
     engine._use = lambda *_: None
     done = []
-    (own,) = engine.submit([wish(steps=4)])
+    (own,) = engine.submit([spec(steps=4)])
     own.future.add_done_callback(lambda _: done.append("own"))
 
     def another(number):
         """As soon as one is done the next comes, of a kind that was never there."""
         if number < 60:
-            (job,) = engine.submit([wish(steps=1, loras=(("none", number / 100),))])
+            (job,) = engine.submit([spec(steps=1, loras=(("none", number / 100),))])
             job.future.add_done_callback(lambda _: (done.append(number), another(number + 1)))
 
     another(0)
@@ -250,20 +250,20 @@ def test_a_stream_of_new_kinds_starves_nobody(pipeline):
 
 
 def test_a_start_that_cannot_be_read_costs_its_own_picture(engine, monkeypatch):
-    alone = painted(engine, wish(seed=1))[0]
+    alone = painted(engine, spec(seed=1))[0]
 
     def too_large(*_):
         raise MemoryError
 
     monkeypatch.setattr("fewstep.serve.engine.fit_cover", too_large)
-    broken, other = engine.submit([wish(start=Image.new("RGB", (64, 64))), wish(seed=1)])
+    broken, other = engine.submit([spec(start=Image.new("RGB", (64, 64))), spec(seed=1)])
     with pytest.raises(ShortOfMemoryError):
         broken.future.result(30)
     assert np.abs(levels(other.future.result(30)) - alone).max() <= 1
 
 
 def test_who_leaves_at_the_very_moment_does_no_harm(engine):
-    class Leaving(type(engine.submit([wish(steps=1)])[0].future)):
+    class Leaving(type(engine.submit([spec(steps=1)])[0].future)):
         """Cancelled between the question whether it is done and the answer."""
 
         def set_result(self, result):
@@ -274,26 +274,26 @@ def test_who_leaves_at_the_very_moment_does_no_harm(engine):
             self.cancel()
             super().set_exception(exception)
 
-    (gone,) = engine.submit([wish(steps=8)])
+    (gone,) = engine.submit([spec(steps=8)])
     gone.future.__class__ = Leaving
-    (late,) = engine.submit([wish(steps=8)])
+    (late,) = engine.submit([spec(steps=8)])
     late.future.__class__ = Leaving
     late.cancel()
-    assert painted(engine, wish(seed=2))[0].shape == (64, 64, 3)
+    assert painted(engine, spec(seed=2))[0].shape == (64, 64, 3)
     assert engine.alive
 
 
 def test_room_is_counted_by_what_is_painted_together(pipeline):
     """Where pixels bound the batch to one picture, sixteen of them take sixteen times as long."""
-    engine = Engine(pipeline, {}, Limits(batch_pixels=64 * 64, deadline=10))
-    engine.counts.seconds_a_step = 0.5
-    engine.submit([wish(steps=8)])
+    engine = Engine(pipeline, {}, EngineLimits(batch_pixels=64 * 64, deadline=10))
+    engine.counts.seconds_per_step = 0.5
+    engine.submit([spec(steps=8)])
     with pytest.raises(BusyError):
-        engine.submit([wish(steps=8)])
-    Engine(pipeline, {}, Limits(deadline=10)).submit([wish(steps=8)] * 2)
+        engine.submit([spec(steps=8)])
+    Engine(pipeline, {}, EngineLimits(deadline=10)).submit([spec(steps=8)] * 2)
     engine.start()
     assert engine.close(30)
 
 
 def test_pictures_of_every_mode_can_be_started_from(engine):
-    assert painted(engine, wish(start=Image.new("RGB", (10, 300), "red")))[0].shape == (64, 64, 3)
+    assert painted(engine, spec(start=Image.new("RGB", (10, 300), "red")))[0].shape == (64, 64, 3)

@@ -23,6 +23,7 @@ from fewstep.models.loading import pick_device
 from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline, with_engine
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.runs.folder import made_with
+from fewstep.train.config import check_at_least, check_between
 
 RANDOM = {"sd15": "sd1", "sd21-base": "sd2"}
 """Full-size models with random weights, by the recipe's name."""
@@ -35,26 +36,25 @@ class BenchGenerate(Comparison):
     """Measures painting, from the prompt to the picture in memory."""
 
     model: str = assets.SCENES_LCM
-    """What `generate` takes, or sd15 or sd21-base: random weights of that family's full size."""
+    """A few-step model as in `fewstep generate`, or sd15 or sd21-base: random weights of that family's full size."""
     engines: tuple[Engine, ...] = ("torch",)
-    """Each a row of the table."""
+    """Engines to time, a row for each."""
     tiny_decoder: str = ""
-    """As in `generate`; each engine then has a row with it too."""
+    """Small decoder in TAESD's layout for the model's latents, as a diffusers folder or a file. Each engine then has a
+    second row with it."""
     steps: int = 4
-    """Network evaluations per picture."""
+    """Steps per picture, each one evaluation of the network."""
     resolution: int = 0
-    """Side of the pictures in pixels, for random weights; 0 takes the family's own."""
+    """Side length of the pictures in pixels, for random weights; 0 takes the family's own."""
     batch_size: int = 1
     """Pictures painted together."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        check_at_least(self, 1, "batch_size")
         if not self.engines:
             raise UserError("engines are none; give torch, openvino or both")
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise UserError(f"steps is {self.steps}; allowed are 1 to {MAX_STEPS}")
+        check_between(self, 1, MAX_STEPS, "steps")
         if self.resolution and self.model not in RANDOM:
             raise UserError(f"{self.model} has a resolution of its own; leave --resolution out")
 

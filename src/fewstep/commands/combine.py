@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.models.card import LCM_LORA
@@ -14,23 +12,20 @@ from fewstep.models.export import save_combined, save_merged
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.combining import combined, merge
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, parse_lora, read_lora
+from fewstep.models.options import LoraOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Combine:
-    """Several LoRAs, each at its scale, as one LoRA or merged into a whole pipeline: θ + Σ λ_i·ΔW_i."""
+class Combine(LoraOptions):
+    """Combines LoRAs, each at its scale, into one LoRA or a whole pipeline: θ + Σ λ_i·ΔW_i."""
 
     base: str = assets.SCENES
-    """What the LoRAs are for: a diffusers folder, a single-file checkpoint, a Hub id, or `scenes` (bundled)."""
-    base_config: str = ""
-    """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
-    tokenizers; else they are fetched from the Hub."""
-    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A LoRA file, and its scale λ after a colon (style.safetensors:0.8); 1 if none; given once for each."""
+    """The model that the LoRAs are for: `scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a
+    single-file checkpoint or a Hub id."""
     merged: bool = False
-    """Write a whole pipeline in place of a LoRA."""
+    """Write a whole pipeline with the LoRAs merged into the base, instead of one LoRA."""
     out: Path = Path("combined")
-    """Folder for what is written; must not exist, or be empty."""
+    """Folder for the result; it must be empty, or not exist yet."""
 
 
 def combine(config: Combine) -> None:

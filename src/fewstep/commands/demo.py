@@ -28,13 +28,13 @@ class Demo(Distill):
     """Distils the bundled teacher, paints with it, and scores it against DDIM and DPM-Solver++."""
 
     n: int = 256
-    """Prompts that the table is made of; at least 128, for the Fréchet distance."""
+    """Pictures in each row of the table; at least 128, for the Fréchet distance."""
     n_unseen: int = 64
-    """Further prompts with a shape in a colour that no training picture shows, scored apart."""
+    """Further pictures in each row, of shapes in colours never trained on, scored apart."""
     n_repeated: int = 16
-    """Prompts that are painted four times more, for the diversity within a prompt."""
+    """Number of prompts that are painted four more times, to measure the diversity within a prompt; 0 measures none."""
     score_seed: int = 0
-    """Picture i of the table starts from noise seeded score_seed + i."""
+    """Seed of the table's first picture; picture i starts from noise of seed + i."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

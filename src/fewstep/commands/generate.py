@@ -12,61 +12,44 @@ import tyro
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from fewstep import __version__, assets
+from fewstep import __version__
 from fewstep.data.infotext import Infotext, build_png_info
 from fewstep.errors import UserError
 from fewstep.models.lora.file import parse_lora
-from fewstep.models.pipeline import MAX_STEPS, Engine, Pipeline, load_pipeline
-from fewstep.train.config import check_seed, check_values
+from fewstep.models.options import PainterOptions
+from fewstep.models.pipeline import MAX_STEPS, Pipeline, load_pipeline
+from fewstep.train.config import check_at_least, check_between, check_seed, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
+class Generate(PainterOptions):
     """Paints pictures with a few-step model."""
 
-    model: str = assets.SCENES_LCM
-    """`scenes-lcm` (bundled), a folder of `distill`, `finetune` or `combine`, any LatentConsistencyModelPipeline
-    folder or Hub id, or, with an LCM-LoRA, the base that it is for (`scenes` is the bundled one)."""
-    base_config: str = ""
-    """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
-    tokenizers; else they are fetched from the Hub."""
-    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A LoRA file or run folder, and its scale after a colon (style.safetensors:0.8); 1 if none; may be given several
-    times."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What to paint; may be given several times."""
+    """Prompt to paint; may be given several times."""
     negative_prompt: str = ""
-    """Ignored, with a warning, by models that have guidance built in."""
+    """What not to paint. Models that have guidance built in ignore it, with a warning."""
     steps: Annotated[int, tyro.conf.arg(aliases=["--num-inference-steps"])] = 4
-    """Network evaluations per picture."""
+    """Steps per picture, each one evaluation of the network."""
     guidance_scale: float | None = None
-    """diffusers' convention (ω + 1); the model's own default when not given."""
+    """Guidance scale in diffusers' convention (1 is no guidance). By default the model's own."""
     init_image: Path | None = None
-    """A picture to start from; its middle square is taken."""
+    """Picture to start from; its middle square is taken. By default pictures start from noise."""
     strength: float = 0.8
-    """How far from `init_image` to go: above 0, up to 1, which keeps nothing of it."""
+    """How much to change --init-image: above 0, up to 1, which keeps nothing of it."""
     seed: int = 0
-    """Picture i has a generator of its own, seeded with seed + i."""
+    """Seed of the first picture; picture i has a generator of its own, of seed + i."""
     count: Annotated[int, tyro.conf.arg(aliases=["--num-images-per-prompt"])] = 1
     """Pictures per prompt."""
     batch_size: int = 16
-    """Pictures painted at a time; changes no picture."""
+    """Pictures painted together. It changes speed and memory, but no picture."""
     out: Path = Path("pictures")
-    """Folder for the PNGs."""
-    engine: Engine = "torch"
-    """`openvino` is faster on a CPU; it compiles a model once for every shape, with its LoRAs merged in, and keeps that
-    (fewstep[openvino])."""
-    tiny_decoder: str = ""
-    """A decoder in TAESD's layout for the model's latents, a diffusers folder or a file: fast, and less exact."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """Folder for the pictures, which are PNG files."""
 
     def __post_init__(self) -> None:
         check_values(self)
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise UserError(f"steps is {self.steps}; allowed are 1 to {MAX_STEPS}")
-        if self.count < 1 or self.batch_size < 1:
-            raise UserError(f"count is {self.count} and batch_size {self.batch_size}; both must be at least 1")
+        check_between(self, 1, MAX_STEPS, "steps")
+        check_at_least(self, 1, "count", "batch_size")
         check_seed(self.seed, max(1, self.count * len(self.prompt)))
         if self.init_image is None and self.strength != Generate.strength:
             raise UserError(f"strength is {self.strength:g} without a picture to start from; give --init-image too")

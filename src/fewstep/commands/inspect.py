@@ -32,7 +32,7 @@ class Inspect:
     """Says what a path holds."""
 
     path: Annotated[Path, tyro.conf.Positional] = Path(".")
-    """`scenes` or `scenes-lcm` (bundled), a pipeline's folder, a LoRA's file or folder, a run folder, or a PNG that
+    """`scenes` or `scenes-lcm` (bundled), the folder of a pipeline or a run, a LoRA's file or folder, or a PNG that
     `generate` wrote."""
 
 

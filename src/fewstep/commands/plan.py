@@ -29,15 +29,15 @@ class Plan:
     """Counts what one update of a recipe needs in several ways, and names the fastest that fits."""
 
     recipe: str = "sd15"
-    """sd15, sd21-base, sd21 or sdxl, or one of these with -lora."""
+    """Recipe to plan for: sd15, sd21-base, sd21 or sdxl, or one of these with -lora."""
     gpu_memory: float = 24.0
-    """Of each GPU, in GiB."""
+    """Memory of each GPU in GiB."""
     gpus: int = 1
-    """Over which `--distribution fsdp` may spread a student that learns whole."""
+    """Number of GPUs. With several, `--distribution fsdp` is considered for a student that is trained whole."""
     resolution: int = 0
-    """Side of the pictures in pixels; 0 takes the recipe's."""
+    """Side length of the pictures in pixels; 0 takes the recipe's."""
     batch_size: int = 0
-    """Pictures an update, over all GPUs; 0 takes the recipe's."""
+    """Pictures in one update, over all GPUs together; 0 takes the recipe's."""
 
     def __post_init__(self) -> None:
         if self.recipe not in named.MEMORY_GIB:

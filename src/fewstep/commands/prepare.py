@@ -27,44 +27,43 @@ from fewstep.data.sources.base import Source, escape_line
 from fewstep.errors import UserError
 from fewstep.files import remove_abandoned
 from fewstep.models.loading import load_latent_model, pick_device
+from fewstep.models.options import DeviceOptions, ModelOptions
 from fewstep.models.prepared_latents import made_of
 from fewstep.parallel.workers import Workers, count_cores, use_one_thread
-from fewstep.recipes.pictures import Pictures
+from fewstep.recipes.pictures import PictureOptions
 from fewstep.runs.material import choose_resolution, open_source
+from fewstep.train.config import check_at_least
 from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare(Pictures):
-    """Encodes pictures into a folder that `--data` of a training takes.
+class Prepare(PictureOptions, ModelOptions, DeviceOptions):
+    """Encodes pictures into a folder that a training takes as --data.
 
-    The same command again goes on where it stopped; several at once, on one machine or many, share the work.
+    Give the same command again to resume it, or several times at once, on one machine or many, to share the work.
     """
 
     model: str = assets.SCENES
-    """Whose autoencoder encodes them: what `distill --teacher` takes."""
-    base_config: str = ""
-    """For a single-file checkpoint: a diffusers folder of its family."""
+    """The model whose autoencoder encodes the pictures: `scenes` (bundled), a diffusers folder in Stable Diffusion's
+    layout, a single-file checkpoint or a Hub id."""
     out: Path = Path("prepared")
-    """Folder for the shards: one for each shard of the source, or for each `part` pictures of a longer one."""
+    """Folder for the shards of latents: one for each shard of the source, or several for a long one (--part)."""
     std: bool = True
-    """Keep the posterior's deviation too, so that training draws from it; without it latents take half the room."""
+    """Also store the standard deviations of the latents, so that training can sample them; --no-std halves the disk
+    space."""
     part: int = 10_000
     """Most pictures in a shard of latents."""
     batch_size: int = 16
-    """Pictures encoded together; part of what latents depend on, by rounding."""
+    """Pictures encoded together. Latents depend on it, but only by rounding."""
     workers: int = 0
-    """Processes on this machine, of one thread each on a CPU; 0: one for each core, or one for a GPU."""
+    """Processes on this machine, of one thread each on a CPU; 0 takes one for each core, or one for a GPU."""
     seed: int = 0
-    """Of `random` crops, and of scenes."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """Seed of random crops and of scenes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("part", 1), ("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        check_at_least(self, 1, "part", "batch_size")
+        check_at_least(self, 0, "workers")
 
 
 @dataclass(frozen=True)

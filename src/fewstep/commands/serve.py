@@ -1,4 +1,4 @@
-"""`fewstep serve`: a page that paints as one types, and an API, on this machine."""
+"""`fewstep serve`: a web page that paints while you type, and an HTTP API, on this machine."""
 
 from __future__ import annotations
 
@@ -17,50 +17,40 @@ from fewstep import assets
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES
 from fewstep.errors import UserError
 from fewstep.models.lora.file import parse_lora
-from fewstep.models.pipeline import Engine as EngineName
+from fewstep.models.options import PainterOptions
 from fewstep.models.pipeline import Pipeline, load_pipeline
-from fewstep.train.config import check_values
+from fewstep.train.config import check_between, check_values
 
 _UNREAD_MILLISECONDS = 30_000
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve:
-    """Paints for a browser and for programs, until it is told to stop."""
+class Serve(PainterOptions):
+    """Serves a web page that paints while you type, and an HTTP API, until it is stopped."""
 
-    model: str = assets.SCENES_LCM
-    """What `generate` takes."""
-    base_config: str = ""
-    """As in `generate`."""
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A LoRA file or run folder, and its scale after a colon, where clients ask for none; `NAME=FILE:0.8` gives it a
-    name. May be given several times. Clients choose scales, and no files."""
+    """A LoRA file or run folder, with its scale after a colon, as in `style.safetensors:0.8`; without one the scale is
+    1. Clients see it by the name of its file or run, or by one given as in `NAME=FILE:0.8`, and may choose another
+    scale. May be given several times."""
     host: str = "127.0.0.1"
-    """Address to listen at; another than this machine's own needs a --token."""
+    """Address to listen on. One that other machines can reach needs a --token."""
     port: int = 7860
-    """0 takes one that is free."""
+    """Port to listen on; 0 takes one that is free."""
     token: str = ""
-    """What clients must know; `random` makes one up and prints it."""
+    """Secret that clients must send; `random` makes one up and prints it. By default none is needed."""
     allowed_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A further name under which the server is reached; may be given several times."""
-    engine: EngineName = "torch"
-    """As in `generate`; with `openvino` LoRAs are merged in and have no sliders."""
-    tiny_decoder: str = ""
-    """As in `generate`."""
+    """Further host name by which clients may reach the server; may be given several times."""
     batch: int = 16
-    """Pictures that are painted together."""
+    """Most pictures that are painted together."""
     waiting: int = 64
-    """Pictures that may wait; more are refused with 429."""
+    """Most pictures that may wait in the queue; further ones are refused with status 429."""
     deadline: float = 60.0
-    """Seconds in which a picture must be done; else its client is told 504."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """Seconds in which a picture must be finished; else its client gets status 504."""
 
     def __post_init__(self) -> None:
         check_values(self)
-        if not 0 <= self.port <= 65535:
-            raise UserError(f"port is {self.port}; allowed are 0 to 65535")
+        check_between(self, 0, 65535, "port")
         if self.batch < 1 or self.waiting < 1 or self.deadline <= 0:
             raise UserError(
                 f"batch is {self.batch}, waiting {self.waiting}, deadline {self.deadline:g}; all must be above 0"
@@ -73,39 +63,39 @@ class Serve:
 
 def serve(config: Serve) -> None:
     """Prints the address and serves until SIGTERM or Ctrl-C; what was accepted is finished."""
-    pipeline, engine, scales = _engine(config)
+    pipeline, engine, scales = _make_engine(config)
     from fewstep.serve.app import make_app
-    from fewstep.serve.desk import Desk
     from fewstep.serve.server import make_server
-    from fewstep.serve.settings import Settings
+    from fewstep.serve.service import PaintService
+    from fewstep.serve.settings import ServerSettings
 
     token = secrets.token_urlsafe(16) if config.token == "random" else config.token
-    local = Settings().hosts
+    local = ServerSettings().hosts
     names = (*local, f"[{config.host}]" if ":" in config.host else config.host, *config.allowed_host)
     hosts = ("*",) if config.host in ("0.0.0.0", "::") and not config.allowed_host else names
-    settings = Settings(token=token, hosts=hosts)
-    app = make_app(Desk(engine, settings, scales), chips(pipeline))
+    settings = ServerSettings(token=token, hosts=hosts)
+    app = make_app(PaintService(engine, settings, scales), list_vocabulary(pipeline))
     server = make_server(app, config.host, config.port, settings, config.deadline)
     listening = _listen(config)
     port = listening.getsockname()[1]
-    shown = f"[{config.host}]" if ":" in config.host else config.host
+    host = f"[{config.host}]" if ":" in config.host else config.host
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes them over, and raises them again once it has ended
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     link = f"?token={quote(token, safe='')}" if token else ""
-    print(f"{pipeline.name} at http://{shown}:{port}/{link}", flush=True)
+    print(f"{pipeline.name} at http://{host}:{port}/{link}", flush=True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # strangers' faults are told to strangers
     engine.start()
     try:
         server.run(sockets=[listening])
     finally:
-        whole = engine.close(0 if server.force_exit else config.deadline) and not server.force_exit
-    print(f"fewstep: stopped; what was accepted is {'done' if whole else 'not all done'}", flush=True)
+        is_done = engine.close(0 if server.force_exit else config.deadline) and not server.force_exit
+    print(f"fewstep: stopped; what was accepted is {'done' if is_done else 'not all done'}", flush=True)
 
 
-def _engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
-    from fewstep.serve.engine import Engine, Limits
+def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
+    from fewstep.serve.engine import Engine, EngineLimits
 
-    named = [_named(given) for given in config.lora]
+    named = [_split_name(given) for given in config.lora]
     names = [name for name, _ in named]
     if len(set(names)) < len(names):
         raise UserError(f"two LoRAs have one name ({', '.join(names)}); give --lora NAME=FILE:SCALE")
@@ -115,12 +105,12 @@ def _engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
     )
     sliders = {} if config.engine == "openvino" else {name: f"lora{i}" for i, name in enumerate(names)}
     scales = {name: scale for name, (_, scale) in zip(names, loras, strict=True) if name in sliders}
-    limits = Limits(batch=config.batch, waiting=config.waiting, deadline=config.deadline)
+    limits = EngineLimits(batch=config.batch, waiting=config.waiting, deadline=config.deadline)
     return pipeline, Engine(pipeline, sliders, limits), scales
 
 
-def _named(given: str) -> tuple[str, str]:
-    """`NAME=FILE:SCALE`, or the name of the file or of its run."""
+def _split_name(given: str) -> tuple[str, str]:
+    """Splits `NAME=FILE:SCALE`; without a name it is that of the file or of its run."""
     name, equals, rest = given.partition("=")
     if equals and re.fullmatch(r"[\w.-]+", name):
         return name, rest
@@ -147,8 +137,8 @@ def _listen(config: Serve) -> socket.socket:
     return listening
 
 
-def chips(pipeline: Pipeline) -> dict[str, list[str]]:
-    """What the bundled world's models know; of others nothing is known."""
+def list_vocabulary(pipeline: Pipeline) -> dict[str, list[str]]:
+    """Lists the words that the bundled world's models know, in groups; of other models nothing is known."""
     data = pipeline.model.card.data
     if (
         data not in (assets.SCENES, assets.SCENES_LEANING)

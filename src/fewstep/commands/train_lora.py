@@ -10,7 +10,7 @@ from fewstep.recipes.train_lora import TrainLora, default_train_lora
 from fewstep.runs.folder import claim_data, claim_run_folder, finished
 from fewstep.runs.learning import choose_frozen_dtype
 from fewstep.runs.material import open_material
-from fewstep.runs.shortage import told_what_needs_less
+from fewstep.runs.shortage import explain_out_of_memory
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
 from fewstep.train.trainable import LoraWeights
@@ -32,7 +32,7 @@ def train_lora(config: TrainLora) -> None:
     task = DiffusionTuningTask(
         style.learner, model.schedule, model.network.parameterisation, material.latents(), null_cond, config.seed
     )
-    with told_what_needs_less(config):
+    with explain_out_of_memory(config):
         fit(task, config, config.out, "style")
     style.save(config.out / "model")
     print(f"model: {config.out / 'model'}", flush=True)

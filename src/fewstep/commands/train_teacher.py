@@ -20,7 +20,7 @@ from fewstep.models import scenes_model
 from fewstep.runs.folder import claim_run_folder
 from fewstep.teacher.reader_task import ReaderTask
 from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask
-from fewstep.train.config import LoopConfig, check_seed
+from fewstep.train.config import LoopConfig, check_at_least, check_seed
 from fewstep.train.loop import fit
 
 TOKENIZER_CAPTIONS = 5000
@@ -61,30 +61,30 @@ class TrainTeacher:
     """Trains the scenes teacher (autoencoder, text encoder, UNet) and the reader."""
 
     out: Path = Path("runs/teacher")
-    """Run folder; `pipeline/` and `reader/` in it are what the package bundles."""
+    """Run folder; the package bundles its `pipeline/` and `reader/`. Give the same command again to resume an
+    interrupted run."""
     pictures: int = 40_000
-    """Scenes that the UNet is trained on."""
+    """Number of scenes that the UNet is trained on."""
     autoencoder: LoopConfig = field(default_factory=_autoencoder)
-    """Loop of the autoencoder."""
+    """First training of the autoencoder."""
     polish: LoopConfig = field(default_factory=_polish)
-    """A second loop of the autoencoder from the average of the first: smaller batches, a new learning-rate cycle."""
+    """Second training of the autoencoder, from the average of the first."""
     reader: LoopConfig = field(default_factory=_reader)
-    """Loop of the reader."""
+    """Training of the reader, which scores pictures."""
     text: LoopConfig = field(default_factory=_text)
-    """Loop of the text encoder alone: what captions mean."""
+    """Training of the text encoder, alone."""
     diffusion: LoopConfig = field(default_factory=_diffusion)
-    """Loop of the UNet."""
+    """First training of the UNet."""
     finish: LoopConfig = field(default_factory=_finish)
-    """A second loop of the UNet from the average of the first."""
+    """Second training of the UNet, from the average of the first."""
     touch_up: LoopConfig = field(default_factory=_touch_up)
-    """A third one, of larger batches."""
+    """Third training of the UNet, from the average of the second."""
     seed: int = 0
-    """Seeds initial weights, pictures and every draw."""
+    """Seed of initial weights, pictures and every random draw."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed, count=4)
-        if self.pictures < 1:
-            raise UserError(f"pictures is {self.pictures}; it must be at least 1")
+        check_at_least(self, 1, "pictures")
         for name in ("autoencoder", "polish", "reader", "text", "diffusion", "finish", "touch_up"):
             if getattr(self, name).seed:
                 raise UserError(f"{name}.seed is set; all stages follow from --seed")

@@ -9,73 +9,65 @@ from typing import Literal
 
 import tyro
 
-from fewstep import assets
 from fewstep.diffusion.sampling import Spacing
 from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.cell import TEACHER_STEPS
-from fewstep.train.config import check_seed, check_values
+from fewstep.models.options import FewStepOptions
+from fewstep.train.config import check_not_negative, check_seed, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Scores a few-step model, and its teacher under samplers that need no training, by the same pictures."""
+class Evaluate(FewStepOptions):
+    """Scores a few-step model against its teacher, sampled in the ways that need no training."""
 
-    model: str = assets.SCENES_LCM
-    """What `generate` takes: `scenes-lcm` (bundled), a folder that `distill` wrote, any LatentConsistencyModelPipeline,
-    a folder with an LCM-LoRA, or, with --lora, its base."""
-    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A LoRA file or run folder, and its scale after a colon; may be given several times."""
     teacher: str = ""
-    """What the model was made from; by default what its card records."""
-    base_config: str = ""
-    """For single-file checkpoints: a diffusers folder of their family."""
+    """Model that the few-step model was made from; by default the one that its card records."""
     data: str = ""
-    """Prompts and real pictures: `scenes` or `scenes-leaning` (drawn afresh), or a folder of captioned pictures, which
-    should be none that the model was trained on; by default what its card records."""
+    """Prompts and real pictures: `scenes` or `scenes-leaning` (bundled, drawn afresh), or a folder of captioned
+    pictures that the model was not trained on. By default what its card records."""
     out: Path = Path("runs/evaluation")
-    """Folder for results.json, table.md, report.html and grid.png. The same command again goes on where it stopped."""
+    """Folder for results.json, table.md, report.html and grid.png. Give the same command again to resume an interrupted
+    evaluation."""
     samplers: tuple[SamplerName, ...] = tuple(SAMPLERS)
-    """What the teacher is sampled with for comparison."""
+    """Samplers of the teacher to compare with."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of steps, each a row of every sampler."""
+    """Step counts to score, a row for each of them and each sampler."""
     guidance_scale: tuple[float, ...] = ()
-    """diffusers' convention (ω + 1). Of several each sampler takes its best; by default of 1.5, 3, 5 and 8.5."""
+    """Guidance scales to try, in diffusers' convention (1 is no guidance); each sampler is scored at its best one. By
+    default 1.5, 3, 5 and 8.5."""
     spacings: tuple[Spacing, ...] = ("trailing", "leading+1", "leading", "linspace")
-    """Where a baseline's steps may stand; each takes its best."""
+    """Spacings of the teacher's steps to try; each sampler is scored at its best one."""
     n: int = 1000
-    """Pictures a row; at least twice the extractor's features. Under 5,000 Fréchet distances lean upwards."""
+    """Pictures in each row; at least twice the number of the extractor's features. Below 5000 Fréchet distances are
+    biased upwards."""
     n_unseen: int = 64
-    """Scenes: further pictures a row, of a shape in a colour never trained on, scored apart."""
+    """For scenes: further pictures in each row, of shapes in colours never trained on, scored apart."""
     n_repeated: int = 16
-    """Of the prompts so many are painted four times more, for the diversity within a prompt; 0: none."""
+    """Number of prompts that are painted four more times, to measure the diversity within a prompt; 0 measures none."""
     n_tuning: int = 32
-    """Pictures, of other prompts, by which guidance and spacing are chosen."""
+    """Pictures, of other prompts, by which guidance scale and spacing are chosen."""
     seed: int = 0
-    """Picture i starts from noise of seed + i."""
+    """Seed of the first picture; picture i starts from noise of seed + i."""
     extractor: str = ""
-    """Whose features distances compare: `reader` (bundled, for scenes), a folder of CLIP or DINOv2 in transformers'
-    layout, or the TorchScript Inception. By default the reader for scenes."""
+    """Model whose features the distances compare: `reader` (bundled, for scenes), a folder with CLIP or DINOv2 in
+    transformers' layout, or the Inception network in TorchScript. By default the reader, for scenes."""
     clip: str = ""
-    """A folder of CLIP in transformers' layout, for the CLIP score."""
+    """Folder with CLIP in transformers' layout, for the CLIP score. By default there is no such score."""
     beside: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """An earlier report, of the same protocol, whose few-step rows stand in the table too; may be given several
-    times."""
+    """Folder of an earlier report of the same protocol, whose few-step rows are added to the table. May be given
+    several times."""
     batch_size: int = 0
-    """Every picture is painted in a batch of this size; 0 takes 16 for pictures of up to 128 pixels, else 8."""
+    """Pictures painted together; 0 takes 16 for pictures of up to 128 pixels, else 8."""
     workers: int = 1
-    """Processes that paint, each with its own copy of the models; on a CPU of one thread each. 0 takes one for each
-    core if pictures are up to 128 pixels wide and painted on a CPU, else 1."""
+    """Processes that paint, each with its own copy of the models, and of one thread on a CPU. 0 takes one for each core
+    for pictures of up to 128 pixels on a CPU, else 1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What networks compute in; `auto` is bf16 on a GPU that has it, fp32 on a CPU."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """Number format that networks compute in. `auto` takes bf16 on a GPU that supports it, else fp32."""
 
     def __post_init__(self) -> None:
         check_values(self)
-        for name in ("n_unseen", "n_repeated", "batch_size", "workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it may not be negative")
+        check_not_negative(self, "n_unseen", "n_repeated", "batch_size", "workers")
         if self.n < 20 or self.n_tuning < 20:
             raise UserError(f"n is {self.n} and n_tuning {self.n_tuning}; a kernel distance needs at least 20")
         check_seed(self.seed, self.n + 100_000_000)

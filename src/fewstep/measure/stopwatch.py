@@ -20,24 +20,25 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.errors import UserError
+from fewstep.models.options import DeviceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What every `fewstep bench` asks."""
+class Comparison(DeviceOptions):
+    """What the `fewstep bench` commands share."""
 
     compare: bool = False
-    """Run the field's plain arrangement too, on the same weights and draws, in turn with fewstep's."""
+    """Also time the plain arrangement of the field's libraries, on the same weights and draws, in turn with
+    fewstep's."""
     rounds: int = 9
-    """Updates, or calls, of each that are timed."""
+    """Timed rounds of each subject."""
     warm_up: int = 2
-    """Of each before them; the first may compile."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """Rounds of each subject before the timed ones."""
     json: Path | None = None
-    """File for the figures."""
+    """File to write the figures to."""
     against: Path | None = None
-    """An earlier file of the same comparison: it is an error if a ratio is under 0.9 of the one there."""
+    """File that --json wrote for the same comparison earlier; the command fails if a ratio has fallen below 0.9 of the
+    one there."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.warm_up < 1:

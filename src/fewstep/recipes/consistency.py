@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
@@ -12,63 +11,63 @@ from fewstep.method.distances import DistanceName
 from fewstep.method.times import Times
 from fewstep.method.weights import WeightName
 from fewstep.models.pipeline import MAX_STEPS
-from fewstep.recipes.pictures import PictureConfig
+from fewstep.recipes.pictures import TrainingConfig
+from fewstep.train.config import check_between, check_not_negative
 from fewstep.train.learner import Distribution
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConsistencyConfig(PictureConfig):
-    base_config: str = ""
-    """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
-    tokenizers; else they are fetched from the Hub."""
+class ConsistencyConfig(TrainingConfig):
+    """What distillation and fine-tuning share."""
+
     out: Path = Path("runs/scenes")
-    """Run folder. The same command again goes on where it stopped."""
+    """Run folder. Give the same command again to resume an interrupted run."""
     guidance_range: tuple[float, float] = (3.0, 9.0)
-    """Guidance the model is trained for, in diffusers' convention (ω + 1, so 1 is none)."""
+    """Lowest and highest guidance scale to train for, in diffusers' convention: 1 is no guidance, and the papers' ω is
+    1 less. A LoRA takes a single value, given twice."""
     guidance_scale: float = 5.0
-    """Guidance the model uses when none is asked for, in diffusers' convention; lies in `guidance_range`."""
+    """Guidance scale that the model paints with when none is given; it must lie in --guidance-range."""
     lora_rank: int = 0
-    """0 trains every weight; above it LoRA adapters of this rank."""
+    """Rank of the LoRA to train; 0 trains every weight instead."""
     lora_alpha: float = 0.0
-    """The adapters act alpha/rank-fold; 0 takes the rank, as the paper does."""
+    """The LoRA's effect is multiplied by alpha / rank; 0 takes the rank, so that the factor is 1."""
     skip: int = 20
-    """k = t − s, in the schedule's whole times."""
+    """Distance t − s, in time steps of the schedule, between the two times that an update compares: k in the papers."""
     shrink: float = 0.0
-    """Part of the run, 0 to 1, over which t − s falls from the whole schedule to `skip`; 0 holds it at `skip`, as the
-    papers do."""
+    """Fraction of the run, 0 to 1, over which the distance t − s shrinks from the whole schedule to --skip; 0 keeps it
+    at --skip, as in the papers."""
     times: Times = "grid"
-    """`grid`: t where LCM samplers land; `any`: every t ≥ k, as the paper's algorithm 1 is written."""
+    """Times t to train at: those where LCM samplers land (`grid`), or `any` from --skip on, as in the paper's algorithm
+    1."""
     distance: DistanceName = "huber"
-    """How two answers are compared."""
+    """How the answers of student and target are compared."""
     huber_c: float = 0.03
-    """Width of pseudo-Huber's quadratic bottom, in units of the latent."""
+    """Width of the quadratic bottom of the pseudo-Huber distance, in units of the latents. The larger it is, the closer
+    the distance is to l2."""
     loss_weight: WeightName = "constant"
-    """λ(t) of the loss."""
+    """Weight of the loss at each time, λ(t) in the papers; `truncated-snr` favours times of little noise."""
     sample_every: int = 200
-    """Updates between two sample grids; 0 draws none."""
+    """Updates between two grids of sample pictures; 0 paints none."""
     eval_every: int = 0
-    """Updates between two small evaluations at `guidance_scale`; 0 makes none. They are written to
-    evaluations.jsonl."""
+    """Updates between two small evaluations at --guidance-scale, written to evaluations.jsonl; 0 makes none."""
     eval_steps: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of steps at which they paint."""
+    """Step counts that these evaluations score."""
     eval_n: int = 128
-    """Pictures that each of their scores is made of; at least twice the extractor's features."""
+    """Pictures that each of their scores is computed from; at least twice the number of the extractor's features."""
     eval_data: str = ""
-    """Prompts and real pictures for them: a folder held out from training. Scenes draw theirs afresh."""
+    """Prompts and real pictures for these evaluations: a folder held out from training. It is not needed for scenes,
+    which are drawn afresh."""
     eval_extractor: str = ""
-    """Whose features they compare, as `fewstep evaluate --extractor`."""
-    frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What the frozen UNet, a teacher or the base of adapters, is stored in: `auto` is bf16 where networks compute in
-    it, so that it needs half the memory and is not cast at every call. A few-step model that learns whole has none."""
+    """Model whose features these evaluations compare, as for `fewstep evaluate --extractor`. It is not needed for
+    scenes."""
     distribution: Distribution = "ddp"
-    """Over several processes: `ddp` keeps the student whole in each, `fsdp` a part of it, of its average, gradients and
-    moments, once each has built student and average."""
+    """How several processes hold the student: `ddp` keeps it whole in each, `fsdp` splits weights, average, gradients
+    and moments among them. Take `fsdp` when one GPU cannot hold them all; each must still hold student and average
+    while they are built."""
     gradient_checkpointing: bool = False
-    """Keep fewer activations and compute them again in the backward pass: less memory, a third more time."""
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     dry_run: bool = False
-    """Do one batch, one update, one save and one reload in a folder that goes away, and print the plan."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """Try one batch, one update, one save and one reload in a temporary folder, and print the plan of the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,20 +77,12 @@ class ConsistencyConfig(PictureConfig):
                 f"guidance_range is {low:g} to {high:g} and guidance_scale {self.guidance_scale:g}; "
                 "needed is 1 ≤ low ≤ guidance_scale ≤ high"
             )
-        if not 1 <= self.skip <= 100:
-            raise UserError(f"skip is {self.skip}; allowed are 1 to 100")
+        check_between(self, 1, 100, "skip")
         if not 0 <= self.shrink <= 1:
             raise UserError(f"shrink is {self.shrink:g}; it is a part of the run, 0 to 1")
-        if self.lora_rank < 0 or self.lora_alpha < 0:
-            raise UserError(
-                f"lora_rank is {self.lora_rank} and lora_alpha {self.lora_alpha:g}; neither may be negative"
-            )
+        check_not_negative(self, "lora_rank", "lora_alpha", "sample_every", "eval_every")
         if self.lora_alpha and not self.lora_rank:
             raise UserError(f"lora_alpha is {self.lora_alpha:g} without adapters; give --lora-rank too")
-        if self.sample_every < 0 or self.eval_every < 0:
-            raise UserError(
-                f"sample_every is {self.sample_every} and eval_every {self.eval_every}; neither may be negative"
-            )
         if self.eval_every and not (self.eval_steps and all(1 <= each <= MAX_STEPS for each in self.eval_steps)):
             raise UserError(f"eval_steps are {self.eval_steps}; wanted are numbers from 1 to {MAX_STEPS}")
         if self.eval_every and self.data not in LOOKS and not (self.eval_data and self.eval_extractor):

@@ -17,17 +17,17 @@ class Distill(ConsistencyConfig):
     """Turns a teacher into a model that paints in 1 to 8 steps."""
 
     teacher: str = assets.SCENES
-    """`scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a single-file checkpoint, or a Hub id."""
+    """The model to distil: `scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a single-file
+    checkpoint or a Hub id."""
     out: Path = Path("runs/scenes")
-    """Run folder. The same command again goes on where it stopped."""
+    """Run folder. Give the same command again to resume an interrupted run."""
     family: FamilyChoice = "any"
-    """The family that the settings are for; a teacher of another is refused."""
+    """Family that the settings are meant for; a teacher of another family is refused."""
     solver: SolverName = "ddim"
-    """How the teacher steps from t to s."""
+    """Solver by which the teacher steps from t to s."""
     guided_from: int = 0
-    """Time below which the teacher is not guided. Multistep sampling guides again with every answer, which oversteers
-    with many steps and much guidance; guided at large t alone it does not (docs/results.md). 0: everywhere, as in the
-    paper."""
+    """Lowest time step at which the teacher is guided; 0 guides it everywhere, as in the paper. Raise it when pictures
+    of many steps look over-guided (docs/results.md)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,9 @@
-"""What a run says of its pictures."""
+"""The settings of pictures, and those that every training on pictures shares."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import tyro
 
@@ -10,63 +11,67 @@ from fewstep import assets
 from fewstep.data.reading import Crop
 from fewstep.data.sources.filters import Filters
 from fewstep.errors import UserError
-from fewstep.train.config import LoopConfig
+from fewstep.models.options import DeviceOptions, ModelOptions
+from fewstep.train.config import LoopConfig, check_at_least
 
 _BETWEEN = "::"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Which pictures, and which square of each."""
+class PictureOptions:
+    """Says which pictures a command reads, and which square of each."""
 
     data: str = assets.SCENES
-    """`scenes` or `scenes-leaning` (drawn on the fly); a folder of pictures with .txt captions or a metadata.jsonl; tar
-    shards or parquet files, as a path, URL or pattern (docs/data.md); for a training also a folder that
-    `fewstep prepare` filled."""
+    """Captioned pictures: `scenes` or `scenes-leaning` (bundled, drawn on the fly); a folder of pictures with .txt
+    captions or a metadata.jsonl; or tar shards or parquet files, as a path, URL or pattern (docs/data.md). A training
+    also takes a folder that `fewstep prepare` filled."""
     filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
-    """Which of one's own pictures are used, by their metadata."""
+    """Use only some of your own pictures, by scores in their metadata. Every filter is off until it is given."""
     caption_fields: tuple[str, ...] = ()
-    """Fields or columns that hold the captions of shards, if not the usual ones."""
+    """Fields or columns of the shards that hold the captions. By default the usual names are tried."""
     cache_gib: float = 100.0
-    """Room on this machine's disk for shards that lie elsewhere."""
+    """Disk space in GiB for local copies of shards that are read over the network."""
     pictures: int = 8192
-    """How many scenes are drawn; other sources are used whole."""
+    """Number of scenes to draw. Other sources are used whole."""
     resolution: int = 0
-    """Side of the pictures in pixels; 0 takes the model's own."""
+    """Side length of the pictures in pixels; 0 takes the model's own."""
     crop: Crop = "middle"
-    """Which square is cut out of a picture that is none; `random` cuts another one wherever it stands."""
+    """Square to cut out of a picture that is not square: its `middle`, or a `random` one, drawn anew each time."""
 
     def __post_init__(self) -> None:
-        for name, least in (("pictures", 1), ("resolution", 0), ("cache_gib", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        check_at_least(self, 1, "pictures")
+        check_at_least(self, 0, "resolution", "cache_gib")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureConfig(Pictures, LoopConfig):
-    """What a training says of its pictures."""
+class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
+    """What every training on captioned pictures shares."""
 
     mix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A further source and, after `::`, its weight beside that of --data, which is 1 (shards/::0.5); may be given
-    several times. Each source is gone through in its own epochs."""
+    """A further source of pictures, with its weight after `::`, as in `shards/::0.5`; --data has the weight 1. Each
+    source is gone through in its own epochs. May be given several times."""
     flip: bool = False
-    """Mirror every other picture, by chance. Not for captions that tell left from right."""
+    """Mirror each picture with probability 1/2. Leave it off for captions that tell left from right."""
     keep_gib: float = 4.0
-    """Latents and texts are encoded once and kept when they need at most this many GiB."""
+    """Encode pictures and captions once, and keep the results, if they need at most this many GiB; else encode them
+    anew for every update."""
     read_ahead: int = 0
-    """Threads that read and decode the next batch while one is trained on; 0: none."""
+    """Threads that read and decode the next batch during an update; 0 reads it in between. Raise it when the GPU waits
+    for pictures."""
+    frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format in which weights that are not trained are stored. `auto` takes bf16 where networks compute in it,
+    which halves their memory."""
 
     def __post_init__(self) -> None:
         LoopConfig.__post_init__(self)
-        Pictures.__post_init__(self)
-        if self.read_ahead < 0:
-            raise UserError(f"read_ahead is {self.read_ahead}; it must be at least 0")
+        PictureOptions.__post_init__(self)
+        check_at_least(self, 0, "read_ahead")
         for given in self.mix:
-            weigh(given)
+            split_weight(given)
 
 
-def weigh(given: str) -> tuple[str, float]:
-    """Splits `DATA::WEIGHT`. Raises UserError where the weight is not above 0."""
+def split_weight(given: str) -> tuple[str, float]:
+    """Splits `DATA::WEIGHT`; without a weight it is 1. Raises UserError where the weight is not above 0."""
     data, between, weight = given.rpartition(_BETWEEN)
     if not between:
         return given, 1.0

@@ -1,4 +1,4 @@
-"""Configurations as YAML holds them, and back."""
+"""Converts configurations to what YAML can hold, and back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def read_config_file(file: Path) -> dict[str, Any]:
-    """The fields of a run's configuration as an earlier run wrote them."""
+    """Reads the fields of a configuration that an earlier run wrote. Raises UserError where the file holds none."""
     try:
         values = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -30,12 +30,12 @@ def read_config_file(file: Path) -> dict[str, Any]:
 
 
 def from_file(kind: type[T], file: str) -> T:
-    """The configuration of an earlier run, from its config.yaml."""
+    """Reads the configuration of an earlier run from its config.yaml."""
     return from_plain(kind, read_config_file(Path(file)), file)
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as what YAML can hold."""
+    """Converts a configuration dataclass to what YAML can hold."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
@@ -51,16 +51,19 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def from_plain(kind: type[T], values: dict[str, Any], source: object) -> T:
-    """The flat configuration dataclass `kind` that `to_plain` was given; fields left out have their defaults."""
+    """Makes the configuration dataclass `kind` of what `to_plain` returned; missing fields take their defaults.
+
+    Raises UserError, which names `source`, for an unknown field and for a value of another type.
+    """
     hints = typing.get_type_hints(kind)
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
         raise UserError(f"{source} sets {', '.join(unknown)}, which {kind.__name__} does not have")
-    return kind(**{name: _typed(hints[name], value, f"{source}: {name}") for name, value in values.items()})
+    return kind(**{name: _convert(hints[name], value, f"{source}: {name}") for name, value in values.items()})
 
 
-def _typed(wanted: Any, value: Any, what: str) -> Any:
-    """`value` as YAML gave it, as the type of its field; YAML reads 1e-4, without a point, as text."""
+def _convert(wanted: Any, value: Any, what: str) -> Any:
+    """Converts a value that YAML gave to the type of its field; YAML reads 1e-4, without a point, as text."""
     if typing.get_origin(wanted) is typing.Literal:
         if value in typing.get_args(wanted):
             return value
@@ -70,13 +73,13 @@ def _typed(wanted: Any, value: Any, what: str) -> Any:
         if items[-1] is Ellipsis and isinstance(value, list):
             items = items[:1] * len(value)
         if isinstance(value, list) and len(value) == len(items):
-            return tuple(_typed(item, each, what) for item, each in zip(items, value, strict=True))
+            return tuple(_convert(item, each, what) for item, each in zip(items, value, strict=True))
         raise UserError(f"{what} is {value!r}; wanted is a list of {len(items)}")
     if isinstance(wanted, type) and dataclasses.is_dataclass(wanted) and isinstance(value, dict):
         return from_plain(wanted, value, what)
     if isinstance(wanted, types.UnionType):  # of a type with None
         (kind,) = (each for each in typing.get_args(wanted) if each is not type(None))
-        return None if value is None else _typed(kind, value, what)
+        return None if value is None else _convert(kind, value, what)
     if wanted is float and not isinstance(value, bool):
         try:
             return float(value)

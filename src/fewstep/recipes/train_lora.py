@@ -4,44 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fewstep import assets
-from fewstep.errors import UserError
-from fewstep.recipes.pictures import PictureConfig
+from fewstep.recipes.pictures import TrainingConfig
+from fewstep.train.config import check_at_least, check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainLora(PictureConfig):
-    """Trains adapters on a teacher."""
+class TrainLora(TrainingConfig):
+    """Trains a style LoRA on pictures of that style."""
 
     model: str = assets.SCENES
-    """`scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a single-file checkpoint, or a Hub id."""
-    base_config: str = ""
-    """For a single-file checkpoint: a diffusers folder of its family, weights or none, with configurations and
-    tokenizers; else they are fetched from the Hub."""
+    """The model to train the LoRA on: `scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a
+    single-file checkpoint or a Hub id."""
     data: str = assets.SCENES_LEANING
-    """As `distill` takes it."""
+    """Captioned pictures of the style, in any form that `fewstep distill` takes."""
     out: Path = Path("runs/style")
-    """Run folder. The same command again goes on where it stopped."""
+    """Run folder. Give the same command again to resume an interrupted run."""
     lora_rank: int = 16
-    """Rank of the adapters."""
+    """Rank of the LoRA to train."""
     lora_alpha: float = 0.0
-    """The adapters act alpha/rank-fold; 0 takes the rank."""
-    frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What weights that do not learn are stored in: `auto` is bf16 where networks compute in it, so that they need
-    half the memory and are not cast at every call."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """The LoRA's effect is multiplied by alpha / rank; 0 takes the rank, so that the factor is 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lora_rank < 1 or self.lora_alpha < 0:
-            raise UserError(
-                f"lora_rank is {self.lora_rank} and lora_alpha {self.lora_alpha:g}; at least 1 and 0 needed"
-            )
+        check_at_least(self, 1, "lora_rank")
+        check_not_negative(self, "lora_alpha")
 
 
 def default_train_lora() -> TrainLora:
-    """A few hundred updates on two CPU cores."""
+    """Trains a style in a few hundred updates on two CPU cores."""
     return TrainLora(steps=400, batch_size=16, lr=1e-3, lr_decay="cosine", warmup_steps=20, ema_decay=0.99)

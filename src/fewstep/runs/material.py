@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.models.encoding import encode
 from fewstep.models.family import LatentModel
 from fewstep.models.prepared_latents import PreparedLatents, check_made_for
-from fewstep.recipes.pictures import PictureConfig, Pictures, weigh
+from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Material:
     """Hash of what stands where."""
 
 
-def choose_resolution(config: Pictures, model: LatentModel) -> int:
+def choose_resolution(config: PictureOptions, model: LatentModel) -> int:
     """Returns the side of the pictures in pixels. Raises UserError where `model` cannot have it."""
     resolution = config.resolution or model.resolution
     if resolution % model.codec.multiple:
@@ -45,7 +45,7 @@ def choose_resolution(config: Pictures, model: LatentModel) -> int:
     return resolution
 
 
-def open_source(config: Pictures, data: str, resolution: int, seed: int) -> Source:
+def open_source(config: PictureOptions, data: str, resolution: int, seed: int) -> Source:
     """Opens what `data` names with the selection and the cache of a configuration."""
     selection = Selection(filters=config.filters, captions=config.caption_fields)
     cache_bytes = int(config.cache_gib * 2**30)
@@ -55,13 +55,13 @@ def open_source(config: Pictures, data: str, resolution: int, seed: int) -> Sour
     return open_pictures(request)
 
 
-def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 0, most: int = 0) -> Material:
+def open_material(config: TrainingConfig, model: LatentModel, *, captions: int = 0, most: int = 0) -> Material:
     """Opens all sources of a configuration, in its order, as `model` sees them; of the first one `most` pictures, if
     given. Of pictures of one's own it prints what was used and what was dropped."""
     resolution = choose_resolution(config, model)
     if is_prepared(Path(config.data)):
         return _open_prepared(config, model, resolution, captions)
-    given = [(config.data, 1.0), *map(weigh, config.mix)]
+    given = [(config.data, 1.0), *map(split_weight, config.mix)]
     sources = [open_source(config, data, resolution, config.seed) for data, _ in given]
     count = sum(map(len, sources))
     if most:
@@ -80,7 +80,7 @@ def open_material(config: PictureConfig, model: LatentModel, *, captions: int = 
     return Material(lambda: encode(model, reading, config.keep_gib), count, words, account, reading.hash_contents())
 
 
-def _open_prepared(config: PictureConfig, model: LatentModel, resolution: int, captions: int) -> Material:
+def _open_prepared(config: TrainingConfig, model: LatentModel, resolution: int, captions: int) -> Material:
     shards = PreparedShards(Path(config.data))
     _check_free(config, shards)
     check_made_for(shards, model, resolution)
@@ -93,9 +93,9 @@ def _open_prepared(config: PictureConfig, model: LatentModel, resolution: int, c
     )
 
 
-def _check_free(config: PictureConfig, shards: PreparedShards) -> None:
+def _check_free(config: TrainingConfig, shards: PreparedShards) -> None:
     """Raises UserError where a setting asks for what was settled when the latents were prepared."""
-    plain = PictureConfig()
+    plain = TrainingConfig()
     asked = [
         name for name in ("mix", "filters", "caption_fields", "flip") if getattr(config, name) != getattr(plain, name)
     ]

@@ -1,4 +1,4 @@
-"""What to do where a run's device has not enough memory."""
+"""Advice for a run whose device has too little memory."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from typing import Any
 
 from fewstep.errors import UserError, is_short_of_memory
 
-_OTHERS_CAN = ("accumulation", "gradient_checkpointing", "optimizer")
+_CHANGEABLE = ("accumulation", "gradient_checkpointing", "optimizer")
 
 
 @contextlib.contextmanager
-def told_what_needs_less(config: Any) -> Iterator[None]:
-    """Raises UserError with the settings of `config` that need less memory, in place of torch's error."""
+def explain_out_of_memory(config: Any) -> Iterator[None]:
+    """Turns torch's out-of-memory error into a UserError that names the settings of `config` that need less."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_short_of_memory(error):
             raise
-        ways = list(_ways(config))
-        if not ways:
+        remedies = list(_list_remedies(config))
+        if not remedies:
             raise UserError("out of memory with every setting in use that needs less; give a smaller model") from None
-        names = " ".join(name for name in _OTHERS_CAN if any(f"--{name.replace('_', '-')}" in way for way in ways))
+        names = " ".join(
+            name for name in _CHANGEABLE if any(f"--{name.replace('_', '-')}" in remedy for remedy in remedies)
+        )
         raise UserError(
-            f"out of memory; these need less: {', '.join(ways)}. To go on from the last checkpoint with one of them "
+            f"out of memory; these need less: {', '.join(remedies)}. To go on from the last checkpoint with one of them "
             f"add --change {names}. `fewstep plan` says what fits a GPU"
         ) from None
 
 
-def _ways(config: Any) -> Iterator[str]:
+def _list_remedies(config: Any) -> Iterator[str]:
     if config.accumulation < config.batch_size:
         more = next(n for n in range(config.accumulation + 1, config.batch_size + 1) if config.batch_size % n == 0)
         yield f"--accumulation {more} or more (the same result, in more parts)"

@@ -14,7 +14,7 @@ import torch
 from fewstep.models.pipeline import load_pipeline
 from fewstep.parallel.world import current_world
 from fewstep.recipes.consistency import ConsistencyConfig
-from fewstep.runs.shortage import told_what_needs_less
+from fewstep.runs.shortage import explain_out_of_memory
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
 from fewstep.train.task import Task
@@ -26,7 +26,7 @@ def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures:
     once = LoopConfig(**{field.name: getattr(config, field.name) for field in fields(LoopConfig)} | {"steps": 1})
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        with told_what_needs_less(config):
+        with explain_out_of_memory(config):
             fit(task, once, Path(folder) / "run", "dry run")
         seconds, peak = time.perf_counter() - begun, peak_gib()  # before the reload, which a run does not do
         student.save(Path(folder) / "model")

@@ -1,4 +1,4 @@
-"""The page, the API and what guards them, over one engine."""
+"""Puts the page, the API and their guard together into one application."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from fewstep import __version__
 from fewstep.serve import errors, openai_routes, sdapi_routes, socket_route
-from fewstep.serve.desk import Desk
 from fewstep.serve.guard import Guard
-from fewstep.serve.measures import Measures
+from fewstep.serve.metrics import Metrics
+from fewstep.serve.service import PaintService
 
 PAGE = Path(__file__).parent / "page"
 _FILES = {
@@ -25,42 +25,42 @@ _FILES = {
 _POLICY = "default-src 'self'; img-src 'self' blob: data:; connect-src 'self'; style-src 'self'; frame-ancestors 'none'"
 
 
-def make_app(desk: Desk, chips: dict[str, list[str]]) -> FastAPI:
-    """`chips`: words of the model's vocabulary, in groups, that the page offers."""
+def make_app(service: PaintService, vocabulary: dict[str, list[str]]) -> FastAPI:
+    """Makes the application; `vocabulary` holds words, in groups, that the page offers for prompts."""
     app = FastAPI(title="fewstep", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
-    errors.install(app)
-    measures = Measures(desk.engine)
+    errors.install_handlers(app)
+    metrics = Metrics(service.engine)
     for routes in (openai_routes, sdapi_routes, socket_route):
-        app.include_router(routes.routes(desk))
+        app.include_router(routes.make_routes(service))
     for path, name in _FILES.items():
         app.add_api_route(path, _file(name), include_in_schema=False)
 
     @app.get("/healthz", tags=["state"])
     async def health() -> JSONResponse:
-        alive = desk.engine.alive
+        alive = service.engine.alive
         return JSONResponse({"status": "ok" if alive else "down"}, 200 if alive else 503)
 
     @app.get("/metrics", tags=["state"], response_model=None)
-    async def metrics() -> Response:
-        return Response(measures.text(), media_type="text/plain; version=0.0.4")
+    async def prometheus() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/api/model", tags=["page"])
     async def model() -> dict[str, Any]:
-        return described(desk, chips)
+        return describe_model(service, vocabulary)
 
-    app.add_middleware(measures.middleware)
-    app.add_middleware(Guard, settings=desk.settings)
+    app.add_middleware(metrics.middleware)
+    app.add_middleware(Guard, settings=service.settings)
     return app
 
 
-def described(desk: Desk, chips: dict[str, list[str]]) -> dict[str, Any]:
-    """What the page has to know."""
-    pipeline, settings = desk.pipeline, desk.settings
+def describe_model(service: PaintService, vocabulary: dict[str, list[str]]) -> dict[str, Any]:
+    """Returns what the page needs to know of the model."""
+    pipeline, settings = service.pipeline, service.settings
     low, high = pipeline.model.card.guidance_range or (1.0, 15.0)
     guidance = {"default": pipeline.guidance_scale, "low": low, "high": high} if pipeline.takes_guidance else None
     return {
-        "name": desk.name, "sizes": [f"{width}x{height}" for height, width in desk.sizes],
-        "steps": min(8, desk.most_steps), "guidance": guidance, "loras": desk.loras, "chips": chips,
+        "name": service.name, "sizes": [f"{width}x{height}" for height, width in service.sizes],
+        "steps": min(8, service.most_steps), "guidance": guidance, "loras": service.loras, "chips": vocabulary,
         "prompt_letters": settings.prompt_letters, "version": __version__,
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Paints for many at once: one thread, and pictures that join and leave its batch between any two steps."""
+"""Paints for many clients at once: in one thread, whose batch pictures join and leave between any two steps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BusyError(Exception):
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"the queue is full; try again in {retry_after:.0f} s")
         self.retry_after = retry_after
-        """Seconds until there will be room, as far as can be said."""
+        """Estimated seconds until there is room."""
 
 
 class ClosedError(Exception):
@@ -56,8 +56,8 @@ class CancelledError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """One picture; whoever makes it has checked that the model allows it."""
+class PictureSpec:
+    """One picture to paint; whoever makes it has checked that the model allows it."""
 
     prompt: str
     seed: int
@@ -71,37 +71,37 @@ class Wish:
     start: Image.Image | None = None
     """A picture to start from."""
     strength: float = 1.0
-    """How far to go from it."""
+    """How much to change `start`, above 0, up to 1."""
     previews: bool = False
-    """Whether the picture of each step is wanted too."""
+    """Whether a picture of each step is sent too."""
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What must be alike in pictures that are painted together."""
+        """Returns what must be equal in pictures that are painted together."""
         return (self.size, self.loras)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the engine takes on."""
+class EngineLimits:
+    """Bounds on the engine's queue and batches."""
 
     waiting: int = 64
-    """Pictures that have not begun."""
+    """Most pictures that wait in the queue."""
     batch_pixels: int = 16 * 512 * 512
-    """Of all pictures that are painted together."""
+    """Most pixels of all pictures that are painted together."""
     batch: int = 16
-    """Pictures that are painted together."""
+    """Most pictures that are painted together."""
     deadline: float = 60.0
-    """Seconds from a wish to its picture."""
+    """Seconds in which a picture must be finished, from its request on."""
 
 
 @dataclass(eq=False)
-class Job:
-    """A wish on its way."""
+class PaintJob:
+    """A picture in the queue or in a batch."""
 
-    wish: Wish
+    spec: PictureSpec
     end: float
-    """When it must be done, by time.monotonic."""
+    """When it must be finished, in time.monotonic's seconds."""
     on_step: OnStep | None
     future: Future[Image.Image] = field(default_factory=Future)
     times: Sequence[int] = ()
@@ -110,13 +110,13 @@ class Job:
     draw: Callable[[], Tensor] | None = None
     """Gives noise `[1, c, h, w]` of its seed at every call, once it has begun."""
     step: int = 0
-    """Steps done."""
+    """Number of steps done."""
     cancelled: bool = False
 
     @property
     def fresh(self) -> bool:
         """Whether its z is noise alone, which stands at the first time already."""
-        return self.step == 0 and self.wish.start is None
+        return self.step == 0 and self.spec.start is None
 
     def noise(self) -> Tensor:
         """Draws what brings z to the next time; zeros, undrawn, where it stands there already."""
@@ -138,28 +138,28 @@ class Job:
 
 
 @dataclass
-class Counts:
-    """What has been done, for whoever measures."""
+class EngineCounts:
+    """What the engine has done so far, for the metrics."""
 
     pictures: int = 0
     steps: int = 0
     """Evaluations of the network, each of a batch."""
     painted_together: int = 0
     """Pictures in the last batch."""
-    seconds_a_step: float = 0.05
-    """A moving average."""
+    seconds_per_step: float = 0.05
+    """Moving average of the seconds of a step."""
     failed: dict[str, int] = field(default_factory=dict)
-    """By the name of the error."""
+    """Number of failed pictures, by the name of the error."""
 
 
 class Engine:
-    """Owns the model: nothing else may touch it while the engine runs."""
+    """Owns the model, which nothing else may touch while the engine runs."""
 
-    def __init__(self, pipeline: Pipeline, loras: Mapping[str, str], limits: Limits = Limits()) -> None:
-        """`loras` gives the adapter behind every registered name."""
-        self.pipeline, self.limits, self.counts = pipeline, limits, Counts()
+    def __init__(self, pipeline: Pipeline, loras: Mapping[str, str], limits: EngineLimits = EngineLimits()) -> None:
+        """Takes `loras`: the adapter behind every registered name."""
+        self.pipeline, self.limits, self.counts = pipeline, limits, EngineCounts()
         self._loras = dict(loras)
-        self._jobs: list[Job] = []  # in the order of their arrival
+        self._jobs: list[PaintJob] = []  # in the order of their arrival
         self._changed = threading.Condition()
         self._closing = False
         self._texts: OrderedDict[str, Cond] = OrderedDict()
@@ -172,7 +172,7 @@ class Engine:
         self._thread.start()
 
     def close(self, seconds: float | None = None) -> bool:
-        """Takes no more and waits for what it has; whether all was done in time."""
+        """Takes no more pictures, and waits for those it has. Returns whether all were finished in time."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -182,38 +182,40 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Pictures that have not begun."""
+        """Counts the pictures that have not begun."""
         return sum(job.z is None for job in list(self._jobs))
 
     def progress(self) -> tuple[float, int]:
-        """Share of the steps done of all pictures that are asked for, and how many these are."""
+        """Returns the fraction of all wanted steps that is done, and the number of unfinished pictures."""
         jobs = [job for job in list(self._jobs) if not job.future.done()]
-        return sum(job.step for job in jobs) / max(1, sum(job.wish.steps for job in jobs)), len(jobs)
+        return sum(job.step for job in jobs) / max(1, sum(job.spec.steps for job in jobs)), len(jobs)
 
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def submit(self, wishes: Sequence[Wish], on_step: OnStep | None = None) -> list[Job]:
-        """All of them or none. Raises BusyError or ClosedError. `on_step` is called by the engine's thread."""
+    def submit(self, specs: Sequence[PictureSpec], on_step: OnStep | None = None) -> list[PaintJob]:
+        """Queues all pictures or none. Raises BusyError or ClosedError. The engine's thread calls `on_step`."""
         with self._changed:
-            self.check_room(len(wishes), max((wish.steps for wish in wishes), default=0))
+            self.check_room(len(specs), max((spec.steps for spec in specs), default=0))
             end = time.monotonic() + self.limits.deadline
-            jobs = [Job(wish, end, on_step) for wish in wishes]
+            jobs = [PaintJob(spec, end, on_step) for spec in specs]
             self._jobs += jobs
             self._changed.notify()
         return jobs
 
     def check_room(self, count: int, steps: int) -> None:
-        """For so many more pictures of so many steps: a place in the queue, and half of the time that they have to
-        spare not used up by those before them. Raises BusyError or ClosedError."""
+        """Raises BusyError or ClosedError where there is no room for so many more pictures of so many steps.
+
+        They need places in the queue, and those before them may use up at most half of the time they have to spare.
+        """
         if self._closing:
             raise ClosedError("the server is going down")
         before = 0.0
         for job in list(self._jobs):
-            before += (job.wish.steps - job.step) / self._together(job.wish.size)
-        seconds = before * self.counts.seconds_a_step
-        to_spare = max(0.0, self.limits.deadline - steps * self.counts.seconds_a_step)
+            before += (job.spec.steps - job.step) / self._max_batch(job.spec.size)
+        seconds = before * self.counts.seconds_per_step
+        to_spare = max(0.0, self.limits.deadline - steps * self.counts.seconds_per_step)
         if self.waiting + count > self.limits.waiting or (before and seconds > to_spare / 2):
             raise BusyError(max(1.0, seconds))
 
@@ -226,10 +228,10 @@ class Engine:
                     return
                 batch = self._choose()
             if batch:
-                self._guarded(batch)
+                self._advance_safely(batch)
 
-    def _choose(self) -> list[Job]:
-        """Pictures of one kind, of that which has waited longest; the gone and the late are dropped."""
+    def _choose(self) -> list[PaintJob]:
+        """Chooses pictures of the kind that has waited longest; cancelled and late ones are dropped."""
         now = time.monotonic()
         for job in self._jobs:
             if job.cancelled:
@@ -241,41 +243,41 @@ class Engine:
         if not self._jobs:
             return []
         # A kind that is new comes after those that are here: a stream of new ones would starve them.
-        kinds = dict.fromkeys(job.wish.kind for job in self._jobs)
+        kinds = dict.fromkeys(job.spec.kind for job in self._jobs)
         self._turn = {kind: self._turn.get(kind) or next(self._clock) for kind in kinds}
         kind = min(kinds, key=self._turn.__getitem__)
         self._turn[kind] = next(self._clock)
-        alike = [job for job in self._jobs if job.wish.kind == kind]
-        most = self._together(alike[0].wish.size)
+        alike = [job for job in self._jobs if job.spec.kind == kind]
+        most = self._max_batch(alike[0].spec.size)
         # Those that have begun first: so none of them waits for a newcomer.
         return sorted(alike, key=lambda job: job.z is None)[:most]
 
-    def _together(self, size: tuple[int, int]) -> int:
-        """Pictures of that size in a batch, at most."""
+    def _max_batch(self, size: tuple[int, int]) -> int:
+        """Returns the most pictures of that size in a batch."""
         height, width = size
         return max(1, min(self.limits.batch, self.limits.batch_pixels // (height * width)))
 
-    def _guarded(self, batch: list[Job]) -> None:
-        """A step; whatever goes wrong with it costs its pictures and no more."""
+    def _advance_safely(self, batch: list[PaintJob]) -> None:
+        """Computes one step; an error costs the pictures of this batch and no others."""
         begun = time.perf_counter()
         try:
             self._advance(batch)
         except Exception as error:
             self._give_up(batch, error, f"{len(batch)} pictures need more memory than there is")
         taken = time.perf_counter() - begun
-        self.counts.seconds_a_step += 0.1 * (taken - self.counts.seconds_a_step)
+        self.counts.seconds_per_step += 0.1 * (taken - self.counts.seconds_per_step)
 
-    def _give_up(self, batch: list[Job], error: Exception, short: str) -> None:
-        """`short` is said where the error is one of too little memory."""
-        told = error
+    def _give_up(self, batch: list[PaintJob], error: Exception, short: str) -> None:
+        """Fails the batch with `error`, or with the message `short` where the device has too little memory."""
+        reported = error
         if is_short_of_memory(error):
-            told = ShortOfMemoryError(short)
-            told.__cause__ = error
+            reported = ShortOfMemoryError(short)
+            reported.__cause__ = error
         else:
             logger.error("a step has failed", exc_info=error)
         for job in batch:
-            self._count(type(told).__name__)
-            job.fail(told)
+            self._count(type(reported).__name__)
+            job.fail(reported)
         with self._changed:
             self._jobs = [job for job in self._jobs if not job.future.done()]
         if torch.cuda.is_available():
@@ -285,8 +287,8 @@ class Engine:
         self.counts.failed[failure] = self.counts.failed.get(failure, 0) + 1
 
     @torch.no_grad()
-    def _advance(self, batch: list[Job]) -> None:
-        self._use(batch[0].wish.loras)
+    def _advance(self, batch: list[PaintJob]) -> None:
+        self._use(batch[0].spec.loras)
         self._begin([job for job in batch if job.z is None])
         batch = [job for job in batch if job.z is not None]
         if not batch:
@@ -296,7 +298,7 @@ class Engine:
         self.counts.painted_together = len(batch)
         for job, own in zip(batch, landed.split(1), strict=True):
             job.z, job.step = own, job.step + 1
-        shown = [job for job in batch if job.step == len(job.times) or (job.wish.previews and job.on_step)]
+        shown = [job for job in batch if job.step == len(job.times) or (job.spec.previews and job.on_step)]
         if not shown:
             return
         for job, image in zip(shown, to_images(self.pipeline.model.codec.decode(_latents(shown))), strict=True):
@@ -307,11 +309,11 @@ class Engine:
             self.counts.pictures += 1
             job.done(image)
 
-    def _land(self, batch: list[Job]) -> Tensor:
+    def _land(self, batch: list[PaintJob]) -> Tensor:
         """Returns the latents of all after their next step."""
         device = self.pipeline.model.device
         cond = {name: torch.cat([job.cond[name] for job in batch]) for name in batch[0].cond}
-        omega = torch.tensor([job.wish.omega for job in batch], device=device)
+        omega = torch.tensor([job.spec.omega for job in batch], device=device)
         t = torch.tensor([job.times[job.step] for job in batch], device=device)
         fresh = torch.tensor([job.fresh for job in batch], device=device)
         noise = torch.cat([job.noise() for job in batch])
@@ -324,25 +326,25 @@ class Engine:
             self._scales = loras
             self._texts.clear()  # a LoRA may hang on the text encoder
 
-    def _begin(self, jobs: list[Job]) -> None:
+    def _begin(self, jobs: list[PaintJob]) -> None:
         """Texts, times and first noise; draws are those of `Pipeline`, so that a seed is a picture."""
         model = self.pipeline.model
-        unknown = list(dict.fromkeys(job.wish.prompt for job in jobs if job.wish.prompt not in self._texts))
+        unknown = list(dict.fromkeys(job.spec.prompt for job in jobs if job.spec.prompt not in self._texts))
         if unknown:
             cond = model.conditioner.encode(unknown)
             for i, prompt in enumerate(unknown):
                 self._texts[prompt] = {name: value[i : i + 1] for name, value in cond.items()}
         for job in jobs:
-            wish = job.wish
-            job.cond = self._texts[wish.prompt]
-            self._texts.move_to_end(wish.prompt)
-            job.times = self.pipeline.times(wish.steps, wish.strength if wish.start is not None else 1.0)
-            shape = (model.codec.shape(model.resolution)[0], *(side // model.codec.multiple for side in wish.size))
-            job.draw = seeded_noise([wish.seed], shape, model.device)
+            spec = job.spec
+            job.cond = self._texts[spec.prompt]
+            self._texts.move_to_end(spec.prompt)
+            job.times = self.pipeline.times(spec.steps, spec.strength if spec.start is not None else 1.0)
+            shape = (model.codec.shape(model.resolution)[0], *(side // model.codec.multiple for side in spec.size))
+            job.draw = seeded_noise([spec.seed], shape, model.device)
             z = job.draw()
-            if wish.start is not None:
+            if spec.start is not None:
                 try:
-                    mean, std = model.codec.encode(to_pixels([fit_cover(wish.start, wish.size)]))
+                    mean, std = model.codec.encode(to_pixels([fit_cover(spec.start, spec.size)]))
                 except Exception as error:  # its picture is its own: the others go on
                     self._give_up([job], error, "the picture to start from needs more memory than there is")
                     continue
@@ -352,5 +354,5 @@ class Engine:
             self._texts.popitem(last=False)
 
 
-def _latents(jobs: Sequence[Job]) -> Tensor:
+def _latents(jobs: Sequence[PaintJob]) -> Tensor:
     return torch.cat([job.z for job in jobs if job.z is not None])

@@ -1,4 +1,4 @@
-"""What is refused, in the words of OpenAI's API: the field, the limit and the remedy."""
+"""Errors as OpenAI's API words them, with the field, the limit and the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fewstep.serve.engine import BusyError, CancelledError, ClosedError, Deadlin
 
 
 class RefusedError(Exception):
-    """A request that cannot be met, with the HTTP status that says so."""
+    """A request that cannot be met, and its HTTP status."""
 
     def __init__(self, message: str, *, param: str | None = None, status: int = 400, code: str = "invalid_value",
                  headers: dict[str, str] | None = None) -> None:  # fmt: skip
@@ -22,7 +22,7 @@ class RefusedError(Exception):
         self.param, self.status, self.code, self.headers = param, status, code, headers or {}
 
     def content(self) -> dict[str, Any]:
-        """As JSON."""
+        """Returns the error as what JSON can hold."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
@@ -30,8 +30,8 @@ class RefusedError(Exception):
         return JSONResponse(self.content(), self.status, self.headers)
 
 
-def refusal_of(error: Exception) -> RefusedError:
-    """What the engine's errors are to a client; anything else is a fault of the server's."""
+def to_refusal(error: Exception) -> RefusedError:
+    """Converts an error of the engine to what a client is told; any other error is the server's fault."""
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, BusyError):
@@ -48,8 +48,8 @@ def refusal_of(error: Exception) -> RefusedError:
     return RefusedError("the server has failed; its log says how", status=500, code="internal_error")
 
 
-def invalid_fields(errors: Sequence[Any]) -> RefusedError:
-    """For pydantic's errors, in one sentence; a misspelt field before the one that is missing for it."""
+def explain_invalid_fields(errors: Sequence[Any]) -> RefusedError:
+    """Puts pydantic's errors into one sentence, about a misspelt field before one that is missing because of it."""
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     if first["type"] == "json_invalid":
         return RefusedError(f"the body is no JSON ({first.get('ctx', {}).get('error', first['msg'])})")
@@ -57,12 +57,12 @@ def invalid_fields(errors: Sequence[Any]) -> RefusedError:
     if not place and first["type"] in ("model_attributes_type", "dict_type", "model_type"):
         return RefusedError("the body is no JSON object; send one, with content-type application/json")
     param = ".".join(place) or None
-    told = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
-    return RefusedError(f"{param or 'the body'}: {told}", param=param)
+    reason = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
+    return RefusedError(f"{param or 'the body'}: {reason}", param=param)
 
 
-def install(app: FastAPI) -> None:
-    """Every error of `app` in one shape."""
+def install_handlers(app: FastAPI) -> None:
+    """Makes `app` answer every error in one shape."""
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
@@ -70,14 +70,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return invalid_fields(error.errors()).response()
+        return explain_invalid_fields(error.errors()).response()
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
-        return refusal_of(error).response()  # and the server's log has the rest
+        return to_refusal(error).response()  # and the server's log has the rest
 
     @app.exception_handler(HTTPException)
-    async def told(_: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         headers = dict(error.headers or {})
         return RefusedError(str(error.detail), status=error.status_code, code=code, headers=headers).response()

@@ -1,4 +1,4 @@
-"""What stands before every route: who may ask, under which name, how much and how slowly."""
+"""Guards every route: checks host names, origins and tokens, and bounds the size and time of bodies."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fewstep.serve.errors import RefusedError
-from fewstep.serve.settings import Settings
+from fewstep.serve.settings import ServerSettings
 
 COOKIE = "fewstep_token"
 OPEN = "/healthz"
 """The one route that needs no token."""
-
-
 WITH_PICTURES = ("/v1/images/edits", "/sdapi/v1/img2img")
-"""Routes whose bodies bring a picture."""
+"""Routes whose bodies hold a picture."""
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware that refuses a request before any route sees it."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app, self._settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,11 +32,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given, by_link = self._token(scope, headers)
-        refusal = self._refusal(scope, headers, given)
+        given, by_link = self._read_token(scope, headers)
+        refusal = self._check(scope, headers, given)
         if refusal is None and scope["type"] == "http":
             cookie = given if by_link and self._settings.token else ""
-            bounded = _Bounded(self._settings, _most(scope, self._settings), receive, send, cookie)
+            bounded = _BoundedBody(self._settings, _max_bytes(scope, self._settings), receive, send, cookie)
             await self._app(scope, bounded.receive, bounded.send)
         elif refusal is None:
             await self._app(scope, receive, send)
@@ -49,7 +47,7 @@ class Guard:
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)[:100]})
 
-    def _refusal(self, scope: Scope, headers: Headers, given: str) -> RefusedError | None:
+    def _check(self, scope: Scope, headers: Headers, given: str) -> RefusedError | None:
         settings, host = self._settings, headers.get("host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         known = {each.lower().rstrip(".") for each in settings.hosts}
@@ -65,12 +63,12 @@ class Guard:
                 code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
         length = headers.get("content-length", "0")
-        if not length.isascii() or not length.isdigit() or int(length[:20]) > _most(scope, settings):
-            return _too_large(_most(scope, settings))
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > _max_bytes(scope, settings):
+            return _too_large(_max_bytes(scope, settings))
         return None
 
-    def _token(self, scope: Scope, headers: Headers) -> tuple[str, bool]:
-        """What was given, and whether in the link."""
+    def _read_token(self, scope: Scope, headers: Headers) -> tuple[str, bool]:
+        """Returns the token that was given, and whether it was in the link."""
         scheme, _, value = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return value.strip(), False
@@ -84,10 +82,10 @@ class Guard:
         return (cookie.value if cookie else ""), False
 
 
-class _Bounded:
-    """One request's body, counted and timed as it comes in."""
+class _BoundedBody:
+    """Counts and times the body of one request as it arrives."""
 
-    def __init__(self, settings: Settings, most: int, receive: Receive, send: Send, token: str) -> None:
+    def __init__(self, settings: ServerSettings, most: int, receive: Receive, send: Send, token: str) -> None:
         self._settings, self._most, self._receive, self._send, self._token = settings, most, receive, send, token
         self._end = asyncio.get_running_loop().time() + settings.body_seconds
         self._count, self._whole, self._answered = 0, False, False
@@ -121,10 +119,10 @@ class _Bounded:
                 await response({"type": "http"}, self._receive, self._send)
             return
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", []), *self._further()]}
+            message = {**message, "headers": [*message.get("headers", []), *self._security_headers()]}
         await self._send(message)
 
-    def _further(self) -> list[tuple[bytes, bytes]]:
+    def _security_headers(self) -> list[tuple[bytes, bytes]]:
         headers: list[tuple[bytes, bytes]] = [
             (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
             (b"cross-origin-resource-policy", b"same-origin"), (b"x-frame-options", b"DENY"),
@@ -150,8 +148,8 @@ def _netloc(origin: str) -> str | None:
         return None
 
 
-def _most(scope: Scope, settings: Settings) -> int:
-    """Bytes of a body: more where it brings a picture."""
+def _max_bytes(scope: Scope, settings: ServerSettings) -> int:
+    """Returns the most bytes that a body may have: more where it holds a picture."""
     return settings.body_bytes if scope["path"] in WITH_PICTURES else settings.json_bytes
 
 

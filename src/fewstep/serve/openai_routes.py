@@ -15,15 +15,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from fewstep.serve.desk import Accepted, Desk, Format, Order, read_image
-from fewstep.serve.errors import RefusedError, refusal_of
+from fewstep.serve.errors import RefusedError, to_refusal
+from fewstep.serve.service import AcceptedRequest, Format, PaintRequest, PaintService, read_image
 
 _INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _NUMBER = Annotated[float, Field(allow_inf_nan=False)]
 
 
-def told(**bounds: Any) -> Any:
-    """Bounds that the schema tells; the desk keeps them, and says what to do."""
+def bounds_in_schema(**bounds: Any) -> Any:
+    """Writes bounds into the schema only: the service checks them, and says what to do."""
     return Field(json_schema_extra=bounds)
 
 
@@ -34,22 +34,22 @@ class Generation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    prompt: Annotated[str, told(minLength=1, maxLength=2000)]
+    prompt: Annotated[str, bounds_in_schema(minLength=1, maxLength=2000)]
     model: str | None = None
-    n: Annotated[_INTEGER, told(minimum=1, maximum=8)] | None = 1
-    size: Annotated[str, told(enum=["auto"])] | None = None
+    n: Annotated[_INTEGER, bounds_in_schema(minimum=1, maximum=8)] | None = 1
+    size: Annotated[str, bounds_in_schema(enum=["auto"])] | None = None
     """`WIDTHxHEIGHT` of those that /api/model lists, or auto."""
     response_format: Literal["b64_json", "url"] | None = None
     """`url` is refused: pictures are sent, not kept."""
     output_format: Format | None = "png"
     stream: bool | None = False
-    """As server-sent events."""
-    partial_images: Annotated[_INTEGER, told(minimum=0, maximum=8)] | None = 0
-    """Of a stream: so many first steps are sent as pictures too."""
-    steps: Annotated[_INTEGER, told(minimum=1, maximum=50)] = 4
-    seed: Annotated[_INTEGER, told(minimum=0)] | None = None
-    """Picture i is of seed + i; at random when not given, and told in the answer."""
-    guidance_scale: Annotated[_NUMBER, told(minimum=1, maximum=100)] | None = None
+    """Send server-sent events."""
+    partial_images: Annotated[_INTEGER, bounds_in_schema(minimum=0, maximum=8)] | None = 0
+    """In a stream, the number of first steps that are sent as pictures too."""
+    steps: Annotated[_INTEGER, bounds_in_schema(minimum=1, maximum=50)] = 4
+    seed: Annotated[_INTEGER, bounds_in_schema(minimum=0)] | None = None
+    """Seed of the first picture; picture i has seed + i. Random by default; the answer holds it."""
+    guidance_scale: Annotated[_NUMBER, bounds_in_schema(minimum=1, maximum=100)] | None = None
     """diffusers' convention: the papers' ω + 1."""
     negative_prompt: str = ""
     loras: dict[str, _NUMBER] = {}
@@ -63,31 +63,31 @@ class Generation(BaseModel):
     output_compression: Any = None
 
 
-def routes(desk: Desk) -> APIRouter:
-    """Of this model."""
+def make_routes(service: PaintService) -> APIRouter:
+    """Makes the routes of one model."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(desk)]}
+        return {"object": "list", "data": [_describe_model(service)]}
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        desk.check_model(name)
-        return _model(desk)
+        service.check_model(name)
+        return _describe_model(service)
 
     @router.post("/images/generations", response_model=None)
     async def generations(asked: Generation, request: Request) -> Response:
-        desk.check_model(asked.model)
+        service.check_model(asked.model)
         _check_answer(asked.response_format, asked.partial_images or 0)
-        order = Order(
+        paint_request = PaintRequest(
             prompt=asked.prompt, negative_prompt=asked.negative_prompt, n=asked.n or 1, seed=asked.seed,
             steps=asked.steps, guidance_scale=asked.guidance_scale, size=asked.size, loras=asked.loras,
             previews=bool(asked.stream and asked.partial_images),
         )  # fmt: skip
         form: Format = asked.output_format or "png"
         kind = "image_generation"
-        return await _answer(desk, order, request, form, kind, asked.stream, asked.partial_images or 0)
+        return await _answer(service, paint_request, request, form, kind, asked.stream, asked.partial_images or 0)
 
     @router.post("/images/edits", response_model=None)
     async def edits(  # noqa: PLR0913, PLR0917  # a form's fields
@@ -110,7 +110,7 @@ def routes(desk: Desk) -> APIRouter:
         negative_prompt: Annotated[str, Form()] = "",
         loras: Annotated[str, Form()] = "",
     ) -> Response:
-        desk.check_model(model)
+        service.check_model(model)
         _check_answer(response_format, partial_images)
         given = [*(image or []), *(images or [])]
         if mask is not None:
@@ -118,19 +118,19 @@ def routes(desk: Desk) -> APIRouter:
         if len(given) != 1:
             raise RefusedError(f"image: {len(given)} were sent and one is wanted", param="image")
         content = await given[0].read()
-        start = await asyncio.get_running_loop().run_in_executor(None, read_image, content, desk.settings)
-        order = Order(
+        start = await asyncio.get_running_loop().run_in_executor(None, read_image, content, service.settings)
+        paint_request = PaintRequest(
             prompt=prompt, negative_prompt=negative_prompt, n=n, seed=seed, steps=steps,
-            guidance_scale=guidance_scale, size=size, loras=_scales(loras), start=start, strength=strength,
+            guidance_scale=guidance_scale, size=size, loras=_parse_scales(loras), start=start, strength=strength,
             previews=bool(stream and partial_images),
         )  # fmt: skip
-        return await _answer(desk, order, request, output_format, "image_edit", stream, partial_images)
+        return await _answer(service, paint_request, request, output_format, "image_edit", stream, partial_images)
 
     return router
 
 
-def _model(desk: Desk) -> dict[str, Any]:
-    return {"id": desk.name, "object": "model", "created": 0, "owned_by": "fewstep"}
+def _describe_model(service: PaintService) -> dict[str, Any]:
+    return {"id": service.name, "object": "model", "created": 0, "owned_by": "fewstep"}
 
 
 def _check_answer(response_format: str | None, partial_images: int) -> None:
@@ -140,7 +140,7 @@ def _check_answer(response_format: str | None, partial_images: int) -> None:
         raise RefusedError(f"partial_images is {partial_images}; allowed are 0 to 8", param="partial_images")
 
 
-def _scales(text: str) -> dict[str, float]:
+def _parse_scales(text: str) -> dict[str, float]:
     if not text:
         return {}
     try:
@@ -151,19 +151,25 @@ def _scales(text: str) -> dict[str, float]:
 
 
 async def _answer(  # what the two routes share
-    desk: Desk, order: Order, request: Request, form: Format, kind: str, stream: bool | None, partial_images: int
+    service: PaintService,
+    paint_request: PaintRequest,
+    request: Request,
+    form: Format,
+    kind: str,
+    stream: bool | None,
+    partial_images: int,
 ) -> Response:
-    accepted = desk.accept(order)
+    accepted = service.accept(paint_request)
     if stream:
         try:
-            desk.engine.check_room(len(accepted.wishes), order.steps)
+            service.engine.check_room(len(accepted.specs), paint_request.steps)
         except Exception as error:  # refused before the answer begins
-            raise refusal_of(error) from error
-        events = _events(desk, accepted, form, kind, partial_images)
+            raise to_refusal(error) from error
+        events = _stream_events(service, accepted, form, kind, partial_images)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-    images = await desk.paint(accepted, request)
+    images = await service.paint(accepted, request)
     data = [
-        {"b64_json": await _b64(desk, image, accepted, i, form), "seed": accepted.wishes[i].seed}
+        {"b64_json": await _encode_b64(service, image, accepted, i, form), "seed": accepted.specs[i].seed}
         for i, image in enumerate(images)
     ]
     usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": _NO_TOKENS}
@@ -174,14 +180,18 @@ async def _answer(  # what the two routes share
 _NO_TOKENS = {"image_tokens": 0, "text_tokens": 0}
 
 
-async def _b64(desk: Desk, image: Image.Image, accepted: Accepted, index: int, form: Format) -> str:
-    return base64.b64encode(await desk.encode(image, accepted.wishes[index], accepted.order, form)).decode()
+async def _encode_b64(
+    service: PaintService, image: Image.Image, accepted: AcceptedRequest, index: int, form: Format
+) -> str:
+    return base64.b64encode(await service.encode(image, accepted.specs[index], accepted.request, form)).decode()
 
 
-async def _events(desk: Desk, accepted: Accepted, form: Format, kind: str, partial_images: int) -> AsyncIterator[str]:
-    """The first steps of the first picture, at most so many; then every picture."""
-    wishes = [replace(wish, previews=wish.previews and i == 0) for i, wish in enumerate(accepted.wishes)]
-    width, height = wishes[0].size[::-1]
+async def _stream_events(
+    service: PaintService, accepted: AcceptedRequest, form: Format, kind: str, partial_images: int
+) -> AsyncIterator[str]:
+    """Yields the first steps of the first picture, at most `partial_images` of them; then every picture."""
+    specs = [replace(spec, previews=spec.previews and i == 0) for i, spec in enumerate(accepted.specs)]
+    width, height = specs[0].size[::-1]
     common = {
         "created_at": int(time.time()), "size": f"{width}x{height}", "quality": "auto", "background": "opaque",
         "output_format": form,
@@ -189,18 +199,21 @@ async def _events(desk: Desk, accepted: Accepted, form: Format, kind: str, parti
     usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": _NO_TOKENS}
     sent = 0
     try:
-        async for step, images in desk.follow(wishes):
+        async for step, images in service.follow(specs):
             if step is not None and sent < partial_images:
-                content = {"b64_json": await _b64(desk, images[0], accepted, 0, form), "partial_image_index": sent}
-                yield _event(f"{kind}.partial_image", content | common)
+                content = {
+                    "b64_json": await _encode_b64(service, images[0], accepted, 0, form),
+                    "partial_image_index": sent,
+                }
+                yield _format_event(f"{kind}.partial_image", content | common)
                 sent += 1
             for i, image in enumerate(images if step is None else []):
-                content = {"b64_json": await _b64(desk, image, accepted, i, form), "usage": usage}
-                content |= {"seed": wishes[i].seed, "notes": accepted.notes}
-                yield _event(f"{kind}.completed", content | common)
+                content = {"b64_json": await _encode_b64(service, image, accepted, i, form), "usage": usage}
+                content |= {"seed": specs[i].seed, "notes": accepted.notes}
+                yield _format_event(f"{kind}.completed", content | common)
     except RefusedError as error:
-        yield _event("error", error.content())
+        yield _format_event("error", error.content())
 
 
-def _event(kind: str, content: dict[str, Any]) -> str:
+def _format_event(kind: str, content: dict[str, Any]) -> str:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n"

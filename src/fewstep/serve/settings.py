@@ -1,4 +1,4 @@
-"""What a server allows."""
+"""The bounds of a server."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Bounds on what strangers may ask for."""
+class ServerSettings:
+    """Bounds on what clients may ask for."""
 
     token: str = ""
-    """Without it nothing but /healthz is answered; none: everybody may ask."""
+    """Secret that every request but /healthz needs; empty: none is needed."""
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
-    """Names under which requests may come, so that no page elsewhere reaches a server here by a name of its own; `*`:
-    any."""
+    """Host names that requests may use, so that a foreign page cannot reach this server by a name of its own; `*`
+    allows any."""
     body_bytes: int = 16 << 20
-    """Of a request that brings a picture."""
+    """Most bytes of a body that holds a picture."""
     json_bytes: int = 64 << 10
-    """Of one that does not."""
+    """Most bytes of any other body."""
     body_seconds: float = 20.0
-    """That a request's body may take to arrive, from its head to its end."""
+    """Seconds that a body may take to arrive."""
     header_seconds: float = 10.0
-    """That its head may take."""
+    """Seconds that a request's head may take to arrive."""
     connections: int = 512
-    """At a time."""
+    """Most connections at a time."""
     pictures: int = 8
-    """Of one request."""
+    """Most pictures of one request."""
     prompt_letters: int = 2000
-    """Of a prompt, and of a negative one."""
+    """Most characters of a prompt, and of a negative one."""
     image_pixels: int = 16_000_000
-    """Of a picture that is sent."""
+    """Most pixels of a picture that a client sends."""
     work: int = 32 * 512 * 512 * 8
-    """Pixels × pictures × steps of one request."""
+    """Most pixels × pictures × steps of one request."""
     sockets: int = 32
-    """Pages that are open at a time."""
+    """Most pages that are open at a time."""

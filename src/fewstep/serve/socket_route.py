@@ -1,4 +1,4 @@
-"""The page's WebSocket: what is typed last is painted, and every answer says which wish it is of.
+"""The page's WebSocket: the latest message is painted, and every answer names the message it belongs to.
 
 A message is JSON: `seq`, and what `/v1/images/generations` takes. An answer is one binary message: the length of a JSON
 head (4 bytes, big-endian), the head (`seq`, `kind`: step or picture, `index`, `step`, `seed`, `text`), a PNG. What is
@@ -19,17 +19,17 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fewstep.serve.desk import Desk, Order, read_image
-from fewstep.serve.engine import Wish
-from fewstep.serve.errors import RefusedError, invalid_fields, refusal_of
+from fewstep.serve.engine import PictureSpec
+from fewstep.serve.errors import RefusedError, explain_invalid_fields, to_refusal
+from fewstep.serve.service import PaintRequest, PaintService, read_image
 
 _FIELDS = 64
 _INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _NUMBER = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Typed(BaseModel):
-    """What the page asks for."""
+class LiveRequest(BaseModel):
+    """A message of the page."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,23 +42,23 @@ class Typed(BaseModel):
     size: str | None = None
     loras: dict[str, _NUMBER] = {}
     image: str | None = None
-    """base64 of a picture to start from."""
+    """Picture to start from, in base64."""
     strength: _NUMBER = 0.6
     previews: bool = False
     compare: list[_INTEGER] = Field(default=[], max_length=8)
-    """Numbers of steps that are painted side by side, from one seed, in place of `steps`."""
+    """Step counts to paint side by side from one seed, in place of `steps`."""
 
 
-def routes(desk: Desk) -> APIRouter:
-    """Of this model."""
+def make_routes(service: PaintService) -> APIRouter:
+    """Makes the routes of one model."""
     router = APIRouter()
     open_ones: set[WebSocket] = set()
 
     @router.websocket("/ws")
     async def paint_as_typed(socket: WebSocket) -> None:
-        if len(open_ones) >= desk.settings.sockets:
+        if len(open_ones) >= service.settings.sockets:
             await socket.accept()  # else the page cannot read why
-            await socket.close(1013, f"{desk.settings.sockets} pages are open; close one")
+            await socket.close(1013, f"{service.settings.sockets} pages are open; close one")
             return
         await socket.accept()
         open_ones.add(socket)
@@ -70,7 +70,7 @@ def routes(desk: Desk) -> APIRouter:
                     task.cancel()  # latest wins
                     with contextlib.suppress(asyncio.CancelledError):
                         await task
-                task = asyncio.create_task(_answer(desk, socket, message))
+                task = asyncio.create_task(_answer(service, socket, message))
         except (WebSocketDisconnect, RuntimeError, KeyError):  # gone, or binary where text is wanted
             pass
         finally:
@@ -81,71 +81,74 @@ def routes(desk: Desk) -> APIRouter:
     return router
 
 
-async def _answer(desk: Desk, socket: WebSocket, message: str) -> None:
+async def _answer(service: PaintService, socket: WebSocket, message: str) -> None:
     seq: int | None = None
     try:
         try:
-            typed = Typed.model_validate(_plain(message))
+            live_request = LiveRequest.model_validate(_parse_message(message))
         except ValidationError as error:
-            raise invalid_fields(error.errors()) from error
-        seq = typed.seq
-        await _paint(desk, socket, typed)
+            raise explain_invalid_fields(error.errors()) from error
+        seq = live_request.seq
+        await _paint(service, socket, live_request)
     except WebSocketDisconnect:
         pass
     except Exception as error:
         if isinstance(error, RuntimeError) and "close message" in str(error):
             return  # the page has gone while a picture was on its way
-        await socket.send_text(json.dumps({"seq": seq, **refusal_of(error).content()}))
+        await socket.send_text(json.dumps({"seq": seq, **to_refusal(error).content()}))
 
 
-def _plain(message: str) -> Any:
-    """What pydantic is not asked about: it would name every wrong entry of thousands, for seconds."""
+def _parse_message(message: str) -> Any:
+    """Reads JSON, and refuses what would keep pydantic busy for seconds, naming thousands of wrong entries."""
     try:
-        found = json.loads(message)
+        content = json.loads(message)
     except (ValueError, RecursionError) as error:
         raise RefusedError("the message is no JSON") from error
-    if isinstance(found, dict) and (len(found) > _FIELDS or _long(found.get("loras")) or _long(found.get("compare"))):
+    if isinstance(content, dict) and (
+        len(content) > _FIELDS or _is_long(content.get("loras")) or _is_long(content.get("compare"))
+    ):
         raise RefusedError(f"the message has more than {_FIELDS} fields, or loras or compare more than as many")
-    return found
+    return content
 
 
-def _long(value: object) -> bool:
+def _is_long(value: object) -> bool:
     return isinstance(value, dict | list) and len(value) > _FIELDS
 
 
-async def _paint(desk: Desk, socket: WebSocket, typed: Typed) -> None:
+async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest) -> None:
     begun, loop = time.perf_counter(), asyncio.get_running_loop()
     start = None
-    if typed.image:
-        start = await loop.run_in_executor(None, read_image, typed.image, desk.settings)
-    order = Order(
-        prompt=typed.prompt, negative_prompt=typed.negative_prompt, seed=typed.seed,
-        steps=max(typed.compare or [typed.steps]), guidance_scale=typed.guidance_scale, size=typed.size,
-        loras=typed.loras, start=start, strength=typed.strength, previews=typed.previews and not typed.compare,
+    if message.image:
+        start = await loop.run_in_executor(None, read_image, message.image, service.settings)
+    paint_request = PaintRequest(
+        prompt=message.prompt, negative_prompt=message.negative_prompt, seed=message.seed,
+        steps=max(message.compare or [message.steps]), guidance_scale=message.guidance_scale, size=message.size,
+        loras=message.loras, start=start, strength=message.strength, previews=message.previews and not message.compare,
     )  # fmt: skip
-    accepted = desk.accept(order)
-    wish = accepted.wishes[0]
-    counts = typed.compare or [typed.steps]
+    accepted = service.accept(paint_request)
+    spec = accepted.specs[0]
+    counts = message.compare or [message.steps]
     if min(counts) < 1:
         raise RefusedError(f"compare has {min(counts)}; allowed are 1 and more", param="compare")
-    desk.check_work(wish.size, sum(counts))
-    wishes = [replace(wish, steps=steps) for steps in counts]
-    async for step, images in desk.follow(wishes):
+    service.check_work(spec.size, sum(counts))
+    specs = [replace(spec, steps=steps) for steps in counts]
+    async for step, images in service.follow(specs):
         if step is not None:
-            head = {"seq": typed.seq, "kind": "step", "index": 0, "step": step}
-            await _send(desk, socket, images[0], wish, order, head)
+            head = {"seq": message.seq, "kind": "step", "index": 0, "step": step}
+            await _send(service, socket, images[0], spec, paint_request, head)
             continue
-        for index, (image, own) in enumerate(zip(images, wishes, strict=True)):
+        for index, (image, own) in enumerate(zip(images, specs, strict=True)):
             head = {
-                "seq": typed.seq, "kind": "picture", "index": index, "step": own.steps, "of": len(wishes),
+                "seq": message.seq, "kind": "picture", "index": index, "step": own.steps, "of": len(specs),
                 "ms": round(1e3 * (time.perf_counter() - begun)), "notes": accepted.notes,
             }  # fmt: skip
-            await _send(desk, socket, image, own, order, head)
+            await _send(service, socket, image, own, paint_request, head)
 
 
 async def _send(
-    desk: Desk, socket: WebSocket, image: Image.Image, wish: Wish, order: Order, head: dict[str, Any]
+    service: PaintService, socket: WebSocket, image: Image.Image, spec: PictureSpec, paint_request: PaintRequest,
+    head: dict[str, Any],
 ) -> None:  # fmt: skip
-    content = await desk.encode(image, wish, order)
-    text = json.dumps({**head, "seed": wish.seed, "text": desk.infotext(wish, order)}).encode()
+    content = await service.encode(image, spec, paint_request)
+    text = json.dumps({**head, "seed": spec.seed, "text": service.write_infotext(spec, paint_request)}).encode()
     await socket.send_bytes(struct.pack(">I", len(text)) + text + content)

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,26 +41,25 @@ def check_seed(seed: int, count: int = 1) -> None:
         raise UserError(f"seed is {seed}; allowed are whole numbers of 64 bits, with sign")
 
 
-_IN_0_1 = (lambda value: 0 <= value < 1, "in [0, 1)")
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "lr": (lambda value: value > 0, "above 0"),
-    "ema_decay": _IN_0_1,
-    "beta2": _IN_0_1,
-    **dict.fromkeys(("weight_decay", "clip_norm", "warmup_steps"), (lambda value: value >= 0, "at least 0")),
-    **dict.fromkeys(
-        ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "processes"),
-        (lambda value: value >= 1, "at least 1"),
-    ),
-    "keep_checkpoints": (lambda value: value >= 2, "at least 2"),
-}
-"""What the fields of these classes allow, and how that is said."""
+def check_at_least(config: Any, least: float, *names: str) -> None:
+    """Raises UserError where one of these fields is below `least`."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise UserError(f"{name} is {getattr(config, name)}; it must be at least {least}")
 
 
-def _check_ranges(config: Any) -> None:
-    for field in dataclasses.fields(config):
-        allows, said = _RANGES.get(field.name, (lambda _: True, ""))
-        if not allows(value := getattr(config, field.name)):
-            raise UserError(f"{field.name} is {value}; it must be {said}")
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raises UserError where one of these fields is below 0."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise UserError(f"{name} is {getattr(config, name)}; it must not be negative")
+
+
+def check_between(config: Any, low: float, high: float, *names: str) -> None:
+    """Raises UserError where one of these fields is below `low` or above `high`."""
+    for name in names:
+        if not low <= getattr(config, name) <= high:
+            raise UserError(f"{name} is {getattr(config, name)}; allowed are {low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,26 +67,31 @@ class Optimisation:
     """How a role's weights follow their gradient, and how their average follows them."""
 
     lr: float = 1e-4
-    """AdamW's peak learning rate."""
+    """Peak learning rate of AdamW."""
     lr_decay: Literal["constant", "cosine", "linear"] = "constant"
-    """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
+    """Course of the learning rate after the warm-up; `cosine` and `linear` end at 0."""
     warmup_steps: int = 0
-    """Updates over which the learning rate rises linearly to `lr`."""
+    """Updates over which the learning rate rises linearly to its peak."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit keeps AdamW's moments in 8 bits (fewstep[8bit]): a quarter of their memory; the host then waits for the
-    device at every update."""
+    """`adamw8bit` (needs fewstep[8bit]) keeps AdamW's moments in 8 bits, a quarter of their memory, but makes every
+    update wait for the GPU."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     beta2: float = 0.999
-    """AdamW's second-moment decay."""
+    """Decay of AdamW's second moment."""
     clip_norm: float = 1.0
-    """Largest global gradient norm; 0 switches clipping off."""
+    """Largest norm of the whole gradient, above which it is scaled down; 0 switches clipping off."""
     ema_decay: float = 0.0
-    """Decay μ of the averaged weights per update; 0 keeps no average."""
+    """Decay of the averaged weights per update, μ in the papers; 0 keeps no average."""
 
     def __post_init__(self) -> None:
         check_values(self)
-        _check_ranges(self)
+        if self.lr <= 0:
+            raise UserError(f"lr is {self.lr}; it must be above 0")
+        for name in ("ema_decay", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        check_not_negative(self, "weight_decay", "clip_norm", "warmup_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,31 +101,33 @@ class LoopConfig(Optimisation):
     steps: int = 1000
     """Updates of the weights."""
     batch_size: int = 32
-    """Samples per update."""
+    """Samples in one update, over all processes together."""
     accumulation: int = 1
-    """Parts that a batch is computed in; more parts need less memory. Divides `batch_size`."""
+    """Number of parts in which a batch is computed, one after the other. Raise it when memory runs out: the result is
+    the same. It must divide --batch-size."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What networks compute in; `auto` is bf16 on a GPU that has it, fp32 on a CPU."""
+    """Number format that networks compute in. `auto` takes bf16 on a GPU that supports it, else fp32."""
     seed: int = 0
-    """Sample order and every random draw follow from it."""
+    """Seed of the sample order and of every random draw."""
     log_every: int = 10
-    """Updates between two lines of `metrics.jsonl`."""
+    """Updates between two lines of metrics.jsonl."""
     checkpoint_every: int = 200
-    """Updates between two checkpoints; the last update is always checkpointed."""
+    """Updates between two checkpoints. The last update always writes one."""
     keep_checkpoints: int = 2
-    """Newest whole checkpoints that stay on disk; at least 2, should the newest turn out to be spoilt."""
+    """Number of newest checkpoints that stay on disk; at least 2, in case the newest is damaged."""
     processes: int = 1
-    """Processes on this machine, one for each GPU; torchrun starts them itself. `batch_size` is that of all together. A
-    run may go on with another number."""
+    """Training processes to start on this machine, one for each GPU; torchrun starts them itself. A run may be resumed
+    with another number."""
     change: tuple[str, ...] = ()
-    """Settings, by name, in which this run may differ from the one that the folder holds, and goes on with the new
-    value."""
+    """Names of settings in which this run may differ from the one in its folder; it goes on with the new values."""
     record_samples: bool = False
-    """Write the names of every update's samples to samples.jsonl."""
+    """Write the names of the samples of every update to samples.jsonl."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.seed)
+        check_at_least(self, 1, "steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "processes")
+        check_at_least(self, 2, "keep_checkpoints")
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}; choose a divisor"

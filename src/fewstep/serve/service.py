@@ -1,4 +1,4 @@
-"""Between the routes and the engine: what is asked is checked against what the model allows, and waited for."""
+"""Stands between the routes and the engine: checks requests against what the model allows, and waits for pictures."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from fewstep.data.infotext import Infotext, build_png_info
 from fewstep.data.sources.base import DroppedError
 from fewstep.data.sources.decoding import PictureLimits, decode
 from fewstep.models.pipeline import MAX_STEPS
-from fewstep.serve.engine import CancelledError, DeadlineError, Engine, Job, OnStep, Wish
-from fewstep.serve.errors import RefusedError, refusal_of
-from fewstep.serve.settings import Settings
+from fewstep.serve.engine import CancelledError, DeadlineError, Engine, OnStep, PaintJob, PictureSpec
+from fewstep.serve.errors import RefusedError, to_refusal
+from fewstep.serve.settings import ServerSettings
 
 Format = Literal["png", "jpeg", "webp"]
 _SEEDS = 2**32
 _POLL = 0.1
-"""Seconds between two looks whether the client is still there."""
+"""Seconds between two checks whether the client is still there."""
 _GRACE = 5.0
-"""Seconds after the deadline in which the engine says so itself."""
-_OBLONG = 32
-"""How many times as long as the other a side of a picture may be."""
+"""Seconds after the deadline in which the engine reports it itself."""
+_MOST_ASPECT = 32
+"""Largest ratio of the sides of a picture that a client sends."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class PaintRequest:
     """What a client asks for, in diffusers' convention; None where it leaves that to the server."""
 
     prompt: str
@@ -54,23 +54,23 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """An order that the model can paint."""
+class AcceptedRequest:
+    """A request that the model can paint."""
 
-    order: Order
-    wishes: list[Wish]
+    request: PaintRequest
+    specs: list[PictureSpec]
     notes: list[str]
-    """What the client should know of it."""
+    """Notes for the client."""
 
 
-class Desk:
-    """Of one model."""
+class PaintService:
+    """Checks requests for one model, has the engine paint them, and encodes the pictures."""
 
-    def __init__(self, engine: Engine, settings: Settings, loras: Mapping[str, float]) -> None:
-        """`loras`: every registered name with the scale that it has where none is asked for."""
+    def __init__(self, engine: Engine, settings: ServerSettings, loras: Mapping[str, float]) -> None:
+        """Takes `loras`: every registered name, and its scale where the client gives none."""
         self.engine, self.settings, self.loras = engine, settings, dict(loras)
         self.pipeline = engine.pipeline
-        self.sizes = _sizes(self.pipeline.model.resolution)
+        self.sizes = _list_sizes(self.pipeline.model.resolution)
 
     @property
     def name(self) -> str:
@@ -87,53 +87,53 @@ class Desk:
                 f"model {name!r} is not here; there is {self.name!r}", param="model", status=404, code="model_not_found"
             )
 
-    def accept(self, order: Order) -> Accepted:
-        """Raises RefusedError naming the field, its limit and what to do."""
+    def accept(self, request: PaintRequest) -> AcceptedRequest:
+        """Checks a request. Raises RefusedError, which names the field, its limit and what to do."""
         settings, notes = self.settings, list[str]()
-        if not order.prompt.strip():
+        if not request.prompt.strip():
             raise RefusedError("prompt is empty; say what to paint", param="prompt")
-        if len(order.prompt) > settings.prompt_letters:
+        if len(request.prompt) > settings.prompt_letters:
             limit = settings.prompt_letters
-            raise RefusedError(f"prompt has {len(order.prompt)} letters; at most {limit} are read", param="prompt")
-        if len(order.negative_prompt) > settings.prompt_letters:
+            raise RefusedError(f"prompt has {len(request.prompt)} letters; at most {limit} are read", param="prompt")
+        if len(request.negative_prompt) > settings.prompt_letters:
             raise RefusedError(
                 f"negative_prompt has more than {settings.prompt_letters} letters", param="negative_prompt"
             )
-        for name, text in (("prompt", order.prompt), ("negative_prompt", order.negative_prompt)):
+        for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise RefusedError(f"{name} has half a letter, \\u{ord(text[error.start]):x}", param=name) from error
-        _within("n", order.n, 1, settings.pictures)
-        _within("steps", order.steps, 1, self.most_steps)
-        seed = random.randrange(_SEEDS) if order.seed is None else order.seed
-        _within("seed", seed, 0, 2**63 - settings.pictures)
-        height, width = self._size(order.size)
-        self.check_work((height, width), order.n * order.steps)
-        if self.pipeline.model.conditioner.truncates(order.prompt):
+        _check_between("n", request.n, 1, settings.pictures)
+        _check_between("steps", request.steps, 1, self.most_steps)
+        seed = random.randrange(_SEEDS) if request.seed is None else request.seed
+        _check_between("seed", seed, 0, 2**63 - settings.pictures)
+        height, width = self._choose_size(request.size)
+        self.check_work((height, width), request.n * request.steps)
+        if self.pipeline.model.conditioner.truncates(request.prompt):
             most = self.pipeline.model.conditioner.limit
             notes.append(f"the model reads the first {most} tokens of the prompt and ignores the rest")
-        if order.negative_prompt:
+        if request.negative_prompt:
             notes.append("guidance is built into this model: the negative prompt has no effect")
         strength = 1.0
-        if order.start is not None:
-            if not 0 < order.strength <= 1:
-                raise RefusedError(f"strength is {order.strength:g}; allowed is above 0, up to 1", param="strength")
-            strength = order.strength
+        if request.start is not None:
+            if not 0 < request.strength <= 1:
+                raise RefusedError(f"strength is {request.strength:g}; allowed is above 0, up to 1", param="strength")
+            strength = request.strength
             most = int(self.pipeline.grid_size * strength)
-            if order.steps > most:
-                raise RefusedError(f"steps is {order.steps}; strength {strength:g} allows {most}", param="steps")
-        omega = self.pipeline.model.family.omega_of(self._guidance(order.guidance_scale, notes))
-        wish = Wish(
-            prompt=order.prompt, seed=seed, steps=order.steps, omega=omega,
-            size=(height, width), loras=self._scales(order.loras or {}), start=order.start, strength=strength,
-            previews=order.previews,
+            if request.steps > most:
+                raise RefusedError(f"steps is {request.steps}; strength {strength:g} allows {most}", param="steps")
+        omega = self.pipeline.model.family.omega_of(self._choose_guidance(request.guidance_scale, notes))
+        spec = PictureSpec(
+            prompt=request.prompt, seed=seed, steps=request.steps, omega=omega,
+            size=(height, width), loras=self._choose_scales(request.loras or {}), start=request.start,
+            strength=strength, previews=request.previews,
         )  # fmt: skip
-        wishes = [replace(wish, seed=seed + i) for i in range(order.n)]
-        return Accepted(order, wishes, notes)
+        specs = [replace(spec, seed=seed + i) for i in range(request.n)]
+        return AcceptedRequest(request, specs, notes)
 
     def check_work(self, size: tuple[int, int], steps: int) -> None:
-        """For so many steps of all pictures together. Raises RefusedError."""
+        """Raises RefusedError where so many steps, of all pictures together, are more work than allowed."""
         height, width = size
         work = height * width * steps
         if work > self.settings.work:
@@ -142,81 +142,83 @@ class Desk:
                 "ask for fewer pictures, fewer steps or a smaller size", param="n",
             )  # fmt: skip
 
-    def submit(self, wishes: Sequence[Wish], on_step: OnStep | None = None) -> list[Job]:
-        """Raises RefusedError where the engine does not take them."""
+    def submit(self, specs: Sequence[PictureSpec], on_step: OnStep | None = None) -> list[PaintJob]:
+        """Queues pictures. Raises RefusedError where the engine does not take them."""
         try:
-            return self.engine.submit(wishes, on_step)
+            return self.engine.submit(specs, on_step)
         except Exception as error:
-            raise refusal_of(error) from error
+            raise to_refusal(error) from error
 
-    async def wait(self, jobs: Sequence[Job], gone: Callable[[], Awaitable[bool]] | None = None) -> list[Image.Image]:
-        """Pictures of all jobs; cancels them if whoever waits is, or `gone()` says that the client has."""
+    async def wait(
+        self, jobs: Sequence[PaintJob], gone: Callable[[], Awaitable[bool]] | None = None
+    ) -> list[Image.Image]:
+        """Returns the pictures of all jobs; cancels these if it is cancelled, or `gone()` says that the client left."""
         waiting = [asyncio.wrap_future(job.future) for job in jobs]
         end = time.monotonic() + self.engine.limits.deadline + _GRACE
         try:
             while True:
                 if time.monotonic() > end:  # the engine itself, which keeps the deadline, does not answer
-                    raise refusal_of(DeadlineError(f"it took more than {self.engine.limits.deadline:g} s"))
+                    raise to_refusal(DeadlineError(f"it took more than {self.engine.limits.deadline:g} s"))
                 done, rest = await asyncio.wait(waiting, timeout=_POLL, return_when=asyncio.FIRST_EXCEPTION)
                 failed = next((each for each in done if each.exception()), None)
                 if failed is not None:
                     error = failed.exception()
                     assert isinstance(error, Exception)
-                    refusal = refusal_of(error)
+                    refusal = to_refusal(error)
                     raise refusal from error
                 if not rest:
                     return [each.result() for each in waiting]
                 if gone is not None and await gone():
-                    raise refusal_of(CancelledError())
+                    raise to_refusal(CancelledError())
         finally:
             for job in jobs:
                 job.cancel()
             for each in waiting:
                 each.cancel()
 
-    async def follow(self, wishes: Sequence[Wish]) -> AsyncIterator[tuple[int | None, list[Image.Image]]]:
-        """(step, [its picture]) of every preview that is wanted, and at last (None, all pictures)."""
+    async def follow(self, specs: Sequence[PictureSpec]) -> AsyncIterator[tuple[int | None, list[Image.Image]]]:
+        """Yields (step, [its picture]) for every preview that is wanted, and at last (None, all pictures)."""
         loop = asyncio.get_running_loop()
         queue = asyncio.Queue[tuple[int, list[Image.Image]] | None]()
 
         def on_step(step: int, image: Image.Image) -> None:
             loop.call_soon_threadsafe(queue.put_nowait, (step, [image]))
 
-        waiting = asyncio.ensure_future(self.wait(self.submit(wishes, on_step)))
+        waiting = asyncio.ensure_future(self.wait(self.submit(specs, on_step)))
         waiting.add_done_callback(lambda _: queue.put_nowait(None))
         try:
-            while (shown := await queue.get()) is not None:
-                yield shown
+            while (preview := await queue.get()) is not None:
+                yield preview
             yield None, await waiting
         finally:
             waiting.cancel()
 
-    async def paint(self, accepted: Accepted, request: Request) -> list[Image.Image]:
-        """For a client that waits for the last picture."""
-        return await self.wait(self.submit(accepted.wishes), request.is_disconnected)
+    async def paint(self, accepted: AcceptedRequest, request: Request) -> list[Image.Image]:
+        """Paints for a client that waits for all pictures."""
+        return await self.wait(self.submit(accepted.specs), request.is_disconnected)
 
-    async def encode(self, image: Image.Image, wish: Wish, order: Order, form: Format = "png") -> bytes:
-        """A file with its settings in it, made beside the event loop."""
-        text = self.infotext(wish, order)
+    async def encode(self, image: Image.Image, spec: PictureSpec, request: PaintRequest, form: Format = "png") -> bytes:
+        """Returns an image file that holds its settings, encoded outside the event loop."""
+        text = self.write_infotext(spec, request)
         return await asyncio.get_running_loop().run_in_executor(None, partial(_encode, image, text, form))
 
-    def infotext(self, wish: Wish, order: Order) -> str:
-        """AUTOMATIC1111's `parameters`."""
+    def write_infotext(self, spec: PictureSpec, request: PaintRequest) -> str:
+        """Returns the settings of a picture as AUTOMATIC1111's `parameters` text."""
         settings = {
-            "Steps": str(wish.steps), "Sampler": "LCM", "CFG scale": f"{self.guidance_of(wish):g}",
-            "Seed": str(wish.seed),
-            "Size": f"{wish.size[1]}x{wish.size[0]}", "Model": self.name,
-            **({"Denoising strength": f"{wish.strength:g}"} if wish.start is not None else {}),
-            **{f"Lora {i}": f"{name}:{scale:g}" for i, (name, scale) in enumerate(wish.loras, 1) if scale},
+            "Steps": str(spec.steps), "Sampler": "LCM", "CFG scale": f"{self.guidance_scale_of(spec):g}",
+            "Seed": str(spec.seed),
+            "Size": f"{spec.size[1]}x{spec.size[0]}", "Model": self.name,
+            **({"Denoising strength": f"{spec.strength:g}"} if spec.start is not None else {}),
+            **{f"Lora {i}": f"{name}:{scale:g}" for i, (name, scale) in enumerate(spec.loras, 1) if scale},
             "Version": f"fewstep {__version__}",
         }  # fmt: skip
-        return str(Infotext(wish.prompt, order.negative_prompt, settings))
+        return str(Infotext(spec.prompt, request.negative_prompt, settings))
 
-    def guidance_of(self, wish: Wish) -> float:
-        """Returns the `guidance_scale` that a wish is painted with, in diffusers' convention."""
-        return self.pipeline.model.family.guidance_of(wish.omega)
+    def guidance_scale_of(self, spec: PictureSpec) -> float:
+        """Returns the `guidance_scale` that a picture is painted with, in diffusers' convention."""
+        return self.pipeline.model.family.guidance_of(spec.omega)
 
-    def _size(self, size: str | None) -> tuple[int, int]:
+    def _choose_size(self, size: str | None) -> tuple[int, int]:
         if size in (None, "", "auto"):
             return self.sizes[0]
         found = {f"{width}x{height}": (height, width) for height, width in self.sizes}
@@ -224,7 +226,7 @@ class Desk:
             raise RefusedError(f"size is {size!r}; this model paints {', '.join(found)}", param="size")
         return found[size]
 
-    def _guidance(self, asked: float | None, notes: list[str]) -> float:
+    def _choose_guidance(self, asked: float | None, notes: list[str]) -> float:
         own = self.pipeline.guidance_scale
         if asked is None:
             return own
@@ -239,7 +241,7 @@ class Desk:
             notes.append(f"guidance_scale is {asked:g}; this model was trained for {low:g} to {high:g}")
         return asked
 
-    def _scales(self, asked: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    def _choose_scales(self, asked: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
         for name, scale in asked.items():
             if name not in self.loras:
                 known = ", ".join(self.loras) or "none"
@@ -249,8 +251,8 @@ class Desk:
         return tuple((name, float(asked.get(name, scale))) for name, scale in self.loras.items())
 
 
-def read_image(content: bytes | str, settings: Settings, param: str = "image") -> Image.Image:
-    """A picture that a client sent, as bytes or base64 (a data: URL too). Raises RefusedError."""
+def read_image(content: bytes | str, settings: ServerSettings, param: str = "image") -> Image.Image:
+    """Decodes a picture that a client sent, as bytes or base64 (a data: URL too). Raises RefusedError."""
     if isinstance(content, str):
         try:
             content = base64.b64decode(content.rpartition(",")[2], validate=True)
@@ -265,9 +267,9 @@ def read_image(content: bytes | str, settings: Settings, param: str = "image") -
             f"{param}: {error.reason}; wanted is a PNG, JPEG or WebP picture of at most {megapixels} megapixels",
             param=param,
         ) from error
-    if max(image.size) > _OBLONG * min(image.size):
+    if max(image.size) > _MOST_ASPECT * min(image.size):
         size = f"{image.width}x{image.height}"
-        raise RefusedError(f"{param} is {size}; a side may be {_OBLONG} times the other: cut it", param=param)
+        raise RefusedError(f"{param} is {size}; a side may be {_MOST_ASPECT} times the other: cut it", param=param)
     return image
 
 
@@ -280,8 +282,8 @@ def _encode(image: Image.Image, text: str, form: Format) -> bytes:
     return file.getvalue()
 
 
-def _sizes(resolution: int) -> list[tuple[int, int]]:
-    """Height and width, the model's own first; large models also paint smaller and oblong pictures."""
+def _list_sizes(resolution: int) -> list[tuple[int, int]]:
+    """Lists (height, width) that the model paints, its own first; large models also paint smaller and oblong ones."""
     own = (resolution, resolution)
     if resolution < 256:
         return [own]
@@ -289,6 +291,6 @@ def _sizes(resolution: int) -> list[tuple[int, int]]:
     return [own, (resolution, smaller), (smaller, resolution), (smaller, smaller), (half, half)]
 
 
-def _within(name: str, value: int, low: int, high: int) -> None:
+def _check_between(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise RefusedError(f"{name} is {value}; allowed are {low} to {high}", param=name)

@@ -1,4 +1,4 @@
-"""Prometheus' measures of a server: latency, queue, batch, failures."""
+"""Prometheus metrics of a server: latency, queue, batch, failures."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fewstep.serve.engine import Engine
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 
-class Measures:
-    """Of one engine and the requests that reached it."""
+class Metrics:
+    """Counts and times the work of one engine, and the requests that reached it."""
 
     def __init__(self, engine: Engine) -> None:
         self._registry = CollectorRegistry()
@@ -28,11 +28,11 @@ class Measures:
         )  # fmt: skip
 
     def text(self) -> bytes:
-        """As Prometheus reads it."""
+        """Returns the metrics as Prometheus reads them."""
         return generate_latest(self._registry)
 
     def middleware(self, app: ASGIApp) -> ASGIApp:
-        """Times what comes through it."""
+        """Times every request that passes through."""
 
         async def timed(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":

@@ -1,0 +1,58 @@
+"""Options that commands share: which model they read, and what they compute on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from fewstep import assets
+from fewstep.models.pipeline import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Says what a command computes on."""
+
+    device: str = "auto"
+    """Device to compute on: auto, cpu, cuda or mps. `auto` takes a GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Says how a command reads a model that is a single file."""
+
+    base_config: str = ""
+    """Diffusers folder with the configurations and tokenizers for a model that is a single file; it needs no weights.
+    By default they are fetched from the Hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions(ModelOptions):
+    """Says which LoRAs a command puts on its model."""
+
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A LoRA file or run folder, with its scale after a colon, as in `style.safetensors:0.8`; without one the scale is
+    1. May be given several times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewStepOptions(LoraOptions, DeviceOptions):
+    """Says which few-step model a command paints with."""
+
+    model: str = assets.SCENES_LCM
+    """The few-step model: `scenes-lcm` (bundled), a folder that `distill`, `finetune` or `combine` wrote, or any
+    LatentConsistencyModelPipeline, as a folder or a Hub id. With an LCM-LoRA in --lora it is the LoRA's base, such as
+    `scenes` (bundled)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PainterOptions(FewStepOptions):
+    """Says how a command runs a few-step model."""
+
+    engine: Engine = "torch"
+    """What runs the network. `openvino` (needs fewstep[openvino]) is faster on a CPU; it compiles the model once for
+    each picture size, with its LoRAs merged in at fixed scales, and keeps the result."""
+    tiny_decoder: str = ""
+    """Small decoder in TAESD's layout for the model's latents, as a diffusers folder or a file. It is faster than the
+    model's own and less exact."""
