@@ -19,7 +19,7 @@ from fewstep.data.worlds.scenes import SceneExamples
 from fewstep.errors import UserError
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.distill import Distill
-from fewstep.recipes.pictures import PictureConfig
+from fewstep.recipes.pictures import TrainingConfig
 from fewstep.runs.material import open_material
 from written_shards import picture, shard, write_parquet
 
@@ -93,7 +93,7 @@ def test_an_added_kind_is_opened_as_it_was_asked(greys: str):
 
 def test_an_added_kind_is_trained_on_alone_and_mixed(greys: str, random_teacher: Path, tmp_path: Path):
     model = load_latent_model(str(random_teacher), pick_device("cpu"))
-    material = open_material(PictureConfig(data=greys, pictures=5, mix=("scenes::1",)), model, captions=2)
+    material = open_material(TrainingConfig(data=greys, pictures=5, mix=("scenes::1",)), model, captions=2)
     assert (material.count, material.captions) == (10, ["grey of level 0", "grey of level 1"])
     assert material.account[greys] == {"found": 5, "used": 5, "dropped": {}}
     latents = material.latents()

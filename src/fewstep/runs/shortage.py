@@ -26,8 +26,8 @@ def explain_out_of_memory(config: Any) -> Iterator[None]:
             name for name in _CHANGEABLE if any(f"--{name.replace('_', '-')}" in remedy for remedy in remedies)
         )
         raise UserError(
-            f"out of memory; these need less: {', '.join(remedies)}. To go on from the last checkpoint with one of them "
-            f"add --change {names}. `fewstep plan` says what fits a GPU"
+            f"out of memory; these need less: {', '.join(remedies)}. To go on from the last checkpoint with one of "
+            f"them add --change {names}. `fewstep plan` says what fits a GPU"
         ) from None
 
 
