@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ class Generate(PainterOptions):
     """Prompt to paint; may be given several times."""
     negative_prompt: str = ""
     """What not to paint. Models that have guidance built in ignore it, with a warning."""
-    steps: Annotated[int, tyro.conf.arg(aliases=["--num-inference-steps"])] = 4
-    """Steps per picture, each one evaluation of the network."""
+    steps: Annotated[int | None, tyro.conf.arg(aliases=["--num-inference-steps"])] = None
+    """Network evaluations per picture. By default as many as the model says that it wants, or 4."""
     guidance_scale: float | None = None
     """Guidance scale in diffusers' convention (1 is no guidance). By default the model's own."""
     init_image: Path | None = None
@@ -48,7 +49,8 @@ class Generate(PainterOptions):
 
     def __post_init__(self) -> None:
         check_values(self)
-        check_between(self, 1, MAX_STEPS, "steps")
+        if self.steps is not None:
+            check_between(self, 1, MAX_STEPS, "steps")
         check_at_least(self, 1, "count", "batch_size")
         check_seed(self.seed, max(1, self.count * len(self.prompt)))
         if self.init_image is None and self.strength != Generate.strength:
@@ -68,8 +70,10 @@ def generate(config: Generate) -> None:
         engine=config.engine, tiny_decoder=config.tiny_decoder,
     )  # fmt: skip
     init_image = None if config.init_image is None else read_picture(config.init_image)
+    steps = pipeline.steps if config.steps is None else config.steps
+    config = dataclasses.replace(config, steps=steps)
     # Refuses steps that this model does not allow, before any work.
-    pipeline.times(config.steps, config.strength if init_image else 1.0)
+    pipeline.times(steps, config.strength if init_image else 1.0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         images = pipeline(

@@ -26,6 +26,9 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
 
 def read_schedule(config: dict[str, Any], source: str | Path) -> tuple[Schedule, Parameterisation]:
     """Reads a diffusers scheduler's configuration. Raises UserError where no model could be trained on it."""
+    kind = str(config.get("_class_name", ""))
+    if kind.startswith("FlowMatch"):
+        raise UserError(f"{source} has a {kind}; flow models are not read, give one with a noise schedule of betas")
     parameterisation = config.get("prediction_type", "epsilon")
     if parameterisation not in get_args(Parameterisation):
         allowed = ", ".join(get_args(Parameterisation))
