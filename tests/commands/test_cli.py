@@ -1,5 +1,7 @@
 """The command itself: help, errors in one line, and the demo in miniature."""
 
+import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -8,7 +10,8 @@ import time
 import pytest
 from PIL import Image
 
-from fewstep.cli import main
+from fewstep.arguments import read_help
+from fewstep.cli import COMMANDS, main
 
 BAD_INPUT = {
     "missing folder": (("distill", "--teacher", "/no/such/folder"), "/no/such/folder is neither a folder"),
@@ -102,6 +105,26 @@ def test_help_of_a_command_explains_every_option(fewstep_command, command):
     assert done.returncode == 0
     assert "--out" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_sentence_of_its_own(name):
+    module, _, config = COMMANDS[name].config.partition(":")
+    default = getattr(importlib.import_module(f"fewstep.{module}"), config)()
+    shared = [kind for kind in type(default).__mro__ if dataclasses.is_dataclass(kind)]
+    texts = {option: text for kind in shared for option, text in read_help(kind).items()}
+    assert texts.keys() >= {field.name for field in dataclasses.fields(default)}
+    assert [option for option, text in texts.items() if not text.endswith(".")] == []
+
+
+def test_help_begins_with_what_is_read_and_names_no_empty_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    lines = capsys.readouterr().out
+    assert lines.index("--model") < lines.index("--out") < lines.index("--steps") < lines.index("--device")
+    assert "--guidance-scale FLOAT" in lines
+    assert "None" not in lines
+    assert "(default: )" not in lines
 
 
 def test_version(fewstep_command):

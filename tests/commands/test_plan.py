@@ -7,7 +7,7 @@ import torch
 
 from fewstep.arguments import parse_arguments
 from fewstep.commands.bench_train import Ours
-from fewstep.commands.plan import Plan, Way, plan, ways
+from fewstep.commands.plan import MemoryPlan, Plan, list_plans, plan
 from fewstep.errors import UserError
 from fewstep.measure.memory import GIB, Need, need
 from fewstep.measure.shapes import norms_in_fp32
@@ -93,10 +93,10 @@ def test_the_command_it_gives_is_one_and_means_what_was_counted(capsys, config):
 def test_no_way_promises_more_than_fits():
     for config in (Plan(gpu_memory=24), Plan(gpu_memory=40, gpus=8)):
         recipe = named.find_recipe(config.recipe)
-        for way in ways(config, recipe):
+        for way in list_plans(config, recipe):
             together = way.most(config.gpu_memory * GIB, recipe.batch_size // config.gpus)
             assert together == 0 or way.bytes(together) <= config.gpu_memory * GIB
-    assert Way(optimizer="adamw", fsdp=False, checkpointing=False, alone=10, each=5.0).most(25, 12) == 4
+    assert MemoryPlan(optimizer="adamw", fsdp=False, checkpointing=False, alone=10, each=5.0).most(25, 12) == 4
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from fewstep import assets
-from fewstep.commands.demo import default_demo, evaluation_of
+from fewstep.commands.demo import default_demo, make_evaluation
 from fewstep.data.pictures import to_levels, to_pixels
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
@@ -267,7 +267,7 @@ def test_the_demos_options_reach_its_scores(tmp_path):
     demo = dataclasses.replace(
         default_demo(), out=tmp_path, n=130, n_unseen=5, score_seed=11, guidance_scale=4.0, device="cpu"
     )
-    evaluation = evaluation_of(demo)
+    evaluation = make_evaluation(demo)
     found = (evaluation.n, evaluation.n_unseen, evaluation.seed, evaluation.guidance_scale, evaluation.device)
     assert found == (130, 5, 11, (4.0,), "cpu")
     assert (evaluation.model, evaluation.out.parent) == (str(tmp_path / "model"), tmp_path)

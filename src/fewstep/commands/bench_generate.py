@@ -1,4 +1,4 @@
-"""`fewstep bench generate`: how long a few-step model takes to paint here, part by part, beside diffusers' pipeline."""
+"""`fewstep bench generate`: times painting on this machine, part by part, beside diffusers' pipeline."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ class BenchGenerate(Comparison):
 def bench_generate(config: BenchGenerate) -> dict[str, Any]:
     """Prints a table, writes the figures where `config.json` says, and gives them."""
     device = pick_device(config.device)
-    whole = _load(config, device)
-    whole.times(config.steps)
+    pipeline = _load(config, device)
+    pipeline.times(config.steps)
     prompts = [Scenes(seed=0).prompt(i)[0] for i in range(config.batch_size)]
     subjects: dict[str, tuple[Paint, Stopwatch | None]] = {}
     if config.compare:
-        subjects[_PLAIN] = (plain_arrangement().PlainGeneration(whole), None)
+        subjects[_PLAIN] = (plain_arrangement().PlainGeneration(pipeline), None)
     for tiny in ("", *filter(None, [config.tiny_decoder])):
         for engine in config.engines:
             name = f"{engine}, tiny decoder" if tiny else engine
             watch = Stopwatch(device)
-            subjects[name] = (_painter(_variant(whole, engine, tiny), watch), watch)
+            subjects[name] = (_painter(_variant(pipeline, engine, tiny), watch), watch)
     pictures = {name: paint(prompts, config.steps, 0) for name, (paint, _) in subjects.items()}
     acts = {name: _call(paint, prompts, config.steps) for name, (paint, _) in subjects.items()}
     seconds = in_turn(acts, config.rounds, device, config.warm_up)
@@ -85,7 +85,7 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
     results: dict[str, Any] = {
         "machine": machine(device), "versions": made_with(), "model": config.model,
         "settings": {
-            "steps": config.steps, "batch_size": config.batch_size, "resolution": whole.model.resolution,
+            "steps": config.steps, "batch_size": config.batch_size, "resolution": pipeline.model.resolution,
             "rounds": config.rounds,
         },
         "rows": rows,
@@ -106,8 +106,8 @@ def _load(config: BenchGenerate, device: torch.device) -> Pipeline:
     return load_pipeline(config.model, config.device)
 
 
-def _variant(whole: Pipeline, engine: Engine, tiny: str) -> Pipeline:
-    model = whole.model
+def _variant(pipeline: Pipeline, engine: Engine, tiny: str) -> Pipeline:
+    model = pipeline.model
     if tiny:
         codec = model.codec.with_tiny_decoder(load_tiny_decoder(tiny, model.device))
         model = dataclasses.replace(model, codec=codec)
@@ -115,7 +115,7 @@ def _variant(whole: Pipeline, engine: Engine, tiny: str) -> Pipeline:
 
 
 def _painter(pipeline: Pipeline, watch: Stopwatch) -> Paint:
-    """What the pipeline does when it is called, part by part."""
+    """Returns what the pipeline does when it is called, with each part timed by `watch`."""
     model, omega = pipeline.model, pipeline.model.family.omega_of(pipeline.guidance_scale)
 
     def paint(prompts: Sequence[str], steps: int, seed: int) -> list[Image.Image]:
@@ -146,6 +146,6 @@ def _row(
 
 
 def _difference(these: Sequence[Image.Image], those: Sequence[Image.Image]) -> dict[str, float]:
-    """In grey levels, from the first row's pictures."""
+    """Returns how far pictures differ from those of the first row, in grey levels: on average, and at most."""
     off = np.abs(np.stack(list(map(np.asarray, these))).astype(float) - np.stack(list(map(np.asarray, those))))
     return {"grey_levels_off": float(off.mean()), "most_grey_levels_off": float(off.max())}

@@ -1,4 +1,4 @@
-"""`fewstep combine`: several LoRAs as one file, or merged with their base into a pipeline."""
+"""`fewstep combine`: combines LoRAs into one file, or merges them into their base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fewstep demo`: the main job on the bundled teacher, scored against the baselines, in minutes on a laptop."""
+"""`fewstep demo`: distils the bundled teacher and scores the result, in minutes on a laptop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 
 WORKERS = 0
-"""Processes that paint, as `Evaluate.workers` has it."""
+"""Number of processes that paint, as in `Evaluate.workers`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +42,23 @@ class Demo(Distill):
             raise UserError(f"n is {self.n}; at least {2 * FEATURES} are needed")
         if {self.teacher, self.data} != {assets.SCENES}:
             raise UserError("the demo's scores are about the scenes world; for your own teacher use `fewstep distill`")
-        evaluation_of(self)  # refuses now what would be refused after the training
+        make_evaluation(self)  # refuses now what would be refused after the training
 
 
 def default_demo() -> Demo:
-    """The `scenes` recipe, in the demo's own folder."""
+    """Returns the `scenes` recipe, with a run folder of its own."""
     recipe = named.scenes()
     values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     return Demo(**{**values, "out": Path("runs/demo")})
 
 
 def demo(config: Demo) -> None:
-    """Leaves `model/`, `evaluation/` and its `grid.png` in `config.out`."""
+    """Writes `model/`, `evaluation/` and its `grid.png` into `config.out`."""
     # The run folder belongs to the distillation alone: scoring it otherwise is no other run.
     distill(Distill(**{field.name: getattr(config, field.name) for field in fields(Distill)}))
     if config.dry_run:
         return
-    evaluation = evaluation_of(config)
+    evaluation = make_evaluation(config)
     results = evaluate(evaluation)
     details = json.loads((config.out / "model" / "fewstep.json").read_text())
     with write_whole(config.out / "model" / "README.md") as draft:
@@ -67,8 +67,8 @@ def demo(config: Demo) -> None:
     print(f"model: {config.out / 'model'}")
 
 
-def evaluation_of(config: Demo) -> Evaluate:
-    """All at one guidance; each baseline where its steps stand best."""
+def make_evaluation(config: Demo) -> Evaluate:
+    """Returns the evaluation: all samplers at one guidance scale, each baseline at its best spacing."""
     return Evaluate(
         model=str(config.out / "model"), out=config.out / "evaluation", samplers=("ddim", "dpm++"),
         guidance_scale=(config.guidance_scale,), spacings=("trailing", "leading+1"), n=config.n,

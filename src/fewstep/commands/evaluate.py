@@ -1,4 +1,4 @@
-"""`fewstep evaluate`: a few-step model against its teacher under other samplers, in a table that can be trusted."""
+"""`fewstep evaluate`: scores a few-step model against its teacher under other samplers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class Evaluation:
             "prompts": studio.data, "prompts_sha256": roster.sha256, "resolution": studio.teacher.resolution,
             "batch_size": studio.batch_size, "precision": "bf16" if studio.bf16 else "fp32",
             "guidance": "diffusers' guidance_scale, the papers' ω + 1",
-            "extractor": _said(studio.extractor), "clip": None if studio.clip is None else _said(studio.clip),
+            "extractor": _describe_extractor(studio.extractor),
+            "clip": None if studio.clip is None else _describe_extractor(studio.clip),
             "reference": {"pictures": len(studio.found.real), "sha256": reference_sha256},
             "teacher": {"source": studio.teacher_source, "sha256": weights_sha256(studio.teacher.network.backbone)},
             "versions": {name: made[name] for name in _VERSIONS},
@@ -156,7 +157,7 @@ class Evaluation:
         return to_images(model.codec.decode(kept.latents[:GRID_COLUMNS].to(model.device)))
 
 
-def _said(extractor: Extractor) -> dict[str, str]:
+def _describe_extractor(extractor: Extractor) -> dict[str, str]:
     resize = "none" if extractor.resize == "none" else f"{extractor.resize}, Pillow's bicubic on floats, antialiased"
     return {"name": extractor.name, "sha256": extractor.sha256, "resize": resize}
 

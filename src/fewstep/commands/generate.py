@@ -1,4 +1,4 @@
-"""`fewstep generate`: pictures from a few-step model, as PNGs that hold what made them."""
+"""`fewstep generate`: paints pictures with a few-step model, as PNGs that hold their settings."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Generate(PainterOptions):
 
 
 def generate(config: Generate) -> None:
-    """Writes one PNG a picture and prints their names."""
+    """Writes one PNG for each picture and prints its name."""
     if not config.prompt:
         raise UserError('nothing to paint: give --prompt "…"')
     pipeline = load_pipeline(
@@ -87,15 +87,15 @@ def generate(config: Generate) -> None:
         config.out.mkdir(parents=True, exist_ok=True)
         prompts = [prompt for prompt in config.prompt for _ in range(config.count)]
         for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            path = _free_name(config.out, prompt, config.seed + i)
-            image.save(path, pnginfo=parameters(config, pipeline, prompt, config.seed + i, image))
+            path = _choose_name(config.out, prompt, config.seed + i)
+            image.save(path, pnginfo=write_parameters(config, pipeline, prompt, config.seed + i, image))
             print(path)
     except OSError as error:
         raise UserError(f"{config.out} cannot be written ({error.strerror}); choose another --out") from error
 
 
-def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, image: Image.Image) -> PngInfo:
-    """AUTOMATIC1111's `parameters` text, which many tools read."""
+def write_parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, image: Image.Image) -> PngInfo:
+    """Returns the settings of a picture as AUTOMATIC1111's `parameters` text, which many tools read."""
     scale = pipeline.guidance_scale if config.guidance_scale is None else config.guidance_scale
     settings = {
         "Steps": str(config.steps),
@@ -106,7 +106,7 @@ def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, ima
         "Model": pipeline.name,
         "Model path": config.model,
         **({"Model config": config.base_config} if config.base_config else {}),
-        **({} if config.init_image is None else _start(config)),
+        **({} if config.init_image is None else _describe_start(config)),
         **({"Tiny decoder": config.tiny_decoder} if config.tiny_decoder else {}),
         **({"Engine": config.engine} if config.engine != "torch" else {}),
         **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
@@ -115,12 +115,12 @@ def parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, ima
     return build_png_info(str(Infotext(prompt, config.negative_prompt, settings)))
 
 
-def _start(config: Generate) -> dict[str, str]:
+def _describe_start(config: Generate) -> dict[str, str]:
     return {"Denoising strength": f"{config.strength:g}", "Init image": str(config.init_image)}
 
 
 def read_picture(path: Path) -> Image.Image:
-    """An RGB picture, turned as its camera says."""
+    """Reads a picture as RGB, turned the way its camera recorded. Raises UserError where it cannot be read."""
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
@@ -130,7 +130,7 @@ def read_picture(path: Path) -> Image.Image:
         raise UserError(f"{path} cannot be read as a picture; give a PNG, JPEG or WebP") from error
 
 
-def _free_name(folder: Path, prompt: str, seed: int) -> Path:
+def _choose_name(folder: Path, prompt: str, seed: int) -> Path:
     slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
     names = (f"{slug}-seed{seed}{'' if n == 1 else f'-{n}'}.png" for n in range(1, 1_000_000))
     return next(path for path in (folder / name for name in names) if not path.exists())

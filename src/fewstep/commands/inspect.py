@@ -1,4 +1,4 @@
-"""`fewstep inspect`: what a pipeline, a LoRA file, a run folder or a painted PNG is, and what can be done with it."""
+"""`fewstep inspect`: describes a pipeline, a LoRA, a run folder or a painted PNG, and says what can be done with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODEL_INDEX = "model_index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Says what a path holds."""
+    """Describes a model, a LoRA, a run folder or a painted picture, and says what can be done with it."""
 
     path: Annotated[Path, tyro.conf.Positional] = Path(".")
     """`scenes` or `scenes-lcm` (bundled), the folder of a pipeline or a run, a LoRA's file or folder, or a PNG that
@@ -43,7 +43,7 @@ def inspect(config: Inspect) -> None:
 
 
 def describe(path: Path) -> Iterator[str]:
-    """The lines for `path`; UserError when it is none of the kinds known."""
+    """Yields the lines for `path`. Raises UserError where it is of no known kind."""
     if not path.exists():
         raise UserError(f"{path} does not exist; give a pipeline, a LoRA, a run folder or a PNG")
     if path.is_dir():
@@ -99,8 +99,8 @@ def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str
     yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))} --data PICTURES --out RUN"
 
 
-_TOLD_BY = {"teacher": "distill", "skip": "finetune", "lora_rank": "train-lora"}
-"""Which command wrote a run: the first of these settings that it has."""
+_COMMAND_BY_SETTING = {"teacher": "distill", "skip": "finetune", "lora_rank": "train-lora"}
+"""The command that wrote a run, by the first of these settings that the run has."""
 
 
 def _describe_run(folder: Path) -> Iterator[str]:
@@ -113,20 +113,20 @@ def _describe_run(folder: Path) -> Iterator[str]:
     done = json.loads(lines[-1])["step"] if lines else 0
     yield f"done: {done} of {settings.get('steps', '?')} updates"
     if (folder / "model").is_dir():
-        yield from _how_to_paint(folder / "model")
-    command = next((command for name, command in _TOLD_BY.items() if name in settings), None)
+        yield from _advise_painting(folder / "model")
+    command = next((command for name, command in _COMMAND_BY_SETTING.items() if name in settings), None)
     if command:
         yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
 
 
-def _how_to_paint(model: Path) -> Iterator[str]:
+def _advise_painting(model: Path) -> Iterator[str]:
     if (file := model / DIFFUSERS_FILE).is_file():
-        yield _painting_with(file, read_safetensors_header(file).metadata)
+        yield _format_painting(file, read_safetensors_header(file).metadata)
     else:
         yield f'paint with it: fewstep generate --model {shlex.quote(str(model))} --prompt "…"'
 
 
-def _painting_with(lora: Path, header: dict[str, str]) -> str:
+def _format_painting(lora: Path, header: dict[str, str]) -> str:
     base, here = shlex.quote(header.get("fewstep.teacher", "BASE")), shlex.quote(str(lora))
     if "fewstep.base_config" in header:
         base += f" --base-config {shlex.quote(header['fewstep.base_config'])}"
@@ -151,7 +151,7 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
     for name, value in sorted(header.metadata.items()):
         if name.startswith(("fewstep.", "modelspec.")):
             yield f"{name}: {value}"
-    yield _painting_with(path, header.metadata)
+    yield _format_painting(path, header.metadata)
 
 
 def _describe_picture(path: Path) -> Iterator[str]:
@@ -163,21 +163,22 @@ def _describe_picture(path: Path) -> Iterator[str]:
         raise UserError(f"{path} is neither a picture nor a .safetensors file") from error
     if not isinstance(text, str):
         raise UserError(f"{path} does not say what painted it (no `parameters` in it)")
-    said = read_infotext(text)
-    yield f"prompt: {said.prompt}"
-    if said.negative_prompt:
-        yield f"negative prompt: {said.negative_prompt}"
-    for name, value in said.settings.items():
+    infotext = read_infotext(text)
+    yield f"prompt: {infotext.prompt}"
+    if infotext.negative_prompt:
+        yield f"negative prompt: {infotext.negative_prompt}"
+    for name, value in infotext.settings.items():
         yield f"{name.lower()}: {value}"
-    command = ["fewstep", "generate", "--model", said.settings.get("Model path", "MODEL"), "--prompt", said.prompt]
+    model = infotext.settings.get("Model path", "MODEL")
+    command = ["fewstep", "generate", "--model", model, "--prompt", infotext.prompt]
     options = {
         "Steps": "--steps", "Seed": "--seed", "CFG scale": "--guidance-scale", "Init image": "--init-image",
         "Denoising strength": "--strength", "Model config": "--base-config",
     }  # fmt: skip
     for name, option in options.items():
-        command += [option, said.settings[name]] if name in said.settings else []
-    command += ["--negative-prompt", said.negative_prompt] if said.negative_prompt else []
-    for name, value in said.settings.items():
+        command += [option, infotext.settings[name]] if name in infotext.settings else []
+    command += ["--negative-prompt", infotext.negative_prompt] if infotext.negative_prompt else []
+    for name, value in infotext.settings.items():
         command += ["--lora", value] if re.fullmatch(r"Lora \d+", name) else []
     yield f"repaint it: {shlex.join(command)}"
 

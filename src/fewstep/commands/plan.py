@@ -1,4 +1,4 @@
-"""`fewstep plan`: what of a recipe fits a GPU's memory, and the command for it."""
+"""`fewstep plan`: finds the fastest settings of a recipe that fit a GPU's memory."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fewstep.recipes.distill import Distill
 
 SIDES = {"sd15": 512, "sd21-base": 512, "sd21": 768, "sdxl": 1024}
 CONTEXT = int(0.5 * GIB)
-"""Of CUDA itself."""
+"""Bytes that CUDA itself takes."""
 FRAGMENTED = 1.05
 """What the allocator holds, for each byte that is in use."""
 COMFORTABLE = 4
-"""Pictures together from which on computing activations again costs more time than it saves."""
+"""Number of pictures together from which on gradient checkpointing costs more time than it saves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Counts what one update of a recipe needs in several ways, and names the fastest that fits."""
+    """Counts the memory that one update of a recipe needs with several settings, and prints the fastest that fits."""
 
     recipe: str = "sd15"
     """Recipe to plan for: sd15, sd21-base, sd21 or sdxl, or one of these with -lora."""
@@ -52,8 +52,8 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """One way to compute a recipe's updates."""
+class MemoryPlan:
+    """Settings for a recipe's updates, and the memory that they need."""
 
     optimizer: str
     fsdp: bool
@@ -61,41 +61,42 @@ class Way:
     alone: int
     """Bytes with one picture at a time."""
     each: float
-    """Further bytes of every other picture computed together with it."""
+    """Bytes of each further picture computed together with it."""
 
     def bytes(self, together: int) -> int:
-        """With so many pictures together."""
+        """Returns the bytes with so many pictures together."""
         return int(self.alone + self.each * (together - 1))
 
     def most(self, budget: float, share: int) -> int:
-        """Of the divisors of a GPU's `share` of a batch the largest that fits; 0 if none does."""
+        """Returns the largest divisor of a GPU's `share` of a batch that fits into `budget` bytes; 0 if none does."""
         return max((n for n in range(1, share + 1) if share % n == 0 and self.bytes(n) <= budget), default=0)
 
 
 def plan(config: Plan) -> list[dict[str, Any]]:
-    """Prints every way, and the command for the best."""
+    """Prints the memory for all settings, and the command with the best."""
     recipe = named.find_recipe(config.recipe)
     batch = config.batch_size or recipe.batch_size
     share, budget = batch // config.gpus, config.gpu_memory * GIB
     side = config.resolution or SIDES[config.recipe.removesuffix("-lora")]
     print(f"{config.recipe}, {side} pixels, updates of {batch}, {config.gpus} × {config.gpu_memory:g} GiB", flush=True)
     print("counting, which takes a minute …", file=sys.stderr, flush=True)
-    found = [(way, way.most(budget, share)) for way in ways(config, recipe)]
+    found = [(candidate, candidate.most(budget, share)) for candidate in list_plans(config, recipe)]
     rows = [
         {
-            "optimizer": way.optimizer, "distribution": "fsdp" if way.fsdp else "ddp",
-            "checkpointing": "yes" if way.checkpointing else "no", "one at a time, GiB": round(way.bytes(1) / GIB, 1),
-            "pictures together": together or "none fits", "GiB": round(way.bytes(max(1, together)) / GIB, 1),
+            "optimizer": candidate.optimizer, "distribution": "fsdp" if candidate.fsdp else "ddp",
+            "checkpointing": "yes" if candidate.checkpointing else "no",
+            "one at a time, GiB": round(candidate.bytes(1) / GIB, 1),
+            "pictures together": together or "none fits", "GiB": round(candidate.bytes(max(1, together)) / GIB, 1),
         }
-        for way, together in found
+        for candidate, together in found
     ]  # fmt: skip
     print("\n".join(markdown_table(rows)))
-    print(advice(config, recipe, found))
+    print(advise(config, recipe, found))
     return rows
 
 
-def ways(config: Plan, recipe: Distill) -> Iterator[Way]:
-    """From the one to prefer to the one of last resort."""
+def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
+    """Yields the settings to try, from the preferred ones to the last resort."""
     assert recipe.family != "any"  # of full-size recipes
     family = find_family(recipe.family)
     side = (config.resolution or SIDES[config.recipe.removesuffix("-lora")]) // 8
@@ -116,36 +117,39 @@ def ways(config: Plan, recipe: Distill) -> Iterator[Way]:
             for checkpointing, (one, each) in counted.items():
                 alone = one.peak - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning
                 if fsdp:
-                    alone = _spread(one, alone, config.gpus, ema=recipe.ema_decay > 0)
+                    alone = _count_sharded(one, alone, config.gpus, ema=recipe.ema_decay > 0)
                 whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT
-                yield Way(
+                yield MemoryPlan(
                     optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each
                 )  # fmt: skip
 
 
-def _spread(one: Need, alone: int, gpus: int, *, ema: bool) -> int:
-    """Weights, average, gradients and moments in parts; all of a block, at most a quarter of the weights, is put
-    together while it computes. Each GPU has built student and average whole before that."""
+def _count_sharded(one: Need, alone: int, gpus: int, *, ema: bool) -> int:
+    """Counts the bytes of one GPU when weights, average, gradients and moments are split among several.
+
+    While a block computes, all of it, at most a quarter of the weights, is gathered. Before that each GPU has built
+    student and average whole.
+    """
     bytes_each = 4 + (4 if ema else 0) + 4 + MOMENTS["adamw"]
     parts = alone - int(bytes_each * one.learning * (1 - 1 / gpus)) + one.learning
     return max(parts, one.weights)
 
 
-def advice(config: Plan, recipe: Distill, found: list[tuple[Way, int]]) -> str:
-    """The command, or what else to do."""
-    fitting = [(way, together) for way, together in found if together]
+def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
+    """Returns the command with the best settings, or what to do where none fits."""
+    fitting = [(candidate, together) for candidate, together in found if together]
     if not fitting:
         smaller = "" if recipe.lora_rank else f", or the recipe {config.recipe}-lora, whose adapters need less"
         return f"nothing of it fits: more GPUs (--gpus) or memory, or a smaller --resolution{smaller}"
     batch = config.batch_size or recipe.batch_size
     share = batch // config.gpus
-    way, together = next(
+    candidate, together = next(
         (each for each in fitting if each[1] >= min(COMFORTABLE, share)), max(fitting, key=lambda each: each[1])
     )
     options = [f"--accumulation {batch // together}"]
-    options.append("--gradient-checkpointing" if way.checkpointing else "--no-gradient-checkpointing")
-    options += [f"--optimizer {way.optimizer}"] if way.optimizer != recipe.optimizer else []
-    options += ["--distribution fsdp"] if way.fsdp else []
+    options.append("--gradient-checkpointing" if candidate.checkpointing else "--no-gradient-checkpointing")
+    options += [f"--optimizer {candidate.optimizer}"] if candidate.optimizer != recipe.optimizer else []
+    options += ["--distribution fsdp"] if candidate.fsdp else []
     options += [f"--processes {config.gpus}"] if config.gpus > 1 else []
     options += [f"--batch-size {batch}"] if batch != recipe.batch_size else []
     options += [f"--resolution {config.resolution}"] if config.resolution else []

@@ -1,4 +1,4 @@
-"""`fewstep prepare`: a source of pictures as shards of latents, by any number of processes on one machine or many."""
+"""`fewstep prepare`: encodes pictures into shards of latents, in any number of processes on one machine or many."""
 
 from __future__ import annotations
 
@@ -68,21 +68,21 @@ class Prepare(PictureOptions, ModelOptions, DeviceOptions):
 
 @dataclass(frozen=True)
 class Part:
-    """Some pictures of a source, in a row, and the name of the shard that they become."""
+    """Consecutive pictures of a source, and the name of the shard that they become."""
 
     name: str
     pictures: range
 
 
 def prepare(config: Prepare) -> None:
-    """Fills `config.out` and says what became of the pictures."""
+    """Fills `config.out`, and prints how many pictures were used and dropped."""
     config.out.mkdir(parents=True, exist_ok=True)
     remove_abandoned(config.out)
     studio = EncodingStudio(config)
     parts = studio.parts
     for file in sorted(config.out.glob("*.safetensors")):
         check_written(config.out, file.stem, studio.made_of)
-    left = [part for part in _from_here(parts) if not is_written(config.out, part.name)]
+    left = [part for part in _order_for_process(parts) if not is_written(config.out, part.name)]
     print(f"{len(parts)} shards of latents, {len(parts) - len(left)} of them there already", flush=True)
     count = min(config.workers or (count_cores() if studio.on_cpu else 1), len(left))
     if count > 1:
@@ -104,7 +104,7 @@ def prepare(config: Prepare) -> None:
 
 
 class EncodingStudio:
-    """The model and the source, in any of the processes."""
+    """Holds the model and the source in each of the processes."""
 
     def __init__(self, config: Prepare) -> None:
         self._config = config
@@ -115,7 +115,7 @@ class EncodingStudio:
         self._reading = PictureReader(
             [self._source], [1.0], CropSettings(resolution=resolution, crop=config.crop), config.seed
         )
-        self.parts = list(_parts(self._source, config.part))
+        self.parts = list(_split(self._source, config.part))
         self.made_of = made_of(
             self._model, resolution=resolution, crop=config.crop, std=config.std, seed=config.seed
         ) | {
@@ -138,13 +138,13 @@ class EncodingStudio:
             filled = [squares[i % len(squares)].image for i in range(size)]
             for name, value in zip(("mean", "std"), self._model.codec.encode(to_pixels(filled)), strict=True):
                 latents[name].append(value[: len(squares)].cpu()[kept].half())
-            rows += [_row(self._reading, i, square) for i, square in zip(indices, squares, strict=True)]
+            rows += [_make_row(self._reading, i, square) for i, square in zip(indices, squares, strict=True)]
             _check(rows, part)
         joined = {name: torch.cat(values) for name, values in latents.items() if name == "mean" or self._config.std}
         write_shard(self._config.out, part.name, rows, joined, self.made_of)
 
 
-def _row(reading: PictureReader, index: int, square: Square) -> PreparedRow:
+def _make_row(reading: PictureReader, index: int, square: Square) -> PreparedRow:
     return PreparedRow(reading.key(index), square.caption, square.sizes, square.reason)
 
 
@@ -161,8 +161,8 @@ def _check(rows: list[PreparedRow], part: Part) -> None:
         )
 
 
-def _parts(source: Source, most: int) -> Iterator[Part]:
-    """One for each shard of the source, and for each `most` pictures of a longer one."""
+def _split(source: Source, most: int) -> Iterator[Part]:
+    """Yields a part for each shard of the source, and for each `most` pictures of a longer one."""
     first = 0
     for number, size in enumerate(source.shard_sizes):
         word = re.sub(r"[^A-Za-z0-9_.-]+", "_", PurePosixPath(source.shard_name(number)).stem)[:60]
@@ -172,8 +172,8 @@ def _parts(source: Source, most: int) -> Iterator[Part]:
         first += size
 
 
-def _from_here(parts: list[Part]) -> list[Part]:
-    """In the order in which this process of several should take them: its own share first, then what may be left."""
+def _order_for_process(parts: list[Part]) -> list[Part]:
+    """Returns the parts in the order for this process of several: its own share first, then what others may leave."""
     rank, size = (
         next((int(os.environ[name]) for name in names if name in os.environ), default)
         for names, default in ((("RANK", "SLURM_ARRAY_TASK_ID"), 0), (("WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT"), 1))

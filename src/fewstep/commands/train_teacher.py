@@ -1,4 +1,4 @@
-"""How the bundled teacher and its reader were made, from nothing, on two CPU cores in about two hours."""
+"""`fewstep train-teacher`: trains the bundled teacher and its reader from scratch, in two hours on two CPU cores."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ class TrainTeacher:
 
 
 def train_teacher(config: TrainTeacher) -> None:
-    """Runs the stages that are not done yet; each goes on where it stopped."""
+    """Runs the stages that are not finished yet; each resumes where it stopped."""
     claim_run_folder(config.out, config)
     scenes = Scenes(seed=config.seed)
     torch.manual_seed(config.seed)  # initial weights; all later draws are counter-based
     autoencoder = scenes_model.build_autoencoder().to(memory_format=torch.channels_last)
     for i, (name, loop) in enumerate((("autoencoder", config.autoencoder), ("polish", config.polish))):
         drawn = Scenes(seed=config.seed + i)
-        autoencoder_task = AutoencoderTask(autoencoder, functools.partial(_pixels, drawn), config.seed + i)
+        autoencoder_task = AutoencoderTask(autoencoder, functools.partial(_draw_pixels, drawn), config.seed + i)
         fit(autoencoder_task, loop, config.out / name, name)
         autoencoder = autoencoder_task.averaged
 
@@ -118,7 +118,7 @@ def train_teacher(config: TrainTeacher) -> None:
     fit(caption_task, config.text, config.out / "text", "text")
     text_encoder = caption_task.averaged["text_encoder"]
 
-    latents = _latents(config, autoencoder, scenes)
+    latents = _load_latents(config, autoencoder, scenes)
     scaling_factor = float(1 / latents.std())
     scheduler = scenes_model.build_scheduler()
     schedule = Tabulated.from_config(scheduler.config)
@@ -134,18 +134,18 @@ def train_teacher(config: TrainTeacher) -> None:
     scenes_model.save_teacher(config.out / "pipeline", trained, tokenizer, scheduler)
 
 
-def _pixels(scenes: Scenes, counters: range) -> Tensor:
+def _draw_pixels(scenes: Scenes, counters: range) -> Tensor:
     return to_pixels([scenes[i].image for i in counters])
 
 
 @torch.no_grad()
 def encode_tokens(text_encoder: torch.nn.Module, tokens: Tensor, batch_size: int = 500) -> Tensor:
-    """`[n, l, d]` from `[n, l]`; the text encoder learns no more once the UNet begins."""
+    """Encodes tokens `[n, l]` to `[n, l, d]`; the text encoder is frozen once the UNet's training begins."""
     return torch.cat([text_encoder(part)[0] for part in tokens.split(batch_size)])
 
 
-def _latents(config: TrainTeacher, autoencoder: torch.nn.Module, scenes: Scenes) -> Tensor:
-    """Kept in the run folder, since encoding takes minutes."""
+def _load_latents(config: TrainTeacher, autoencoder: torch.nn.Module, scenes: Scenes) -> Tensor:
+    """Returns the latents of all scenes, and keeps them in the run folder, since encoding takes minutes."""
     file = config.out / "latents.safetensors"
     if not file.exists():
         with write_whole(file) as draft:
@@ -155,10 +155,10 @@ def _latents(config: TrainTeacher, autoencoder: torch.nn.Module, scenes: Scenes)
 
 @torch.no_grad()
 def encode_scenes(autoencoder: torch.nn.Module, scenes: Scenes, count: int, batch_size: int = 100) -> Tensor:
-    """Unscaled latent means `[count, c, h, w]` of the first `count` scenes."""
+    """Returns the unscaled latent means `[count, c, h, w]` of the first `count` scenes."""
     parts = []
     for start in range(0, count, batch_size):
-        pixels = _pixels(scenes, range(start, min(count, start + batch_size)))
+        pixels = _draw_pixels(scenes, range(start, min(count, start + batch_size)))
         given = pixels.contiguous(memory_format=torch.channels_last)
         posterior = autoencoder.encode(given).latent_dist  # type: ignore[operator]  # a method, of diffusers
         parts.append(posterior.mean.contiguous())

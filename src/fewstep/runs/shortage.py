@@ -22,9 +22,8 @@ def explain_out_of_memory(config: Any) -> Iterator[None]:
         remedies = list(_list_remedies(config))
         if not remedies:
             raise UserError("out of memory with every setting in use that needs less; give a smaller model") from None
-        names = " ".join(
-            name for name in _CHANGEABLE if any(f"--{name.replace('_', '-')}" in remedy for remedy in remedies)
-        )
+        text = ", ".join(remedies)
+        names = " ".join(name for name in _CHANGEABLE if f"--{name.replace('_', '-')}" in text)
         raise UserError(
             f"out of memory; these need less: {', '.join(remedies)}. To go on from the last checkpoint with one of "
             f"them add --change {names}. `fewstep plan` says what fits a GPU"
