@@ -117,9 +117,29 @@ def test_paths_and_commands_of_the_readme_exist():
         assert (ROOT / target).exists(), target
     for command in re.findall(r"bin/fewstep ([a-z-]+) ", README):
         assert command in COMMANDS, command
-    tree = README[README.index("src/fewstep/\n") : README.index("Imports point down")]
-    for name in re.findall(r"^  ([a-z]+)/", tree, re.MULTILINE):
-        assert (ROOT / "src" / "fewstep" / name).is_dir(), name
+
+
+def test_the_page_of_the_architecture_shows_what_is_there():
+    page, package = (ROOT / "docs/architecture.md").read_text(), ROOT / "src" / "fewstep"
+    tree = page[page.index("## The tree") : page.index("## Seven classes")]
+    first_cells = [line.split("|")[1] for line in tree.splitlines() if line.startswith("| `")]
+    listed = {name.rstrip("/") for cell in first_cells for name in re.findall(r"`([a-z_./]+)`", cell)}
+    there = {path.name for path in package.iterdir() if path.name not in ("__pycache__", "py.typed")}
+    assert there - listed <= {"__init__.py", "__main__.py"}
+    assert listed <= there
+    for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)`", page):
+        assert any((base / path).exists() for base in (package, ROOT)), path
+
+
+def test_the_walks_of_the_architecture_page_are_short_and_name_what_is_there():
+    page = (ROOT / "docs/architecture.md").read_text()
+    source = "\n".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
+    for walk in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE):
+        lines = walk.splitlines()
+        assert len(lines) <= 15
+        for line in lines:
+            name = re.sub(r"\W.*", "", line.split()[0].rpartition(".")[2])
+            assert re.search(rf"\b(def|class) {name}\b|^{name} = ", source, re.MULTILINE) or name in COMMANDS, name
 
 
 def test_figures_of_the_styles_are_the_scores():
