@@ -73,6 +73,20 @@ def test_everything_comes_back(tmp_path):
     }  # fmt: skip
 
 
+def test_a_file_with_the_names_of_the_first_version_comes_back_byte_for_byte(tmp_path):
+    names = [f"{part}.{name}" for part in ("student", "averaged") for name in ("weight", "bias")]
+    names += [f"optimizer.{moment}.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in ("weight", "bias")]
+    tensors = {name: torch.full((1, 2) if "weight" in name else (1,), i + 0.5) for i, name in enumerate(names)}
+    tensors |= {f"optimizer.step.{name}": torch.tensor(7.0) for name in ("weight", "bias")}
+    tensors["losses"] = torch.tensor([0.5, 0.25])
+    numbers = {"step": 7, "counter": 56, "skipped": [], "skipped_in_a_row": 0, "skipped_in_all": 0}
+    state = begin([Role(weights=nn.Linear(2, 1), average=nn.Linear(2, 1))], LoopConfig())
+    state.restore(dict(tensors), dict(numbers))
+    Checkpoints(tmp_path).save(state.tensors(), state.numbers(), 2)
+    assert (tmp_path / "step-0000007" / TENSORS_FILE).read_bytes() == safetensors.torch.save(tensors)
+    assert (tmp_path / "step-0000007" / NUMBERS_FILE).read_text() == json.dumps(numbers)
+
+
 def test_the_manifest_says_what_is_there(tmp_path):
     save(tmp_path, 7)
     content = json.loads((tmp_path / "step-0000007" / MANIFEST_FILE).read_text())["content"]

@@ -273,9 +273,9 @@ def test_a_checkpoint_of_other_roles_is_refused(tmp_path):
         trained(tmp_path / "one")
 
 
-def play(folder, distribution):
+def play(folder, distribution, every):
     torch.set_default_dtype(torch.float64)
-    task = Game(every=2)
+    task = Game(**every)
     if current_world().size > 1:
         if distribution == "ddp":
             task.student_network = replicate(Learner(weights=task.student, student=task.student)).student
@@ -286,10 +286,11 @@ def play(folder, distribution):
     fit(task, dataclasses.replace(CONFIG, accumulation=2), folder, "test")
 
 
+@pytest.mark.parametrize("every", [{"every": 2}, {"students_every": 2}], ids=str)
 @pytest.mark.parametrize("distribution", ["ddp", "fsdp"])
-def test_two_processes_play_what_one_does(tmp_path, distribution):
+def test_two_processes_play_what_one_does(tmp_path, distribution, every):
     for size in (1, 2):
-        run_ranks(size, play, tmp_path / str(size), distribution)
+        run_ranks(size, play, tmp_path / str(size), distribution, every)
     one, two = (state(tmp_path / str(size)) for size in (1, 2))
     assert one.keys() == two.keys()
     for name, value in one.items():
