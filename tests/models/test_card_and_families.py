@@ -88,9 +88,7 @@ def test_a_merged_model_is_saved_though_its_scheduler_names_no_class(random_teac
 def test_a_grid_that_is_none_is_refused(value, random_teacher):
     model = load_latent_model(random_teacher, CPU)
     config = {**model.scheduler_config, "original_inference_steps": value}
-    with pytest.raises(
-        UserError, match=r"original_inference_steps .* in scheduler_config[.]json; allowed are 1 to"
-    ):
+    with pytest.raises(UserError, match=r"original_inference_steps .* in scheduler_config[.]json; allowed are 1 to"):
         read_grid_size(dataclasses.replace(model, scheduler_config=config))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import os
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import pyarrow as pa
 
@@ -37,33 +36,18 @@ class NamedShard:
         return bool(self.shard.version.tag)
 
 
-class ShardFormat(Protocol):
-    @property
-    def suffix(self) -> str: ...
-
-    def sidecar_url(self, url: str) -> str:
-        """Returns where metadata of the shard may be; empty for a format without any."""
-        ...
-
-    def build_index(self, cache: ShardCache, named: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
-        """Reads the whole shard; `wanted` are the fields of captions. Raises DroppedError where it is missing."""
-        ...
-
-    def read_picture(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
-        """Reads the first `most` bytes of a picture. Raises DroppedError where the shard or the picture is missing."""
-        ...
-
-
 class TarShards:
     """Tars in which `.txt` or `.json` accompany a picture, as img2dataset and webdataset write them."""
 
     suffix = ".tar"
 
     def sidecar_url(self, url: str) -> str:
+        """Returns where metadata of the shard may be; empty for a format without any."""
         end = len(strip_query(url))
         return f"{url[: end - len(self.suffix)]}.parquet{url[end:]}"
 
     def build_index(self, cache: ShardCache, named: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
+        """Reads the whole shard; `wanted` are the fields of captions. Raises DroppedError where it is missing."""
         described: dict[str, PictureMetadata] = {}
         sidecar_ok = True
         if named.sidecar is not None:
@@ -80,6 +64,7 @@ class TarShards:
         return index
 
     def read_picture(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
+        """Reads the first `most` bytes of a picture. Raises DroppedError where the shard or the picture is missing."""
         with cache.open(shard) as file:
             file.seek(entry.offset)
             content = file.read(min(entry.size, most))
@@ -119,6 +104,9 @@ class ParquetShards:
         if not entry.path:
             raise DroppedError(Reason.MISSING)
         return _read_neighbour(shard.url, entry.path, most)
+
+
+ShardFormat = TarShards | ParquetShards
 
 
 def _read_neighbour(url: str, path: str, most: int) -> bytes:

@@ -1,33 +1,15 @@
-"""The files of a folder, local or remote: lists the pictures and reads their bytes."""
+"""The files of a folder, local or remote, by their paths in it, with forward slashes."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from fewstep.data.sources.base import DroppedError, Reason, Tally
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
 from fewstep.data.sources.urls import is_not_found, list_files, read_bytes
 from fewstep.errors import UserError
-
-
-class FolderFiles(Protocol):
-    """A folder, whose files are named relative to it, with forward slashes."""
-
-    @property
-    def name(self) -> str: ...
-
-    def list_pictures(self, tally: Tally) -> list[str]:
-        """Lists all pictures in the folder and below, sorted by code points; `tally` counts the other entries."""
-        ...
-
-    def has(self, name: str) -> bool: ...
-
-    def read(self, name: str, most: int) -> bytes:
-        """Reads the first `most` bytes of a file. Raises DroppedError."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +23,7 @@ class LocalFiles:
         return self.root.resolve().name
 
     def list_pictures(self, tally: Tally) -> list[str]:
+        """Lists all pictures in the folder and below, sorted by code points; `tally` counts the other entries."""
         files: list[str] = []
         dropped: list[tuple[Reason, str]] = []
 
@@ -108,3 +91,6 @@ class RemoteFiles:
             if not is_not_found(error):
                 raise
             raise DroppedError(Reason.UNREADABLE, name) from error
+
+
+FolderFiles = LocalFiles | RemoteFiles

@@ -12,20 +12,12 @@ from fewstep.data.kind import SourceKind, SourceRequest
 from fewstep.data.shards.formats import ParquetShards, ShardFormat, TarShards
 from fewstep.data.shards.prepared import is_prepared
 from fewstep.data.shards.source import open_shards
+from fewstep.data.sources import urls
 from fewstep.data.sources.base import Source
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES, PictureLimits
 from fewstep.data.sources.folder import METADATA, WANTED, open_folder
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
-from fewstep.data.sources.urls import (
-    expand_braces,
-    expand_wildcards,
-    is_remote,
-    list_files,
-    local_path,
-    redact,
-    strip_query,
-)
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
 
@@ -47,7 +39,7 @@ def open_picture_files(
     selection, cache = selection or Selection(), cache or CacheSettings()
     found: list[str] = []
     for pattern in [data] if isinstance(data, str) else data:
-        places = expand_braces(pattern)
+        places = urls.expand_braces(pattern)
         if places == [pattern]:
             _check_exists(pattern)
         found += [file for place in places for file in _find(place)]
@@ -61,55 +53,55 @@ def open_picture_files(
         counts = ", ".join(f"{count} {kind}" for count, kind in kinds if count) or "nothing"
         raise UserError(f"data is {counts}; one source is of one kind, and of one folder where it is pictures")
     if folders:
-        return open_folder(folders[0] if is_remote(folders[0]) else Path(local_path(folders[0])), selection)
+        return open_folder(folders[0] if urls.is_remote(folders[0]) else Path(urls.local_path(folders[0])), selection)
     kind: ShardFormat = TarShards() if tars else ParquetShards()
     return open_shards(tars or tables, kind, selection, cache)
 
 
 def _suffix(url: str) -> str:
-    return PurePosixPath(strip_query(url)).suffix.lower()
+    return PurePosixPath(urls.strip_query(url)).suffix.lower()
 
 
 def _find(place: str) -> list[str]:
     """Returns the shards that one path or URL leads to, or the path itself if it is a folder of pictures."""
-    if strip_query(place).lower().endswith(_COMPRESSED):
+    if urls.strip_query(place).lower().endswith(_COMPRESSED):
         raise UserError(
-            f"{redact(place)} is compressed, so that pictures in it cannot be read one by one; unpack it to a .tar"
+            f"{urls.redact(place)} is compressed, so that pictures in it cannot be read one by one; unpack it to a .tar"
         )
-    path = local_path(place)
-    here = not is_remote(place)
+    path = urls.local_path(place)
+    here = not urls.is_remote(place)
     if _suffix(place) in _SHARDS and not (here and os.path.isdir(path)) and not _is_pattern(place):
         return [place]
     if _is_pattern(place):
-        matched = expand_wildcards(place)
+        matched = urls.expand_wildcards(place)
         if not matched:
-            raise UserError(f"no file matches {redact(place)}; {_GIVE}")
+            raise UserError(f"no file matches {urls.redact(place)}; {_GIVE}")
         return [file for file in matched if _suffix(file) in _SHARDS] or matched
     if here and not os.path.isdir(path):
-        raise UserError(f"data {redact(place)} is neither a folder nor a {' or '.join(_SHARDS)} file; {_GIVE}")
+        raise UserError(f"data {urls.redact(place)} is neither a folder nor a {' or '.join(_SHARDS)} file; {_GIVE}")
     return _find_in_folder(place)
 
 
 def _check_exists(place: str) -> None:
     """Raises UserError where a path that is no pattern does not exist; of many shards one may be missing."""
-    if not (is_remote(place) or _is_pattern(place) or os.path.exists(local_path(place))):
-        raise UserError(f"data {redact(place)} does not exist; {_GIVE}")
+    if not (urls.is_remote(place) or _is_pattern(place) or os.path.exists(urls.local_path(place))):
+        raise UserError(f"data {urls.redact(place)} does not exist; {_GIVE}")
 
 
 def _is_pattern(place: str) -> bool:
-    if not is_remote(place):
-        return any(mark in place for mark in "*?[") and not os.path.exists(local_path(place))
-    return "*" in strip_query(place)
+    if not urls.is_remote(place):
+        return any(mark in place for mark in "*?[") and not os.path.exists(urls.local_path(place))
+    return "*" in urls.strip_query(place)
 
 
 def _find_in_folder(folder: str) -> list[str]:
-    names = list_files(folder) if is_remote(folder) else _walk(local_path(folder))
+    names = urls.list_files(folder) if urls.is_remote(folder) else _walk(urls.local_path(folder))
     suffixes = {PurePosixPath(name).suffix.lower() for name in names}
     pictures = not suffixes.isdisjoint((*SUFFIXES, *OTHER_SUFFIXES))
     shards = not suffixes.isdisjoint(_SHARDS)
     captioned = ".txt" in suffixes or METADATA in names
     if ".tar" in suffixes and pictures and captioned:
-        raise UserError(f"{redact(folder)} has captioned pictures and .tar files in it; name the files you mean")
+        raise UserError(f"{urls.redact(folder)} has captioned pictures and .tar files in it; name the files you mean")
     if (pictures or METADATA in names) and (captioned or not shards):
         return [folder]
     for suffix in _SHARDS:
@@ -117,7 +109,7 @@ def _find_in_folder(folder: str) -> list[str]:
             inside = sorted(name for name in names if PurePosixPath(name).suffix.lower() == suffix)
             return [f"{folder.rstrip('/')}/{name}" for name in inside]
     raise UserError(
-        f"{redact(folder)} is a folder with neither pictures nor .tar nor .parquet in it; wanted are {WANTED}"
+        f"{urls.redact(folder)} is a folder with neither pictures nor .tar nor .parquet in it; wanted are {WANTED}"
     )
 
 

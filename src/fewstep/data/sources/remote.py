@@ -15,17 +15,8 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
+from fewstep.data.sources import urls
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.urls import (
-    FileVersion,
-    download,
-    find_versions,
-    is_not_found,
-    is_remote,
-    local_path,
-    read_local_version,
-    redact,
-)
 from fewstep.errors import UserError
 from fewstep.files import DRAFT_MARK, write_whole
 
@@ -56,7 +47,7 @@ class Shard:
     """A file of pictures, in the version that was found."""
 
     url: str
-    version: FileVersion
+    version: urls.FileVersion
 
 
 class ShardCache:
@@ -77,8 +68,8 @@ class ShardCache:
 
         Raises DroppedError without a key where it is missing or has changed, UserError where the network fails.
         """
-        if not is_remote(shard.url):
-            with _open_local(Path(local_path(shard.url)), shard.version) as file:
+        if not urls.is_remote(shard.url):
+            with _open_local(Path(urls.local_path(shard.url)), shard.version) as file:
                 yield file
             return
         path = self._folder / hash_name(shard.url, shard.version.tag)
@@ -103,14 +94,14 @@ class ShardCache:
                 path.unlink(missing_ok=True)
             self._fetch(shard, path)
         raise UserError(
-            f"{redact(shard.url)} was deleted from {self._folder} by another process after each download; "
+            f"{urls.redact(shard.url)} was deleted from {self._folder} by another process after each download; "
             "allow the cache of shards more bytes"
         )
 
     def _fetch(self, shard: Shard, path: Path) -> None:
         if shard.version.size > self._budget:
             raise UserError(
-                f"{redact(shard.url)} has {shard.version.size:,} bytes and the cache of shards at most "
+                f"{urls.redact(shard.url)} has {shard.version.size:,} bytes and the cache of shards at most "
                 f"{self._budget:,}; allow it more"
             )
         try:
@@ -121,7 +112,7 @@ class ShardCache:
                     self._fill(shard, path)
         except OSError as error:
             raise UserError(
-                f"{redact(shard.url)} cannot be kept in {self._folder} ({error.strerror or error}); "
+                f"{urls.redact(shard.url)} cannot be kept in {self._folder} ({error.strerror or error}); "
                 "make room there, or name another cache folder"
             ) from error
 
@@ -153,12 +144,12 @@ class ShardCache:
             total -= size
 
 
-def _open_local(path: Path, version: FileVersion) -> BinaryIO:
+def _open_local(path: Path, version: urls.FileVersion) -> BinaryIO:
     try:
         file = path.open("rb")
     except OSError as error:
         raise DroppedError(Reason.MISSING_SHARD) from error
-    if read_local_version(os.fstat(file.fileno())) != version:
+    if urls.read_local_version(os.fstat(file.fileno())) != version:
         file.close()
         raise DroppedError(Reason.CHANGED_SHARD)
     return file
@@ -166,13 +157,13 @@ def _open_local(path: Path, version: FileVersion) -> BinaryIO:
 
 def _download(shard: Shard, target: Path) -> None:
     try:
-        download(shard.url, str(target))
+        urls.download(shard.url, str(target))
     except OSError as error:
-        if not is_not_found(error):
+        if not urls.is_not_found(error):
             raise
         raise DroppedError(Reason.MISSING_SHARD) from error
     # Checked after the download, so that other content never gets this name.
-    now = find_versions([shard.url]).get(shard.url)
+    now = urls.find_versions([shard.url]).get(shard.url)
     if now != shard.version or shard.version.size not in (-1, target.stat().st_size):
         raise DroppedError(Reason.MISSING_SHARD if now is None else Reason.CHANGED_SHARD)
 
