@@ -18,7 +18,8 @@ from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.file import Pair
 from fewstep.models.pipeline import load_pipeline
 from fewstep.serve.app import make_app
-from fewstep.serve.engine import Engine, EngineLimits
+from fewstep.serve.engine import Engine
+from fewstep.serve.jobs import EngineLimits
 from fewstep.serve.server import make_server
 from fewstep.serve.service import PaintService
 from fewstep.serve.settings import ServerSettings

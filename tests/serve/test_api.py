@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from fewstep.data.infotext import read_infotext
-from fewstep.serve.engine import EngineLimits
+from fewstep.serve.jobs import EngineLimits
 from serving import serving
 
 PROMPT = "a small red star above a blue ring on a white background"

@@ -10,12 +10,12 @@ from PIL import Image
 
 from fewstep import assets
 from fewstep.models.pipeline import Pipeline, load_pipeline
-from fewstep.serve.engine import (
+from fewstep.serve.engine import Engine
+from fewstep.serve.jobs import (
     BusyError,
     CancelledError,
     ClosedError,
     DeadlineError,
-    Engine,
     EngineLimits,
     PictureSpec,
     ShortOfMemoryError,

@@ -93,7 +93,8 @@ def serve(config: Serve) -> None:
 
 
 def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
-    from fewstep.serve.engine import Engine, EngineLimits
+    from fewstep.serve.engine import Engine
+    from fewstep.serve.jobs import EngineLimits
 
     named = [_split_name(given) for given in config.lora]
     names = [name for name, _ in named]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fewstep.data.pictures import to_images, to_pixels
@@ -23,133 +19,22 @@ from fewstep.errors import is_short_of_memory
 from fewstep.method.sampling import advance
 from fewstep.models.lora.adapters import rescale
 from fewstep.models.pipeline import Pipeline, seeded_noise
+from fewstep.serve.jobs import (
+    BusyError,
+    CancelledError,
+    ClosedError,
+    DeadlineError,
+    EngineCounts,
+    EngineLimits,
+    OnStep,
+    PaintJob,
+    PictureSpec,
+    ShortOfMemoryError,
+)
 
 logger = logging.getLogger(__name__)
-OnStep = Callable[[int, Image.Image], None]
 _TEXTS = 256
 """Encoded prompts that are kept."""
-
-
-class BusyError(Exception):
-    """The queue is full."""
-
-    def __init__(self, retry_after: float) -> None:
-        super().__init__(f"the queue is full; try again in {retry_after:.0f} s")
-        self.retry_after = retry_after
-        """Estimated seconds until there is room."""
-
-
-class ClosedError(Exception):
-    """The engine takes no more work."""
-
-
-class DeadlineError(Exception):
-    """A picture was not done in time."""
-
-
-class ShortOfMemoryError(Exception):
-    """The device had too little memory for a batch; the engine lives on."""
-
-
-class CancelledError(Exception):
-    """Whoever wanted the picture has gone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureSpec:
-    """One picture to paint; whoever makes it has checked that the model allows it."""
-
-    prompt: str
-    seed: int
-    steps: int
-    omega: float
-    """Guidance in the papers' convention."""
-    size: tuple[int, int]
-    """Height and width in pixels."""
-    loras: tuple[tuple[str, float], ...] = ()
-    """Every registered LoRA with its scale λ."""
-    start: Image.Image | None = None
-    """A picture to start from."""
-    strength: float = 1.0
-    """How much to change `start`, above 0, up to 1."""
-    previews: bool = False
-    """Whether a picture of each step is sent too."""
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """Returns what must be equal in pictures that are painted together."""
-        return (self.size, self.loras)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineLimits:
-    """Bounds on the engine's queue and batches."""
-
-    waiting: int = 64
-    """Most pictures that wait in the queue."""
-    batch_pixels: int = 16 * 512 * 512
-    """Most pixels of all pictures that are painted together."""
-    batch: int = 16
-    """Most pictures that are painted together."""
-    deadline: float = 60.0
-    """Seconds in which a picture must be finished, from its request on."""
-
-
-@dataclass(eq=False)
-class PaintJob:
-    """A picture in the queue or in a batch."""
-
-    spec: PictureSpec
-    end: float
-    """When it must be finished, in time.monotonic's seconds."""
-    on_step: OnStep | None
-    future: Future[Image.Image] = field(default_factory=Future)
-    times: Sequence[int] = ()
-    cond: Cond = field(default_factory=dict)
-    z: Tensor | None = None
-    draw: Callable[[], Tensor] | None = None
-    """Gives noise `[1, c, h, w]` of its seed at every call, once it has begun."""
-    step: int = 0
-    """Number of steps done."""
-    cancelled: bool = False
-
-    @property
-    def fresh(self) -> bool:
-        """Whether its z is noise alone, which stands at the first time already."""
-        return self.step == 0 and self.spec.start is None
-
-    def noise(self) -> Tensor:
-        """Draws what brings z to the next time; zeros, undrawn, where it stands there already."""
-        assert self.draw is not None
-        assert self.z is not None
-        return torch.zeros_like(self.z) if self.fresh else self.draw()
-
-    def cancel(self) -> None:
-        """Leaves the batch before the next step."""
-        self.cancelled = True
-
-    def fail(self, error: Exception) -> None:
-        with contextlib.suppress(InvalidStateError):  # whoever waited may leave at any moment
-            self.future.set_exception(error)
-
-    def done(self, image: Image.Image) -> None:
-        with contextlib.suppress(InvalidStateError):
-            self.future.set_result(image)
-
-
-@dataclass
-class EngineCounts:
-    """What the engine has done so far, for the metrics."""
-
-    pictures: int = 0
-    steps: int = 0
-    """Evaluations of the network, each of a batch."""
-    painted_together: int = 0
-    """Pictures in the last batch."""
-    seconds_per_step: float = 0.05
-    """Moving average of the seconds of a step."""
-    failed: dict[str, int] = field(default_factory=dict)
-    """Number of failed pictures, by the name of the error."""
 
 
 class Engine:

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from fewstep.serve.engine import BusyError, CancelledError, ClosedError, DeadlineError, ShortOfMemoryError
+from fewstep.serve.jobs import BusyError, CancelledError, ClosedError, DeadlineError, ShortOfMemoryError
 
 
 class RefusedError(Exception):

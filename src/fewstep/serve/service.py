@@ -21,8 +21,9 @@ from fewstep.data.infotext import Infotext, build_png_info
 from fewstep.data.sources.base import DroppedError
 from fewstep.data.sources.decoding import PictureLimits, decode
 from fewstep.models.pipeline import MAX_STEPS
-from fewstep.serve.engine import CancelledError, DeadlineError, Engine, OnStep, PaintJob, PictureSpec
+from fewstep.serve.engine import Engine
 from fewstep.serve.errors import RefusedError, to_refusal
+from fewstep.serve.jobs import CancelledError, DeadlineError, OnStep, PaintJob, PictureSpec
 from fewstep.serve.settings import ServerSettings
 
 Format = Literal["png", "jpeg", "webp"]

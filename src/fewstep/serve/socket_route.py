@@ -19,8 +19,8 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fewstep.serve.engine import PictureSpec
 from fewstep.serve.errors import RefusedError, explain_invalid_fields, to_refusal
+from fewstep.serve.jobs import PictureSpec
 from fewstep.serve.service import PaintRequest, PaintService, read_image
 
 _FIELDS = 64
