@@ -32,7 +32,7 @@ def pipeline():
 
 @pytest.fixture
 def engine(pipeline):
-    engine = Engine(pipeline, {})
+    engine = Engine(pipeline, {}, EngineLimits())
     engine.start()
     yield engine
     assert engine.close(30)
@@ -194,7 +194,7 @@ def test_steps_are_shown_to_those_who_want_them(engine):
 
 
 def test_lora_scales_act_at_once_and_pictures_of_others_are_untouched():
-    engine = Engine(Pipeline(with_loras()), {"one": "lora0", "other": "lora1"})
+    engine = Engine(Pipeline(with_loras()), {"one": "lora0", "other": "lora1"}, EngineLimits())
     engine.start()
     kinds = [(("one", a), ("other", b)) for a, b in ((0.0, 0.0), (0.7, 0.0), (0.7, 0.4), (0.0, 0.0))]
     found = painted(engine, *(spec(loras=kind) for kind in kinds))

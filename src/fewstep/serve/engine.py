@@ -40,7 +40,7 @@ _TEXTS = 256
 class Engine:
     """Owns the model, which nothing else may touch while the engine runs."""
 
-    def __init__(self, pipeline: Pipeline, loras: Mapping[str, str], limits: EngineLimits = EngineLimits()) -> None:
+    def __init__(self, pipeline: Pipeline, loras: Mapping[str, str], limits: EngineLimits) -> None:
         """Takes `loras`: the adapter behind every registered name."""
         self.pipeline, self.limits, self.counts = pipeline, limits, EngineCounts()
         self._loras = dict(loras)
