@@ -33,7 +33,7 @@ LETTER = 80  # milliseconds
 @dataclass(frozen=True, kw_only=True)
 class Study:
     prompts: int = 20
-    """LiveRequest one after the other, at each number of steps."""
+    """Sends one request after another, at each number of steps."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of steps."""
 
