@@ -29,7 +29,7 @@ def seeded(count=4):
 @pytest.mark.parametrize("from_picture", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_sampling_is_algorithm_3(count, from_picture, f):
-    times = consistency_times(1000, 50, count)
+    times = consistency_times(f.schedule, 50, count)
     start = torch.ones(4, 3) if from_picture else None
     draw = seeded()
     z = start if from_picture else draw()
@@ -76,7 +76,7 @@ def test_ends_at_the_next_times_follow_the_ode(sd_schedule):
     exact = data.flow(noise, torch.full((64,), 999), torch.full((64,), 0))
     errors = []
     for count in (25, 50, 100):
-        times, drawn = sampling_times(1000, count, "trailing"), iter([noise])
+        times, drawn = sampling_times(sd_schedule, count, "trailing"), iter([noise])
         found = sample_consistency(f, times, lambda drawn=drawn: next(drawn), ends=[*times[1:], 0])
         ddim = sample_ode(sd_schedule, data, noise, [*times, 0])
         torch.testing.assert_close(found, ddim, rtol=1e-9, atol=1e-9)
