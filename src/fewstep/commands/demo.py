@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,8 +13,7 @@ from fewstep.errors import UserError
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.reader import FEATURES
 from fewstep.evaluate.report import GRID_FILE, markdown_table
-from fewstep.files import write_whole
-from fewstep.models.card import model_card
+from fewstep.models.card import read_card, write_model_card
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 
@@ -60,9 +58,8 @@ def demo(config: Demo) -> None:
         return
     evaluation = make_evaluation(config)
     results = evaluate(evaluation)
-    details = json.loads((config.out / "model" / "fewstep.json").read_text())
-    with write_whole(config.out / "model" / "README.md") as draft:
-        draft.write_text(model_card(details, markdown_table(results["rows"])))
+    model = config.out / "model"
+    write_model_card(model, read_card(model), markdown_table(results["rows"]))
     shutil.copyfile(evaluation.out / GRID_FILE, config.out / GRID_FILE)
     print(f"model: {config.out / 'model'}")
 
