@@ -54,7 +54,7 @@ class Evaluation:
     def __init__(self, config: Evaluate) -> None:
         self.config = config
         self.studio = studio = EvaluationStudio(config)
-        if studio.data == studio.card.get("data") and studio.data not in LOOKS:
+        if studio.data == studio.card.data and studio.data not in LOOKS:
             print(
                 f"note: the model was trained on {studio.data}; give pictures held out from it with --data", flush=True
             )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,6 +16,7 @@ from fewstep.evaluate.cell import Cell, Painter, painter_of
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.metrics import list_observers
 from fewstep.evaluate.painting import paint_part, part_file, parts_of
+from fewstep.models.card import StudentCard, read_card
 from fewstep.models.extractors import load_extractor
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
@@ -42,13 +41,13 @@ class EvaluationStudio:
         self.config = config
         self.device = pick_device(config.device)
         loras = [parse_lora(given) for given in config.lora]
-        self.card = _card(config.model)
-        self.teacher_source = config.teacher or self.card.get("teacher") or (config.model if config.lora else "")
-        self.data = config.data or self.card.get("data", "")
+        self.card = _find_card(config.model)
+        self.teacher_source = config.teacher or self.card.teacher or (config.model if config.lora else "")
+        self.data = config.data or self.card.data or ""
         for name, value in (("teacher", self.teacher_source), ("data", self.data)):
             if not value:
                 raise UserError(f"{config.model} does not say its {name}: give --{name}")
-        base_config = config.base_config or self.card.get("base_config", "")
+        base_config = config.base_config or self.card.base_config or ""
         self.student = load_pipeline(config.model, config.device, loras, base_config if loras else "")
         single = base_config if Path(self.teacher_source).is_file() else ""
         self.teacher = load_latent_model(self.teacher_source, self.device, single)
@@ -85,14 +84,11 @@ class EvaluationStudio:
         return [PaintingJob(cell, tuning, i) for i in numbers if not part_file(folder, i).exists()]
 
 
-def _card(model: str) -> dict[str, Any]:
-    """What fewstep recorded of a model; empty for others."""
-    place = Path(assets.find_folder(model))
-    for folder in (place, place / "model"):
-        if (file := folder / "fewstep.json").is_file():
-            held: dict[str, Any] = json.loads(file.read_text())
-            return held
-    return {}
+def _find_card(model: str) -> StudentCard:
+    """Returns what fewstep recorded of a model, in its folder or its run's; an empty card for others."""
+    folder = Path(assets.find_folder(model))
+    own = read_card(folder)
+    return read_card(folder / "model") if own == StudentCard() else own
 
 
 def _check_same_latents(student: LatentModel, teacher: LatentModel) -> None:
