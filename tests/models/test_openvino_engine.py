@@ -70,7 +70,7 @@ def test_what_xl_is_told_beside_the_text_reaches_it(tmp_path):
     torched, compiled = (load_latent_model(folder, CPU) for _ in range(2))
     compiled = on_openvino(compiled, "fp32", tmp_path / "cache")
     cond = torched.conditioner.encode(PROMPTS)
-    z_t, t = torch.randn(2, *torched.latent_shape(torched.resolution)), torch.tensor([999, 259])
+    z_t, t = torch.randn(2, *torched.codec.shape(torched.resolution)), torch.tensor([999, 259])
     for given in (cond, cond | {"sizes": torch.tensor([[64.0, 32, 5, 6, 16, 16]]).expand(2, 6)}):
         with torch.no_grad():
             wanted, found = (model.network(z_t, t, given, None).z_0 for model in (torched, compiled))
@@ -82,7 +82,7 @@ def test_a_tiny_decoder_is_compiled_too(tmp_path, tiny_decoder):
     model = dataclasses.replace(model, codec=model.codec.with_tiny_decoder(load_tiny_decoder(tiny_decoder, CPU)))
     z_0 = torch.randn(2, *model.codec.shape(model.resolution))
     torch.testing.assert_close(
-        on_openvino(model, "fp32", tmp_path).decode(z_0), model.codec.decode(z_0), rtol=1e-3, atol=1e-3
+        on_openvino(model, "fp32", tmp_path).codec.decode(z_0), model.codec.decode(z_0), rtol=1e-3, atol=1e-3
     )
 
 
