@@ -17,7 +17,6 @@ from fewstep.models.families.original_names import original_unet_names
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import Pair, read_lora, write_lora
 from fewstep.models.pipeline import load_pipeline
-from fewstep.recipes import distill
 from fewstep.recipes.named import find_recipe
 from miniatures import FAMILIES, save_miniature
 from single_files import save_single_file

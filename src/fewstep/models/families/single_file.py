@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import UserError
+from fewstep.models.families import list_families
 from fewstep.models.family import Family
 
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
@@ -33,7 +34,8 @@ def check_config(family: Family, folder: Path, path: Path) -> None:
             f"--base-config {folder} has no readable {part}/config.json; give the folder of a diffusers pipeline"
         ) from error
     if not family.recognises(config):
-        raise UserError(f"{path} is {family.title} and --base-config {folder} is of another family; give one of it")
+        other = next((each.title for each in list_families() if each.recognises(config)), "of no family known here")
+        raise UserError(f"{path} is {family.title} and --base-config {folder} is {other}")
 
 
 def load_pipeline_of_file(family: Family, path: Path, base_config: str, kind: Any, **settings: Any) -> Any:
