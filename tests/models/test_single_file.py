@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from fewstep.commands.combine import Combine, combine
+from fewstep.commands.distill import load_teacher
 from fewstep.commands.inspect import describe
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
@@ -17,6 +18,7 @@ from fewstep.models.families.original_names import original_unet_names
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import Pair, read_lora, write_lora
 from fewstep.models.pipeline import load_pipeline
+from fewstep.recipes.distill import Distill
 from fewstep.recipes.named import find_recipe
 from miniatures import FAMILIES, save_miniature
 from single_files import save_single_file
@@ -137,8 +139,8 @@ def test_a_recipe_for_another_family_is_refused(models):
     config = find_recipe("sdxl-lora")
     settings = {**vars(config), "teacher": str(models["sd15"][0]), "data": "scenes", "device": "cpu"}
     with pytest.raises(UserError, match=r"for the family sdxl and .* is of sd1"):
-        distill.load_teacher(distill.Distill(**settings))
-    distill.load_teacher(distill.Distill(**settings | {"family": "any"}))
+        load_teacher(Distill(**settings))
+    load_teacher(Distill(**settings | {"family": "any"}))
 
 
 def test_the_numbered_blocks_of_kohyas_sdxl_files(models, tmp_path):
