@@ -11,11 +11,13 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from fewstep import __version__
 from fewstep.arguments import parse_arguments, suggest_nearest
 from fewstep.errors import StoppedError, UserError
+
+_RESUMES = "; the same command goes on from the last checkpoint, if there is one"
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,24 @@ class Command:
     """`module:name` of the configuration dataclass, or of a function that returns one with its defaults."""
     help: str
     """What it does, for the list of commands."""
+    interrupted: str = ""
+    """What is said of its work after Ctrl-C, if some of it is kept."""
+    processes: Literal["one", "together", "apart"] = "one"
+    """Whether several processes can do its work: together, as torchrun starts them, or each a part of its own."""
 
 
 COMMANDS = {
     "demo": Command(
         "commands.demo:demo", "commands.demo:default_demo",
-        "distil the bundled teacher and score the result, in a few minutes",
+        "distil the bundled teacher and score the result, in a few minutes", _RESUMES,
     ),
     "distill": Command(
-        "commands.distill:distill", "recipes.distill:Distill", "turn a teacher into a model that paints in 1 to 8 steps"
+        "commands.distill:distill", "recipes.distill:Distill",
+        "turn a teacher into a model that paints in 1 to 8 steps", _RESUMES, "together",
     ),
     "evaluate": Command(
         "commands.evaluate:evaluate", "evaluate.config:default_evaluate",
-        "score a few-step model against its teacher's samplers",
+        "score a few-step model against its teacher's samplers", "; the same command goes on, and paints nothing twice",
     ),
     "generate": Command(
         "commands.generate:generate", "commands.generate:Generate", "paint pictures with a few-step model"
@@ -50,7 +57,7 @@ COMMANDS = {
     ),
     "finetune": Command(
         "commands.finetune:finetune", "recipes.finetune:default_finetune",
-        "fine-tune a few-step model on your own pictures, without a teacher",
+        "fine-tune a few-step model on your own pictures, without a teacher", _RESUMES, "together",
     ),
     "inspect": Command(
         "commands.inspect:inspect", "commands.inspect:Inspect",
@@ -58,16 +65,17 @@ COMMANDS = {
     ),
     "plan": Command("commands.plan:plan", "commands.plan:Plan", "find the fastest settings that fit a GPU's memory"),
     "prepare": Command(
-        "commands.prepare:prepare", "commands.prepare:Prepare", "encode pictures once, to train on them many times"
+        "commands.prepare:prepare", "commands.prepare:Prepare", "encode pictures once, to train on them many times",
+        "; the same command goes on, and encodes nothing twice", "apart",
     ),
     "serve": Command("commands.serve:serve", "commands.serve:Serve", "serve a web page and an HTTP API that paint"),
     "train-lora": Command(
         "commands.train_lora:train_lora", "recipes.train_lora:default_train_lora",
-        "train a style LoRA on pictures of that style",
+        "train a style LoRA on pictures of that style", _RESUMES, "together",
     ),
     "train-teacher": Command(
         "commands.train_teacher:train_teacher", "commands.train_teacher:TrainTeacher",
-        "train the bundled teacher from scratch",
+        "train the bundled teacher from scratch", _RESUMES,
     ),
     "bench generate": Command(
         "commands.bench_generate:bench_generate", "commands.bench_generate:BenchGenerate",
@@ -78,10 +86,6 @@ COMMANDS = {
         "time a recipe's training on this machine, part by part",
     ),
 }  # fmt: skip
-
-
-IN_PROCESSES = ("distill", "finetune", "train-lora")
-"""Commands that can run in several processes."""
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
@@ -111,10 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\nfewstep: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
-        advice = {
-            "generate": "", "plan": "", "inspect": "", "bench": "", "serve": "",
-            "evaluate": "; the same command goes on, and paints nothing twice",
-        }.get(arguments[0], "; the same command goes on from the last checkpoint, if there is one")  # fmt: skip
+        command = COMMANDS.get(arguments[0])
+        advice = command.interrupted if command else ""
         print(f"\nfewstep: stopped{advice}", file=sys.stderr)
         sys.exit(130)
 
@@ -158,9 +160,11 @@ def _run(name: str, arguments: list[str]) -> None:
             default = from_file(type(default), rest.pop(0))
         parsed = parse_arguments(default, rest, f"fewstep {name}")
     count = getattr(parsed, "processes", 1)
-    if name not in IN_PROCESSES and (count > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1) and name != "prepare":
-        raise UserError(f"{name} runs in one process; those that run in several are {', '.join(IN_PROCESSES)}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and name in IN_PROCESSES:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if command.processes == "one" and max(count, started) > 1:
+        several = ", ".join(each for each, other in COMMANDS.items() if other.processes == "together")
+        raise UserError(f"{name} runs in one process; those that run in several are {several}")
+    if started > 1 and command.processes == "together":
         _run_as_one_of_several(run, parsed)
     elif count > 1:
         from fewstep.parallel.processes import launch

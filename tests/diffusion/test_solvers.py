@@ -12,7 +12,10 @@ from closed_forms import SD_CONFIG, Gaussian, Mixture, follow_finely
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Prediction, to_prediction
 from fewstep.diffusion.schedule import Flow, Schedule, Tabulated
-from fewstep.diffusion.solvers import DDIM, DPM_SOLVER_PP_2S, MIDPOINT, SOLVERS
+from fewstep.diffusion.solvers import SOLVERS
+from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
+from fewstep.diffusion.solvers.dpm_solver_pp import SOLVER as DPM_SOLVER_PP_2S
+from fewstep.diffusion.solvers.midpoint import SOLVER as MIDPOINT
 
 SCHEDULES: dict[str, Schedule] = {
     "SD": Tabulated.from_config(SD_CONFIG),
@@ -20,7 +23,7 @@ SCHEDULES: dict[str, Schedule] = {
     "flow": Flow(1000),
     "shifted flow": Flow(1000, shift=3.0),
 }
-IN_LAMBDA = [name for name, solver in SOLVERS.items() if solver.order == 2 and solver is not MIDPOINT]
+IN_LAMBDA = ("dpm-solver-2", "dpm-solver++2s")
 STEP_COUNTS = (24, 48, 96)
 
 

@@ -3,7 +3,8 @@ import torch
 
 from closed_forms import Mixture
 from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.solvers import DDIM, SOLVERS
+from fewstep.diffusion.solvers import SOLVERS
+from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
 from fewstep.method.batch import TrainingBatch
 from fewstep.method.paths import DataPath, TeacherPath
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers import DDIM, Field, Solver
+from fewstep.diffusion.solvers.base import Field, Solver
+from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
 
 Spacing = Literal["trailing", "leading", "linspace", "leading+1", "linspace+1"]
 """Where n steps stand: from the last time in equal strides; from 1 in equal strides (never reaching the last time);

@@ -19,7 +19,9 @@ from fewstep.diffusion.sampling import (
     sample_unipc,
 )
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers import DDIM, DPM_SOLVER_2, Field, Solver
+from fewstep.diffusion.solvers.base import Field, Solver
+from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
+from fewstep.diffusion.solvers.dpm_solver import SOLVER as DPM_SOLVER_2
 from fewstep.models.family import LatentModel
 from fewstep.models.pipeline import seeded_noise
 

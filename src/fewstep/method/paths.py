@@ -10,7 +10,8 @@ from torch import Tensor
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Cond, Network
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers import DDIM, Solver
+from fewstep.diffusion.solvers.base import Solver
+from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
 from fewstep.method.batch import TrainingBatch
 
 

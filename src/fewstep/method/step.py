@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.batch import TrainingBatch
-from fewstep.method.distances import Distance
+from fewstep.method.distances.base import Distance
 from fewstep.method.landing import BOUNDARY, ConsistencyFunction, Landing
 from fewstep.method.paths import Path
 

@@ -52,7 +52,7 @@ def make_task(
     method = Method(
         schedule=model.schedule,
         path=path,
-        distance=DISTANCES[config.distance](config.huber_c),
+        distance=DISTANCES[config.distance].make(config.huber_c),
         weight=WEIGHTS[config.loss_weight](model.schedule),
     )
     low, high = map(model.family.omega_of, config.guidance_range)

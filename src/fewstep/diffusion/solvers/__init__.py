@@ -1,19 +1,21 @@
-"""Solvers of the PF-ODE by name: each is a file in this folder that ends in a `Solver`, and a line in SOLVERS."""
+"""Solvers of the PF-ODE by name: each is a file in this folder that ends in its SOLVER, and a line in _FILES."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Literal
 
-from fewstep.diffusion.solvers.base import Field, Solver
-from fewstep.diffusion.solvers.ddim import DDIM
-from fewstep.diffusion.solvers.dpm_solver import DPM_SOLVER_2
-from fewstep.diffusion.solvers.dpm_solver_pp import DPM_SOLVER_PP_2S
-from fewstep.diffusion.solvers.midpoint import MIDPOINT
+from fewstep.diffusion.solvers.base import Solver
 
-__all__ = ["DDIM", "DPM_SOLVER_2", "DPM_SOLVER_PP_2S", "MIDPOINT", "SOLVERS", "Field", "Solver", "SolverName"]
-
-SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (DDIM, DPM_SOLVER_2, DPM_SOLVER_PP_2S, MIDPOINT)}
-"""Every solver; tests, tables, baselines and the command line read it."""
+_FILES = (
+    "ddim",
+    "dpm_solver",
+    "dpm_solver_pp",
+    "midpoint",
+)
+_FOUND: list[Solver] = [importlib.import_module(f"{__name__}.{file}").SOLVER for file in _FILES]
+SOLVERS: dict[str, Solver] = {solver.name: solver for solver in _FOUND}
+"""Every solver; the command line and the tests read it."""
 
 if TYPE_CHECKING:
     SolverName = str

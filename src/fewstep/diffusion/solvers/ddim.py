@@ -13,4 +13,4 @@ def step(schedule: Schedule, field: Field, z_t: Tensor, t: Tensor, s: Tensor) ->
     return to_time(schedule, field(z_t, t), z_t, s)
 
 
-DDIM = Solver("ddim", order=1, evaluations=1, step=step)
+SOLVER = Solver("ddim", order=1, evaluations=1, step=step)

@@ -27,4 +27,4 @@ def step(schedule: Schedule, field: Field, z_t: Tensor, t: Tensor, s: Tensor) ->
     return torch.where(has_middle, z_s, to_time(schedule, first, z_t, s))
 
 
-DPM_SOLVER_2 = Solver("dpm-solver-2", order=2, evaluations=2, step=step)
+SOLVER = Solver("dpm-solver-2", order=2, evaluations=2, step=step)

@@ -33,4 +33,4 @@ def halfway_in_noise(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     return schedule.time_of_lam(-torch.logit(share))
 
 
-MIDPOINT = Solver("midpoint", order=2, evaluations=2, step=step)
+SOLVER = Solver("midpoint", order=2, evaluations=2, step=step)
