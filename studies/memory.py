@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 
 from fewstep.measure.memory import GIB, activations, need
-from fewstep.measure.shapes import autoencoder_activations
+from fewstep.measure.shapes import count_autoencoder
 from fewstep.models.families.stable_diffusion import SD1, SD2, SDXL
 from fewstep.models.family import Family
 from fewstep.recipes import named
@@ -50,7 +50,7 @@ def main(study: Study) -> None:
         config = Distill(batch_size=1, ema_decay=0.0, lora_rank=rank, guidance_range=(8.5, 8.5), guidance_scale=8.5)
         print(f"64 pixels in fp32, rank {rank}: {peak(config, SD1, 8, in_bf16=False)}")
     for part in ("encode", "decode"):
-        print(f"activations of the autoencoder, {part}: {autoencoder_activations(part, activations) / GIB:.1f} GiB")
+        print(f"activations of the autoencoder, {part}: {count_autoencoder(SDXL, part, activations) / GIB:.1f} GiB")
 
 
 def part_of(config: Distill) -> int:

@@ -121,5 +121,6 @@ def _one_line(box: str) -> str:
 def _in_words(line: str) -> str:
     """Returns Python's words for a bad number, which tyro hands on, as people's."""
     line = re.sub(r"Error parsing (\S+?/)?(--[\w-]+): ", r"\2: ", line)
+    line = re.sub(r"no type matching .*<class '\w+'>: ", "", line)
     line = re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is not a whole number", line)
     return re.sub(r"could not convert string to float: ('.*?')", r"\1 is not a number", line)

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import math
 import os
+import re
 import shutil
 import socket
 import stat
@@ -109,11 +110,13 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Removes drafts in `folder`, or only those of `name`, whose processes on this machine no longer exist."""
     start = "*" if name is None else glob.escape(name)
     for draft in folder.glob(f"{start}{glob.escape(_host_mark())}*"):
+        process = re.fullmatch(rf".*{re.escape(_host_mark())}(\d+)-\d+", draft.name)
         try:
-            os.kill(int(draft.name.rsplit("-", 2)[1]), 0)
+            if process:
+                os.kill(int(process[1]), 0)
         except ProcessLookupError:
             _remove(draft)
-        except (ValueError, OverflowError, PermissionError):  # not written by fewstep, or by another user
+        except (OverflowError, PermissionError):  # no process's number, or another user's
             pass
 
 

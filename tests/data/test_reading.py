@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fewstep.data.latents import DroppedPicture
-from fewstep.data.reading import CropSettings, PictureReader, crop_square
+from fewstep.data.reading import CropSettings, PictureReader, crop_square, hash_sources
 from fewstep.data.sources.base import DroppedError, Example, Reason
 from fewstep.data.worlds.scenes import SceneExamples, Scenes
 
@@ -108,3 +108,9 @@ def test_sources_have_their_shares_and_their_own_epochs():
     of_a = [key for key in keys if key.startswith("a")]
     assert len(of_a) == 250
     assert sorted(of_a[:20]) == sorted(f"a{i}" for i in range(20))
+
+
+@pytest.mark.parametrize(("count", "recorded"), [(9, "48202b3636ee0f23"), (200_000, "e7386424e4504593")])
+def test_what_identifies_a_runs_pictures_stays(count, recorded):
+    """Of few the names of all, of many those of the shards: another hash would keep old runs from going on."""
+    assert hash_sources([SceneExamples(Scenes(0), count)]).startswith(recorded)

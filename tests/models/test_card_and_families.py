@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -44,8 +45,8 @@ def test_a_card_is_read_as_it_was_written(tmp_path):
     ("content", "said"),
     [
         ({"guidance_scale": "much"}, "guidance_scale 'much'.*a number is wanted"),
-        ({"steps": True}, "steps True.*a number is wanted"),
-        ({"lr": float("nan")}, "lr nan.*a number is wanted"),
+        ({"sampling_steps": True}, "sampling_steps True.*a number is wanted"),
+        ({"guidance_scale": float("nan")}, "guidance_scale nan.*a number is wanted"),
         ({"teacher": 3}, "teacher 3.*a text is wanted"),
         ({"guidance_range": [1.0]}, "two numbers are wanted"),
     ],
@@ -66,8 +67,14 @@ def test_the_header_of_an_lcm_lora_says_how_many_steps_and_which_scheduler(rando
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ({"scheduler": "EulerDiscreteScheduler"}, "painted with by a EulerDiscreteScheduler; known is LCMScheduler"),
-        ({"steps": "few"}, "fewstep.steps 'few'; a number is wanted"),
+        (
+            {"scheduler": "EulerDiscreteScheduler"},
+            "asks for the scheduler EulerDiscreteScheduler; only LCMScheduler is known",
+        ),
+        ({"steps": "few"}, "fewstep.steps 'few' in its header; a number is wanted"),
+        ({"steps": "2.9"}, "fewstep.steps '2.9' in its header; a whole number above 0 is wanted"),
+        ({"original_inference_steps": "-3"}, "a whole number above 0 is wanted"),
+        ({"omega": "much"}, "fewstep.omega 'much' in its header; a number is wanted"),
     ],
 )
 def test_a_header_that_cannot_be_followed_is_refused(header, said, random_teacher, write_adapter):
@@ -84,6 +91,31 @@ def test_a_merged_model_is_saved_though_its_scheduler_names_no_class(random_teac
     assert load_latent_model(tmp_path / "merged", CPU).schedule.num_steps == model.schedule.num_steps
 
 
+def test_what_nothing_reads_of_a_card_does_no_harm():
+    assert make_card({"steps": "300", "data": None, "lr": None}, "model") == StudentCard(steps="300")
+
+
+def test_a_recorded_guidance_of_nothing_is_nothing(random_student, tmp_path, edit_json):
+    model = shutil.copytree(random_student / "model", tmp_path / "model")
+    edit_json(model / "fewstep.json", guidance_scale=0)
+    assert load_pipeline(model, "cpu").guidance_scale == 0
+
+
+def test_merging_follows_the_header_that_painting_follows(random_teacher, write_adapter, fewstep_command, tmp_path):
+    def combine(**header):
+        out = tmp_path / f"merged{len(header)}"
+        file = write_adapter(**header)
+        return out, fewstep_command("combine", "--base", random_teacher, "--lora", file, "--merged", "--out", out)
+
+    out, done = combine(steps="8")
+    assert done.returncode == 0, done.stderr
+    assert load_pipeline(out, "cpu").steps == 8
+    for header in ({"scheduler": "Euler", "steps": "8"}, {"omega": "few", "steps": "8", "scheduler": "LCMScheduler"}):
+        out, done = combine(**header)
+        assert (done.returncode, out.exists()) == (2, False)
+        assert "asks for the scheduler Euler" in done.stderr or "fewstep.omega 'few'" in done.stderr
+
+
 @pytest.mark.parametrize("value", [0, -5, 2000, 2.5, True, None, "50"])
 def test_a_grid_that_is_none_is_refused(value, random_teacher):
     model = load_latent_model(random_teacher, CPU)
@@ -93,8 +125,6 @@ def test_a_grid_that_is_none_is_refused(value, random_teacher):
 
 
 def test_finetuning_a_student_whose_grid_is_none_is_refused(random_student, fewstep_command, tmp_path, edit_json):
-    import shutil
-
     model = shutil.copytree(random_student / "model", tmp_path / "model")
     edit_json(model / "scheduler" / "scheduler_config.json", original_inference_steps=0)
     done = fewstep_command("finetune", "--model", model, "--out", tmp_path / "out", "--steps", 1, "--pictures", 8)
@@ -133,8 +163,6 @@ def test_omega_and_guidance_are_each_others_inverse():
 
 
 def test_a_folder_without_its_network_says_so(teacher_copy):
-    import shutil
-
     shutil.rmtree(teacher_copy / "unet")
     index = json.loads((teacher_copy / "model_index.json").read_text())
     with pytest.raises(UserError, match="not a whole pipeline: it has no folder unet/"):

@@ -19,8 +19,8 @@ from fewstep.errors import UserError
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
+from fewstep.models.lora.few_step import LCM_SCHEDULER
 from fewstep.models.lora.file import DIFFUSERS_FILE
-from fewstep.models.pipeline import LCM_SCHEDULER
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import CONFIG_FILE
 
@@ -71,7 +71,12 @@ def _describe_folder(folder: Path) -> Iterator[str]:
 
 def _describe_pipeline(folder: Path) -> Iterator[str]:
     index, scheduler = (_json(folder / name) for name in (MODEL_INDEX, "scheduler/scheduler_config.json"))
-    family = family_of_folder(folder, index, str(folder))
+    try:
+        family = family_of_folder(folder, index, str(folder))
+    except UserError as error:
+        yield f"pipeline: {index.get('_class_name')}"
+        yield f"family: none that fewstep knows ({error})"
+        return
     network = _json(folder / family.lora.part / "config.json")
     codec = _json(assets.find_part(folder, "vae") / "config.json")
     side = family.read_side(network, codec)

@@ -165,7 +165,9 @@ def _split(source: Source, most: int) -> Iterator[Part]:
     """Yields a part for each shard of the source, and for each `most` pictures of a longer one."""
     first = 0
     for number, size in enumerate(source.shard_sizes):
-        word = re.sub(r"[^A-Za-z0-9_.-]+", "_", PurePosixPath(source.shard_name(number)).stem)[:60]
+        name = source.shard_name(number)
+        stem = "scenes" if name == str(number) else PurePosixPath(name).stem  # what is drawn has no file
+        word = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem)[:60]
         for start in range(0, size, most):
             pictures = range(first + start, first + min(start + most, size))
             yield Part(f"{number:05d}-{start // most:04d}-{word}", pictures)

@@ -68,19 +68,9 @@ class StudentCard:
         (folder / CARD_FILE).write_text(json.dumps(self.to_json(), indent=2) + "\n")
 
 
-_NUMBERS = (
-    "steps",
-    "batch_size",
-    "lr",
-    "ema_decay",
-    "skip",
-    "shrink",
-    "guidance_scale",
-    "seed",
-    "grid_size",
-    "sampling_steps",
-)
-_WORDS = ("name", "data", "teacher_sha256", "base_config", "method", "teacher", "solver")
+_NUMBERS = ("guidance_scale", "sampling_steps")
+_WORDS = ("name", "data", "base_config", "method", "teacher")
+"""The entries that something reads; what the others hold is only shown."""
 
 
 def read_card(folder: Path) -> StudentCard:
@@ -100,12 +90,12 @@ def read_card(folder: Path) -> StudentCard:
 def make_card(content: dict[str, Any], source: str) -> StudentCard:
     """Makes a card of what a file holds. Raises UserError naming the entry that is of the wrong kind."""
     names = {each.name for each in dataclasses.fields(StudentCard)} - {"others"}
-    values = {name: value for name, value in content.items() if name in names}
+    values = {name: value for name, value in content.items() if name in names and value is not None}
     for name in _NUMBERS:
-        if values.get(name) is not None and not is_number(values[name]):
+        if name in values and not is_number(values[name]):
             raise UserError(f"{source} has {name} {values[name]!r} in {CARD_FILE}; a number is wanted")
     for name in _WORDS:
-        if not isinstance(values.get(name, ""), str):
+        if name in values and not isinstance(values[name], str):
             raise UserError(f"{source} has {name} {values[name]!r} in {CARD_FILE}; a text is wanted")
     if (limits := values.get("guidance_range")) is not None:
         if not isinstance(limits, list | tuple) or len(limits) != 2 or not all(map(is_number, limits)):

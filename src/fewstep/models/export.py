@@ -15,6 +15,7 @@ from diffusers.utils import logging as diffusers_logging
 from fewstep.files import replace_folder
 from fewstep.models.card import LCM_LORA, StudentCard, write_model_card
 from fewstep.models.family import LatentModel
+from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import Lora, write_lora
 from fewstep.models.network import BackboneNetwork
 
@@ -44,9 +45,12 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
     """Writes `model` as it stands, as a pipeline; `header` is that of the LCM-LoRA merged into it, if any."""
     card = dataclasses.replace(model.card, name=folder.resolve().name)
     if header.get("fewstep.method") == LCM_LORA:
-        scheduler = _lcm_scheduler(model, int(header.get("fewstep.original_inference_steps", 50)))
-        scale = model.family.guidance_of(float(header["fewstep.omega"]))
-        card = dataclasses.replace(card, method=LCM_LORA, guidance_scale=scale)
+        few_step, grid_size = read_few_step(header, "the LCM-LoRA", model.family)
+        scheduler = _lcm_scheduler(model, grid_size)
+        steps = few_step.sampling_steps if few_step.sampling_steps != DEFAULT_STEPS else None
+        card = dataclasses.replace(
+            card, method=LCM_LORA, guidance_scale=few_step.guidance_scale, sampling_steps=steps
+        )  # fmt: skip
     else:
         kind = model.scheduler_config.get("_class_name", _TEACHERS_SCHEDULER)
         scheduler = getattr(diffusers, kind).from_config(model.scheduler_config)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,19 +21,17 @@ from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.method.landing import ConsistencyFunction
 from fewstep.method.sampling import consistency_times, sample_consistency
-from fewstep.models.card import LCM_LORA, StudentCard
+from fewstep.models.card import LCM_LORA
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
+from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.tiny_decoder import load_tiny_decoder
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
 MAX_STEPS = 50
-DEFAULT_STEPS = 4
-LCM_SCHEDULER = "LCMScheduler"
-"""What few-step LoRAs say that they are painted with."""
 Engine = Literal["torch", "openvino"]
 """What computes."""
 logger = logging.getLogger(__name__)
@@ -69,9 +66,10 @@ class Pipeline:
         self.name = model.card.name or Path(model.source).name
         self.grid_size = read_grid_size(model)
         """How many times its sampler may choose from."""
-        self.guidance_scale = model.card.guidance_scale or DIFFUSERS_GUIDANCE_SCALE
+        scale, steps = model.card.guidance_scale, model.card.sampling_steps
+        self.guidance_scale = DIFFUSERS_GUIDANCE_SCALE if scale is None else scale
         """Used when none is given, in diffusers' convention."""
-        self.steps = model.card.sampling_steps or DEFAULT_STEPS
+        self.steps = DEFAULT_STEPS if steps is None else steps
         """Used when none are given."""
 
     def __call__(  # noqa: PLR0913  # one call that takes all, as diffusers' pipelines are
@@ -211,13 +209,15 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     files = [read_lora(path, model.parts, model.family.lora) for path, _ in loras]
     hashes = {file.note("teacher_sha256") for file in files} - {None}
     held = weights_sha256(model.network.backbone) if hashes else None
+    known = [file for file in files if file.note("method") == LCM_LORA]
+    silent = [file for file in files if file.note("method") is None]
+    makes = None if model.network.takes_omega else next(iter(known or silent), None)
+    few_step = None if makes is None else read_few_step(makes.header, makes.source, model.family)
     for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):
         logger.info(file.matched())
         if file.note("teacher_sha256") not in (None, held):
             logger.info(f"note: {file.source} was made for other weights than those of {model.source}")
         attach(model.parts, file.pairs, f"lora{i}", scale)
-    known = [file for file in files if file.note("method") == LCM_LORA]
-    silent = [file for file in files if file.note("method") is None]
     if model.network.takes_omega:
         if known:
             logger.warning(
@@ -225,29 +225,9 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
                 "distorts pictures; give the base that the LCM-LoRA is for"
             )
         return model
-    if not known and not silent:
+    if makes is None or few_step is None:
         return model
-    header = (known or silent)[0].header
-    kind = header.get("fewstep.scheduler", LCM_SCHEDULER)
-    if kind != LCM_SCHEDULER:
-        raise UserError(f"{(known or silent)[0].source} is painted with by a {kind}; known is {LCM_SCHEDULER}")
-    card = StudentCard(
-        name=header.get("modelspec.title", Path((known or silent)[0].source).stem),
-        method=LCM_LORA,
-        guidance_scale=model.family.guidance_of(_read_number(header, "fewstep.omega", 0.0)),
-        sampling_steps=int(_read_number(header, "fewstep.steps", DEFAULT_STEPS)),
-    )
-    grid = int(_read_number(header, "fewstep.original_inference_steps", 50))
+    card, grid = few_step
+    card = dataclasses.replace(card, name=card.name or Path(makes.source).stem)
     scheduler = {**model.scheduler_config, "original_inference_steps": grid}
     return dataclasses.replace(model, card=card, scheduler_config=scheduler)
-
-
-def _read_number(header: Mapping[str, str], name: str, default: float) -> float:
-    """Returns a number of a LoRA's header. Raises UserError where it is none."""
-    try:
-        value = float(header.get(name, default))
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"the LoRA's header has {name} {header[name]!r}; a number is wanted")
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -222,7 +223,8 @@ def _summarise_all(shards: Sequence[NamedShard], indexer: ShardIndexer) -> list[
 
 
 def summary_path(urls: Sequence[str], kind: ShardFormat, selection: Selection, settings: CacheSettings) -> Path:
-    return settings.folder / "summaries" / f"{hash_name(VERSION, kind.suffix, repr(selection), *urls)}.parquet"
+    settled = json.dumps(dataclasses.asdict(selection), sort_keys=True)
+    return settings.folder / "summaries" / f"{hash_name(VERSION, kind.suffix, settled, *urls)}.parquet"
 
 
 def load_summaries(path: Path) -> dict[str, ShardSummary]:

@@ -128,8 +128,8 @@ class SceneExamples:
     def key(self, index: int) -> str:
         return f"scene {index}"
 
-    def shard_name(self, shard: int) -> str:  # noqa: ARG002  # there is only one
-        return "scenes"
+    def shard_name(self, shard: int) -> str:
+        return str(shard)  # part of what identifies the pictures of a run
 
     def caption(self, index: int) -> str:
         return self.scenes.prompt(index)[0]

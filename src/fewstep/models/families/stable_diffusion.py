@@ -122,6 +122,7 @@ class StableDiffusion(Family):
                 raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
         scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
         read_schedule(scheduler_config, source)  # before the weights, which take their time
+        card = read_card(folder)
         parts = {
             "unet": load_weights(UNet2DConditionModel, places["unet"]),
             "vae": load_weights(AutoencoderKL, places["vae"]),
@@ -133,7 +134,7 @@ class StableDiffusion(Family):
             parts["tokenizer_2"] = load_tokenizer(CLIPTokenizer, places["tokenizer_2"])
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
         model = self.assemble(source, parts, scheduler_config, device, zero_null=zero_null)
-        return dataclasses.replace(model, card=read_card(folder))
+        return dataclasses.replace(model, card=card)
 
     def load_single_file(self, path: Path, base_config: str, device: torch.device) -> LatentModel:
         kind = StableDiffusionXLPipeline if self.encoder_2 else StableDiffusionPipeline
