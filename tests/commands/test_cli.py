@@ -20,7 +20,10 @@ BAD_INPUT = {
     "no such data": (("evaluate", "--data", "nope"), "data nope is not there"),
     "misspelt world": (("distill", "--data", "scenes-leanin"), "did you mean scenes-leaning?"),
     "strength of nothing": (("generate", "--prompt", "a", "--strength", "0.5"), "give --init-image too"),
-    "not a whole number": (("generate", "--prompt", "a", "--steps", "four"), "error: --steps: 'four' is not a whole number"),
+    "not a whole number": (
+        ("generate", "--prompt", "a", "--steps", "four"),
+        "error: --steps: 'four' is not a whole number",
+    ),
     "no pictures": (("distill", "--data", "{empty}"), "{empty}"),
     "unknown option": (("distill", "--stpes", "3"), "--stpes is no option of `fewstep distill`; did you mean --steps?"),
     "unknown option with =": (("generate", "--sead=3"), "did you mean --seed?"),

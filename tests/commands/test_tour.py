@@ -1,5 +1,6 @@
 """The commands of the tour, in miniature: each one's files are what the next one takes."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
-from fewstep.models.card import model_card
+from fewstep.models.card import model_card, read_card
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE
 
 SMALL = ("--steps", 2, "--batch-size", 2, "--pictures", 8, "--log-every", 1)
@@ -147,9 +148,9 @@ def test_others_may_read_what_is_written(tour, random_student):
 
 
 def test_the_card_of_a_lora_names_a_base_that_diffusers_can_load(tour):
-    details = json.loads((tour[0] / "lcm-lora" / "model" / "fewstep.json").read_text())
-    assert f'from_pretrained("{details["teacher"]}")' in model_card(details)
-    bundled = model_card({**details, "teacher": "scenes"})
+    card = read_card(tour[0] / "lcm-lora" / "model")
+    assert f'from_pretrained("{card.teacher}")' in model_card(card)
+    bundled = model_card(dataclasses.replace(card, teacher="scenes"))
     assert "from fewstep import assets" in bundled
     assert "from_pretrained(assets.scenes_teacher())" in bundled
 
