@@ -71,7 +71,10 @@ def _cycle(captions: Sequence[str], count: int) -> list[str]:
 
 
 def judges(data: str, extractor: str, device: torch.device) -> tuple[Extractor, Reader | None]:
-    """Whose features distances compare, and who reads scenes: the bundled reader has learnt one look alone."""
+    """Picks the extractor that distances compare with, and the reader of scenes.
+
+    The bundled reader has learnt one look alone.
+    """
     name = extractor or (READER if data in LOOKS else "")
     if not name and "://" not in data and not Path(data).exists():
         raise UserError(f"data {data} is not there; give a folder of captioned pictures, or {' or '.join(LOOKS)}")
@@ -87,7 +90,7 @@ def judges(data: str, extractor: str, device: torch.device) -> tuple[Extractor, 
 def make_bench(
     found: BenchMaterial, extractor: Extractor, reader: Reader | None, clip: Extractor | None = None
 ) -> tuple[Bench, str]:
-    """Of the scored prompts; and the real pictures' hash.
+    """Makes the bench of the scored prompts, and returns it with the real pictures' hash.
 
     Raises UserError where there are too few pictures for the extractor's features.
     """

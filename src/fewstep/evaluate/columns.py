@@ -25,7 +25,7 @@ class Column:
     curve_label: str = ""
     """Labels the axis of its curves, which are drawn only where this is given."""
     log_scale: bool = False
-    """Draws its curves over a logarithmic axis."""
+    """Whether its curves are drawn over a logarithmic axis."""
     chooses: bool = False
     """Guidance and spacing are chosen by it, and by later columns that choose too only where it is equal."""
     biased_below: int = 0

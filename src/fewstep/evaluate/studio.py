@@ -78,7 +78,7 @@ class EvaluationStudio:
         paint_part(bench, self.painter(job.cell), list_observers(), self.batch_size, folder, job.number)
 
     def jobs(self, cell: Cell, *, tuning: bool) -> list[PaintingJob]:
-        """That are left of a cell."""
+        """Returns the painting jobs that are left of a cell."""
         folder = self.folder(tuning=tuning) / cell.slug
         numbers = range(parts_of(self.bare(tuning=tuning), self.batch_size))
         return [PaintingJob(cell, tuning, i) for i in numbers if not part_file(folder, i).exists()]
