@@ -58,7 +58,7 @@ def sample_euler(schedule: Schedule, field: Field, z_T: Tensor, times: list[int]
 
 
 def sample_dpm_solver_pp_2m(schedule: Schedule, field: Field, z_T: Tensor, times: list[int]) -> Tensor:
-    """DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2), the last step of first order and to σ = 0.
+    """Paints with DPM-Solver++ (2M) (arXiv 2211.01095, algorithm 2), its last step of first order and to σ = 0.
 
     D = (1 + 1/2r)·ẑ_0(z_t) − 1/2r·ẑ_0(before),  r = h_before/h, in `_Span.step`
     """
@@ -107,7 +107,7 @@ class _Span:
 
 
 def _slope(past: tuple[Tensor, _Span] | None, now: Tensor, span: _Span) -> Tensor:
-    """(ẑ_0(z_t) − ẑ_0(before))/r, r = h_before/h; zero without history, and where λ_s = +∞."""
+    """Computes (ẑ_0(z_t) − ẑ_0(before))/r, r = h_before/h; zero without history, and where λ_s = +∞."""
     if past is None or not math.isfinite(span.h):
         return torch.zeros_like(now)
     before, last = past
@@ -115,7 +115,7 @@ def _slope(past: tuple[Tensor, _Span] | None, now: Tensor, span: _Span) -> Tenso
 
 
 def _corrector(r: float, h: float) -> tuple[float, float]:
-    """ρ₁ and ρ₂ of order 2 (eq. 5): the step is then exact for ẑ_0 quadratic in λ.
+    """Solves for ρ₁ and ρ₂ of order 2 (eq. 5): the step is then exact for ẑ_0 quadratic in λ.
 
     ρ₁ + ρ₂ = φ₂/B₂ and −r·ρ₁ + ρ₂ = 2·φ₃/B₂, with B₂ = e^{−h} − 1, φ₂ = B₂/(−h) − 1 and φ₃ = φ₂/(−h) − 1/2.
     """

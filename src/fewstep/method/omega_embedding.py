@@ -11,7 +11,7 @@ OMEGA_WIDTH = 256
 
 
 def embed_omega(omega: Tensor, width: int = OMEGA_WIDTH) -> Tensor:
-    """`[b, width]` fp32 from ω `[b]`: sines, then cosines, of 1000·ω·exp(−j·ln 1e4/(width/2 − 1))."""
+    """Embeds ω `[b]` as `[b, width]` fp32: sines, then cosines, of 1000·ω·exp(−j·ln 1e4/(width/2 − 1))."""
     half = width // 2
     frequencies = torch.exp(torch.arange(half, device=omega.device) * (-math.log(10_000.0) / (half - 1)))
     angles = 1000.0 * omega.float()[:, None] * frequencies

@@ -127,7 +127,7 @@ _ORIGIN = {"LCF": "started from", STYLE_LORA: "base"}
 
 
 def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
-    """The card in Markdown: where the model comes from, how it is used, what it scored."""
+    """Writes the card in Markdown: where the model comes from, how it is used, what it scored."""
     assert card.method is not None
     what, tags = _KINDS[card.method]
     lora, few_step = card.lora_rank is not None, card.method != STYLE_LORA

@@ -87,7 +87,7 @@ def _dinov2(folder: Path, device: torch.device) -> Extractor:
 
 
 def _inception(file: Path, device: torch.device) -> Extractor:
-    """`inception-2015-12-05.pt`: takes uint8 and, asked so, gives the 2,048 features of FID."""
+    """Loads `inception-2015-12-05.pt`, which takes uint8 and, asked so, gives the 2,048 features of FID."""
     try:
         model = torch.jit.load(str(file), map_location=device).eval()
     except (RuntimeError, OSError) as error:

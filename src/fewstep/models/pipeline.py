@@ -192,7 +192,7 @@ def load_pipeline(
 
 
 def with_engine(model: LatentModel, engine: Engine) -> LatentModel:
-    """`model` computed by that engine; with `openvino` its LoRAs are merged into it for good."""
+    """Returns `model` computed by that engine; with `openvino` its LoRAs are merged into it for good."""
     if engine == "torch":
         return model
     from fewstep.models.engines.openvino import on_openvino
@@ -201,7 +201,7 @@ def with_engine(model: LatentModel, engine: Engine) -> LatentModel:
 
 
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:
-    """`model` with θ + Σ λ_i·ΔW_i in place of θ; an LCM-LoRA among them makes it a few-step model.
+    """Returns `model` with θ + Σ λ_i·ΔW_i in place of θ; an LCM-LoRA among them makes it a few-step model.
 
     All files are read and checked before the first is hung on. A file of which fewstep wrote nothing may be an
     LCM-LoRA too: on a base that needs one, and with no other that says so, it is taken for one.

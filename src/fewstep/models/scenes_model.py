@@ -70,7 +70,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, rescaled to end in noise alone (arXiv 2305.08891); v-prediction.
+    """Makes Stable Diffusion's noise schedule, rescaled to end in noise alone (arXiv 2305.08891); v-prediction.
 
     Else training would see a trace of the picture at t = T − 1, from which it learns what sampling cannot give it.
     """

@@ -90,7 +90,7 @@ class _Compiler:
         return self._core.compile_model(graph, "CPU", settings)
 
     def _write(self, module: nn.Module, given: Sequence[Tensor], graph: Path) -> None:
-        """Whole or not at all: another process may do the same."""
+        """Writes the file whole or not at all: another process may do the same."""
         import openvino
 
         with warnings.catch_warnings(), torch.no_grad():

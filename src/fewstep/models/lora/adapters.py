@@ -85,7 +85,7 @@ class AdaptedNetwork:
         return answer
 
     def teacher(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
-        """The base alone, bit for bit."""
+        """Runs the base alone, bit for bit."""
         with self._without_adapters():
             answer: Prediction = self.network(z_t, t, cond, omega)
         return answer
@@ -141,7 +141,7 @@ class AdaptedNetwork:
 
 
 def _sum(layer: Any) -> Tensor:
-    """W + α/r·BA; a convolution's A has its kernel."""
+    """Computes W + α/r·BA; a convolution's A has its kernel."""
     weight, down, up = (each.weight for each in (layer.base_layer, layer.lora_A[_TRAINED], layer.lora_B[_TRAINED]))
     scale = layer.scaling[_TRAINED]
     return torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale).view_as(weight)

@@ -45,7 +45,7 @@ class Pair:
         return self.alpha / self.rank
 
     def delta(self) -> Tensor:
-        """ΔW `[out, in]` or `[out, in, k, k]`, in float64."""
+        """Computes ΔW `[out, in]` or `[out, in, k, k]`, in float64."""
         up, down = self.up.double().flatten(1), self.down.double().flatten(1)
         delta: Tensor = (self.scale * up @ down).unflatten(1, self.down.shape[1:])
         return delta
@@ -70,7 +70,7 @@ class LoraFile:
         return f"{self.source}: {counts}; every tensor matched"
 
     def note(self, name: str) -> str | None:
-        """What fewstep wrote under `fewstep.<name>`."""
+        """Returns what fewstep wrote under `fewstep.<name>`."""
         return self.header.get(f"fewstep.{name}")
 
 
@@ -103,7 +103,7 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module], layout: LoraLayout) ->
 
 
 def parse_lora(given: str) -> tuple[Path, float]:
-    """`FILE` or `FILE:SCALE`; in place of a file a folder that `distill` wrote a LoRA into."""
+    """Reads `FILE` or `FILE:SCALE`; in place of a file a folder that `distill` wrote a LoRA into."""
     name, colon, number = given.rpartition(":")
     try:
         scale = float(number) if colon else 1.0
@@ -180,7 +180,7 @@ def _written_alphas(header: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _pair(path: Path, name: str, half: Mapping[str, Tensor], written: Mapping[str, Any], weight: Tensor) -> Pair:
-    """The checked pair of one module."""
+    """Returns the checked pair of one module."""
     if not {"down", "up"} <= half.keys():
         raise UserError(f"{path} is broken: of {name} it holds {', '.join(half)} alone")
     down, up = half["down"], half["up"]
