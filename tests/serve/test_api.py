@@ -1,6 +1,7 @@
 """The API over real connections: OpenAI's own client, AUTOMATIC1111's shape, the page's socket, and what is refused."""
 
 import base64
+import dataclasses
 import io
 import json
 import socket
@@ -17,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from fewstep.data.infotext import read_infotext
+from fewstep.models.pipeline import Pipeline
 from fewstep.serve.jobs import EngineLimits
 from serving import serving
 
@@ -233,6 +235,23 @@ def test_of_what_is_typed_the_latest_wins(served, bundled):
         assert "more than 64 fields" in json.loads(page.recv(30))["error"]["message"]
         page.send("no json")
         assert json.loads(page.recv(30))["error"]["code"] == "invalid_value"
+
+
+def test_who_names_no_steps_gets_as_many_as_the_model_wants(bundled):
+    model = dataclasses.replace(bundled.model, card=dataclasses.replace(bundled.model.card, sampling_steps=2))
+    with serving(Pipeline(model)) as served, connect(f"{served.url.replace('http', 'ws')}/ws") as page:
+        assert served.http.get("/api/model").json()["default_steps"] == 2
+        (made,) = served.post("/v1/images/generations", prompt=PROMPT)["data"]
+        start = png(opened(made["b64_json"]))
+        edit = served.http.post("/v1/images/edits", data={"prompt": PROMPT}, files={"image": start}).json()
+        theirs = served.post("/sdapi/v1/txt2img", prompt=PROMPT)
+        assert theirs["parameters"]["steps"] == json.loads(theirs["info"])["steps"] == 2
+        for image in (made["b64_json"], edit["data"][0]["b64_json"], theirs["images"][0]):
+            assert read_infotext(opened(image).info["parameters"]).settings["Steps"] == "2"
+        ask(page, 1)
+        assert read_answer(page.recv(30))[0]["step"] == 2
+        (asked,) = served.post("/v1/images/generations", prompt=PROMPT, steps=3)["data"]
+        assert read_infotext(opened(asked["b64_json"]).info["parameters"]).settings["Steps"] == "3"
 
 
 def test_what_stands_side_by_side_is_no_more_work_than_a_request_may_be(bundled):

@@ -60,7 +60,8 @@ def describe_model(service: PaintService, vocabulary: dict[str, list[str]]) -> d
     guidance = {"default": pipeline.guidance_scale, "low": low, "high": high} if pipeline.takes_guidance else None
     return {
         "name": service.name, "sizes": [f"{width}x{height}" for height, width in service.sizes],
-        "steps": min(8, service.most_steps), "guidance": guidance, "loras": service.loras, "chips": vocabulary,
+        "steps": min(max(8, pipeline.steps), service.most_steps), "default_steps": pipeline.steps,
+        "guidance": guidance, "loras": service.loras, "chips": vocabulary,
         "prompt_letters": settings.prompt_letters, "version": __version__,
     }  # fmt: skip
 

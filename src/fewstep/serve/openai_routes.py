@@ -46,7 +46,8 @@ class Generation(BaseModel):
     """Send server-sent events."""
     partial_images: Annotated[_INTEGER, bounds_in_schema(minimum=0, maximum=8)] | None = 0
     """In a stream, the number of first steps that are sent as pictures too."""
-    steps: Annotated[_INTEGER, bounds_in_schema(minimum=1, maximum=50)] = 4
+    steps: Annotated[_INTEGER, bounds_in_schema(minimum=1, maximum=50)] | None = None
+    """By default as many as the model wants, which /api/model says."""
     seed: Annotated[_INTEGER, bounds_in_schema(minimum=0)] | None = None
     """Seed of the first picture; picture i has seed + i. Random by default; the answer holds it."""
     guidance_scale: Annotated[_NUMBER, bounds_in_schema(minimum=1, maximum=100)] | None = None
@@ -103,7 +104,7 @@ def make_routes(service: PaintService) -> APIRouter:
         output_format: Annotated[Format, Form()] = "png",
         stream: Annotated[bool, Form()] = False,
         partial_images: Annotated[_INTEGER, Form()] = 0,
-        steps: Annotated[_INTEGER, Form()] = 4,
+        steps: Annotated[_INTEGER | None, Form()] = None,
         seed: Annotated[_INTEGER | None, Form()] = None,
         strength: Annotated[_NUMBER, Form()] = 0.6,
         guidance_scale: Annotated[_NUMBER | None, Form()] = None,
@@ -162,7 +163,7 @@ async def _answer(  # what the two routes share
     accepted = service.accept(paint_request)
     if stream:
         try:
-            service.engine.check_room(len(accepted.specs), paint_request.steps)
+            service.engine.check_room(len(accepted.specs), accepted.specs[0].steps)
         except Exception as error:  # refused before the answer begins
             raise to_refusal(error) from error
         events = _stream_events(service, accepted, form, kind, partial_images)

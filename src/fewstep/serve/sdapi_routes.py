@@ -28,7 +28,7 @@ class TextToImage(BaseModel):
     prompt: str = ""
     negative_prompt: str = ""
     seed: _INTEGER = -1
-    steps: _INTEGER = 4
+    steps: _INTEGER | None = None
     cfg_scale: _NUMBER | None = None
     width: _INTEGER | None = None
     height: _INTEGER | None = None
@@ -126,7 +126,7 @@ async def _paint(
     ]
     return {
         "images": [base64.b64encode(file).decode() for file in files],
-        "parameters": asked.model_dump(exclude={"init_images"}),
+        "parameters": {**asked.model_dump(exclude={"init_images"}), "steps": accepted.specs[0].steps},
         "info": json.dumps(_write_info(service, accepted)),
     }
 

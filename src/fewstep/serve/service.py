@@ -44,7 +44,7 @@ class PaintRequest:
     negative_prompt: str = ""
     n: int = 1
     seed: int | None = None
-    steps: int = 4
+    steps: int | None = None
     guidance_scale: float | None = None
     size: str | None = None
     """`WIDTHxHEIGHT`, or auto."""
@@ -106,11 +106,12 @@ class PaintService:
             except UnicodeEncodeError as error:
                 raise RefusedError(f"{name} has half a letter, \\u{ord(text[error.start]):x}", param=name) from error
         _check_between("n", request.n, 1, settings.pictures)
-        _check_between("steps", request.steps, 1, self.most_steps)
+        steps = self.pipeline.steps if request.steps is None else request.steps
+        _check_between("steps", steps, 1, self.most_steps)
         seed = random.randrange(_SEEDS) if request.seed is None else request.seed
         _check_between("seed", seed, 0, 2**63 - settings.pictures)
         height, width = self._choose_size(request.size)
-        self.check_work((height, width), request.n * request.steps)
+        self.check_work((height, width), request.n * steps)
         if self.pipeline.model.conditioner.truncates(request.prompt):
             most = self.pipeline.model.conditioner.limit
             notes.append(f"the model reads the first {most} tokens of the prompt and ignores the rest")
@@ -122,11 +123,11 @@ class PaintService:
                 raise RefusedError(f"strength is {request.strength:g}; allowed is above 0, up to 1", param="strength")
             strength = request.strength
             most = int(self.pipeline.grid_size * strength)
-            if request.steps > most:
-                raise RefusedError(f"steps is {request.steps}; strength {strength:g} allows {most}", param="steps")
+            if steps > most:
+                raise RefusedError(f"steps is {steps}; strength {strength:g} allows {most}", param="steps")
         omega = self.pipeline.model.family.omega_of(self._choose_guidance(request.guidance_scale, notes))
         spec = PictureSpec(
-            prompt=request.prompt, seed=seed, steps=request.steps, omega=omega,
+            prompt=request.prompt, seed=seed, steps=steps, omega=omega,
             size=(height, width), loras=self._choose_scales(request.loras or {}), start=request.start,
             strength=strength, previews=request.previews,
         )  # fmt: skip

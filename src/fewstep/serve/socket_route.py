@@ -37,7 +37,7 @@ class LiveRequest(BaseModel):
     prompt: str
     negative_prompt: str = ""
     seed: _INTEGER = 0
-    steps: _INTEGER = 4
+    steps: _INTEGER | None = None
     guidance_scale: _NUMBER | None = None
     size: str | None = None
     loras: dict[str, _NUMBER] = {}
@@ -122,12 +122,12 @@ async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest)
         start = await loop.run_in_executor(None, read_image, message.image, service.settings)
     paint_request = PaintRequest(
         prompt=message.prompt, negative_prompt=message.negative_prompt, seed=message.seed,
-        steps=max(message.compare or [message.steps]), guidance_scale=message.guidance_scale, size=message.size,
+        steps=max(message.compare, default=message.steps), guidance_scale=message.guidance_scale, size=message.size,
         loras=message.loras, start=start, strength=message.strength, previews=message.previews and not message.compare,
     )  # fmt: skip
     accepted = service.accept(paint_request)
     spec = accepted.specs[0]
-    counts = message.compare or [message.steps]
+    counts = message.compare or [spec.steps]
     if min(counts) < 1:
         raise RefusedError(f"compare has {min(counts)}; allowed are 1 and more", param="compare")
     service.check_work(spec.size, sum(counts))

@@ -228,6 +228,7 @@ async function describe() {
   if (before === JSON.stringify(model)) return;
   part("model").textContent = model.name;
   part("steps").max = model.steps;
+  part("steps").value = model.default_steps;
   part("prompt").maxLength = model.prompt_letters;
   part("prompt").placeholder = Object.keys(model.chips).length ? "a small red star above a blue ring on a white background" : "";
   part("guidance-row").hidden = !model.guidance;
