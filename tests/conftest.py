@@ -104,8 +104,8 @@ def random_student(random_teacher, tmp_path_factory, fewstep_command):
     """A run folder after a few updates on `random_teacher`; do not write into it."""
     out = tmp_path_factory.mktemp("runs") / "student"
     done = fewstep_command(
-        "distill", "--teacher", random_teacher, "--out", out, "--steps", 3, "--batch-size", 4, "--pictures", 24,
-        "--skip", 20, "--log-every", 1, "--sample-every", 2,
+        "distill", "scenes", "--teacher", random_teacher, "--out", out, "--steps", 3, "--batch-size", 4,
+        "--pictures", 24, "--skip", 20, "--log-every", 1, "--sample-every", 2,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out

@@ -57,6 +57,19 @@ def parse_arguments(
     raise UserError(f"{message}; `{program} --help` lists the options")
 
 
+def find_option(arguments: list[str], name: str) -> str:
+    """Returns what the command line gives an option, before anything is parsed; empty where it does not.
+
+    The recipe, whose values are the defaults of all others, depends on it.
+    """
+    value = ""
+    for word, after in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        option, equals, given = word.partition("=")
+        if option.replace("_", "-") == f"--{name}":
+            value = given if equals else after
+    return value
+
+
 def suggest_nearest(given: str, known: list[str]) -> str:
     """Returns `; did you mean …?` for a word that is nearly one of those known, else nothing."""
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)

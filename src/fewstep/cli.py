@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from fewstep import __version__
-from fewstep.arguments import parse_arguments, suggest_nearest
+from fewstep.arguments import find_option, parse_arguments, suggest_nearest
 from fewstep.errors import StoppedError, UserError
 
 _RESUMES = "; the same command goes on from the last checkpoint, if there is one"
@@ -27,7 +27,8 @@ class Command:
     run: str
     """`module:function` of the package, which takes the configuration."""
     config: str
-    """`module:name` of the configuration dataclass, or of a function that returns one with its defaults."""
+    """`module:name` of the configuration dataclass, or of a function that returns one with its defaults; empty where
+    it is a recipe of `recipes.named`."""
     help: str
     """What it does, for the list of commands."""
     interrupted: str = ""
@@ -42,7 +43,7 @@ COMMANDS = {
         "distil the bundled teacher and score the result, in a few minutes", _RESUMES,
     ),
     "distill": Command(
-        "commands.distill:distill", "recipes.distill:Distill",
+        "commands.distill:distill", "",
         "turn a teacher into a model that paints in 1 to 8 steps", _RESUMES, "together",
     ),
     "evaluate": Command(
@@ -56,7 +57,7 @@ COMMANDS = {
         "commands.combine:combine", "commands.combine:Combine", "combine LoRAs into one, or merge them into their base"
     ),
     "finetune": Command(
-        "commands.finetune:finetune", "recipes.finetune:default_finetune",
+        "commands.finetune:finetune", "",
         "fine-tune a few-step model on your own pictures, without a teacher", _RESUMES, "together",
     ),
     "inspect": Command(
@@ -70,7 +71,7 @@ COMMANDS = {
     ),
     "serve": Command("commands.serve:serve", "commands.serve:Serve", "serve a web page and an HTTP API that paint"),
     "train-lora": Command(
-        "commands.train_lora:train_lora", "recipes.train_lora:default_train_lora",
+        "commands.train_lora:train_lora", "",
         "train a style LoRA on pictures of that style", _RESUMES, "together",
     ),
     "train-teacher": Command(
@@ -146,19 +147,11 @@ def _run(name: str, arguments: list[str]) -> None:
         nearest = suggest_nearest(name, list(COMMANDS))
         raise UserError(f"{name!r} is no command; known are {', '.join(COMMANDS)}{nearest}")
     _silence_libraries()
-    run, config = _load(command.run), _load(command.config)
-    if name == "distill":
-        from fewstep.recipes.named import describe, find_recipe
-
-        recipe = rest.pop(0) if rest and not rest[0].startswith("-") else "scenes"
-        parsed = parse_arguments(find_recipe(recipe), rest, f"fewstep {name}", f" [{recipe}]", describe())
+    run = _load(command.run)
+    if command.config:
+        parsed = parse_arguments(_load(command.config)(), rest, f"fewstep {name}")
     else:
-        default = config()
-        if rest and rest[0].endswith((".yaml", ".yml")) and name in ("finetune", "train-lora"):
-            from fewstep.recipes.plain import from_file
-
-            default = from_file(type(default), rest.pop(0))
-        parsed = parse_arguments(default, rest, f"fewstep {name}")
+        parsed = parse_training(name, rest)
     count = getattr(parsed, "processes", 1)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if command.processes == "one" and max(count, started) > 1:
@@ -172,6 +165,27 @@ def _run(name: str, arguments: list[str]) -> None:
         sys.exit(launch(count, [name, *arguments]))
     else:
         run(parsed)
+
+
+def parse_training(name: str, arguments: list[str]) -> Any:
+    """Parses the options of a command with recipes: the first word names one, else the model's family decides."""
+    from fewstep.recipes.choosing import Choice, choose_recipe
+    from fewstep.recipes.named import describe, find_recipe
+
+    if arguments and not arguments[0].startswith("-"):
+        word, *arguments = arguments
+        choice = Choice(word, find_recipe(word, name))
+    else:
+        given = {option: find_option(arguments, option) for option in ("teacher", "model", "base-config", "lora-rank")}
+        model = given["teacher" if name == "distill" else "model"]
+        choice = choose_recipe(name, model, given["base-config"], lora=given["lora-rank"] not in ("", "0"))
+    if choice.note and "RANK" not in os.environ:
+        print(choice.note, file=sys.stderr, flush=True)
+    default = choice.config
+    batch = find_option(arguments, "batch-size")
+    if batch.isdecimal() and int(batch) and not find_option(arguments, "accumulation"):
+        default = default.with_batch_size(int(batch))
+    return parse_arguments(default, arguments, f"fewstep {name}", f" [{choice.name}]", describe(name))
 
 
 def _silence_libraries() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fewstep.arguments import read_help
 from fewstep.cli import COMMANDS, main
+from fewstep.recipes.named import RECIPES
 
 BAD_INPUT = {
     "missing folder": (("distill", "--teacher", "/no/such/folder"), "/no/such/folder is neither a folder"),
@@ -85,7 +86,7 @@ def test_a_mistake_ends_the_process_with_status_2(fewstep_command):
 
 def test_runs_where_there_is_no_git(tmp_path, random_teacher, fewstep_command):
     done = fewstep_command(
-        "distill", "--teacher", random_teacher, "--out", tmp_path / "run", "--steps", 1, "--batch-size", 2,
+        "distill", "scenes", "--teacher", random_teacher, "--out", tmp_path / "run", "--steps", 1, "--batch-size", 2,
         "--pictures", 4, "--sample-every", 0, env={"PATH": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -113,7 +114,8 @@ def test_help_of_a_command_explains_every_option(fewstep_command, command):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_a_sentence_of_its_own(name):
     module, _, config = COMMANDS[name].config.partition(":")
-    default = getattr(importlib.import_module(f"fewstep.{module}"), config)()
+    made = getattr(importlib.import_module(f"fewstep.{module}"), config) if config else RECIPES[name]["scenes"]
+    default = made()
     shared = [kind for kind in type(default).__mro__ if dataclasses.is_dataclass(kind)]
     texts = {option: text for kind in shared for option, text in read_help(kind).items()}
     assert texts.keys() >= {field.name for field in dataclasses.fields(default)}

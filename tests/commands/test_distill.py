@@ -44,7 +44,7 @@ def test_a_run_leaves_what_it_promises(random_student, random_teacher):
 
 def test_killed_and_run_again_equals_undisturbed(random_teacher, tmp_path, fewstep_command):
     arguments = [
-        "distill", "--teacher", random_teacher, "--steps", 9, "--checkpoint-every", 2, *SMALL, "--skip", 20,
+        "distill", "scenes", "--teacher", random_teacher, "--steps", 9, "--checkpoint-every", 2, *SMALL, "--skip", 20,
         "--keep-checkpoints", 9, "--seed", 3, "--shrink", 0.7,
     ]  # fmt: skip
     assert fewstep_command(*arguments, "--out", tmp_path / "straight").returncode == 0
@@ -82,7 +82,7 @@ def test_a_finished_run_says_so_and_trains_no_more(random_student, fewstep_comma
 
 
 def test_another_configuration_is_refused_in_the_same_folder(random_student, random_teacher, fewstep_command):
-    done = fewstep_command("distill", "--teacher", random_teacher, "--out", random_student, "--steps", 4)
+    done = fewstep_command("distill", "scenes", "--teacher", random_teacher, "--out", random_student, "--steps", 4)
     assert done.returncode == 2
     assert "already holds another run" in done.stderr
     assert "steps is 3 there and 4 here" in done.stderr
@@ -107,12 +107,14 @@ def test_real_photographs_with_captions(random_teacher, tmp_path, fewstep_comman
     (folder / "broken.txt").write_text("cut short")
     (folder / "silent.jpg").write_bytes((folder / "0.jpg").read_bytes())
     run = tmp_path / "run"
-    done = fewstep_command("distill", "--teacher", random_teacher, "--data", folder, "--out", run, "--steps", 2, *SMALL)
+    done = fewstep_command(
+        "distill", "scenes", "--teacher", random_teacher, "--data", folder, "--out", run, "--steps", 2, *SMALL
+    )
     assert done.returncode == 0, done.stderr
     assert "7 pictures found, 5 used, 2 dropped (1 broken picture, 1 without caption)" in done.stdout
     assert len(fewstep.load(run / "model")("a pink dahlia", steps=1)) == 1
     wider = fewstep_command(
-        "distill", "--teacher", random_teacher, "--data", folder, "--out", tmp_path / "wide", "--steps", 1,
+        "distill", "scenes", "--teacher", random_teacher, "--data", folder, "--out", tmp_path / "wide", "--steps", 1,
         "--resolution", 128, *SMALL,
     )  # fmt: skip
     assert wider.returncode == 0, wider.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from fewstep.cli import COMMANDS
 from fewstep.evaluate.report import markdown_table
-from fewstep.recipes.named import MEMORY_GIB, RECIPES
+from fewstep.recipes.named import DISTILL, MEMORY_GIB
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -173,10 +173,10 @@ def test_memory_is_what_the_study_counted():
     rows = json.loads((ROOT / "docs/memory.json").read_text())
     found = {(row["recipe"], row["part"], row["checkpointing"]): row["gib"] for row in rows}
     page = (ROOT / "docs/memory.md").read_text()
-    released = {name for name in RECIPES if not name.startswith("scenes")}
+    released = {name for name in DISTILL if not name.startswith("scenes")}
     assert MEMORY_GIB.keys() == released == {row["recipe"] for row in rows}
     for name in released:
-        recipe = RECIPES[name]()
+        recipe = DISTILL[name]()
         part = recipe.batch_size // recipe.accumulation
         assert MEMORY_GIB[name] == found[name, part, recipe.gradient_checkpointing], name
         cells = [f"{found[name, p, c]:.1f}" for p in (part, 1) for c in (True, False)]

@@ -13,7 +13,7 @@ from fewstep.models.export import save_merged
 from fewstep.models.families import family_of_folder, find_family, list_families
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE, Pair, write_lora
-from fewstep.models.pipeline import load_pipeline, read_grid_size
+from fewstep.models.pipeline import load_pipeline
 
 CPU = torch.device("cpu")
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -121,13 +121,15 @@ def test_a_grid_that_is_none_is_refused(value, random_teacher):
     model = load_latent_model(random_teacher, CPU)
     config = {**model.scheduler_config, "original_inference_steps": value}
     with pytest.raises(UserError, match=r"original_inference_steps .* in scheduler_config[.]json; allowed are 1 to"):
-        read_grid_size(dataclasses.replace(model, scheduler_config=config))
+        dataclasses.replace(model, scheduler_config=config).read_grid_size()
 
 
 def test_finetuning_a_student_whose_grid_is_none_is_refused(random_student, fewstep_command, tmp_path, edit_json):
     model = shutil.copytree(random_student / "model", tmp_path / "model")
     edit_json(model / "scheduler" / "scheduler_config.json", original_inference_steps=0)
-    done = fewstep_command("finetune", "--model", model, "--out", tmp_path / "out", "--steps", 1, "--pictures", 8)
+    done = fewstep_command(
+        "finetune", "scenes", "--model", model, "--out", tmp_path / "out", "--steps", 1, "--pictures", 8
+    )
     assert done.returncode == 2
     assert "original_inference_steps 0 in scheduler_config.json; allowed are 1 to 1000" in done.stderr
 

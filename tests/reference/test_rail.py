@@ -41,10 +41,10 @@ def runs() -> dict[str, list[Any]]:
     for family in FAMILIES:
         mini = ("--data", "pictures", *_ALIKE, "--ema-decay", 0.5)
         for solver in SOLVERS:
-            common = ["distill", "--teacher", family, "--solver", solver, *mini]
+            common = ["distill", "scenes", "--teacher", family, "--solver", solver, *mini]
             found[f"{family}-whole-{solver}"] = common
             found[f"{family}-lora-{solver}"] = [*common, *_LORA]
-        found[f"{family}-finetune"] = ["finetune", "--model", family, *mini]
+        found[f"{family}-finetune"] = ["finetune", "scenes", "--model", family, *mini]
     for recipe in ("scenes", "scenes-lora"):
         found[recipe] = ["distill", recipe, *_ALIKE, "--pictures", 8]
     found["style"] = ["train-lora", *_ALIKE[:-4], "--device", "cpu", "--pictures", 8, "--lora-rank", 4]

@@ -16,7 +16,7 @@ STEPS, BATCH, PICTURES = 60, 4, 80
 
 def arguments(tiny, photos, out, *more):
     return (
-        "distill", "--teacher", tiny, "--data", photos, "--resolution", 16, "--out", out, "--steps", STEPS,
+        "distill", "scenes", "--teacher", tiny, "--data", photos, "--resolution", 16, "--out", out, "--steps", STEPS,
         "--batch-size", BATCH, "--lr-decay", "cosine", "--lr", 1e-3, "--checkpoint-every", 4, "--log-every", 3,
         "--sample-every", 0, "--record-samples", "--guidance-range", 2, 5, "--guidance-scale", 3, *more,
     )  # fmt: skip

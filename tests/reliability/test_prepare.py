@@ -150,8 +150,8 @@ def test_from_shards_to_a_student_in_two_processes_with_a_kill(undisturbed, tiny
 
     def start(out):
         command = (
-            sys.executable, "-m", "fewstep", "distill", "--teacher", tiny, "--data", undisturbed, "--resolution", 16,
-            "--out", out, "--steps", 40, "--batch-size", 4, "--processes", 2, "--sample-every", 0,
+            sys.executable, "-m", "fewstep", "distill", "scenes", "--teacher", tiny, "--data", undisturbed,
+            "--resolution", 16, "--out", out, "--steps", 40, "--batch-size", 4, "--processes", 2, "--sample-every", 0,
             "--checkpoint-every", 5, "--log-every", 5, "--guidance-range", 2, 5, "--guidance-scale", 3,
         )  # fmt: skip
         return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -194,7 +194,7 @@ def test_the_error_of_the_process_that_failed_is_shown(undisturbed, tiny, tmp_pa
     )
     (tmp_path / "fewstep_broken.py").write_text(code)
     command = (
-        "distill", "--teacher", tiny, "--data", undisturbed, "--resolution", 16, "--out", tmp_path / "run",
+        "distill", "scenes", "--teacher", tiny, "--data", undisturbed, "--resolution", 16, "--out", tmp_path / "run",
         "--steps", 4, "--batch-size", 4, "--sample-every", 0,
     )  # fmt: skip
     launcher = (

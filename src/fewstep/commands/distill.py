@@ -14,6 +14,7 @@ from fewstep.runs.learning import make_trainable
 from fewstep.runs.material import choose_resolution
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.trial import try_out
+from fewstep.train.config import check_given
 from fewstep.train.trainable import Trainable
 
 
@@ -34,9 +35,7 @@ def distill(config: Distill) -> None:
 
 def load_teacher(config: Distill) -> LatentModel:
     """Loads the teacher, frozen. Raises UserError for a model that is already few-step, or of another family."""
-    for name in ("teacher", "data"):
-        if not getattr(config, name):
-            raise UserError(f"this recipe has no {name} of its own: give --{name}")
+    check_given(config, "teacher", "data")
     teacher = load_latent_model(config.teacher, pick_device(config.device), config.base_config)
     if teacher.network.takes_omega:
         raise UserError(f"{config.teacher} is already a few-step model; give the teacher that it was made from")

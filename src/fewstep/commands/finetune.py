@@ -7,20 +7,19 @@ from fewstep.method.paths import DataPath
 from fewstep.models.card import LCM_LORA
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
-from fewstep.models.pipeline import read_grid_size
-from fewstep.recipes.finetune import Finetune, default_finetune
+from fewstep.recipes.finetune import Finetune
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
 from fewstep.runs.learning import make_trainable
 from fewstep.runs.material import choose_resolution
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.trial import try_out
+from fewstep.train.config import check_given
 from fewstep.train.trainable import Trainable
-
-__all__ = ["Finetune", "default_finetune", "finetune"]
 
 
 def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
+    check_given(config, "model", "data")
     model = load_latent_model(config.model, pick_device(config.device), config.base_config)
     check_grid(config, model)
     material = open_run(config, model)
@@ -37,7 +36,7 @@ def finetune(config: Finetune) -> None:
 def check_grid(config: Finetune, model: LatentModel) -> None:
     """Raises UserError where a few-step model paints at other times than it would be trained at."""
     grid_size = model.schedule.grid_size(config.skip)
-    if model.network.takes_omega and (own := read_grid_size(model, default=grid_size)) != grid_size:
+    if model.network.takes_omega and (own := model.read_grid_size(default=grid_size)) != grid_size:
         raise UserError(
             f"{config.model} paints at {own} times and skip {config.skip} would train it at {grid_size}; "
             f"give --skip {model.schedule.num_steps // own}"

@@ -15,7 +15,6 @@ from fewstep.models.families import find_family
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 
-SIDES = {"sd15": 512, "sd21-base": 512, "sd21": 768, "sdxl": 1024}
 CONTEXT = int(0.5 * GIB)
 """Bytes that CUDA itself takes."""
 FRAGMENTED = 1.05
@@ -77,7 +76,7 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     recipe = named.find_recipe(config.recipe)
     batch = config.batch_size or recipe.batch_size
     share, budget = batch // config.gpus, config.gpu_memory * GIB
-    side = config.resolution or SIDES[config.recipe.removesuffix("-lora")]
+    side = config.resolution or named.RELEASED[config.recipe.removesuffix("-lora")].side
     print(f"{config.recipe}, {side} pixels, updates of {batch}, {config.gpus} × {config.gpu_memory:g} GiB", flush=True)
     print("counting, which takes a minute …", file=sys.stderr, flush=True)
     found = [(candidate, candidate.most(budget, share)) for candidate in list_plans(config, recipe)]
@@ -99,7 +98,7 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
     """Yields the settings to try, from the preferred ones to the last resort."""
     assert recipe.family != "any"  # of full-size recipes
     family = find_family(recipe.family)
-    side = (config.resolution or SIDES[config.recipe.removesuffix("-lora")]) // 8
+    side = (config.resolution or named.RELEASED[config.recipe.removesuffix("-lora")].side) // 8
     counted = {}
     for checkpointing in (False, True):
         one, two = (

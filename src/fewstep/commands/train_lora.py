@@ -6,20 +6,20 @@ from fewstep.models.card import STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
-from fewstep.recipes.train_lora import TrainLora, default_train_lora
+from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_data, claim_run_folder, finished
 from fewstep.runs.learning import choose_frozen_dtype
 from fewstep.runs.material import open_material
 from fewstep.runs.shortage import explain_out_of_memory
+from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
 from fewstep.train.trainable import LoraWeights
 
-__all__ = ["TrainLora", "default_train_lora", "train_lora"]
-
 
 def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
+    check_given(config, "model", "data")
     model = load_latent_model(config.model, pick_device(config.device), config.base_config)
     material = open_material(config, model)
     claim_run_folder(config.out, config)
@@ -28,7 +28,13 @@ def train_lora(config: TrainLora) -> None:
     claim_data(config, material.account, material.identity)
     null_cond = model.conditioner.null()
     frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model.device)
-    style = LoraWeights(model, make_card(config, model), ema=config.ema_decay > 0, frozen=frozen)
+    style = LoraWeights(
+        model,
+        make_card(config, model),
+        ema=config.ema_decay > 0,
+        checkpointing=config.gradient_checkpointing,
+        frozen=frozen,
+    )
     task = DiffusionTuningTask(
         style.learner, model.schedule, model.network.parameterisation, material.latents(), null_cond, config.seed
     )

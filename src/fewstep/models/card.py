@@ -15,6 +15,8 @@ from fewstep.errors import UserError
 from fewstep.files import write_whole
 
 CARD_FILE = "fewstep.json"
+MAX_STEPS = 50
+"""The most steps that any model is asked to paint in."""
 LCM_LORA = "LCM-LoRA"
 """The method of a LoRA that makes its base a few-step model."""
 STYLE_LORA = "style"

@@ -16,6 +16,7 @@ from torch import nn
 
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.schedule import Schedule
+from fewstep.errors import UserError
 from fewstep.models.card import StudentCard
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
@@ -54,6 +55,16 @@ class LatentModel:
     def resolution(self) -> int:
         """Side in pixels of the pictures that the model was trained on."""
         return int(self.network.backbone.config.sample_size) * self.codec.multiple
+
+    def read_grid_size(self, default: int = 50) -> int:
+        """Returns how many times the sampler may choose from. Raises UserError where the scheduler says none."""
+        value = self.scheduler_config.get("original_inference_steps", default)
+        if type(value) is not int or not 1 <= value <= self.schedule.num_steps:
+            raise UserError(
+                f"{self.source} has original_inference_steps {value!r} in scheduler_config.json; allowed are 1 to "
+                f"{self.schedule.num_steps}"
+            )
+        return value
 
 
 @dataclass(frozen=True)

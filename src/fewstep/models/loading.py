@@ -41,12 +41,13 @@ def load_latent_model(source: str | Path, device: torch.device, base_config: str
         if not Path(source).exists():
             raise UserError(f"{source} is not there; a base that a LoRA names is looked for from where you are")
         raise UserError(f"{source} is no single file and has its own configurations; leave --base-config out")
-    folder = _local_folder(source)
+    folder = find_files(source)
     index = read_json(folder / "model_index.json", f"{source} is not a pipeline")
     return family_of_folder(folder, index, str(source)).load_folder(folder, str(source), index, device)
 
 
-def _local_folder(source: str | Path) -> Path:
+def find_files(source: str | Path, endings: tuple[str, ...] = (".json", ".safetensors", ".txt")) -> Path:
+    """Returns the folder of a model, with its files of these endings fetched where `source` is a Hub id."""
     folder = Path(source)
     if folder.is_dir():
         return folder
@@ -63,7 +64,7 @@ def _local_folder(source: str | Path) -> Path:
         patterns = [
             "model_index.json",
             "fewstep.json",
-            *(f"{part}/*{end}" for part in list_parts() for end in (".json", ".safetensors", ".txt")),
+            *(f"{part}/*{end}" for part in list_parts() for end in endings),
         ]
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tyro
 
 from fewstep import assets
-from fewstep.models.pipeline import Engine
+from fewstep.models.engines import Engine
 
 
 @dataclass(frozen=True, kw_only=True)

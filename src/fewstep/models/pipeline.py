@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -21,7 +20,8 @@ from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.method.landing import ConsistencyFunction
 from fewstep.method.sampling import consistency_times, sample_consistency
-from fewstep.models.card import LCM_LORA
+from fewstep.models.card import LCM_LORA, MAX_STEPS
+from fewstep.models.engines import Engine, with_engine
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
@@ -31,9 +31,6 @@ from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.tiny_decoder import load_tiny_decoder
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
-MAX_STEPS = 50
-Engine = Literal["torch", "openvino"]
-"""What computes."""
 logger = logging.getLogger(__name__)
 
 
@@ -64,7 +61,7 @@ class Pipeline:
             )
         self.model = model
         self.name = model.card.name or Path(model.source).name
-        self.grid_size = read_grid_size(model)
+        self.grid_size = model.read_grid_size()
         """How many times its sampler may choose from."""
         scale, steps = model.card.guidance_scale, model.card.sampling_steps
         self.guidance_scale = DIFFUSERS_GUIDANCE_SCALE if scale is None else scale
@@ -149,17 +146,6 @@ class Pipeline:
         return consistency_times(self.model.schedule, self.grid_size, steps, strength)
 
 
-def read_grid_size(model: LatentModel, default: int = 50) -> int:
-    """Returns how many times a model's sampler may choose from. Raises UserError where its scheduler says none."""
-    value = model.scheduler_config.get("original_inference_steps", default)
-    if type(value) is not int or not 1 <= value <= model.schedule.num_steps:
-        raise UserError(
-            f"{model.source} has original_inference_steps {value!r} in scheduler_config.json; allowed are 1 to "
-            f"{model.schedule.num_steps}"
-        )
-    return value
-
-
 def load_pipeline(
     source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
     engine: Engine = "torch", tiny_decoder: str | Path = "",
@@ -189,15 +175,6 @@ def load_pipeline(
     if loras:
         loaded = with_loras(loaded, loras)
     return Pipeline(with_engine(loaded, engine))
-
-
-def with_engine(model: LatentModel, engine: Engine) -> LatentModel:
-    """Returns `model` computed by that engine; with `openvino` its LoRAs are merged into it for good."""
-    if engine == "torch":
-        return model
-    from fewstep.models.engines.openvino import on_openvino
-
-    return on_openvino(model)
 
 
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:

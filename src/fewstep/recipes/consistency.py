@@ -10,7 +10,7 @@ from fewstep.errors import UserError
 from fewstep.method.distances import DistanceName
 from fewstep.method.times import Times
 from fewstep.method.weights import WeightName
-from fewstep.models.pipeline import MAX_STEPS
+from fewstep.models.card import MAX_STEPS
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.train.config import check_between, check_not_negative
 from fewstep.train.learner import Distribution
@@ -64,10 +64,9 @@ class ConsistencyConfig(TrainingConfig):
     """How several processes hold the student: `ddp` keeps it whole in each, `fsdp` splits weights, average, gradients
     and moments among them. Take `fsdp` when one GPU cannot hold them all; each must still hold student and average
     while they are built."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     dry_run: bool = False
-    """Try one batch, one update, one save and one reload in a temporary folder, and print the plan of the run."""
+    """Try three updates, one save and one reload in a folder beside --out that goes away, and print the plan of the
+    run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,14 +1,20 @@
-"""The recipes of `fewstep distill`, by name."""
+"""The recipes of the commands that train, by name."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from fewstep.diffusion.prediction import Parameterisation
 from fewstep.errors import UserError
+from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill
+from fewstep.recipes.finetune import Finetune, default_finetune
 from fewstep.recipes.plain import from_file
+from fewstep.recipes.train_lora import TrainLora, default_train_lora
 
 
 def scenes() -> Distill:
@@ -63,7 +69,7 @@ def make_lora(recipe: Callable[[], Distill], accumulation: int) -> Callable[[], 
     )  # fmt: skip
 
 
-RECIPES: dict[str, Callable[[], Distill]] = {
+DISTILL: dict[str, Callable[[], Distill]] = {
     "scenes": scenes, "sd15": sd15, "sd21-base": sd21_base, "sd21": sd21, "sdxl": sdxl,
     "scenes-lora": scenes_lora, "sd15-lora": make_lora(sd15, 2), "sd21-base-lora": make_lora(sd21_base, 2),
     "sd21-lora": make_lora(sd21, 4), "sdxl-lora": make_lora(sdxl, 4),
@@ -77,29 +83,97 @@ MEMORY_GIB: dict[str, float] = {
 """GPU memory for one update in bf16, as studies/memory.py counted it (docs/memory.md)."""
 
 
-def describe() -> str:
-    """Returns the head of `fewstep distill --help`: what the command does, and which recipes there are."""
-    memory = {name: f"{gib:3.0f} GiB for one update" for name, gib in MEMORY_GIB.items()}
-    return "\n".join(
-        [
-            "Turns a teacher into a model that paints in 1 to 8 steps.",
-            "",
-            "The first word is a recipe, or the config.yaml of an earlier run; its values are the defaults below.",
-            "",
-            "The recipes, and the GPU memory that they need:",
-            *(f"  {name:<16}{memory.get(name, '  a CPU will do')}" for name in RECIPES),
-        ]
+@dataclass(frozen=True)
+class Released:
+    """The released model that a recipe, and its -lora, are meant for."""
+
+    side: int
+    """Side in pixels of its pictures."""
+    parameterisation: Parameterisation = "epsilon"
+
+
+RELEASED = {
+    "sd15": Released(512), "sd21-base": Released(512), "sd21": Released(768, "v_prediction"), "sdxl": Released(1024),
+}  # fmt: skip
+_MODEL_SETTINGS = ("teacher", "data", "out", "family")
+
+
+def make_finetune(recipe: Callable[[], Distill]) -> Callable[[], Finetune]:
+    """Turns a distillation's recipe into a fine-tuning's: the paper's 30,000 updates, 2,000 of adapters, and an average
+    that follows within a hundred."""
+
+    def make() -> Finetune:
+        distill = recipe()
+        shared = {field.name for field in dataclasses.fields(ConsistencyConfig)} - set(_MODEL_SETTINGS)
+        values: dict[str, Any] = {name: getattr(distill, name) for name in shared}
+        values |= {} if distill.lora_rank else {"steps": 30_000, "ema_decay": 0.95}
+        return Finetune(model="", data="", **values)
+
+    return make
+
+
+def make_style(recipe: Callable[[], Distill]) -> Callable[[], TrainLora]:
+    """Turns the recipe of an LCM-LoRA into a style's, whose adapters are smaller."""
+
+    def make() -> TrainLora:
+        lora = recipe()
+        return TrainLora(
+            model="", data="", steps=lora.steps, batch_size=lora.batch_size, accumulation=lora.accumulation, lr=lora.lr,
+            warmup_steps=lora.warmup_steps, checkpoint_every=lora.checkpoint_every, gradient_checkpointing=True,
+        )  # fmt: skip
+
+    return make
+
+
+RECIPES: dict[str, Mapping[str, Callable[[], Any]]] = {
+    "distill": DISTILL,
+    "finetune": {
+        "scenes": default_finetune,
+        **{name: make_finetune(recipe) for name, recipe in DISTILL.items() if name in MEMORY_GIB},
+    },
+    "train-lora": {
+        "scenes": default_train_lora,
+        **{name: make_style(DISTILL[f"{name}-lora"]) for name in RELEASED},
+    },
+}
+"""By command; the first of each is that of the bundled models."""
+
+
+def list_recipes(command: str) -> list[str]:
+    """Returns the names of a command's recipes."""
+    return list(RECIPES[command])
+
+
+def find_recipe(name: str, command: str = "distill") -> Any:
+    """Returns the recipe of that name, or the configuration in that YAML file. Raises UserError for another name."""
+    recipes = RECIPES[command]
+    if name in recipes:
+        return recipes[name]()
+    if name.endswith((".yaml", ".yml")):
+        return from_file(type(next(iter(recipes.values()))()), name)
+    close = difflib.get_close_matches(name, recipes, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(
+        f"{name!r} is no recipe; known are {', '.join(recipes)}, or the config.yaml of an earlier run{hint}"
     )
 
 
-def find_recipe(name: str) -> Distill:
-    """Returns the recipe of that name, or the configuration in that YAML file. Raises UserError for another name."""
-    if name in RECIPES:
-        return RECIPES[name]()
-    if name.endswith((".yaml", ".yml")):
-        return from_file(Distill, name)
-    close = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(
-        f"{name!r} is no recipe; known are {', '.join(RECIPES)}, or the config.yaml of an earlier run{hint}"
+def describe(command: str) -> str:
+    """Returns the head of a command's help: what it does, and which recipes there are."""
+    recipes = RECIPES[command]
+    memory = {name: f"{gib:3.0f} GiB for one update" for name, gib in MEMORY_GIB.items()}
+    if command == "train-lora":
+        memory = {name: memory[f"{name}-lora"] for name in RELEASED}
+    need = "the GPU memory that they need" if command == "distill" else "the most GPU memory that they need"
+    summary = type(next(iter(recipes.values()))()).__doc__
+    return "\n".join(
+        [
+            str(summary),
+            "",
+            "The first word is a recipe, or the config.yaml of an earlier run; its values are the defaults below.",
+            "Without one it is the recipe of the model's family.",
+            "",
+            f"The recipes, and {need}:",
+            *(f"  {name:<16}{memory.get(name, '  a CPU will do')}" for name in recipes),
+        ]
     )

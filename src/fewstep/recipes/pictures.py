@@ -58,6 +58,8 @@ class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
     read_ahead: int = 0
     """Threads that read and decode the next batch during an update; 0 reads it in between. Raise it when the GPU waits
     for pictures."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format in which weights that are not trained are stored. `auto` takes bf16 where networks compute in it,
     which halves their memory."""

@@ -14,6 +14,7 @@ from fewstep.evaluate.columns import order_by_direction
 from fewstep.evaluate.metrics import list_columns
 from fewstep.evaluate.scoring import score
 from fewstep.files import write_whole
+from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.world import current_world
 from fewstep.runs.observers import Observed
 from fewstep.train.log import scalars
@@ -28,13 +29,13 @@ class Evaluations:
     def __init__(self, observed: Observed) -> None:
         """Raises UserError where the student cannot paint in so many steps."""
         config = observed.config
-        with observed.student.pipeline() as pipeline:
-            if max(config.eval_steps) > pipeline.grid_size:
+        with observed.student.exported() as model:
+            if max(config.eval_steps) > model.read_grid_size():
                 raise UserError(
                     f"eval_steps has {max(config.eval_steps)} and with skip {config.skip} a model allows "
-                    f"{pipeline.grid_size}; give less"
+                    f"{model.read_grid_size()}; give less"
                 )
-            device = pipeline.model.device
+            device = model.device
         data = config.eval_data or config.data
         extractor, reader = judges(data, config.eval_extractor, device)
         found = material(data, observed.resolution, n=config.eval_n, option="eval_n")
@@ -58,8 +59,8 @@ class Evaluations:
 
     def _score(self) -> list[Row]:
         config, rows = self._observed.config, []
-        with self._observed.student.pipeline() as pipeline:
-            batch_size = 64 if pipeline.model.resolution <= 128 else 8
+        with self._observed.student.exported() as model:
+            pipeline, batch_size = Pipeline(model), 64 if model.resolution <= 128 else 8
             for steps in config.eval_steps:
                 cell = Cell("lcm", steps, "lcm", config.guidance_scale)
                 painter = painter_of(cell, None, pipeline, bf16=self._bf16)

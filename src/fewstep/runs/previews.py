@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.files import write_whole
+from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.world import current_world
 from fewstep.runs.observers import Observed
 
@@ -14,14 +15,15 @@ PREVIEW_STEPS = (1, 2, 4, 8)
 
 def make_observer(observed: Observed) -> Callable[[int], None]:
     """Makes what writes `samples/step-N.png`: a row for each number of steps."""
-    with observed.student.pipeline() as pipeline:
-        counts = [steps for steps in PREVIEW_STEPS if steps <= pipeline.grid_size]
+    with observed.student.exported() as model:
+        counts = [steps for steps in PREVIEW_STEPS if steps <= model.read_grid_size()]
 
     def preview(step: int) -> None:
         file = observed.config.out / "samples" / f"step-{step:07d}.png"
         if observed.agree(file.exists()):
             return
-        with observed.student.pipeline() as pipeline:
+        with observed.student.exported() as model:
+            pipeline = Pipeline(model)
             rows = [(f"{steps} steps", pipeline(observed.captions, steps=steps)) for steps in counts]
         if current_world().main:
             with write_whole(file) as draft:

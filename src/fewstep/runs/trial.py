@@ -1,4 +1,4 @@
-"""A run tried out: one batch, one update, one save and one reload, and the plan of the whole."""
+"""A run tried out: a few updates, one save and one reload, and the plan of the whole."""
 
 from __future__ import annotations
 
@@ -11,36 +11,59 @@ from pathlib import Path
 
 import torch
 
-from fewstep.models.pipeline import load_pipeline
 from fewstep.parallel.world import current_world
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.shortage import explain_out_of_memory
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
+from fewstep.train.state import is_spread
 from fewstep.train.task import Task
 from fewstep.train.trainable import Trainable
 
 
 def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures: int) -> None:
-    """Does one batch, one update, one save and one reload in a folder that goes away; then prints the whole's plan."""
-    once = LoopConfig(**{field.name: getattr(config, field.name) for field in fields(LoopConfig)} | {"steps": 1})
-    begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    """Does three updates, one save and one reload in a folder that goes away; then prints the whole run's plan.
+
+    The folder lies beside the run's, where the run will need room too. The weights of `student` are gone afterwards.
+    """
+    few = {"steps": 3, "log_every": 1, "checkpoint_every": 3}  # the save falls into the third
+    settings = {field.name: getattr(config, field.name) for field in fields(LoopConfig)} | few
+    moments: list[float] = []
+    beside = next(parent for parent in config.out.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=f".{config.out.name}-dry-run-", dir=beside) as folder:
+        run, model = Path(folder) / "run", Path(folder) / "model"
         with explain_out_of_memory(config):
-            fit(task, once, Path(folder) / "run", "dry run")
-        seconds, peak = time.perf_counter() - begun, peak_gib()  # before the reload, which a run does not do
-        student.save(Path(folder) / "model")
+            fit(task, LoopConfig(**settings), run, "dry run", lambda _: moments.append(time.perf_counter()))
+        peak = peak_gib()  # before the reload, which a run does not do
+        learning = sum(p.numel() for p in student.learner.weights.parameters() if p.requires_grad)
+        student.save(model)
+        _release(student)
         if current_world().main:
-            load_pipeline(Path(folder) / "model", config.device)
-    learning = sum(p.numel() for p in student.learner.weights.parameters() if p.requires_grad)
+            _reload(model)
+            size = sum(file.stat().st_size for file in run.glob("checkpoints/*/*"))
+    if not current_world().main:
+        return
     print(f"saved and loaded again; {learning:,} parameters learn")
     print(
         f"plan: {config.steps} updates of {config.batch_size}, {config.steps * config.batch_size / pictures:.1f} epochs"
     )
-    print(
-        f"time: at most {timedelta(seconds=round(seconds * config.steps))}, by the first update, which is the slowest"
-    )
+    print(f"time: {timedelta(seconds=round((moments[1] - moments[0]) * config.steps))}, by the second update")
+    print(f"disk: {size / 2**30:.2f} GiB a checkpoint; --keep-checkpoints {config.keep_checkpoints} stay")
     print(f"peak memory: {peak:.2f} GiB")
+
+
+def _release(student: Trainable) -> None:
+    """Gives back the memory of what would be exported, so that the reload finds room."""
+    with student.exported() as model:
+        if not is_spread(model.network.backbone):
+            model.network.backbone.to("meta")
+
+
+def _reload(folder: Path) -> None:
+    """Loads what was saved as `fewstep generate` would, into main memory. Raises UserError where it cannot."""
+    from fewstep.models.pipeline import load_pipeline  # a run itself never paints from files
+
+    load_pipeline(folder, "cpu")
 
 
 def peak_gib() -> float:

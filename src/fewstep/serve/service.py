@@ -20,7 +20,7 @@ from fewstep import __version__
 from fewstep.data.infotext import Infotext, build_png_info
 from fewstep.data.sources.base import DroppedError
 from fewstep.data.sources.decoding import PictureLimits, decode
-from fewstep.models.pipeline import MAX_STEPS
+from fewstep.models.card import MAX_STEPS
 from fewstep.serve.engine import Engine
 from fewstep.serve.errors import RefusedError, to_refusal
 from fewstep.serve.jobs import CancelledError, DeadlineError, OnStep, PaintJob, PictureSpec

@@ -8,7 +8,7 @@ import json
 import math
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fewstep.errors import UserError
 
@@ -53,6 +53,13 @@ def check_not_negative(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 0:
             raise UserError(f"{name} is {getattr(config, name)}; it must not be negative")
+
+
+def check_given(config: Any, *names: str) -> None:
+    """Raises UserError where a recipe leaves one of these fields to the command line, and it is not there."""
+    for name in names:
+        if not getattr(config, name):
+            raise UserError(f"this recipe has no {name} of its own: give --{name}")
 
 
 def check_between(config: Any, low: float, high: float, *names: str) -> None:
@@ -132,9 +139,19 @@ class LoopConfig(Optimisation):
             raise UserError(
                 f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}; choose a divisor"
             )
+        if self.batch_size % self.processes:
+            raise UserError(
+                f"batch_size {self.batch_size} is no multiple of {self.processes} processes; give one that is"
+            )
         unknown = set(self.change) - {field.name for field in dataclasses.fields(self)}
         if unknown:
             raise UserError(f"change names {', '.join(sorted(unknown))}, which is no setting of this command")
+
+    def with_batch_size(self, batch_size: int) -> Self:
+        """Returns the same for another batch, in the fewest parts that are no larger than they were."""
+        most = self.batch_size // self.accumulation
+        parts = next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= most)
+        return dataclasses.replace(self, batch_size=batch_size, accumulation=parts)
 
     def parts(self, share: int) -> int:
         """Returns the parts in which a process computes its `share` of a batch: the fewest that are no larger than

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +18,6 @@ from fewstep.models.export import save_lora, save_student
 from fewstep.models.family import LatentModel
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.models.network import BackboneNetwork
-from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.world import current_world
 from fewstep.train.learner import Distribution, Learner, learn_every_weight, replicate, shard
 from fewstep.train.state import gather_tensor, is_spread
@@ -32,8 +30,8 @@ class Trainable(Protocol):
     base: Network
     """The base as it was: the teacher of a distillation."""
 
-    def pipeline(self) -> AbstractContextManager[Pipeline]:
-        """Paints with the weights that would be exported now."""
+    def exported(self) -> AbstractContextManager[LatentModel]:
+        """Gives the student, while it lasts, with the weights that would be exported now."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -56,19 +54,18 @@ class WholeWeights:
         if current_world().size > 1:
             self.learner = _spread(self.learner, distribution)
         self._model, self._card = model, card
-        self._pipeline = Pipeline(_as_student(model, card, self._exported))
 
     @property
-    def _exported(self) -> BackboneNetwork:
+    def _network(self) -> BackboneNetwork:
         network = self.learner.averaged or self.learner.weights
         assert isinstance(network, BackboneNetwork)
         return network
 
-    def pipeline(self) -> AbstractContextManager[Pipeline]:
-        return contextlib.nullcontext(self._pipeline)
+    def exported(self) -> AbstractContextManager[LatentModel]:
+        return contextlib.nullcontext(_as_student(self._model, self._card, self._network))
 
     def save(self, folder: Path) -> None:
-        network = _with_whole_weights(self._exported)
+        network = _with_whole_weights(self._network)
         if current_world().main:
             save_student(folder, self._model, network, self._card)
         current_world().wait()
@@ -100,23 +97,19 @@ class LoraWeights:
             self.learner = replicate(self.learner)
         self._model, self._card = model, card
 
-    @functools.cached_property
-    def _pipeline(self) -> Pipeline:
-        return Pipeline(_as_student(self._model, self._card, self._model.network))
-
     def _averaged(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
-        with self._exported():
+        with self._using_average():
             return self._adapted.student(z_t, t, cond, omega)
 
     @contextlib.contextmanager
-    def _exported(self) -> Iterator[None]:
+    def _using_average(self) -> Iterator[None]:
         with self._adapted.using(self._average) if self._average is not None else contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager
-    def pipeline(self) -> Iterator[Pipeline]:
-        with self._exported():
-            yield self._pipeline
+    def exported(self) -> Iterator[LatentModel]:
+        with self._using_average():
+            yield _as_student(self._model, self._card, self._model.network)
 
     def save(self, folder: Path) -> None:
         pairs = self._adapted.pairs(self._average or self._adapted.weights)

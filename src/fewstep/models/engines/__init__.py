@@ -1,1 +1,18 @@
-"""What computes a model in place of torch."""
+"""What computes a model: torch, or an engine in its place."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fewstep.models.family import LatentModel
+
+Engine = Literal["torch", "openvino"]
+
+
+def with_engine(model: LatentModel, engine: Engine) -> LatentModel:
+    """Returns `model` computed by that engine; with `openvino` its LoRAs are merged into it for good."""
+    if engine == "torch":
+        return model
+    from fewstep.models.engines.openvino import on_openvino
+
+    return on_openvino(model)

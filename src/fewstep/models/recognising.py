@@ -1,0 +1,50 @@
+"""What can be told of a model by its small files, before its weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep import assets
+from fewstep.models.card import StudentCard, read_card
+from fewstep.models.families import family_of_file, family_of_folder
+from fewstep.models.family import Family
+from fewstep.models.loading import find_files
+from fewstep.models.scheduler import read_json
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a model's configuration files, or the names of its tensors, say."""
+
+    family: Family
+    side: int
+    """Side in pixels of its pictures; where a single file does not say, that of the family's released models."""
+    few_step: bool
+    """Whether it has an input for guidance."""
+    parameterisation: str
+    """What the network predicts, in diffusers' words; empty where a single file does not say."""
+    card: StudentCard
+
+
+def recognise(source: str | Path, base_config: str = "") -> Recognised:
+    """Reads what `load_latent_model` would load, but for the weights. Raises UserError where it is of no known family.
+
+    Of a Hub id only the configuration files are fetched.
+    """
+    path = Path(assets.find_folder(source))
+    if path.is_file():
+        family, folder, card = family_of_file(path), Path(base_config), StudentCard()
+        if not (base_config and (folder / family.lora.part / "config.json").is_file()):
+            return Recognised(family, family.released_side, few_step=False, parameterisation="", card=card)
+    else:
+        folder = find_files(str(path) if path.exists() else source, (".json",))
+        index = read_json(folder / "model_index.json", f"{source} is not a pipeline")
+        family, card = family_of_folder(folder, index, str(source)), read_card(folder)
+    network = read_json(folder / family.lora.part / "config.json", f"{source} is not a whole pipeline")
+    codec = read_json(assets.find_part(folder, "vae") / "config.json", f"{source} is not a whole pipeline")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
+    return Recognised(
+        family, family.read_side(network, codec), family.is_few_step(network),
+        str(scheduler.get("prediction_type", "epsilon")), card,
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""Which recipe a training takes where none is named: that of its model's family."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fewstep import assets
+from fewstep.models.recognising import Recognised, recognise
+from fewstep.recipes.named import MEMORY_GIB, RECIPES, RELEASED, find_recipe
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe for a model."""
+
+    name: str
+    config: Any
+    note: str = ""
+    """What is said of the choice; empty where it is that of the bundled models."""
+
+
+def choose_recipe(command: str, model: str, base_config: str = "", *, lora: bool = False) -> Choice:
+    """Chooses among a command's recipes by the family of `model`, its pictures' size, and whether adapters are wanted.
+
+    A few-step model keeps the guidance that it was trained for. Raises UserError where the family is not known.
+    """
+    lora = lora and command != "train-lora"
+    seen = None if model in ("", *assets.MODELS) else recognise(model, base_config)
+    if seen is None or seen.card.teacher in assets.MODELS:
+        name = "scenes-lora" if lora and "scenes-lora" in RECIPES[command] else "scenes"
+        return Choice(name, find_recipe(name, command))
+    whole = min(_list_of_family(seen), key=lambda name: _distance(name, seen))
+    name = f"{whole}-lora" if lora else whole
+    config = find_recipe(name, command)
+    if command == "finetune" and seen.few_step:
+        config = dataclasses.replace(config, **_guidance(seen, find_recipe(whole, command)))
+    return Choice(name, config, f"recipe {name}, since {model} is of {seen.family.title}{_say_memory(command, name)}")
+
+
+def _list_of_family(seen: Recognised) -> list[str]:
+    return [name for name in RELEASED if RECIPES["distill"][name]().family == seen.family.name]
+
+
+def _distance(name: str, seen: Recognised) -> tuple[bool, int]:
+    """Returns how far a model is from the released one of a recipe: first what it predicts, then its pictures' side."""
+    released = RELEASED[name]
+    return seen.parameterisation not in ("", released.parameterisation), abs(released.side - seen.side)
+
+
+def _guidance(seen: Recognised, usual: Any) -> dict[str, Any]:
+    """Returns the settings of guidance that a few-step model was trained with, or the papers' where it records none."""
+    low, high = seen.card.guidance_range or usual.guidance_range
+    scale = seen.card.guidance_scale or usual.guidance_scale
+    return {"guidance_range": (low, high), "guidance_scale": min(max(scale, low), high)}
+
+
+def _say_memory(command: str, name: str) -> str:
+    """Says whether the recipe fits the GPU that is here, if one is, by the counted table."""
+    if not torch.cuda.is_available():
+        return ""
+    counted = f"{name}-lora" if command == "train-lora" else name
+    needed, held = MEMORY_GIB[counted], torch.cuda.get_device_properties(0).total_memory / 2**30
+    fits = "fits" if needed < held else "does not fit"
+    return (
+        f"; an update needs about {needed:.0f} GiB and {fits} this GPU's {held:.0f} (for the fastest settings: fewstep "
+        f"plan --recipe {counted} --gpu-memory {held:.0f})"
+    )
