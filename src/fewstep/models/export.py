@@ -18,6 +18,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import Lora, write_lora
 from fewstep.models.network import BackboneNetwork
+from fewstep.models.parts import write_for_every_version
 
 _SCHEDULE_DEFAULTS = {
     "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
@@ -69,6 +70,7 @@ def _lcm_scheduler(model: LatentModel, grid_size: int) -> LCMScheduler:
 def _save_pipeline(draft: Path, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> None:
     diffusers_logging.disable_progress_bar()
     model.family.make_pipeline(model, network, scheduler).save_pretrained(draft, safe_serialization=True)
+    write_for_every_version(draft, model.conditioner.encoders)
 
 
 def save_combined(folder: Path, model: LatentModel, pairs: Lora, header: Mapping[str, str]) -> float:

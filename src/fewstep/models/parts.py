@@ -1,37 +1,159 @@
-"""The parts of a diffusers folder, loaded in fp32 from safetensors alone."""
+"""The parts of a diffusers folder, loaded in fp32 from safetensors alone, and made sure of."""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 from fewstep.errors import UserError
+from fewstep.files import read_safetensors, write_whole
+from fewstep.models.weight_files import choose_weights, stage_weights
+
+_NAMES_OF_VERSION_5 = {r"^(embeddings|encoder|final_layer_norm)\.": r"text_model.\1."}
+"""transformers 5 writes a CLIPTextModel's tensors without the prefix that transformers 4 looks for; itself, it reads
+both."""
+_NOT_NEEDED = ("position_ids", "text_projection.weight")
+"""Ends of the names of tensors that may be left over: numbers 0, 1, 2 … that older versions saved, and a projection
+that a text encoder used without it was saved with."""
 
 
 def load_weights(kind: Any, folder: Path) -> Any:
     """Loads a network of a class of diffusers or transformers, frozen. Raises UserError naming what does not fit."""
-    weights = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".ckpt", ".pt"))
-    safe = [name for name in weights if name.endswith(".safetensors")]
-    if not safe:
-        found = f"found {', '.join(weights)}, a pickle" if weights else "found none"
-        raise UserError(f"{folder} has no safetensors weights ({found}); only safetensors are read, convert them first")
-    variant = None if any(".fp16." not in name for name in safe) else "fp16"
+    of_transformers = issubclass(kind, PreTrainedModel)
+    settings = _TRANSFORMERS if of_transformers else {"torch_dtype": torch.float32}
+    chosen = choose_weights((path.name for path in folder.iterdir()), str(folder))
     try:
-        part = kind.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, variant=variant)
+        with tempfile.TemporaryDirectory() as draft:
+            if place := None if chosen.canonical and not list(folder.glob("*.index*.json")) else Path(draft):
+                stage_weights(folder, chosen, "model" if of_transformers else "diffusion_pytorch_model", place)
+            part, report = kind.from_pretrained(
+                place or folder, use_safetensors=True, output_loading_info=True, **settings
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise _not_loaded(folder, kind, error) from error
+    if place and not of_transformers:
+        part.register_to_config(_name_or_path=str(folder))
+    check_report(report, str(folder), kind.__name__)
     return part.eval().requires_grad_(False)
 
 
+_TRANSFORMERS: dict[str, Any] = {"dtype": torch.float32, "ignore_mismatched_sizes": True}
+if int(transformers.__version__.split(".")[0]) < 5:
+    _TRANSFORMERS["key_mapping"] = _NAMES_OF_VERSION_5
+
+
+def check_report(report: Mapping[str, Any], where: str, kind: str) -> None:
+    """Raises UserError where a library's loading report says that weights and network are not of each other."""
+    left = [name for name in report["unexpected_keys"] if not name.endswith(_NOT_NEEDED)]
+    mismatched = [f"{name} {_shape(held)} for {_shape(wanted)}" for name, held, wanted in report["mismatched_keys"]]
+    said = [
+        f"{what} {_listed(names)}"
+        for what, names in (
+            ("it lacks", report["missing_keys"]), ("it has left over", left), ("of another shape are", mismatched),
+            ("", report["error_msgs"]),
+        )
+        if names
+    ]  # fmt: skip
+    if said:
+        raise UserError(
+            f"{where} does not hold the weights of the {kind} that its config.json describes: {'; '.join(said)}; fetch "
+            "or export the model again"
+        )
+
+
+def _listed(names: Iterable[Any], most: int = 3) -> str:
+    names = sorted(" ".join(str(name).split()) for name in names)
+    if len(names) <= most:
+        return f"{', '.join(names)}"
+    return f"{len(names)} tensors, such as {', '.join(names[:most])}"
+
+
+def _shape(size: Any) -> str:
+    return "×".join(map(str, size)) or "1"
+
+
 def load_tokenizer(kind: Any, folder: Path) -> Any:
-    """Loads a tokenizer of a class of transformers. Raises UserError."""
+    """Loads a tokenizer of a class of transformers. Raises UserError where it is none, or holds no vocabulary."""
+    _check_vocabulary(folder)
     try:
         return kind.from_pretrained(folder)
     except Exception as error:  # tokenizers raises bare Exception for a broken file
         raise _not_loaded(folder, kind, error) from error
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """Raises UserError where a folder lacks what its tokenizer would then be empty without."""
+    if (folder / "tokenizer.json").is_file():
+        return
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} has no tokenizer.json and no {name}, so it has no vocabulary; fetch the model again"
+            )
+
+
+def check_tokenizer(tokenizer: Any, encoder: Any, where: str) -> None:
+    """Raises UserError where a tokenizer's words or lengths are not those of its text encoder."""
+    words, known = len(tokenizer), int(encoder.config.vocab_size)
+    if words > known or words <= known - _SPARE:
+        raise UserError(
+            f"{where} has {words} tokens and its text encoder knows {known}; give the tokenizer that the text encoder "
+            "was trained with"
+        )
+    length, places = tokenizer.model_max_length, int(encoder.config.max_position_embeddings)
+    if length > places:
+        said = f"reads up to {length} tokens" if length < 10**9 else "says no model_max_length in tokenizer_config.json"
+        raise UserError(f"{where} {said} and its text encoder has {places} places; set model_max_length to {places}")
+    if length < 3:
+        raise UserError(f"{where} reads up to {length} tokens; a prompt has two beside its own")
+
+
+_SPARE = 128
+"""Fewer rows than this a text encoder may have without a token: tables are rounded up, and tokens taken out again."""
+
+
+def write_for_every_version(folder: Path, encoders: Iterable[str]) -> None:
+    """Writes the text encoders and tokenizers of a pipeline once more, so that transformers 4 and 5 both read them."""
+    for place in (folder / encoder for encoder in encoders):
+        for file in sorted(place.glob("*.safetensors")):
+            tensors = {_full_name(name): value for name, value in read_safetensors(file).items()}
+            _write(file, tensors)
+        for file in sorted(place.glob("*.safetensors.index.json")):
+            index = json.loads(file.read_text())
+            index["weight_map"] = {_full_name(name): shard for name, shard in index["weight_map"].items()}
+            file.write_text(json.dumps(index, indent=2))
+    for place in sorted(folder.glob("tokenizer*/")):
+        write_vocabulary(place)
+
+
+def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    with write_whole(file) as draft:
+        save_file(dict(tensors), draft, metadata={"format": "pt"})
+
+
+def _full_name(name: str) -> str:
+    return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
+
+
+def write_vocabulary(folder: Path) -> None:
+    """Writes vocab.json and merges.txt, where transformers 4 looks, from tokenizer.json, if that is all there is."""
+    whole = folder / "tokenizer.json"
+    if not whole.is_file() or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+        return
+    model = json.loads(whole.read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{line}\n" for line in lines))
 
 
 def _not_loaded(folder: Path, kind: type, error: Exception) -> UserError:

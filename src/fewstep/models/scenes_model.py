@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewstep.files import replace_folder
+from fewstep.models.parts import write_for_every_version
 
 LATENT_CHANNELS = 12
 TEXT_WIDTH = 64
@@ -149,12 +150,4 @@ def save_teacher(folder: Path, trained: Trained, tokenizer: CLIPTokenizer, sched
     pipeline.unet.half()
     with replace_folder(folder) as draft:
         pipeline.save_pretrained(draft, safe_serialization=True)
-        _write_vocabulary(draft / "tokenizer")
-
-
-def _write_vocabulary(folder: Path) -> None:
-    """vocab.json and merges.txt, where older tools look, from tokenizer.json."""
-    model = json.loads((folder / "tokenizer.json").read_text())["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
-    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{line}\n" for line in lines))
+        write_for_every_version(draft, ["text_encoder"])

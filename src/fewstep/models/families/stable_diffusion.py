@@ -33,7 +33,7 @@ from fewstep.models.families.single_file import check_keys, load_pipeline_of_fil
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.network import BackboneNetwork
-from fewstep.models.parts import load_tokenizer, load_weights
+from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 from fewstep.models.scheduler import read_json, read_schedule
 
 TEACHER_CLASS, STUDENT_CLASS, XL_CLASS = (
@@ -132,6 +132,9 @@ class StableDiffusion(Family):
         if self.encoder_2:
             parts["text_encoder_2"] = load_weights(CLIPTextModelWithProjection, places["text_encoder_2"])
             parts["tokenizer_2"] = load_tokenizer(CLIPTokenizer, places["tokenizer_2"])
+        for suffix in ("", "_2") if self.encoder_2 else ("",):
+            tokenizer, encoder = f"tokenizer{suffix}", f"text_encoder{suffix}"
+            check_tokenizer(parts[tokenizer], parts[encoder], str(places[tokenizer]))
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
         model = self.assemble(source, parts, scheduler_config, device, zero_null=zero_null)
         return dataclasses.replace(model, card=card)
