@@ -22,7 +22,7 @@ def feather(mask: Image.Image, radius_x: float, radius_y: float) -> Image.Image:
 
 
 def read_mask(image: Image.Image) -> Image.Image:
-    """Returns a picture's mask: where it is white or, if any of it is transparent, where it is more than half opaque."""
+    """Returns a picture's mask: where it is white or, if any of it is transparent, more than half opaque."""
     if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
         return image.getchannel("A").point(lambda level: 255 if level > 128 else 0)
     return image.convert("L")

@@ -70,7 +70,8 @@ def sample_consistency(
 
     `draw()` gives standard normal fp32 noise `[b, …]`: first the initial latent, then that of every later step that
     follows a landing at 0. With a picture's latents `[b, …]` as `start`, the first draw is what noises them to the
-    first time; what is `kept` of it stays. Raises ValueError for an end that is neither 0 nor the next time, or that the landing cannot reach.
+    first time; what is `kept` of them stays. Raises ValueError for an end that is neither 0 nor the next time, or that
+    the landing cannot reach.
     """
     ends = [0] * len(times) if ends is None else ends
     _check_ends(f.landing, times, ends)

@@ -259,9 +259,9 @@ def _join_kept(jobs: Sequence[PaintJob]) -> Kept | None:
     """Returns what stays of the latents of all, which is nothing of those without a mask."""
     if not any(job.kept for job in jobs):
         return None
+    all_free = torch.ones_like(next(job.kept.free for job in jobs if job.kept))
     z_0 = [job.kept.z_0 if job.kept else job.z for job in jobs if job.z is not None]
-    free = [job.kept.free if job.kept else torch.ones_like(z[:, :1], dtype=torch.bool) for job, z in zip(jobs, z_0, strict=True)]
-    return Kept(torch.cat(z_0), torch.cat(free))
+    return Kept(torch.cat(z_0), torch.cat([job.kept.free if job.kept else all_free for job in jobs]))
 
 
 def _latents(jobs: Sequence[PaintJob]) -> Tensor:

@@ -75,7 +75,9 @@ def refuse_unknown(request: Request, names: Iterable[str]) -> None:
 def list_defaults(request: Request) -> dict[str, Any]:
     """Lists what holds here of the fields that are noted."""
     rules = read_rules(request)
-    return {name: rule.neutral[0] if rule.neutral else None for name, rule in rules.items() if rule.treatment == "noted"}
+    return {
+        name: rule.neutral[0] if rule.neutral else None for name, rule in rules.items() if rule.treatment == "noted"
+    }
 
 
 def _note_unknown(names: list[str], place: str) -> list[str]:
