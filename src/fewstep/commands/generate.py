@@ -7,7 +7,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -39,6 +39,11 @@ class Generate(PainterOptions):
     """Picture to start from; its middle square is taken. By default pictures start from noise."""
     strength: float = 0.8
     """How much to change --init-image: above 0, up to 1, which keeps nothing of it."""
+    mask: Path | None = None
+    """Picture of the size of --init-image that is white where painting may change it; the rest stays as it is. Where it
+    has transparent parts, what is opaque is painted. By default everything is painted."""
+    mask_blur: float = 4.0
+    """Pixels by which the edges of --mask are blurred; 0 leaves them sharp."""
     seed: int = 0
     """Seed of the first picture; picture i has a generator of its own, of seed + i."""
     count: Annotated[int, tyro.conf.arg(aliases=["--num-images-per-prompt"])] = 1
@@ -56,6 +61,12 @@ class Generate(PainterOptions):
         check_seed(self.seed, max(1, self.count * len(self.prompt)))
         if self.init_image is None and self.strength != Generate.strength:
             raise UserError(f"strength is {self.strength:g} without a picture to start from; give --init-image too")
+        if self.init_image is None and self.mask is not None:
+            raise UserError("mask says what to paint of a picture; give the picture with --init-image too")
+        if self.mask is None and self.mask_blur != Generate.mask_blur:
+            raise UserError(f"mask_blur is {self.mask_blur:g} without a mask; give --mask too")
+        if not 0 <= self.mask_blur <= 256:
+            raise UserError(f"mask_blur is {self.mask_blur:g}; allowed are 0 to 256")
         if not 0 < self.strength <= 1:
             raise UserError(f"strength is {self.strength:g}; allowed is above 0, up to 1")
         if self.guidance_scale is not None and self.guidance_scale < 1:
@@ -71,16 +82,18 @@ def generate(config: Generate) -> None:
         engine=config.engine, tiny_decoder=config.tiny_decoder,
     )  # fmt: skip
     init_image = None if config.init_image is None else read_picture(config.init_image)
-    steps = pipeline.steps if config.steps is None else config.steps
+    mask = None if config.mask is None else read_picture(config.mask, "RGBA")
+    strength = config.strength if init_image else 1.0
+    steps = max(1, min(pipeline.steps, pipeline.most_steps(strength))) if config.steps is None else config.steps
     config = dataclasses.replace(config, steps=steps)
     # Refuses steps that this model does not allow, before any work.
-    pipeline.times(steps, config.strength if init_image else 1.0)
+    pipeline.times(steps, strength)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         images = pipeline(
             config.prompt, steps=config.steps, seed=config.seed, count=config.count,
             guidance_scale=config.guidance_scale, negative_prompt=config.negative_prompt, init_image=init_image,
-            strength=config.strength, batch_size=config.batch_size,
+            strength=config.strength, mask=mask, mask_blur=config.mask_blur, batch_size=config.batch_size,
         )  # fmt: skip
     for message in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
         print(f"warning: {message}")
@@ -117,16 +130,17 @@ def write_parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: in
 
 
 def _describe_start(config: Generate) -> dict[str, str]:
-    return {"Denoising strength": f"{config.strength:g}", "Init image": str(config.init_image)}
+    mask = {"Mask": str(config.mask), "Mask blur": f"{config.mask_blur:g}"} if config.mask is not None else {}
+    return {"Denoising strength": f"{config.strength:g}", "Init image": str(config.init_image), **mask}
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Reads a picture as RGB, turned the way its camera recorded. Raises UserError where it cannot be read."""
+def read_picture(path: Path, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Image:
+    """Reads a picture in that mode, turned the way its camera recorded. Raises UserError where it cannot be read."""
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.exif_transpose(image).convert(mode)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; give a picture to start from") from error
+        raise UserError(f"{path} does not exist; give a picture that does") from error
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as a picture; give a PNG, JPEG or WebP") from error
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import secrets
 import signal
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +19,8 @@ import tyro
 from fewstep import assets
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES
 from fewstep.errors import UserError
-from fewstep.models.lora.file import parse_lora
+from fewstep.files import read_safetensors_header
+from fewstep.models.lora.file import DIFFUSERS_FILE, parse_lora
 from fewstep.models.options import PainterOptions
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.train.config import check_between, check_values
@@ -41,6 +45,12 @@ class Serve(PainterOptions):
     """Secret that clients must send; `random` makes one up and prints it. By default none is needed."""
     allowed_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Further host name by which clients may reach the server; may be given several times."""
+    allowed_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Origin of a page on another server that may ask this one, as `http://localhost:3000`; `*` allows any. May be
+    given several times."""
+    alias: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another name by which clients may ask for the model, as `dall-e-3` or `dall-e-3=scenes-lcm`, for clients that
+    send a fixed one. May be given several times."""
     batch: int = 16
     """Most pictures that are painted together."""
     waiting: int = 64
@@ -55,6 +65,11 @@ class Serve(PainterOptions):
             raise UserError(
                 f"batch is {self.batch}, waiting {self.waiting}, deadline {self.deadline:g}; all must be above 0"
             )
+        for origin in self.allowed_origin:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
+                raise UserError(
+                    f"allowed_origin is {origin!r}; give scheme, host and port alone, as http://localhost:3000, or *"
+                )
         if self.host not in _LOCAL and not self.token:
             raise UserError(
                 f"host {self.host} lets other machines in: give --token random, or a token of your own, or leave --host"
@@ -63,7 +78,8 @@ class Serve(PainterOptions):
 
 def serve(config: Serve) -> None:
     """Prints the address and serves until SIGTERM or Ctrl-C; what was accepted is finished."""
-    pipeline, engine, scales = _make_engine(config)
+    pipeline, engine, scales, lora_aliases = _make_engine(config)
+    aliases = _split_aliases(config.alias, pipeline.name)
     from fewstep.serve.app import make_app
     from fewstep.serve.server import make_server
     from fewstep.serve.service import PaintService
@@ -73,8 +89,8 @@ def serve(config: Serve) -> None:
     local = ServerSettings().hosts
     names = (*local, f"[{config.host}]" if ":" in config.host else config.host, *config.allowed_host)
     hosts = ("*",) if config.host in ("0.0.0.0", "::") and not config.allowed_host else names
-    settings = ServerSettings(token=token, hosts=hosts)
-    app = make_app(PaintService(engine, settings, scales), list_vocabulary(pipeline))
+    settings = ServerSettings(token=token, hosts=hosts, origins=config.allowed_origin)
+    app = make_app(PaintService(engine, settings, scales, lora_aliases, aliases), list_vocabulary(pipeline))
     server = make_server(app, config.host, config.port, settings, config.deadline)
     listening = _listen(config)
     port = listening.getsockname()[1]
@@ -92,7 +108,8 @@ def serve(config: Serve) -> None:
     print(f"fewstep: stopped; what was accepted is {'done' if is_done else 'not all done'}", flush=True)
 
 
-def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
+def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[str, str]]:
+    """Returns the model, its engine, the scales of its LoRAs by name, and other names of these."""
     from fewstep.serve.engine import Engine
     from fewstep.serve.jobs import EngineLimits
 
@@ -107,7 +124,35 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
     sliders = {} if config.engine == "openvino" else {name: f"lora{i}" for i, name in enumerate(names)}
     scales = {name: scale for name, (_, scale) in zip(names, loras, strict=True) if name in sliders}
     limits = EngineLimits(batch=config.batch, waiting=config.waiting, deadline=config.deadline)
-    return pipeline, Engine(pipeline, sliders, limits), scales
+    other_names = _list_other_names({name: path for name, (path, _) in zip(names, loras, strict=True)})
+    return pipeline, Engine(pipeline, sliders, limits), scales, {} if config.engine == "openvino" else other_names
+
+
+def _list_other_names(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Lists the names by which tags in prompts may mean a LoRA: its file's, and the one that its trainer wrote into it.
+
+    One that two LoRAs would have is none.
+    """
+    found: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        written = None
+        with contextlib.suppress(UserError):  # it was loaded, from wherever it came
+            written = read_safetensors_header(path).metadata.get("ss_output_name")
+        for other in (path.name, path.stem, written):
+            if other and other not in paths and path.name != DIFFUSERS_FILE:
+                found.setdefault(other, set()).add(name)
+    return {other: names.copy().pop() for other, names in found.items() if len(names) == 1}
+
+
+def _split_aliases(given: Sequence[str], model: str) -> list[str]:
+    """Returns other names of the model, out of `NAME` or `NAME=MODEL`. Raises UserError for another model."""
+    aliases = []
+    for each in given:
+        alias, equals, name = each.partition("=")
+        if not alias or (equals and name != model):
+            raise UserError(f"alias is {each!r}, and the model that is served is {model!r}; give NAME={model}")
+        aliases.append(alias)
+    return aliases
 
 
 def _split_name(given: str) -> tuple[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,36 +25,63 @@ def consistency_times(schedule: Schedule, grid_size: int, count: int, strength: 
     return [grid[allowed - i * allowed // count - 1] for i in range(count)]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What stays of clean latents while the rest is painted: inpainting with a model that was not trained for it."""
+
+    z_0: Tensor
+    """Clean latents `[b, …]`."""
+    free: Tensor
+    """True where painting is free, `[b, …]` or what broadcasts to it; elsewhere `z_0` stays."""
+    noise: Tensor | None = None
+    """Standard normal `[b, …]` that brings `z_0` to an end above 0; landings at 0 need none."""
+
+    def put_back(self, z_e: Tensor, e: Tensor, schedule: Schedule) -> Tensor:
+        """Returns z_e with what stays in its place, at the level of noise of e `[b]`; at 0 it is clean."""
+        known = self.z_0
+        if self.noise is not None:
+            landed = (e == 0).view((-1,) + (1,) * (z_e.ndim - 1))
+            known = torch.where(landed, known, schedule.diffuse(known, self.noise, e))
+        return torch.where(self.free, z_e, known)
+
+
 def advance(
-    f: ConsistencyFunction, z: Tensor, t: Tensor, e: Tensor, noise: Tensor | None = None, fresh: Tensor | None = None
-) -> Tensor:
+    f: ConsistencyFunction, z: Tensor, t: Tensor, e: Tensor, noise: Tensor | None = None, fresh: Tensor | None = None,
+    kept: Kept | None = None,
+) -> Tensor:  # fmt: skip
     """Returns z_e `[b, …]` after one evaluation at t `[b]`, to which `noise` has brought a clean `z`.
 
     Without noise, and in rows where `fresh` `[b]` is true, `z` stands at t already. What has landed at 0 is clean, as
-    LCM has it, though Stable Diffusion's schedule still has σ = 0.029 there.
+    LCM has it, though Stable Diffusion's schedule still has σ = 0.029 there. What is `kept` is put back at e, and so
+    stands at the next time's level of noise as soon as `noise` is added to the whole.
     """
     z_t = z if noise is None else f.schedule.diffuse(z, noise, t)
     if fresh is not None:
         z_t = torch.where(fresh.view((-1,) + (1,) * (z.ndim - 1)), z, z_t)
-    return f(z_t, t, e)
+    z_e = f(z_t, t, e)
+    return z_e if kept is None else kept.put_back(z_e, e, f.schedule)
 
 
 def sample_consistency(
     f: ConsistencyFunction, times: Sequence[int], draw: Callable[[], Tensor], start: Tensor | None = None,
-    ends: Sequence[int] | None = None,
+    ends: Sequence[int] | None = None, kept: Kept | None = None,
 ) -> Tensor:  # fmt: skip
     """Returns z `[b, …]` after one evaluation at each of `times`, landed at each of `ends`, by default at 0.
 
     `draw()` gives standard normal fp32 noise `[b, …]`: first the initial latent, then that of every later step that
     follows a landing at 0. With a picture's latents `[b, …]` as `start`, the first draw is what noises them to the
-    first time. Raises ValueError for an end that is neither 0 nor the next time, or that the landing cannot reach.
+    first time; what is `kept` of them stays. Raises ValueError for an end that is neither 0 nor the next time, or that
+    the landing cannot reach.
     """
     ends = [0] * len(times) if ends is None else ends
     _check_ends(f.landing, times, ends)
     z, clean = (draw(), False) if start is None else (start, True)
     for time, end in zip(times, ends, strict=True):
         t, e = (torch.full((len(z),), each, dtype=torch.long, device=z.device) for each in (time, end))
-        z = advance(f, z, t, e, draw() if clean else None)
+        noise = draw() if clean else None
+        if kept is not None and noise is not None:
+            kept = dataclasses.replace(kept, noise=noise)
+        z = advance(f, z, t, e, noise, kept=kept)
         clean = end == 0
     return z
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep import assets
-from fewstep.data.pictures import to_images, to_pixels
+from fewstep.data.masks import feather, read_mask
+from fewstep.data.pictures import to_images
 from fewstep.data.sources.decoding import fit_square
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
@@ -28,6 +29,7 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
+from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
@@ -80,13 +82,16 @@ class Pipeline:
         negative_prompt: str | None = None,
         init_image: Image.Image | None = None,
         strength: float = 0.8,
+        mask: Image.Image | None = None,
+        mask_blur: float = 4.0,
         batch_size: int = 16,
     ) -> list[Image.Image]:
         """Paints `count` pictures of every prompt, prompt by prompt.
 
         Picture i has a CPU generator of its own, seeded with seed + i, and does not depend on `batch_size`.
         `guidance_scale` is diffusers' (ω + 1). With `init_image`, cut to a square of the model's size, painting starts
-        from it, the further from it the greater `strength` in (0, 1]. Raises UserError for steps not allowed.
+        from it, the further from it the greater `strength` in (0, 1]. With a `mask` of its shape too, only what is
+        white there is painted; its edges are blurred by `mask_blur` pixels. Raises UserError for steps not allowed.
         """
         if negative_prompt:
             warnings.warn("this model has guidance built in and ignores the negative prompt", stacklevel=2)
@@ -104,42 +109,59 @@ class Pipeline:
             warnings.warn(f"guidance is built into the LCM-LoRA; guidance_scale {scale:g} has no effect", stacklevel=2)
         elif self.takes_guidance and not low <= scale <= high:
             warnings.warn(f"guidance_scale is {scale:g}; this model was trained for {low:g} to {high:g}", stacklevel=2)
-        count, omega = self.steps if steps is None else steps, self.model.family.omega_of(scale)
+        begin = self._make_start(init_image, mask, mask_blur)
+        own = self.steps if begin is None else max(1, min(self.steps, self.most_steps(strength)))
+        count, omega = own if steps is None else steps, self.model.family.omega_of(scale)
         images: list[Image.Image] = []
         for start in range(0, len(prompts), batch_size):
             part = prompts[start : start + batch_size]
             seeds = range(seed + start, seed + start + len(part))
             cond = self.model.conditioner.encode(part)
-            z_0 = self.latents(cond, seeds, count, omega, init_image=init_image, strength=strength)
-            images += to_images(self.model.codec.decode(z_0))
+            z_0 = self.latents(cond, seeds, count, omega, start=begin, strength=strength)
+            painted = to_images(self.model.codec.decode(z_0))
+            images += painted if begin is None else [begin.lay_over(image) for image in painted]
         return images
+
+    def _make_start(self, image: Image.Image | None, mask: Image.Image | None, blur: float) -> Start | None:
+        """Cuts a picture, and its mask with it, to what this model paints. Raises UserError where they do not fit."""
+        if image is None:
+            if mask is not None:
+                raise UserError("a mask says what to paint of a picture; give the picture to start from too")
+            return None
+        square = fit_square(image.convert("RGB"), self.model.resolution)
+        if mask is None:
+            return Start(square)
+        if mask.size != image.size:
+            sizes = f"{mask.width}x{mask.height} and the picture {image.width}x{image.height}"
+            raise UserError(f"the mask is {sizes}; give one of the picture's size")
+        return Start(square, feather(fit_square(read_mask(mask), self.model.resolution), blur, blur))
 
     @torch.no_grad()
     def latents(
-        self, cond: Cond, seeds: Sequence[int], steps: int, omega: float, *, init_image: Image.Image | None = None,
+        self, cond: Cond, seeds: Sequence[int], steps: int, omega: float, *, start: Start | None = None,
         strength: float = 1.0,
     ) -> Tensor:  # fmt: skip
         """z_0 `[b, c, h, w]` for conditions `[b, …]`, one seed a picture; ω in the paper's convention."""
         model = self.model
         draw = seeded_noise(seeds, model.codec.shape(model.resolution), model.device)
         omegas = torch.full((len(seeds),), omega, device=model.device)
-        start = None
-        if init_image is not None:
-            square = fit_square(init_image.convert("RGB"), model.resolution)
-            mean, std = model.codec.encode(to_pixels([square]))
-            start = mean + std * draw()  # the posterior's noise comes first, as in diffusers
+        z, kept = (None, None) if start is None else start.encode(model.codec, draw)
         times = self.times(steps, strength if start is not None else 1.0)
-        return sample_consistency(self.consistency_function(cond, omegas), times, draw, start)
+        return sample_consistency(self.consistency_function(cond, omegas), times, draw, z, kept=kept)
 
     def consistency_function(self, cond: Cond, omega: Tensor) -> ConsistencyFunction:
         """Returns f under a condition `[b, …]` and ω `[b]`."""
         return ConsistencyFunction(self.model.network, cond, omega, self.model.schedule)
 
+    def most_steps(self, strength: float = 1.0) -> int:
+        """Returns how many evaluations fit into that part of the schedule; none do where it is very small."""
+        return min(MAX_STEPS, int(self.grid_size * strength))
+
     def times(self, steps: int, strength: float = 1.0) -> list[int]:
         """The times at which `steps` evaluations stand, latest first."""
         if not 0 < strength <= 1:
             raise UserError(f"strength is {strength:g}; allowed is above 0, up to 1")
-        most = min(MAX_STEPS, int(self.grid_size * strength))
+        most = self.most_steps(strength)
         if not 1 <= steps <= most:
             part = "" if strength == 1 else f" at strength {strength:g}"
             raise UserError(f"steps is {steps}; this model allows 1 to {most}{part}")

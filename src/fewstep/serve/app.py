@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from fewstep import __version__
-from fewstep.serve import errors, openai_routes, sdapi_routes, socket_route
+from fewstep.serve import errors, openai_routes, sdapi_lookups, sdapi_routes, socket_route
 from fewstep.serve.guard import Guard
 from fewstep.serve.metrics import Metrics
 from fewstep.serve.service import PaintService
@@ -30,7 +30,7 @@ def make_app(service: PaintService, vocabulary: dict[str, list[str]]) -> FastAPI
     app = FastAPI(title="fewstep", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     errors.install_handlers(app)
     metrics = Metrics(service.engine)
-    for routes in (openai_routes, sdapi_routes, socket_route):
+    for routes in (openai_routes, sdapi_routes, sdapi_lookups, socket_route):
         app.include_router(routes.make_routes(service))
     for path, name in _FILES.items():
         app.add_api_route(path, _file(name), include_in_schema=False)
@@ -39,6 +39,10 @@ def make_app(service: PaintService, vocabulary: dict[str, list[str]]) -> FastAPI
     async def health() -> JSONResponse:
         alive = service.engine.alive
         return JSONResponse({"status": "ok" if alive else "down"}, 200 if alive else 503)
+
+    @app.get("/internal/ping", tags=["state"])
+    async def ping() -> dict[str, Any]:
+        return {}
 
     @app.get("/metrics", tags=["state"], response_model=None)
     async def prometheus() -> Response:
@@ -59,8 +63,8 @@ def describe_model(service: PaintService, vocabulary: dict[str, list[str]]) -> d
     low, high = pipeline.model.card.guidance_range or (1.0, 15.0)
     guidance = {"default": pipeline.guidance_scale, "low": low, "high": high} if pipeline.takes_guidance else None
     return {
-        "name": service.name, "sizes": [f"{width}x{height}" for height, width in service.sizes],
-        "steps": min(max(8, pipeline.steps), service.most_steps), "default_steps": pipeline.steps,
+        "name": service.name, "sizes": [f"{width}x{height}" for height, width in service.acceptance.sizes],
+        "steps": min(max(8, pipeline.steps), service.acceptance.most_steps), "default_steps": pipeline.steps,
         "guidance": guidance, "loras": service.loras, "chips": vocabulary,
         "prompt_letters": settings.prompt_letters, "version": __version__,
     }  # fmt: skip

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.data.pictures import to_images, to_pixels
+from fewstep.data.pictures import to_images
 from fewstep.data.sources.decoding import fit_cover
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import is_short_of_memory
-from fewstep.method.sampling import advance
+from fewstep.method.sampling import Kept, advance
 from fewstep.models.lora.adapters import rescale
 from fewstep.models.pipeline import Pipeline, seeded_noise
+from fewstep.models.start import Start
 from fewstep.serve.jobs import (
     BusyError,
     CancelledError,
@@ -48,7 +49,7 @@ class Engine:
         self._changed = threading.Condition()
         self._closing = False
         self._texts: OrderedDict[str, Cond] = OrderedDict()
-        self._scales: tuple[tuple[str, float], ...] | None = None
+        self._scales: object = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._turn: dict[tuple[object, ...], int] = {}  # when a kind was last painted
         self._clock = itertools.count(1)
@@ -173,7 +174,7 @@ class Engine:
 
     @torch.no_grad()
     def _advance(self, batch: list[PaintJob]) -> None:
-        self._use(batch[0].spec.loras)
+        self._use(batch[0].spec)
         self._begin([job for job in batch if job.z is None])
         batch = [job for job in batch if job.z is not None]
         if not batch:
@@ -186,7 +187,8 @@ class Engine:
         shown = [job for job in batch if job.step == len(job.times) or (job.spec.previews and job.on_step)]
         if not shown:
             return
-        for job, image in zip(shown, to_images(self.pipeline.model.codec.decode(_latents(shown))), strict=True):
+        for job, painted in zip(shown, to_images(self.pipeline.model.codec.decode(_latents(shown))), strict=True):
+            image = painted if job.begin is None else job.begin.lay_over(painted)
             if job.step < len(job.times):
                 if job.on_step:
                     job.on_step(job.step, image)
@@ -203,13 +205,19 @@ class Engine:
         fresh = torch.tensor([job.fresh for job in batch], device=device)
         noise = torch.cat([job.noise() for job in batch])
         f = self.pipeline.consistency_function(cond, omega)
-        return advance(f, _latents(batch), t, torch.zeros_like(t), noise, fresh)
+        return advance(f, _latents(batch), t, torch.zeros_like(t), noise, fresh, _join_kept(batch))
 
-    def _use(self, loras: tuple[tuple[str, float], ...]) -> None:
-        if loras != self._scales:
-            rescale(self.pipeline.model.parts, {self._loras[name]: scale for name, scale in loras})
-            self._scales = loras
-            self._texts.clear()  # a LoRA may hang on the text encoder
+    def _use(self, spec: PictureSpec) -> None:
+        """Makes LoRAs act at the scales of a picture, on the network and on text encoders."""
+        on_text = spec.loras if spec.text_loras is None else spec.text_loras
+        if (spec.loras, on_text) == self._scales:
+            return
+        model = self.pipeline.model
+        for part, module in model.parts.items():
+            scales = spec.loras if part == model.family.lora.part else on_text
+            rescale({part: module}, {self._loras[name]: scale for name, scale in scales})
+        self._scales = spec.loras, on_text
+        self._texts.clear()  # a LoRA may hang on the text encoder
 
     def _begin(self, jobs: list[PaintJob]) -> None:
         """Texts, times and first noise; draws are those of `Pipeline`, so that a seed is a picture."""
@@ -226,17 +234,34 @@ class Engine:
             job.times = self.pipeline.times(spec.steps, spec.strength if spec.start is not None else 1.0)
             shape = (model.codec.shape(model.resolution)[0], *(side // model.codec.multiple for side in spec.size))
             job.draw = seeded_noise([spec.seed], shape, model.device)
-            z = job.draw()
-            if spec.start is not None:
-                try:
-                    mean, std = model.codec.encode(to_pixels([fit_cover(spec.start, spec.size)]))
-                except Exception as error:  # its picture is its own: the others go on
-                    self._give_up([job], error, "the picture to start from needs more memory than there is")
-                    continue
-                z = mean + std * z
-            job.z = z
+            try:
+                job.z = self._find_first(job)
+            except Exception as error:  # its picture is its own: the others go on
+                self._give_up([job], error, "the picture to start from needs more memory than there is")
         while len(self._texts) > _TEXTS:
             self._texts.popitem(last=False)
+
+    def _find_first(self, job: PaintJob) -> Tensor:
+        """Returns the latents that a picture begins from: noise, or those of its start."""
+        spec = job.spec
+        assert job.draw is not None
+        if spec.start is None:
+            return job.draw()
+        if isinstance(spec.start, Tensor):
+            return spec.start.to(self.pipeline.model.device)
+        mask = None if spec.mask is None else fit_cover(spec.mask, spec.size)
+        job.begin = Start(fit_cover(spec.start, spec.size), mask, spec.fill)
+        z, job.kept = job.begin.encode(self.pipeline.model.codec, job.draw)
+        return z
+
+
+def _join_kept(jobs: Sequence[PaintJob]) -> Kept | None:
+    """Returns what stays of the latents of all, which is nothing of those without a mask."""
+    if not any(job.kept for job in jobs):
+        return None
+    all_free = torch.ones_like(next(job.kept.free for job in jobs if job.kept))
+    z_0 = [job.kept.z_0 if job.kept else job.z for job in jobs if job.z is not None]
+    return Kept(torch.cat(z_0), torch.cat([job.kept.free if job.kept else all_free for job in jobs]))
 
 
 def _latents(jobs: Sequence[PaintJob]) -> Tensor:

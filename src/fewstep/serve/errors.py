@@ -24,7 +24,8 @@ class RefusedError(Exception):
     def content(self) -> dict[str, Any]:
         """Returns the error as what JSON can hold."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error, "detail": str(self)}  # where AUTOMATIC1111's clients look
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.content(), self.status, self.headers)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hmac
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fewstep.serve.crossing import add_headers, answer_preflight, is_allowed, is_preflight
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.settings import ServerSettings
 
 COOKIE = "fewstep_token"
 OPEN = "/healthz"
-"""The one route that needs no token."""
-WITH_PICTURES = ("/v1/images/edits", "/sdapi/v1/img2img")
+"""A route that needs no token, as do pictures behind links, whose names nobody can guess."""
+KEPT = "/v1/images/files/"
+WITH_PICTURES = ("/v1/images/edits", "/sdapi/v1/img2img", "/sdapi/v1/png-info")
 """Routes whose bodies hold a picture."""
 
 
@@ -33,7 +37,15 @@ class Guard:
             return
         headers = Headers(scope=scope)
         given, by_link = self._read_token(scope, headers)
-        refusal = self._check(scope, headers, given)
+        refusal = self._check_names(headers)
+        if refusal is None and scope["type"] == "http":
+            send = _crossing(send, headers.get("origin"))  # answers to other origins that were let in, errors too
+            if is_preflight(scope, headers):
+                await answer_preflight(headers)(scope, receive, send)
+                return
+            if scope["method"] == "HEAD":
+                scope = {**scope, "method": "GET"}  # uvicorn sends no body
+        refusal = refusal or self._check(scope, headers, given)
         if refusal is None and scope["type"] == "http":
             cookie = given if by_link and self._settings.token else ""
             bounded = _BoundedBody(self._settings, _max_bytes(scope, self._settings), receive, send, cookie)
@@ -47,20 +59,33 @@ class Guard:
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)[:100]})
 
-    def _check(self, scope: Scope, headers: Headers, given: str) -> RefusedError | None:
+    def _check_names(self, headers: Headers) -> RefusedError | None:
+        """Checks by what name the server is asked, and from what page."""
         settings, host = self._settings, headers.get("host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         known = {each.lower().rstrip(".") for each in settings.hosts}
         if "*" not in known and name.lower().rstrip(".") not in known:
             allowed = ", ".join(dict.fromkeys(settings.hosts))
-            return RefusedError(f"the server is not known as {name!r}, but as {allowed}", status=403, code="bad_host")
-        origin = headers.get("origin")
-        if origin is not None and _netloc(origin) != host.lower():
-            return RefusedError("pages of other origins may not ask", status=403, code="bad_origin")
-        if scope["path"] != OPEN and settings.token and not _equal(given, settings.token):
             return RefusedError(
-                "a token is needed: Authorization: Bearer TOKEN, or ?token=TOKEN for the page", status=401,
-                code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
+                f"the server is not known as {name!r}, but as {allowed}; start it with --allowed-host {name or 'NAME'} "
+                "to be reached so", status=403, code="bad_host",
+            )  # fmt: skip
+        origin = headers.get("origin")
+        if not is_allowed(origin, host, settings):
+            return RefusedError(
+                f"pages of other origins may not ask; start the server with --allowed-origin {origin} to let it in",
+                status=403, code="bad_origin",
+            )  # fmt: skip
+        return None
+
+    def _check(self, scope: Scope, headers: Headers, given: str) -> RefusedError | None:
+        settings = self._settings
+        is_open = scope["path"] == OPEN or scope["path"].startswith(KEPT)
+        if not is_open and settings.token and not _equal(given, settings.token):
+            return RefusedError(
+                "a token is needed: Authorization: Bearer TOKEN, or Basic with it as password, or ?token=TOKEN for "
+                "the page", status=401, code="invalid_api_key",
+                headers={"WWW-Authenticate": 'Bearer, Basic realm="fewstep"'},
             )  # fmt: skip
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > _max_bytes(scope, settings):
@@ -72,6 +97,8 @@ class Guard:
         scheme, _, value = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return value.strip(), False
+        if scheme.lower() == "basic":
+            return self._read_basic(value), False
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         if "token" in query:
             return query["token"][0], True
@@ -80,6 +107,21 @@ class Guard:
         except CookieError:
             cookie = None
         return (cookie.value if cookie else ""), False
+
+    def _read_basic(self, value: str) -> str:
+        """Returns the password of whatever user; or both, where the token was given as USER:PASSWORD."""
+        try:
+            both = base64.b64decode(value.strip(), validate=True).decode()
+        except (binascii.Error, ValueError):
+            return ""
+        return both if _equal(both, self._settings.token) else both.partition(":")[2]
+
+
+def _crossing(send: Send, origin: str | None) -> Send:
+    async def sending(message: Message) -> None:
+        await send(add_headers(message, origin))
+
+    return sending
 
 
 class _BoundedBody:
@@ -119,7 +161,12 @@ class _BoundedBody:
                 await response({"type": "http"}, self._receive, self._send)
             return
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", []), *self._security_headers()]}
+            own = message.get("headers", [])
+            names = {name for name, _ in own}
+            message = {
+                **message,
+                "headers": [*own, *(each for each in self._security_headers() if each[0] not in names)],
+            }
         await self._send(message)
 
     def _security_headers(self) -> list[tuple[bytes, bytes]]:
@@ -139,13 +186,6 @@ class _BoundedBody:
 
 def _equal(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(), token.encode())
-
-
-def _netloc(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return None
 
 
 def _max_bytes(scope: Scope, settings: ServerSettings) -> int:

@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep.data.masks import Fill
 from fewstep.diffusion.prediction import Cond
+from fewstep.method.sampling import Kept
+from fewstep.models.start import Start
 
 OnStep = Callable[[int, Image.Image], None]
 """Takes the number of steps done and the picture of that moment."""
@@ -55,8 +58,14 @@ class PictureSpec:
     """Height and width in pixels."""
     loras: tuple[tuple[str, float], ...] = ()
     """Every registered LoRA with its scale λ."""
-    start: Image.Image | None = None
-    """A picture to start from."""
+    text_loras: tuple[tuple[str, float], ...] | None = None
+    """The same on text encoders; None where they are those of `loras`."""
+    start: Image.Image | Tensor | None = None
+    """A picture to start from, or clean latents `[1, c, h, w]` of one."""
+    mask: Image.Image | None = None
+    """White where `start` may be painted anew, of its size; None for everywhere."""
+    fill: Fill = "original"
+    """What stands under the mask before it is painted."""
     strength: float = 1.0
     """How much to change `start`, above 0, up to 1."""
     previews: bool = False
@@ -65,7 +74,7 @@ class PictureSpec:
     @property
     def kind(self) -> tuple[object, ...]:
         """Returns what must be equal in pictures that are painted together."""
-        return (self.size, self.loras)
+        return (self.size, self.loras, self.text_loras)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +103,10 @@ class PaintJob:
     times: Sequence[int] = ()
     cond: Cond = field(default_factory=dict)
     z: Tensor | None = None
+    """Latents; once it is done, those of its picture."""
+    begin: Start | None = None
+    kept: Kept | None = None
+    """What of its latents stays."""
     draw: Callable[[], Tensor] | None = None
     """Gives noise `[1, c, h, w]` of its seed at every call, once it has begun."""
     step: int = 0

@@ -1,54 +1,26 @@
-"""The part of AUTOMATIC1111's API that its clients paint with: `/sdapi/v1/…`."""
+"""The part of AUTOMATIC1111's API that its clients paint with: `/sdapi/v1/txt2img` and `img2img`."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
-import re
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter, Request
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 
+from fewstep.serve import fields
+from fewstep.serve.acceptance import AcceptedRequest, PaintRequest, check_between
 from fewstep.serve.errors import RefusedError
-from fewstep.serve.service import AcceptedRequest, PaintRequest, PaintService, read_image
+from fewstep.serve.lora_tags import TaggedPrompt, split_tags
+from fewstep.serve.sdapi_fields import ImageToImage, PaintingFields, TextToImage
+from fewstep.serve.sdapi_hires import accept_second, enlarge
+from fewstep.serve.sdapi_inpainting import Beginning, read_beginning
+from fewstep.serve.service import PaintService
 
-_INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-_NUMBER = Annotated[float, Field(allow_inf_nan=False)]
-_LORA = re.compile(r"<lora:([^:<>]+)(?::([^:<>]*))?>")
-
-
-class TextToImage(BaseModel):
-    """The fields that fewstep understands; clients send dozens of others, which do nothing here."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    prompt: str = ""
-    negative_prompt: str = ""
-    seed: _INTEGER = -1
-    steps: _INTEGER | None = None
-    cfg_scale: _NUMBER | None = None
-    width: _INTEGER | None = None
-    height: _INTEGER | None = None
-    batch_size: _INTEGER = 1
-    n_iter: _INTEGER = 1
-
-
-class ImageToImage(TextToImage):
-    """A request that starts from a picture."""
-
-    init_images: Annotated[list[str], Field(fail_fast=True)] = []
-    denoising_strength: _NUMBER = 0.75
-
-
-class Options(BaseModel):
-    """The one option, of dozens, that could not be met; the others do nothing here."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    sd_model_checkpoint: str | None = None
+_PICTURES = ("init_images", "mask")
 
 
 def make_routes(service: PaintService) -> APIRouter:
@@ -57,114 +29,105 @@ def make_routes(service: PaintService) -> APIRouter:
 
     @router.post("/txt2img")
     async def txt2img(asked: TextToImage, request: Request) -> dict[str, Any]:
-        return await _paint(service, asked, request, None, 1.0)
+        notes = review(service, "txt2img", asked)
+        tagged = _read_prompt(asked)
+        first = service.accept(_make_request(service, asked, tagged))
+        first.notes.extend([*tagged.notes, *notes])
+        if not asked.enable_hr:
+            images, _ = await service.paint(first.specs, request)
+            return await _answer(service, asked, first, images)
+        second = accept_second(service, asked, first)
+        images, latents = await service.paint(first.specs, request)
+        multiple = service.pipeline.model.codec.multiple
+        specs = enlarge(second.specs, images, latents, asked.hr_upscaler, multiple)
+        images, _ = await service.paint(specs, request)
+        both = AcceptedRequest(second.request, first.specs, first.notes)
+        return await _answer(service, asked, both, images)
 
     @router.post("/img2img")
     async def img2img(asked: ImageToImage, request: Request) -> dict[str, Any]:
-        if len(asked.init_images) != 1:
-            raise RefusedError(
-                f"init_images: {len(asked.init_images)} were sent and one is wanted", param="init_images"
-            )
-        loop = asyncio.get_running_loop()
-        start = await loop.run_in_executor(None, read_image, asked.init_images[0], service.settings, "init_images")
-        return await _paint(service, asked, request, start, asked.denoising_strength)
-
-    @router.get("/progress")
-    async def progress() -> dict[str, Any]:
-        part, jobs = service.engine.progress()
-        state = {"skipped": False, "interrupted": False, "job": "", "job_count": jobs, "job_no": 0}
-        return {"progress": part, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
-
-    @router.get("/sd-models")
-    async def models() -> list[dict[str, Any]]:
-        name = service.name
-        return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
-
-    @router.get("/options")
-    async def options() -> dict[str, Any]:
-        return {"sd_model_checkpoint": service.name}
-
-    @router.post("/options")
-    async def set_options(asked: Options) -> None:
-        service.check_model(asked.sd_model_checkpoint)
-
-    @router.post("/interrupt")
-    async def interrupt() -> dict[str, Any]:
-        """Does nothing: a client that leaves is noticed anyway, and nobody may stop another's picture."""
-        return {}
-
-    @router.get("/samplers")
-    async def samplers() -> list[dict[str, Any]]:
-        return [{"name": "LCM", "aliases": ["lcm"], "options": {}}]
-
-    @router.get("/loras")
-    async def loras() -> list[dict[str, Any]]:
-        return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in service.loras]
+        notes = review(service, "img2img", asked)
+        if asked.resize_mode == 3:
+            notes.append("resize_mode 3 stretches pixels here, not latents")
+        tagged = _read_prompt(asked)
+        plain = service.accept(_make_request(service, asked, tagged))  # refuses before a picture is decoded
+        begin = await asyncio.get_running_loop().run_in_executor(
+            None, read_beginning, asked, plain.specs[0].size, service.settings
+        )
+        accepted = service.accept(_make_request(service, asked, tagged, begin))
+        accepted.notes.extend([*tagged.notes, *notes])
+        images, _ = await service.paint(accepted.specs, request)
+        return await _answer(service, asked, accepted, [begin.finish(image) for image in images])
 
     return router
 
 
-async def _paint(
-    service: PaintService, asked: TextToImage, request: Request, start: Image.Image | None, strength: float
-) -> dict[str, Any]:  # fmt: skip
-    prompt, loras = _split_loras(asked.prompt)
-    size, resized = _choose_nearest_size(service, asked)
+def review(service: PaintService, kind: fields.Request, asked: PaintingFields) -> list[str]:
+    """Returns the notes on fields that are not obeyed, those of the settings for this request alone among them."""
+    notes = fields.review(kind, asked.model_extra or {})
+    settings = asked.override_settings
+    model = settings.get("sd_model_checkpoint")
+    service.acceptance.check_model(model if model is None else str(model))
+    return notes + fields.review("options", settings, "override_settings.")
+
+
+def _read_prompt(asked: PaintingFields) -> TaggedPrompt:
+    tagged = split_tags(asked.prompt)
+    return TaggedPrompt(tagged.text, notes=tagged.notes) if asked.disable_extra_networks else tagged
+
+
+def _make_request(
+    service: PaintService, asked: PaintingFields, tagged: TaggedPrompt, begin: Beginning | None = None
+) -> PaintRequest:  # fmt: skip
     for name in ("batch_size", "n_iter"):
-        if not 1 <= getattr(asked, name) <= service.settings.pictures:
-            value, most = getattr(asked, name), service.settings.pictures
-            raise RefusedError(f"{name} is {value}; allowed are 1 to {most}", param=name)
-    paint_request = PaintRequest(
-        prompt=prompt, negative_prompt=asked.negative_prompt, n=asked.batch_size * asked.n_iter,
-        seed=None if asked.seed == -1 else asked.seed, steps=asked.steps, guidance_scale=asked.cfg_scale, size=size,
-        loras=loras, start=start, strength=strength,
+        check_between(name, getattr(asked, name), 1, service.settings.pictures)
+    own = service.acceptance.sizes[0]
+    height, width = (own[0] if asked.height is None else asked.height, own[1] if asked.width is None else asked.width)
+    for name, side in (("height", height), ("width", width)):
+        check_between(name, side, 1, 8192)
+    if not 0 <= asked.denoising_strength <= 1:
+        raise RefusedError(
+            f"denoising_strength is {asked.denoising_strength:g}; allowed are 0 to 1", param="denoising_strength"
+        )
+    return PaintRequest(
+        prompt=tagged.text, negative_prompt=asked.negative_prompt, n=asked.batch_size * asked.n_iter,
+        seed=None if asked.seed == -1 else asked.seed, steps=asked.steps, guidance_scale=asked.cfg_scale,
+        size=f"{width}x{height}", loras=tagged.loras, text_loras=tagged.text_loras,
+        start=None if begin is None else begin.image, mask=None if begin is None else begin.mask,
+        fill="original" if begin is None else begin.fill, strength=asked.denoising_strength,
     )  # fmt: skip
-    accepted = service.accept(paint_request)
-    accepted.notes.extend(resized)
-    images = await service.paint(accepted, request)
-    files = [
-        await service.encode(image, spec, paint_request) for image, spec in zip(images, accepted.specs, strict=True)
-    ]
+
+
+async def _answer(
+    service: PaintService, asked: PaintingFields, accepted: AcceptedRequest, images: Sequence[Image.Image]
+) -> dict[str, Any]:  # fmt: skip
+    files = []
+    if asked.send_images:
+        for image, spec in zip(images, accepted.specs, strict=True):
+            files.append(base64.b64encode(await service.encode(image, spec, accepted.request)).decode())
+    hidden = () if getattr(asked, "include_init_images", False) else _PICTURES
+    parameters = {name: value for name, value in asked.model_dump().items() if name not in hidden}
     return {
-        "images": [base64.b64encode(file).decode() for file in files],
-        "parameters": {**asked.model_dump(exclude={"init_images"}), "steps": accepted.specs[0].steps},
-        "info": json.dumps(_write_info(service, accepted)),
+        "images": files,
+        "parameters": {**parameters, "steps": accepted.specs[0].steps},
+        "info": json.dumps(_write_info(service, accepted, images)),
     }
 
 
-def _choose_nearest_size(service: PaintService, asked: TextToImage) -> tuple[str, list[str]]:
-    """Returns the nearest size that the model paints, and a note where it is another: these clients always send one."""
-    height, width = service.sizes[0]
-    wanted = (height if asked.height is None else asked.height, width if asked.width is None else asked.width)
-    for name, side in zip(("height", "width"), wanted, strict=True):
-        if not 1 <= side <= 8192:
-            raise RefusedError(f"{name} is {side}; allowed are 1 to 8192", param=name)
-    nearest = min(service.sizes, key=lambda size: abs(size[0] - wanted[0]) + abs(size[1] - wanted[1]))
-    name = f"{nearest[1]}x{nearest[0]}"
-    note = f"size is {wanted[1]}x{wanted[0]}; this model paints {name}, which is nearest"
-    return name, [] if nearest == wanted else [note]
-
-
-def _write_info(service: PaintService, accepted: AcceptedRequest) -> dict[str, Any]:
+def _write_info(
+    service: PaintService, accepted: AcceptedRequest, images: Sequence[Image.Image]
+) -> dict[str, Any]:  # fmt: skip
     specs, paint_request = accepted.specs, accepted.request
+    seeds, count = [spec.seed for spec in specs], len(specs)
     return {
-        "prompt": paint_request.prompt, "all_prompts": [paint_request.prompt] * len(specs),
+        "prompt": paint_request.prompt, "all_prompts": [paint_request.prompt] * count,
         "negative_prompt": paint_request.negative_prompt,
-        "seed": specs[0].seed, "all_seeds": [spec.seed for spec in specs], "width": specs[0].size[1],
-        "height": specs[0].size[0], "sampler_name": "LCM", "cfg_scale": service.guidance_scale_of(specs[0]),
-        "steps": specs[0].steps, "batch_size": len(specs), "sd_model_name": service.name,
-        "infotexts": [service.write_infotext(spec, paint_request) for spec in specs], "extra_generation_params": {},
+        "all_negative_prompts": [paint_request.negative_prompt] * count,
+        "seed": seeds[0], "all_seeds": seeds, "subseed": seeds[0], "all_subseeds": seeds, "subseed_strength": 0,
+        "width": images[0].width, "height": images[0].height, "sampler_name": "LCM",
+        "cfg_scale": service.guidance_scale_of(specs[0]), "steps": specs[0].steps, "batch_size": count,
+        "restore_faces": False, "sd_model_name": service.name, "denoising_strength": specs[0].strength,
+        "extra_generation_params": dict(paint_request.told), "index_of_first_image": 0,
+        "infotexts": [service.write_infotext(spec, paint_request) for spec in specs], "styles": [],
         "notes": accepted.notes,
     }  # fmt: skip
-
-
-def _split_loras(prompt: str) -> tuple[str, dict[str, float]]:
-    """Returns the prompt without `<lora:name:scale>`, as A1111's clients write it, and the scales by name."""
-    found: dict[str, float] = {}
-    for name, scale in _LORA.findall(prompt):
-        try:
-            found[name] = float(scale or 1)
-        except ValueError as error:
-            raise RefusedError(
-                f"the scale of lora {name!r} is {scale!r}; a number is wanted", param="prompt"
-            ) from error
-    return _LORA.sub("", prompt).strip() if found else prompt, found

@@ -14,6 +14,8 @@ class ServerSettings:
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     """Host names that requests may use, so that a foreign page cannot reach this server by a name of its own; `*`
     allows any."""
+    origins: tuple[str, ...] = ()
+    """Origins, as `http://localhost:3000`, whose pages may ask; `*` allows any. The server's own page always may."""
     body_bytes: int = 16 << 20
     """Most bytes of a body that holds a picture."""
     json_bytes: int = 64 << 10

@@ -13,39 +13,46 @@ import json
 import struct
 import time
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
+from fewstep.data.masks import feather, read_mask
+from fewstep.serve.acceptance import PaintRequest
+from fewstep.serve.client_pictures import check_mask, read_image
 from fewstep.serve.errors import RefusedError, explain_invalid_fields, to_refusal
 from fewstep.serve.jobs import PictureSpec
-from fewstep.serve.service import PaintRequest, PaintService, read_image
+from fewstep.serve.sdapi_fields import Integer, Nullable, Number
+from fewstep.serve.service import PaintService
+from fewstep.serve.settings import ServerSettings
 
 _FIELDS = 64
-_INTEGER = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-_NUMBER = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class LiveRequest(BaseModel):
+class LiveRequest(Nullable):
     """A message of the page."""
 
     model_config = ConfigDict(extra="forbid")
 
-    seq: _INTEGER
+    seq: Integer
     prompt: str
     negative_prompt: str = ""
-    seed: _INTEGER = 0
-    steps: _INTEGER | None = None
-    guidance_scale: _NUMBER | None = None
+    seed: Integer = 0
+    steps: Integer | None = None
+    guidance_scale: Number | None = None
     size: str | None = None
-    loras: dict[str, _NUMBER] = {}
+    loras: dict[str, Number] = Field(default={})
     image: str | None = None
     """Picture to start from, in base64."""
-    strength: _NUMBER = 0.6
+    strength: Number = 0.6
+    mask: str | None = None
+    """White where the picture may be painted anew, in base64; of its size."""
+    mask_blur: Integer = Field(default=4, ge=0, le=256)
+    """Pixels of that mask by which its edges are blurred."""
     previews: bool = False
-    compare: list[_INTEGER] = Field(default=[], max_length=8)
+    compare: list[Integer] = Field(default=[], max_length=8)
     """Step counts to paint side by side from one seed, in place of `steps`."""
 
 
@@ -117,21 +124,23 @@ def _is_long(value: object) -> bool:
 
 async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest) -> None:
     begun, loop = time.perf_counter(), asyncio.get_running_loop()
-    start = None
+    start = mask = None
     if message.image:
-        start = await loop.run_in_executor(None, read_image, message.image, service.settings)
+        start, mask = await loop.run_in_executor(None, _read_pictures, message, service.settings)
     paint_request = PaintRequest(
         prompt=message.prompt, negative_prompt=message.negative_prompt, seed=message.seed,
         steps=max(message.compare, default=message.steps), guidance_scale=message.guidance_scale, size=message.size,
-        loras=message.loras, start=start, strength=message.strength, previews=message.previews and not message.compare,
+        loras=message.loras, start=start, mask=mask,
+        strength=message.strength, previews=message.previews and not message.compare,
     )  # fmt: skip
     accepted = service.accept(paint_request)
     spec = accepted.specs[0]
     counts = message.compare or [spec.steps]
     if min(counts) < 1:
         raise RefusedError(f"compare has {min(counts)}; allowed are 1 and more", param="compare")
-    service.check_work(spec.size, sum(counts))
-    specs = [replace(spec, steps=steps) for steps in counts]
+    service.acceptance.check_work(spec.size, sum(counts))
+    most = service.pipeline.most_steps(spec.strength)
+    specs = [replace(spec, steps=min(steps, most)) for steps in counts]
     async for step, images in service.follow(specs):
         if step is not None:
             head = {"seq": message.seq, "kind": "step", "index": 0, "step": step}
@@ -143,6 +152,17 @@ async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest)
                 "ms": round(1e3 * (time.perf_counter() - begun)), "notes": accepted.notes,
             }  # fmt: skip
             await _send(service, socket, image, own, paint_request, head)
+
+
+def _read_pictures(message: LiveRequest, settings: ServerSettings) -> tuple[Image.Image, Image.Image | None]:
+    """Returns the picture to start from, and its mask where there is one. Raises RefusedError."""
+    start = read_image(message.image or "", settings)
+    if message.mask is None:
+        return start, None
+    mask = read_mask(read_image(message.mask, settings, "mask", transparency=True))
+    if mask.size != start.size:
+        raise RefusedError("mask and image are of different sizes; send them of one", param="mask")
+    return start, feather(check_mask(mask), message.mask_blur, message.mask_blur)
 
 
 async def _send(

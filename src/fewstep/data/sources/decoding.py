@@ -47,8 +47,12 @@ class PictureLimits:
         return short * long <= self.max_pixels and grown <= max(MAX_PIXELS, self.side**2)
 
 
-def decode(content: bytes, limits: PictureLimits = PictureLimits()) -> Image.Image:
+def decode(
+    content: bytes, limits: PictureLimits = PictureLimits(), *, transparency: bool = False
+) -> Image.Image:  # fmt: skip
     """Decodes a JPEG, PNG or WebP, or its first frame, to an upright RGB picture. Colour profiles are not applied.
+
+    With `transparency`, a picture that has any is RGBA; else it is laid on white.
 
     The first bytes choose the decoder, and the size in the header is checked before any pixel is decoded. Raises
     DroppedError without a key.
@@ -64,7 +68,8 @@ def decode(content: bytes, limits: PictureLimits = PictureLimits()) -> Image.Ima
             if not limits.allows(*image.size):
                 raise DroppedError(Reason.TOO_LARGE)
             image.load()
-            return _to_rgb(_upright(image))
+            upright = _upright(image)
+            return upright.convert("RGBA") if transparency and upright.has_transparency_data else _to_rgb(upright)
     except (DroppedError, MemoryError):
         raise
     except Image.DecompressionBombError as error:

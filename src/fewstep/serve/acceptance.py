@@ -1,0 +1,216 @@
+"""Checks what a client asks for against what the model allows, and turns it into pictures to paint."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from PIL import Image
+
+from fewstep.data.masks import Fill
+from fewstep.models.card import MAX_STEPS, Pipeline
+from fewstep.serve.errors import RefusedError
+from fewstep.serve.jobs import PictureSpec
+from fewstep.serve.settings import ServerSettings
+
+_SEEDS = 2**32
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintRequest:
+    """What a client asks for, in diffusers' convention; None where it leaves that to the server."""
+
+    prompt: str
+    negative_prompt: str = ""
+    n: int = 1
+    seed: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    size: str | None = None
+    """`WIDTHxHEIGHT`, or auto; the nearest that the model paints is taken."""
+    sides: tuple[int, int] | None = None
+    """Height and width of a second pass, in place of `size`; they need not be among those."""
+    loras: Mapping[str, float] = field(default_factory=dict)
+    text_loras: Mapping[str, float] = field(default_factory=dict)
+    """Scales on text encoders, where they differ."""
+    start: Image.Image | None = None
+    mask: Image.Image | None = None
+    """White where `start` may be painted anew, of its size."""
+    fill: Fill = "original"
+    strength: float = 0.8
+    previews: bool = False
+    told: Mapping[str, str] = field(default_factory=dict)
+    """Further settings that the picture's text names."""
+
+
+@dataclass(frozen=True)
+class AcceptedRequest:
+    """A request that the model can paint."""
+
+    request: PaintRequest
+    specs: list[PictureSpec]
+    notes: list[str]
+    """Notes for the client."""
+
+
+class Acceptance:
+    """Checks requests for one model."""
+
+    def __init__(
+        self, pipeline: Pipeline, settings: ServerSettings, loras: Mapping[str, float],
+        lora_aliases: Mapping[str, str], model_aliases: tuple[str, ...],
+    ) -> None:  # fmt: skip
+        """Takes every registered LoRA's scale where the client gives none, other names for LoRAs and for the model."""
+        self.pipeline, self.settings, self.loras = pipeline, settings, dict(loras)
+        self.lora_aliases, self.model_aliases = dict(lora_aliases), model_aliases
+        self.sizes = _list_sizes(pipeline.model.resolution)
+
+    @property
+    def most_steps(self) -> int:
+        return min(MAX_STEPS, self.pipeline.grid_size)
+
+    def check_model(self, name: str | None) -> None:
+        """Raises RefusedError for another model than this one."""
+        own = self.pipeline.name
+        if name not in (None, "", own, *self.model_aliases):
+            known = " and ".join(repr(each) for each in (own, *self.model_aliases))
+            raise RefusedError(
+                f"model {name!r} is not here; there is {known}; who starts the server gives it other names by --alias",
+                param="model", status=404, code="model_not_found",
+            )  # fmt: skip
+
+    def accept(self, request: PaintRequest) -> AcceptedRequest:
+        """Checks a request. Raises RefusedError, which names the field, its limit and what to do."""
+        notes = list[str]()
+        self._check_texts(request, notes)
+        check_between("n", request.n, 1, self.settings.pictures)
+        steps = self.pipeline.steps if request.steps is None else request.steps
+        check_between("steps", steps, 1, self.most_steps)
+        steps, strength = self._fit_steps(request, steps, notes)
+        seed = random.randrange(_SEEDS) if request.seed is None else request.seed
+        check_between("seed", seed, 0, 2**63 - self.settings.pictures)
+        size = request.sides or self._choose_size(request.size, notes)
+        self.check_work(size, request.n * steps)
+        omega = self.pipeline.model.family.omega_of(self._choose_guidance(request.guidance_scale, notes))
+        loras = self._choose_scales(request.loras, self.loras)
+        on_text = self._choose_scales(request.text_loras, dict(loras))
+        spec = PictureSpec(
+            prompt=request.prompt, seed=seed, steps=steps, omega=omega, size=size, loras=loras,
+            text_loras=None if on_text == loras else on_text, start=request.start, mask=request.mask,
+            fill=request.fill, strength=strength, previews=request.previews,
+        )  # fmt: skip
+        specs = [replace(spec, seed=seed + i) for i in range(request.n)]
+        return AcceptedRequest(request, specs, notes)
+
+    def check_work(self, size: tuple[int, int], steps: int) -> None:
+        """Raises RefusedError where so many steps, of all pictures together, are more work than allowed."""
+        height, width = size
+        work = height * width * steps
+        if work > self.settings.work:
+            raise RefusedError(
+                f"{steps} steps of {width}x{height} are {work} pixels to compute; the limit is {self.settings.work}: "
+                "ask for fewer pictures, fewer steps or a smaller size", param="n",
+            )  # fmt: skip
+
+    def find_lora(self, name: str) -> str:
+        """Returns a LoRA's own name. Raises RefusedError where none has that name."""
+        if name in self.loras:
+            return name
+        folded = {each.casefold(): own for each, own in self.lora_aliases.items()}
+        folded |= {each.casefold(): each for each in self.loras}
+        found = self.lora_aliases.get(name) or folded.get(name.casefold())
+        if found is None:
+            known = ", ".join(self.loras) or "none"
+            raise RefusedError(f"lora {name!r} is not here; there are: {known}", param="loras")
+        return found
+
+    def _check_texts(self, request: PaintRequest, notes: list[str]) -> None:
+        limit = self.settings.prompt_letters
+        if not request.prompt.strip():
+            raise RefusedError("prompt is empty; say what to paint", param="prompt")
+        if len(request.prompt) > limit:
+            raise RefusedError(f"prompt has {len(request.prompt)} letters; at most {limit} are read", param="prompt")
+        if len(request.negative_prompt) > limit:
+            raise RefusedError(f"negative_prompt has more than {limit} letters", param="negative_prompt")
+        for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise RefusedError(f"{name} has half a letter, \\u{ord(text[error.start]):x}", param=name) from error
+        if self.pipeline.model.conditioner.truncates(request.prompt):
+            most = self.pipeline.model.conditioner.limit
+            notes.append(f"the model reads the first {most} tokens of the prompt and ignores the rest")
+        if request.negative_prompt:
+            notes.append("guidance is built into this model: the negative prompt has no effect")
+
+    def _fit_steps(self, request: PaintRequest, steps: int, notes: list[str]) -> tuple[int, float]:
+        """Returns the steps, and the strength, that there is room for in the part of the schedule of that strength."""
+        if request.start is None:
+            return steps, 1.0
+        strength = request.strength
+        if not 0 <= strength <= 1:
+            raise RefusedError(f"strength is {strength:g}; allowed are 0 to 1", param="strength")
+        if self.pipeline.most_steps(strength) < 1:
+            strength = next(i / 100 for i in range(1, 101) if self.pipeline.most_steps(i / 100) >= 1)
+            notes.append(f"strength is {request.strength:g}; {strength:g} was taken, the least that this model has")
+        most = self.pipeline.most_steps(strength)
+        if steps > most:
+            notes.append(f"steps is {steps}; strength {strength:g} has room for {most}, which were taken")
+        return min(steps, most), strength
+
+    def _choose_size(self, size: str | None, notes: list[str]) -> tuple[int, int]:
+        """Returns the nearest height and width that the model paints, and notes where it is another."""
+        if size in (None, "", "auto"):
+            return self.sizes[0]
+        sides = size.lower().split("x")
+        if len(sides) != 2 or not all(each.isascii() and each.isdigit() and len(each) < 6 for each in sides):
+            raise RefusedError(f"size is {size[:40]!r}; give WIDTHxHEIGHT in pixels, or auto", param="size")
+        width, height = map(int, sides)
+        for name, side in (("height", height), ("width", width)):
+            if not 1 <= side <= 8192:
+                raise RefusedError(f"{name} is {side}; allowed are 1 to 8192", param=name)
+        nearest = min(self.sizes, key=lambda own: abs(own[0] - height) + abs(own[1] - width))
+        if nearest != (height, width):
+            name = f"{nearest[1]}x{nearest[0]}"
+            notes.append(f"size is {width}x{height}; this model paints {name}, which is nearest")
+        return nearest
+
+    def _choose_guidance(self, asked: float | None, notes: list[str]) -> float:
+        own = self.pipeline.guidance_scale
+        if asked is None:
+            return own
+        if not 1 <= asked <= 100:
+            raise RefusedError(f"guidance_scale is {asked:g}; allowed are 1 (none) to 100", param="guidance_scale")
+        if not self.pipeline.takes_guidance:
+            if asked not in (1.0, own):
+                notes.append(f"guidance is built into the LCM-LoRA: guidance_scale {asked:g} has no effect")
+            return own
+        low, high = self.pipeline.model.card.guidance_range or (asked, asked)
+        if not low <= asked <= high:
+            notes.append(f"guidance_scale is {asked:g}; this model was trained for {low:g} to {high:g}")
+        return asked
+
+    def _choose_scales(
+        self, asked: Mapping[str, float], otherwise: Mapping[str, float]
+    ) -> tuple[tuple[str, float], ...]:  # fmt: skip
+        given = {self.find_lora(name): (name, scale) for name, scale in asked.items()}
+        for name, scale in given.values():
+            if not -4 <= scale <= 4:
+                raise RefusedError(f"the scale of lora {name!r} is {scale:g}; allowed are -4 to 4", param="loras")
+        return tuple((name, float(given[name][1] if name in given else scale)) for name, scale in otherwise.items())
+
+
+def check_between(name: str, value: int, low: int, high: int) -> None:
+    """Raises RefusedError where a value is not within bounds."""
+    if not low <= value <= high:
+        raise RefusedError(f"{name} is {value}; allowed are {low} to {high}", param=name)
+
+
+def _list_sizes(resolution: int) -> list[tuple[int, int]]:
+    """Lists (height, width) that the model paints, its own first; large models also paint smaller and oblong ones."""
+    own = (resolution, resolution)
+    if resolution < 256:
+        return [own]
+    smaller, half = resolution * 3 // 4 // 64 * 64, resolution // 2 // 64 * 64
+    return [own, (resolution, smaller), (smaller, resolution), (smaller, smaller), (half, half)]

@@ -1,0 +1,68 @@
+"""A1111's tags in prompts: `<lora:NAME:0.8>`, `<lora:NAME:TEXT:NETWORK>`, `<lora:NAME:te=0.5:unet=0.8>`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+
+from fewstep.serve.errors import RefusedError
+
+_TAG = re.compile(r"<(\w+):([^<>]*)>")
+_KINDS = ("lora", "lyco")
+_WEIGHT = re.compile(r"(?<!\\)\([^()]*:\s*\d*\.?\d+\s*\)|\bBREAK\b|\bAND\b|\[[^\[\]]*:[^\[\]]*\]")
+
+
+@dataclass
+class TaggedPrompt:
+    """A prompt without its tags, and what these asked for."""
+
+    text: str
+    loras: dict[str, float] = field(default_factory=dict)
+    """Scale on the network by the LoRA's name."""
+    text_loras: dict[str, float] = field(default_factory=dict)
+    """Scale on text encoders."""
+    notes: list[str] = field(default_factory=list)
+
+
+def split_tags(prompt: str) -> TaggedPrompt:
+    """Takes the tags out of a prompt. Raises RefusedError for one that is not read whole."""
+    found = TaggedPrompt(_TAG.sub("", prompt).strip() if _TAG.search(prompt) else prompt)
+    for kind, inside in _TAG.findall(prompt):
+        if kind.lower() not in _KINDS:
+            found.notes.append(f"<{kind}:{inside[:40]}> is not known here and has no effect")
+            continue
+        name, text_scale, scale = _read_tag(inside)
+        if name in found.loras:
+            found.notes.append(f"<lora:{name}:…> stands there more than once; the last one counts")
+        found.loras[name], found.text_loras[name] = scale, text_scale
+    if _WEIGHT.search(found.text):
+        found.notes.append("the prompt is read as it stands: (word:1.2), [a:b:0.5], BREAK and AND are no commands here")
+    return found
+
+
+def _read_tag(inside: str) -> tuple[str, float, float]:
+    """Returns name, scale on text encoders, and scale on the network, in the order of A1111's tags."""
+    name, *rest = inside.split(":")
+    positional = [each for each in rest if "=" not in each]
+    named = dict(each.split("=", 1) for each in rest if "=" in each)
+    unknown = sorted(set(named) - {"te", "unet"})
+    if not name or len(positional) > 2 or unknown:
+        raise RefusedError(
+            f"<lora:{inside[:80]}> is not read; give <lora:NAME:SCALE>, <lora:NAME:TEXT:NETWORK> or te= and unet=",
+            param="prompt",
+        )
+    first = _read_scale(name, positional[0]) if positional and positional[0] else 1.0
+    text_scale = _read_scale(name, named["te"]) if "te" in named else first
+    scale = _read_scale(name, positional[1]) if len(positional) > 1 else text_scale
+    return name, text_scale, _read_scale(name, named["unet"]) if "unet" in named else scale
+
+
+def _read_scale(name: str, text: str) -> float:
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise RefusedError(f"the scale of lora {name!r} is {text[:40]!r}; a number is wanted", param="prompt")
+    return scale
