@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,12 +27,13 @@ from fewstep.models.families import find_family
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.parallel.world import current_world
+from fewstep.precision import Precision, choose_dtype
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.folder import made_with
 from fewstep.runs.material import choose_resolution, open_material
-from fewstep.train.loop import begin, computes_in_bf16, one_update
+from fewstep.train.loop import begin, one_update
 
 OURS, PLAIN = "fewstep", "plain"
 ALLOWED = 0.9
@@ -53,9 +54,9 @@ class BenchTrain(Comparison):
     """Side of the pictures in pixels; 0 takes the model's own."""
     gradient_checkpointing: bool | None = None
     """As in `distill`; the recipe's when not given."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """What networks compute in."""
-    frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    frozen_precision: Precision = "auto"
     """What weights that do not learn are stored in."""
 
 
@@ -126,7 +127,7 @@ def bench_train(config: BenchTrain) -> dict[str, Any]:
         # Adapters hang on the model itself: what others copy must be copied before.
         made = {name: kinds[name](recipe, model, watch) for name in reversed(kinds)}
         seconds = in_turn({name: each.update for name, each in made.items()}, config.rounds, device, config.warm_up)
-        dtype = torch.bfloat16 if computes_in_bf16(device, config.precision) else torch.float32
+        dtype = choose_dtype(config.precision, device)
         rate = matrix_rate(device, dtype)
         rows = [_row(name, made[name], seconds[name], recipe, rate, watch) for name in kinds]
     results = {

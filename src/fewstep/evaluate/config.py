@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -14,6 +13,7 @@ from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.cell import TEACHER_STEPS
 from fewstep.models.options import FewStepOptions
+from fewstep.precision import Precision
 from fewstep.train.config import check_not_negative, check_seed, check_values
 
 
@@ -62,8 +62,9 @@ class Evaluate(FewStepOptions):
     workers: int = 1
     """Processes that paint, each with its own copy of the models, and of one thread on a CPU. 0 takes one for each core
     for pictures of up to 128 pixels on a CPU, else 1."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format that networks compute in. `auto` takes bf16 on a GPU that supports it, else fp32."""
+    precision: Precision = "auto"
+    """Number format that networks are stored and compute in. `auto` takes bf16 on a GPU that computes in it, fp16 on an
+    older GPU, else fp32."""
 
     def __post_init__(self) -> None:
         check_values(self)

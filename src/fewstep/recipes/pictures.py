@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import tyro
 
@@ -12,6 +11,7 @@ from fewstep.data.reading import Crop
 from fewstep.data.sources.filters import Filters
 from fewstep.errors import UserError
 from fewstep.models.options import DeviceOptions, ModelOptions
+from fewstep.precision import Precision
 from fewstep.train.config import LoopConfig, check_at_least
 
 _BETWEEN = "::"
@@ -60,9 +60,9 @@ class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
     for pictures."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
-    frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format in which weights that are not trained are stored. `auto` takes bf16 where networks compute in it,
-    which halves their memory."""
+    frozen_precision: Precision = "auto"
+    """Number format in which weights that are not trained are stored. `auto` takes what networks compute in; bf16 and
+    fp16 halve their memory."""
 
     def __post_init__(self) -> None:
         LoopConfig.__post_init__(self)

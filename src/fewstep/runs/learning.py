@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from fewstep.models.card import StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
+from fewstep.precision import Precision, choose_dtype
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.material import choose_resolution
-from fewstep.train.loop import computes_in_bf16
 from fewstep.train.trainable import LoraWeights, Trainable, WholeWeights
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 
 def make_trainable(
@@ -50,4 +46,4 @@ def make_trainable(
 
 def choose_frozen_dtype(frozen: Precision, computing: Precision, device: torch.device) -> torch.dtype:
     """Returns what weights that do not learn are stored in; `auto` is what networks compute in."""
-    return torch.bfloat16 if computes_in_bf16(device, computing if frozen == "auto" else frozen) else torch.float32
+    return choose_dtype(computing if frozen == "auto" else frozen, device)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 
 from fewstep.data.masks import Fill
-from fewstep.models.card import MAX_STEPS, Pipeline
+from fewstep.models.card import MAX_STEPS
+from fewstep.models.pipeline import Pipeline
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.jobs import PictureSpec
 from fewstep.serve.settings import ServerSettings

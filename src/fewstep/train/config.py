@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from fewstep.errors import UserError
+from fewstep.precision import Precision
 
 
 def check_values(config: Any) -> None:
@@ -112,8 +113,9 @@ class LoopConfig(Optimisation):
     accumulation: int = 1
     """Number of parts in which a batch is computed, one after the other. Raise it when memory runs out: the result is
     the same. It must divide --batch-size."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format that networks compute in. `auto` takes bf16 on a GPU that supports it, else fp32."""
+    precision: Precision = "auto"
+    """Number format that networks compute in. `auto` takes bf16 on a GPU that computes in it, fp16 on an older GPU
+    (with loss scaling), else fp32."""
     seed: int = 0
     """Seed of the sample order and of every random draw."""
     log_every: int = 10

@@ -15,12 +15,14 @@ from torch import Tensor
 from fewstep.data.latents import DroppedPicture
 from fewstep.errors import StoppedError, UserError
 from fewstep.parallel.world import World, current_world
+from fewstep.precision import autocast, choose_dtype
 from fewstep.train.checkpoint import Checkpoints, restore
 from fewstep.train.config import LoopConfig, fingerprint
 from fewstep.train.ledger import Ledger
 from fewstep.train.log import RunLog
 from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_averages
 from fewstep.train.role import STUDENT, Role
+from fewstep.train.scaling import FIRST, LossScale
 from fewstep.train.skipping import Skipping
 from fewstep.train.state import RoleState, RunState, mean_loss
 from fewstep.train.stopping import Stopping
@@ -148,7 +150,9 @@ def begin(roles: Sequence[Role], config: LoopConfig) -> RunState:
     learning = [parameter for state in states for parameter in state.parameters]
     if len(set(learning)) < len(learning):
         raise ValueError(f"two of the roles {names} share a weight that learns; it can follow one loss only")
-    return RunState(states, config.steps, Skipping(config.steps, learning[0].device))
+    device = learning[0].device
+    scaling = LossScale(device, FIRST) if choose_dtype(config.precision, device) == torch.float16 else None
+    return RunState(states, config.steps, Skipping(config.steps, device), scaling)
 
 
 Part = Callable[[str], AbstractContextManager[None]]
@@ -166,13 +170,14 @@ def one_update(task: Task, state: RunState, config: LoopConfig, world: World, pa
     with part("gradients"):
         batches = _gradients(task, state, due, config, world)
     with part("optimiser"):
-        vetoed = update(state, due, batches)
+        left_out = update(state, due, batches)
     with part("average"):
-        update_averages(due, vetoed)
+        update_averages(due, left_out)
     empty = torch.stack([batch.valid == 0 for batch in batches]).any()
     for each in state.roles:
         loss = batches[due.index(each)].loss if each in due else torch.inf
-        each.losses.append(torch.where(empty, torch.inf, torch.where(vetoed > 0, torch.nan, loss)))
+        lost = torch.where(left_out > 1, torch.inf, torch.nan)  # an overflow is no fault of the data's
+        each.losses.append(torch.where(empty, torch.inf, torch.where(left_out > 0, lost, loss)))
     state.step, state.counter = state.step + 1, counters.stop
     return counters
 
@@ -203,12 +208,13 @@ def _add_gradients(
     found = []
     for each in due:
         with _frozen([other for other in state.roles if other is not each]):
-            with _autocast(state.device, config.precision):
+            with autocast(state.device, choose_dtype(config.precision, state.device)):
                 name, loss = next(losses, (None, None))
             if loss is None or name != each.role.name:
                 raise ValueError(f"{type(task).__name__} gave the loss of {name} where {each.role.name} was due")
             total, valid = loss
-            (total / config.batch_size).backward()
+            share = total / config.batch_size
+            (share if state.scaling is None else share * state.scaling.scale).backward()
         found.append(torch.stack([total.detach().float(), valid.float()]))
     return torch.stack(found)
 
@@ -233,16 +239,5 @@ def _metrics(state: RunState) -> dict[str, float]:
     for each in state.roles:
         if state.step // each.role.every > (state.step - len(each.losses)) // each.role.every:
             values["loss" if each is student else f"loss_{each.role.name}"] = mean_loss(each.losses)
-    return {**values, "lr": learning_rate(student.optimisation, state.step - 1, state.steps)}
-
-
-def computes_in_bf16(device: torch.device, precision: str) -> bool:
-    """Returns whether networks do, by the configuration's `precision`."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    wanted = computes_in_bf16(device, precision)
-    # Without the cache of cast weights: filled by a target that runs without gradient, it would hide the student's
-    # weights from autograd where the student is its own target.
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted, cache_enabled=False)
+    values["lr"] = learning_rate(student.optimisation, state.step - 1, state.steps)
+    return values | ({"loss_scale": float(state.scaling.scale)} if state.scaling else {})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.train.config import Optimisation
+from fewstep.train.scaling import LossScale
 from fewstep.train.state import RoleState, RunState, gather_tensor
 
 
@@ -54,28 +55,37 @@ class Batch(NamedTuple):
     valid: Tensor
     """How many are."""
     scale: Tensor
-    """From the gradient of the sum over the batch's size to that of the mean: 1 where all are valid."""
+    """From the gradient of the sum over the batch's size to that of the mean: 1 where all are valid. Where losses are
+    scaled, so are the gradients that it is applied to."""
 
 
 def update(state: RunState, due: Sequence[RoleState], batches: Sequence[Batch]) -> Tensor:
     """Scales, clips and applies the gradients of all roles that are `due`, or leaves weights and moments of all of them
-    alone where `state.skipping` vetoes it.
+    alone where `state.skipping` vetoes it, or a gradient has overflowed.
 
-    Returns 1 (fp32 scalar on the device) if it was vetoed, for a loss or for a gradient, else 0; the host waits for
-    neither, so that it may look late.
+    Returns whether it was left out, fp32 on the device: 0 if not, 1 for a loss or a gradient that is not finite, 2 for
+    an overflow, after which a smaller loss scale tries again; the host waits for neither, so that it may look late.
     """
-    norms = [_scale_gradients(role, batch) for role, batch in zip(due, batches, strict=True)]
-    losses, valid = [batch.loss for batch in batches], [batch.valid for batch in batches]
-    vetoed = state.skipping.veto(*map(torch.stack, (losses, norms, valid)))
+    norms = [_scale_gradients(role, batch, state.scaling) for role, batch in zip(due, batches, strict=True)]
+    losses, norm, valid = map(
+        torch.stack, ([batch.loss for batch in batches], norms, [batch.valid for batch in batches])
+    )
+    if state.scaling is None:
+        vetoed = left_out = state.skipping.veto(losses, norm, valid)
+    else:
+        overflow = state.scaling.explains(losses, norm)
+        vetoed = torch.maximum(state.skipping.veto(losses, torch.where(overflow > 0, 0.0, norm), valid), overflow)
+        state.scaling.follow(overflow, vetoed)
+        left_out = vetoed + overflow
     for role, norm in zip(due, norms, strict=True):
         _apply_gradients(role, learning_rate(role.optimisation, state.step, state.steps), norm, vetoed)
-    return vetoed
+    return left_out
 
 
-def _scale_gradients(role: RoleState, batch: Batch) -> Tensor:
+def _scale_gradients(role: RoleState, batch: Batch, scaling: LossScale | None) -> Tensor:
     """Makes them those of the mean; returns their norm."""
     gradients: Any = [p.grad for p in role.parameters if p.grad is not None]
-    torch._foreach_mul_(gradients, batch.scale)
+    torch._foreach_mul_(gradients, batch.scale if scaling is None else batch.scale / scaling.scale)
     return gather_tensor(nn.utils.get_total_norm(gradients)).to(batch.loss.device)
 
 
@@ -105,7 +115,7 @@ def update_average(average: nn.Module, weights: nn.Module, decay: float, vetoed:
     """Does average ← μ·average + (1 − μ)·weights over parameters, unless `vetoed`; buffers are copied."""
     means: list[Tensor] = list(average.parameters())
     values: list[Tensor] = list(weights.parameters())
-    weight = (1 - decay) * (1 - vetoed)
+    weight = (1 - decay) * (1 - vetoed.clamp(max=1))
     if vetoed.device.type == "cpu":  # a third of the time: one pass, and no difference kept
         torch._foreach_lerp_(means, values, float(weight))
     else:  # without the host's waiting for `vetoed`

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
+from fewstep.train.scaling import LossScale
 from fewstep.train.skipping import Skipping
 
 _STUDENTS_NAMES = {"weights": "student", "average": "averaged"}
@@ -76,6 +77,8 @@ class RunState:
     steps: int
     """Updates of the whole run."""
     skipping: Skipping
+    scaling: LossScale | None = None
+    """Where networks compute in fp16."""
     step: int = 0
     """Updates so far."""
     counter: int = 0
@@ -99,7 +102,7 @@ class RunState:
         in_a_row, total = self.skipping.counts()
         return {
             "step": self.step, "counter": self.counter, "skipped": self.skipped,
-            "skipped_in_a_row": in_a_row, "skipped_in_all": total,
+            "skipped_in_a_row": in_a_row, "skipped_in_all": total, **(self.scaling.numbers() if self.scaling else {}),
         }  # fmt: skip
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -117,6 +120,8 @@ class RunState:
         self.skipping = Skipping(
             self.steps, device, int(numbers["skipped_in_a_row"]), int(numbers["skipped_in_all"])
         )  # fmt: skip
+        if self.scaling and "loss_scale" in numbers:  # a run may go on in another precision
+            self.scaling = LossScale(device, numbers["loss_scale"], numbers["updates_at_loss_scale"])
 
 
 def gather_tensor(value: Tensor) -> Tensor:

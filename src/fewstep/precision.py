@@ -1,0 +1,44 @@
+"""The number formats that networks compute in, and which of them a device has."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AMPERE = (8, 0)
+"""Compute capability from which NVIDIA's GPUs compute in bf16; older ones only imitate it, slower than fp32."""
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Returns the format of that name; `auto` is bf16 on a GPU that computes in it, fp16 on an older one, else fp32."""
+    if precision != "auto":
+        return _DTYPES[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if has_bf16(device) else torch.float16
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Says whether this GPU, not another of the machine, computes in bf16.
+
+    torch.cuda.is_bf16_supported() would count what is imitated.
+    """
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _AMPERE
+
+
+def name_dtype(dtype: torch.dtype) -> str:
+    """Returns what the command line calls a format."""
+    return next(name for name, each in _DTYPES.items() if each == dtype)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Lets networks compute in `dtype` while it lasts, and norms and sums in fp32; with fp32 it does nothing.
+
+    Without autocast's cache of cast weights: filled by a target that runs without gradient, it would hide the student's
+    weights from autograd where the student is its own target.
+    """
+    half = dtype != torch.float32
+    return torch.autocast(device.type, dtype if half else torch.bfloat16, enabled=half, cache_enabled=False)
