@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fewstep.models.engines import Engine
+    from fewstep.models.options import Engine
     from fewstep.models.pipeline import Pipeline
 
 __all__ = ["__version__", "load"]

@@ -19,9 +19,10 @@ from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, in_turn, machine
 from fewstep.models.card import MAX_STEPS
-from fewstep.models.engines import Engine, with_engine
+from fewstep.models.engines import with_engine
 from fewstep.models.families import find_family
 from fewstep.models.loading import pick_device
+from fewstep.models.options import Engine
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.runs.folder import made_with

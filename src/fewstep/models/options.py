@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import tyro
 
 from fewstep import assets
-from fewstep.models.engines import Engine
+
+Engine = Literal["torch", "openvino"]
+"""What computes a model."""
 
 
 @dataclass(frozen=True, kw_only=True)

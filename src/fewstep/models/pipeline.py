@@ -22,13 +22,14 @@ from fewstep.files import read_safetensors_header
 from fewstep.method.landing import ConsistencyFunction
 from fewstep.method.sampling import consistency_times, sample_consistency
 from fewstep.models.card import LCM_LORA, MAX_STEPS
-from fewstep.models.engines import Engine, with_engine
+from fewstep.models.engines import with_engine
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
+from fewstep.models.options import Engine
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
 

@@ -39,7 +39,7 @@ def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures:
         student.save(model)
         _release(student)
         if current_world().main:
-            _reload(model)
+            student.reload(model)
             size = sum(file.stat().st_size for file in run.glob("checkpoints/*/*"))
     if not current_world().main:
         return
@@ -57,13 +57,6 @@ def _release(student: Trainable) -> None:
     with student.exported() as model:
         if not is_spread(model.network.backbone):
             model.network.backbone.to("meta")
-
-
-def _reload(folder: Path) -> None:
-    """Loads what was saved as `fewstep generate` would, into main memory. Raises UserError where it cannot."""
-    from fewstep.models.pipeline import load_pipeline  # a run itself never paints from files
-
-    load_pipeline(folder, "cpu")
 
 
 def peak_gib() -> float:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Cond, Network, Prediction
-from fewstep.models.card import StudentCard
+from fewstep.models.card import LORA_FILE, StudentCard
 from fewstep.models.export import save_lora, save_student
 from fewstep.models.family import LatentModel
+from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import AdaptedNetwork
+from fewstep.models.lora.file import read_lora
 from fewstep.models.network import BackboneNetwork
 from fewstep.parallel.world import current_world
 from fewstep.train.learner import Distribution, Learner, learn_every_weight, replicate, shard
@@ -36,6 +38,10 @@ class Trainable(Protocol):
 
     def save(self, folder: Path) -> None:
         """Exports the weights of now, once for all processes."""
+        ...
+
+    def reload(self, folder: Path) -> None:
+        """Loads into main memory what `save` wrote. Raises UserError where it cannot be."""
         ...
 
 
@@ -69,6 +75,9 @@ class WholeWeights:
         if current_world().main:
             save_student(folder, self._model, network, self._card)
         current_world().wait()
+
+    def reload(self, folder: Path) -> None:
+        load_latent_model(folder, torch.device("cpu"))
 
 
 class LoraWeights:
@@ -117,6 +126,9 @@ class LoraWeights:
             difference = save_lora(folder, self._model, pairs, self._card)
             print(f"LoRA written in two spellings and read back: largest difference {difference:g}", flush=True)
         current_world().wait()
+
+    def reload(self, folder: Path) -> None:
+        read_lora(folder / LORA_FILE, self._model.parts, self._model.family.lora)
 
 
 def _spread(learner: Learner, distribution: Distribution) -> Learner:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from fewstep.models.family import LatentModel
-
-Engine = Literal["torch", "openvino"]
+from fewstep.models.options import Engine
 
 
 def with_engine(model: LatentModel, engine: Engine) -> LatentModel:
