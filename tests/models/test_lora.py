@@ -220,7 +220,7 @@ def spoilt(tmp_path, **changes):
     [
         ({"tensors": {f"unet.{QUERY}.lora_A.weight": torch.randn(4, 65)}}, "does not fit this base"),
         ({"tensors": {"unet.somewhere.else.lora_A.weight": torch.randn(4, 64)}}, "match no module"),
-        ({"tensors": {f"unet.{QUERY}.dora_scale": torch.randn(64)}}, "DoRA"),
+        ({"tensors": {f"unet.{QUERY}.hada_w1_a": torch.randn(64)}}, "LoHa"),
         ({"tensors": {f"unet.{QUERY}.lora_B.weight": None}}, "down alone"),
         ({"tensors": {f"unet.{QUERY}.lora_B.weight": torch.full((64, 4), float("nan"))}}, "NaN"),
         ({"tensors": {f"unet.{QUERY}.alpha": torch.tensor(1e9)}}, "alpha 1e\\+09"),

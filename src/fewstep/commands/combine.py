@@ -11,7 +11,8 @@ from fewstep.models.card import LCM_LORA
 from fewstep.models.export import save_combined, save_merged
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.combining import combined, merge
-from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, parse_lora, read_lora
+from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, read_lora
+from fewstep.models.lora.source import parse_lora
 from fewstep.models.options import LoraOptions
 
 

@@ -17,7 +17,7 @@ from fewstep import __version__
 from fewstep.data.infotext import Infotext, build_png_info
 from fewstep.errors import UserError
 from fewstep.models.card import MAX_STEPS
-from fewstep.models.lora.file import parse_lora
+from fewstep.models.lora.source import parse_lora
 from fewstep.models.options import PainterOptions
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.train.config import check_at_least, check_between, check_seed, check_values

@@ -20,7 +20,8 @@ from fewstep import assets
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
-from fewstep.models.lora.file import DIFFUSERS_FILE, parse_lora
+from fewstep.models.lora.file import DIFFUSERS_FILE
+from fewstep.models.lora.source import name_of, parse_lora
 from fewstep.models.options import PainterOptions
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.train.config import check_between, check_values
@@ -161,8 +162,7 @@ def _split_name(given: str) -> tuple[str, str]:
     if equals and re.fullmatch(r"[\w.-]+", name):
         return name, rest
     path, _ = parse_lora(given)
-    parts = [part for part in path.with_suffix("").parts if part not in ("model", "pytorch_lora_weights", "/")]
-    return (parts[-1] if parts else path.stem), given
+    return name_of(path), given
 
 
 def _listen(config: Serve) -> socket.socket:

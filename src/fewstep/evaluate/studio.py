@@ -20,7 +20,7 @@ from fewstep.models.card import StudentCard, read_card
 from fewstep.models.extractors import load_extractor
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
-from fewstep.models.lora.file import parse_lora
+from fewstep.models.lora.source import parse_lora
 from fewstep.models.pipeline import load_pipeline
 from fewstep.train.loop import computes_in_bf16
 

@@ -80,10 +80,18 @@ class LoraLayout:
     are two."""
     original_names: Callable[[Iterable[str]], dict[str, str]]
     """The network's modules as the family's first code called them, which some files do."""
+    original_prefixes: tuple[str, ...]
+    """How keys begin that call the network's modules so, with dots between their parts."""
+    former_names: Callable[[str, str], tuple[str, ...]]
+    """What files called a module of a part before, in its place."""
+    embedding_parts: Mapping[str, str]
+    """The text encoder of each kind of embedding that a file may bring along."""
 
     def in_files(self, part: str, module: str) -> str:
         """Returns a module's name as files have it: transformers' own prefix comes and goes with its version."""
-        return module if part == self.part else f"text_model.{module.removeprefix('text_model.')}"
+        if part == self.part or module == "text_projection":  # which has never been within the prefix
+            return module
+        return f"text_model.{module.removeprefix('text_model.')}"
 
 
 class Family(ABC):

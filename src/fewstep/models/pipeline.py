@@ -27,8 +27,9 @@ from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
-from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
+from fewstep.models.lora.few_step import DEFAULT_STEPS, find_few_step, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
+from fewstep.models.lora.source import name_of
 from fewstep.models.options import Engine
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
@@ -203,31 +204,33 @@ def load_pipeline(
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:
     """Returns `model` with θ + Σ λ_i·ΔW_i in place of θ; an LCM-LoRA among them makes it a few-step model.
 
-    All files are read and checked before the first is hung on. A file of which fewstep wrote nothing may be an
-    LCM-LoRA too: on a base that needs one, and with no other that says so, it is taken for one.
+    All files are read and checked before the first is hung on. Raises UserError where the base needs an LCM-LoRA and
+    nothing says that one of them is.
     """
     files = [read_lora(path, model.parts, model.family.lora) for path, _ in loras]
     hashes = {file.note("teacher_sha256") for file in files} - {None}
     held = weights_sha256(model.network.backbone) if hashes else None
-    known = [file for file in files if file.note("method") == LCM_LORA]
-    silent = [file for file in files if file.note("method") is None]
-    makes = None if model.network.takes_omega else next(iter(known or silent), None)
+    is_few_step = model.network.takes_omega or model.card.method == LCM_LORA
+    makes = None if is_few_step else find_few_step(files, model)
     few_step = None if makes is None else read_few_step(makes.header, makes.source, model.family)
     for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):
-        logger.info(file.matched())
+        for line in (file.matched(), *file.notes):
+            logger.info(line)
         if file.note("teacher_sha256") not in (None, held):
             logger.info(f"note: {file.source} was made for other weights than those of {model.source}")
         attach(model.parts, file.pairs, f"lora{i}", scale)
-    if model.network.takes_omega:
-        if known:
+        for word, vectors in file.embeddings.items():
+            model.conditioner.add_word(word, vectors)
+    if is_few_step:
+        if again := next((file for file in files if file.note("method") == LCM_LORA), None):
             logger.warning(
-                f"warning: {model.source} is few-step already and {known[0].source} makes it so a second time, which "
+                f"warning: {model.source} is few-step already and {again.source} makes it so a second time, which "
                 "distorts pictures; give the base that the LCM-LoRA is for"
             )
         return model
     if makes is None or few_step is None:
         return model
     card, grid = few_step
-    card = dataclasses.replace(card, name=card.name or Path(makes.source).stem)
+    card = dataclasses.replace(card, name=card.name or name_of(Path(makes.source)))
     scheduler = {**model.scheduler_config, "original_inference_steps": grid}
     return dataclasses.replace(model, card=card, scheduler_config=scheduler)

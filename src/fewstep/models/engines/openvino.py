@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
@@ -23,6 +22,7 @@ from fewstep.files import replace_folder
 from fewstep.models.codec import Codec
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
+from fewstep.models.lora.decomposed import merge_attached
 
 EnginePrecision = Literal["auto", "fp32", "bf16"]
 _FORMAT = 1
@@ -41,7 +41,7 @@ def on_openvino(model: LatentModel, precision: EnginePrecision = "auto", cache: 
     if model.device.type != "cpu":
         raise UserError(f"engine openvino computes on a CPU and device is {model.device.type}; give --device cpu")
     for part in model.parts.values():
-        merge_adapters(part)
+        merge_attached(part)
     core = openvino.Core()
     can = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     compiler = _Compiler(core, cache or cache_folder(), "bf16" if can and precision != "fp32" else "f32")
@@ -56,13 +56,6 @@ def on_openvino(model: LatentModel, precision: EnginePrecision = "auto", cache: 
 def cache_folder() -> Path:
     """Where compiled networks are kept."""
     return Path(os.environ.get("FEWSTEP_CACHE", Path.home() / ".cache" / "fewstep")) / "openvino"
-
-
-def merge_adapters(network: nn.Module) -> None:
-    """Adds what hangs on it to the weights themselves."""
-    for layer in network.modules():
-        if isinstance(layer, LoraLayer) and not layer.merged:
-            layer.merge()
 
 
 class _Compiler:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,13 @@ class ClipConditioner:
     def null(self) -> Cond:
         cond = self.encode([""])
         return {name: torch.zeros_like(value) for name, value in cond.items()} if self.zero_null else cond
+
+    def add_word(self, word: str, vectors: Mapping[str, Tensor]) -> None:
+        encoders = dict(zip(self.encoders, (self.first, self.second), strict=False))
+        for part, own in vectors.items():
+            encoder = encoders[part]
+            assert encoder is not None
+            encoder.add_word(word, own)
 
     def truncates(self, prompt: str) -> bool:
         return self.first.counts(prompt) > int(self.first.tokenizer.model_max_length)

@@ -1,4 +1,4 @@
-"""What Stability's own code calls the modules of a UNet that diffusers names otherwise."""
+"""What Stability's own code, and diffusers before, call the modules of a UNet and its text encoders."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ _ENDS = {
 }  # fmt: skip
 _MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+
+_PROCESSED = re.compile(r"(.+\.attn\d)\.(to_q|to_k|to_v|to_out\.0)")
+_PROJECTED = re.compile(r"(.+\.self_attn)\.(q|k|v|out)_proj")
+
+
+def former_names(part: str, module: str) -> tuple[str, ...]:
+    """Returns how diffusers wrote a module that is in attention: as its processor's, or by another name."""
+    if part == "unet" and (found := _PROCESSED.fullmatch(module)):
+        place = found[2].removesuffix(".0")
+        return tuple(dict.fromkeys((f"{found[1]}.processor.{place}", f"{found[1]}.{place}")))
+    if part != "unet" and (found := _PROJECTED.fullmatch(module)):
+        return (f"{found[1]}.to_{found[2]}",)
+    return ()
 
 
 def original_unet_names(modules: Iterable[str]) -> dict[str, str]:

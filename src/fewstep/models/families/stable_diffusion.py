@@ -28,7 +28,7 @@ from fewstep.models.card import read_card
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import TextEncoder
 from fewstep.models.families.clip import ClipConditioner
-from fewstep.models.families.original_names import original_unet_names
+from fewstep.models.families.original_names import former_names, original_unet_names
 from fewstep.models.families.single_file import check_keys, load_pipeline_of_file
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
@@ -50,6 +50,12 @@ LORA = LoraLayout(
         "unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",),
     },
     original_names=original_unet_names,
+    original_prefixes=("diffusion_model",),
+    former_names=former_names,
+    embedding_parts={
+        "clip_l": "text_encoder", "clip_g": "text_encoder_2", "string_to_param": "text_encoder",
+        "emb_params": "text_encoder",
+    },
 )  # fmt: skip
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TOKENS = 77

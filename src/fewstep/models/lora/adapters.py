@@ -17,7 +17,8 @@ from torch.func import functional_call
 
 from fewstep.data import draws
 from fewstep.diffusion.prediction import Cond, Prediction
-from fewstep.models.lora.file import Lora, Pair
+from fewstep.models.lora.decomposed import Decomposed
+from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.network import BackboneNetwork
 
 _TRAINED = "default"
@@ -153,6 +154,12 @@ def attach(parts: Mapping[str, nn.Module], pairs: Lora, name: str, scale: float)
         own = {key.split(".", 1)[1]: pair for key, pair in pairs.items() if key.startswith(f"{part}.")}
         if not own:
             continue
+        doras = {
+            module: Decomposed(pair, _weight_of(network.get_submodule(module)))
+            for module, pair in own.items()
+            if pair.magnitude is not None
+        }
+        own |= {module: dora.low_rank(own[module]) for module, dora in doras.items()}
         config = LoraConfig(
             r=1, lora_alpha=1, target_modules="|".join(map(re.escape, own)), init_lora_weights=False,
             rank_pattern={f"^{module}": pair.rank for module, pair in own.items()},
@@ -167,7 +174,15 @@ def attach(parts: Mapping[str, nn.Module], pairs: Lora, name: str, scale: float)
             state = {f"lora_A.{name}.weight": pair.down, f"lora_B.{name}.weight": pair.up}
             layer.load_state_dict(state, strict=False)
             layer.set_scale(name, scale)
+            if module in doras:
+                layer.lora_variant[name] = doras[module]  # type: ignore[assignment]  # peft asks for `forward` alone
         _activate(network)
+
+
+def _weight_of(module: nn.Module) -> Tensor:
+    weight = (module.get_base_layer() if isinstance(module, LoraLayer) else module).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
 
 
 def rescale(parts: Mapping[str, nn.Module], scales: Mapping[str, float]) -> None:
@@ -187,6 +202,7 @@ def detach(parts: Mapping[str, nn.Module], name: str) -> None:
         for layer in network.modules():
             if isinstance(layer, LoraLayer) and name in layer.lora_A:
                 layer.delete_adapter(name)
+                layer.lora_variant.pop(name, None)
         getattr(network, "peft_config", {}).pop(name, None)
         _activate(network)
 

@@ -7,11 +7,21 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from fewstep.models.lora.file import Lora, Pair, adaptable_modules
+from fewstep.errors import UserError
+from fewstep.models.lora.file import adaptable_modules
+from fewstep.models.lora.pair import Lora, Pair, first_dora
 
 
 def combined(loras: Sequence[tuple[Lora, float]]) -> Lora:
-    """One LoRA whose ΔW is Σ λ_i·alpha_i/rank_i·B_i·A_i, exactly: ranks side by side, never A's and B's added."""
+    """One LoRA whose ΔW is Σ λ_i·alpha_i/rank_i·B_i·A_i, exactly: ranks side by side, never A's and B's added.
+
+    Raises UserError for a DoRA, whose ΔW has no low rank.
+    """
+    for pairs, _ in loras:
+        if name := first_dora(pairs):
+            raise UserError(
+                f"a DoRA ({name}) cannot be part of one LoRA: merge it into the base instead, with --merged"
+            )
     result: Lora = {}
     for name in dict.fromkeys(name for pairs, _ in loras for name in pairs):
         own = [(pairs[name], scale) for pairs, scale in loras if name in pairs]
@@ -30,5 +40,5 @@ def merge(parts: Mapping[str, nn.Module], loras: Sequence[tuple[Lora, float]]) -
         total = weight.double()
         for pairs, scale in loras:
             if name in pairs:
-                total = total + scale * pairs[name].delta().to(weight.device)
+                total = total + scale * pairs[name].delta(weight).to(weight.device)
         weight.copy_(total)

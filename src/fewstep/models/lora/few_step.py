@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from fewstep.errors import UserError
 from fewstep.models.card import LCM_LORA, StudentCard
-from fewstep.models.family import Family
+from fewstep.models.family import Family, LatentModel
+from fewstep.models.lora.file import LoraFile, adaptable_modules
+from fewstep.models.lora.source import name_of
 
 LCM_SCHEDULER = "LCMScheduler"
 """The scheduler that few-step LoRAs are painted with."""
 DEFAULT_STEPS = 4
 _DEFAULT_GRID = 50
+_LCM = re.compile(r"(?<![a-z])lcm(?![a-z])", re.IGNORECASE)
+logger = logging.getLogger(__name__)
+
+
+def find_few_step(files: Sequence[LoraFile], model: LatentModel) -> LoraFile | None:
+    """Finds the LCM-LoRA among the files for a base that needs one: the one of which fewstep wrote so, or what others
+    made and call so, or which adapts what the paper's do.
+
+    Raises UserError where some say nothing of themselves and none is known for one: a style is never taken for it.
+    """
+    for file in files:
+        if file.note("method") == LCM_LORA:
+            return file
+    silent = [file for file in files if file.note("method") is None]
+    for file in silent:
+        if why := _why_few_step(file, model):
+            logger.info(f"{file.source} is taken for an LCM-LoRA: {why}")
+            return file
+    if silent:
+        raise UserError(
+            f"{model.source} is a teacher, not a few-step model, and nothing says that {silent[0].source} is an "
+            "LCM-LoRA (a style is none): give an LCM-LoRA too, or a few-step model; if this is one, put lcm in the "
+            "file's name"
+        )
+    return None
+
+
+def _why_few_step(file: LoraFile, model: LatentModel) -> str | None:
+    """Returns what speaks for a LoRA's being an LCM-LoRA."""
+    said = (name_of(Path(file.source)), *(file.header.get(name, "") for name in ("modelspec.title", "ss_output_name")))
+    if name := next(filter(_LCM.search, said), None):
+        return f"it is called {name}"
+    layout, trained = model.family.lora, any(name.startswith("ss_") for name in file.header)
+    ends = tuple(f".{target}" for target in layout.targets)
+    whole = {name for name in adaptable_modules({layout.part: model.network.backbone}) if name.endswith(ends)}
+    if not trained and file.pairs.keys() == whole:
+        return "it adapts all the modules that the paper's do, and nothing else"
+    return None
 
 
 def read_few_step(header: Mapping[str, str], source: str, family: Family) -> tuple[StudentCard, int]:

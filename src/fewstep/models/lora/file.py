@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +18,17 @@ from fewstep.errors import UserError
 from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.card import LORA_FILE
 from fewstep.models.family import LoraLayout
+from fewstep.models.lora.embeddings import Embeddings, read_embeddings
+from fewstep.models.lora.fitting import make_pair, read_number
+from fewstep.models.lora.header import DIFFUSERS_ENTRY, Adapter, read_adapters
+from fewstep.models.lora.pair import Lora, Pair
+from fewstep.models.lora.spelling import EMBEDDING, PEFT, list_spellings, refuse_others, split_key
+
+__all__ = ["DIFFUSERS_FILE", "KOHYA_FILE", "Lora", "LoraFile", "Pair", "adaptable_modules", "read_lora", "write_lora"]
 
 DIFFUSERS_FILE = LORA_FILE
 KOHYA_FILE = "lora-kohya.safetensors"
-LARGEST_RANK = 1024
-LARGEST_SCALE = 64.0
-"""Beyond this |alpha/rank| a file is taken for broken."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """ΔW = alpha/rank · B·A of one linear or convolutional module."""
-
-    down: Tensor
-    """A, `[rank, in]` or `[rank, in, k, k]`."""
-    up: Tensor
-    """B, `[out, rank]` or `[out, rank, 1, 1]`."""
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        return len(self.down)
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-    def delta(self) -> Tensor:
-        """Computes ΔW `[out, in]` or `[out, in, k, k]`, in float64."""
-        up, down = self.up.double().flatten(1), self.down.double().flatten(1)
-        delta: Tensor = (self.scale * up @ down).unflatten(1, self.down.shape[1:])
-        return delta
-
-
-Lora = dict[str, Pair]
-"""Pairs by the module's name in the pipeline, which begins with its part: `text_encoder.…`."""
+_ADVICE = "give a LoRA as .safetensors, or the folder of a run that made one"
 
 
 @dataclass(frozen=True)
@@ -62,12 +38,17 @@ class LoraFile:
     source: str
     pairs: Lora
     header: dict[str, str]
+    embeddings: Embeddings = field(default_factory=dict)
+    """Words that it brings along for the text encoders."""
+    notes: tuple[str, ...] = ()
+    """What was assumed in reading it, a line each."""
 
     def matched(self) -> str:
         """How many modules of which parts it adapts, in words; all of its tensors have their place there."""
         parts = [name.split(".", 1)[0] for name in self.pairs]
         counts = ", ".join(f"{parts.count(part)} modules of {part}" for part in dict.fromkeys(parts))
-        return f"{self.source}: {counts}; every tensor matched"
+        words = f"; it brings a word for prompts: {', '.join(self.embeddings)}" if self.embeddings else ""
+        return f"{self.source}: {counts}; every tensor matched{words}"
 
     def note(self, name: str) -> str | None:
         """Returns what fewstep wrote under `fewstep.<name>`."""
@@ -77,66 +58,92 @@ class LoraFile:
 def read_lora(path: Path, parts: Mapping[str, nn.Module], layout: LoraLayout) -> LoraFile:
     """Reads and checks `path` against the networks it is for, by their names in files; changes none of them.
 
-    Spellings: diffusers (new, and attention processors), peft, kohya. UserError says what does not fit.
+    Spellings: diffusers (new, old, attention processors), peft, kohya, and the original's names. UserError says what
+    does not fit.
     """
-    advice = "give a LoRA as .safetensors, or the folder of a run that made one"
-    tensors, header = read_safetensors(path, advice=advice), read_safetensors_header(path, advice=advice).metadata
+    tensors, header = read_safetensors(path, advice=_ADVICE), read_safetensors_header(path, advice=_ADVICE).metadata
+    carried = {key: tensors.pop(key) for key in list(tensors) if key.startswith(EMBEDDING)}
     modules = adaptable_modules(parts)
-    names = _spellings(modules, layout)
+    halves = _sort_halves(path, tensors, list_spellings(modules, layout))
+    adapters = read_adapters(path, header, parts=list(parts), is_peft=any(key.startswith(PEFT) for key in tensors))
+    scales = _Scales(path, adapters, layout)
+    pairs = {
+        name: make_pair(path, name, half, modules[name].weight, partial(scales.find_alpha, name, half))
+        for name, half in halves.items()
+    }
+    notes = scales.list_notes(pairs, header)
+    return LoraFile(str(path), pairs, header, read_embeddings(path, carried, parts, layout), notes)
+
+
+def _sort_halves(path: Path, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+    """Returns the tensors by module and half. Raises UserError where one has no place, or two have the same."""
     halves: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, value in tensors.items():
-        module, half = _split(key)
+        module, half = split_key(key)
         if half is None or (name := names.get(module)) is None:
             unknown.append(key)
+        elif half in halves.setdefault(name, {}):
+            raise UserError(f"{path} is ambiguous: it holds {half} of {name} twice, the second time as {key}")
         else:
-            halves.setdefault(name, {})[half] = value
+            halves[name][half] = value
+    refuse_others(path, unknown)
+    if not tensors:
+        raise UserError(f"{path} holds no LoRA: none of its tensors is for a module")
     if unknown or not halves:
         raise UserError(
             f"{path} does not fit this base: {len(unknown)} of {len(tensors)} tensors match no module of it"
             + (f", such as {unknown[0]}" if unknown else "")
-            + "; it may be for another family, or no plain LoRA (DoRA, LoHa and LoKr are not read)"
+            + "; it may be for another family, or no LoRA"
         )
-    written = _written_alphas(header)
-    pairs = {name: _pair(path, name, half, written, modules[name].weight) for name, half in halves.items()}
-    return LoraFile(str(path), pairs, header)
+    return halves
 
 
-def parse_lora(given: str) -> tuple[Path, float]:
-    """Reads `FILE` or `FILE:SCALE`; in place of a file a folder that `distill` wrote a LoRA into."""
-    name, colon, number = given.rpartition(":")
-    try:
-        scale = float(number) if colon else 1.0
-    except ValueError:  # the colon belongs to the name
-        name, scale = given, 1.0
-    if not math.isfinite(scale):
-        raise UserError(f"--lora {given} has scale {scale:g}; a finite number is wanted")
-    path = Path(name if colon and name else given)
-    if path.is_dir():
-        model = path / "model"  # of a run folder
-        return (model if model.is_dir() else path) / DIFFUSERS_FILE, scale
-    return path, scale
+@dataclass
+class _Scales:
+    """Knows where a file says the scale of its pairs, and keeps where it does not."""
 
+    path: Path
+    adapters: Mapping[str, Adapter]
+    layout: LoraLayout
+    silent: list[str] = field(default_factory=list)
+    """Modules whose alpha is written nowhere."""
 
-_HALVES = {
-    "lora_A": "down", "lora_down": "down", "lora.down": "down", "lora_linear_layer.down": "down",
-    "lora_B": "up", "lora_up": "up", "lora.up": "up", "lora_linear_layer.up": "up",
-}  # fmt: skip
-_PROCESSOR = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight$")
+    def find_alpha(self, name: str, half: Mapping[str, Tensor], rank: int) -> float:
+        """Returns what a tensor says, or the adapter's configuration, or the rank. Raises UserError where they are at
+        odds."""
+        part, module = name.split(".", 1)
+        if (adapter := self.adapters.get(part)) is None:
+            if "alpha" in half:
+                return read_number(self.path, f"alpha of {name}", half["alpha"])
+            self.silent.append(name)
+            return float(rank)
+        spelt = (self.layout.in_files(part, module), module)
+        if adapter.uses_dora and not {"magnitude", "dora_scale"} & half.keys():
+            raise UserError(f"{self.path} is broken: it says that it is a DoRA and holds no magnitude of {name}")
+        written = adapter.find_alpha(spelt, rank)
+        found = read_number(self.path, f"alpha of {name}", half["alpha"]) if "alpha" in half else written
+        if adapter.find_rank(spelt) != rank or abs(found - written) > 1e-3 * abs(written):
+            raise UserError(
+                f"{self.path} is ambiguous: {name} has rank {rank} and alpha {found:g} by its tensors, "
+                f"{adapter.find_rank(spelt):g} and {written:g} by its configuration ({DIFFUSERS_ENTRY}); mend or "
+                "remove it"
+            )
+        return found
 
-
-def _split(key: str) -> tuple[str, str | None]:
-    """A tensor's key as (module, "down" | "up" | "alpha"), or (key, None)."""
-    if found := _PROCESSOR.search(key):
-        module = {"to_out": "to_out.0"}.get(found[1], found[1])
-        return f"{key[: found.start()]}.{module}", found[2]
-    if key.endswith(".alpha"):
-        return key.removesuffix(".alpha"), "alpha"
-    for spelling, half in _HALVES.items():
-        for end in (f".{spelling}.weight", f".{spelling}.default.weight"):
-            if key.endswith(end):
-                return key.removesuffix(end), half
-    return key, None
+    def list_notes(self, pairs: Lora, header: Mapping[str, str]) -> tuple[str, ...]:
+        """Returns what was assumed of the scale, a line each."""
+        notes = []
+        said = header.get("ss_network_alpha", "")
+        ranks = {f"{pairs[name].rank}{end}" for name in self.silent for end in ("", ".0")}
+        if self.silent and said and said not in ranks:
+            notes.append(
+                f"{self.path} says ss_network_alpha {said:.20} in its header and no alpha beside {len(self.silent)} of "
+                "its modules: their scale is taken for 1, as other tools do"
+            )
+        if none := [name for name, pair in pairs.items() if not pair.alpha and pair.magnitude is None]:
+            notes.append(f"{self.path} has alpha 0 at {len(none)} of its modules and changes nothing there")
+        return tuple(notes)
 
 
 def adaptable_modules(parts: Mapping[str, nn.Module]) -> dict[str, nn.Linear | nn.Conv2d]:
@@ -147,73 +154,6 @@ def adaptable_modules(parts: Mapping[str, nn.Module]) -> dict[str, nn.Linear | n
             if isinstance(module, nn.Linear | nn.Conv2d) and not re.search(r"\.lora_[AB]\.", name):
                 found[f"{part}.{name.removesuffix('.base_layer')}"] = module
     return found
-
-
-def _spellings(modules: Collection[str], layout: LoraLayout) -> dict[str, str]:
-    """Returns every name by which a file may call a module, with the name it has in the pipeline."""
-    names: dict[str, str] = {}
-    for true in modules:
-        part, name = true.split(".", 1)
-        for spelt in {name, layout.in_files(part, name)}:
-            flat = spelt.replace(".", "_")
-            names |= dict.fromkeys((f"{part}.{spelt}", f"base_model.model.{part}.{spelt}"), true)
-            names |= dict.fromkeys((f"{prefix}_{flat}" for prefix in layout.prefixes[part]), true)
-            if part == layout.part:
-                names[f"base_model.model.{spelt}"] = true
-    # Some kohya files, those for Stable Diffusion XL among them, call blocks as the original does.
-    own = [true.removeprefix(f"{layout.part}.") for true in modules if true.startswith(f"{layout.part}.")]
-    for module, theirs in layout.original_names(own).items():
-        names |= dict.fromkeys(
-            (f"{prefix}_{theirs.replace('.', '_')}" for prefix in layout.prefixes[layout.part]),
-            f"{layout.part}.{module}",
-        )
-    return names
-
-
-def _written_alphas(header: Mapping[str, str]) -> dict[str, Any]:
-    """diffusers' `lora_adapter_metadata`, in which alpha stands when it is no tensor."""
-    try:
-        written = json.loads(header.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return {}
-    return written if isinstance(written, dict) else {}
-
-
-def _pair(path: Path, name: str, half: Mapping[str, Tensor], written: Mapping[str, Any], weight: Tensor) -> Pair:
-    """Returns the checked pair of one module."""
-    if not {"down", "up"} <= half.keys():
-        raise UserError(f"{path} is broken: of {name} it holds {', '.join(half)} alone")
-    down, up = half["down"], half["up"]
-    if not (down.isfinite().all() and up.isfinite().all()):
-        raise UserError(f"{path} is broken: NaN or infinity in {name}")
-    rank = len(down)
-    wanted_down, wanted_up = (rank, *weight.shape[1:]), (weight.shape[0], rank, *[1] * (weight.ndim - 2))
-    if weight.ndim == 4 and weight.shape[2:] == (1, 1):  # kohya and old diffusers write 1×1 convolutions as linear
-        down, up = down.reshape(*down.shape[:2], 1, 1), up.reshape(*up.shape[:2], 1, 1)
-    if tuple(down.shape) != tuple(wanted_down) or tuple(up.shape) != tuple(wanted_up):
-        raise UserError(
-            f"{path} does not fit this base: {name} has {tuple(down.shape)} and {tuple(up.shape)}, "
-            f"needed are {tuple(wanted_down)} and {tuple(wanted_up)}"
-        )
-    alpha = _alpha(name, half, written, rank)
-    if rank > LARGEST_RANK or not abs(alpha / rank) <= LARGEST_SCALE:
-        raise UserError(
-            f"{path} has rank {rank} and alpha {alpha:g} at {name}; allowed are ranks up to {LARGEST_RANK} "
-            f"and |alpha/rank| up to {LARGEST_SCALE:g}"
-        )
-    return Pair(down.float(), up.float(), alpha)
-
-
-def _alpha(name: str, half: Mapping[str, Tensor], written: Mapping[str, Any], rank: int) -> float:
-    if "alpha" in half:
-        return float(half["alpha"])
-    part, module = name.split(".", 1)
-    pattern = written.get(f"{part}.alpha_pattern") or {}
-    for key, value in pattern.items():
-        if re.search(rf"(^|\.){key.removeprefix('^')}$", module):
-            return float(value)
-    value = written.get(f"{part}.lora_alpha")
-    return float(rank if value is None else value)
 
 
 def write_lora(

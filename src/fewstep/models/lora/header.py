@@ -1,0 +1,139 @@
+"""What stands in a file's header, or beside the file, of the scale of its tensors: peft's configurations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+
+from fewstep.errors import UserError
+
+DIFFUSERS_ENTRY = "lora_adapter_metadata"
+"""Where diffusers' files hold the configuration of each part's adapter."""
+PEFT_FILE = "adapter_config.json"
+"""Where peft holds it, beside the weights."""
+_INERT = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern",
+    "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "runtime_config", "qalora_group_size", "ensure_weight_tying", "use_dora",
+}  # fmt: skip
+"""Entries that do not change what the tensors mean; `use_dora` is seen by the tensors."""
+_READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights"}
+_DEFAULTS = {
+    each.name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+    for each in dataclasses.fields(LoraConfig)
+}
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """peft's configuration of one part's adapter, as far as it says what the tensors mean."""
+
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, float] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_stabilised: bool = False
+    """Whether the scale is alpha/√rank (arXiv 2312.03732)."""
+    uses_dora: bool = False
+
+    def find_alpha(self, names: Sequence[str], rank: int) -> float:
+        """Returns alpha so that alpha/rank is the scale of a module, which has these names."""
+        alpha = float(_match(self.alpha_pattern, names, self.alpha))
+        return alpha * math.sqrt(rank) if self.rank_stabilised else alpha
+
+    def find_rank(self, names: Sequence[str]) -> float:
+        """Returns the rank that it says a module has, which has these names."""
+        return _match(self.rank_pattern, names, self.rank)
+
+
+def _match(pattern: Mapping[str, float], names: Sequence[str], default: float) -> float:
+    """Finds the first entry that peft would take for a module."""
+    found = (value for key, value in pattern.items() if any(re.match(rf"(.*\.)?({key})$", name) for name in names))
+    return next(found, default)
+
+
+def read_adapters(path: Path, header: Mapping[str, str], *, parts: list[str], is_peft: bool) -> dict[str, Adapter]:
+    """Reads the configurations that the scale of a file's tensors follows, by part, the network's first in `parts`.
+
+    They stand in the header, as diffusers writes it, or of a file in peft's spelling beside it. Raises UserError for
+    what cannot be followed.
+    """
+    text, source = header.get(DIFFUSERS_ENTRY), f"{path} has {DIFFUSERS_ENTRY}"
+    beside = path.parent / PEFT_FILE
+    if text is None and is_peft and beside.is_file():
+        text, source = _read_text(beside), f"{beside} is a file"
+    if text is None:
+        return {}
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{source} that is no JSON; the scale of the LoRA stands there, so mend or remove it"
+        ) from error
+    if not isinstance(said, dict):
+        raise UserError(f"{source} that is no JSON object; the scale of the LoRA stands there, so mend or remove it")
+    own = {part: {k.split(".", 1)[1]: v for k, v in said.items() if k.startswith(f"{part}.")} for part in parts}
+    if plain := {key: value for key, value in said.items() if "." not in key}:
+        own[parts[0]] = {**plain, **own[parts[0]]}
+    return {part: _read_adapter(source, entries) for part, entries in own.items() if entries}
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); the scale of the LoRA stands there") from error
+
+
+def _read_adapter(source: str, entries: Mapping[str, Any]) -> Adapter:
+    for name, value in entries.items():
+        if name in _INERT | _READ or not value or value == _DEFAULTS.get(name):
+            continue
+        raise UserError(f"{source} with {name} {value!r:.60}, which fewstep does not know; convert it to a plain LoRA")
+    _check(source, entries)
+    return Adapter(
+        rank=entries.get("r", _DEFAULTS["r"]),
+        alpha=float(entries.get("lora_alpha", _DEFAULTS["lora_alpha"])),
+        rank_pattern=entries.get("rank_pattern") or {},
+        alpha_pattern=entries.get("alpha_pattern") or {},
+        rank_stabilised=bool(entries.get("use_rslora")),
+        uses_dora=bool(entries.get("use_dora")),
+    )
+
+
+def _check(source: str, entries: Mapping[str, Any]) -> None:
+    """Raises UserError for entries that are of the wrong kind, or say more than tensors can be scaled by."""
+    if (kind := entries.get("peft_type") or "LORA") != "LORA":
+        raise UserError(f"{source} of the kind {kind!r:.60}; LoRA is read: convert it to a plain LoRA")
+    if str(entries.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
+        raise UserError(
+            f"{source} with init_lora_weights {entries['init_lora_weights']!r:.60}, for which the base itself was "
+            "changed; convert it to a plain LoRA (peft's path_initial_model_for_weight_conversion)"
+        )
+    for name in ("r", "lora_alpha"):
+        if name in entries and not _is_number(entries[name]):
+            raise UserError(f"{source} with {name} {entries[name]!r:.60}; a number is wanted")
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = entries.get(name) or {}
+        if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
+            raise UserError(f"{source} with {name} {pattern!r:.60}; numbers by modules are wanted")
+        for key in pattern:
+            try:
+                re.compile(rf"(.*\.)?({key})$")
+            except (re.error, RecursionError, OverflowError) as error:
+                raise UserError(f"{source} with {name} {key!r:.60}, which is no pattern ({error})") from error
+
+
+def _is_number(value: object) -> bool:
+    """Says whether a value of JSON, whose whole numbers have no end, is one that a scale can be computed from."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30

@@ -1,0 +1,107 @@
+"""Where the file of a `--lora` is: here, in a run folder, in a folder that another tool wrote, or on the Hub."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from fewstep.errors import UserError
+from fewstep.models.card import LORA_FILE
+from fewstep.models.lora.header import PEFT_FILE
+
+_PREFERRED = (LORA_FILE, "adapter_model.safetensors")
+"""What diffusers and peft call the file of a LoRA."""
+_HUB = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<file>.+))?")
+_CACHED = re.compile(r"models--(?P<repository>.+)")
+_NAMELESS = ("model", "pytorch_lora_weights", "adapter_model", "lora-kohya")
+
+
+def parse_lora(given: str) -> tuple[Path, float]:
+    """Reads `WHERE` or `WHERE:SCALE`, and finds or fetches the file: WHERE is one, a folder, or HUB-ID[/FILE]."""
+    name, colon, number = given.rpartition(":")
+    try:
+        scale = float(number) if colon else 1.0
+    except ValueError:  # the colon belongs to the name
+        name, scale = given, 1.0
+    if not math.isfinite(scale):
+        raise UserError(f"--lora {given} has scale {scale:g}; a finite number is wanted")
+    return _find(name if colon and name else given), scale
+
+
+def name_of(path: PurePath) -> str:
+    """Returns what people call a LoRA: its file, its folder where every such file has that name, or its repository."""
+    parts = list(path.with_suffix("").parts)
+    for place, part in enumerate(parts):
+        if cached := _CACHED.fullmatch(part):
+            parts[place : place + 3] = [cached["repository"].rpartition("--")[2]]  # with snapshots/REVISION
+            break
+    named = [part for part in parts if part not in (*_NAMELESS, path.anchor)]
+    return named[-1] if named else path.stem
+
+
+def _find(given: str) -> Path:
+    path = Path(given)
+    if path.is_dir():
+        folder = path / "model" if (path / "model").is_dir() else path  # of a run folder
+        names = [file.name for file in folder.glob("*.safetensors")]
+        return folder / (_choose(names, given) if names else LORA_FILE)
+    found = _HUB.fullmatch(given)
+    is_here = path.exists() or Path(path.parts[0] if path.parts else ".").is_dir()
+    if found is None or is_here or (found["file"] is None and path.suffix):
+        return path
+    return _fetch(found["repository"], found["file"])
+
+
+def _choose(names: Sequence[str], where: str) -> str:
+    """Chooses the file of a LoRA among those of a folder. Raises UserError where several could be meant."""
+    for name in _PREFERRED:
+        if name in names:
+            return name
+    if len(names) == 1:
+        return names[0]
+    shown = ", ".join(sorted(names)[:5])
+    found = f"{len(names)} .safetensors files ({shown})" if names else "no .safetensors file"
+    raise UserError(f"{where} has {found}; name the file, as in {where}/FILE.safetensors")
+
+
+def _fetch(repository: str, file: str | None) -> Path:
+    """Downloads one LoRA of a repository, unless it is in the Hub's cache. Raises UserError."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        names = _list_files(repository)
+        whole = [name for name in names if name.endswith(".safetensors")]
+        chosen = file or _choose([name for name in whole if "/" not in name], repository)
+        if chosen not in names:
+            raise UserError(
+                f"{repository} has no file {chosen}; its .safetensors files are: {', '.join(whole) or 'none'}"
+            )
+        path = Path(hf_hub_download(repository, chosen))
+        beside = str(PurePath(chosen).with_name(PEFT_FILE))
+        if beside in names:  # the scale may stand there
+            hf_hub_download(repository, beside)
+        return path
+    except UserError:
+        raise
+    except Exception as error:  # the Hub's library, the connection and the disk each raise their own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UserError(
+            f"{repository} is no file or folder here and could not be fetched from the Hub ({reason}); check the name "
+            "and the connection, or give a file"
+        ) from error
+
+
+def _list_files(repository: str) -> list[str]:
+    """Returns the names of a repository's files; without a connection those that were downloaded before."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return HfApi().list_repo_files(repository)
+    except HfHubHTTPError:  # the Hub has answered: there is no such repository, or it is not for everyone
+        raise
+    except Exception:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+        return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
