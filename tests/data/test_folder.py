@@ -143,9 +143,10 @@ def test_every_picture_that_cannot_be_used_is_counted_once(
     (tmp_path / "directory.png").mkdir()
     add(tmp_path, "caption is a folder.png", None).with_suffix(".txt").mkdir()
     (tmp_path / "notes.md").write_text("no picture, so not counted")
-    report = open_folder(tmp_path).report
+    data = open_folder(tmp_path)
+    report = data.report
     assert report.names == {
-        "broken picture": ["cut.jpg", "cut.png", "cut.webp", "flipped.png", "renamed.png", "text.png", "zero.jpg"],
+        "broken picture": ["cut.jpg", "cut.png", "cut.webp", "renamed.png", "text.png", "zero.jpg"],
         "too large": ["bomb.png"],
         "unreadable file": ["caption is a folder.png", "dangling.png"],
         "unsupported format": ["other.gif"],
@@ -154,11 +155,14 @@ def test_every_picture_that_cannot_be_used_is_counted_once(
         "caption not UTF-8": ["latin.png", "utf16.png"],
     }
     assert report.dropped == {reason: len(files) for reason, files in report.names.items()}
-    assert (report.found, report.used) == (17, 1)
+    assert (report.found, report.used) == (17, 2)
     assert report.format_summary() == (
-        "data: 17 pictures found, 1 used, 16 dropped (7 broken pictures, 1 too large, 2 unreadable files, "
+        "data: 17 pictures found, 2 used, 15 dropped (6 broken pictures, 1 too large, 2 unreadable files, "
         "1 unsupported format, 2 without caption, 1 empty caption, 2 caption not UTF-8)"
     )
+    # Header and end are whole, so that only decoding can tell.
+    with pytest.raises(DroppedError, match=r"flipped\.png: broken picture"):
+        data.read(0)
 
 
 def flip_bits(source: Path, folder: Path) -> bytes:

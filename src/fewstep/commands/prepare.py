@@ -23,7 +23,7 @@ from fewstep.data.shards.prepared import (
     write_manifest,
     write_shard,
 )
-from fewstep.data.sources.base import Source, escape_line
+from fewstep.data.sources.base import Source, escape_line, list_repeats
 from fewstep.errors import UserError
 from fewstep.files import remove_abandoned
 from fewstep.models.loading import load_latent_model, pick_device
@@ -72,6 +72,8 @@ class Part:
 
     name: str
     pictures: range
+    times: int = 1
+    """How often an epoch goes through it."""
 
 
 def prepare(config: Prepare) -> None:
@@ -122,6 +124,8 @@ class EncodingStudio:
             "data": config.data, "batch_size": config.batch_size, "part": config.part,
             "pictures_sha256": hash_sources([self._source]),
         }  # fmt: skip
+        if repeats := {part.name: part.times for part in self.parts if part.times != 1}:
+            self.made_of["repeats"] = repeats
 
     def run(self, part: Part) -> None:
         """Encodes a part, unless another process has meanwhile."""
@@ -145,7 +149,8 @@ class EncodingStudio:
 
 
 def _make_row(reading: PictureReader, index: int, square: Square) -> PreparedRow:
-    return PreparedRow(reading.key(index), square.caption, square.sizes, square.reason)
+    first, *others = square.captions
+    return PreparedRow(reading.key(index), first, square.sizes, square.reason, tuple(others))
 
 
 def _check(rows: list[PreparedRow], part: Part) -> None:
@@ -164,13 +169,13 @@ def _check(rows: list[PreparedRow], part: Part) -> None:
 def _split(source: Source, most: int) -> Iterator[Part]:
     """Yields a part for each shard of the source, and for each `most` pictures of a longer one."""
     first = 0
-    for number, size in enumerate(source.shard_sizes):
+    for number, (size, times) in enumerate(zip(source.shard_sizes, list_repeats(source), strict=True)):
         name = source.shard_name(number)
         stem = "scenes" if name == str(number) else PurePosixPath(name).stem  # what is drawn has no file
         word = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem)[:60]
         for start in range(0, size, most):
             pictures = range(first + start, first + min(start + most, size))
-            yield Part(f"{number:05d}-{start // most:04d}-{word}", pictures)
+            yield Part(f"{number:05d}-{start // most:04d}-{word}", pictures, times)
         first += size
 
 

@@ -63,6 +63,8 @@ class SampleOrder:
     """Number of pictures in each shard."""
     window: int = 16
     """Number of consecutive shards whose pictures are shuffled together."""
+    repeats: tuple[int, ...] = ()
+    """How often an epoch goes through each shard; once through each if empty."""
 
     def __post_init__(self) -> None:
         if not sum(self.shard_sizes):
@@ -80,14 +82,18 @@ class SampleOrder:
 
     @functools.cached_property
     def _size(self) -> int:
-        return sum(self.shard_sizes)
+        return sum(size * times for size, times in zip(self.shard_sizes, self._times, strict=True))
+
+    @functools.cached_property
+    def _times(self) -> tuple[int, ...]:
+        return self.repeats or (1,) * len(self.shard_sizes)
 
     @functools.cached_property
     def _starts(self) -> Indices:
         return np.cumsum([0, *self.shard_sizes])
 
     def _find_in_epoch(self, epoch: int, places: Indices) -> Indices:
-        shards, starts, windows = _plan_epoch(self.seed, self.shard_sizes, self.window, epoch)
+        shards, starts, windows = _plan_epoch(self.seed, self.shard_sizes, self._times, self.window, epoch)
         number = np.searchsorted(windows, places, side="right") - 1
         indices = np.empty_like(places)
         for window in np.unique(number):
@@ -101,10 +107,12 @@ class SampleOrder:
 
 
 @functools.lru_cache(maxsize=8)
-def _plan_epoch(seed: int, shard_sizes: tuple[int, ...], window: int, epoch: int) -> tuple[Indices, Indices, Indices]:
+def _plan_epoch(
+    seed: int, shard_sizes: tuple[int, ...], times: tuple[int, ...], window: int, epoch: int
+) -> tuple[Indices, Indices, Indices]:
     """Returns the shards in order, the position at which each begins, and the bounds of the windows."""
-    shuffle = Permutation(draws.key(seed, "shards", epoch), len(shard_sizes))
-    shards = shuffle(np.arange(len(shard_sizes)))
+    visits = np.repeat(np.arange(len(shard_sizes)), times)
+    shards = visits[Permutation(draws.key(seed, "shards", epoch), len(visits))(np.arange(len(visits)))]
     starts = np.cumsum([0, *np.asarray(shard_sizes)[shards]])
     windows = np.append(starts[:-1:window], starts[-1])
     return shards, starts, windows

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,9 +14,10 @@ from PIL import Image, ImageOps
 from fewstep.data import draws
 from fewstep.data.latents import DroppedPicture
 from fewstep.data.order import Indices, MixedSampleOrder, SampleOrder
-from fewstep.data.sources.base import DroppedError, Example, Source
+from fewstep.data.sources.base import DroppedError, Example, Source, list_repeats
 from fewstep.data.sources.decoding import fit_square
 
+T = TypeVar("T")
 Crop = Literal["middle", "random"]
 Sizes = tuple[int, int, int, int, int, int]
 
@@ -47,6 +48,13 @@ class Square:
     square: Stable Diffusion XL's added conditions (arXiv 2307.01952, 2.2)."""
     reason: str = ""
     """Why the picture could not be read; the square is then grey and the caption empty."""
+    captions: tuple[str, ...] = ()
+    """All captions of the picture, of which `caption` was drawn."""
+
+
+def draw_caption(captions: Sequence[T], seed: int, counter: int) -> T:
+    """Draws the caption for this position from those of its picture."""
+    return captions[draws.key(seed, "caption", counter) % len(captions)] if len(captions) > 1 else captions[0]
 
 
 def crop_square(picture: Example, settings: CropSettings, seed: int, counter: int) -> Square:
@@ -61,7 +69,9 @@ def crop_square(picture: Example, settings: CropSettings, seed: int, counter: in
         u = float(draws.uniform(seed, "crop", [counter])[0])  # one of the two has no room
         left, top = int(u * (width - side + 1)), int(u * (height - side + 1))
     square = fit_square(image, side, (left, top))
-    return Square(square, picture.caption, (image.height, image.width, top, left, side, side))
+    captions = (picture.caption, *picture.others)
+    caption = draw_caption(captions, seed, counter)
+    return Square(square, caption, (image.height, image.width, top, left, side, side), captions=captions)
 
 
 class PictureReader:
@@ -76,7 +86,10 @@ class PictureReader:
         workers: int = 0, ahead: int = 0,
     ) -> None:  # fmt: skip
         """`ahead` is how many positions before its use a picture is read: the size of a whole batch."""
-        orders = tuple(SampleOrder(draws.key(seed, "source", i), tuple(s.shard_sizes)) for i, s in enumerate(sources))
+        orders = tuple(
+            SampleOrder(draws.key(seed, "source", i), tuple(source.shard_sizes), repeats=list_repeats(source))
+            for i, source in enumerate(sources)
+        )
         self._order = orders[0] if len(orders) == 1 else MixedSampleOrder(seed, orders, tuple(weights))
         self._sources, self.crop_settings, self._seed, self._ahead = sources, settings, seed, ahead
         self._starts = np.cumsum([0, *(sum(source.shard_sizes) for source in sources)])
@@ -99,6 +112,10 @@ class PictureReader:
         except DroppedError as dropped:  # its shard is gone
             return dropped.key or f"picture {index}"
 
+    def draw_caption(self, captions: Sequence[T], counter: int) -> T:
+        """Draws the caption for this position from those of its picture."""
+        return draw_caption(captions, self._seed, counter)
+
     def hash_contents(self) -> str:
         """Hashes the names of the pictures in order, so that a picture or shard added or removed is noticed."""
         return hash_sources(self._sources)
@@ -111,7 +128,7 @@ class PictureReader:
         except DroppedError as dropped:
             side = self.crop_settings.resolution
             grey = Image.new("RGB", (side, side), (128, 128, 128))
-            return Square(grey, "", (side, side, 0, 0, side, side), str(dropped.reason))
+            return Square(grey, "", (side, side, 0, 0, side, side), str(dropped.reason), ("",))
 
     def read_squares(self, counters: range) -> list[Square]:
         """Reads and crops the pictures at these positions."""
@@ -142,6 +159,8 @@ def hash_sources(sources: Sequence[Source]) -> str:
     for source in sources:
         sizes = source.shard_sizes
         total.update(f"{len(sizes)} shards\n".encode())
+        if (repeats := list_repeats(source)) != (1,) * len(sizes):
+            total.update(f"repeated {repeats}\n".encode())
         if sum(sizes) <= _MOST_KEYS:
             names = [source.key(i) for i in range(sum(sizes))]
         else:

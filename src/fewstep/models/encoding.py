@@ -41,7 +41,8 @@ class KeptLatents(_Latents):
         starts: Sequence[int] = range(0, len(reading), _CHUNK)
         means, stds, sizes = [], [], []
         numbers: dict[str, int] = {}  # equal captions are encoded once
-        rows, reasons = [], []
+        rows: list[list[int]] = []  # of the captions of each picture
+        reasons: list[str] = []
         for start in track(
             starts, f"encoding {len(reading)} pictures", console=console, disable=not console.is_terminal
         ):
@@ -50,13 +51,13 @@ class KeptLatents(_Latents):
             means.append(mean)
             stds.append(std)
             sizes += [square.sizes for square in part]
-            rows += [numbers.setdefault(square.caption, len(numbers)) for square in part]
+            rows += [[numbers.setdefault(caption, len(numbers)) for caption in square.captions] for square in part]
             reasons += [square.reason for square in part]
         captions = list(numbers)
         texts = [model.conditioner.encode(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK)]
         self._mean, self._std = torch.cat(means), torch.cat(stds)
         self._text = {name: torch.cat([part[name] for part in texts]) for name in texts[0]}
-        self._rows = torch.tensor(rows, device=model.device)
+        self._rows = rows
         self._sizes = model.conditioner.tell_sizes(sizes)
         self._reasons = reasons
 
@@ -70,7 +71,12 @@ class KeptLatents(_Latents):
         keyed = zip(counters, indices, reasons, strict=True)
         self._lost += [DroppedPicture(i, self._reading.key(int(index)), reason) for i, index, reason in keyed if reason]
         index = torch.from_numpy(indices).to(self._mean.device, non_blocking=True)
-        cond = {name: value[self._rows[index]] for name, value in self._text.items()}
+        drawn = [
+            self._reading.draw_caption(self._rows[int(i)], counter)
+            for counter, i in zip(counters, indices, strict=True)
+        ]
+        row = torch.tensor(drawn).to(self._mean.device, non_blocking=True)
+        cond = {name: value[row] for name, value in self._text.items()}
         cond |= {name: value[index] for name, value in self._sizes.items()}
         return LatentBatch(self._mean[index] + self._std[index] * noise, cond, _valid(reasons, index.device))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.data import draws
 from fewstep.data.latents import DroppedPicture, LatentBatch
 from fewstep.data.order import SampleOrder
+from fewstep.data.reading import draw_caption
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
@@ -21,7 +22,8 @@ class PreparedLatents:
 
     def __init__(self, model: LatentModel, shards: PreparedShards, seed: int) -> None:
         self._model, self._shards = model, shards
-        self._order = SampleOrder(draws.key(seed, "source", 0), shards.shard_sizes)
+        self._seed = seed
+        self._order = SampleOrder(draws.key(seed, "source", 0), shards.shard_sizes, repeats=shards.shard_repeats)
         self.latent_shape: tuple[int, ...] = model.codec.shape(int(shards.made_of["resolution"]))
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
@@ -32,7 +34,10 @@ class PreparedLatents:
         if self._shards.made_of["std"]:
             z_0 = z_0 + self._stacked(places, "std").to(device, non_blocking=True) * noise
         conditioner = self._model.conditioner
-        cond = conditioner.encode([row.caption for row in rows]) | conditioner.tell_sizes([row.sizes for row in rows])
+        captions = [
+            draw_caption((row.caption, *row.others), self._seed, i) for i, row in zip(counters, rows, strict=True)
+        ]
+        cond = conditioner.encode(captions) | conditioner.tell_sizes([row.sizes for row in rows])
         return LatentBatch(z_0, cond, torch.ones(len(rows), dtype=torch.bool, device=device))
 
     def _stacked(self, places: list[tuple[int, int]], part: str) -> Tensor:

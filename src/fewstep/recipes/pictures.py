@@ -9,6 +9,7 @@ import tyro
 from fewstep import assets
 from fewstep.data.reading import Crop
 from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.selection import CaptionLines
 from fewstep.errors import UserError
 from fewstep.models.options import DeviceOptions, ModelOptions
 from fewstep.precision import Precision
@@ -22,13 +23,17 @@ class PictureOptions:
     """Says which pictures a command reads, and which square of each."""
 
     data: str = assets.SCENES
-    """Captioned pictures: `scenes` or `scenes-leaning` (bundled, drawn on the fly); a folder of pictures with .txt
-    captions or a metadata.jsonl; or tar shards or parquet files, as a path, URL or pattern (docs/data.md). A training
-    also takes a folder that `fewstep prepare` filled."""
+    """Captioned pictures: `scenes` or `scenes-leaning` (bundled, drawn on the fly); a folder of pictures with captions
+    beside them or in a metadata.jsonl or .csv; or tar, parquet or Arrow shards, as a path, URL or pattern
+    (docs/data.md). A training also takes a folder that `fewstep prepare` filled."""
     filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
     """Use only some of your own pictures, by scores in their metadata. Every filter is off until it is given."""
     caption_fields: tuple[str, ...] = ()
-    """Fields or columns of the shards that hold the captions. By default the usual names are tried."""
+    """Fields or columns that hold the captions. By default the usual names are tried."""
+    caption_lines: CaptionLines = "join"
+    """Of a caption of several lines: `join` them, `draw` one anew each time, or take the `first`."""
+    folder_repeats: bool = True
+    """Obey the numbers of folders such as 10_cat and 1_dog: how often their pictures come in an epoch."""
     cache_gib: float = 100.0
     """Disk space in GiB for local copies of shards that are read over the network."""
     pictures: int = 8192

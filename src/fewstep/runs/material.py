@@ -47,7 +47,10 @@ def choose_resolution(config: PictureOptions, model: LatentModel) -> int:
 
 def open_source(config: PictureOptions, data: str, resolution: int, seed: int) -> Source:
     """Opens what `data` names with the selection and the cache of a configuration."""
-    selection = Selection(filters=config.filters, captions=config.caption_fields)
+    selection = Selection(
+        filters=config.filters, captions=config.caption_fields, lines=config.caption_lines,
+        repeats=config.folder_repeats,
+    )  # fmt: skip
     cache_bytes = int(config.cache_gib * 2**30)
     request = SourceRequest(
         data=data, resolution=resolution, seed=seed, count=config.pictures, selection=selection, cache_bytes=cache_bytes
@@ -76,7 +79,11 @@ def open_material(config: TrainingConfig, model: LatentModel, *, captions: int =
     )
     words = [_caption(sources[0], i) for i in range(min(captions, len(sources[0])))]
     reports = [(data, source.report) for (data, _), source in zip(given, sources, strict=True)]
-    account = {data: {"found": r.found, "used": r.used, "dropped": dict(r.dropped)} for data, r in reports}
+    account = {
+        data: {"found": r.found, "used": r.used, "dropped": dict(r.dropped)}
+        | ({"told": dict(r.told)} if r.told else {})
+        for data, r in reports
+    }
     return Material(lambda: encode(model, reading, config.keep_gib), count, words, account, reading.hash_contents())
 
 
@@ -97,7 +104,9 @@ def _check_free(config: TrainingConfig, shards: PreparedShards) -> None:
     """Raises UserError where a setting asks for what was settled when the latents were prepared."""
     plain = TrainingConfig()
     asked = [
-        name for name in ("mix", "filters", "caption_fields", "flip") if getattr(config, name) != getattr(plain, name)
+        name
+        for name in ("mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "flip")
+        if getattr(config, name) != getattr(plain, name)
     ]
     if config.crop not in (plain.crop, shards.made_of["crop"]):
         asked.append("crop")

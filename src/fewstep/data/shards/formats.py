@@ -1,21 +1,25 @@
-"""The formats of shards, tar and parquet: how each is indexed, and how one picture is read."""
+"""The formats of shards, tar, parquet and Arrow: how each is indexed, and how one picture is read."""
 
 from __future__ import annotations
 
 import bisect
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import pyarrow as pa
 
 from fewstep.data.shards.index import ABOUT_SHARD, Entry, ShardIndex
-from fewstep.data.shards.parquet_index import index_parquet, read_first_rows, read_group
+from fewstep.data.shards.parquet_index import index_table, read_pictures
+from fewstep.data.shards.tables import ArrowTable, ParquetTable, Table
 from fewstep.data.shards.tar_index import index_tar
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.folder_files import read_local
 from fewstep.data.sources.lru_cache import LruCache
 from fewstep.data.sources.metadata import PictureMetadata, read_sidecar
 from fewstep.data.sources.remote import Shard, ShardCache
+from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.urls import is_not_found, is_remote, local_path, read_bytes, strip_query
 
 _GROUPS_KEPT = 1 << 29
@@ -46,18 +50,18 @@ class TarShards:
         end = len(strip_query(url))
         return f"{url[: end - len(self.suffix)]}.parquet{url[end:]}"
 
-    def build_index(self, cache: ShardCache, named: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
-        """Reads the whole shard; `wanted` are the fields of captions. Raises DroppedError where it is missing."""
+    def build_index(self, cache: ShardCache, named: NamedShard, selection: Selection) -> ShardIndex:
+        """Reads the whole shard, all of whose pictures come into the index. Raises DroppedError where it is missing."""
         described: dict[str, PictureMetadata] = {}
         sidecar_ok = True
         if named.sidecar is not None:
             try:
                 with cache.open(named.sidecar) as file:
-                    described = read_sidecar(file, wanted)
+                    described = read_sidecar(file, selection.captions)
             except (ValueError, DroppedError):
                 sidecar_ok = False
         with cache.open(named.shard) as file:
-            index = index_tar(file, described, wanted)
+            index = index_tar(file, described, selection)
         if not sidecar_ok:
             index.dropped[Reason.BAD_METADATA] = index.dropped.get(Reason.BAD_METADATA, 0) + 1
             index.names.setdefault(Reason.BAD_METADATA, []).append(f"{ABOUT_SHARD}its .parquet")
@@ -74,27 +78,30 @@ class TarShards:
 
 
 @dataclass(frozen=True)
-class ParquetShards:
-    """Parquet files whose rows hold the bytes of a picture, or the path of one beside the file."""
+class TableShards:
+    """Files whose rows hold the bytes of a picture, or the path of one beside the file."""
 
-    suffix: str = ".parquet"
-    _rows: LruCache[Shard, list[int]] = field(default_factory=lambda: LruCache(256))
+    suffix: str
+    open_table: Callable[[BinaryIO], Table]
+    _rows: LruCache[Shard, Sequence[int]] = field(default_factory=lambda: LruCache(256))
     _groups: LruCache[tuple[Shard, int], pa.Array] = field(default_factory=lambda: LruCache(_GROUPS_KEPT))
 
     def sidecar_url(self, url: str) -> str:  # noqa: ARG002 - the rows hold the metadata
         return ""
 
-    def build_index(self, cache: ShardCache, named: NamedShard, wanted: tuple[str, ...]) -> ShardIndex:
+    def build_index(self, cache: ShardCache, named: NamedShard, selection: Selection) -> ShardIndex:
         with cache.open(named.shard) as file:
-            return index_parquet(file, named.shard.url, named.name, wanted)
+            return index_table(lambda: self.open_table(file), named.shard.url, named.name, selection)
 
     def read_picture(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
         try:
             with cache.open(shard) as file:
-                rows = self._rows.get(shard, lambda: read_first_rows(file))
+                rows = self._rows.get(shard, lambda: self.open_table(file).starts)
                 number = bisect.bisect_right(rows, entry.offset) - 1
                 pictures = self._groups.get(
-                    (shard, number), lambda: read_group(file, number), lambda group: int(group.nbytes)
+                    (shard, number),
+                    lambda: read_pictures(self.open_table(file), number),
+                    lambda group: int(group.nbytes),
                 )
                 value = pictures[entry.offset - rows[number]]
         except (pa.ArrowException, OSError, ValueError, IndexError) as error:
@@ -106,7 +113,17 @@ class ParquetShards:
         return _read_neighbour(shard.url, entry.path, most)
 
 
-ShardFormat = TarShards | ParquetShards
+def parquet_shards() -> TableShards:
+    """Returns the format of parquet files."""
+    return TableShards(".parquet", ParquetTable)
+
+
+def arrow_shards() -> TableShards:
+    """Returns the format of Arrow files, as `datasets` saves them."""
+    return TableShards(".arrow", ArrowTable)
+
+
+ShardFormat = TarShards | TableShards
 
 
 def _read_neighbour(url: str, path: str, most: int) -> bytes:

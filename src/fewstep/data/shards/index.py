@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from fewstep.data.sources import captions
 from fewstep.data.sources.base import Tally
 from fewstep.data.sources.filters import SCORES
+from fewstep.data.sources.selection import CaptionLines
 from fewstep.errors import UserError
 from fewstep.files import write_whole
 
-VERSION = "1"
+VERSION = "2"
 """Part of the name of every index file; increase it when the contents of indexes change."""
 NAMES_OF_SHARD = 3
 """Most names kept for each reason in one shard."""
@@ -27,7 +30,7 @@ ABOUT_SHARD = " "
 _COUNTS = b"fewstep"
 _SCHEMA = pa.schema(
     [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("caption", pa.string()),
-     ("path", pa.string()), *((score, pa.float64()) for score in SCORES)]
+     ("path", pa.string()), ("others", pa.list_(pa.string())), *((score, pa.float64()) for score in SCORES)]
 )  # fmt: skip
 
 
@@ -43,6 +46,8 @@ class Entry(NamedTuple):
     caption: str
     path: str
     """The file beside the shard that holds the picture, if any."""
+    others: Sequence[str] = ()
+    """Further captions of the same picture."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class ShardIndex:
     dropped: dict[str, int]
     names: dict[str, list[str]]
     """Names of what was dropped, inside the shard: without the shard's own name, which depends on its neighbours."""
+    told: dict[str, int]
+    """What is worth saying of the others, as in `SourceReport`."""
+    seen: list[str]
+    """The columns of the shard, or the endings and fields in it."""
 
     def entry(self, row: int) -> Entry:
         return Entry(*(self.table[name][row].as_py() for name in Entry._fields))
@@ -67,10 +76,10 @@ class ShardIndex:
 
     def filter(self, wanted: NDArray[np.bool_]) -> ShardIndex:
         """Returns an index of the wanted pictures only."""
-        return ShardIndex(self.table.filter(pa.array(wanted)).combine_chunks(), self.dropped, self.names)
+        return dataclasses.replace(self, table=self.table.filter(pa.array(wanted)).combine_chunks())
 
     def save(self, path: Path) -> None:
-        counts = json.dumps({"dropped": self.dropped, "names": self.names}).encode()
+        counts = json.dumps({name: value for name, value in vars(self).items() if name != "table"}).encode()
         write_table(self.table.replace_schema_metadata({_COUNTS: counts}), path)
 
     @classmethod
@@ -79,7 +88,7 @@ class ShardIndex:
         try:
             table = pq.read_table(path, schema=_SCHEMA)
             counts = json.loads(pq.read_schema(path).metadata[_COUNTS])
-            return cls(table.combine_chunks(), counts["dropped"], counts["names"])
+            return cls(table.combine_chunks(), **counts)
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
             return None
 
@@ -89,6 +98,7 @@ class IndexBuilder:
 
     def __init__(self) -> None:
         self.tally = Tally(NAMES_OF_SHARD)
+        self.seen: list[str] = []
         self._entries: list[Entry] = []
         self._scores: list[Sequence[float]] = []
 
@@ -102,7 +112,15 @@ class IndexBuilder:
         arrays = [pa.array(column, field.type) for column, field in zip([*columns, *scores.T], _SCHEMA, strict=True)]
         names = self.tally.names
         dropped = self.tally.dropped
-        return ShardIndex(pa.table(arrays, schema=_SCHEMA), dropped, {reason: names[reason] for reason in dropped})
+        kept = {reason: names[reason] for reason in dropped}
+        return ShardIndex(pa.table(arrays, schema=_SCHEMA), dropped, kept, dict(self.tally.told), self.seen)
+
+    def read_captions(self, value: object, lines: CaptionLines) -> tuple[str, list[str]]:
+        """Returns the first caption and the others. Raises DroppedError where there is none."""
+        first, *others = captions.read_all(value, lines)
+        if lines == "join" and captions.has_lines(value):
+            self.tally.told[captions.JOINED] += 1
+        return first, others
 
 
 def write_table(table: pa.Table, path: Path) -> None:

@@ -1,28 +1,26 @@
-"""Indexes parquet shards, and reads the pictures of a row group."""
+"""Indexes the tables of parquet and Arrow shards, and reads the pictures of a row group."""
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fewstep.data.shards.index import ABOUT_SHARD, Entry, IndexBuilder, ShardIndex
+from fewstep.data.shards.tables import Table
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.decoding import SUFFIXES
-from fewstep.data.sources.metadata import DOWNLOADED, is_bytes, is_text, read_rows, read_texts, select_columns
+from fewstep.data.sources.metadata import DOWNLOADED, PATHS, is_bytes, is_text, read_rows, read_texts, select_columns
+from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.urls import is_remote, leaves_folder, local_path
 from fewstep.errors import UserError
 
 MAX_GROUP = 1 << 30
 """Most bytes in a row group, since its pictures can only be read together."""
 _PICTURES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes", "content", "data")
-_PATHS = ("file_name", "filename", "file_path", "filepath", "image_path", "path", "image", "key")
 _NAMES = ("key", "file_name", "filename", "image_path", "file_path", "filepath", "path", "id", "image_id")
 
 
@@ -49,7 +47,7 @@ def find_layout(schema: pa.Schema) -> Layout | None:
         inner = _has_field(schema.field(named[0]).type, "path")
         path = f"{named[0]}.path" if inner else ""
         return Layout(named[0], path, names[0] if names else path)
-    paths = captions.find_columns(texts, _PATHS)
+    paths = captions.find_columns(texts, PATHS)
     return Layout("", paths[0], paths[0]) if paths else None
 
 
@@ -61,51 +59,46 @@ def _has_field(kind: pa.DataType, name: str) -> bool:
     return bool(pa.types.is_struct(kind) and kind.get_field_index(name) >= 0)
 
 
-def index_parquet(file: BinaryIO, url: str, name: str, wanted: tuple[str, ...] = ()) -> ShardIndex:
+def index_table(open_table: Callable[[], Table], url: str, name: str, selection: Selection) -> ShardIndex:
     """Indexes a file without reading its pictures. Raises UserError, with its columns, where it has no pictures."""
     builder = IndexBuilder()
     try:
-        parquet = pq.ParquetFile(file)
-        layout = find_layout(parquet.schema_arrow)
+        table = open_table()
+        builder.seen = list(table.schema.names)
+        layout = find_layout(table.schema)
         if layout is None:
             raise UserError(
                 f"{name} has no column of pictures (bytes, or a struct of bytes and path) nor of paths (file_name); "
-                f"its columns are {', '.join(parquet.schema_arrow.names)[:500]}"
+                f"its columns are {', '.join(builder.seen)[:500]}"
             )
-        _check_groups(parquet.metadata, layout, name)
-        _add_rows(parquet, layout, builder, _make_finder(url) if not layout.pictures else None, wanted)
+        if layout.pictures and max(table.group_bytes, default=0) > MAX_GROUP:
+            raise UserError(
+                f"{name} has {max(table.group_bytes):,} bytes in one row group and {MAX_GROUP:,} is the most that is "
+                "read at once; write it again with a smaller row_group_size"
+            )
+        _add_rows(table, layout, builder, _make_finder(url) if not layout.pictures else None, selection)
     except (pa.ArrowException, OSError, ValueError):  # ValueError: names of columns that are not UTF-8
         builder.tally.drop(Reason.DAMAGED_SHARD, ABOUT_SHARD)
     return builder.build()
 
 
-def _check_groups(metadata: pq.FileMetaData, layout: Layout, name: str) -> None:
-    for number in range(metadata.num_row_groups if layout.pictures else 0):
-        # Not the size of the column alone: pyarrow aborts the process where that part of the metadata is damaged.
-        size = metadata.row_group(number).total_byte_size
-        if size > MAX_GROUP:
-            raise UserError(
-                f"{name} has {size:,} bytes in one row group and {MAX_GROUP:,} is the most that is read at "
-                "once; write it again with a smaller row_group_size"
-            )
-
-
 def _add_rows(
-    parquet: pq.ParquetFile, layout: Layout, builder: IndexBuilder, find: Callable[[str], str] | None,
-    wanted: tuple[str, ...],
-) -> None:  # fmt: skip
-    described = select_columns([name for name in parquet.schema_arrow.names if name != layout.pictures], wanted)
+    source: Table, layout: Layout, builder: IndexBuilder, find: Callable[[str], str] | None, selection: Selection
+) -> None:
+    described = [name for name in select_columns(source.schema, selection.captions) if name != layout.pictures]
     leaves = [name for name in dict.fromkeys((layout.names, layout.paths)) if name]
-    table = parquet.read(columns=[*dict.fromkeys((*leaves, *described))])
-    names, paths = (_read_leaf(table, leaf, parquet.metadata.num_rows) for leaf in (layout.names, layout.paths))
-    rows = read_rows(table if described else pa.table({"": pa.nulls(parquet.metadata.num_rows)}), wanted)
+    count = source.starts[-1]
+    table = source.read_columns([*dict.fromkeys((*leaves, *described))])
+    names, paths = (_read_leaf(table, leaf, count) for leaf in (layout.names, layout.paths))
+    rows = read_rows(table if described else pa.table({"": pa.nulls(count)}), selection.captions)
     for row, (name, path, metadata) in enumerate(zip(names, paths, rows, strict=True)):
         key = name or str(row)
         try:
             if metadata.status not in ("", DOWNLOADED):
                 raise DroppedError(Reason.NOT_DOWNLOADED)
             found = find(path) if find else path
-            builder.add(Entry(key, row, -1, captions.clean(metadata.caption), found), metadata.scores)
+            caption, others = builder.read_captions(metadata.caption, selection.lines)
+            builder.add(Entry(key, row, -1, caption, found, others), metadata.scores)
         except DroppedError as dropped:
             builder.tally.drop(dropped.reason, key)
 
@@ -141,18 +134,10 @@ def _make_finder(url: str) -> Callable[[str], str]:
     return find
 
 
-def read_first_rows(file: BinaryIO) -> list[int]:
-    """Returns the first row of every row group and, last, the number of rows."""
-    metadata = pq.read_metadata(file)
-    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-    return list(itertools.accumulate(sizes, initial=0))
-
-
-def read_group(file: BinaryIO, number: int) -> pa.Array:
+def read_pictures(table: Table, number: int) -> pa.Array:
     """Reads the pictures of a row group as bytes; all are null where the file has paths alone."""
-    parquet = pq.ParquetFile(file)
-    layout = find_layout(parquet.schema_arrow)
+    layout = find_layout(table.schema)
     if layout is None or not layout.pictures:
-        return pa.nulls(parquet.metadata.row_group(number).num_rows)
-    column = parquet.read_row_group(number, columns=[layout.pictures])[layout.pictures].combine_chunks()
+        return pa.nulls(table.starts[number + 1] - table.starts[number])
+    column = table.read_group(number, layout.pictures)
     return column.field("bytes") if pa.types.is_struct(column.type) else column

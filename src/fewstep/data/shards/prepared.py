@@ -24,6 +24,8 @@ from fewstep.files import open_safetensors, read_safetensors_header, write_whole
 MANIFEST = "prepared.json"
 _HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
+_OTHERS = "other_captions"
+"""Column that a table has where any of its pictures has several captions."""
 _ADVICE = "delete it and prepare it again"
 _COLUMNS = pa.schema(
     [("key", pa.string()), ("caption", pa.string()), ("sizes", pa.list_(pa.int32(), 6)), ("status", pa.string()),
@@ -39,6 +41,8 @@ class PreparedRow:
     caption: str
     sizes: Sizes
     status: str = ""
+    others: tuple[str, ...] = ()
+    """Further captions of the same picture."""
 
 
 def write_shard(
@@ -59,6 +63,8 @@ def write_shard(
         },
         schema=_COLUMNS,
     )  # fmt: skip
+    if any(each.others for each in rows):
+        table = table.append_column(_OTHERS, pa.array([list(each.others) for each in rows], pa.list_(pa.string())))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     content = sink.getvalue().to_pybytes()
@@ -117,6 +123,7 @@ class PreparedShards:
             ) from error
         self.names: list[str] = list(shards)
         self.shard_sizes: tuple[int, ...] = tuple(shards.values())
+        self.shard_repeats: tuple[int, ...] = tuple(self.made_of.get("repeats", {}).get(name, 1) for name in shards)
         self._starts = np.cumsum([0, *self.shard_sizes])
         self._shard = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open)
 
@@ -154,7 +161,10 @@ class PreparedShards:
                 "again"
             )
         entries = [each for each in pq.read_table(io.BytesIO(content)).to_pylist() if each["row"] >= 0]
-        return latents, [PreparedRow(each["key"], each["caption"], tuple(each["sizes"])) for each in entries]
+        return latents, [
+            PreparedRow(each["key"], each["caption"], tuple(each["sizes"]), others=tuple(each.get(_OTHERS) or ()))
+            for each in entries
+        ]
 
 
 def count_pictures(file: Path) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from rich.progress import track
 
 from fewstep.data.shards.formats import NamedShard, ShardFormat
 from fewstep.data.shards.index import ABOUT_SHARD, NAMES_OF_SHARD, VERSION, Entry, ShardIndex, write_table
-from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally
+from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
 from fewstep.data.sources.decoding import decode
+from fewstep.data.sources.folder_layouts import name_splits
 from fewstep.data.sources.lru_cache import LruCache
 from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache, hash_name
 from fewstep.data.sources.selection import Selection
@@ -37,6 +39,7 @@ class ShardSummary:
     used: int
     dropped: Mapping[str, int]
     names: Mapping[str, Sequence[str]]
+    told: Mapping[str, int] = field(default_factory=dict)
     transient: bool = False
     """Whether another try may give another result, so that this must not be saved."""
 
@@ -55,7 +58,7 @@ class ShardIndexer:
         path = self.index_path(named)
         index = ShardIndex.load(path)
         if index is None:
-            index = self.format.build_index(self.cache, named, self.selection.captions)
+            index = self.format.build_index(self.cache, named, self.selection)
             index.save(path)
         return index
 
@@ -66,7 +69,7 @@ class ShardIndexer:
         """Returns a name for this version of the shard and its metadata, and for the fields of captions."""
         sidecar_tag = named.sidecar.version.tag if named.sidecar else ""
         versions = (named.shard.url, named.shard.version.tag, sidecar_tag)
-        return hash_name(VERSION, self.format.suffix, *versions, *self.selection.captions)
+        return hash_name(VERSION, self.format.suffix, self.selection.lines, *versions, *self.selection.captions)
 
     def select(self, named: NamedShard, index: ShardIndex, tally: Tally) -> ShardIndex:
         """Returns an index of the pictures that are used, and counts the others in `tally`."""
@@ -90,8 +93,10 @@ class ShardIndexer:
             index.dropped,
             {reason: [_prefix_name(named.name, name) for name in names] for reason, names in index.names.items()},
         )
+        tally.told.update(index.told)
         used = len(self.select(named, index, tally).table)
-        return ShardSummary(used, tally.dropped, {reason: tally.names[reason] for reason in tally.dropped})
+        names = {reason: tally.names[reason] for reason in tally.dropped}
+        return ShardSummary(used, tally.dropped, names, dict(tally.told))
 
 
 def _summarise_dropped(named: NamedShard, reason: str) -> ShardSummary:
@@ -141,7 +146,7 @@ class ShardedPictures:
             raise DroppedError(dropped.reason, key) from dropped
         if reason := filters.refuse_size(image.size):
             raise DroppedError(reason, key)
-        return Example(image, entry.caption)
+        return Example(image, entry.caption, tuple(entry.others))
 
     def _find(self, index: int) -> tuple[NamedShard, Entry]:
         if not 0 <= index < len(self):
@@ -184,14 +189,29 @@ def open_shards(
     for stamp, named in zip(stamps, shards, strict=True):
         summary = known[stamp] if named.exists else _summarise_dropped(named, Reason.MISSING_SHARD)
         tally.add(summary.dropped, summary.names)
+        tally.told.update(summary.told)
         tally.used += summary.used
         sizes.append(summary.used)
+    if splits := name_splits(names):
+        tally.notes.append(f"the splits {', '.join(splits)} are all read; name the files of one to read it alone")
     report = tally.report()
     if not report.used:
         counts = report.format_summary().removeprefix("data: ")
         others = f" and {len(urls) - 1} more {kind.suffix} files" if len(urls) > 1 else ""
-        raise UserError(f"there is nothing to train on in {redact(urls[0])}{others}: {counts}")
+        raise UserError(
+            f"there is nothing to train on in {redact(urls[0])}{others}: {counts}{_name_seen(indexer, shards)}"
+        )
     return ShardedPictures(shards, sizes, indexer, report)
+
+
+def _name_seen(indexer: ShardIndexer, shards: Sequence[NamedShard]) -> str:
+    """Returns what the first shard that can be read has, where a caption may be hidden; empty where none can be."""
+    for named in shards:
+        with contextlib.suppress(DroppedError):
+            if seen := indexer.load_index(named).seen:
+                columns = ", ".join(map(escape_line, seen))[:300]
+                return f"; {escape_line(named.name)} has {columns}; --caption-fields names where captions are"
+    return ""
 
 
 def _make_shard(url: str, name: str, versions: Mapping[str, FileVersion], kind: ShardFormat) -> NamedShard:
@@ -238,7 +258,7 @@ def load_summaries(path: Path) -> dict[str, ShardSummary]:
 
 def save_summaries(path: Path, summaries: Mapping[str, ShardSummary]) -> None:
     rows = [
-        {"stamp": stamp, "used": summary.used, "counts": json.dumps([summary.dropped, summary.names])}
+        {"stamp": stamp, "used": summary.used, "counts": json.dumps([summary.dropped, summary.names, summary.told])}
         for stamp, summary in summaries.items()
         if not summary.transient
     ]

@@ -13,7 +13,9 @@ from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Reason, Tally
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
 from fewstep.data.sources.filters import NO_SCORES, read_scores
+from fewstep.data.sources.folder_files import is_hidden
 from fewstep.data.sources.metadata import DOWNLOADED, PictureMetadata
+from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.urls import leaves_folder
 
 _LONGEST_HEADER = 1 << 20
@@ -81,11 +83,11 @@ def _has_end_mark(file: BinaryIO, place: int) -> bool:
     return len(rest) >= _BLOCK and not rest.strip(b"\0")
 
 
-def index_tar(file: BinaryIO, described: Mapping[str, PictureMetadata], wanted: tuple[str, ...] = ()) -> ShardIndex:
+def index_tar(file: BinaryIO, described: Mapping[str, PictureMetadata], selection: Selection) -> ShardIndex:
     """Indexes a tar; `described` is the metadata beside it, by the names of pictures without folder and suffix.
 
-    Captions come from a `.txt` member, else from that metadata or a `.json` member; with `wanted` fields, from these
-    only.
+    Captions come from a `.txt` or `.caption` member, else from that metadata or a `.json` member; where fields are
+    asked for, from these only.
     """
     builder = IndexBuilder()
     size = file.seek(0, 2)
@@ -93,11 +95,14 @@ def index_tar(file: BinaryIO, described: Mapping[str, PictureMetadata], wanted: 
     pictures, texts, jsons = _sort_members(list_members(file, size, builder.tally), builder.tally)
     for picture in pictures:
         # Two more reads for each picture, usually close by in the file.
-        companions = _Companions(file, texts.get(picture.stem), jsons.get(picture.stem))
+        companions = _Companions(file, *(
+            found.get(picture.stem) or found.get(picture.name) for found in (texts, jsons)
+        ))  # fmt: skip
         metadata = described.get(posixpath.basename(picture.stem))
         try:
-            caption, scores = companions.read_caption_and_scores(metadata, wanted)
-            builder.add(Entry(picture.name, picture.offset, picture.size, caption, ""), scores)
+            value, scores = companions.read_caption_and_scores(metadata, selection.captions)
+            caption, others = builder.read_captions(value, selection.lines)
+            builder.add(Entry(picture.name, picture.offset, picture.size, caption, "", others), scores)
         except DroppedError as dropped:
             builder.tally.drop(dropped.reason, picture.name)
     names = {posixpath.basename(picture.stem) for picture in pictures}
@@ -115,10 +120,14 @@ def _sort_members(found: Iterator[Member], tally: Tally) -> tuple[list[Member], 
     jsons: dict[str, Member] = {}
     for member in found:
         suffix = posixpath.splitext(member.name)[1].lower()
+        if is_hidden(member.name):
+            continue
         if suffix in SUFFIXES:
             kind, key = pictures, member.name
-        elif suffix in (".txt", ".json"):
-            kind, key = (texts if suffix == ".txt" else jsons), member.stem
+        elif suffix in captions.SUFFIXES:
+            kind, key = (jsons if suffix == ".json" else texts), member.stem
+            if suffix == ".caption" and key in texts:
+                continue
         else:
             if suffix in OTHER_SUFFIXES:
                 tally.drop(Reason.UNSUPPORTED, member.name)
@@ -139,13 +148,16 @@ class _Companions:
 
     def read_caption_and_scores(
         self, metadata: PictureMetadata | None, wanted: tuple[str, ...]
-    ) -> tuple[str, tuple[float, ...]]:
+    ) -> tuple[object, tuple[float, ...]]:
+        """Returns what holds the caption, or captions, and the scores."""
         text = self.text if not wanted else None
-        caption = captions.parse_text(self._read(text, captions.MAX_TEXT_BYTES)) if text else None
+        caption = captions.decode_text(self._read(text, captions.MAX_TEXT_BYTES)) if text else None
+        if caption is not None:
+            captions.clean(caption)  # an empty one is said to be so
         if metadata is not None and (caption or metadata.caption is not None):
-            return caption or captions.clean(metadata.caption), metadata.scores
+            return caption or metadata.caption, metadata.scores
         if self.json is None:
-            return caption or captions.clean(None), metadata.scores if metadata else NO_SCORES
+            return caption, metadata.scores if metadata else NO_SCORES
         try:
             fields = captions.parse_json(self._read(self.json, captions.MAX_JSON_BYTES + 1))
         except DroppedError:
@@ -153,7 +165,7 @@ class _Companions:
                 raise
             return caption, NO_SCORES
         scores = metadata.scores if metadata else read_scores(fields)
-        return caption or captions.clean(captions.find_field(fields, wanted)), scores
+        return caption or captions.find_field(fields, wanted), scores
 
     def _read(self, member: Member, most: int) -> bytes:
         self.file.seek(member.offset)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -74,6 +74,8 @@ class Example:
 
     image: Image.Image
     caption: str
+    others: tuple[str, ...] = ()
+    """Further captions of the same picture: at each position of a run, one of them all is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,10 @@ class SourceReport:
     """Number dropped for each reason that occurred."""
     names: Mapping[str, Sequence[str]]
     """The first few dropped for each reason, in order: names, or numbers of metadata lines."""
+    told: Mapping[str, int] = field(default_factory=dict)
+    """How many of the used pictures something is worth saying of: `smaller than 512 pixels, and enlarged`."""
+    notes: Sequence[str] = ()
+    """What else was found out about the source, a line each."""
 
     def __post_init__(self) -> None:
         if self.found != self.used + sum(self.dropped.values()):
@@ -101,6 +107,11 @@ class SourceReport:
         counts = f"data: {self.found} {noun} found, {self.used} used, {sum(self.dropped.values())} dropped"
         reasons = ", ".join(_pluralise(count, reason) for reason, count in self.dropped.items())
         return f"{counts} ({reasons})" if reasons else counts
+
+    def format_report(self) -> str:
+        """Returns the summary, what was dropped, and what is worth saying of the rest, a line each."""
+        told = [f"  {what}: {count}" for what, count in self.told.items()]
+        return "\n".join([self.format_summary(), *self.format_dropped(), *told, *(f"  {note}" for note in self.notes)])
 
     def format_dropped(self, most: int = 3) -> list[str]:
         """Returns a line for each reason, with the first names: `  broken picture: a.png, b.png and 4 more`."""
@@ -121,6 +132,8 @@ class Tally:
 
     def __init__(self, kept_names: int | None = KEPT_NAMES) -> None:
         self.used = 0
+        self.told: Counter[str] = Counter()
+        self.notes: list[str] = []
         self.names: defaultdict[str, list[str]] = defaultdict(list)
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._kept_names = kept_names
@@ -148,8 +161,9 @@ class Tally:
         dropped = self.dropped
         found = self.used + sum(dropped.values())
         return SourceReport(
-            found=found, used=self.used, dropped=dropped, names={reason: self.names[reason] for reason in dropped}
-        )
+            found=found, used=self.used, dropped=dropped, names={reason: self.names[reason] for reason in dropped},
+            told=dict(self.told), notes=tuple(self.notes),
+        )  # fmt: skip
 
 
 class Source(Protocol):
@@ -184,6 +198,11 @@ class Source(Protocol):
     def read(self, index: int) -> Example:
         """Decodes the whole picture. Raises DroppedError where it cannot be read or its shard has changed."""
         ...
+
+
+def list_repeats(source: Source) -> tuple[int, ...]:
+    """Returns how often the pictures of each shard come in an epoch: once, unless a source has `shard_repeats`."""
+    return tuple(getattr(source, "shard_repeats", ())) or (1,) * len(source.shard_sizes)
 
 
 def escape_line(text: object) -> str:

@@ -13,7 +13,6 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.picture_headers import is_overgrown
 
 MAX_PIXELS = 64_000_000
 """Most pixels of a picture, unless the caller sets another limit."""
@@ -22,11 +21,17 @@ MAX_BYTES = 64 << 20
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff")
 """Suffixes of pictures that are counted but not read."""
-_READERS: tuple[tuple[bytes, type[JpegImageFile] | type[PngImageFile] | type[WebPImageFile]], ...] = (
+Reader = type[JpegImageFile] | type[PngImageFile] | type[WebPImageFile]
+_READERS: tuple[tuple[bytes, Reader], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
     (b"RIFF", WebPImageFile),
 )
+_MAX_PARTS = 1 << 16
+_MAX_JPEG_HEADER = 16 << 20
+_START_OF_SCAN = 0xDA
+_MAX_SCANS = 500
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, 0xD8, 0xFF, *range(0xD0, 0xD8)))
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # about damaged EXIF
 
 
@@ -57,11 +62,9 @@ def decode(
     The first bytes choose the decoder, and the size in the header is checked before any pixel is decoded. Raises
     DroppedError without a key.
     """
-    if len(content) > limits.max_bytes or is_overgrown(content):
+    if len(content) > limits.max_bytes or _is_overgrown(content):
         raise DroppedError(Reason.TOO_LARGE)
-    reader = next((reader for mark, reader in _READERS if content.startswith(mark)), None)
-    if reader is None:
-        raise DroppedError(Reason.BROKEN)
+    reader = find_reader(content)
     try:
         # Not through Image.open: Pillow's own limit there warns, which cannot be silenced in one thread alone.
         with reader(io.BytesIO(content)) as image:
@@ -76,6 +79,14 @@ def decode(
         raise DroppedError(Reason.TOO_LARGE) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise DroppedError(Reason.BROKEN) from error
+
+
+def find_reader(content: bytes) -> Reader:
+    """Returns Pillow's decoder for what begins with these bytes. Raises DroppedError where it is no picture."""
+    reader = next((reader for mark, reader in _READERS if content.startswith(mark)), None)
+    if reader is None:
+        raise DroppedError(Reason.BROKEN)
+    return reader
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -117,3 +128,33 @@ def fit_square(image: Image.Image, resolution: int, corner: tuple[int, int] | No
     resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
     left, top = corner or ((width - resolution) // 2, (height - resolution) // 2)
     return resized.crop((left, top, left + resolution, top + resolution))
+
+
+def _is_overgrown(content: bytes) -> bool:
+    """Tells whether a JPEG has over 16 MiB of header or 500 scans, or a JPEG or PNG over 65,536 parts."""
+    if content.startswith(b"\xff\xd8"):
+        return content.count(b"\xff\xda") > _MAX_SCANS or _has_overgrown_jpeg_header(content)
+    return content.startswith(b"\x89PNG") and _has_too_many_chunks(content)
+
+
+def _has_overgrown_jpeg_header(content: bytes) -> bool:
+    place, parts = 2, 0
+    while (place := content.find(b"\xff", place)) >= 0 and place + 4 <= len(content):
+        parts += 1
+        marker = content[place + 1]
+        if parts > _MAX_PARTS or place > _MAX_JPEG_HEADER:
+            return True
+        if marker == _START_OF_SCAN:
+            return False
+        place += 1 if marker in _WITHOUT_LENGTH else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return False
+
+
+def _has_too_many_chunks(content: bytes) -> bool:
+    place, parts = 8, 0
+    while place < len(content):
+        parts += 1
+        if parts > _MAX_PARTS:
+            return True
+        place += 12 + int.from_bytes(content[place : place + 4], "big")
+    return False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -14,19 +16,40 @@ from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
 from fewstep.data.sources.decoding import SUFFIXES, decode
 from fewstep.data.sources.filters import NO_SCORES, SCORES, read_scores
-from fewstep.data.sources.folder_files import FolderFiles, LocalFiles, RemoteFiles
+from fewstep.data.sources.folder_files import METADATA, FolderFiles, Listing, LocalFiles, RemoteFiles, list_endings
+from fewstep.data.sources.folder_layouts import describe_repeats, find_repeats, find_unread_splits, name_splits
+from fewstep.data.sources.folder_metadata import FolderMetadata, read_metadata
+from fewstep.data.sources.inspection import View, Views, in_threads, look_at_picture
 from fewstep.data.sources.metadata import PictureMetadata
+from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
-from fewstep.data.sources.urls import leaves_folder, redact
+from fewstep.data.sources.urls import redact
 from fewstep.errors import UserError
 
-METADATA = "metadata.jsonl"
 WANTED = (
-    f"pictures ({', '.join(SUFFIXES)}) in it or in the folders below, each with a caption in a .txt file "
-    f"of the same name or in a {METADATA} with file_name and text in every line"
+    f"pictures ({', '.join(SUFFIXES)}) in it or in the folders below, each with a caption in a {captions.SUFFIXES[0]} "
+    f"file of the same name ({', '.join(captions.SUFFIXES[1:])} are read too) or in a {' or '.join(METADATA)} with "
+    "file_name and text in every line"
 )
-_MAX_METADATA = 1 << 32
-_READERS = 16
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture that was found, and where its caption is: in metadata, in a file, or given with the folder."""
+
+    name: str
+    metadata: PictureMetadata | None = None
+    text: str = ""
+    """The file that holds the caption; empty where there is none."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture that is used."""
+
+    name: str
+    captions: tuple[str, ...]
+    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +62,20 @@ class FolderPictures:
     files: FolderFiles
     selection: Selection
     samples: tuple[tuple[str, str], ...]
-    """Path inside the folder, and caption, of every picture."""
+    """Path inside the folder, and first caption, of every picture."""
     report: SourceReport
+    others: Mapping[int, tuple[str, ...]]
+    """Further captions of the pictures that have several, by their places in `samples`."""
+    shards: tuple[tuple[str, int, int], ...]
+    """Name, number of pictures, and repeats of the parts that the folder has, in order; usually one."""
 
     @property
     def shard_sizes(self) -> Sequence[int]:
-        return (len(self.samples),)
+        return tuple(size for _, size, _ in self.shards)
+
+    @property
+    def shard_repeats(self) -> Sequence[int]:
+        return tuple(times for _, _, times in self.shards)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -53,7 +84,7 @@ class FolderPictures:
         return self.samples[index][0]
 
     def shard_name(self, shard: int) -> str:
-        return (self.files.name,)[shard]
+        return self.shards[shard][0]
 
     def caption(self, index: int) -> str:
         return self.samples[index][1]
@@ -67,36 +98,35 @@ class FolderPictures:
             raise DroppedError(dropped.reason, file) from dropped
         if reason := filters.refuse_size(image.size):
             raise DroppedError(reason, file)
-        return Example(image, caption)
+        return Example(image, caption, self.others.get(range(len(self))[index], ()))
 
 
-def open_folder(place: Path | str, selection: Selection | None = None) -> FolderPictures:
+def open_folder(
+    place: Path | str, selection: Selection | None = None, cache: CacheSettings | None = None
+) -> FolderPictures:
     """Finds every picture below `place`, a path or an fsspec URL, and reads the captions.
 
-    Local pictures are decoded once, so that broken ones are found; remote ones are decoded only by `read`. A caption
-    comes from `metadata.jsonl` at the top of the folder if that lists the picture, else from a UTF-8 `.txt` file of the
-    same name. Scores for the filters come from `metadata.jsonl`. Raises UserError where no picture can be used.
+    Of local pictures headers and ends are read, once as long as they stay the same; remote ones are only listed. What
+    else is broken in a picture is found by `read`. Raises UserError where no picture can be used.
     """
     selection = selection or Selection()
     files = _open_local(place) if isinstance(place, Path) else RemoteFiles(place)
     tally = Tally(None)
-    names = files.list_pictures(tally)
-    described = _read_metadata(files, frozenset(names), tally, selection.captions)
-    found: list[_Found] = []
-    for name, outcome in zip(names, _inspect_all(files, names, described, selection), strict=True):
-        if isinstance(outcome, DroppedError):
-            tally.drop(outcome.reason, name)
-        else:
-            found.append(outcome)
-    scores = np.array([picture.scores for picture in found], dtype=np.float64).reshape(-1, len(SCORES))
-    wanted = selection.select(scores, lambda row: found[row].name, tally)
-    samples = tuple((picture.name, picture.caption) for picture, use in zip(found, wanted, strict=True) if use)
-    tally.used = len(samples)
-    report = tally.report()
+    listing = files.list_all(tally)
+    metadata = read_metadata(files, listing, tally, selection.captions)
+    found = find_pictures(listing, metadata, tally, selection)
+    samples = inspect(files, found, tally, selection, cache or CacheSettings())
+    source = arrange(files, samples, tally, selection)
     if not samples:
-        counts = report.format_summary().removeprefix("data: ")
-        raise UserError(f"data folder {redact(str(place))} has nothing to train on: {counts}; wanted are {WANTED}")
-    return FolderPictures(files=files, selection=selection, samples=samples, report=report)
+        counts = source.report.format_summary().removeprefix("data: ")
+        seen = [f"it has files ending in {list_endings([*listing.pictures, *listing.others])}"]
+        seen += [f"{escape_line(place)} has the fields {', '.join(fields)[:300]}" for place, fields in
+                 itertools.islice(metadata.columns.items(), 3)]  # fmt: skip
+        raise UserError(
+            f"data folder {redact(str(place))} has nothing to train on: {counts}; {'; '.join(seen)}; wanted are "
+            f"{WANTED} (--caption-fields names another field)"
+        )
+    return source
 
 
 def _open_local(path: Path) -> LocalFiles:
@@ -106,81 +136,134 @@ def _open_local(path: Path) -> LocalFiles:
     return LocalFiles(path)
 
 
-@dataclass(frozen=True)
-class _Found:
-    name: str
-    caption: str
-    scores: tuple[float, ...]
+def find_pictures(listing: Listing, metadata: FolderMetadata, tally: Tally, selection: Selection) -> list[Found]:
+    """Pairs the pictures of a folder with what holds their captions; of splits with metadata, only the training one.
+
+    Where folders are called `10_cat` and none of the pictures in one has a caption, `cat` is theirs.
+    """
+    texts = listing.find_texts(captions.SUFFIXES[-1:] if selection.captions else captions.SUFFIXES)
+    train, others = find_unread_splits(metadata.columns)
+    names = listing.pictures
+    if others:
+        names = tuple(name for name in names if not name.startswith(tuple(f"{folder}/" for folder in others)))
+        left = len(listing.pictures) - len(names)
+        tally.notes.append(f"of the splits, {train} is read, and {left} pictures of {', '.join(others)} are not")
+    elif splits := name_splits(names):
+        tally.notes.append(f"the splits {', '.join(splits)} are all read; name the folder of one to read it alone")
+    found = [
+        Found(name, metadata.pictures.get(name), texts.get(posixpath.splitext(name)[0]) or texts.get(name, ""))
+        for name in names
+    ]
+    repeats = {} if selection.captions else find_repeats(names)
+    for folder, group in itertools.groupby(enumerate(found), lambda pair: pair[1].name.partition("/")[0]):
+        places = [place for place, each in group] if folder in repeats else []
+        if places and not any(found[place].metadata or found[place].text for place in places):
+            words = repeats[folder][1].replace("_", " ")
+            tally.notes.append(f"no picture in {escape_line(folder)} has a caption; theirs is {escape_line(words)}")
+            for place in places:
+                found[place] = Found(found[place].name, PictureMetadata(words, NO_SCORES))
+    return found
 
 
-def _inspect_all(
-    files: FolderFiles, names: Sequence[str], described: Mapping[str, PictureMetadata], selection: Selection
-) -> list[_Found | DroppedError]:
-    def inspect(name: str) -> _Found | DroppedError:
+def inspect(
+    files: FolderFiles, found: Sequence[Found], tally: Tally, selection: Selection, cache: CacheSettings
+) -> list[Sample]:
+    """Returns the pictures that can be used; `tally` counts the others, and what is worth saying of these."""
+    looks = (
+        _look_locally(files, found, selection, cache) if isinstance(files, LocalFiles)
+        else _look_remotely(files, found, selection)
+    )  # fmt: skip
+    samples: list[Sample] = []
+    several_lines: list[bool] = []
+    for each, (picture, text) in zip(found, looks, strict=True):
         try:
-            return _inspect(files, name, described.get(name), selection)
+            metadata = _describe(each, text, selection)
+            told = captions.read_all(metadata.caption, selection.lines)
+            known = metadata.scores
+            if picture is not None:
+                picture.check(selection.limits)
+                known = (*known[:-2], float(picture.width), float(picture.height))  # the last two are the sides
         except DroppedError as dropped:
-            return dropped
-
-    if isinstance(files, LocalFiles):
-        return [inspect(name) for name in names]
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(inspect, names))
-
-
-def _inspect(files: FolderFiles, name: str, described: PictureMetadata | None, selection: Selection) -> _Found:
-    scores = described.scores if described else NO_SCORES
-    # The caption comes first, because decoding costs more.
-    caption = captions.clean(described.caption) if described else _read_caption(files, name, selection)
-    if isinstance(files, LocalFiles):
-        image = decode(files.read(name, selection.limits.max_bytes + 1), selection.limits)
-        scores = (*scores[:-2], *map(float, image.size))  # the last two scores are the sides
-    return _Found(name, caption, scores)
+            tally.drop(dropped.reason, each.name)
+        else:
+            samples.append(Sample(each.name, told, known))
+            several_lines.append(captions.has_lines(metadata.caption))
+    scores = np.array([sample.scores for sample in samples], dtype=np.float64).reshape(-1, len(SCORES))
+    wanted = selection.select(scores, lambda row: samples[row].name, tally)
+    if joined := int(np.array(several_lines, bool)[wanted].sum()) if selection.lines == "join" else 0:
+        tally.told[captions.JOINED] += joined
+    return [sample for sample, use in zip(samples, wanted, strict=True) if use]
 
 
-def _read_caption(files: FolderFiles, name: str, selection: Selection) -> str:
-    path = str(PurePosixPath(name).with_suffix(".txt"))
-    if selection.captions or not files.has(path):
-        raise DroppedError(Reason.NO_CAPTION)
-    return captions.parse_text(files.read(path, captions.MAX_TEXT_BYTES))
+def arrange(files: FolderFiles, samples: Sequence[Sample], tally: Tally, selection: Selection) -> FolderPictures:
+    """Makes the source of these pictures. Folders that are repeated unequally become shards of their own."""
+    tally.used = len(samples)
+    repeats = find_repeats([sample.name for sample in samples]) if selection.repeats else {}
+    shards: tuple[tuple[str, int, int], ...] = ((files.name, len(samples), 1),)
+    if len({times for times, _ in repeats.values()}) > 1:
+        groups = itertools.groupby(samples, lambda sample: sample.name.partition("/")[0])
+        shards = tuple((folder, len(list(group)), repeats[folder][0]) for folder, group in groups)
+        tally.notes.append(describe_repeats([(times, folder, count) for folder, count, times in shards]))
+    return FolderPictures(
+        files=files,
+        selection=selection,
+        samples=tuple((sample.name, sample.captions[0]) for sample in samples),
+        report=tally.report(),
+        others={i: sample.captions[1:] for i, sample in enumerate(samples) if len(sample.captions) > 1},
+        shards=shards,
+    )
 
 
-def _read_metadata(
-    files: FolderFiles, names: Collection[str], tally: Tally, wanted: Sequence[str]
-) -> dict[str, PictureMetadata]:
-    """Reads `metadata.jsonl`, if there is one, into a table by path; lines that cannot be used are counted."""
-    if not files.has(METADATA):
-        return {}
-    try:
-        lines = files.read(METADATA, _MAX_METADATA).removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except DroppedError as dropped:
-        raise UserError(f"{escape_line(files.name)}/{METADATA} cannot be read; mend or remove it") from dropped
-    already_counted = frozenset(tally.names[Reason.UNSUPPORTED])
-    described: dict[str, PictureMetadata] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+_Look = tuple[View | None, View]
+"""What is known of a picture, unless it is remote, and of the file of its caption."""
+
+
+def _look_locally(files: LocalFiles, found: Sequence[Found], selection: Selection, cache: CacheSettings) -> list[_Look]:
+    views = Views(files.root, cache.folder, selection.captions)
+    texts = [each.text for each in found if each.text and not each.metadata]
+    read = views.look_all(texts, _reader_of_texts(files, selection), "captions")
+    # Only those that can have a caption, because pictures cost more.
+    names = [each.name for each in found if each.text or each.metadata]
+    pictures = views.look_all(names, _look_at_picture_in(files), "pictures")
+    views.save()
+    return [(pictures.get(each.name), read.get(each.text, View())) for each in found]
+
+
+def _look_remotely(files: RemoteFiles, found: Sequence[Found], selection: Selection) -> list[_Look]:
+    read_text = _reader_of_texts(files, selection)
+    texts = [each.text for each in found if each.text and not each.metadata]
+    read = dict(zip(texts, in_threads(lambda name: read_text(name, 0), texts, "reading captions"), strict=True))
+    return [(None, read.get(each.text, View())) for each in found]
+
+
+def _look_at_picture_in(files: LocalFiles) -> Callable[[str, int], View]:
+    return lambda name, size: look_at_picture(os.path.join(files.root, name), size)
+
+
+def _reader_of_texts(files: FolderFiles, selection: Selection) -> Callable[[str, int], View]:
+    """Makes a function that reads the file of a caption: of JSON, the fields that matter."""
+    fields = (*(selection.captions or (*captions.NAMES, *captions.OTHER_NAMES)), *itertools.chain(*SCORES.values()))
+    kept = frozenset(name.lower() for name in fields)
+
+    def read_text(name: str, _: int) -> View:
         try:
-            name, metadata = _parse_line(line, wanted)
-            if name in described:
-                raise DroppedError(Reason.REPEATED_LINE)
-            if name not in names and name not in already_counted:
-                raise DroppedError(Reason.MISSING)
-            described[name] = metadata
+            if name.lower().endswith(".json"):
+                told = captions.parse_json(files.read(name, captions.MAX_JSON_BYTES + 1))
+                return View(text=json.dumps({field: value for field, value in told.items() if field in kept}))
+            return View(text=captions.decode_text(files.read(name, captions.MAX_TEXT_BYTES)))
         except DroppedError as dropped:
-            tally.drop(dropped.reason, f"{METADATA} line {number}")
-    return described
+            return View(reason=dropped.reason)
+
+    return read_text
 
 
-def _parse_line(line: bytes, wanted: Sequence[str]) -> tuple[str, PictureMetadata]:
-    try:
-        fields = captions.parse_json(line)
-        name, text = fields["file_name"], captions.find_field(fields, wanted)
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise TypeError("no text")
-        (name + text).encode("utf-8")  # refuses halves of surrogate pairs
-    except (DroppedError, ValueError, TypeError, KeyError) as error:
-        raise DroppedError(Reason.BAD_LINE) from error
-    if leaves_folder(name):
-        raise DroppedError(Reason.OUTSIDE)
-    return str(PurePosixPath(name)), PictureMetadata(text, read_scores(fields))
+def _describe(found: Found, text: View, selection: Selection) -> PictureMetadata:
+    """Returns what metadata or the file of the caption say of a picture. Raises DroppedError where there are none."""
+    if found.metadata:
+        return found.metadata
+    if text.reason or not found.text:
+        raise DroppedError(text.reason or Reason.NO_CAPTION)
+    if not found.text.lower().endswith(".json"):
+        return PictureMetadata(text.text, NO_SCORES)
+    fields = json.loads(text.text)
+    return PictureMetadata(captions.find_field(fields, selection.captions), read_scores(fields))

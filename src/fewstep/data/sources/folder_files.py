@@ -3,13 +3,86 @@
 from __future__ import annotations
 
 import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fewstep.data.sources.base import DroppedError, Reason, Tally
+from fewstep.data.sources import captions
+from fewstep.data.sources.base import DroppedError, Reason, Tally, escape_line
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
 from fewstep.data.sources.urls import is_not_found, list_files, read_bytes
 from fewstep.errors import UserError
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+"""Names of the files that describe the pictures in their folder and below, the first of them that is there."""
+_SYSTEM = frozenset(
+    ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin",
+     "system volume information", "lost+found", "__pycache__")
+)  # fmt: skip
+
+
+def is_hidden(path: str) -> bool:
+    """Tells whether a path in a folder or tar names what systems and tools leave beside data: hidden files and folders,
+    AppleDouble twins, thumbnails, bins."""
+    return any(
+        (part[:1] == "." and part.strip(".") != "") or part.lower() in _SYSTEM
+        for part in path.replace("\\", "/").split("/")
+    )
+
+
+def list_endings(names: Iterable[str]) -> str:
+    """Returns the endings of files with their counts, the most frequent first, or `no files`."""
+    counts = Counter(posixpath.splitext(name)[1].lower() or "none" for name in names)
+    return ", ".join(f"{escape_line(ending)} ({count})" for ending, count in counts.most_common(8)) or "no files"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a folder and below."""
+
+    pictures: tuple[str, ...]
+    """Sorted by code points."""
+    others: tuple[str, ...]
+    """All else, with folders whose names are those of files of captions or metadata."""
+
+    def find_texts(self, suffixes: Sequence[str]) -> dict[str, str]:
+        """Returns the files of captions by their names without the ending, of several the first of `suffixes`."""
+        texts: dict[str, str] = {}
+        by_suffix: dict[str, list[tuple[str, str]]] = {suffix: [] for suffix in suffixes}
+        for name in self.others:
+            stem, suffix = posixpath.splitext(name)
+            if (suffix := suffix.lower()) in by_suffix:
+                by_suffix[suffix].append((stem, name))
+        for found in by_suffix.values():
+            for stem, name in found:
+                texts.setdefault(stem, name)
+        return texts
+
+    def find_metadata(self) -> list[str]:
+        """Returns the files of metadata, outer folders first, one of a folder."""
+        places: dict[str, list[str]] = {}
+        for name in self.others:
+            folder, base = posixpath.split(name)
+            if base in METADATA:
+                places.setdefault(folder, []).append(base)
+        ordered = sorted(places, key=lambda folder: (folder.count("/") + bool(folder), folder))
+        return [posixpath.join(folder, min(places[folder], key=METADATA.index)) for folder in ordered]
+
+
+def _sort_out(names: Iterable[str]) -> Listing:
+    pictures: list[str] = []
+    others: list[str] = []
+    for name in names:
+        (pictures if posixpath.splitext(name)[1].lower() in SUFFIXES else others).append(name)
+    return Listing(tuple(sorted(pictures)), tuple(sorted(others)))
+
+
+def _count_unsupported(listing: Listing, tally: Tally) -> None:
+    for name in listing.others:
+        if posixpath.splitext(name)[1].lower() in OTHER_SUFFIXES:
+            tally.drop(Reason.UNSUPPORTED, name)
 
 
 @dataclass(frozen=True)
@@ -22,36 +95,35 @@ class LocalFiles:
     def name(self) -> str:
         return self.root.resolve().name
 
-    def list_pictures(self, tally: Tally) -> list[str]:
-        """Lists all pictures in the folder and below, sorted by code points; `tally` counts the other entries."""
-        files: list[str] = []
-        dropped: list[tuple[Reason, str]] = []
+    def list_all(self, tally: Tally) -> Listing:
+        """Lists the folder and those below; `tally` counts what is not searched, and pictures of other formats."""
+        found: list[str] = []
+        refused: list[OSError] = []
+        unsearched: list[str] = []
+        start = len(os.path.join(self.root, ""))
 
-        def drop_folder(error: OSError) -> None:
-            dropped.append((Reason.NOT_SEARCHED, Path(error.filename).relative_to(self.root).as_posix()))
+        def place(path: str) -> str:
+            return path[start:].replace(os.sep, "/") or "."
 
-        for folder, subfolders, names in os.walk(self.root, onerror=drop_folder):
-            below = Path(folder).relative_to(self.root)
-            linked = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
-            dropped += [(Reason.NOT_SEARCHED, (below / name).as_posix()) for name in linked]
-            for name in names:
-                suffix = os.path.splitext(name)[1].lower()
-                if suffix in SUFFIXES:
-                    files.append((below / name).as_posix())
-                elif suffix in OTHER_SUFFIXES:
-                    dropped.append((Reason.UNSUPPORTED, (below / name).as_posix()))
-        for reason, name in sorted(dropped):  # the operating system lists in any order
-            tally.drop(reason, name)
-        return sorted(files)
-
-    def has(self, name: str) -> bool:
-        return os.path.lexists(self.root / name)
+        for folder, subfolders, names in os.walk(self.root, onerror=refused.append):
+            below = place(folder) + "/" if len(folder) > start else ""
+            subfolders[:] = [name for name in subfolders if not is_hidden(name)]
+            unsearched += [below + name for name in subfolders if os.path.islink(os.path.join(folder, name))]
+            found += [below + name for name in names if not is_hidden(name)]
+            found += [below + name for name in subfolders if name.lower().endswith((*captions.SUFFIXES[:2], *METADATA))]
+        for name in sorted(
+            [*unsearched, *(place(error.filename) for error in refused)]
+        ):  # the operating system lists in any order
+            tally.drop(Reason.NOT_SEARCHED, name)
+        listing = _sort_out(found)
+        _count_unsupported(listing, tally)
+        return listing
 
     def read(self, name: str, most: int) -> bytes:
-        return read_local(self.root / name, most)
+        return read_local(os.path.join(self.root, name), most)
 
 
-def read_local(path: Path | str, most: int) -> bytes:
+def read_local(path: str, most: int) -> bytes:
     """Reads the first `most` bytes of a regular file, linked or not. Raises DroppedError."""
     if not os.path.isfile(path):  # a pipe would block forever
         raise DroppedError(Reason.UNREADABLE)
@@ -67,20 +139,16 @@ class RemoteFiles:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        self._names = frozenset(list_files(url))
+        self._listing = _sort_out(name for name in list_files(url) if not is_hidden(name))
 
     @property
     def name(self) -> str:
         return PurePosixPath(self._url).name
 
-    def list_pictures(self, tally: Tally) -> list[str]:
-        for name in sorted(self._names):
-            if PurePosixPath(name).suffix.lower() in OTHER_SUFFIXES:
-                tally.drop(Reason.UNSUPPORTED, name)
-        return sorted(name for name in self._names if PurePosixPath(name).suffix.lower() in SUFFIXES)
-
-    def has(self, name: str) -> bool:
-        return name in self._names
+    def list_all(self, tally: Tally) -> Listing:
+        """Returns the listing; `tally` counts pictures of other formats."""
+        _count_unsupported(self._listing, tally)
+        return self._listing
 
     def read(self, name: str, most: int) -> bytes:
         try:

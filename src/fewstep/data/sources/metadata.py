@@ -1,4 +1,4 @@
-"""Reads the columns of a parquet file that describe pictures: names, captions, scores and download status."""
+"""Reads the columns of a table that describe pictures: names, captions, scores and download status."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from fewstep.data.sources.filters import NO_SCORES, SCORES, parse_number
 
 DOWNLOADED = "success"
 """The status that img2dataset writes for a picture that it could download."""
+PATHS = (
+    "file_name", "filename", "file_path", "filepath", "image_path", "image_file_name", "image_file", "file", "path",
+    "image", "img", "key",
+)  # fmt: skip
+"""Columns that hold paths of pictures, of which the first that is there counts."""
 _KEY, _STATUS = ("key",), ("status",)
 
 
@@ -25,17 +30,19 @@ _KEY, _STATUS = ("key",), ("status",)
 class PictureMetadata:
     """What the metadata say about one picture."""
 
-    caption: str | bytes | None
+    caption: object
+    """A text, several in a list, or anything else where there is none."""
     scores: tuple[float, ...]
     status: str = ""
     """Whether the picture was downloaded; empty where the metadata do not say."""
 
 
 def read_rows(table: pa.Table, wanted: Sequence[str]) -> list[PictureMetadata]:
-    """Reads every row; `wanted` are the columns that hold captions, by default `captions.NAMES`."""
-    texts: list[bytes | None] = [None] * len(table)
-    for column in reversed(captions.find_columns(table.column_names, wanted or captions.NAMES)):
-        texts = [own if own is not None else other for own, other in zip(read_texts(table[column]), texts, strict=True)]
+    """Reads every row; `wanted` are the columns that hold captions, by default the usual ones."""
+    texts: list[object] = [None] * len(table)
+    for column in reversed(captions.choose_columns(_list_texts(table.schema), wanted)):
+        own = _read_captions(table[column])
+        texts = [each if each is not None else other for each, other in zip(own, texts, strict=True)]
     found = captions.find_columns(table.column_names, _STATUS)
     statuses = read_texts(table[found[0]]) if found else [None] * len(table)
     return [
@@ -44,10 +51,32 @@ def read_rows(table: pa.Table, wanted: Sequence[str]) -> list[PictureMetadata]:
     ]
 
 
-def select_columns(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+def select_columns(schema: pa.Schema, wanted: Sequence[str]) -> list[str]:
     """Selects the columns that `read_rows` needs."""
     scores = [name for score in SCORES.values() for name in score]
-    return captions.find_columns(names, [*dict.fromkeys((*(wanted or captions.NAMES), *_STATUS, *scores))])
+    others = captions.find_columns(schema.names, (*_STATUS, *scores))
+    return [*dict.fromkeys((*captions.choose_columns(_list_texts(schema), wanted), *others))]
+
+
+def _list_texts(schema: pa.Schema) -> list[str]:
+    """Lists the columns whose type can hold captions."""
+    return [field.name for field in schema if _holds_text(field.type)]
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
+        return is_text(kind) or is_bytes(kind) or bool(pa.types.is_struct(kind))
+    return is_text(kind) or is_bytes(kind) or bool(pa.types.is_integer(kind))
+
+
+def _read_captions(column: pa.ChunkedArray) -> Sequence[object]:
+    """Reads texts or lists of texts as bytes, which need not be UTF-8, and lists of structs as they are."""
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return read_texts(column)
+    whole = not pa.types.is_struct(column.type.value_type)
+    values: list[object] = (column.cast(pa.large_list(pa.large_binary())) if whole else column).to_pylist()
+    return values
 
 
 def read_sidecar(file: BinaryIO, wanted: Sequence[str]) -> dict[str, PictureMetadata]:
@@ -58,7 +87,7 @@ def read_sidecar(file: BinaryIO, wanted: Sequence[str]) -> dict[str, PictureMeta
         keys = captions.find_columns(names, _KEY)
         if not keys:
             raise ValueError("no column of keys")
-        table = parquet.read(columns=[*keys, *select_columns(names, wanted)])
+        table = parquet.read(columns=[*keys, *select_columns(parquet.schema_arrow, wanted)])
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error
     rows = zip(read_texts(table[keys[0]]), read_rows(table, wanted), strict=True)

@@ -5,27 +5,29 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from fewstep.data.kind import SourceKind, SourceRequest
-from fewstep.data.shards.formats import ParquetShards, ShardFormat, TarShards
+from fewstep.data.shards.formats import ShardFormat, TarShards, arrow_shards, parquet_shards
 from fewstep.data.shards.prepared import is_prepared
 from fewstep.data.shards.source import open_shards
-from fewstep.data.sources import urls
+from fewstep.data.sources import captions, urls
 from fewstep.data.sources.base import Source
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES, PictureLimits
-from fewstep.data.sources.folder import METADATA, WANTED, open_folder
+from fewstep.data.sources.folder import WANTED, open_folder
+from fewstep.data.sources.folder_files import METADATA, is_hidden, list_endings
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
 
-_SHARDS = (".tar", ".parquet")
+_SHARDS = (".tar", ".parquet", ".arrow")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _URL_OR_PATTERN = frozenset(":{*?[")
 """Characters that do not occur in a mistyped name of a world."""
-_GIVE = f"give a folder of pictures ({', '.join(SUFFIXES)}), .tar shards, or .parquet files"
+_GIVE = f"give a folder of pictures ({', '.join(SUFFIXES)}), .tar shards, or .parquet or .arrow files"
 
 
 def open_picture_files(
@@ -43,19 +45,21 @@ def open_picture_files(
         if places == [pattern]:
             _check_exists(pattern)
         found += [file for place in places for file in _find(place)]
-    tars, tables = ([file for file in found if _suffix(file) == suffix] for suffix in _SHARDS)
+    tars, tables, arrows = ([file for file in found if _suffix(file) == suffix] for suffix in _SHARDS)
     folders = [file for file in found if _suffix(file) not in _SHARDS]
     if tars:
         own = {TarShards().sidecar_url(tar) for tar in tars}
         tables = [table for table in tables if table not in own]
-    if not found or sum(map(bool, (tars, tables, folders))) > 1 or len(folders) > 1:
-        kinds = [(len(tars), ".tar"), (len(tables), ".parquet"), (len(folders), "folder of pictures")]
+    if not found or sum(map(bool, (tars, tables, arrows, folders))) > 1 or len(folders) > 1:
+        named = zip((tars, tables, arrows, folders), (*_SHARDS, "folder of pictures"), strict=True)
+        kinds = [(len(files), kind) for files, kind in named]
         counts = ", ".join(f"{count} {kind}" for count, kind in kinds if count) or "nothing"
         raise UserError(f"data is {counts}; one source is of one kind, and of one folder where it is pictures")
     if folders:
-        return open_folder(folders[0] if urls.is_remote(folders[0]) else Path(urls.local_path(folders[0])), selection)
-    kind: ShardFormat = TarShards() if tars else ParquetShards()
-    return open_shards(tars or tables, kind, selection, cache)
+        folder = folders[0] if urls.is_remote(folders[0]) else Path(urls.local_path(folders[0]))
+        return open_folder(folder, selection, cache)
+    kind: ShardFormat = TarShards() if tars else parquet_shards() if tables else arrow_shards()
+    return open_shards(tars or tables or arrows, kind, selection, cache)
 
 
 def _suffix(url: str) -> str:
@@ -78,7 +82,7 @@ def _find(place: str) -> list[str]:
             raise UserError(f"no file matches {urls.redact(place)}; {_GIVE}")
         return [file for file in matched if _suffix(file) in _SHARDS] or matched
     if here and not os.path.isdir(path):
-        raise UserError(f"data {urls.redact(place)} is neither a folder nor a {' or '.join(_SHARDS)} file; {_GIVE}")
+        raise UserError(f"data {urls.redact(place)} is neither a folder nor a .tar or .parquet file; {_GIVE}")
     return _find_in_folder(place)
 
 
@@ -95,21 +99,25 @@ def _is_pattern(place: str) -> bool:
 
 
 def _find_in_folder(folder: str) -> list[str]:
-    names = urls.list_files(folder) if urls.is_remote(folder) else _walk(urls.local_path(folder))
+    listed = urls.list_files(folder) if urls.is_remote(folder) else _walk(urls.local_path(folder))
+    names = [name for name in listed if not is_hidden(name)]
     suffixes = {PurePosixPath(name).suffix.lower() for name in names}
     pictures = not suffixes.isdisjoint((*SUFFIXES, *OTHER_SUFFIXES))
     shards = not suffixes.isdisjoint(_SHARDS)
-    captioned = ".txt" in suffixes or METADATA in names
+    described = not {posixpath.basename(name) for name in names}.isdisjoint(METADATA)
+    captioned = described or not suffixes.isdisjoint(captions.SUFFIXES[:2])
     if ".tar" in suffixes and pictures and captioned:
         raise UserError(f"{urls.redact(folder)} has captioned pictures and .tar files in it; name the files you mean")
-    if (pictures or METADATA in names) and (captioned or not shards):
+    if (pictures or METADATA[0] in names) and (captioned or not shards):
         return [folder]
     for suffix in _SHARDS:
         if suffix in suffixes:
             inside = sorted(name for name in names if PurePosixPath(name).suffix.lower() == suffix)
             return [f"{folder.rstrip('/')}/{name}" for name in inside]
+    seen = f", but {list_endings(names)}" if names else ""
     raise UserError(
-        f"{urls.redact(folder)} is a folder with neither pictures nor .tar nor .parquet in it; wanted are {WANTED}"
+        f"{urls.redact(folder)} is a folder with neither pictures nor .tar nor .parquet in it{seen}; "
+        f"wanted are {WANTED}"
     )
 
 
@@ -130,7 +138,7 @@ def open_own_pictures(request: SourceRequest) -> Source:
         raise UserError(f"{data} holds latents, but pictures are needed here; give those that it was prepared from")
     selection = dataclasses.replace(request.selection, limits=PictureLimits(side=request.resolution))
     source = open_picture_files(data, selection, CacheSettings(budget=request.cache_bytes))
-    print("\n".join([source.report.format_summary(), *source.report.format_dropped()]), flush=True)
+    print(source.report.format_report(), flush=True)
     return source
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from fewstep.data.sources.base import Tally
 from fewstep.data.sources.decoding import PictureLimits
 from fewstep.data.sources.filters import Filters
+
+CaptionLines = Literal["join", "draw", "first"]
+"""What becomes of a caption of several lines: one line, one of them drawn at each position, or the first alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,9 @@ class Selection:
     filters: Filters = field(default_factory=Filters)
     captions: tuple[str, ...] = ()
     """Fields or columns that hold captions; if given, no others are read, and no `.txt` files."""
+    lines: CaptionLines = "join"
+    repeats: bool = True
+    """Whether the numbers of folders `10_cat`, `1_dog` say how often their pictures come in an epoch."""
 
     def select(self, scores: NDArray[np.float64], key: Callable[[int], str], tally: Tally) -> NDArray[np.bool_]:
         """Returns a mask of the rows of scores that pass the filters; counts the others in `tally`, named by `key`."""
@@ -29,4 +36,7 @@ class Selection:
             wanted &= ~mask
             rows = np.flatnonzero(mask)
             tally.add({reason: len(rows)}, {reason: (key(int(row)) for row in rows)})
+        short = np.minimum(*scores[wanted].T[-2:])  # the last two scores are the sides; a NaN is not small
+        if small := int((short < self.limits.side).sum()):
+            tally.told[f"smaller than {self.limits.side} pixels, and enlarged"] += small
         return wanted

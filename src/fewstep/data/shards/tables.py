@@ -1,0 +1,75 @@
+"""Opens parquet and Arrow files as tables whose pictures are read group by group."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_ARROW_FILE = b"ARROW1"
+
+
+class Table(Protocol):
+    """Columns of rows in groups."""
+
+    schema: pa.Schema
+    starts: list[int]
+    """The first row of every group and, last, the number of rows."""
+    group_bytes: list[int]
+    """What each group takes in memory when it is read; 0 where it stays in the file."""
+
+    def read_columns(self, names: Sequence[str]) -> pa.Table:
+        """Reads columns of all rows, or single fields of structs: `image.path`."""
+        ...
+
+    def read_group(self, number: int, column: str) -> pa.Array:
+        """Reads a column of one group."""
+        ...
+
+
+class ParquetTable:
+    """A parquet file, of which only what is asked for is read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = pq.ParquetFile(file)
+        self.schema = self._file.schema_arrow
+        groups = [self._file.metadata.row_group(number) for number in range(self._file.num_row_groups)]
+        self.starts = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
+        # Not the size of the column alone: pyarrow aborts the process where that part of the metadata is damaged.
+        self.group_bytes = [group.total_byte_size for group in groups]
+
+    def read_columns(self, names: Sequence[str]) -> pa.Table:
+        return self._file.read(columns=list(names))
+
+    def read_group(self, number: int, column: str) -> pa.Array:
+        return self._file.read_row_group(number, columns=[column])[column].combine_chunks()
+
+
+@dataclass
+class ArrowTable:
+    """An Arrow file or stream, as `datasets` saves it; nothing is copied out of the file before it is used."""
+
+    file: BinaryIO
+    _table: pa.Table = field(init=False)
+
+    def __post_init__(self) -> None:
+        is_file = self.file.read(len(_ARROW_FILE)) == _ARROW_FILE
+        mapped = pa.memory_map(self.file.name)
+        with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped) as reader:
+            self._table = reader.read_all()
+        self._table.validate()
+        self.schema = self._table.schema
+        batches = [len(batch) for batch in self._table.to_batches()]
+        self.starts = list(itertools.accumulate(batches, initial=0))
+        self.group_bytes = [0] * len(batches)
+
+    def read_columns(self, names: Sequence[str]) -> pa.Table:
+        return self._table.select([*dict.fromkeys(name.partition(".")[0] for name in names)])
+
+    def read_group(self, number: int, column: str) -> pa.Array:
+        first, end = self.starts[number : number + 2]
+        return self._table[column].slice(first, end - first).combine_chunks()

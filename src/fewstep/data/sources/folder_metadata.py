@@ -1,0 +1,114 @@
+"""Reads what the files of metadata in a folder say about its pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from fewstep.data.sources import captions
+from fewstep.data.sources.base import DroppedError, Reason, Tally, escape_line
+from fewstep.data.sources.filters import read_scores
+from fewstep.data.sources.folder_files import FolderFiles, Listing
+from fewstep.data.sources.metadata import PATHS, PictureMetadata
+from fewstep.data.sources.urls import leaves_folder
+from fewstep.errors import UserError
+
+_MAX_METADATA = 1 << 32
+_DELIMITERS = (",", "\t", ";", "|")
+csv.field_size_limit(captions.MAX_JSON_BYTES)
+
+
+@dataclass
+class FolderMetadata:
+    """What the files of metadata say."""
+
+    pictures: dict[str, PictureMetadata] = field(default_factory=dict)
+    """By path in the folder."""
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    """The columns or fields of each file, for messages."""
+
+
+def read_metadata(files: FolderFiles, listing: Listing, tally: Tally, wanted: Sequence[str]) -> FolderMetadata:
+    """Reads every `metadata.jsonl` and `metadata.csv`, whose paths begin in its own folder.
+
+    `tally` counts the lines that cannot be used. Raises UserError for a file that cannot be read.
+    """
+    found = FolderMetadata()
+    names = _Names(listing)
+    for place in listing.find_metadata():
+        try:
+            content = files.read(place, _MAX_METADATA).removeprefix(b"\xef\xbb\xbf")
+        except DroppedError as dropped:
+            raise UserError(f"{escape_line(f'{files.name}/{place}')} cannot be read; mend or remove it") from dropped
+        rows = _read_csv(content) if place.endswith(".csv") else _read_jsonl(content)
+        for number, fields in rows:
+            try:
+                if fields is None:
+                    raise DroppedError(Reason.BAD_LINE)
+                found.columns.setdefault(place, list(fields))
+                name, metadata = _read_line(fields, wanted)
+                name = names.find(posixpath.dirname(place), name)
+                if name in found.pictures:
+                    raise DroppedError(Reason.REPEATED_LINE)
+                found.pictures[name] = metadata
+            except DroppedError as dropped:
+                tally.drop(dropped.reason, f"{place} line {number}")
+    return found
+
+
+class _Names:
+    """The names of pictures, as metadata may spell them."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._pictures = frozenset(listing.pictures)
+        self._others = frozenset(listing.others)
+        self._normal = {unicodedata.normalize("NFC", name): name for name in listing.pictures if not name.isascii()}
+
+    def find(self, folder: str, name: str) -> str:
+        """Returns the picture of this name in a folder. Raises DroppedError where there is none."""
+        path = posixpath.join(folder, name)
+        tried = (path, path.replace("\\", "/"), self._normal.get(unicodedata.normalize("NFC", path), path))
+        for each in tried:
+            if each in self._pictures or each in self._others:  # one of another format is counted as a file already
+                return each
+        raise DroppedError(Reason.MISSING)
+
+
+def _read_jsonl(content: bytes) -> Iterator[tuple[int, Mapping[str, object] | None]]:
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                yield number, captions.parse_json(line)
+            except DroppedError:
+                yield number, None
+
+
+def _read_csv(content: bytes) -> Iterator[tuple[int, Mapping[str, object] | None]]:
+    text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
+    header = text.readline()
+    text.seek(0)
+    rows = csv.DictReader(text, delimiter=max(_DELIMITERS, key=header.count))
+    try:
+        for row in rows:
+            named = captions.lower_names({name.strip(): value for name, value in row.items() if name})
+            yield rows.line_num, named if None not in row else None  # more values than columns
+    except csv.Error:
+        yield rows.line_num, None
+
+
+def _read_line(fields: Mapping[str, object], wanted: Sequence[str]) -> tuple[str, PictureMetadata]:
+    name, text = next((fields[path] for path in PATHS if path in fields), None), captions.find_field(fields, wanted)
+    if not isinstance(name, str) or not isinstance(text, str | list):
+        raise DroppedError(Reason.BAD_LINE)
+    try:
+        f"{name}{text if isinstance(text, str) else ''}".encode()  # refuses halves of surrogate pairs
+    except UnicodeEncodeError as error:
+        raise DroppedError(Reason.BAD_LINE) from error
+    if leaves_folder(name):
+        raise DroppedError(Reason.OUTSIDE)
+    return str(PurePosixPath(name)), PictureMetadata(text, read_scores(fields))
