@@ -39,11 +39,12 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(pipeline, limits=None, loras=(), **settings):
+def serving(pipeline, limits=None, loras=(), aliases=(), lora_aliases=None, **settings):
     """`loras` are registered under the names of their adapters, at scale 1."""
     settings = ServerSettings(**settings)
     engine = Engine(pipeline, {name: name for name in loras}, limits or EngineLimits())
-    app = make_app(PaintService(engine, settings, dict.fromkeys(loras, 1.0)), list_vocabulary(pipeline))
+    service = PaintService(engine, settings, dict.fromkeys(loras, 1.0), lora_aliases, aliases)
+    app = make_app(service, list_vocabulary(pipeline))
     server = make_server(app, "127.0.0.1", 0, settings, 5)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -73,8 +74,8 @@ def served(bundled):
         yield served
 
 
-def with_loras():
-    """The bundled model with two random adapters on it, lora0 and lora1."""
+def with_loras(text=False):
+    """The bundled model with two random adapters on it, lora0 and lora1; with `text` lora0 on its text encoder too."""
     model = load_latent_model(assets.SCENES_LCM, torch.device("cpu"))
     for i, name in enumerate(("attn1.to_q", "ff.net.2")):
         place = f"down_blocks.0.attentions.0.transformer_blocks.0.{name}"
@@ -82,7 +83,14 @@ def with_loras():
         generator = torch.Generator().manual_seed(i)
         down = torch.randn(4, weight.shape[1], generator=generator)
         up = 0.3 * torch.randn(weight.shape[0], 4, generator=generator)
-        attach(model.parts, {f"unet.{place}": Pair(down, up, 4.0)}, f"lora{i}", 1.0)
+        pairs = {f"unet.{place}": Pair(down, up, 4.0)}
+        if text and i == 0:
+            (part,) = model.conditioner.encoders
+            module = next(name for name, _ in model.parts[part].named_modules() if name.endswith("layers.0.mlp.fc1"))
+            fc1 = model.parts[part].get_submodule(module).weight
+            down, up = (torch.randn(shape, generator=generator) for shape in ((4, fc1.shape[1]), (fc1.shape[0], 4)))
+            pairs[f"{part}.{module}"] = Pair(down, up, 4.0)
+        attach(model.parts, pairs, f"lora{i}", 1.0)
     return model
 
 

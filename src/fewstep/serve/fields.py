@@ -13,7 +13,7 @@ import yaml
 
 from fewstep.serve.errors import RefusedError
 
-Request = Literal["txt2img", "img2img", "options", "generations", "edits"]
+Request = Literal["txt2img", "img2img", "options", "generations", "edits", "lora tag"]
 Treatment = Literal["obeyed", "refused", "noted", "harmless"]
 _MOST_NAMES = 20
 """Unknown fields that are named in a note."""

@@ -1,4 +1,4 @@
-"""A1111's tags in prompts: `<lora:NAME:0.8>`, `<lora:NAME:TEXT:NETWORK>`, `<lora:NAME:te=0.5:unet=0.8>`."""
+"""A1111's tags in prompts: `<lora:NAME:0.8>`, `<lora:NAME:TEXT:NETWORK>`, or with the two scales by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from fewstep.serve.errors import RefusedError
+from fewstep.serve.fields import read_rules
 
 _TAG = re.compile(r"<(\w+):([^<>]*)>")
 _KINDS = ("lora", "lyco")
@@ -46,16 +47,16 @@ def _read_tag(inside: str) -> tuple[str, float, float]:
     name, *rest = inside.split(":")
     positional = [each for each in rest if "=" not in each]
     named = dict(each.split("=", 1) for each in rest if "=" in each)
-    unknown = sorted(set(named) - {"te", "unet"})
-    if not name or len(positional) > 2 or unknown:
+    on_text, on_network = read_rules("lora tag")
+    if not name or len(positional) > 2 or set(named) - {on_text, on_network}:
         raise RefusedError(
-            f"<lora:{inside[:80]}> is not read; give <lora:NAME:SCALE>, <lora:NAME:TEXT:NETWORK> or te= and unet=",
-            param="prompt",
-        )
+            f"<lora:{inside[:80]}> is not read; give <lora:NAME:SCALE>, <lora:NAME:TEXT:NETWORK>, or {on_text}= and "
+            f"{on_network}=", param="prompt",
+        )  # fmt: skip
     first = _read_scale(name, positional[0]) if positional and positional[0] else 1.0
-    text_scale = _read_scale(name, named["te"]) if "te" in named else first
+    text_scale = _read_scale(name, named[on_text]) if on_text in named else first
     scale = _read_scale(name, positional[1]) if len(positional) > 1 else text_scale
-    return name, text_scale, _read_scale(name, named["unet"]) if "unet" in named else scale
+    return name, text_scale, _read_scale(name, named[on_network]) if on_network in named else scale
 
 
 def _read_scale(name: str, text: str) -> float:
