@@ -17,6 +17,11 @@ from fewstep import __version__
 from fewstep.arguments import find_option, parse_arguments, suggest_nearest
 from fewstep.errors import StoppedError, UserError
 
+_SIGNS_OF_A_LOST_PROCESS = (
+    "closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited", "Connection refused",
+    "imed out", "imeout", "recvValue failed",
+)  # fmt: skip
+"""Parts of what gloo, NCCL and torch's store say in a process where another one is no more."""
 _RESUMES = "; the same command goes on from the last checkpoint, if there is one"
 
 
@@ -164,6 +169,14 @@ def _run(name: str, arguments: list[str]) -> None:
 
         sys.exit(launch(count, [name, *arguments]))
     else:
+        _run_explained(run, parsed)
+
+
+def _run_explained(run: Callable[[Any], object], parsed: Any) -> None:
+    """Runs the command; where memory runs out in it, says what needs less."""
+    from fewstep.runs.shortage import explain_out_of_memory
+
+    with explain_out_of_memory(parsed):
         run(parsed)
 
 
@@ -219,7 +232,7 @@ def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:
         if not world.main:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
-            run(parsed)
+            _run_explained(run, parsed)
         except BaseException as error:
             # At once: to take leave of the others would wait for them, and they wait for this one.
             status = _explain_end(error)
@@ -242,10 +255,14 @@ def _explain_end(error: BaseException) -> int:
         return 2
     if isinstance(error, KeyboardInterrupt):
         return 130
-    lost = isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL"))
-    if lost or isinstance(error, dist.DistError):
-        print(f"fewstep: another process has gone ({str(error).splitlines()[0][:200]})", file=sys.stderr)
-        return OTHER_GONE
+    between = isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL"))
+    if between or isinstance(error, dist.DistError):
+        text = " ".join(str(error).split())
+        if any(sign in text for sign in _SIGNS_OF_A_LOST_PROCESS):
+            print(f"fewstep: another process has gone ({text})", file=sys.stderr)
+            return OTHER_GONE
+        print(f"fewstep: error: the processes cannot talk to one another: {text}", file=sys.stderr)
+        return 1
     traceback.print_exception(error)
     return 1
 

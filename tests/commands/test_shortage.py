@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 
+from fewstep.cli import _explain_end, _run_explained, main
 from fewstep.errors import UserError
+from fewstep.parallel.processes import OTHER_GONE
 from fewstep.recipes.distill import Distill
 from fewstep.runs.shortage import explain_out_of_memory
 
@@ -15,7 +17,7 @@ from fewstep.runs.shortage import explain_out_of_memory
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded by Linux's limit of addresses")
 def test_a_real_process_that_runs_out_says_what_needs_less(random_teacher, tmp_path):
     options = f"--teacher {random_teacher} --pictures 16 --batch-size 1024 --steps 2 --sample-every 0"
-    command = f"exec {sys.executable} -m fewstep distill {options} --out {tmp_path}/run"
+    command = f"exec {sys.executable} -m fewstep distill scenes {options} --out {tmp_path}/run"
     bounded = f"ulimit -v 3000000; OMP_NUM_THREADS=1 {command}"
     done = subprocess.run(["bash", "-c", bounded], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
@@ -36,6 +38,72 @@ def test_what_is_in_use_is_not_advised(error):
         raise error
 
 
+SHORT = (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError())
+WHERE = {
+    "load": ("generate", "fewstep.commands.generate.load_pipeline", "--batch-size 8 or less"),
+    "paint": ("generate", "fewstep.models.pipeline.Pipeline.latents", "--batch-size 8 or less"),
+    "decode": ("generate", "fewstep.models.codec.Codec.decode", "--batch-size 8 or less"),
+    "load to train": ("distill", "fewstep.commands.distill.load_latent_model", "--accumulation 2 or more"),
+    "encode": ("distill", "fewstep.models.codec.Codec.encode", "--accumulation 2 or more"),
+    "export": ("distill", "fewstep.train.trainable.save_student", "--accumulation 2 or more"),
+    "prepare": ("prepare", "fewstep.models.codec.Codec.encode", "--batch-size 8 or less"),
+    "evaluate": ("evaluate", "fewstep.evaluate.studio.load_pipeline", "--batch-size 1"),
+    "combine": ("combine", "fewstep.commands.combine.load_latent_model", "give a smaller model"),
+}
+
+
+@pytest.mark.parametrize(("command", "place", "advice"), WHERE.values(), ids=list(WHERE))
+def test_it_is_told_in_words_wherever_it_happens(command, place, advice, tmp_path, monkeypatch, capsys):
+    options = {
+        "generate": ("--prompt", "a red star", "--steps", "1"),
+        "distill": ("--pictures", "4", "--batch-size", "4", "--steps", "1", "--sample-every", "0"),
+        "prepare": ("--model", "scenes", "--data", "scenes", "--pictures", "4"),
+        "evaluate": ("--device", "cpu"), "combine": ("--base", "scenes", "--lora", "x.safetensors"),
+    }[command]  # fmt: skip
+    for error in SHORT:
+
+        def fall_short(*_, _error=error, **__):
+            raise _error
+
+        monkeypatch.setattr(place, fall_short)
+        with pytest.raises(SystemExit) as ended:
+            main([command, *options, "--out", str(tmp_path / type(error).__name__)])
+        assert ended.value.code == 2
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("fewstep: error: out of memory")
+        assert advice in last
+
+
+def test_one_process_of_several_tells_it_too():
+    config = Distill(batch_size=6, accumulation=2)
+
+    def fall_short(_):
+        raise SHORT[0]
+
+    with pytest.raises(UserError) as told:
+        _run_explained(fall_short, config)
+    assert _explain_end(told.value) == 2
+
+
 def test_other_errors_are_left_alone():
     with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(Distill()):
         raise RuntimeError("shapes do not fit")
+
+
+GONE = (
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2831",
+    "NCCL error in: ProcessGroupNCCL.cpp:77, remote process exited or there was a network error, NCCL version 2.27",
+)
+NOT_GONE = (
+    "NCCL error in: ProcessGroupNCCL.cpp:2021, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version "
+    "2.27.3 ncclInvalidUsage: This usually reflects invalid usage of NCCL library. Last error: Duplicate GPU detected "
+    ": rank 1 and rank 0 both on CUDA device 53000"
+)
+
+
+def test_what_ails_processes_is_told_whole(capsys):
+    for text in GONE:
+        assert _explain_end(RuntimeError(text)) == OTHER_GONE
+        assert f"another process has gone ({text})" in capsys.readouterr().err
+    assert _explain_end(torch.distributed.DistBackendError(NOT_GONE)) == 1
+    assert capsys.readouterr().err == f"fewstep: error: the processes cannot talk to one another: {NOT_GONE}\n"

@@ -111,8 +111,8 @@ class Ours:
         for module in modules:
             if module is not None:
                 yield from (*module.parameters(), *module.buffers())
-        yield from (value for value in vars(self._latents).values() if isinstance(value, Tensor))
-        yield from getattr(self._latents, "_text", {}).values()
+        held = [*vars(self._latents).values(), *getattr(self._latents, "_text", {}).values()]
+        yield from (value for value in held if isinstance(value, Tensor) and value.device == model.device)
 
 
 def bench_train(config: BenchTrain) -> dict[str, Any]:

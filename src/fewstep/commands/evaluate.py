@@ -33,6 +33,7 @@ from fewstep.models.extractors import Extractor
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.workers import Workers, count_cores
+from fewstep.precision import name_dtype
 from fewstep.runs.folder import made_with
 
 GRID_COLUMNS = 8
@@ -65,7 +66,7 @@ class Evaluation:
         self.protocol = {
             "n": roster.main, "n_unseen": roster.unseen, "repeats": roster.repeats, "seed": config.seed,
             "prompts": studio.data, "prompts_sha256": roster.sha256, "resolution": studio.teacher.resolution,
-            "batch_size": studio.batch_size, "precision": "bf16" if studio.bf16 else "fp32",
+            "batch_size": studio.batch_size, "precision": name_dtype(studio.dtype),
             "guidance": "diffusers' guidance_scale, the papers' ω + 1",
             "extractor": _describe_extractor(studio.extractor),
             "clip": None if studio.clip is None else _describe_extractor(studio.clip),

@@ -10,7 +10,6 @@ from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_data, claim_run_folder, finished
 from fewstep.runs.learning import choose_frozen_dtype
 from fewstep.runs.material import open_material
-from fewstep.runs.shortage import explain_out_of_memory
 from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
@@ -38,8 +37,7 @@ def train_lora(config: TrainLora) -> None:
     task = DiffusionTuningTask(
         style.learner, model.schedule, model.network.parameterisation, material.latents(), null_cond, config.seed
     )
-    with explain_out_of_memory(config):
-        fit(task, config, config.out, "style")
+    fit(task, config, config.out, "style")
     style.save(config.out / "model")
     print(f"model: {config.out / 'model'}", flush=True)
 

@@ -15,6 +15,7 @@ from fewstep.evaluate.baselines import SAMPLERS, teacher_latents
 from fewstep.evaluate.columns import Column
 from fewstep.models.family import LatentModel
 from fewstep.models.pipeline import Pipeline
+from fewstep.precision import autocast
 
 TEACHER_STEPS = 50
 Row = dict[str, Any]
@@ -78,8 +79,10 @@ class Painter:
     """(conditions [b, …], b seeds) → z_0 [b, c, h, w]."""
 
 
-def painter_of(cell: Cell, teacher: LatentModel | None, student: Pipeline | None, *, bf16: bool = False) -> Painter:
-    """Makes who paints this cell; with `bf16` networks compute in it, the autoencoder does not."""
+def painter_of(
+    cell: Cell, teacher: LatentModel | None, student: Pipeline | None, dtype: torch.dtype = torch.float32
+) -> Painter:
+    """Makes who paints this cell; networks whose weights are fp32 compute in `dtype`, the autoencoder does not."""
     if cell.sampler == "lcm":
         assert student is not None
         few_step, model = student, student.model
@@ -98,7 +101,7 @@ def painter_of(cell: Cell, teacher: LatentModel | None, student: Pipeline | None
             return teacher_latents(model, cell.solver, times, cond, seeds, omega)
 
     def latents(cond: Cond, seeds: Sequence[int]) -> Tensor:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        with autocast(model.device, dtype):
             return sample(cond, seeds)
 
     return Painter(model, latents)

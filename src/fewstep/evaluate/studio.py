@@ -22,7 +22,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.pipeline import load_pipeline
-from fewstep.train.loop import computes_in_bf16
+from fewstep.precision import choose_dtype
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class EvaluationStudio:
         self.teacher = load_latent_model(self.teacher_source, self.device, single)
         _check_same_latents(self.student.model, self.teacher)
         self.batch_size = config.batch_size or (16 if self.teacher.resolution <= 128 else 8)
-        self.bf16 = computes_in_bf16(self.device, config.precision)
+        self.dtype = choose_dtype(config.precision, self.device)
         self.extractor, self.reader = judges(self.data, config.extractor, self.device)
         self.clip = load_extractor(config.clip, self.device) if config.clip else None
         self.found = material(
@@ -63,7 +63,7 @@ class EvaluationStudio:
         self._bare = Bench(self.found.scored, self.extractor, torch.empty(0), self.reader, None, self.clip)
 
     def painter(self, cell: Cell) -> Painter:
-        return painter_of(cell, self.teacher, self.student, bf16=self.bf16)
+        return painter_of(cell, self.teacher, self.student, self.dtype)
 
     def folder(self, *, tuning: bool) -> Path:
         return self.config.out / ("tuning" if tuning else "cells")

@@ -33,7 +33,8 @@ class _Latents:
 
 
 class KeptLatents(_Latents):
-    """Everything encoded beforehand; a batch is a look-up. Only where a picture is cut alike wherever it stands."""
+    """Everything encoded beforehand and kept in main memory; a batch is a look-up. Only where a picture is cut alike
+    wherever it stands. What encoded it is put off the card."""
 
     def __init__(self, model: LatentModel, reading: PictureReader) -> None:
         super().__init__(reading)
@@ -48,18 +49,31 @@ class KeptLatents(_Latents):
         ):
             part = [reading.read(i) for i in range(start, min(start + _CHUNK, len(reading)))]
             mean, std = model.codec.encode(to_pixels([square.image for square in part]))
-            means.append(mean)
-            stds.append(std)
+            means.append(mean.cpu())
+            stds.append(std.cpu())
             sizes += [square.sizes for square in part]
             rows += [[numbers.setdefault(caption, len(numbers)) for caption in square.captions] for square in part]
             reasons += [square.reason for square in part]
         captions = list(numbers)
-        texts = [model.conditioner.encode(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK)]
-        self._mean, self._std = torch.cat(means), torch.cat(stds)
-        self._text = {name: torch.cat([part[name] for part in texts]) for name in texts[0]}
+        parts = (model.conditioner.encode(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK))
+        texts = [{name: value.cpu() for name, value in part.items()} for part in parts]
+        self._device = model.device
+        self._mean, self._std = self._hold(means), self._hold(stds)
+        self._text = {name: self._hold([part[name] for part in texts]) for name in texts[0]}
         self._rows = rows
-        self._sizes = model.conditioner.tell_sizes(sizes)
+        self._sizes = {name: value.cpu() for name, value in model.conditioner.tell_sizes(sizes).items()}
         self._reasons = reasons
+        model.rest()
+
+    def _hold(self, parts: Sequence[Tensor]) -> Tensor:
+        """Joins what is kept in main memory, where a card takes it from while it computes."""
+        whole = torch.cat(list(parts))
+        return whole.pin_memory() if self._device.type == "cuda" else whole
+
+    def _take(self, held: Tensor, index: Tensor) -> Tensor:
+        """Returns rows of what is kept, on the device."""
+        rows = held[index]
+        return (rows.pin_memory() if self._device.type == "cuda" else rows).to(self._device, non_blocking=True)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -70,15 +84,16 @@ class KeptLatents(_Latents):
         reasons = [self._reasons[i] for i in indices]
         keyed = zip(counters, indices, reasons, strict=True)
         self._lost += [DroppedPicture(i, self._reading.key(int(index)), reason) for i, index, reason in keyed if reason]
-        index = torch.from_numpy(indices).to(self._mean.device, non_blocking=True)
+        index = torch.from_numpy(indices)
         drawn = [
             self._reading.draw_caption(self._rows[int(i)], counter)
             for counter, i in zip(counters, indices, strict=True)
         ]
-        row = torch.tensor(drawn).to(self._mean.device, non_blocking=True)
-        cond = {name: value[row] for name, value in self._text.items()}
-        cond |= {name: value[index] for name, value in self._sizes.items()}
-        return LatentBatch(self._mean[index] + self._std[index] * noise, cond, _valid(reasons, index.device))
+        row = torch.tensor(drawn)
+        cond = {name: self._take(value, row) for name, value in self._text.items()}
+        cond |= {name: self._take(value, index) for name, value in self._sizes.items()}
+        z_0 = self._take(self._mean, index) + self._take(self._std, index) * noise
+        return LatentBatch(z_0, cond, _valid(reasons, self._device))
 
 
 class FreshLatents(_Latents):

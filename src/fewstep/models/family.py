@@ -5,8 +5,9 @@ All that one layout of network, text encoders and autoencoder asks for stands in
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,25 @@ class LatentModel:
     def resolution(self) -> int:
         """Side in pixels of the pictures that the model was trained on."""
         return int(self.network.backbone.config.sample_size) * self.codec.multiple
+
+    def rest(self) -> None:
+        """Puts what a training does not need, once its pictures are encoded, into main memory."""
+        self._move_surroundings(torch.device("cpu"))
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Has everything on the network's device while it lasts, to encode and to paint."""
+        before = next(self.codec.autoencoder.parameters()).device
+        self._move_surroundings(self.device)
+        try:
+            yield
+        finally:
+            self._move_surroundings(before)
+
+    def _move_surroundings(self, device: torch.device) -> None:
+        for module in (self.codec.autoencoder, self.codec.tiny_decoder, *self.conditioner.encoders.values()):
+            if module is not None:
+                module.to(device)
 
     def read_grid_size(self, default: int = 50) -> int:
         """Returns how many times the sampler may choose from. Raises UserError where the scheduler says none."""

@@ -16,7 +16,6 @@ from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_data, claim_run_folder, finished
 from fewstep.runs.material import Material, open_material
-from fewstep.runs.shortage import explain_out_of_memory
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.loop import fit
@@ -68,8 +67,7 @@ def fit_and_save(
     config: ConsistencyConfig, task: DistillTask, student: Trainable, title: str, observe: Callable[[int], None]
 ) -> None:
     """Trains to the end, calling `observe(n)` after update n, and exports to `config.out / "model"`."""
-    with explain_out_of_memory(config):
-        fit(task, config, config.out, title, observe)
+    fit(task, config, config.out, title, observe)
     student.save(config.out / "model")
     print(f"model: {config.out / 'model'}", flush=True)
 

@@ -16,9 +16,9 @@ from fewstep.evaluate.scoring import score
 from fewstep.files import write_whole
 from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.world import current_world
+from fewstep.precision import choose_dtype
 from fewstep.runs.observers import Observed
 from fewstep.train.log import scalars
-from fewstep.train.loop import computes_in_bf16
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 
@@ -40,7 +40,7 @@ class Evaluations:
         extractor, reader = judges(data, config.eval_extractor, device)
         found = material(data, observed.resolution, n=config.eval_n, option="eval_n")
         self._bench: Bench = make_bench(found, extractor, reader)[0]
-        self._observed, self._bf16 = observed, computes_in_bf16(device, config.precision)
+        self._observed, self._dtype = observed, choose_dtype(config.precision, device)
 
     def __call__(self, step: int) -> None:
         file = self._observed.config.out / EVALUATIONS_FILE
@@ -63,7 +63,7 @@ class Evaluations:
             pipeline, batch_size = Pipeline(model), 64 if model.resolution <= 128 else 8
             for steps in config.eval_steps:
                 cell = Cell("lcm", steps, "lcm", config.guidance_scale)
-                painter = painter_of(cell, None, pipeline, bf16=self._bf16)
+                painter = painter_of(cell, None, pipeline, self._dtype)
                 rows.append(score(self._bench, cell, painter, pipeline.name, batch_size)[0])
         return rows
 

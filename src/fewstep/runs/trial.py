@@ -13,7 +13,6 @@ import torch
 
 from fewstep.parallel.world import current_world
 from fewstep.recipes.consistency import ConsistencyConfig
-from fewstep.runs.shortage import explain_out_of_memory
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
 from fewstep.train.state import is_spread
@@ -32,8 +31,7 @@ def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures:
     beside = next(parent for parent in config.out.absolute().parents if parent.is_dir())
     with tempfile.TemporaryDirectory(prefix=f".{config.out.name}-dry-run-", dir=beside) as folder:
         run, model = Path(folder) / "run", Path(folder) / "model"
-        with explain_out_of_memory(config):
-            fit(task, LoopConfig(**settings), run, "dry run", lambda _: moments.append(time.perf_counter()))
+        fit(task, LoopConfig(**settings), run, "dry run", lambda _: moments.append(time.perf_counter()))
         peak = peak_gib()  # before the reload, which a run does not do
         learning = sum(p.numel() for p in student.learner.weights.parameters() if p.requires_grad)
         student.save(model)

@@ -65,7 +65,9 @@ class _AsModule(nn.Module):
 
 def replicate(learner: Learner) -> Learner:
     """Returns the learner whole in every process: gradients are summed while the backward pass goes on (DDP)."""
-    network = DistributedDataParallel(_AsModule(learner.weights, learner.student), broadcast_buffers=False)
+    network = DistributedDataParallel(
+        _AsModule(learner.weights, learner.student), broadcast_buffers=False, gradient_as_bucket_view=True
+    )
     # DDP itself divides by the number of processes. The loss is a share of the whole batch's, so a sum is right.
     network.register_comm_hook(None, _sum)
     return dataclasses.replace(learner, student=network, student_without_exchange=learner.student)

@@ -67,8 +67,10 @@ class WholeWeights:
         assert isinstance(network, BackboneNetwork)
         return network
 
-    def exported(self) -> AbstractContextManager[LatentModel]:
-        return contextlib.nullcontext(_as_student(self._model, self._card, self._network))
+    @contextlib.contextmanager
+    def exported(self) -> Iterator[LatentModel]:
+        with self._model.awake():
+            yield _as_student(self._model, self._card, self._network)
 
     def save(self, folder: Path) -> None:
         network = _with_whole_weights(self._network)
@@ -117,7 +119,7 @@ class LoraWeights:
 
     @contextlib.contextmanager
     def exported(self) -> Iterator[LatentModel]:
-        with self._using_average():
+        with self._using_average(), self._model.awake():
             yield _as_student(self._model, self._card, self._model.network)
 
     def save(self, folder: Path) -> None:

@@ -40,7 +40,8 @@ class UNetNetwork(BackboneNetwork):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+        middle = [] if self.unet.mid_block is None else [self.unet.mid_block]
+        return [*self.unet.down_blocks, *middle, *self.unet.up_blocks]
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         # diffusers' own property looks at every weight, which takes longer than some layers do.
@@ -64,7 +65,8 @@ class UNetNetwork(BackboneNetwork):
         if (sizes := cond.get("sizes")) is None:
             height, width = (side * self.pixels_per_latent for side in z_t.shape[-2:])
             sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device).expand(len(z_t), 6)
-        return {"text_embeds": cond["pooled"].to(dtype), "time_ids": sizes.to(dtype)}
+        # The sizes stay in fp32, as which they are embedded: bf16 would make 1368 of 1365.
+        return {"text_embeds": cond["pooled"].to(dtype), "time_ids": sizes.float()}
 
     @torch.no_grad()
     def to_student(self, latent_side: int) -> UNetNetwork:
