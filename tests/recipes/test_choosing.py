@@ -95,6 +95,7 @@ def test_a_smaller_batch_is_not_cut_into_the_recipes_parts(folder):
         assert (parsed.batch_size, parsed.accumulation) == (batch, parts)
         assert batch // parts <= recipe.batch_size // recipe.accumulation
     assert parse_training("distill", [*teacher, "--batch-size", "4", "--accumulation", "2"]).accumulation == 2
+    assert parse_training("distill", ["--batch-size", "1024"]).accumulation == 1  # as in the recipe of the toy
 
 
 def test_a_gpu_is_weighed_by_the_counted_table(folder, monkeypatch):

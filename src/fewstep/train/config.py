@@ -150,8 +150,8 @@ class LoopConfig(Optimisation):
             raise UserError(f"change names {', '.join(sorted(unknown))}, which is no setting of this command")
 
     def with_batch_size(self, batch_size: int) -> Self:
-        """Returns the same for another batch, in the fewest parts that are no larger than they were."""
-        most = self.batch_size // self.accumulation
+        """Returns the same for another batch; one that was computed in parts, in the fewest that are no larger."""
+        most = self.batch_size // self.accumulation if self.accumulation > 1 else batch_size
         parts = next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= most)
         return dataclasses.replace(self, batch_size=batch_size, accumulation=parts)
 
