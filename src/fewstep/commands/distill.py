@@ -37,7 +37,7 @@ def load_teacher(config: Distill) -> LatentModel:
     for name in ("teacher", "data"):
         if not getattr(config, name):
             raise UserError(f"this recipe has no {name} of its own: give --{name}")
-    teacher = load_latent_model(config.teacher, pick_device(config.device), config.base_config)
+    teacher = load_latent_model(config.teacher, pick_device(config.device), config.base_config, config)
     if teacher.network.takes_omega:
         raise UserError(f"{config.teacher} is already a few-step model; give the teacher that it was made from")
     if config.family not in ("any", teacher.family.name):

@@ -21,7 +21,7 @@ __all__ = ["Finetune", "default_finetune", "finetune"]
 
 def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
-    model = load_latent_model(config.model, pick_device(config.device), config.base_config)
+    model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     check_grid(config, model)
     material = open_run(config, model)
     if material is None:

@@ -86,7 +86,8 @@ def stage_weights(folder: Path, chosen: WeightFiles, stem: str, place: Path) -> 
     if len(chosen.names) == 1:
         (place / f"{stem}.safetensors").symlink_to((folder / chosen.names[0]).resolve())
         return
-    map_, size = {}, 0
+    map_: dict[str, str] = {}
+    size = 0
     for number, name in enumerate(chosen.names, 1):
         shard = f"{stem}-{number:05d}-of-{len(chosen.names):05d}.safetensors"
         (place / shard).symlink_to((folder / name).resolve())
