@@ -150,7 +150,7 @@ _REASONS: Sequence[tuple[Sequence[str], str]] = (
     ),
     (
         ("OfflineModeIsEnabled",),
-        "is no folder here and could not be fetched from the Hub: HF_HUB_OFFLINE is set, and it was not fetched before; "
+        "is no folder here and could not be fetched from the Hub: HF_HUB_OFFLINE is set and it was not fetched before; "
         "unset that once, or give a diffusers folder",
     ),
     (("ProxyError",), "could not be fetched: the proxy refuses ({proxy}); check HTTPS_PROXY"),
