@@ -35,7 +35,7 @@ def combine(config: Combine) -> None:
         raise UserError("nothing to combine: give --lora FILE:SCALE, once for each")
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise UserError(f"{config.out} is not empty; choose another --out")
-    model = load_latent_model(config.base, pick_device("cpu"), config.base_config)
+    model = load_latent_model(config.base, pick_device("cpu"), config.base_config, config)
     given = [parse_lora(text) for text in config.lora]
     files = [read_lora(path, model.parts, model.family.lora) for path, _ in given]
     loras = [(file.pairs, scale) for file, (_, scale) in zip(files, given, strict=True)]
@@ -51,5 +51,6 @@ def combine(config: Combine) -> None:
     header["fewstep.teacher"] = config.base
     if config.base_config:
         header["fewstep.base_config"] = config.base_config
+    header |= {f"fewstep.{name}": str(value) for name, value in config.stated().items()}
     difference = save_combined(config.out, model, combined(loras), header)
     print(f"LoRA: {config.out / DIFFUSERS_FILE} and {KOHYA_FILE}, read back: largest difference {difference:g}")

@@ -20,7 +20,7 @@ from fewstep.train.trainable import Trainable
 def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
-    model = load_latent_model(config.model, pick_device(config.device), config.base_config)
+    model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     check_grid(config, model)
     material = open_run(config, model)
     if material is None:

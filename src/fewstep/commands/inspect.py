@@ -21,6 +21,7 @@ from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.lora.few_step import LCM_SCHEDULER
 from fewstep.models.lora.file import DIFFUSERS_FILE
+from fewstep.models.scheduler import read_overrides
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import CONFIG_FILE
 
@@ -135,6 +136,9 @@ def _format_painting(lora: Path, header: dict[str, str]) -> str:
     base, here = shlex.quote(header.get("fewstep.teacher", "BASE")), shlex.quote(str(lora))
     if "fewstep.base_config" in header:
         base += f" --base-config {shlex.quote(header['fewstep.base_config'])}"
+    said = read_overrides({name.removeprefix("fewstep."): value for name, value in header.items()}).stated()
+    for name, value in said.items():
+        base += f" --{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
     loras = f"--lora {here}" if header.get("fewstep.method") == LCM_LORA else f"--lora LCM-LORA --lora {here}:0.8"
     return f'paint with it: fewstep generate --model {base} {loras} --prompt "…"'
 

@@ -110,7 +110,7 @@ class EncodingStudio:
 
     def __init__(self, config: Prepare) -> None:
         self._config = config
-        self._model = load_latent_model(config.model, pick_device(config.device), config.base_config)
+        self._model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
         self.on_cpu = self._model.device.type == "cpu"
         resolution = choose_resolution(config, self._model)
         self._source = open_source(config, config.data, resolution, config.seed)

@@ -120,7 +120,13 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
         raise UserError(f"two LoRAs have one name ({', '.join(names)}); give --lora NAME=FILE:SCALE")
     loras = [parse_lora(given) for _, given in named]
     pipeline = load_pipeline(
-        config.model, config.device, loras, config.base_config, engine=config.engine, tiny_decoder=config.tiny_decoder
+        config.model,
+        config.device,
+        loras,
+        config.base_config,
+        engine=config.engine,
+        tiny_decoder=config.tiny_decoder,
+        overrides=config,
     )
     sliders = {} if config.engine == "openvino" else {name: f"lora{i}" for i, name in enumerate(names)}
     scales = {name: scale for name, (_, scale) in zip(names, loras, strict=True) if name in sliders}

@@ -19,7 +19,7 @@ from fewstep.train.trainable import LoraWeights
 def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
-    model = load_latent_model(config.model, pick_device(config.device), config.base_config)
+    model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     material = open_material(config, model)
     claim_run_folder(config.out, config)
     if finished(config.out):
@@ -47,6 +47,7 @@ def make_card(config: TrainLora, model: LatentModel) -> StudentCard:
     return StudentCard(
         name=config.out.resolve().name, method=STYLE_LORA, teacher=config.model,
         teacher_sha256=weights_sha256(model.network.backbone), base_config=config.base_config or None,
+        **config.stated(),
         data=config.data, steps=config.steps, batch_size=config.batch_size, lr=config.lr, ema_decay=config.ema_decay,
         seed=config.seed, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha or float(config.lora_rank),
     )  # fmt: skip

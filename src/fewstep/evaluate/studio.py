@@ -22,6 +22,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.pipeline import load_pipeline
+from fewstep.models.scheduler import read_overrides
 from fewstep.precision import choose_dtype
 
 
@@ -48,9 +49,13 @@ class EvaluationStudio:
             if not value:
                 raise UserError(f"{config.model} does not say its {name}: give --{name}")
         base_config = config.base_config or self.card.base_config or ""
-        self.student = load_pipeline(config.model, config.device, loras, base_config if loras else "")
+        self.student = load_pipeline(
+            config.model, config.device, loras, base_config if loras else "", overrides=config
+        )  # fmt: skip
         single = base_config if Path(self.teacher_source).is_file() else ""
-        self.teacher = load_latent_model(self.teacher_source, self.device, single)
+        # A UNet that stands in for the model's own is the student's.
+        said = read_overrides({**self.card.to_json(), **config.stated(network=False)})
+        self.teacher = load_latent_model(self.teacher_source, self.device, single, said)
         _check_same_latents(self.student.model, self.teacher)
         self.batch_size = config.batch_size or (16 if self.teacher.resolution <= 128 else 8)
         self.dtype = choose_dtype(config.precision, self.device)

@@ -46,6 +46,10 @@ class StudentCard:
     """How many times its sampler may choose from."""
     teacher_sha256: str | None = None
     base_config: str | None = None
+    prediction_type: str | None = None
+    """As it was given for the teacher, over what its files say; so too the next two."""
+    zero_snr: bool | None = None
+    unet: str | None = None
     lora_rank: int | None = None
     lora_alpha: float | None = None
     method: str | None = None
@@ -71,7 +75,7 @@ class StudentCard:
 
 
 _NUMBERS = ("guidance_scale", "sampling_steps")
-_WORDS = ("name", "data", "base_config", "method", "teacher")
+_WORDS = ("name", "data", "base_config", "method", "teacher", "prediction_type")
 """The entries that something reads; what the others hold is only shown."""
 
 

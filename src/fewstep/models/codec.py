@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.models.hashes import weights_sha256
 
 PIXELS_AT_ONCE = 2**20
@@ -53,9 +54,12 @@ class Codec:
             given = part.to(device).contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, enabled=False):
                 posterior = self.autoencoder.encode(given).latent_dist
-            means.append(posterior.mean - _shift(self.autoencoder))
+            shift = _shift(self.autoencoder)
+            means.append(posterior.mean - (shift.to(device) if isinstance(shift, Tensor) else shift))
             stds.append(posterior.std)
         scale = self.autoencoder.config.scaling_factor
+        if (spread := _spread(self.autoencoder)) is not None:
+            scale = scale / spread.to(device)
         return (torch.cat(means) * scale).contiguous(), (torch.cat(stds) * scale).contiguous()
 
     @torch.no_grad()
@@ -63,24 +67,48 @@ class Codec:
         """Returns pixels `[b, 3, h, w]` of scaled latents."""
         decoder = self.tiny_decoder or self.autoencoder
         z = z_0 / decoder.config.scaling_factor
-        z = (z + shift if (shift := _shift(decoder)) else z).to(decoder.dtype)
+        if (spread := _spread(decoder)) is not None:
+            z = z * spread.to(z.device)
+        shift = _shift(decoder)
+        if isinstance(shift, Tensor) or shift:
+            z = z + (shift.to(z.device) if isinstance(shift, Tensor) else shift)
+        z = z.to(decoder.dtype)
         together = max(1, PIXELS_AT_ONCE // (z[0, 0].numel() * self.multiple**2))
         parts = [part.contiguous(memory_format=torch.channels_last) for part in z.split(together)]
         return torch.cat([decoder.decode(part).sample.float() for part in parts])
 
     def with_tiny_decoder(self, tiny_decoder: Any) -> Codec:
-        """Returns the same with another decoder."""
+        """Returns the same with another decoder. Raises UserError where its latents would be others."""
+        if _spread(self.autoencoder) is not None:
+            raise UserError(
+                "a tiny decoder is used to latents that are scaled alone, and this model's have a mean and a deviation "
+                "for each channel; leave --tiny-decoder out"
+            )
         return dataclasses.replace(self, tiny_decoder=tiny_decoder)
 
     def describe(self) -> dict[str, Any]:
         """Returns what latents depend on, as prepared latents record it."""
-        shift = _shift(self.autoencoder)
-        return {
-            "vae_sha256": weights_sha256(self.autoencoder), "scaling_factor": self.scale,
-            **({"shift_factor": shift} if shift else {}),
-        }  # fmt: skip
+        config = self.autoencoder.config
+        given = {name: value for name in _SHIFTS if (value := getattr(config, name, None))}
+        return {"vae_sha256": weights_sha256(self.autoencoder), "scaling_factor": self.scale, **given}
 
 
-def _shift(autoencoder: Any) -> float:
-    """Returns what is taken from latents before they are scaled; most autoencoders have none."""
+_SHIFTS = ("shift_factor", "latents_mean", "latents_std")
+"""What latents are shifted and divided by, where an autoencoder says so."""
+
+
+def _shift(autoencoder: Any) -> float | Tensor:
+    """Returns what is taken from latents before they are scaled, a number or `[1, c, 1, 1]`; most have none."""
+    if (mean := getattr(autoencoder.config, "latents_mean", None)) is not None:
+        return _per_channel(mean)
     return float(getattr(autoencoder.config, "shift_factor", None) or 0.0)
+
+
+def _spread(autoencoder: Any) -> Tensor | None:
+    """Returns what latents are divided by as they are scaled, `[1, c, 1, 1]`, or None."""
+    std = getattr(autoencoder.config, "latents_std", None)
+    return None if std is None else _per_channel(std)
+
+
+def _per_channel(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

@@ -19,15 +19,10 @@ from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import Lora, write_lora
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.parts import write_for_every_version
-
-_SCHEDULE_DEFAULTS = {
-    "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
-    "trained_betas": None, "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
-}  # fmt: skip
-
+from fewstep.models.scheduler import read_overrides, resolve_schedule
 
 _TEACHERS_SCHEDULER = "DDIMScheduler"
-"""The class of a scheduler whose configuration does not name one."""
+"""The class of a scheduler whose configuration does not name one of diffusers'."""
 
 
 def save_student(folder: Path, teacher: LatentModel, network: BackboneNetwork, card: StudentCard) -> None:
@@ -53,16 +48,17 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
             card, method=LCM_LORA, guidance_scale=few_step.guidance_scale, sampling_steps=steps
         )  # fmt: skip
     else:
-        kind = model.scheduler_config.get("_class_name", _TEACHERS_SCHEDULER)
-        scheduler = getattr(diffusers, kind).from_config(model.scheduler_config)
+        kind = str(model.scheduler_config.get("_class_name"))
+        known = getattr(diffusers, kind, getattr(diffusers, _TEACHERS_SCHEDULER))
+        scheduler = known.from_config(model.scheduler_config)
     with replace_folder(folder) as draft:
         _save_pipeline(draft, model, model.network, scheduler)
         card.write(draft)
 
 
 def _lcm_scheduler(model: LatentModel, grid_size: int) -> LCMScheduler:
-    # What a file leaves out has one default here (DDIM's, as diffusers has it) and another in LCMScheduler.
-    schedule = {key: model.scheduler_config.get(key, default) for key, default in _SCHEDULE_DEFAULTS.items()}
+    # What a file leaves out has one default in its own class and another in LCMScheduler.
+    schedule = resolve_schedule(model.scheduler_config, model.source)
     # What sampling starts from; our own sampler follows the same rule.
     return LCMScheduler(**schedule, original_inference_steps=grid_size, clip_sample=False, set_alpha_to_one=False)
 
@@ -113,6 +109,7 @@ def lora_header(model: LatentModel, card: StudentCard) -> dict[str, str]:
         "fewstep.teacher": card.teacher,
         "fewstep.teacher_sha256": card.teacher_sha256,
         **({} if card.base_config is None else {"fewstep.base_config": card.base_config}),
+        **{f"fewstep.{name}": value for name, value in read_overrides(card.to_json()).stated().items()},
         **model.family.kohya_header(),
     }
     if card.method == LCM_LORA:

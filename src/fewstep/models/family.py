@@ -18,10 +18,11 @@ from torch import nn
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
-from fewstep.models.card import StudentCard
+from fewstep.models.card import LCM_LORA, StudentCard
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
 from fewstep.models.network import BackboneNetwork
+from fewstep.models.scheduler import Overrides
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class LatentModel:
     scheduler_config: dict[str, Any]
     card: StudentCard = field(default_factory=StudentCard)
     """What fewstep recorded of a student; empty for other models."""
+
+    @property
+    def is_few_step(self) -> bool:
+        """Whether it paints in a few steps as it is, with guidance as an input or built in."""
+        return self.network.takes_omega or self.card.method == LCM_LORA
 
     @property
     def device(self) -> torch.device:
@@ -156,11 +162,13 @@ class Family(ABC):
         and is not whole."""
 
     @abstractmethod
-    def load_folder(self, folder: Path, source: str, index: Mapping[str, Any], device: torch.device) -> LatentModel:
+    def load_folder(
+        self, folder: Path, source: str, index: Mapping[str, Any], device: torch.device, overrides: Overrides
+    ) -> LatentModel:
         """Loads every part in fp32 on `device`, frozen. Raises UserError naming what is missing or not known."""
 
     @abstractmethod
-    def load_single_file(self, path: Path, base_config: str, device: torch.device) -> LatentModel:
+    def load_single_file(self, path: Path, base_config: str, device: torch.device, overrides: Overrides) -> LatentModel:
         """Loads a single file; `base_config` is a folder with configurations and tokenizers, or empty for the Hub's."""
 
     @abstractmethod

@@ -8,9 +8,10 @@ import torch
 
 from fewstep import assets
 from fewstep.errors import UserError
-from fewstep.models.families import family_of_file, family_of_folder, list_parts
+from fewstep.models.families import family_of_file, family_of_folder, list_families, list_parts
 from fewstep.models.family import LatentModel
-from fewstep.models.scheduler import read_json
+from fewstep.models.hub import fetch_configurations, fetch_pipeline, is_hub_id
+from fewstep.models.scheduler import Overrides, read_json
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -28,47 +29,38 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_latent_model(source: str | Path, device: torch.device, base_config: str = "") -> LatentModel:
+def load_latent_model(
+    source: str | Path, device: torch.device, base_config: str = "", overrides: Overrides | None = None
+) -> LatentModel:
     """Loads every part in fp32 on `device`, frozen; raises UserError naming what is missing or not known.
 
     `source` is `scenes` or `scenes-lcm` (bundled), a diffusers folder, a Hub id or a single-file checkpoint, for which
-    `base_config` may be a folder with the family's configurations and tokenizers.
+    `base_config` may be a folder with the family's configurations and tokenizers. `overrides` is what a person says of
+    it over its files.
     """
-    source = assets.find_folder(source)
+    source, overrides = assets.find_folder(source), overrides or Overrides()
     if Path(source).is_file():
-        return family_of_file(Path(source)).load_single_file(Path(source), base_config, device)
+        return family_of_file(Path(source)).load_single_file(Path(source), base_config, device, overrides)
     if base_config:
         if not Path(source).exists():
             raise UserError(f"{source} is not there; a base that a LoRA names is looked for from where you are")
         raise UserError(f"{source} is no single file and has its own configurations; leave --base-config out")
-    folder = find_files(source)
+    folder = find_files(source, overrides)
     index = read_json(folder / "model_index.json", f"{source} is not a pipeline")
-    return family_of_folder(folder, index, str(source)).load_folder(folder, str(source), index, device)
+    return family_of_folder(folder, index, str(source)).load_folder(folder, str(source), index, device, overrides)
 
 
-def find_files(source: str | Path, endings: tuple[str, ...] = (".json", ".safetensors", ".txt")) -> Path:
-    """Returns the folder of a model, with its files of these endings fetched where `source` is a Hub id."""
+def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True) -> Path:
+    """Returns the folder of a model, fetched where `source` is a Hub id: all of it, or what it needs but `weights`."""
     folder = Path(source)
     if folder.is_dir():
         return folder
-    looks_like_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "/", "~"))
-    if not looks_like_hub_id:
+    if not is_hub_id(str(source)):
         raise UserError(
             f"{source} is neither a folder nor a file; give a diffusers folder (with model_index.json), a single-file "
             f".safetensors checkpoint, a Hub id, or the name of a bundled model: {' or '.join(assets.MODELS)}"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = [
-            "model_index.json",
-            "fewstep.json",
-            *(f"{part}/*{end}" for part in list_parts() for end in endings),
-        ]
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{source} is no folder here and could not be fetched from the Hub ({type(error).__name__}); "
-            "check the name and the connection, or give a diffusers folder"
-        ) from error
+    if not weights:
+        return fetch_configurations(str(source), list_parts())
+    networks = {family.lora.part for family in list_families()} if overrides.network else set()
+    return fetch_pipeline(str(source), list_parts(), without=networks)

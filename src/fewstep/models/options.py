@@ -8,6 +8,7 @@ from typing import Literal
 import tyro
 
 from fewstep import assets
+from fewstep.models.scheduler import Overrides
 
 Engine = Literal["torch", "openvino"]
 """What computes a model."""
@@ -22,8 +23,8 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Says how a command reads a model that is a single file."""
+class ModelOptions(Overrides):
+    """Says how a command reads its model."""
 
     base_config: str = ""
     """Diffusers folder with the configurations and tokenizers for a model that is a single file; it needs no weights.

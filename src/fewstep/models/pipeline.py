@@ -31,6 +31,7 @@ from fewstep.models.lora.few_step import DEFAULT_STEPS, find_few_step, read_few_
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of
 from fewstep.models.options import Engine
+from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
 
@@ -57,7 +58,7 @@ class Pipeline:
     def __init__(self, model: LatentModel) -> None:
         self.takes_guidance = model.network.takes_omega
         """Whether guidance is an input; with an LCM-LoRA it is built in at one scale."""
-        if not self.takes_guidance and model.card.method != LCM_LORA:
+        if not model.is_few_step:
             raise UserError(
                 f"{assets.find_name(model.source)} is a teacher, not a few-step model, and no LCM-LoRA was given with "
                 "it (a style is none): give one with --lora, or a few-step model (bundled is "
@@ -172,13 +173,13 @@ class Pipeline:
 
 def load_pipeline(
     source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
-    engine: Engine = "torch", tiny_decoder: str | Path = "",
+    engine: Engine = "torch", tiny_decoder: str | Path = "", overrides: Overrides | None = None,
 ) -> Pipeline:  # fmt: skip
     """Loads a few-step model from a run folder, a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep
     wrote; or a base for the LCM-LoRA among `loras`, which may be `scenes`, the bundled teacher.
 
-    `loras` are files with their scales, hung on together. `device` is auto, cpu, cuda or mps. `base_config` as in
-    `load_latent_model`, `tiny_decoder` as `load_tiny_decoder` takes it.
+    `loras` are files with their scales, hung on together. `device` is auto, cpu, cuda or mps. `base_config` and
+    `overrides` as in `load_latent_model`, `tiny_decoder` as `load_tiny_decoder` takes it.
     """
     if (model := Path(source) / "model").is_dir() and not (Path(source) / "model_index.json").exists():
         source = model  # of a run folder
@@ -190,8 +191,10 @@ def load_pipeline(
             raise UserError(f"{lora} does not say what model it is for; give that as the model and this as a LoRA")
         source, loras = base, [*loras, (lora, 1.0)]
         base_config = base_config or header.get("fewstep.base_config", "")
+        said = {name.removeprefix("fewstep."): value for name, value in header.items()}
+        overrides = read_overrides({**said, **(overrides or Overrides()).stated()})
     chosen = pick_device("cpu" if engine == "openvino" and device == "auto" else device)
-    loaded = load_latent_model(source, chosen, base_config)
+    loaded = load_latent_model(source, chosen, base_config, overrides)
     if tiny_decoder:
         loaded = dataclasses.replace(
             loaded, codec=loaded.codec.with_tiny_decoder(load_tiny_decoder(tiny_decoder, chosen))
@@ -210,8 +213,7 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     files = [read_lora(path, model.parts, model.family.lora) for path, _ in loras]
     hashes = {file.note("teacher_sha256") for file in files} - {None}
     held = weights_sha256(model.network.backbone) if hashes else None
-    is_few_step = model.network.takes_omega or model.card.method == LCM_LORA
-    makes = None if is_few_step else find_few_step(files, model)
+    makes = None if model.is_few_step else find_few_step(files, model)
     few_step = None if makes is None else read_few_step(makes.header, makes.source, model.family)
     for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):
         for line in (file.matched(), *file.notes):
@@ -221,7 +223,7 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
         attach(model.parts, file.pairs, f"lora{i}", scale)
         for word, vectors in file.embeddings.items():
             model.conditioner.add_word(word, vectors)
-    if is_few_step:
+    if model.is_few_step:
         if again := next((file for file in files if file.note("method") == LCM_LORA), None):
             logger.warning(
                 f"warning: {model.source} is few-step already and {again.source} makes it so a second time, which "

@@ -1,14 +1,66 @@
-"""The noise schedule that a diffusers scheduler's configuration says."""
+"""The noise schedule that a diffusers scheduler's configuration says, and what a person says over it."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
+
+import tyro
 
 from fewstep.diffusion.prediction import Parameterisation
 from fewstep.diffusion.schedule import Schedule, ScheduleError, Tabulated
 from fewstep.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_DEFAULTS = {
+    "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear",
+    "trained_betas": None, "prediction_type": "epsilon", "rescale_betas_zero_snr": False,
+}  # fmt: skip
+"""What a schedule depends on, as most of diffusers' schedulers have it where a file leaves it out."""
+_NOT_READ = {
+    "use_flow_sigmas": "flow matching", "snr_shift_scale": "a shifted signal-to-noise ratio",
+}  # fmt: skip
+"""Settings that make another schedule of the betas beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """Says what holds of a model whatever its files say."""
+
+    prediction_type: Parameterisation | None = None
+    """What the network predicts: epsilon, v_prediction or sample. By default what the model's files say; it decides
+    where it is given."""
+    zero_snr: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The model was trained on a schedule that ends in noise alone (zero-terminal SNR), whatever its files say."""
+    unet: str = ""
+    """Folder or Hub id of a repository that is a UNet alone (config.json and its weights), used in place of the
+    model's own."""
+
+    @property
+    def network(self) -> str:
+        """The repository or folder whose network stands in for the model's own, or empty."""
+        return self.unet
+
+    def stated(self, *, network: bool = True) -> dict[str, Any]:
+        """Returns what was given, for records; but for the network, if so asked."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(Overrides)}
+        return {name: value for name, value in values.items() if value and (network or name != "unet")}
+
+
+def read_overrides(record: Mapping[str, Any]) -> Overrides:
+    """Reads what `Overrides.stated` gave back from a record whose values may be text."""
+    kind = record.get("prediction_type")
+    return Overrides(
+        prediction_type=kind if kind in get_args(Parameterisation) else None,
+        zero_snr=str(record.get("zero_snr", False)) == "True", unet=str(record.get("unet") or ""),
+    )  # fmt: skip
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
@@ -24,17 +76,79 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     return content
 
 
-def read_schedule(config: dict[str, Any], source: str | Path) -> tuple[Schedule, Parameterisation]:
-    """Reads a diffusers scheduler's configuration. Raises UserError where no model could be trained on it."""
-    kind = str(config.get("_class_name", ""))
+def settle_schedule(
+    config: Mapping[str, Any], source: str | Path, overrides: Overrides, held: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns a scheduler's configuration with what the weights' own file says (`held`), and a person over that.
+
+    Prints what had to be assumed, and where the file says otherwise than its configuration.
+    """
+    said = {**config, **(held or {})}
+    for name, value in (held or {}).items():
+        if config.get(name) != value:
+            logger.info(
+                f"note: {source} says {name} {value}, and its configuration {config.get(name)}; it holds itself"
+            )
+    if overrides.prediction_type is not None:
+        said["prediction_type"] = overrides.prediction_type
+    if overrides.zero_snr:
+        said["rescale_betas_zero_snr"] = True
+    is_silent = said.get("prediction_type") is None or (held is not None and "prediction_type" not in held)
+    if is_silent and overrides.prediction_type is None:
+        said["prediction_type"] = resolve_schedule(said, source)["prediction_type"]
+        logger.info(
+            f"note: {source} does not say what its network predicts; {said['prediction_type']} is assumed, as its "
+            "scheduler's configuration has it (--prediction-type decides)"
+        )
+    return said
+
+
+def resolve_schedule(config: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """Returns all that a schedule depends on, with the class's own defaults for what its configuration leaves out.
+
+    Raises UserError where the class is of another formulation, and has no betas.
+    """
+    kind = str(config.get("_class_name") or "")
     if kind.startswith("FlowMatch"):
         raise UserError(f"{source} has a {kind}; flow models are not read, give one with a noise schedule of betas")
-    parameterisation = config.get("prediction_type", "epsilon")
+    for name, what in _NOT_READ.items():
+        if config.get(name):
+            raise UserError(f"{source} has a {kind} with {name}, which is {what}; give a model with plain betas")
+    if config.get("timestep_type") == "continuous":
+        raise UserError(f"{source} has a {kind} that tells its network noise levels and no times; it cannot be read")
+    defaults = dict(_DEFAULTS)
+    scheduler = _find_class(kind)
+    if scheduler is not None:
+        parameters = inspect.signature(scheduler.__init__).parameters
+        if "beta_start" not in parameters:
+            raise UserError(
+                f"{source} has a {kind}, which has no betas (EDM's formulation, or another); models with a noise "
+                "schedule of betas are read"
+            )
+        defaults |= {name: parameters[name].default for name in _DEFAULTS if name in parameters}
+    elif config.get("trained_betas") is None and not {"beta_start", "beta_end"} <= config.keys():
+        raise UserError(
+            f"{source} has no betas in scheduler_config.json and no class of diffusers that has defaults for them "
+            f"({kind or 'none is named'}); give the scheduler that the model was trained with"
+        )
+    return {name: default if config.get(name) is None else config[name] for name, default in defaults.items()}
+
+
+def _find_class(kind: str) -> Any:
+    import diffusers  # slow, and not needed for --help
+
+    return getattr(diffusers, kind, None) if kind else None
+
+
+def read_schedule(config: Mapping[str, Any], source: str | Path) -> tuple[Schedule, Parameterisation]:
+    """Reads a diffusers scheduler's configuration. Raises UserError where no model could be trained on it."""
+    settings = resolve_schedule(config, source)
+    parameterisation = settings["prediction_type"]
     if parameterisation not in get_args(Parameterisation):
         allowed = ", ".join(get_args(Parameterisation))
         raise UserError(f"{source} has prediction_type {parameterisation!r}; known are {allowed}")
     try:
-        schedule = Tabulated.from_config(config)
+        schedule = Tabulated.from_config(settings)
     except (ScheduleError, TypeError, ValueError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source} has no usable noise schedule in scheduler_config.json: {reason}") from error

@@ -27,7 +27,8 @@ def make_trainable(
         lr=config.lr, ema_decay=config.ema_decay, skip=config.skip, shrink=config.shrink, seed=config.seed,
         guidance_scale=config.guidance_scale, guidance_range=config.guidance_range,
         grid_size=model.schedule.grid_size(config.skip), teacher_sha256=weights_sha256(model.network.backbone),
-        base_config=config.base_config or None, method=method, teacher=teacher, solver=solver, guided_from=guided_from,
+        base_config=config.base_config or None, **config.stated(),
+        method=method, teacher=teacher, solver=solver, guided_from=guided_from,
         **(adapters if config.lora_rank else {}),  # type: ignore[arg-type]  # one of them is a whole number
     )  # fmt: skip
     frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model.device)

@@ -65,3 +65,61 @@ def _original(name: str, per_level: int, with_attention: set[str]) -> str | None
 
 def _inside(kind: str, module: str) -> str:
     return module if kind == "attentions" else _RESNET.get(module, module)
+
+
+_VAE_ENDS = {
+    "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out",
+    "conv_shortcut": "nin_shortcut",
+}  # fmt: skip
+_VAE_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.")
+
+
+def original_vae_names(tensors: Iterable[str], levels: int) -> set[str]:
+    """Returns what the original calls the tensors of an autoencoder of so many levels, which it counts from the
+    picture on both sides."""
+
+    def place(found: re.Match[str]) -> str:
+        side, level, kind, number = found.groups()
+        level = level if side == "down" else str(levels - 1 - int(level))
+        return f"{side}.{level}." + (f"block.{number}." if kind == "resnets" else f"{side}sample.")
+
+    names = set()
+    for tensor in tensors:
+        name = _VAE_BLOCK.sub(place, tensor)
+        name = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", name)
+        name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_norm_out", "norm_out")
+        for ours, theirs in _VAE_ENDS.items():
+            name = name.replace(f".{ours}.", f".{theirs}.")
+        names.add(name)
+    return names
+
+
+_OPEN_CLIP = {
+    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}  # fmt: skip
+_OPEN_CLIP_ENDS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding", "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias", "text_projection.weight": "text_projection",
+}  # fmt: skip
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+
+
+def open_clip_names(tensors: Iterable[str]) -> set[str]:
+    """Returns what OpenCLIP calls the tensors of a text encoder, with query, key and value in one."""
+    names = set()
+    for tensor in (each.removeprefix("text_model.") for each in tensors):
+        if not (found := _LAYER.fullmatch(tensor)):
+            names.add(_OPEN_CLIP_ENDS[tensor])
+            continue
+        layer, module, end = found.groups()
+        spelt = f"{_OPEN_CLIP[module]}.{end}" if module in _OPEN_CLIP else f"attn.in_proj_{end}"
+        names.add(f"transformer.resblocks.{layer}.{spelt}")
+    return names
+
+
+def original_clip_names(tensors: Iterable[str], held: Iterable[str]) -> set[str]:
+    """Returns what a file calls the tensors of CLIP's own text encoder; some files leave its prefix out."""
+    prefix = "text_model." if any(".text_model." in name for name in held) else ""
+    return {f"{prefix}{name.removeprefix('text_model.')}" for name in tensors}

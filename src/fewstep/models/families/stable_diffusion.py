@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -23,18 +25,21 @@ from fewstep import assets
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.schedule import Tabulated
 from fewstep.errors import UserError
+from fewstep.files import read_safetensors_header
 from fewstep.method.omega_embedding import OMEGA_WIDTH
-from fewstep.models.card import read_card
+from fewstep.models.card import LCM_LORA, StudentCard, read_card
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import TextEncoder
 from fewstep.models.families.clip import ClipConditioner
 from fewstep.models.families.original_names import former_names, original_unet_names
-from fewstep.models.families.single_file import check_keys, load_pipeline_of_file
+from fewstep.models.families.single_file import check_keys, read_statements
+from fewstep.models.families.stable_diffusion_parts import check_parts, load_parts_of_file, load_parts_of_folder
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.network import BackboneNetwork
-from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
-from fewstep.models.scheduler import read_json, read_schedule
+from fewstep.models.scheduler import Overrides, read_json, read_schedule, settle_schedule
+
+logger = logging.getLogger(__name__)
 
 TEACHER_CLASS, STUDENT_CLASS, XL_CLASS = (
     each.__name__ for each in (StableDiffusionPipeline, LatentConsistencyModelPipeline, StableDiffusionXLPipeline)
@@ -121,41 +126,29 @@ class StableDiffusion(Family):
         levels = len(codec_config.get("block_out_channels", ()))
         return int(network_config.get("sample_size", 0)) << max(0, levels - 1)
 
-    def load_folder(self, folder: Path, source: str, index: Mapping[str, Any], device: torch.device) -> LatentModel:
-        places = {part: assets.find_part(folder, part) for part in self.parts}
-        for part, place in places.items():
-            if not place.is_dir():
-                raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
-        scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
-        read_schedule(scheduler_config, source)  # before the weights, which take their time
-        card = read_card(folder)
-        parts = {
-            "unet": load_weights(UNet2DConditionModel, places["unet"]),
-            "vae": load_weights(AutoencoderKL, places["vae"]),
-            "text_encoder": load_weights(CLIPTextModel, places["text_encoder"]),
-            "tokenizer": load_tokenizer(CLIPTokenizer, places["tokenizer"]),
-        }
-        if self.encoder_2:
-            parts["text_encoder_2"] = load_weights(CLIPTextModelWithProjection, places["text_encoder_2"])
-            parts["tokenizer_2"] = load_tokenizer(CLIPTokenizer, places["tokenizer_2"])
-        for suffix in ("", "_2") if self.encoder_2 else ("",):
-            tokenizer, encoder = f"tokenizer{suffix}", f"text_encoder{suffix}"
-            check_tokenizer(parts[tokenizer], parts[encoder], str(places[tokenizer]))
+    def load_folder(
+        self, folder: Path, source: str, index: Mapping[str, Any], device: torch.device, overrides: Overrides
+    ) -> LatentModel:
+        if index.get("requires_aesthetics_score"):
+            raise UserError(f"{source} is a refiner, which goes on from another model's pictures; give its base")
+        config = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
+        named = index.get("scheduler") or [None, None]
+        config = {"_class_name": named[-1], **config} if isinstance(named, list) and named[-1] else config
+        config = settle_schedule(config, source, overrides)
+        read_schedule(config, source)  # before the weights, which take their time
+        card = StudentCard(name=Path(overrides.network).name) if overrides.network else read_card(folder)
+        parts = load_parts_of_folder(self, folder, source, overrides.network)
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
-        model = self.assemble(source, parts, scheduler_config, device, zero_null=zero_null)
-        return dataclasses.replace(model, card=card)
+        model = dataclasses.replace(self.assemble(source, parts, config, device, zero_null=zero_null), card=card)
+        return model if overrides.network else _recognise_merged(model)
 
-    def load_single_file(self, path: Path, base_config: str, device: torch.device) -> LatentModel:
-        kind = StableDiffusionXLPipeline if self.encoder_2 else StableDiffusionPipeline
-        none = {} if self.encoder_2 else {"safety_checker": None, "feature_extractor": None}
-        pipeline = load_pipeline_of_file(self, path, base_config, kind, **none)
-        scheduler_config = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
-        parts = {name: part for name, part in pipeline.components.items() if part is not None}
-        for part in parts.values():
-            if isinstance(part, nn.Module):
-                part.eval().requires_grad_(False)
-        zero_null = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
-        return self.assemble(str(path), parts, scheduler_config, device, zero_null=zero_null)
+    def load_single_file(self, path: Path, base_config: str, device: torch.device, overrides: Overrides) -> LatentModel:
+        parts, folder = load_parts_of_file(self, path, base_config, overrides.network)
+        config = read_json(folder / "scheduler" / "scheduler_config.json", f"{folder} has no scheduler")
+        config = settle_schedule(config, path, overrides, read_statements(read_safetensors_header(path)))
+        index = read_json(folder / "model_index.json", f"{folder} is not a pipeline")
+        zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
+        return self.assemble(str(path), parts, config, device, zero_null=zero_null)
 
     def assemble(
         self, source: str, parts: Mapping[str, Any], scheduler_config: dict[str, Any], device: torch.device, *,
@@ -163,18 +156,9 @@ class StableDiffusion(Family):
     ) -> LatentModel:  # fmt: skip
         """Checks that the parts fit each other, and puts them on `device`."""
         schedule, parameterisation = read_schedule(scheduler_config, source)
-        unet, vae = parts["unet"], parts["vae"]
-        if not isinstance(unet.config.sample_size, int):
-            raise UserError(
-                f"{source} has sample_size {unet.config.sample_size} in unet/config.json; square models are read"
-            )
-        if unet.config.in_channels != vae.config.latent_channels:
-            raise UserError(
-                f"{source} has a UNet of {unet.config.in_channels} input channels and latents of "
-                f"{vae.config.latent_channels}: inpainting and upscaling models are not read; give a text-to-image "
-                "model"
-            )
-        codec = Codec(vae.to(device, memory_format=torch.channels_last))
+        check_parts(self, source, parts)
+        unet = parts["unet"]
+        codec = Codec(parts["vae"].to(device, memory_format=torch.channels_last))
         second = None
         if self.encoder_2:
             second = TextEncoder(parts["tokenizer_2"], parts["text_encoder_2"].to(device))
@@ -248,6 +232,20 @@ class StableDiffusion(Family):
     def shaped_condition(self, batch: int) -> Cond:
         text = {"text": torch.randn(batch, TOKENS, int(self.unet["cross_attention_dim"]))}
         return text | ({"pooled": torch.randn(batch, _POOLED)} if self.encoder_2 else {})
+
+
+def _recognise_merged(model: LatentModel) -> LatentModel:
+    """Returns a model with an LCM's scheduler and no input for guidance as the few-step model that it is: an LCM, or an
+    LCM-LoRA merged into its base."""
+    is_lcm = model.scheduler_config.get("_class_name") == LCMScheduler.__name__
+    if not is_lcm or model.network.takes_omega or model.card.method is not None:
+        return model
+    logger.info(
+        f"note: {model.source} has an {LCMScheduler.__name__} and no input for guidance; it is taken for a few-step "
+        "model with guidance built in"
+    )
+    scale = model.family.guidance_of(0.0)
+    return dataclasses.replace(model, card=dataclasses.replace(model.card, method=LCM_LORA, guidance_scale=scale))
 
 
 def _is_linear(config: Mapping[str, Any]) -> bool:

@@ -1,0 +1,173 @@
+"""The parts of a Stable Diffusion model, out of folders and single files, and whether they fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from fewstep import assets
+from fewstep.errors import UserError
+from fewstep.files import read_safetensors_header
+from fewstep.models.families.original_names import (
+    open_clip_names,
+    original_clip_names,
+    original_unet_names,
+    original_vae_names,
+)
+from fewstep.models.families.single_file import (
+    AUTOENCODER,
+    NETWORK,
+    check_tensors,
+    find_configurations,
+    holds_average,
+    load_average_of_file,
+    load_pipeline_of_file,
+)
+from fewstep.models.family import Family
+from fewstep.models.hub import fetch_network, is_hub_id
+from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
+from fewstep.models.scheduler import read_json
+
+_CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder"}
+_OPEN_CLIP = {"cond_stage_model.model.": "text_encoder", "conditioner.embedders.1.model.": "text_encoder_2"}
+"""How the tensors of text encoders begin in single files."""
+_KINDS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+
+
+def load_parts_of_folder(family: Family, folder: Path, source: str, network: str) -> dict[str, Any]:
+    """Loads every part of a folder but its scheduler; `network` names a UNet that stands in for its own."""
+    skipped = {family.lora.part} if network else set()
+    places = {part: assets.find_part(folder, part) for part in family.parts if part not in skipped}
+    for part, place in places.items():
+        if not place.is_dir():
+            raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
+    parts: dict[str, Any] = {
+        "unet": load_network(family, network) if network else load_weights(UNet2DConditionModel, places["unet"]),
+        "vae": load_weights(AutoencoderKL, places["vae"]),
+    }
+    for encoder in (name for name in _KINDS if name in places):
+        tokenizer = encoder.replace("text_encoder", "tokenizer")
+        parts[encoder] = load_weights(_KINDS[encoder], places[encoder])
+        parts[tokenizer] = load_tokenizer(CLIPTokenizer, places[tokenizer])
+        check_tokenizer(parts[tokenizer], parts[encoder], str(places[tokenizer]))
+    return parts
+
+
+def load_network(family: Family, source: str) -> Any:
+    """Loads a UNet that is a repository of its own, a folder or a Hub id. Raises UserError."""
+    folder = Path(source)
+    if not folder.is_dir():
+        if not is_hub_id(source):
+            raise UserError(f"{source} is no folder and no Hub id; --unet wants one with a UNet's config.json")
+        folder = fetch_network(source)
+    folder = folder if (folder / "config.json").is_file() else folder / "unet"
+    config = read_json(folder / "config.json", f"{source} holds no UNet")
+    if not family.recognises(config):
+        raise UserError(f"{source} holds no UNet of {family.title}, as its base is ({config.get('_class_name')})")
+    return load_weights(UNet2DConditionModel, folder)
+
+
+def load_parts_of_file(family: Family, path: Path, base_config: str, network: str) -> tuple[dict[str, Any], Path]:
+    """Loads every part of a single file, and returns the folder of its configurations with them."""
+    header = read_safetensors_header(path)
+    folder = find_configurations(family, base_config, header, path)
+    wanted = _wanted(family, folder, list(header.shapes))
+    check_tensors(path, family, header.shapes, wanted)
+    has_two = "text_encoder_2" in family.parts
+    kind: Any = StableDiffusionXLPipeline if has_two else StableDiffusionPipeline
+    given: dict[str, Any] = {} if has_two else {"safety_checker": None, "feature_extractor": None}
+    if network:
+        given["unet"] = load_network(family, network)
+    elif holds_average(header):
+        given["unet"] = load_average_of_file(family, path, folder, UNet2DConditionModel)
+    pipeline = load_pipeline_of_file(family, path, folder, kind, **given)
+    parts = {name: part for name, part in pipeline.components.items() if part is not None}
+    for part in parts.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    for encoder in (name for name in _KINDS if name in family.parts):
+        tokenizer = encoder.replace("text_encoder", "tokenizer")
+        check_tokenizer(parts[tokenizer], parts[encoder], str(folder / tokenizer))
+    return parts, folder
+
+
+def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]]:
+    """Returns what a file's tensors should be called, as its configurations describe them, by how they begin."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(_config(UNet2DConditionModel, folder / "unet"))
+        vae = AutoencoderKL.from_config(_config(AutoencoderKL, folder / "vae"))
+    originals = original_unet_names(name for name, _ in unet.named_modules())
+    named = (name.rpartition(".") for name in unet.state_dict())
+    wanted = {
+        NETWORK: {f"{originals.get(module, module)}.{end}" for module, _, end in named},
+        AUTOENCODER: original_vae_names(vae.state_dict(), len(vae.config.block_out_channels)),
+    }
+    spelt: list[tuple[Mapping[str, str], Callable[[list[str], list[str]], set[str]]]] = [
+        (_CLIP, original_clip_names), (_OPEN_CLIP, lambda tensors, _: open_clip_names(tensors)),
+    ]  # fmt: skip
+    for begins, name_in in spelt:
+        for begin, part in begins.items():
+            held = [key for key in keys if key.startswith(begin)]
+            if held and part in family.parts:
+                wanted[begin] = name_in(_text_tensors(part, folder), held)
+    return wanted
+
+
+def _config(kind: Any, folder: Path) -> Any:
+    try:
+        return kind.load_config(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} has no readable config.json ({str(error).splitlines()[0][:100]})") from error
+
+
+def _text_tensors(part: str, folder: Path) -> list[str]:
+    read_json(folder / part / "config.json", f"{folder / part} is no text encoder")
+    with torch.device("meta"):
+        return list(_KINDS[part](CLIPTextConfig.from_pretrained(folder / part)).state_dict())
+
+
+def check_parts(family: Family, source: str, parts: Mapping[str, Any]) -> None:
+    """Raises UserError where the parts do not fit each other, or make a model that is told more than a prompt."""
+    unet, vae = parts["unet"].config, parts["vae"].config
+    if not isinstance(unet.sample_size, int):
+        raise UserError(f"{source} has sample_size {unet.sample_size} in unet/config.json; square models are read")
+    if unet.in_channels != vae.latent_channels:
+        raise UserError(
+            f"{source} has a UNet of {unet.in_channels} input channels and latents of {vae.latent_channels}: "
+            "inpainting, editing (pix2pix) and upscaling models are not read; give a text-to-image model"
+        )
+    if unet.out_channels != unet.in_channels:
+        raise UserError(f"{source} has a UNet of {unet.out_channels} output channels for {unet.in_channels}; not read")
+    for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
+        if unet.get(name) is not None:
+            raise UserError(f"{source} has a UNet with {name} {unet[name]}, which is told more than a prompt; not read")
+    widths = [parts[name].config.hidden_size for name in _KINDS if name in family.parts]
+    if isinstance(unet.cross_attention_dim, int) and unet.cross_attention_dim != sum(widths):
+        raise UserError(
+            f"{source} has a UNet for text {unet.cross_attention_dim} wide and text encoders of "
+            f"{' + '.join(map(str, widths))}; they are of different models"
+        )
+    _check_latents(source, vae, is_xl="text_encoder_2" in family.parts)
+
+
+def _check_latents(source: str, vae: Any, *, is_xl: bool) -> None:
+    mean, std = vae.get("latents_mean"), vae.get("latents_std")
+    if mean is None and std is None:
+        return
+    for name, value in (("latents_mean", mean), ("latents_std", std)):
+        if not isinstance(value, list | tuple) or len(value) != vae.latent_channels:
+            raise UserError(
+                f"{source} has {name} {value!r} in vae/config.json; {vae.latent_channels} numbers are wanted, as for "
+                "the other of latents_mean and latents_std"
+            )
+    if not is_xl:
+        raise UserError(
+            f"{source} has latents_mean in vae/config.json, which Stable Diffusion 1.x and 2.x pipelines do not heed; "
+            "take it out if the UNet was trained without it"
+        )

@@ -1,0 +1,203 @@
+"""Repositories of the Hub: what is needed of them, fetched once, with true words where that fails."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+from fewstep.models.weight_files import choose_weights
+
+logger = logging.getLogger(__name__)
+
+_SMALL = ("*.json", "*.txt")
+"""Configurations and vocabularies, which are taken whole."""
+_INDEX = "*.index*.json"
+"""Of shards, which are told from each other by their own names."""
+Choose = Callable[[Sequence[str]], Iterable[str]]
+
+
+def is_hub_id(source: str) -> bool:
+    """Says whether a name that is no path here looks like OWNER/NAME."""
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
+def fetch_pipeline(source: str, parts: Sequence[str], *, without: Collection[str] = ()) -> Path:
+    """Fetches a diffusers pipeline: its configurations, and of every part one variant of the weights.
+
+    `without` are parts whose weights are not wanted. Raises UserError.
+    """
+
+    def choose(names: Sequence[str]) -> Iterator[str]:
+        if "model_index.json" not in names:
+            raise UserError(
+                f"{source} holds no diffusers pipeline (it has no model_index.json); give one that does, or a UNet "
+                "alone with --unet and its base as the model"
+            )
+        yield from (name for name in ("model_index.json", "fewstep.json") if name in names)
+        for part in parts:
+            yield from _of_part(names, f"{part}/", source, weights=part not in without)
+
+    return _fetch(source, choose)
+
+
+def fetch_network(source: str) -> Path:
+    """Fetches a repository that is a network alone: its configuration, and one variant of its weights."""
+    return _fetch(source, lambda names: _of_part(names, "", source, weights=True))
+
+
+def fetch_configurations(source: str, parts: Sequence[str]) -> Path:
+    """Fetches a pipeline's configurations and tokenizers, and no weights."""
+
+    def choose(names: Sequence[str]) -> Iterator[str]:
+        yield from (name for name in ("model_index.json",) if name in names)
+        for part in parts:
+            yield from _of_part(names, f"{part}/", source, weights=False)
+
+    return _fetch(source, choose)
+
+
+def _of_part(names: Sequence[str], begin: str, source: str, *, weights: bool) -> Iterator[str]:
+    held = [name.removeprefix(begin) for name in names if name.startswith(begin)]
+    held = [name for name in held if "/" not in name]
+    yield from (
+        begin + name for name in held if any(fnmatch(name, pattern) for pattern in _SMALL) and not fnmatch(name, _INDEX)
+    )
+    is_network = any(Path(name).suffix in (".safetensors", ".bin") for name in held)
+    if weights and is_network:
+        where = f"{source}/{begin}".rstrip("/")
+        yield from (begin + name for name in choose_weights(held, where).names)
+
+
+def _fetch(source: str, choose: Choose) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    try:
+        try:
+            names = HfApi().list_repo_files(source)
+        except Exception as error:
+            if (place := _fetched_before(source, error)) is not None:
+                return place
+            raise
+        wanted = list(choose(names))
+        if sys.stderr.isatty():
+            enable_progress_bars()
+        try:
+            return Path(snapshot_download(source, allow_patterns=wanted))
+        finally:
+            disable_progress_bars()
+    except UserError:
+        raise
+    except Exception as error:  # the Hub's client, its two HTTP libraries and the disk each raise their own
+        raise UserError(_explain(source, error)) from error
+
+
+def _fetched_before(source: str, error: Exception) -> Path | None:
+    """Returns what lies here of a repository where the Hub does not answer; None where it says no, or nothing lies."""
+    from huggingface_hub import snapshot_download
+
+    if _status(error) in (401, 403, 404):
+        return None
+    try:
+        place = Path(snapshot_download(source, local_files_only=True))
+    except Exception:
+        return None
+    logger.info(f"note: {source} is read as it was fetched before: the Hub does not answer ({type(error).__name__})")
+    return place
+
+
+def _explain(source: str, error: Exception) -> str:
+    """Says in one line what stood in the way, and what to do."""
+    kinds = [type(each).__name__ for each in _chain(error)]
+    for each in _chain(error):
+        if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{source} does not fit: the disk of {_cache()} is full; make room, or set HF_HOME to another disk"
+        if isinstance(each, PermissionError):
+            return f"{source} cannot be kept: {_cache()} cannot be written; set HF_HOME to a folder of yours"
+    for words, said in _REASONS:
+        if any(word in kind for word in words for kind in kinds):
+            return f"{source} {said}".format(hub=_endpoint(), source=source, proxy=_proxy() or "none is set")
+    status = _status(error)
+    for low, high, said in _STATUS:
+        if status is not None and low <= status <= high:
+            return f"{source} could not be fetched: {_endpoint()} answers {status}; {said}"
+    if proxy := _proxy():
+        return f"{source} could not be fetched through the proxy {proxy} ({kinds[0]}); check it, or unset HTTPS_PROXY"
+    reason = " ".join(str(error).split())[:120]
+    return (
+        f"{source} is no folder here and could not be fetched from {_endpoint()} ({kinds[0]}: {reason}); check the "
+        "connection, or give a diffusers folder"
+    )
+
+
+_REASONS: Sequence[tuple[Sequence[str], str]] = (
+    (("HFValidationError",), "is neither here nor a name that the Hub could have; give a folder, a file or OWNER/NAME"),
+    (
+        ("GatedRepoError",),
+        "is gated: accept its conditions at {hub}/{source}, then `hf auth login` (or set HF_TOKEN)",
+    ),
+    (
+        ("RepositoryNotFoundError",),
+        "is no folder here, and {hub} has no such model or does not show it to you; check the name, or `hf auth login` "
+        "for a private one",
+    ),
+    (
+        ("OfflineModeIsEnabled",),
+        "is no folder here and could not be fetched from the Hub: HF_HUB_OFFLINE is set and it was not fetched before; "
+        "unset that once, or give a diffusers folder",
+    ),
+    (("ProxyError",), "could not be fetched: the proxy refuses ({proxy}); check HTTPS_PROXY"),
+    (("SSL",), "could not be fetched: the certificate of {hub} is not trusted; check SSL_CERT_FILE and the proxy"),
+    (
+        ("Timeout",),
+        "could not be fetched: {hub} does not answer in time; try again (what has come is kept), or set "
+        "HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT to more seconds",
+    ),
+)  # fmt: skip
+_STATUS = (
+    (401, 401, "the token is not valid: `hf auth login`, or unset HF_TOKEN"),
+    (403, 403, "your token may not read it: ask for access, or use another token"),
+    (404, 404, "check the name"),
+    (407, 407, "the proxy wants a name and a password: check HTTPS_PROXY"),
+    (429, 429, "too many requests: wait a while, or `hf auth login`"),
+    (500, 599, "the trouble is there: try again later, what has come is kept"),
+)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _status(error: Exception) -> int | None:
+    for each in _chain(error):
+        response: Any = getattr(each, "response", None)
+        if response is not None and isinstance(getattr(response, "status_code", None), int):
+            return int(response.status_code)
+    return None
+
+
+def _proxy() -> str:
+    found = (os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    return next((each.rpartition("@")[2] for each in found if each), "")
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def _cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)

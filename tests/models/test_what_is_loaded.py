@@ -1,0 +1,438 @@
+"""What is loaded is what was meant: weights, tokenizers, variants, schedules, and models that are few-step already."""
+
+import itertools
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
+
+from fewstep.data.worlds.scenes import Scenes
+from fewstep.errors import UserError
+from fewstep.models import scenes_model
+from fewstep.models.codec import Codec
+from fewstep.models.loading import load_latent_model
+from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.models.scheduler import Overrides
+from fewstep.models.weight_files import choose_weights
+from miniatures import save_miniature
+from single_files import save_single_file
+
+CPU = torch.device("cpu")
+PROMPT = "a red star"
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+@pytest.fixture(scope="module")
+def miniatures(tmp_path_factory):
+    """Of Stable Diffusion 1.x and XL a folder, and the same as one file; do not write into them."""
+    root = tmp_path_factory.mktemp("loaded")
+    tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
+    found = {}
+    for family in ("sd15", "sd21", "sdxl"):
+        folder = save_miniature(family, tokenizer, root / family)
+        found[family] = folder, save_single_file(family, folder, root / f"{family}.safetensors")
+    return found
+
+
+@pytest.fixture
+def copy(miniatures, tmp_path):
+    """Copies a miniature's folder to spoil."""
+    return lambda family="sd15": shutil.copytree(miniatures[family][0], tmp_path / family)
+
+
+def change_tensors(file, change):
+    tensors = safetensors.torch.load_file(file)
+    change(tensors)
+    safetensors.torch.save_file(tensors, file, {"format": "pt"})
+
+
+def refusal(source, **options):
+    with pytest.raises(UserError) as caught:
+        load_latent_model(source, CPU, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Weights
+
+
+def drop(count):
+    return lambda tensors: [tensors.pop(name) for name in sorted(tensors)[:count]]
+
+
+def add(tensors):
+    tensors["surplus.weight"] = torch.zeros(3)
+
+
+def reshape(tensors):
+    name = max(tensors, key=lambda each: tensors[each].ndim)
+    tensors[name] = torch.zeros(5, *tensors[name].shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(drop(1), "it lacks "), (drop(7), "it lacks 7 tensors"), (add, "left over surplus.weight"), (reshape, "shape")],
+)
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_weights_that_are_not_the_parts_are_named(part, change, said, copy):
+    folder = copy()
+    change_tensors(folder / part / f"{WEIGHTS[part]}.safetensors", change)
+    message = refusal(folder)
+    assert str(folder / part) in message
+    assert said in message
+
+
+@pytest.mark.parametrize("name", ["text_model.embeddings.position_ids", "text_projection.weight"])
+def test_what_a_text_encoder_is_used_without_may_be_left_over(name, copy):
+    folder = copy()
+    change_tensors(
+        folder / "text_encoder" / "model.safetensors", lambda tensors: tensors.update({name: torch.zeros(1, 4)})
+    )
+    load_latent_model(folder, CPU)
+
+
+@pytest.mark.parametrize(
+    ("family", "begin"),
+    [
+        ("sd15", "model.diffusion_model.input_blocks.1"), ("sd15", "first_stage_model.decoder"),
+        ("sd15", "cond_stage_model.transformer.text_model"), ("sd21", "cond_stage_model.model.transformer"),
+        ("sdxl", "conditioner.embedders.0.transformer.text_model"),
+        ("sdxl", "conditioner.embedders.1.model.transformer"),
+    ],
+)  # fmt: skip
+def test_a_single_files_missing_and_surplus_tensors_are_named(family, begin, miniatures, tmp_path):
+    folder, whole = miniatures[family]
+    names = sorted(name for name in safetensors.torch.load_file(whole) if name.startswith(begin))
+    tensors = safetensors.torch.load_file(whole)
+    surplus = f"{begin}.9.weight"
+    cases = {
+        f"it lacks {names[-1]}": {name: value for name, value in tensors.items() if name != names[-1]},
+        f"it has left over {surplus}": {**tensors, surplus: torch.zeros(2)},
+    }
+    for said, content in cases.items():
+        safetensors.torch.save_file(content, tmp_path / "model.safetensors")
+        assert said in refusal(tmp_path / "model.safetensors", base_config=str(folder))
+
+
+def test_an_autoencoder_in_the_first_spelling_is_read(copy, miniatures):
+    """Released autoencoders call query, key and value of their attention otherwise."""
+
+    def spell(tensors):
+        for ours, theirs in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            for name in [each for each in tensors if f".{ours}." in each]:
+                tensors[name.replace(f".{ours}.", f".{theirs}.")] = tensors.pop(name)
+
+    folder = copy()
+    change_tensors(folder / "vae" / "diffusion_pytorch_model.safetensors", spell)
+    z = torch.randn(1, 4, 8, 8)
+    one, other = (load_latent_model(each, CPU).codec.decode(z) for each in (folder, miniatures["sd15"][0]))
+    assert torch.equal(one, other)
+
+
+# Tokenizers
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(copy):
+    folder = copy()
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    for name in ("vocab.json", "merges.txt"):
+        (folder / "tokenizer" / name).unlink(missing_ok=True)
+    assert "has no tokenizer.json and no vocab.json, so it has no vocabulary" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_max_length": 77}, "reads up to 77 tokens and its text encoder has 32 places"),
+        ({"model_max_length": 10**30}, "says no model_max_length"),
+        ({"model_max_length": 2}, "reads up to 2 tokens"),
+    ],
+)
+def test_a_tokenizer_of_another_length_is_refused(change, said, copy, edit_json):
+    folder = copy()
+    edit_json(folder / "tokenizer" / "tokenizer_config.json", **change)
+    assert said in refusal(folder)
+
+
+@pytest.mark.parametrize("rows", [10, 2000])
+def test_a_tokenizer_of_another_vocabulary_is_refused(rows, copy, edit_json):
+    folder = copy()
+    edit_json(folder / "text_encoder" / "config.json", vocab_size=rows)
+
+    def resize(tensors):
+        (name,) = [each for each in tensors if "token_embedding" in each]
+        tensors[name] = torch.zeros(rows, tensors[name].shape[1])
+
+    change_tensors(folder / "text_encoder" / "model.safetensors", resize)
+    assert f"tokens and its text encoder knows {rows}" in refusal(folder)
+
+
+# Variants
+
+VARIANTS = {
+    "plain before fp16": (["m.safetensors", "m.fp16.safetensors", "m.bf16.safetensors"], ["m.safetensors"]),
+    "fp16 before bf16": (["m.bf16.safetensors", "m.fp16.safetensors"], ["m.fp16.safetensors"]),
+    "bf16 before another": (["m.non_ema.safetensors", "m.bf16.safetensors"], ["m.bf16.safetensors"]),
+    "another alone": (["m.non_ema.safetensors", "m.bin"], ["m.non_ema.safetensors"]),
+    "another name": (["unet.safetensors"], ["unet.safetensors"]),
+    "shards": (["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"],) * 2,
+    "shards of a variant": (["m.fp16-00001-of-00002.safetensors", "m.fp16-00002-of-00002.safetensors"],) * 2,
+    "older shards": (["m-00001-of-00002.fp16.safetensors", "m-00002-of-00002.fp16.safetensors"],) * 2,
+    "whole before shards": (["m-00001-of-00002.safetensors", "m.safetensors"], ["m.safetensors"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_one_variant_is_chosen(case):
+    held, chosen = ([name.replace("m.", "model.").replace("m-", "model-") for name in n] for n in VARIANTS[case])
+    for order in itertools.islice(itertools.permutations(held), 6):
+        assert list(choose_weights(order, "here").names) == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["model.bin"], "no safetensors weights .found model.bin, a pickle"), ([], "found none"),
+        (["model.a.safetensors", "model.b.safetensors"], "several variants of its weights .a, b. and none of plain"),
+        (["model-00002-of-00003.safetensors"], "lacks 2 of 3 shards .* .number 1 is the first"),
+    ],
+)  # fmt: skip
+def test_weights_that_cannot_be_chosen_are_refused(names, said):
+    with pytest.raises(UserError, match=said):
+        choose_weights(names, "here")
+
+
+@pytest.mark.parametrize("spelling", ["fp16", "non_ema", "fp16 shards", "older shards", "shards without an index"])
+def test_every_spelling_of_variants_and_shards_is_read(spelling, copy, miniatures):
+    folder = copy()
+    for part, stem in WEIGHTS.items():
+        file = folder / part / f"{stem}.safetensors"
+        tensors = safetensors.torch.load_file(file)
+        file.unlink()
+        if "shards" not in spelling:
+            safetensors.torch.save_file(tensors, folder / part / f"{stem}.{spelling}.safetensors", {"format": "pt"})
+            continue
+        form = {"fp16 shards": "{}.fp16-{}", "older shards": "{}-{}.fp16"}.get(spelling, "{}-{}")
+        index = {}
+        for number in (1, 2):
+            name = form.format(stem, f"{number:05d}-of-00002") + ".safetensors"
+            part_of = {key: tensors[key] for key in sorted(tensors)[number - 1 :: 2]}
+            safetensors.torch.save_file(part_of, folder / part / name, {"format": "pt"})
+            index |= dict.fromkeys(part_of, name)
+        if "without" not in spelling:
+            form = "{}.fp16.safetensors.index.json" if spelling == "fp16 shards" else "{}.safetensors.index.fp16.json"
+            (folder / part / form.format(stem)).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    model, wanted = (load_latent_model(each, CPU) for each in (folder, miniatures["sd15"][0]))
+    for part, held in wanted.parts.items():
+        found = model.parts[part].state_dict()
+        assert all(torch.equal(found[name], value) for name, value in held.state_dict().items())
+    assert str(folder) in str(model.network.backbone.config.get("_name_or_path", folder))
+
+
+# Schedules
+
+
+def test_a_single_file_holds_what_it_says_of_itself(miniatures, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder, whole = miniatures["sd15"]  # whose configuration says epsilon
+    tensors = safetensors.torch.load_file(whole)
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    cases = [
+        (marks, {}, "v_prediction", True), ({"v_pred": marks["v_pred"]}, {}, "v_prediction", False),
+        ({}, {"modelspec.prediction_type": "v"}, "v_prediction", False), ({}, {}, "epsilon", False),
+        ({}, {"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v_prediction", False),
+    ]  # fmt: skip
+    for more, header, kind, zero in cases:
+        safetensors.torch.save_file({**tensors, **more}, tmp_path / "one.safetensors", header)
+        caplog.clear()
+        model = load_latent_model(tmp_path / "one.safetensors", CPU, str(folder))
+        assert (model.network.parameterisation, model.schedule.has_zero_terminal_snr) == (kind, zero)
+        assert model.scheduler_config["prediction_type"] == kind
+        assumed = "epsilon is assumed" in caplog.text
+        assert assumed == (kind == "epsilon")
+        assert assumed or f"says prediction_type {kind}, and its configuration epsilon" in caplog.text
+
+
+def test_what_a_person_says_decides(miniatures, copy, caplog):
+    caplog.set_level(logging.INFO)
+    said = Overrides(prediction_type="v_prediction", zero_snr=True)
+    folder, file = miniatures["sd15"]
+    for source, config in ((folder, ""), (file, str(folder))):
+        model = load_latent_model(source, CPU, config, said)
+        assert model.network.parameterisation == "v_prediction"
+        assert model.schedule.has_zero_terminal_snr
+        assert model.scheduler_config["rescale_betas_zero_snr"] is True
+    assert "assumed" not in caplog.text
+    silent = copy()
+    config = json.loads((silent / "scheduler" / "scheduler_config.json").read_text())
+    del config["prediction_type"]
+    (silent / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    load_latent_model(silent, CPU)
+    assert "does not say what its network predicts; epsilon is assumed" in caplog.text
+
+
+SCHEDULERS = {
+    "EDM": ({"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}, "which has no betas"),
+    "EDM Euler": ({"_class_name": "EDMEulerScheduler"}, "which has no betas"),
+    "flow": ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "flow models are not read"),
+    "flow among betas": (
+        {"_class_name": "DPMSolverMultistepScheduler", "beta_start": 0.1, "use_flow_sigmas": True}, "flow matching",
+    ),
+    "noise levels": (
+        {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "noise levels and no times",
+    ),
+    "consistency": ({"_class_name": "CMStochasticIterativeScheduler"}, "which has no betas"),
+    "no class": ({"num_train_timesteps": 1000}, "none is named"),
+    "unknown class": ({"_class_name": "MyScheduler"}, "MyScheduler"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SCHEDULERS)
+def test_a_scheduler_without_betas_is_refused(case, copy, edit_json):
+    config, said = SCHEDULERS[case]
+    folder = copy()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    edit_json(folder / "model_index.json", scheduler=["diffusers", config.get("_class_name")])
+    assert said in refusal(folder)
+
+
+def test_what_a_configuration_leaves_out_is_its_own_classs_default(copy):
+    folder = copy()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "LCMScheduler"}))
+    mine = load_latent_model(folder, CPU).schedule.alphas
+    theirs = LCMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod.sqrt()
+    torch.testing.assert_close(mine.float(), theirs)
+
+
+def test_the_index_names_the_scheduler_that_its_configuration_does_not(copy, edit_json):
+    folder = copy()
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    del config["_class_name"]
+    file.write_text(json.dumps(config))
+    assert load_latent_model(folder, CPU).scheduler_config["_class_name"] == "DDIMScheduler"
+    edit_json(folder / "model_index.json", scheduler=["diffusers", "EDMEulerScheduler"])
+    assert "EDMEulerScheduler, which has no betas" in refusal(folder)
+
+
+# Latents
+
+
+def test_latents_with_a_mean_and_a_deviation_are_painted_as_diffusers_does(copy, edit_json):
+    folder = copy("sdxl")
+    given = {"latents_mean": [-1.6, 2.3, 0.7, 0.1], "latents_std": [8.4, 5.9, 3.3, 9.6]}
+    edit_json(folder / "vae" / "config.json", **given, scaling_factor=0.5)
+    codec = load_latent_model(folder, CPU).codec
+    assert codec.describe().items() >= given.items()
+    vae, z = codec.autoencoder, torch.randn(2, 4, 8, 8)
+    mean, std = (torch.tensor(each).view(1, 4, 1, 1) for each in given.values())
+    torch.testing.assert_close(codec.decode(z), vae.decode(z * std / 0.5 + mean).sample)
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    posterior = vae.encode(pixels).latent_dist
+    torch.testing.assert_close(codec.encode(pixels)[0], (posterior.mean - mean) * 0.5 / std)
+    torch.testing.assert_close(codec.encode(pixels)[1], posterior.std * 0.5 / std)
+    with pytest.raises(UserError, match="leave --tiny-decoder out"):
+        Codec(vae).with_tiny_decoder(vae)
+    edit_json(folder / "vae" / "config.json", latents_std=None)
+    assert "has latents_std None in vae/config.json; 4 numbers are wanted" in refusal(folder)
+
+
+def test_a_mean_that_no_pipeline_heeds_is_refused(copy, edit_json):
+    folder = copy()
+    edit_json(folder / "vae" / "config.json", latents_mean=[0.1] * 4, latents_std=[1.0] * 4)
+    assert "pipelines do not heed" in refusal(folder)
+
+
+# What is no text-to-image model
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"in_channels": 9}, "9 input channels"), ({"in_channels": 8}, "editing .pix2pix."),
+        ({"in_channels": 7, "num_class_embeds": 1000}, "upscaling models are not read"),
+        ({"num_class_embeds": 1000}, "num_class_embeds 1000"), ({"out_channels": 8}, "8 output channels for 4"),
+        ({"cross_attention_dim": 24}, "for text 24 wide and text encoders of 16"),
+    ],
+)  # fmt: skip
+def test_what_is_told_more_than_a_prompt_is_refused(change, said, copy):
+    folder = copy()
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    UNet2DConditionModel.from_config({**config, **change}).save_pretrained(folder / "unet")
+    with pytest.raises(UserError, match=said):
+        load_latent_model(folder, CPU)
+
+
+def test_a_refiner_is_refused(copy, edit_json):
+    folder = copy("sdxl")
+    edit_json(folder / "model_index.json", requires_aesthetics_score=True)
+    assert "is a refiner" in refusal(folder)
+
+
+# Averaged weights
+
+
+def test_averaged_weights_of_a_single_file_are_used(miniatures, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder, whole = miniatures["sd15"]
+    tensors = safetensors.torch.load_file(whole)
+    begin = "model.diffusion_model."
+    averaged = {
+        "model_ema." + "".join(name.split(".")[1:]): value + 1
+        for name, value in tensors.items()
+        if name.startswith(begin)
+    }
+    file = tmp_path / "both.safetensors"
+    counts = {"model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(3)}
+    safetensors.torch.save_file({**tensors, **averaged, **counts}, file)
+    found, plain = (load_latent_model(each, CPU, str(folder)) for each in (file, whole))
+    held = found.network.backbone.state_dict()
+    assert all(torch.equal(held[name], value + 1) for name, value in plain.network.backbone.state_dict().items())
+    assert "averaged (EMA) weights" in caplog.text
+    averaged.popitem()
+    safetensors.torch.save_file({**tensors, **averaged}, file)
+    assert torch.equal(
+        next(load_latent_model(file, CPU, str(folder)).network.backbone.parameters()),
+        next(plain.network.backbone.parameters()),
+    )
+
+
+# Few-step models
+
+
+def test_a_merged_lcm_is_a_few_step_model_and_painted_as_diffusers_does(copy, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    pipe = DiffusionPipeline.from_pretrained(copy())
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(tmp_path / "merged")
+    mine = load_pipeline(tmp_path / "merged", "cpu")
+    assert "taken for a few-step model with guidance built in" in caplog.text
+    assert (mine.takes_guidance, mine.guidance_scale, mine.steps) == (False, 1.0, 4)
+    (one,) = mine(PROMPT, seed=5)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "height": 16, "width": 16}
+    (other,) = pipe(PROMPT, **settings, generator=torch.Generator().manual_seed(5)).images
+    assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 2
+
+
+def test_a_unet_of_its_own_takes_its_bases_place(copy, miniatures, tmp_path):
+    base = miniatures["sd15"][0]
+    student = load_latent_model(base, CPU).network.to_student(8).backbone
+    student.save_pretrained(tmp_path / "alone", variant="fp16")
+    without = copy()
+    (without / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    model = load_latent_model(without, CPU, overrides=Overrides(unet=str(tmp_path / "alone")))
+    assert Pipeline(model).takes_guidance
+    assert model.card.name == "alone"
+    again = load_latent_model(miniatures["sd15"][1], CPU, str(base), Overrides(unet=str(tmp_path / "alone")))
+    for found in (model, again):
+        held = found.network.backbone.state_dict()
+        assert all(torch.equal(held[name], value) for name, value in student.state_dict().items())
+    other = miniatures["sdxl"][0]
+    assert "holds no UNet of Stable Diffusion XL" in refusal(other, overrides=Overrides(unet=str(tmp_path / "alone")))
+    assert "is no folder and no Hub id" in refusal(base, overrides=Overrides(unet="gone"))
