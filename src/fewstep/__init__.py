@@ -9,20 +9,23 @@ if TYPE_CHECKING:
 
     from fewstep.models.options import Engine
     from fewstep.models.pipeline import Pipeline
+    from fewstep.precision import Precision
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
 def load(
-    model: str | Path = "scenes-lcm", device: str = "auto", *, engine: Engine = "torch", tiny_decoder: str | Path = ""
-) -> Pipeline:
+    model: str | Path = "scenes-lcm", device: str = "auto", *, engine: Engine = "torch", tiny_decoder: str | Path = "",
+    precision: Precision = "auto",
+) -> Pipeline:  # fmt: skip
     """Loads a few-step model: `pipe = fewstep.load(); images = pipe("a red star", steps=4, seed=7)`.
 
     `model` is `scenes-lcm`, which is bundled, a folder that `distill` wrote, any LatentConsistencyModelPipeline folder,
-    or a Hub id; `device` is auto, cpu, cuda or mps; `engine` torch or openvino; `tiny_decoder` one in TAESD's layout.
+    or a Hub id; `device` is auto, cpu, cuda or mps; `engine` torch or openvino; `tiny_decoder` one in TAESD's layout;
+    `precision` is auto, fp32, bf16 or fp16.
     Raises fewstep.errors.UserError for anything else.
     """
     from fewstep.models.pipeline import load_pipeline  # torch and diffusers load here, not with `import fewstep`
 
-    return load_pipeline(model, device, engine=engine, tiny_decoder=tiny_decoder)
+    return load_pipeline(model, device, engine=engine, tiny_decoder=tiny_decoder, precision=precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,6 +20,22 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if has_bf16(device) else torch.float16
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a model's weights are kept, and in which format."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def codec_dtype(self) -> torch.dtype:
+        """What an autoencoder that half precision does no harm is kept in: bf16, whose numbers reach as far as fp32's,
+        where the device has it."""
+        if self.dtype == torch.float16 and (self.device.type != "cuda" or has_bf16(self.device)):
+            return torch.bfloat16
+        return self.dtype
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -79,7 +79,7 @@ def generate(config: Generate) -> None:
         raise UserError('nothing to paint: give --prompt "…"')
     pipeline = load_pipeline(
         config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config,
-        engine=config.engine, tiny_decoder=config.tiny_decoder, overrides=config,
+        engine=config.engine, tiny_decoder=config.tiny_decoder, overrides=config, precision=config.precision,
     )  # fmt: skip
     init_image = None if config.init_image is None else read_picture(config.init_image)
     mask = None if config.mask is None else read_picture(config.mask, "RGBA")
@@ -124,6 +124,7 @@ def write_parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: in
         **({} if config.init_image is None else _describe_start(config)),
         **({"Tiny decoder": config.tiny_decoder} if config.tiny_decoder else {}),
         **({"Engine": config.engine} if config.engine != "torch" else {}),
+        **({"Precision": pipeline.precision} if pipeline.precision != "fp32" else {}),
         **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
         "Version": f"fewstep {__version__}",
     }

@@ -183,6 +183,7 @@ def _describe_picture(path: Path) -> Iterator[str]:
     options = {
         "Steps": "--steps", "Seed": "--seed", "CFG scale": "--guidance-scale", "Init image": "--init-image",
         "Denoising strength": "--strength", "Model config": "--base-config",
+        "Precision": "--precision",
     }  # fmt: skip
     for name, option in options.items():
         command += [option, infotext.settings[name]] if name in infotext.settings else []

@@ -125,6 +125,7 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
         loras,
         config.base_config,
         engine=config.engine,
+        precision=config.precision,
         tiny_decoder=config.tiny_decoder,
         overrides=config,
     )

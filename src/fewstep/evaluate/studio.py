@@ -49,16 +49,18 @@ class EvaluationStudio:
             if not value:
                 raise UserError(f"{config.model} does not say its {name}: give --{name}")
         base_config = config.base_config or self.card.base_config or ""
+        self.dtype = choose_dtype(config.precision, self.device)
         self.student = load_pipeline(
-            config.model, config.device, loras, base_config if loras else "", overrides=config
+            config.model, config.device, loras, base_config if loras else "", overrides=config,
+            precision=config.precision,
         )  # fmt: skip
         single = base_config if Path(self.teacher_source).is_file() else ""
         # A UNet that stands in for the model's own is the student's.
         said = read_overrides({**self.card.to_json(), **config.stated(network=False)})
-        self.teacher = load_latent_model(self.teacher_source, self.device, single, said)
+        teacher = load_latent_model(self.teacher_source, self.device, single, said, self.dtype)
+        self.teacher = teacher.share_encoders(self.student.model)
         _check_same_latents(self.student.model, self.teacher)
         self.batch_size = config.batch_size or (16 if self.teacher.resolution <= 128 else 8)
-        self.dtype = choose_dtype(config.precision, self.device)
         self.extractor, self.reader = judges(self.data, config.extractor, self.device)
         self.clip = load_extractor(config.clip, self.device) if config.clip else None
         self.found = material(
@@ -68,7 +70,7 @@ class EvaluationStudio:
         self._bare = Bench(self.found.scored, self.extractor, torch.empty(0), self.reader, None, self.clip)
 
     def painter(self, cell: Cell) -> Painter:
-        return painter_of(cell, self.teacher, self.student, self.dtype)
+        return painter_of(cell, self.teacher, self.student)
 
     def folder(self, *, tuning: bool) -> Path:
         return self.config.out / ("tuning" if tuning else "cells")

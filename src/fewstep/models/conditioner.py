@@ -29,6 +29,10 @@ class Conditioner(Protocol):
         """The text encoders, under the names that LoRA files use."""
         ...
 
+    def with_encoders(self, encoders: Mapping[str, nn.Module]) -> Conditioner:
+        """Returns the same with other text encoders, named as `encoders` names them."""
+        ...
+
     @property
     def limit(self) -> int:
         """How many tokens of a prompt are read."""

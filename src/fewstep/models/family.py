@@ -6,6 +6,7 @@ All that one layout of network, text encoders and autoencoder asks for stands in
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,10 @@ from fewstep.errors import UserError
 from fewstep.models.card import LCM_LORA, StudentCard
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
+from fewstep.models.hashes import have_same_weights
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.scheduler import Overrides
+from fewstep.precision import Storage
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,18 @@ class LatentModel:
     def resolution(self) -> int:
         """Side in pixels of the pictures that the model was trained on."""
         return int(self.network.backbone.config.sample_size) * self.codec.multiple
+
+    def share_encoders(self, other: LatentModel) -> LatentModel:
+        """Returns the same with the other's autoencoder and text encoders, where these have the same weights."""
+        theirs = other.conditioner.encoders
+        encoders = {
+            name: theirs[name] if name in theirs and have_same_weights(module, theirs[name]) else module
+            for name, module in self.conditioner.encoders.items()
+        }
+        codec = self.codec
+        if have_same_weights(codec.autoencoder, other.codec.autoencoder):
+            codec = dataclasses.replace(codec, autoencoder=other.codec.autoencoder)
+        return dataclasses.replace(self, conditioner=self.conditioner.with_encoders(encoders), codec=codec)
 
     def rest(self) -> None:
         """Puts what a training does not need, once its pictures are encoded, into main memory."""
@@ -163,12 +178,13 @@ class Family(ABC):
 
     @abstractmethod
     def load_folder(
-        self, folder: Path, source: str, index: Mapping[str, Any], device: torch.device, overrides: Overrides
+        self, folder: Path, source: str, index: Mapping[str, Any], storage: Storage, overrides: Overrides
     ) -> LatentModel:
-        """Loads every part in fp32 on `device`, frozen. Raises UserError naming what is missing or not known."""
+        """Loads every part, frozen; the autoencoder in fp32 where it says `force_upcast`. Raises UserError naming what
+        is missing or not known."""
 
     @abstractmethod
-    def load_single_file(self, path: Path, base_config: str, device: torch.device, overrides: Overrides) -> LatentModel:
+    def load_single_file(self, path: Path, base_config: str, storage: Storage, overrides: Overrides) -> LatentModel:
         """Loads a single file; `base_config` is a folder with configurations and tokenizers, or empty for the Hub's."""
 
     @abstractmethod

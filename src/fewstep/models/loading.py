@@ -12,6 +12,7 @@ from fewstep.models.families import family_of_file, family_of_folder, list_famil
 from fewstep.models.family import LatentModel
 from fewstep.models.hub import fetch_configurations, fetch_pipeline, is_hub_id
 from fewstep.models.scheduler import Overrides, read_json
+from fewstep.precision import Storage
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -30,24 +31,26 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def load_latent_model(
-    source: str | Path, device: torch.device, base_config: str = "", overrides: Overrides | None = None
-) -> LatentModel:
-    """Loads every part in fp32 on `device`, frozen; raises UserError naming what is missing or not known.
+    source: str | Path, device: torch.device, base_config: str = "", overrides: Overrides | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> LatentModel:  # fmt: skip
+    """Loads every part on `device`, frozen; raises UserError naming what is missing or not known.
 
     `source` is `scenes` or `scenes-lcm` (bundled), a diffusers folder, a Hub id or a single-file checkpoint, for which
     `base_config` may be a folder with the family's configurations and tokenizers. `overrides` is what a person says of
-    it over its files.
+    it over its files. Weights are kept in `dtype`, but for an autoencoder that wants fp32.
     """
+    storage = Storage(device, dtype)
     source, overrides = assets.find_folder(source), overrides or Overrides()
     if Path(source).is_file():
-        return family_of_file(Path(source)).load_single_file(Path(source), base_config, device, overrides)
+        return family_of_file(Path(source)).load_single_file(Path(source), base_config, storage, overrides)
     if base_config:
         if not Path(source).exists():
             raise UserError(f"{source} is not there; a base that a LoRA names is looked for from where you are")
         raise UserError(f"{source} is no single file and has its own configurations; leave --base-config out")
     folder = find_files(source, overrides)
     index = read_json(folder / "model_index.json", f"{source} is not a pipeline")
-    return family_of_folder(folder, index, str(source)).load_folder(folder, str(source), index, device, overrides)
+    return family_of_folder(folder, index, str(source)).load_folder(folder, str(source), index, storage, overrides)
 
 
 def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True) -> Path:

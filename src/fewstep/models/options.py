@@ -9,6 +9,7 @@ import tyro
 
 from fewstep import assets
 from fewstep.models.scheduler import Overrides
+from fewstep.precision import Precision
 
 Engine = Literal["torch", "openvino"]
 """What computes a model."""
@@ -54,6 +55,9 @@ class FewStepOptions(LoraOptions, DeviceOptions):
 class PainterOptions(FewStepOptions):
     """Says how a command runs a few-step model."""
 
+    precision: Precision = "auto"
+    """Number format in which the networks are kept and compute. `auto` takes bf16 on a GPU that computes in it, fp16 on
+    an older GPU, else fp32. The autoencoder stays in fp32 where it says that it must."""
     engine: Engine = "torch"
     """What runs the network. `openvino` (needs fewstep[openvino]) is faster on a CPU; it compiles the model once for
     each picture size, with its LoRAs merged in at fixed scales, and keeps the result."""

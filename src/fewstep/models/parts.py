@@ -1,4 +1,4 @@
-"""The parts of a diffusers folder, loaded in fp32 from safetensors alone, and made sure of."""
+"""The parts of a diffusers folder, loaded from safetensors alone, and made sure of."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _NOT_NEEDED = ("position_ids", "text_projection.weight")
 that a text encoder used without it was saved with."""
 
 
-def load_weights(kind: Any, folder: Path) -> Any:
-    """Loads a network of a class of diffusers or transformers, frozen. Raises UserError naming what does not fit."""
+def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Loads a network of a class of diffusers or transformers in `dtype`, frozen. Raises UserError naming what does not
+    fit."""
     of_transformers = issubclass(kind, PreTrainedModel)
-    settings = _TRANSFORMERS if of_transformers else {"torch_dtype": torch.float32}
+    settings = {"dtype": dtype, **_TRANSFORMERS} if of_transformers else {"torch_dtype": dtype}
     chosen = choose_weights((path.name for path in folder.iterdir()), str(folder))
     try:
         with tempfile.TemporaryDirectory() as draft:
@@ -45,7 +46,7 @@ def load_weights(kind: Any, folder: Path) -> Any:
     return part.eval().requires_grad_(False)
 
 
-_TRANSFORMERS: dict[str, Any] = {"dtype": torch.float32, "ignore_mismatched_sizes": True}
+_TRANSFORMERS: dict[str, Any] = {"ignore_mismatched_sizes": True}
 if int(transformers.__version__.split(".")[0]) < 5:
     _TRANSFORMERS["key_mapping"] = _NAMES_OF_VERSION_5
 

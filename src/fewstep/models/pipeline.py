@@ -34,6 +34,7 @@ from fewstep.models.options import Engine
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
+from fewstep.precision import Precision, choose_dtype, name_dtype
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
 logger = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class Pipeline:
         """Used when none is given, in diffusers' convention."""
         self.steps = DEFAULT_STEPS if steps is None else steps
         """Used when none are given."""
+        self.precision = name_dtype(model.network.backbone.dtype)
+        """What the network is kept and computes in."""
 
     def __call__(  # noqa: PLR0913  # one call that takes all, as diffusers' pipelines are
         self,
@@ -174,12 +177,14 @@ class Pipeline:
 def load_pipeline(
     source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
     engine: Engine = "torch", tiny_decoder: str | Path = "", overrides: Overrides | None = None,
+    precision: Precision = "auto",
 ) -> Pipeline:  # fmt: skip
     """Loads a few-step model from a run folder, a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep
     wrote; or a base for the LCM-LoRA among `loras`, which may be `scenes`, the bundled teacher.
 
     `loras` are files with their scales, hung on together. `device` is auto, cpu, cuda or mps. `base_config` and
-    `overrides` as in `load_latent_model`, `tiny_decoder` as `load_tiny_decoder` takes it.
+    `overrides` as in `load_latent_model`, `tiny_decoder` as `load_tiny_decoder` takes it. `precision` is what
+    networks are kept and compute in; matrix products in fp32 are TF32's on GPUs that have it.
     """
     if (model := Path(source) / "model").is_dir() and not (Path(source) / "model_index.json").exists():
         source = model  # of a run folder
@@ -194,14 +199,18 @@ def load_pipeline(
         said = {name.removeprefix("fewstep."): value for name, value in header.items()}
         overrides = read_overrides({**said, **(overrides or Overrides()).stated()})
     chosen = pick_device("cpu" if engine == "openvino" and device == "auto" else device)
-    loaded = load_latent_model(source, chosen, base_config, overrides)
+    if chosen.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    # OpenVINO compiles what is in fp32 for the format that it computes in.
+    dtype = torch.float32 if engine == "openvino" else choose_dtype(precision, chosen)
+    loaded = load_latent_model(source, chosen, base_config, overrides, dtype)
     if tiny_decoder:
         loaded = dataclasses.replace(
             loaded, codec=loaded.codec.with_tiny_decoder(load_tiny_decoder(tiny_decoder, chosen))
         )
     if loras:
         loaded = with_loras(loaded, loras)
-    return Pipeline(with_engine(loaded, engine))
+    return Pipeline(with_engine(loaded, engine, precision))
 
 
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:
@@ -212,13 +221,14 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     """
     files = [read_lora(path, model.parts, model.family.lora) for path, _ in loras]
     hashes = {file.note("teacher_sha256") for file in files} - {None}
-    held = weights_sha256(model.network.backbone) if hashes else None
+    whole = model.network.backbone.dtype == torch.float32  # hashes are of numbers in fp32
+    held = weights_sha256(model.network.backbone) if hashes and whole else None
     makes = None if model.is_few_step else find_few_step(files, model)
     few_step = None if makes is None else read_few_step(makes.header, makes.source, model.family)
     for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):
         for line in (file.matched(), *file.notes):
             logger.info(line)
-        if file.note("teacher_sha256") not in (None, held):
+        if held and file.note("teacher_sha256") not in (None, held):
             logger.info(f"note: {file.source} was made for other weights than those of {model.source}")
         attach(model.parts, file.pairs, f"lora{i}", scale)
         for word, vectors in file.embeddings.items():

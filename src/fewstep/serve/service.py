@@ -124,6 +124,7 @@ class PaintService:
             **({"Masked": spec.fill} if spec.mask is not None else {}),
             **{f"Lora {i}": f"{name}:{scale:g}" for i, (name, scale) in enumerate(spec.loras, 1) if scale},
             **{f"Text lora {i}": f"{name}:{scale:g}" for i, (name, scale) in enumerate(on_text, 1)},
+            **({"Precision": self.pipeline.precision} if self.pipeline.precision != "fp32" else {}),
             **request.told,
             "Version": f"fewstep {__version__}",
         }  # fmt: skip

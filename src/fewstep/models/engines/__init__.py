@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from fewstep.models.family import LatentModel
 from fewstep.models.options import Engine
+from fewstep.precision import Precision
 
 
-def with_engine(model: LatentModel, engine: Engine) -> LatentModel:
-    """Returns `model` computed by that engine; with `openvino` its LoRAs are merged into it for good."""
+def with_engine(model: LatentModel, engine: Engine, precision: Precision = "auto") -> LatentModel:
+    """Returns `model` computed by that engine; with `openvino` its LoRAs are merged into it for good, and `auto` is
+    bf16 where the processor has instructions for it."""
     if engine == "torch":
         return model
     from fewstep.models.engines.openvino import on_openvino
 
-    return on_openvino(model)
+    return on_openvino(model, precision)

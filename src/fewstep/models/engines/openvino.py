@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ from fewstep.models.codec import Codec
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.lora.decomposed import merge_attached
+from fewstep.precision import Precision
 
-EnginePrecision = Literal["auto", "fp32", "bf16"]
 _FORMAT = 1
 
 
-def on_openvino(model: LatentModel, precision: EnginePrecision = "auto", cache: Path | None = None) -> LatentModel:
+def on_openvino(model: LatentModel, precision: Precision = "auto", cache: Path | None = None) -> LatentModel:
     """`model` with its LoRAs merged in for good and its UNet and decoder compiled as they are first used.
 
     `auto` is bf16 where the processor has instructions for it. What is compiled is kept in `cache`, by default
@@ -42,6 +42,8 @@ def on_openvino(model: LatentModel, precision: EnginePrecision = "auto", cache: 
         raise UserError(f"engine openvino computes on a CPU and device is {model.device.type}; give --device cpu")
     for part in model.parts.values():
         merge_attached(part)
+    if precision == "fp16":
+        raise UserError("engine openvino computes in fp32 or bf16 on a CPU and precision is fp16; give another")
     core = openvino.Core()
     can = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     compiler = _Compiler(core, cache or cache_folder(), "bf16" if can and precision != "fp32" else "f32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,11 @@ class ClipConditioner:
     def encoders(self) -> dict[str, nn.Module]:
         second = {} if self.second is None else {"text_encoder_2": self.second.network}
         return {"text_encoder": self.first.network, **second}
+
+    def with_encoders(self, encoders: Mapping[str, nn.Module]) -> ClipConditioner:
+        first = dataclasses.replace(self.first, network=encoders["text_encoder"])
+        second = self.second and dataclasses.replace(self.second, network=encoders["text_encoder_2"])
+        return dataclasses.replace(self, first=first, second=second)
 
     @property
     def limit(self) -> int:

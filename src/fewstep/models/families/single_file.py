@@ -117,10 +117,10 @@ def holds_average(header: SafetensorsHeader) -> bool:
 
 
 def load_pipeline_of_file(family: Family, path: Path, folder: Path, kind: Any, **settings: Any) -> Any:
-    """Loads the diffusers pipeline of class `kind` that the file holds, with the configurations of `folder`, in fp32.
-    Raises UserError."""
+    """Loads the diffusers pipeline of class `kind` that the file holds, with the configurations of `folder`. Raises
+    UserError."""
     try:
-        pipeline = kind.from_single_file(str(path), config=str(folder), torch_dtype=torch.float32, **settings)
+        pipeline = kind.from_single_file(str(path), config=str(folder), **settings)
     except Exception as error:  # diffusers, transformers and the Hub each raise their own
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} cannot be loaded as {family.title} ({reason})") from error
@@ -130,12 +130,19 @@ def load_pipeline_of_file(family: Family, path: Path, folder: Path, kind: Any, *
     return pipeline
 
 
-def load_average_of_file(family: Family, path: Path, folder: Path, kind: Any) -> Any:
-    """Loads the network of class `kind` of the averaged weights in a file, in fp32, and says so."""
+def load_average_of_file(family: Family, path: Path, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
+    """Loads the network of class `kind` of the averaged weights in a file, and says so."""
     logger.info(f"note: {path} holds averaged (EMA) weights beside those that they are an average of; they are used")
+    return load_part_of_file(family, path, folder / family.lora.part, kind, dtype, extract_ema=True)
+
+
+def load_part_of_file(
+    family: Family, path: Path, config: Path, kind: Any, dtype: torch.dtype, **settings: Any
+) -> Any:  # fmt: skip
+    """Loads the part of class `kind` whose configuration lies in the folder `config`. Raises UserError."""
     try:
         return kind.from_single_file(
-            str(path), config=str(folder), subfolder=family.lora.part, torch_dtype=torch.float32, extract_ema=True
+            str(path), config=str(config.parent), subfolder=config.name, torch_dtype=dtype, **settings
         )
     except Exception as error:  # as above
         raise UserError(f"{path} cannot be loaded as {family.title} ({' '.join(str(error).split())[:200]})") from error

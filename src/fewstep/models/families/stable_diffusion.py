@@ -38,6 +38,7 @@ from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.scheduler import Overrides, read_json, read_schedule, settle_schedule
+from fewstep.precision import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class StableDiffusion(Family):
         return int(network_config.get("sample_size", 0)) << max(0, levels - 1)
 
     def load_folder(
-        self, folder: Path, source: str, index: Mapping[str, Any], device: torch.device, overrides: Overrides
+        self, folder: Path, source: str, index: Mapping[str, Any], storage: Storage, overrides: Overrides
     ) -> LatentModel:
         if index.get("requires_aesthetics_score"):
             raise UserError(f"{source} is a refiner, which goes on from another model's pictures; give its base")
@@ -137,18 +138,20 @@ class StableDiffusion(Family):
         config = settle_schedule(config, source, overrides)
         read_schedule(config, source)  # before the weights, which take their time
         card = StudentCard(name=Path(overrides.network).name) if overrides.network else read_card(folder)
-        parts = load_parts_of_folder(self, folder, source, overrides.network)
+        parts = load_parts_of_folder(self, folder, source, overrides.network, storage)
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
-        model = dataclasses.replace(self.assemble(source, parts, config, device, zero_null=zero_null), card=card)
+        model = dataclasses.replace(
+            self.assemble(source, parts, config, storage.device, zero_null=zero_null), card=card
+        )
         return model if overrides.network else _recognise_merged(model)
 
-    def load_single_file(self, path: Path, base_config: str, device: torch.device, overrides: Overrides) -> LatentModel:
-        parts, folder = load_parts_of_file(self, path, base_config, overrides.network)
+    def load_single_file(self, path: Path, base_config: str, storage: Storage, overrides: Overrides) -> LatentModel:
+        parts, folder = load_parts_of_file(self, path, base_config, overrides.network, storage)
         config = read_json(folder / "scheduler" / "scheduler_config.json", f"{folder} has no scheduler")
         config = settle_schedule(config, path, overrides, read_statements(read_safetensors_header(path)))
         index = read_json(folder / "model_index.json", f"{folder} is not a pipeline")
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
-        return self.assemble(str(path), parts, config, device, zero_null=zero_null)
+        return self.assemble(str(path), parts, config, storage.device, zero_null=zero_null)
 
     def assemble(
         self, source: str, parts: Mapping[str, Any], scheduler_config: dict[str, Any], device: torch.device, *,

@@ -27,12 +27,14 @@ from fewstep.models.families.single_file import (
     find_configurations,
     holds_average,
     load_average_of_file,
+    load_part_of_file,
     load_pipeline_of_file,
 )
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_network, is_hub_id
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 from fewstep.models.scheduler import read_json
+from fewstep.precision import Storage
 
 _CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder"}
 _OPEN_CLIP = {"cond_stage_model.model.": "text_encoder", "conditioner.embedders.1.model.": "text_encoder_2"}
@@ -40,7 +42,7 @@ _OPEN_CLIP = {"cond_stage_model.model.": "text_encoder", "conditioner.embedders.
 _KINDS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 
 
-def load_parts_of_folder(family: Family, folder: Path, source: str, network: str) -> dict[str, Any]:
+def load_parts_of_folder(family: Family, folder: Path, source: str, network: str, storage: Storage) -> dict[str, Any]:
     """Loads every part of a folder but its scheduler; `network` names a UNet that stands in for its own."""
     skipped = {family.lora.part} if network else set()
     places = {part: assets.find_part(folder, part) for part in family.parts if part not in skipped}
@@ -48,18 +50,27 @@ def load_parts_of_folder(family: Family, folder: Path, source: str, network: str
         if not place.is_dir():
             raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
     parts: dict[str, Any] = {
-        "unet": load_network(family, network) if network else load_weights(UNet2DConditionModel, places["unet"]),
-        "vae": load_weights(AutoencoderKL, places["vae"]),
+        "unet": load_network(family, network, storage)
+        if network
+        else load_weights(UNet2DConditionModel, places["unet"], storage.dtype),
+        "vae": load_weights(AutoencoderKL, places["vae"], choose_codec_dtype(places["vae"], storage)),
     }
     for encoder in (name for name in _KINDS if name in places):
         tokenizer = encoder.replace("text_encoder", "tokenizer")
-        parts[encoder] = load_weights(_KINDS[encoder], places[encoder])
+        parts[encoder] = load_weights(_KINDS[encoder], places[encoder], storage.dtype)
         parts[tokenizer] = load_tokenizer(CLIPTokenizer, places[tokenizer])
         check_tokenizer(parts[tokenizer], parts[encoder], str(places[tokenizer]))
     return parts
 
 
-def load_network(family: Family, source: str) -> Any:
+def choose_codec_dtype(folder: Path, storage: Storage) -> torch.dtype:
+    """Returns what an autoencoder is kept in: fp32 where its config.json says `force_upcast`, which diffusers takes for
+    granted where nothing is said."""
+    config = read_json(folder / "config.json", f"{folder} is no autoencoder")
+    return torch.float32 if config.get("force_upcast", True) else storage.codec_dtype
+
+
+def load_network(family: Family, source: str, storage: Storage) -> Any:
     """Loads a UNet that is a repository of its own, a folder or a Hub id. Raises UserError."""
     folder = Path(source)
     if not folder.is_dir():
@@ -70,10 +81,12 @@ def load_network(family: Family, source: str) -> Any:
     config = read_json(folder / "config.json", f"{source} holds no UNet")
     if not family.recognises(config):
         raise UserError(f"{source} holds no UNet of {family.title}, as its base is ({config.get('_class_name')})")
-    return load_weights(UNet2DConditionModel, folder)
+    return load_weights(UNet2DConditionModel, folder, storage.dtype)
 
 
-def load_parts_of_file(family: Family, path: Path, base_config: str, network: str) -> tuple[dict[str, Any], Path]:
+def load_parts_of_file(
+    family: Family, path: Path, base_config: str, network: str, storage: Storage
+) -> tuple[dict[str, Any], Path]:
     """Loads every part of a single file, and returns the folder of its configurations with them."""
     header = read_safetensors_header(path)
     folder = find_configurations(family, base_config, header, path)
@@ -83,10 +96,12 @@ def load_parts_of_file(family: Family, path: Path, base_config: str, network: st
     kind: Any = StableDiffusionXLPipeline if has_two else StableDiffusionPipeline
     given: dict[str, Any] = {} if has_two else {"safety_checker": None, "feature_extractor": None}
     if network:
-        given["unet"] = load_network(family, network)
+        given["unet"] = load_network(family, network, storage)
     elif holds_average(header):
-        given["unet"] = load_average_of_file(family, path, folder, UNet2DConditionModel)
-    pipeline = load_pipeline_of_file(family, path, folder, kind, **given)
+        given["unet"] = load_average_of_file(family, path, folder, UNet2DConditionModel, storage.dtype)
+    if (dtype := choose_codec_dtype(folder / "vae", storage)) != storage.dtype:
+        given["vae"] = load_part_of_file(family, path, folder / "vae", AutoencoderKL, dtype)
+    pipeline = load_pipeline_of_file(family, path, folder, kind, torch_dtype=storage.dtype, **given)
     parts = {name: part for name, part in pipeline.components.items() if part is not None}
     for part in parts.values():
         if isinstance(part, nn.Module):

@@ -109,7 +109,7 @@ class _CompiledUNet(nn.Module):
     def __init__(self, unet: Any, compiled: Callable[..., Tensor]) -> None:
         super().__init__()
         self.config = unet.config
-        self.device = torch.device("cpu")
+        self.device, self.dtype = torch.device("cpu"), torch.float32
         self._compiled = compiled
 
     def forward(
