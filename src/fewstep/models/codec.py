@@ -47,16 +47,17 @@ class Codec:
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and standard deviation of the scaled latents of `[b, 3, h, w]` in [−1, 1]."""
-        device = next(self.autoencoder.parameters()).device
+        first = next(self.autoencoder.parameters())
+        device, dtype = first.device, first.dtype
         together = max(1, PIXELS_AT_ONCE // pixels[0, 0].numel())
         means, stds = [], []
         for part in pixels.split(together):
-            given = part.to(device).contiguous(memory_format=torch.channels_last)
+            given = part.to(device, dtype).contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, enabled=False):
                 posterior = self.autoencoder.encode(given).latent_dist
             shift = _shift(self.autoencoder)
-            means.append(posterior.mean - (shift.to(device) if isinstance(shift, Tensor) else shift))
-            stds.append(posterior.std)
+            means.append(posterior.mean.float() - (shift.to(device) if isinstance(shift, Tensor) else shift))
+            stds.append(posterior.std.float())
         scale = self.autoencoder.config.scaling_factor
         if (spread := _spread(self.autoencoder)) is not None:
             scale = scale / spread.to(device)
