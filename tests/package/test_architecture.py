@@ -14,7 +14,7 @@ FAMILY_WORDS = re.compile(
 """What only a family's own file may say."""
 BUNDLED = {"models/scenes_model.py"}
 """The file that builds the bundled teacher, before it is a model."""
-MOST_FILES, MOST_LINES = 80, 7100
+MOST_FILES, MOST_LINES = 88, 7800
 """What `fewstep distill` may import of the package, wherever the import stands."""
 
 

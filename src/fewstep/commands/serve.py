@@ -18,7 +18,8 @@ from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, S
 from fewstep.errors import UserError
 from fewstep.models.lora.source import name_of, parse_lora
 from fewstep.models.options import PainterOptions
-from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.models.pipeline import Pipeline
+from fewstep.runs.unfinished import load_painter
 from fewstep.train.config import check_between, check_values
 
 _UNREAD_MILLISECONDS = 30_000
@@ -101,7 +102,7 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float]]:
     if len(set(names)) < len(names):
         raise UserError(f"two LoRAs have one name ({', '.join(names)}); give --lora NAME=FILE:SCALE")
     loras = [parse_lora(given) for _, given in named]
-    pipeline = load_pipeline(
+    pipeline = load_painter(
         config.model, config.device, loras, config.base_config, engine=config.engine, tiny_decoder=config.tiny_decoder
     )
     sliders = {} if config.engine == "openvino" else {name: f"lora{i}" for i, name in enumerate(names)}

@@ -182,14 +182,19 @@ def load_pipeline(
         source, loras = base, [*loras, (lora, 1.0)]
         base_config = base_config or header.get("fewstep.base_config", "")
     chosen = pick_device("cpu" if engine == "openvino" and device == "auto" else device)
-    loaded = load_latent_model(source, chosen, base_config)
+    return finish_pipeline(load_latent_model(source, chosen, base_config), loras, engine, tiny_decoder)
+
+
+def finish_pipeline(
+    model: LatentModel, loras: Sequence[tuple[Path, float]], engine: Engine, tiny_decoder: str | Path
+) -> Pipeline:
+    """Makes the pipeline of a loaded model with all that is given beside it, as `load_pipeline` takes it."""
     if tiny_decoder:
-        loaded = dataclasses.replace(
-            loaded, codec=loaded.codec.with_tiny_decoder(load_tiny_decoder(tiny_decoder, chosen))
-        )
+        decoder = load_tiny_decoder(tiny_decoder, model.device)
+        model = dataclasses.replace(model, codec=model.codec.with_tiny_decoder(decoder))
     if loras:
-        loaded = with_loras(loaded, loras)
-    return Pipeline(with_engine(loaded, engine))
+        model = with_loras(model, loras)
+    return Pipeline(with_engine(model, engine))
 
 
 def with_engine(model: LatentModel, engine: Engine) -> LatentModel:

@@ -46,6 +46,10 @@ def _find(given: str) -> Path:
     if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path  # of a run folder
         names = [file.name for file in folder.glob("*.safetensors")]
+        if not names and any(folder.glob("checkpoints/step-*")):
+            raise UserError(
+                f"{given} is a run that has not ended; its newest checkpoint is painted with by --model {given}"
+            )
         return folder / (_choose(names, given) if names else LORA_FILE)
     found = _HUB.fullmatch(given)
     is_here = path.exists() or Path(path.parts[0] if path.parts else ".").is_dir()
