@@ -42,6 +42,8 @@ def name_of(path: PurePath) -> str:
 
 
 def _find(given: str) -> Path:
+    if not given.strip():
+        raise UserError("--lora is empty; give a file, a folder or a Hub id")
     path = Path(given)
     if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path  # of a run folder
