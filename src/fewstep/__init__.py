@@ -21,11 +21,11 @@ def load(
 ) -> Pipeline:  # fmt: skip
     """Loads a few-step model: `pipe = fewstep.load(); images = pipe("a red star", steps=4, seed=7)`.
 
-    `model` is `scenes-lcm`, which is bundled, a folder that `distill` wrote, any LatentConsistencyModelPipeline folder,
-    or a Hub id; `device` is auto, cpu, cuda or mps; `engine` torch or openvino; `tiny_decoder` one in TAESD's layout;
-    `precision` is auto, fp32, bf16 or fp16.
+    `model` is `scenes-lcm`, which is bundled, a folder that `distill` wrote, also of a run that has not ended, any
+    LatentConsistencyModelPipeline folder, or a Hub id; `device` is auto, cpu, cuda or mps; `engine` torch or openvino;
+    `tiny_decoder` one in TAESD's layout; `precision` is auto, fp32, bf16 or fp16.
     Raises fewstep.errors.UserError for anything else.
     """
-    from fewstep.models.pipeline import load_pipeline  # torch and diffusers load here, not with `import fewstep`
+    from fewstep.runs.unfinished import load_painter  # torch and diffusers load here, not with `import fewstep`
 
-    return load_pipeline(model, device, engine=engine, tiny_decoder=tiny_decoder, precision=precision)
+    return load_painter(model, device, engine=engine, tiny_decoder=tiny_decoder, precision=precision)

@@ -286,13 +286,22 @@ def test_the_originals_names_with_dots(models, write):
     assert list(lora.pairs) == [f"unet.{PROJECTION}"]
 
 
-PEFT_SPELLINGS = ("base_model.model.", "unet.base_model.model.", "base_model.model.unet.", "")
+PREFIXES = (
+    "base_model.model.", "unet.base_model.model.", "base_model.model.unet.", "", "lycoris_",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("prefix", PEFT_SPELLINGS)
-def test_pefts_spellings(prefix, model, write):
-    tensors = spell(draw(model, UNET), *PEFT, lambda name: name.replace("unet.", prefix))
-    assert set(read(write(tensors), model).pairs) == set(UNET)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_from_elsewhere(prefix, model, write):
+    def base(name):
+        module = name.removeprefix("unet.")
+        return prefix + (module.replace(".", "_") if prefix.endswith("_") else module)
+
+    lora = read(write(spell(draw(model, UNET), *PEFT, base)), model)
+    assert set(lora.pairs) == set(UNET)
+    assert [("has no adapter_config.json beside it" in note) for note in lora.notes] == [True] * prefix.startswith(
+        "base"
+    )
 
 
 def test_pefts_configuration_beside_the_file_is_followed(model, write, tmp_path):

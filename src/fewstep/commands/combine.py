@@ -11,7 +11,9 @@ from fewstep.models.card import LCM_LORA
 from fewstep.models.export import save_combined, save_merged
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.combining import combined, merge
+from fewstep.models.lora.few_step import recognise
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, read_lora
+from fewstep.models.lora.header import DIFFUSERS_ENTRY
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.options import LoraOptions
 
@@ -39,9 +41,16 @@ def combine(config: Combine) -> None:
     given = [parse_lora(text) for text in config.lora]
     files = [read_lora(path, model.parts, model.family.lora) for path, _ in given]
     loras = [(file.pairs, scale) for file, (_, scale) in zip(files, given, strict=True)]
+    for file in files:
+        for line in file.notes:
+            print(line)
+        if file.embeddings:
+            words = ", ".join(file.embeddings)
+            print(f"warning: {file.source} brings {words} for prompts, which the result will not know")
     # The few-step LoRA's header says how its combinations are painted with.
-    header = next((file.header for file in files if file.note("method") == LCM_LORA), {})
-    header = {name: value for name, value in header.items() if name not in ("format", "lora_adapter_metadata")}
+    lcm_lora = None if model.network.takes_omega else recognise(files, model)
+    header = {} if lcm_lora is None else {**lcm_lora.header, "fewstep.method": LCM_LORA}
+    header = {name: value for name, value in header.items() if name not in ("format", DIFFUSERS_ENTRY)}
     header |= {"modelspec.title": config.out.name, "fewstep.combined": ", ".join(config.lora)}
     if config.merged:
         merge(model.parts, loras)

@@ -19,7 +19,8 @@ from fewstep.errors import UserError
 from fewstep.models.card import MAX_STEPS
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.options import PainterOptions
-from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.models.pipeline import Pipeline
+from fewstep.runs.unfinished import load_painter
 from fewstep.train.config import check_at_least, check_between, check_seed, check_values
 
 
@@ -77,7 +78,7 @@ def generate(config: Generate) -> None:
     """Writes one PNG for each picture and prints its name."""
     if not config.prompt:
         raise UserError('nothing to paint: give --prompt "…"')
-    pipeline = load_pipeline(
+    pipeline = load_painter(
         config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config,
         engine=config.engine, tiny_decoder=config.tiny_decoder, overrides=config, precision=config.precision,
     )  # fmt: skip

@@ -21,9 +21,11 @@ from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.lora.few_step import LCM_SCHEDULER
 from fewstep.models.lora.file import DIFFUSERS_FILE
+from fewstep.models.lora.spelling import EMBEDDING, split_key
 from fewstep.models.scheduler import read_overrides
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import CONFIG_FILE
+from fewstep.runs.unfinished import CHECKPOINTS
 
 MODEL_INDEX = "model_index.json"
 
@@ -120,6 +122,8 @@ def _describe_run(folder: Path) -> Iterator[str]:
     yield f"done: {done} of {settings.get('steps', '?')} updates"
     if (folder / "model").is_dir():
         yield from _advise_painting(folder / "model")
+    elif any((folder / CHECKPOINTS).glob("step-*")):
+        yield f'paint with its newest checkpoint: fewstep generate --model {shlex.quote(str(folder))} --prompt "…"'
     command = next((command for name, command in _COMMAND_BY_SETTING.items() if name in settings), None)
     if command:
         yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
@@ -144,19 +148,18 @@ def _format_painting(lora: Path, header: dict[str, str]) -> str:
 
 
 def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
-    down = {
-        key: shape
-        for key, shape in header.shapes.items()
-        if re.search(r"lora_A|lora_down|lora[._]down|_lora\.down", key)
-    }
+    halves = {key: split_key(key)[1] for key in header.shapes}
+    down = {key: header.shapes[key] for key, half in halves.items() if half == "down" and header.shapes[key]}
     if not down:
         raise UserError(f"{path} holds no LoRA: no key of its {len(header.shapes)} has lora_A, lora_down or lora.down")
     kind = "kohya" if any(key.startswith("lora_") for key in down) else "diffusers or peft"
     ranks = sorted({shape[0] for shape in down.values()})
-    yield f"LoRA: {kind} keys"
+    yield f"{'DoRA' if {'magnitude', 'dora_scale'} & {*halves.values()} else 'LoRA'}: {kind} keys"
     yield f"modules: {len(down)}"
     yield f"rank: {', '.join(map(str, ranks))}"
     yield f"parameters: {header.parameters:,}"
+    if words := {key.removeprefix(EMBEDDING).split(".")[0] for key in header.shapes if key.startswith(EMBEDDING)}:
+        yield f"words for prompts: {', '.join(sorted(words))}"
     for name, value in sorted(header.metadata.items()):
         if name.startswith(("fewstep.", "modelspec.")):
             yield f"{name}: {value}"

@@ -37,8 +37,8 @@ class LoraOptions(ModelOptions):
     """Says which LoRAs a command puts on its model."""
 
     lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A LoRA file or run folder, with its scale after a colon, as in `style.safetensors:0.8`; without one the scale is
-    1. May be given several times."""
+    """A LoRA file, the folder of a run or of peft, or a Hub id, as in `org/name` or `org/name/file.safetensors`, with
+    its scale after a colon, as in `style.safetensors:0.8`; without one the scale is 1. May be given several times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ class FewStepOptions(LoraOptions, DeviceOptions):
 
     model: str = assets.SCENES_LCM
     """The few-step model: `scenes-lcm` (bundled), a folder that `distill`, `finetune` or `combine` wrote, or any
-    LatentConsistencyModelPipeline, as a folder or a Hub id. With an LCM-LoRA in --lora it is the LoRA's base, such as
+    LatentConsistencyModelPipeline, as a folder or a Hub id. A run that has not ended is painted with from its newest
+    checkpoint. With an LCM-LoRA in --lora it is the LoRA's base, such as
     `scenes` (bundled)."""
 
 

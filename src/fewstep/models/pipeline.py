@@ -34,7 +34,7 @@ from fewstep.models.options import Engine
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
-from fewstep.precision import Precision, choose_dtype, name_dtype
+from fewstep.precision import Precision, Storage, choose_dtype, name_dtype
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
 logger = logging.getLogger(__name__)
@@ -186,8 +186,8 @@ def load_pipeline(
     `overrides` as in `load_latent_model`, `tiny_decoder` as `load_tiny_decoder` takes it. `precision` is what
     networks are kept and compute in; matrix products in fp32 are TF32's on GPUs that have it.
     """
-    if (model := Path(source) / "model").is_dir() and not (Path(source) / "model_index.json").exists():
-        source = model  # of a run folder
+    if (exported := Path(source) / "model").is_dir() and not (Path(source) / "model_index.json").exists():
+        source = exported  # of a run folder
     lora = Path(source) / DIFFUSERS_FILE
     if lora.is_file():
         header = read_safetensors_header(lora).metadata
@@ -198,19 +198,31 @@ def load_pipeline(
         base_config = base_config or header.get("fewstep.base_config", "")
         said = {name.removeprefix("fewstep."): value for name, value in header.items()}
         overrides = read_overrides({**said, **(overrides or Overrides()).stated()})
+    storage = pick_storage(device, engine, precision)
+    model = load_latent_model(source, storage.device, base_config, overrides, storage.dtype)
+    return finish_pipeline(model, loras, engine, tiny_decoder, precision)
+
+
+def pick_storage(device: str, engine: Engine, precision: Precision) -> Storage:
+    """Returns where and in what a model that paints is kept; on a GPU matrix products in fp32 become TF32's."""
     chosen = pick_device("cpu" if engine == "openvino" and device == "auto" else device)
     if chosen.type == "cuda":
         torch.set_float32_matmul_precision("high")
     # OpenVINO compiles what is in fp32 for the format that it computes in.
-    dtype = torch.float32 if engine == "openvino" else choose_dtype(precision, chosen)
-    loaded = load_latent_model(source, chosen, base_config, overrides, dtype)
+    return Storage(chosen, torch.float32 if engine == "openvino" else choose_dtype(precision, chosen))
+
+
+def finish_pipeline(
+    model: LatentModel, loras: Sequence[tuple[Path, float]], engine: Engine, tiny_decoder: str | Path,
+    precision: Precision,
+) -> Pipeline:  # fmt: skip
+    """Makes the pipeline of a loaded model with all that is given beside it, as `load_pipeline` takes it."""
     if tiny_decoder:
-        loaded = dataclasses.replace(
-            loaded, codec=loaded.codec.with_tiny_decoder(load_tiny_decoder(tiny_decoder, chosen))
-        )
+        decoder = load_tiny_decoder(tiny_decoder, model.device)
+        model = dataclasses.replace(model, codec=model.codec.with_tiny_decoder(decoder))
     if loras:
-        loaded = with_loras(loaded, loras)
-    return Pipeline(with_engine(loaded, engine, precision))
+        model = with_loras(model, loras)
+    return Pipeline(with_engine(model, engine, precision))
 
 
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:

@@ -17,6 +17,8 @@ from fewstep.train.scaling import LossScale
 from fewstep.train.skipping import Skipping
 
 _STUDENTS_NAMES = {"weights": "student", "average": "averaged"}
+EXPORTED = (_STUDENTS_NAMES["average"], _STUDENTS_NAMES["weights"])
+"""What names begin with of the tensors that a run exports: the average's where there is one."""
 
 
 @dataclass(eq=False)

@@ -23,25 +23,29 @@ logger = logging.getLogger(__name__)
 
 
 def find_few_step(files: Sequence[LoraFile], model: LatentModel) -> LoraFile | None:
-    """Finds the LCM-LoRA among the files for a base that needs one: the one of which fewstep wrote so, or what others
-    made and call so, or which adapts what the paper's do.
-
-    Raises UserError where some say nothing of themselves and none is known for one: a style is never taken for it.
-    """
-    for file in files:
-        if file.note("method") == LCM_LORA:
-            return file
-    silent = [file for file in files if file.note("method") is None]
-    for file in silent:
-        if why := _why_few_step(file, model):
-            logger.info(f"{file.source} is taken for an LCM-LoRA: {why}")
-            return file
-    if silent:
+    """Finds the LCM-LoRA as `recognise` does. Raises UserError where some files say nothing of themselves and none is
+    known for one: a style is never taken for it."""
+    if (found := recognise(files, model)) is not None:
+        return found
+    if silent := [file for file in files if file.note("method") is None]:
         raise UserError(
             f"{model.source} is a teacher, not a few-step model, and nothing says that {silent[0].source} is an "
             "LCM-LoRA (a style is none): give an LCM-LoRA too, or a few-step model; if this is one, put lcm in the "
             "file's name"
         )
+    return None
+
+
+def recognise(files: Sequence[LoraFile], model: LatentModel) -> LoraFile | None:
+    """Finds the LCM-LoRA among files for a base that needs one: the one that fewstep made, or that others made and call
+    so, or that adapts what the paper's do. It prints what spoke for it."""
+    for file in files:
+        if file.note("method") == LCM_LORA:
+            return file
+    for file in files:
+        if file.note("method") is None and (why := _why_few_step(file, model)):
+            logger.info(f"{file.source} is taken for an LCM-LoRA: {why}")
+            return file
     return None
 
 

@@ -20,7 +20,7 @@ from fewstep.models.card import LORA_FILE
 from fewstep.models.family import LoraLayout
 from fewstep.models.lora.embeddings import Embeddings, read_embeddings
 from fewstep.models.lora.fitting import make_pair, read_number
-from fewstep.models.lora.header import DIFFUSERS_ENTRY, Adapter, read_adapters
+from fewstep.models.lora.header import DIFFUSERS_ENTRY, PEFT_FILE, Adapter, read_adapters
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.lora.spelling import EMBEDDING, PEFT, list_spellings, refuse_others, split_key
 
@@ -65,8 +65,8 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module], layout: LoraLayout) ->
     carried = {key: tensors.pop(key) for key in list(tensors) if key.startswith(EMBEDDING)}
     modules = adaptable_modules(parts)
     halves = _sort_halves(path, tensors, list_spellings(modules, layout))
-    adapters = read_adapters(path, header, parts=list(parts), is_peft=any(key.startswith(PEFT) for key in tensors))
-    scales = _Scales(path, adapters, layout)
+    is_peft = any(key.startswith(PEFT) for key in tensors)
+    scales = _Scales(path, read_adapters(path, header, parts=list(parts), is_peft=is_peft), layout, is_peft)
     pairs = {
         name: make_pair(path, name, half, modules[name].weight, partial(scales.find_alpha, name, half))
         for name, half in halves.items()
@@ -106,6 +106,7 @@ class _Scales:
     path: Path
     adapters: Mapping[str, Adapter]
     layout: LoraLayout
+    is_peft: bool
     silent: list[str] = field(default_factory=list)
     """Modules whose alpha is written nowhere."""
 
@@ -126,8 +127,7 @@ class _Scales:
         if adapter.find_rank(spelt) != rank or abs(found - written) > 1e-3 * abs(written):
             raise UserError(
                 f"{self.path} is ambiguous: {name} has rank {rank} and alpha {found:g} by its tensors, "
-                f"{adapter.find_rank(spelt):g} and {written:g} by its configuration ({DIFFUSERS_ENTRY}); mend or "
-                "remove it"
+                f"{adapter.find_rank(spelt):g} and {written:g} by its configuration; mend or remove {DIFFUSERS_ENTRY}"
             )
         return found
 
@@ -141,6 +141,8 @@ class _Scales:
                 f"{self.path} says ss_network_alpha {said:.20} in its header and no alpha beside {len(self.silent)} of "
                 "its modules: their scale is taken for 1, as other tools do"
             )
+        elif self.silent and self.is_peft and not self.adapters:
+            notes.append(f"{self.path} has no {PEFT_FILE} beside it, which says its alpha: its scale is taken for 1")
         if none := [name for name, pair in pairs.items() if not pair.alpha and pair.magnitude is None]:
             notes.append(f"{self.path} has alpha 0 at {len(none)} of its modules and changes nothing there")
         return tuple(notes)

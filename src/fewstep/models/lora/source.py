@@ -42,10 +42,16 @@ def name_of(path: PurePath) -> str:
 
 
 def _find(given: str) -> Path:
+    if not given.strip():
+        raise UserError("--lora is empty; give a file, a folder or a Hub id")
     path = Path(given)
     if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path  # of a run folder
         names = [file.name for file in folder.glob("*.safetensors")]
+        if not names and any(folder.glob("checkpoints/step-*")):
+            raise UserError(
+                f"{given} is a run that has not ended; its newest checkpoint is painted with by --model {given}"
+            )
         return folder / (_choose(names, given) if names else LORA_FILE)
     found = _HUB.fullmatch(given)
     is_here = path.exists() or Path(path.parts[0] if path.parts else ".").is_dir()

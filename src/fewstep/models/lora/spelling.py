@@ -70,7 +70,7 @@ def _spell(part: str, name: str, layout: LoraLayout) -> Iterator[str]:
         for each in (spelt, *layout.former_names(part, spelt)):
             yield from (f"{part}.{each}", f"{part}.base_model.model.{each}", f"base_model.model.{part}.{each}")
             if part == layout.part:
-                yield from (each, f"base_model.model.{each}")
+                yield from (each, f"{PEFT}{each}", f"lycoris_{each.replace('.', '_')}")
 
 
 def refuse_others(path: object, keys: Iterable[str]) -> None:
