@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
+from fewstep.commands.prepare import Prepare, prepare
 from fewstep.data.reading import CropSettings, PictureReader
 from fewstep.data.sources.base import Source
 from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
+from fewstep.models.loading import load_latent_model, pick_device
+from fewstep.recipes.pictures import TrainingConfig
+from fewstep.runs.material import open_material
 from written_shards import picture, write_parquet, write_tar
 
 
@@ -136,7 +141,7 @@ def test_files_of_arrow_are_read_as_datasets_saves_them(tmp_path: Path, opened: 
     assert source.report.names == {"damaged shard": ["2.arrow"]}
 
 
-def draws_of(source: Source, seed: int = 0, count: int = 600) -> list[str]:
+def draws_of(source: Source, seed: int = 0, count: int = 90) -> list[str]:
     """The captions at the first positions of a run."""
     reader = PictureReader([source], [1.0], CropSettings(resolution=8), seed)
     return [square.caption for square in reader.read_squares(range(count))]
@@ -152,14 +157,14 @@ def test_of_several_captions_one_is_drawn_by_position(
     write_parquet(tmp_path / "s/0.parquet", image=[picture()], sentences=[[{"raw": each, "id": 1} for each in "xyz"]])
     add(tmp_path / "l", "a.png", "x\n\n y\r\nz\n")
     drawn = draws_of(opened())
-    assert all(150 < count < 250 for count in Counter(drawn).values())
+    assert all(15 < count < 50 for count in Counter(drawn).values())
     assert set(drawn) == {"x", "y", "z"}
     assert drawn != draws_of(opened(), seed=1)
     for place, asked in (("t", {}), ("p", {}), ("s", {}), ("l", {"lines": "draw"})):
         source = opened(place, **asked)
         assert draws_of(source) == drawn
         reader = PictureReader([source], [1.0], CropSettings(resolution=8), 0, workers=2, ahead=10)
-        assert [square.caption for square in reader.read_squares(range(300, 310))] == drawn[300:310]
+        assert [square.caption for square in reader.read_squares(range(70, 80))] == drawn[70:80]
 
 
 def test_lines_are_joined_unless_they_are_to_be_drawn_or_the_first_taken(
@@ -301,3 +306,25 @@ def test_metadata_of_macs_finds_pictures_whatever_the_form_of_their_letters(
     add(tmp_path / "d", "cafe\u0301.png", None)
     put(tmp_path / "d/metadata.jsonl", jsonl({"file_name": "caf\u00e9.png", "text": "coffee"}))
     assert list(captions_of(opened()).values()) == ["coffee"]
+
+
+def test_kept_fresh_and_prepared_latents_draw_the_same_captions(
+    tmp_path: Path, add: Callable[..., Path], random_teacher: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    model = load_latent_model(str(random_teacher), pick_device("cpu"))
+    for name, caption in (("3_x/a.png", "a red star\na blue circle\na star"), ("1_y/b.png", "a green square")):
+        add(tmp_path / "d", name, caption)
+    given = {"data": str(tmp_path / "d"), "caption_lines": "draw"}
+    prepare(Prepare(model=str(random_teacher), out=tmp_path / "p", workers=1, device="cpu", batch_size=2, **given))
+    plain = [
+        open_material(TrainingConfig(**fields), model).latents()
+        for fields in ({**given}, {**given, "keep_gib": 0.0}, {"data": str(tmp_path / "p")})
+    ]
+    noise = torch.zeros(24, *plain[0].latent_shape)
+    kept, fresh, prepared = (latents.batch(range(24), noise) for latents in plain)
+    assert len({tuple(text.flatten().tolist()) for text in fresh.cond["text"]}) == 4
+    for other in (kept, prepared):
+        assert torch.allclose(other.cond["text"], fresh.cond["text"], atol=1e-5)
+        assert torch.allclose(other.z_0, fresh.z_0, atol=1e-2)
+    assert plain[0].keys(range(24)) == plain[1].keys(range(24)) == plain[2].keys(range(24))

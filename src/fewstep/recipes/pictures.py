@@ -60,9 +60,9 @@ class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
     keep_gib: float = 4.0
     """Encode pictures and captions once, and keep the results, if they need at most this many GiB; else encode them
     anew for every update."""
-    read_ahead: int = 0
+    read_ahead: int = 4
     """Threads that read and decode the next batch during an update; 0 reads it in between. Raise it when the GPU waits
-    for pictures."""
+    for pictures all the same."""
     frozen_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format in which weights that are not trained are stored. `auto` takes bf16 where networks compute in it,
     which halves their memory."""
