@@ -288,7 +288,7 @@ def test_where_nothing_is_found_the_message_names_what_was_seen(
 def test_pictures_smaller_than_the_resolution_are_told(
     tmp_path: Path, add: Callable[..., Path], opened: Callable[..., Source]
 ):
-    from fewstep.data.sources.decoding import PictureLimits
+    from fewstep.data.sources.fitting import PictureLimits
 
     add(tmp_path / "d", "a.png", "a")
     write_parquet(tmp_path / "p/0.parquet", image=[picture()] * 2, text=["a", "b"], width=[40, None], height=[30, None])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fewstep.data.sources import inspection
 from fewstep.data.sources.base import DroppedError
-from fewstep.data.sources.decoding import PictureLimits
+from fewstep.data.sources.fitting import PictureLimits
 from fewstep.data.sources.folder import FolderPictures, open_folder
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection

@@ -19,7 +19,8 @@ from starlette.requests import Request
 from fewstep import __version__
 from fewstep.data.infotext import Infotext, build_png_info
 from fewstep.data.sources.base import DroppedError
-from fewstep.data.sources.decoding import PictureLimits, decode
+from fewstep.data.sources.decoding import decode
+from fewstep.data.sources.fitting import PictureLimits
 from fewstep.models.pipeline import MAX_STEPS
 from fewstep.serve.engine import Engine
 from fewstep.serve.errors import RefusedError, to_refusal

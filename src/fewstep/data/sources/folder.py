@@ -13,7 +13,7 @@ import numpy as np
 
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
-from fewstep.data.sources.decoding import SUFFIXES, decode
+from fewstep.data.sources.decoding import SUFFIXES, decode_to_fit
 from fewstep.data.sources.filters import NO_SCORES, SCORES, read_scores
 from fewstep.data.sources.folder_files import METADATA, FolderFiles, Listing, LocalFiles, RemoteFiles
 from fewstep.data.sources.folder_layouts import describe_repeats, find_repeats, find_unread_splits, name_splits
@@ -92,12 +92,12 @@ class FolderPictures:
         file, caption = self.samples[index]
         limits, filters = self.selection.limits, self.selection.filters
         try:
-            image = decode(self.files.read(file, limits.max_bytes + 1), limits)
+            image, reduced = decode_to_fit(self.files.read(file, limits.max_bytes + 1), limits)
         except DroppedError as dropped:
             raise DroppedError(dropped.reason, file) from dropped
-        if reason := filters.refuse_size(image.size):
+        if reason := filters.refuse_size((image.width * reduced, image.height * reduced)):
             raise DroppedError(reason, file)
-        return Example(image, caption, self.others.get(range(len(self))[index], ()))
+        return Example(image, caption, self.others.get(range(len(self))[index], ()), reduced)
 
 
 def open_folder(

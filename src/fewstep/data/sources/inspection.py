@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import track
 
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.decoding import MAX_BYTES, PictureLimits, decode, find_reader
+from fewstep.data.sources.decoding import decode, find_reader
+from fewstep.data.sources.fitting import MAX_BYTES, PictureLimits
 from fewstep.data.sources.folder_files import read_local
 from fewstep.data.sources.remote import hash_name
 from fewstep.files import write_whole

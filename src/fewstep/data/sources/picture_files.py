@@ -14,7 +14,8 @@ from fewstep.data.shards.prepared import is_prepared
 from fewstep.data.shards.source import open_shards
 from fewstep.data.sources import captions, urls
 from fewstep.data.sources.base import Source, Tally
-from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES, PictureLimits
+from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
+from fewstep.data.sources.fitting import PictureLimits
 from fewstep.data.sources.folder import WANTED, open_folder
 from fewstep.data.sources.folder_files import METADATA, Listing, LocalFiles, RemoteFiles, is_hidden
 from fewstep.data.sources.remote import CacheSettings
