@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.decoding import PictureLimits, decode
+from fewstep.data.sources.decoding import decode
+from fewstep.data.sources.fitting import PictureLimits
 from spoiled_pictures import seeds, spoil
 from written_shards import picture
 

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewstep.data.reading import CropSettings, crop_square
 from fewstep.data.sources.base import Example
-from fewstep.data.sources.decoding import MAX_PIXELS, PictureLimits, fit_square
+from fewstep.data.sources.decoding import decode
+from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.fitting import MAX_PIXELS, PictureLimits, fit_square
 from fewstep.data.sources.folder import open_folder
 from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.squares import SquarePictures
@@ -226,3 +229,32 @@ def test_a_resolution_is_at_least_one(tmp_path: Path, add: Callable[..., Path]):
     add(tmp_path, "a.png", "words")
     with pytest.raises(UserError, match="resolution is 0; it must be at least 1"):
         squares(tmp_path, 0)
+
+
+@pytest.mark.parametrize(("resolution", "reduced"), [(18, 8), (19, 4), (36, 4), (37, 2), (73, 2), (74, 1), (300, 1)])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_large_jpeg_is_decoded_small_where_that_is_exact_enough(
+    tmp_path: Path, photographs: list[Image.Image], resolution: int, reduced: int, number: int
+):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photographs[number].crop((0, 0, 640, 424)).save(tmp_path / "a.jpg", quality=90, exif=exif)
+    (tmp_path / "a.txt").write_text("words")
+    selection = Selection(limits=PictureLimits(side=resolution), filters=Filters(min_side=424))
+    example = open_folder(tmp_path, selection).read(0)
+    assert (example.reduced, example.image.size) == (reduced, (424 // reduced, 640 // reduced))
+    found = crop_square(example, CropSettings(resolution=resolution, crop="random"), 0, 0)
+    whole = Example(decode((tmp_path / "a.jpg").read_bytes()), "words")
+    expected = crop_square(whole, CropSettings(resolution=resolution, crop="random"), 0, 0)
+    assert found.sizes == expected.sizes
+    error = np.abs(np.asarray(found.image).astype(int) - np.asarray(expected.image))
+    assert error.mean() <= 0.6
+    assert np.percentile(error, 99) <= 3
+    assert (error.max() > 0) == (reduced > 1)
+
+
+def test_no_other_picture_is_decoded_small(tmp_path: Path, photographs: list[Image.Image], add: Callable[..., Path]):
+    for name, size in (("a.png", (640, 424)), ("b.jpg", (639, 424)), ("c.webp", (640, 424))):
+        add(tmp_path, name, "words", photographs[0].crop((0, 0, *size)))
+    source = open_folder(tmp_path, Selection(limits=PictureLimits(side=20)))
+    assert [source.read(i).reduced for i in range(3)] == [1, 1, 1]

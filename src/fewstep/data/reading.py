@@ -15,7 +15,7 @@ from fewstep.data import draws
 from fewstep.data.latents import DroppedPicture
 from fewstep.data.order import Indices, MixedSampleOrder, SampleOrder
 from fewstep.data.sources.base import DroppedError, Example, Source, list_repeats
-from fewstep.data.sources.decoding import fit_square
+from fewstep.data.sources.fitting import fit_square
 
 T = TypeVar("T")
 Crop = Literal["middle", "random"]
@@ -71,7 +71,8 @@ def crop_square(picture: Example, settings: CropSettings, seed: int, counter: in
     square = fit_square(image, side, (left, top))
     captions = (picture.caption, *picture.others)
     caption = draw_caption(captions, seed, counter)
-    return Square(square, caption, (image.height, image.width, top, left, side, side), captions=captions)
+    height, width = (length * picture.reduced for length in (image.height, image.width))
+    return Square(square, caption, (height, width, top, left, side, side), captions=captions)
 
 
 class PictureReader:

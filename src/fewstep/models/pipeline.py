@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep import assets
 from fewstep.data.masks import feather, read_mask
 from fewstep.data.pictures import to_images
-from fewstep.data.sources.decoding import fit_square
+from fewstep.data.sources.fitting import fit_square
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header

@@ -60,9 +60,9 @@ class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
     keep_gib: float = 4.0
     """Encode pictures and captions once, and keep the results, if they need at most this many GiB; else encode them
     anew for every update."""
-    read_ahead: int = 0
+    read_ahead: int = 4
     """Threads that read and decode the next batch during an update; 0 reads it in between. Raise it when the GPU waits
-    for pictures."""
+    for pictures all the same."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     frozen_precision: Precision = "auto"

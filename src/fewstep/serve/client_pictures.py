@@ -11,7 +11,8 @@ from PIL import Image
 
 from fewstep.data.infotext import build_png_info
 from fewstep.data.sources.base import DroppedError
-from fewstep.data.sources.decoding import PictureLimits, decode, fit_cover
+from fewstep.data.sources.decoding import decode
+from fewstep.data.sources.fitting import PictureLimits, fit_cover
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.settings import ServerSettings
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.pictures import to_images
-from fewstep.data.sources.decoding import fit_cover
+from fewstep.data.sources.fitting import fit_cover
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import is_short_of_memory
 from fewstep.method.sampling import Kept, advance

@@ -19,7 +19,7 @@ from rich.progress import track
 from fewstep.data.shards.formats import NamedShard, ShardFormat
 from fewstep.data.shards.index import ABOUT_SHARD, NAMES_OF_SHARD, VERSION, Entry, ShardIndex, write_table
 from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
-from fewstep.data.sources.decoding import decode
+from fewstep.data.sources.decoding import decode_to_fit
 from fewstep.data.sources.folder_layouts import name_splits
 from fewstep.data.sources.lru_cache import LruCache
 from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache, hash_name
@@ -141,12 +141,12 @@ class ShardedPictures:
         key = f"{named.name}/{entry.key}"
         try:
             content = self._indexer.format.read_picture(self._indexer.cache, named.shard, entry, limits.max_bytes + 1)
-            image = decode(content, limits)
+            image, reduced = decode_to_fit(content, limits)
         except DroppedError as dropped:
             raise DroppedError(dropped.reason, key) from dropped
-        if reason := filters.refuse_size(image.size):
+        if reason := filters.refuse_size((image.width * reduced, image.height * reduced)):
             raise DroppedError(reason, key)
-        return Example(image, entry.caption, tuple(entry.others))
+        return Example(image, entry.caption, tuple(entry.others), reduced)
 
     def _find(self, index: int) -> tuple[NamedShard, Entry]:
         if not 0 <= index < len(self):

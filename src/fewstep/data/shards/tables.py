@@ -57,8 +57,9 @@ class ArrowTable:
     _table: pa.Table = field(init=False)
 
     def __post_init__(self) -> None:
-        is_file = self.file.read(len(_ARROW_FILE)) == _ARROW_FILE
         mapped = pa.memory_map(self.file.name)
+        is_file = mapped.read(len(_ARROW_FILE)) == _ARROW_FILE
+        mapped.seek(0)
         with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped) as reader:
             self._table = reader.read_all()
         self._table.validate()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath  # pathlib would take half of the time of indexing
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -92,7 +93,8 @@ def index_tar(file: BinaryIO, described: Mapping[str, PictureMetadata], selectio
     builder = IndexBuilder()
     size = file.seek(0, 2)
     file.seek(0)
-    pictures, texts, jsons = _sort_members(list_members(file, size, builder.tally), builder.tally)
+    members = [member for member in list_members(file, size, builder.tally) if not is_hidden(member.name)]
+    pictures, texts, jsons = _sort_members(members, builder.tally)
     for picture in pictures:
         # Two more reads for each picture, usually close by in the file.
         companions = _Companions(file, *(
@@ -105,6 +107,9 @@ def index_tar(file: BinaryIO, described: Mapping[str, PictureMetadata], selectio
             builder.add(Entry(picture.name, picture.offset, picture.size, caption, "", others), scores)
         except DroppedError as dropped:
             builder.tally.drop(dropped.reason, picture.name)
+    builder.seen = sorted({posixpath.splitext(member.name)[1].lower() for member in members} - {""})
+    with contextlib.suppress(DroppedError, StopIteration):
+        builder.seen += _Companions(file, None, next(iter(jsons.values()))).read_fields()
     names = {posixpath.basename(picture.stem) for picture in pictures}
     for key, metadata in described.items():
         if key not in names:
@@ -113,15 +118,13 @@ def index_tar(file: BinaryIO, described: Mapping[str, PictureMetadata], selectio
     return builder.build()
 
 
-def _sort_members(found: Iterator[Member], tally: Tally) -> tuple[list[Member], dict[str, Member], dict[str, Member]]:
+def _sort_members(found: Sequence[Member], tally: Tally) -> tuple[list[Member], dict[str, Member], dict[str, Member]]:
     """Returns the pictures in their order, and texts and JSON by their names without suffix."""
     pictures: dict[str, Member] = {}
     texts: dict[str, Member] = {}
     jsons: dict[str, Member] = {}
     for member in found:
         suffix = posixpath.splitext(member.name)[1].lower()
-        if is_hidden(member.name):
-            continue
         if suffix in SUFFIXES:
             kind, key = pictures, member.name
         elif suffix in captions.SUFFIXES:
@@ -159,13 +162,17 @@ class _Companions:
         if self.json is None:
             return caption, metadata.scores if metadata else NO_SCORES
         try:
-            fields = captions.parse_json(self._read(self.json, captions.MAX_JSON_BYTES + 1))
+            fields = self.read_fields()
         except DroppedError:
             if caption is None:
                 raise
             return caption, NO_SCORES
         scores = metadata.scores if metadata else read_scores(fields)
         return caption or captions.find_field(fields, wanted), scores
+
+    def read_fields(self) -> dict[str, object]:
+        """Reads the JSON. Raises DroppedError where it is damaged."""
+        return captions.parse_json(self._read(self.json, captions.MAX_JSON_BYTES + 1)) if self.json else {}
 
     def _read(self, member: Member, most: int) -> bytes:
         self.file.seek(member.offset)

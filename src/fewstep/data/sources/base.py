@@ -76,6 +76,8 @@ class Example:
     caption: str
     others: tuple[str, ...] = ()
     """Further captions of the same picture: at each position of a run, one of them all is drawn."""
+    reduced: int = 1
+    """How many times smaller than the file's its sides are, where it was decoded so to save time."""
 
 
 @dataclass(frozen=True, kw_only=True)

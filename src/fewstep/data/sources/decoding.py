@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,14 +12,15 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from fewstep.data.sources.base import DroppedError, Reason
+from fewstep.data.sources.fitting import PictureLimits
 
-MAX_PIXELS = 64_000_000
-"""Most pixels of a picture, unless the caller sets another limit."""
-MAX_BYTES = 64 << 20
-"""Most bytes of a file, unless the caller sets another limit."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff")
 """Suffixes of pictures that are counted but not read."""
+ENOUGH = 2.9
+"""A JPEG is reduced as it is decoded while its shorter side stays this many times what it will be resized to. The
+result is then within 0.6 of 255 levels of that of the whole picture on average, and within 3 in 99 of 100 values."""
+_USUAL = PictureLimits()
 Reader = type[JpegImageFile] | type[PngImageFile] | type[WebPImageFile]
 _READERS: tuple[tuple[bytes, Reader], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
@@ -35,32 +35,21 @@ _WITHOUT_LENGTH = frozenset((0x00, 0x01, 0xD8, 0xFF, *range(0xD0, 0xD8)))
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # about damaged EXIF
 
 
-@dataclass(frozen=True, kw_only=True)
-class PictureLimits:
-    """Limits on one picture; anything above them is dropped as too large."""
-
-    max_bytes: int = MAX_BYTES
-    """Most bytes of the file."""
-    max_pixels: int = MAX_PIXELS
-    side: int = 0
-    """Length in pixels to which the shorter side will be resized, 0 if unknown: a very narrow picture would grow
-    past any bound."""
-
-    def allows(self, width: int, height: int) -> bool:
-        short, long = sorted((width, height))
-        grown = long * self.side**2 // max(1, short)
-        return short * long <= self.max_pixels and grown <= max(MAX_PIXELS, self.side**2)
+def decode(content: bytes, limits: PictureLimits = _USUAL, *, transparency: bool = False) -> Image.Image:
+    """Decodes a picture as `decode_to_fit` does, but always whole."""
+    return decode_to_fit(content, limits, whole=True, transparency=transparency)[0]
 
 
-def decode(
-    content: bytes, limits: PictureLimits = PictureLimits(), *, transparency: bool = False
-) -> Image.Image:  # fmt: skip
+def decode_to_fit(
+    content: bytes, limits: PictureLimits = _USUAL, *, whole: bool = False, transparency: bool = False
+) -> tuple[Image.Image, int]:
     """Decodes a JPEG, PNG or WebP, or its first frame, to an upright RGB picture. Colour profiles are not applied.
 
     With `transparency`, a picture that has any is RGBA; else it is laid on white.
 
-    The first bytes choose the decoder, and the size in the header is checked before any pixel is decoded. Raises
-    DroppedError without a key.
+    The first bytes choose the decoder, and the size in the header is checked before any pixel is decoded. Large JPEGs
+    are decoded at 1/2, 1/4 or 1/8 of their sides, the number returned; `ENOUGH` says which. Raises DroppedError without
+    a key.
     """
     if len(content) > limits.max_bytes or _is_overgrown(content):
         raise DroppedError(Reason.TOO_LARGE)
@@ -70,15 +59,25 @@ def decode(
         with reader(io.BytesIO(content)) as image:
             if not limits.allows(*image.size):
                 raise DroppedError(Reason.TOO_LARGE)
+            reduced = 1 if whole or reader is not JpegImageFile else _find_reduction(image.size, limits.side)
+            if reduced > 1:
+                image.draft(None, (image.width // reduced, image.height // reduced))
             image.load()
             upright = _upright(image)
-            return upright.convert("RGBA") if transparency and upright.has_transparency_data else _to_rgb(upright)
+            kept = transparency and upright.has_transparency_data
+            return upright.convert("RGBA") if kept else _to_rgb(upright), reduced
     except (DroppedError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise DroppedError(Reason.TOO_LARGE) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise DroppedError(Reason.BROKEN) from error
+
+
+def _find_reduction(size: tuple[int, int], side: int) -> int:
+    """Returns the most by which a JPEG may be reduced as it is decoded, of scales that divide both sides."""
+    fit = (n for n in (8, 4, 2) if side and not any(length % n for length in size) and min(size) >= ENOUGH * n * side)
+    return next(fit, 1)
 
 
 def find_reader(content: bytes) -> Reader:
@@ -106,28 +105,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
-
-
-def fit_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resizes a picture until it just covers a height and width, and crops the middle."""
-    height, width = size
-    grown = max(height / image.height, width / image.width)
-    whole = max(width, round(image.width * grown)), max(height, round(image.height * grown))
-    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
-    resized = image.resize(whole, Image.Resampling.BICUBIC, reducing_gap=None)
-    return resized.crop((left, top, left + width, top + height))
-
-
-def fit_square(image: Image.Image, resolution: int, corner: tuple[int, int] | None = None) -> Image.Image:
-    """Resizes the shorter side to `resolution` by Pillow's antialiased bicubic filter, and crops a square.
-
-    `corner` is the square's left and top; without it the middle is cropped.
-    """
-    short = min(image.size)
-    width, height = (round(side * resolution / short) for side in image.size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
-    left, top = corner or ((width - resolution) // 2, (height - resolution) // 2)
-    return resized.crop((left, top, left + resolution, top + resolution))
 
 
 def _is_overgrown(content: bytes) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
-from fewstep.data.sources.decoding import SUFFIXES, decode
+from fewstep.data.sources.decoding import SUFFIXES, decode_to_fit
 from fewstep.data.sources.filters import NO_SCORES, SCORES, read_scores
-from fewstep.data.sources.folder_files import METADATA, FolderFiles, Listing, LocalFiles, RemoteFiles, list_endings
+from fewstep.data.sources.folder_files import METADATA, FolderFiles, Listing, LocalFiles, RemoteFiles
 from fewstep.data.sources.folder_layouts import describe_repeats, find_repeats, find_unread_splits, name_splits
 from fewstep.data.sources.folder_metadata import FolderMetadata, read_metadata
 from fewstep.data.sources.inspection import View, Views, in_threads, look_at_picture
@@ -93,12 +92,12 @@ class FolderPictures:
         file, caption = self.samples[index]
         limits, filters = self.selection.limits, self.selection.filters
         try:
-            image = decode(self.files.read(file, limits.max_bytes + 1), limits)
+            image, reduced = decode_to_fit(self.files.read(file, limits.max_bytes + 1), limits)
         except DroppedError as dropped:
             raise DroppedError(dropped.reason, file) from dropped
-        if reason := filters.refuse_size(image.size):
+        if reason := filters.refuse_size((image.width * reduced, image.height * reduced)):
             raise DroppedError(reason, file)
-        return Example(image, caption, self.others.get(range(len(self))[index], ()))
+        return Example(image, caption, self.others.get(range(len(self))[index], ()), reduced)
 
 
 def open_folder(
@@ -119,7 +118,7 @@ def open_folder(
     source = arrange(files, samples, tally, selection)
     if not samples:
         counts = source.report.format_summary().removeprefix("data: ")
-        seen = [f"it has files ending in {list_endings([*listing.pictures, *listing.others])}"]
+        seen = [f"it has files ending in {listing.describe_endings()}"]
         seen += [f"{escape_line(place)} has the fields {', '.join(fields)[:300]}" for place, fields in
                  itertools.islice(metadata.columns.items(), 3)]  # fmt: skip
         raise UserError(
@@ -151,7 +150,7 @@ def find_pictures(listing: Listing, metadata: FolderMetadata, tally: Tally, sele
     elif splits := name_splits(names):
         tally.notes.append(f"the splits {', '.join(splits)} are all read; name the folder of one to read it alone")
     found = [
-        Found(name, metadata.pictures.get(name), texts.get(posixpath.splitext(name)[0]) or texts.get(name, ""))
+        Found(name, metadata.pictures.get(name), texts.get(name[: name.rindex(".")]) or texts.get(name, ""))
         for name in names
     ]
     repeats = {} if selection.captions else find_repeats(names)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,63 +27,64 @@ _SYSTEM = frozenset(
 def is_hidden(path: str) -> bool:
     """Tells whether a path in a folder or tar names what systems and tools leave beside data: hidden files and folders,
     AppleDouble twins, thumbnails, bins."""
-    return any(
-        (part[:1] == "." and part.strip(".") != "") or part.lower() in _SYSTEM
-        for part in path.replace("\\", "/").split("/")
-    )
+    return any(map(_is_hidden_part, path.replace("\\", "/").split("/")))
 
 
-def list_endings(names: Iterable[str]) -> str:
-    """Returns the endings of files with their counts, the most frequent first, or `no files`."""
-    counts = Counter(posixpath.splitext(name)[1].lower() or "none" for name in names)
-    return ", ".join(f"{escape_line(ending)} ({count})" for ending, count in counts.most_common(8)) or "no files"
+def _is_hidden_part(name: str) -> bool:
+    return (name.startswith(".") and name.strip(".") != "") or name.lower() in _SYSTEM
 
 
 @dataclass(frozen=True)
 class Listing:
     """What lies in a folder and below."""
 
-    pictures: tuple[str, ...]
-    """Sorted by code points."""
-    others: tuple[str, ...]
-    """All else, with folders whose names are those of files of captions or metadata."""
+    by_ending: Mapping[str, Sequence[str]]
+    """Paths by their ending in lower case, sorted by code points; with folders that are called as files of captions or
+    metadata are."""
+
+    @functools.cached_property
+    def pictures(self) -> tuple[str, ...]:
+        """The pictures, sorted by code points."""
+        return tuple(sorted(self._list(SUFFIXES)))
+
+    @functools.cached_property
+    def unsupported(self) -> tuple[str, ...]:
+        """Pictures of other formats."""
+        return tuple(self._list(OTHER_SUFFIXES))
 
     def find_texts(self, suffixes: Sequence[str]) -> dict[str, str]:
         """Returns the files of captions by their names without the ending, of several the first of `suffixes`."""
         texts: dict[str, str] = {}
-        by_suffix: dict[str, list[tuple[str, str]]] = {suffix: [] for suffix in suffixes}
-        for name in self.others:
-            stem, suffix = posixpath.splitext(name)
-            if (suffix := suffix.lower()) in by_suffix:
-                by_suffix[suffix].append((stem, name))
-        for found in by_suffix.values():
-            for stem, name in found:
-                texts.setdefault(stem, name)
+        for suffix in suffixes:
+            for name in self.by_ending.get(suffix, ()):
+                texts.setdefault(name[: -len(suffix)], name)
         return texts
 
     def find_metadata(self) -> list[str]:
         """Returns the files of metadata, outer folders first, one of a folder."""
         places: dict[str, list[str]] = {}
-        for name in self.others:
+        for name in self._list([posixpath.splitext(base)[1] for base in METADATA]):
             folder, base = posixpath.split(name)
             if base in METADATA:
                 places.setdefault(folder, []).append(base)
         ordered = sorted(places, key=lambda folder: (folder.count("/") + bool(folder), folder))
         return [posixpath.join(folder, min(places[folder], key=METADATA.index)) for folder in ordered]
 
+    def describe_endings(self) -> str:
+        """Returns the endings of files with their counts, the most frequent first, or `no files`."""
+        counts = sorted(((len(names), ending) for ending, names in self.by_ending.items()), reverse=True)[:8]
+        return ", ".join(f"{escape_line(ending or 'none')} ({count})" for count, ending in counts) or "no files"
 
-def _sort_out(names: Iterable[str]) -> Listing:
-    pictures: list[str] = []
-    others: list[str] = []
-    for name in names:
-        (pictures if posixpath.splitext(name)[1].lower() in SUFFIXES else others).append(name)
-    return Listing(tuple(sorted(pictures)), tuple(sorted(others)))
+    def _list(self, endings: Iterable[str]) -> list[str]:
+        return [name for ending in endings for name in self.by_ending.get(ending, ())]
 
 
-def _count_unsupported(listing: Listing, tally: Tally) -> None:
-    for name in listing.others:
-        if posixpath.splitext(name)[1].lower() in OTHER_SUFFIXES:
-            tally.drop(Reason.UNSUPPORTED, name)
+def list_by_ending(names: Iterable[str]) -> Listing:
+    """Sorts files by their endings."""
+    by_ending: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):  # the operating system lists in any order
+        by_ending[posixpath.splitext(name)[1].lower()].append(name)
+    return Listing(by_ending)
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,15 @@ class LocalFiles:
 
         for folder, subfolders, names in os.walk(self.root, onerror=refused.append):
             below = place(folder) + "/" if len(folder) > start else ""
-            subfolders[:] = [name for name in subfolders if not is_hidden(name)]
+            subfolders[:] = [name for name in subfolders if not _is_hidden_part(name)]
             unsearched += [below + name for name in subfolders if os.path.islink(os.path.join(folder, name))]
-            found += [below + name for name in names if not is_hidden(name)]
+            found += [below + name for name in names if not _is_hidden_part(name)]
             found += [below + name for name in subfolders if name.lower().endswith((*captions.SUFFIXES[:2], *METADATA))]
         for name in sorted(
             [*unsearched, *(place(error.filename) for error in refused)]
         ):  # the operating system lists in any order
             tally.drop(Reason.NOT_SEARCHED, name)
-        listing = _sort_out(found)
-        _count_unsupported(listing, tally)
-        return listing
+        return _count_unsupported(list_by_ending(found), tally)
 
     def read(self, name: str, most: int) -> bytes:
         return read_local(os.path.join(self.root, name), most)
@@ -139,7 +139,7 @@ class RemoteFiles:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        self._listing = _sort_out(name for name in list_files(url) if not is_hidden(name))
+        self._listing = list_by_ending(name for name in list_files(url) if not is_hidden(name))
 
     @property
     def name(self) -> str:
@@ -147,8 +147,7 @@ class RemoteFiles:
 
     def list_all(self, tally: Tally) -> Listing:
         """Returns the listing; `tally` counts pictures of other formats."""
-        _count_unsupported(self._listing, tally)
-        return self._listing
+        return _count_unsupported(self._listing, tally)
 
     def read(self, name: str, most: int) -> bytes:
         try:
@@ -159,6 +158,12 @@ class RemoteFiles:
             if not is_not_found(error):
                 raise
             raise DroppedError(Reason.UNREADABLE, name) from error
+
+
+def _count_unsupported(listing: Listing, tally: Tally) -> Listing:
+    for name in sorted(listing.unsupported):
+        tally.drop(Reason.UNSUPPORTED, name)
+    return listing
 
 
 FolderFiles = LocalFiles | RemoteFiles

@@ -66,7 +66,7 @@ class _Names:
 
     def __init__(self, listing: Listing) -> None:
         self._pictures = frozenset(listing.pictures)
-        self._others = frozenset(listing.others)
+        self._unsupported = frozenset(listing.unsupported)
         self._normal = {unicodedata.normalize("NFC", name): name for name in listing.pictures if not name.isascii()}
 
     def find(self, folder: str, name: str) -> str:
@@ -74,7 +74,9 @@ class _Names:
         path = posixpath.join(folder, name)
         tried = (path, path.replace("\\", "/"), self._normal.get(unicodedata.normalize("NFC", path), path))
         for each in tried:
-            if each in self._pictures or each in self._others:  # one of another format is counted as a file already
+            if (
+                each in self._pictures or each in self._unsupported
+            ):  # one of another format is counted as a file already
                 return each
         raise DroppedError(Reason.MISSING)
 

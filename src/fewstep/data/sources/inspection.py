@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import track
 
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.decoding import MAX_BYTES, PictureLimits, decode, find_reader
+from fewstep.data.sources.decoding import decode, find_reader
+from fewstep.data.sources.fitting import MAX_BYTES, PictureLimits
 from fewstep.data.sources.folder_files import read_local
 from fewstep.data.sources.remote import hash_name
 from fewstep.files import write_whole
@@ -76,14 +77,14 @@ class Views:
 
     def __init__(self, root: Path, cache: Path, fields: Sequence[str]) -> None:
         """`fields` are those that hold captions, since of JSON no others are kept."""
-        self._root = str(root)
+        self._root = os.path.join(root, "")
         self._file = cache / "folders" / f"{hash_name(VERSION, str(root.resolve()), *fields)}.parquet"
         self._known = _load(self._file)
         self._seen: dict[str, View] = {}
 
     def look_all(self, names: Sequence[str], look: Callable[[str, int], View], what: str) -> dict[str, View]:
         """Returns what `look` gives for each file, given its name and its size; or gave, if it is still the same."""
-        stamps = {name: _stamp(os.path.join(self._root, name)) for name in names}
+        stamps = {name: _stamp(self._root + name) for name in names}
         found = {name: view for name, stamp in stamps.items() if (view := self._known.get(name)) and view[:2] == stamp}
         new = [name for name in stamps if name not in found]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import posixpath
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -14,10 +13,11 @@ from fewstep.data.shards.formats import ShardFormat, TarShards, arrow_shards, pa
 from fewstep.data.shards.prepared import is_prepared
 from fewstep.data.shards.source import open_shards
 from fewstep.data.sources import captions, urls
-from fewstep.data.sources.base import Source
-from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES, PictureLimits
+from fewstep.data.sources.base import Source, Tally
+from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
+from fewstep.data.sources.fitting import PictureLimits
 from fewstep.data.sources.folder import WANTED, open_folder
-from fewstep.data.sources.folder_files import METADATA, is_hidden, list_endings
+from fewstep.data.sources.folder_files import METADATA, Listing, LocalFiles, RemoteFiles, is_hidden
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.data.worlds.scene import LOOKS
@@ -80,7 +80,8 @@ def _find(place: str) -> list[str]:
         matched = urls.expand_wildcards(place)
         if not matched:
             raise UserError(f"no file matches {urls.redact(place)}; {_GIVE}")
-        return [file for file in matched if _suffix(file) in _SHARDS] or matched
+        shown = [file for file in matched if not is_hidden(PurePosixPath(urls.strip_query(file)).name)]
+        return [file for file in shown if _suffix(file) in _SHARDS] or shown
     if here and not os.path.isdir(path):
         raise UserError(f"data {urls.redact(place)} is neither a folder nor a .tar or .parquet file; {_GIVE}")
     return _find_in_folder(place)
@@ -99,32 +100,28 @@ def _is_pattern(place: str) -> bool:
 
 
 def _find_in_folder(folder: str) -> list[str]:
-    listed = urls.list_files(folder) if urls.is_remote(folder) else _walk(urls.local_path(folder))
-    names = [name for name in listed if not is_hidden(name)]
-    suffixes = {PurePosixPath(name).suffix.lower() for name in names}
-    pictures = not suffixes.isdisjoint((*SUFFIXES, *OTHER_SUFFIXES))
-    shards = not suffixes.isdisjoint(_SHARDS)
-    described = not {posixpath.basename(name) for name in names}.isdisjoint(METADATA)
-    captioned = described or not suffixes.isdisjoint(captions.SUFFIXES[:2])
-    if ".tar" in suffixes and pictures and captioned:
+    listing = _list_folder(folder)
+    endings = listing.by_ending.keys()
+    pictures = not endings.isdisjoint((*SUFFIXES, *OTHER_SUFFIXES))
+    metadata = listing.find_metadata()
+    captioned = bool(metadata) or not endings.isdisjoint(captions.SUFFIXES[:2])
+    if ".tar" in endings and pictures and captioned:
         raise UserError(f"{urls.redact(folder)} has captioned pictures and .tar files in it; name the files you mean")
-    if (pictures or METADATA[0] in names) and (captioned or not shards):
+    if (pictures or METADATA[0] in metadata) and (captioned or endings.isdisjoint(_SHARDS)):
         return [folder]
     for suffix in _SHARDS:
-        if suffix in suffixes:
-            inside = sorted(name for name in names if PurePosixPath(name).suffix.lower() == suffix)
-            return [f"{folder.rstrip('/')}/{name}" for name in inside]
-    seen = f", but {list_endings(names)}" if names else ""
+        if suffix in endings:
+            return [f"{folder.rstrip('/')}/{name}" for name in listing.by_ending[suffix]]
+    seen = f", but {listing.describe_endings()}" if endings else ""
     raise UserError(
         f"{urls.redact(folder)} is a folder with neither pictures nor .tar nor .parquet in it{seen}; "
         f"wanted are {WANTED}"
     )
 
 
-def _walk(folder: str) -> list[str]:
-    return [
-        (Path(below).relative_to(folder) / name).as_posix() for below, _, names in os.walk(folder) for name in names
-    ]
+def _list_folder(folder: str) -> Listing:
+    files = RemoteFiles(folder) if urls.is_remote(folder) else LocalFiles(Path(urls.local_path(folder)))
+    return files.list_all(Tally())
 
 
 def open_own_pictures(request: SourceRequest) -> Source:

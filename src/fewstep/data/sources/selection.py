@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.data.sources.base import Tally
-from fewstep.data.sources.decoding import PictureLimits
 from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.fitting import PictureLimits
 
 CaptionLines = Literal["join", "draw", "first"]
 """What becomes of a caption of several lines: one line, one of them drawn at each position, or the first alone."""

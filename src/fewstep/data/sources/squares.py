@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fewstep.data.sources.base import DroppedError, Example, Source, SourceReport, escape_line
-from fewstep.data.sources.decoding import fit_square
+from fewstep.data.sources.fitting import fit_square
 from fewstep.errors import UserError
 
 

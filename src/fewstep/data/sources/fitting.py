@@ -1,0 +1,51 @@
+"""The limits on one picture, and the resizing and cropping to the size that is wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+MAX_PIXELS = 64_000_000
+"""Most pixels of a picture, unless the caller sets another limit."""
+MAX_BYTES = 64 << 20
+"""Most bytes of a file, unless the caller sets another limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureLimits:
+    """Limits on one picture; anything above them is dropped as too large."""
+
+    max_bytes: int = MAX_BYTES
+    """Most bytes of the file."""
+    max_pixels: int = MAX_PIXELS
+    side: int = 0
+    """Length in pixels to which the shorter side will be resized, 0 if unknown: a very narrow picture would grow
+    past any bound."""
+
+    def allows(self, width: int, height: int) -> bool:
+        short, long = sorted((width, height))
+        grown = long * self.side**2 // max(1, short)
+        return short * long <= self.max_pixels and grown <= max(MAX_PIXELS, self.side**2)
+
+
+def fit_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resizes a picture until it just covers a height and width, and crops the middle."""
+    height, width = size
+    grown = max(height / image.height, width / image.width)
+    whole = max(width, round(image.width * grown)), max(height, round(image.height * grown))
+    left, top = (whole[0] - width) // 2, (whole[1] - height) // 2
+    resized = image.resize(whole, Image.Resampling.BICUBIC, reducing_gap=None)
+    return resized.crop((left, top, left + width, top + height))
+
+
+def fit_square(image: Image.Image, resolution: int, corner: tuple[int, int] | None = None) -> Image.Image:
+    """Resizes the shorter side to `resolution` by Pillow's antialiased bicubic filter, and crops a square.
+
+    `corner` is the square's left and top; without it the middle is cropped.
+    """
+    short = min(image.size)
+    width, height = (round(side * resolution / short) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
+    left, top = corner or ((width - resolution) // 2, (height - resolution) // 2)
+    return resized.crop((left, top, left + resolution, top + resolution))
