@@ -223,6 +223,42 @@ def test_painting_starts_from_a_drawing_or_a_dropped_picture(page):
     assert page.inner_text("#notes") == ""
 
 
+def stroke(page, *points):
+    """Draws on the canvas with the pointer, in parts of its sides."""
+    box = page.locator("#canvas").bounding_box()
+    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for point in at[1:]:
+        page.mouse.move(*point, steps=8)
+    page.mouse.up()
+
+
+def test_what_is_marked_alone_changes(page):
+    picture(page, lambda: page.fill("#prompt", "a large red heart on a white background"))
+    page.click("summary")
+    slide(page, "#strength", 1)
+    picture(page, lambda: page.click("#take-shown"))
+    url = page.evaluate("() => document.querySelector('#canvas').toDataURL('image/png')")
+    kept = levels(base64.b64decode(url.partition(",")[2]))
+    page.check("#draw-mask")
+    slide(page, "#brush", 60)
+    picture(page, lambda: stroke(page, (0.8, 0.1), (0.8, 0.9)))
+    page.wait_for_selector("#history button")
+    marked = picture(page, lambda: page.fill("#prompt", "a large blue star on a black background"))
+    small = np.asarray(Image.fromarray(kept.astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
+    changed = np.abs(levels(marked) - small)
+    assert changed[:, :32].max() <= 16  # the picture went through the canvas
+    assert changed[8:56, 48:56].mean() > 10
+    page.wait_for_selector("#history li:first-child button[title^='a large blue star']")
+    held = page.locator("#history li").count()
+    unmarked = picture(page, lambda: page.click("#clear-mask"))
+    assert np.abs(levels(unmarked) - small)[:, :32].max() > 30
+    page.wait_for_function("held => document.querySelectorAll('#history li').length > held", arg=held)
+    again = picture(page, lambda: page.click("#history li:nth-child(2) button"))  # the marks come back with the rest
+    assert np.abs(levels(again) - small)[:, :32].max() <= 16
+
+
 def test_what_the_server_refuses_is_said(page):
     picture(page, lambda: page.fill("#prompt", PROMPT))
     page.fill("#seed", "-5")

@@ -18,6 +18,7 @@ PAGE = Path(__file__).parent / "page"
 _FILES = {
     "/": "index.html",
     "/page.js": "page.js",
+    "/mask.js": "mask.js",
     "/page.css": "page.css",
     "/docs": "docs.html",
     "/docs.js": "docs.js",

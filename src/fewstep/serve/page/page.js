@@ -1,8 +1,11 @@
 // The page: what stands in its fields is painted as soon as it changes; an answer that is late is thrown away.
 
+import { Mask } from "./mask.js";
+
 const token = new URLSearchParams(location.search).get("token");
 const part = (id) => document.getElementById(id);
 const HISTORY = 24;
+const LARGEST_DRAWING = 1024;
 const SIDE_BY_SIDE = [1, 2, 4, 8];
 
 let model = null; // what the server says of itself
@@ -12,6 +15,7 @@ let sent = 0; // when it was sent
 let wait = 250; // milliseconds to the next try to connect
 let shown = []; // object URLs of the pictures on the page
 let restoring = false;
+const mask = new Mask(part("mask"));
 let hint = ""; // what the person should know of settings that came from a file
 
 const query = token ? `?token=${encodeURIComponent(token)}` : "";
@@ -30,6 +34,7 @@ function settings() {
     loras,
     strength: Number(part("strength").value),
     start: part("use-start").checked ? part("canvas").toDataURL("image/png") : null,
+    mask: part("use-start").checked ? mask.toShow() : null,
     compare: part("compare").checked,
     previews: part("previews").checked,
   };
@@ -61,7 +66,7 @@ function restore(from) {
   part("use-start").checked = Boolean(from.start);
   say();
   restoring = false;
-  if (from.start) { part("start").open = true; return drawOnCanvas(from.start).then(() => paint()); }
+  if (from.start) { part("start").open = true; return drawOnCanvas(from.start).then(() => mask.show(from.mask)).then(() => paint()); }
   return paint();
 }
 
@@ -87,7 +92,7 @@ function paint() {
     seq, prompt: wish.prompt, seed: wish.seed, steps: wish.steps, loras: wish.loras, size: wish.size,
     guidance_scale: wish.guidance_scale, previews: wish.previews, compare: wish.compare ? sideBySide() : [],
   };
-  if (wish.start) Object.assign(message, { image: wish.start, strength: wish.strength });
+  if (wish.start) Object.assign(message, { image: wish.start, strength: wish.strength, mask: mask.toSend() });
   asked = wish;
   socket.send(JSON.stringify(message));
 }
@@ -238,6 +243,7 @@ async function describe() {
   }
   part("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", " × "), size)));
   part("size-row").hidden = model.sizes.length < 2;
+  resizeDrawing(Math.min(LARGEST_DRAWING, Math.max(256, ...model.sizes[0].split("x").map(Number))));
   part("loras").replaceChildren(...Object.entries(model.loras).map(([name, scale], i) => slider(name, scale, i)));
   part("chips").replaceChildren(...Object.entries(model.chips).map(([name, words]) => chips(name, words)));
   say();
@@ -291,40 +297,54 @@ function insert(word) {
 function drawing() {
   const canvas = part("canvas");
   const pen = canvas.getContext("2d");
-  pen.lineCap = pen.lineJoin = "round";
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
     return [((event.clientX - box.left) * canvas.width) / box.width, ((event.clientY - box.top) * canvas.height) / box.height];
   };
   let last = null;
   const to = (point) => {
-    pen.strokeStyle = part("colour").value;
-    pen.lineWidth = Number(part("brush").value);
-    pen.beginPath();
-    pen.moveTo(...(last ?? point));
-    pen.lineTo(...point);
-    pen.stroke();
+    const width = (Number(part("brush").value) * canvas.width) / 256;
+    if (part("draw-mask").checked) mask.stroke(last ?? point, point, width);
+    else draw(last ?? point, point, width);
     last = point;
     part("use-start").checked = true;
+  };
+  const draw = (from, point, width) => {
+    pen.lineCap = pen.lineJoin = "round";
+    pen.strokeStyle = part("colour").value;
+    pen.lineWidth = width;
+    pen.beginPath();
+    pen.moveTo(...from);
+    pen.lineTo(...point);
+    pen.stroke();
   };
   canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); to(at(event)); });
   canvas.addEventListener("pointermove", (event) => { if (last) to(at(event)); });
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { if (last) { last = null; paint(); } });
   // With the arrow keys a pen moves from the middle; with shift it moves without drawing.
-  let pencil = [canvas.width / 2, canvas.height / 2];
-  const moves = { ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, -8], ArrowDown: [0, 8] };
+  let place = [0.5, 0.5]; // in parts of the canvas
+  const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  const inPixels = () => [place[0] * canvas.width, place[1] * canvas.height];
   canvas.addEventListener("keydown", (event) => {
     const move = moves[event.key];
     if (!move) return;
     event.preventDefault();
-    last = pencil;
-    pencil = [Math.max(0, Math.min(canvas.width, pencil[0] + move[0])), Math.max(0, Math.min(canvas.height, pencil[1] + move[1]))];
-    if (!event.shiftKey) { to(pencil); paint(); }
+    last = inPixels();
+    place = place.map((value, i) => Math.max(0, Math.min(1, value + move[i] / 32)));
+    if (!event.shiftKey) { to(inPixels()); paint(); }
     last = null;
-    const [x, y] = [(100 * pencil[0]) / canvas.width, (100 * pencil[1]) / canvas.height];
-    part("pencil").style.left = `${x}%`;
-    part("pencil").style.top = `${y}%`;
+    part("pencil").style.left = `${100 * place[0]}%`;
+    part("pencil").style.top = `${100 * place[1]}%`;
   });
+  clearCanvas();
+}
+
+// As fine as the model paints: what stays of the picture is as sharp as before.
+function resizeDrawing(side) {
+  const canvas = part("canvas");
+  if (canvas.width === side) return;
+  canvas.width = canvas.height = side;
+  mask.resize(side);
   clearCanvas();
 }
 
@@ -335,6 +355,7 @@ function clearCanvas() {
 }
 
 async function drawOnCanvas(source) {
+  mask.clear();
   const image = new Image();
   image.src = source;
   await image.decode();
@@ -343,6 +364,15 @@ async function drawOnCanvas(source) {
   const [width, height] = [image.width * scale, image.height * scale];
   clearCanvas();
   canvas.getContext("2d").drawImage(image, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
+}
+
+// The picture that is shown, to be painted on.
+async function takeShown() {
+  const image = document.querySelector("#pictures figure:last-child img");
+  if (!image) return;
+  await drawOnCanvas(image.src);
+  part("use-start").checked = true;
+  paint();
 }
 
 // ---- settings out of a PNG --------------------------------------------------------------------------------------
@@ -438,6 +468,8 @@ for (const id of ["size", "previews", "compare", "use-start"]) part(id).addEvent
 part("seed").addEventListener("change", () => { part("seed").value = settings().seed; });
 part("roll").addEventListener("click", () => { roll(); paint(); });
 part("clear").addEventListener("click", () => { clearCanvas(); paint(); });
+part("clear-mask").addEventListener("click", () => { mask.clear(); paint(); });
+part("take-shown").addEventListener("click", takeShown);
 part("seed").value = 0;
 say();
 drawing();
