@@ -76,12 +76,13 @@ def _of_part(names: Sequence[str], begin: str, source: str, *, weights: bool) ->
 
 
 def _fetch(source: str, choose: Choose) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     try:
         try:
-            names = HfApi().list_repo_files(source)
+            found = HfApi().model_info(source, timeout=constants.HF_HUB_ETAG_TIMEOUT).siblings
+            names = [each.rfilename for each in found or ()]
         except Exception as error:
             if (place := _fetched_before(source, error)) is not None:
                 return place
@@ -101,16 +102,16 @@ def _fetch(source: str, choose: Choose) -> Path:
 
 def _fetched_before(source: str, error: Exception) -> Path | None:
     """Returns what lies here of a repository where the Hub does not answer; None where it says no, or nothing lies."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if _status(error) in (401, 403, 404):
+    if _status(error) in (401, 403, 404) or isinstance(error, HFValidationError):
         return None
-    try:
-        place = Path(snapshot_download(source, local_files_only=True))
-    except Exception:
-        return None
-    logger.info(f"note: {source} is read as it was fetched before: the Hub does not answer ({type(error).__name__})")
-    return place
+    for name in ("model_index.json", "config.json"):
+        if isinstance(file := try_to_load_from_cache(source, name), str):
+            logger.info(f"note: {source} is read as it was fetched before: no answer from the Hub")
+            return Path(file).parent
+    return None
 
 
 def _explain(source: str, error: Exception) -> str:
