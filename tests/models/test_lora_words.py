@@ -11,7 +11,9 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
+from fewstep.commands.combine import Combine, combine
 from fewstep.errors import UserError
+from fewstep.files import read_safetensors_header
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import detach
 from fewstep.models.lora.file import adaptable_modules, read_lora
@@ -185,3 +187,12 @@ def test_an_embedding_that_no_encoder_takes_is_refused(key, shape, said, teacher
     path = save(tmp_path / "x.safetensors", one_module() | {key: torch.zeros(shape)})
     with pytest.raises(UserError, match=said):
         read_lora(path, teacher.parts, teacher.family.lora)
+
+
+def test_combining_knows_an_lcm_lora_of_others_and_says_what_is_left_behind(miniatures, tmp_path, capsys):
+    path = save(tmp_path / "my-lcm.safetensors", one_module() | {"bundle_emb.sks.clip_l": torch.zeros(1, 16)})
+    combine(Combine(base=str(miniatures["sd15"]), lora=(f"{path}:0.5",), out=tmp_path / "one"))
+    said = capsys.readouterr().out
+    assert f"warning: {path} brings sks for prompts, which the result will not know" in said
+    header = read_safetensors_header(tmp_path / "one" / "pytorch_lora_weights.safetensors").metadata
+    assert header["fewstep.method"] == "LCM-LoRA"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 
 from fewstep.errors import UserError
@@ -73,22 +73,30 @@ def _choose(names: Sequence[str], where: str) -> str:
 
 
 def _fetch(repository: str, file: str | None) -> Path:
-    """Downloads one LoRA of a repository, unless it is in the Hub's cache. Raises UserError."""
-    from huggingface_hub import hf_hub_download
+    """Fetches one LoRA of a repository, with what peft keeps beside it. Raises UserError."""
+    chosen = file or ""
 
-    try:
-        names = _list_files(repository)
+    def choose(names: Sequence[str]) -> list[str]:
+        nonlocal chosen
         whole = [name for name in names if name.endswith(".safetensors")]
         chosen = file or _choose([name for name in whole if "/" not in name], repository)
         if chosen not in names:
             raise UserError(
                 f"{repository} has no file {chosen}; its .safetensors files are: {', '.join(whole) or 'none'}"
             )
-        path = Path(hf_hub_download(repository, chosen))
-        beside = str(PurePath(chosen).with_name(PEFT_FILE))
-        if beside in names:  # the scale may stand there
-            hf_hub_download(repository, beside)
-        return path
+        beside = PurePath(chosen).with_name(PEFT_FILE).as_posix()  # the scale may stand there
+        return [chosen, *(name for name in names if name == beside)]
+
+    return _fetch_files(repository, choose) / chosen
+
+
+def _fetch_files(repository: str, choose: Callable[[Sequence[str]], list[str]]) -> Path:
+    """Fetches what is chosen of a repository's files, or finds it among what was fetched before. Raises UserError."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = choose(_list_files(repository))
+        return Path(snapshot_download(repository, allow_patterns=wanted))
     except UserError:
         raise
     except Exception as error:  # the Hub's library, the connection and the disk each raise their own
