@@ -50,7 +50,7 @@ BAD_INPUT = {
     "not finite": (("distill", "--lr", "nan"), "lr is nan; it must be a finite number"),
     "infinite guidance": (("distill", "--guidance-range", "3", "inf"), "guidance_range is inf"),
     "huge seed": (("generate", "--prompt", "a", "--seed", "99999999999999999999"), "seed is 99999999999999999999"),
-    "unknown device": (("distill", "--device", "meta"), "allowed are auto, cpu, cuda, mps"),
+    "unknown device": (("distill", "--device", "meta"), "is not to be had here; give one of auto, cpu"),
     "stage seed": (("train-teacher", "--reader.seed", "3"), "all stages follow from --seed"),
     "demo of another teacher": (("demo", "--teacher", "/some/where"), "use `fewstep distill`"),
 }

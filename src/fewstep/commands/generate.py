@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -89,24 +90,36 @@ def generate(config: Generate) -> None:
     config = dataclasses.replace(config, steps=steps)
     # Refuses steps that this model does not allow, before any work.
     pipeline.times(steps, strength)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        images = pipeline(
-            config.prompt, steps=config.steps, seed=config.seed, count=config.count,
-            guidance_scale=config.guidance_scale, negative_prompt=config.negative_prompt, init_image=init_image,
-            strength=config.strength, mask=mask, mask_blur=config.mask_blur, batch_size=config.batch_size,
-        )  # fmt: skip
-    for message in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
-        print(f"warning: {message}")
+    prompts = [prompt for prompt in config.prompt for _ in range(config.count)]
+    said: set[str] = set()
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        prompts = [prompt for prompt in config.prompt for _ in range(config.count)]
-        for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            path = _choose_name(config.out, prompt, config.seed + i)
-            image.save(path, pnginfo=write_parameters(config, pipeline, prompt, config.seed + i, image))
-            print(path)
+        for first in range(0, len(prompts), config.batch_size):
+            part, seed = prompts[first : first + config.batch_size], config.seed + first
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                images = pipeline(
+                    part, steps=steps, seed=seed, guidance_scale=config.guidance_scale,
+                    negative_prompt=config.negative_prompt, init_image=init_image, strength=config.strength, mask=mask,
+                    mask_blur=config.mask_blur, batch_size=config.batch_size,
+                )  # fmt: skip
+            _tell(caught, said)
+            # At once: what is painted stays, whatever becomes of the rest.
+            for i, (image, prompt) in enumerate(zip(images, part, strict=True)):
+                path = _choose_name(config.out, prompt, seed + i)
+                image.save(path, pnginfo=write_parameters(config, pipeline, prompt, seed + i, image))
+                print(path, flush=True)
     except OSError as error:
         raise UserError(f"{config.out} cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _tell(caught: Sequence[warnings.WarningMessage], said: set[str]) -> None:
+    """Prints the warnings that were not `said` yet."""
+    told = dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)
+    for message in told:
+        if message not in said:
+            print(f"warning: {message}", flush=True)
+    said.update(told)
 
 
 def write_parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: int, image: Image.Image) -> PngInfo:

@@ -26,6 +26,7 @@ from fewstep.models.scheduler import read_overrides
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import CONFIG_FILE
 from fewstep.runs.unfinished import CHECKPOINTS
+from fewstep.train.checkpoint import Checkpoints
 
 MODEL_INDEX = "model_index.json"
 
@@ -93,7 +94,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
             yield f"{part}: {sum(counts):,} parameters"
     for name, value in read_card(folder).to_json().items():
         yield f"{name}: {value}"
-    here = shlex.quote(str(folder))
+    here = shlex.quote(assets.find_name(folder))
     if family.is_few_step(network) or scheduler.get("_class_name") == LCM_SCHEDULER:
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
     else:
@@ -114,19 +115,18 @@ _COMMAND_BY_SETTING = {"teacher": "distill", "skip": "finetune", "lora_rank": "t
 def _describe_run(folder: Path) -> Iterator[str]:
     settings = read_config_file(folder / CONFIG_FILE)
     yield f"run: {folder.name}"
-    for name, value in settings.items():
-        yield f"{name}: {value}"
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.is_file() else []
-    done = json.loads(lines[-1])["step"] if lines else 0
+    checkpoints = Checkpoints(folder / CHECKPOINTS).list()
+    done = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
     yield f"done: {done} of {settings.get('steps', '?')} updates"
     if (folder / "model").is_dir():
         yield from _advise_painting(folder / "model")
-    elif any((folder / CHECKPOINTS).glob("step-*")):
+    elif checkpoints:
         yield f'paint with its newest checkpoint: fewstep generate --model {shlex.quote(str(folder))} --prompt "…"'
     command = next((command for name, command in _COMMAND_BY_SETTING.items() if name in settings), None)
     if command:
         yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
+    for name, value in settings.items():
+        yield f"{name}: {value}"
 
 
 def _advise_painting(model: Path) -> Iterator[str]:

@@ -24,7 +24,12 @@ def pick_device(name: str = "auto") -> torch.device:
                 return device
             raise RuntimeError(device.type)
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device {name!r} cannot be used here; allowed are auto, cpu, cuda, mps") from error
+            there = [
+                *(["cuda"] if torch.cuda.is_available() else []),
+                *(["mps"] if torch.backends.mps.is_available() else []),
+            ]
+            said = ", ".join(["auto", "cpu", *there])
+            raise UserError(f"device {name!r} is not to be had here; give one of {said}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

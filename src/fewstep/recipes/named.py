@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fewstep.diffusion.prediction import Parameterisation
@@ -13,7 +14,7 @@ from fewstep.errors import UserError
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import Finetune, default_finetune
-from fewstep.recipes.plain import from_file
+from fewstep.recipes.plain import from_file, read_config_file
 from fewstep.recipes.train_lora import TrainLora, default_train_lora
 
 
@@ -150,7 +151,14 @@ def find_recipe(name: str, command: str = "distill") -> Any:
     if name in recipes:
         return recipes[name]()
     if name.endswith((".yaml", ".yml")):
-        return from_file(type(next(iter(recipes.values()))()), name)
+        settings = read_config_file(Path(name)).keys()
+        kinds = {each: type(next(iter(RECIPES[each].values()))()) for each in RECIPES}
+        fitting = [
+            each for each, kind in kinds.items() if settings <= {field.name for field in dataclasses.fields(kind)}
+        ]
+        if fitting and command not in fitting:
+            raise UserError(f"{name} is of a run of another command; give it to `fewstep {fitting[0]}`")
+        return from_file(kinds[command], name)
     close = difflib.get_close_matches(name, recipes, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(
