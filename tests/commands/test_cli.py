@@ -21,6 +21,8 @@ BAD_INPUT = {
     "no such data": (("evaluate", "--data", "nope"), "data nope is not there"),
     "misspelt world": (("distill", "--data", "scenes-leanin"), "did you mean scenes-leaning?"),
     "strength of nothing": (("generate", "--prompt", "a", "--strength", "0.5"), "give --init-image too"),
+    "mask of nothing": (("generate", "--prompt", "a", "--mask", "m.png"), "give the picture with --init-image too"),
+    "blur of nothing": (("generate", "--prompt", "a", "--mask-blur", "2"), "without a mask; give --mask too"),
     "not a whole number": (
         ("generate", "--prompt", "a", "--steps", "four"),
         "error: --steps: 'four' is not a whole number",

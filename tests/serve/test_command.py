@@ -111,6 +111,8 @@ def test_a_made_up_token_is_printed_and_needed():
         (("--model", "senes"), "or the name of a bundled model: scenes-lcm or scenes"),
         (("--lora", "a=x.safetensors", "--lora", "a=y.safetensors"), "two LoRAs have one name"),
         (("--deadline", "nan"), "deadline is nan"),
+        (("--allowed-origin", "http://a.example/page"), "give scheme, host and port alone"),
+        (("--alias", "dall-e-3=other"), "alias is 'dall-e-3=other', and the model that is served is 'scenes-lcm'"),
     ],
 )
 def test_what_cannot_be_served_is_refused(fewstep_command, options, message):

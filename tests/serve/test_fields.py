@@ -149,6 +149,14 @@ def test_a_second_pass_heeds_its_fields(ask, name, values):
         assert one.shape != other.shape or np.abs(one - other).max() > 1
 
 
+def test_a_second_pass_has_tags_of_its_own(ask):
+    asked = {"enable_hr": True, "hr_prompt": "a green cross <lora:other:1>"}
+    assert "lora 'other' is not here" in ask("txt2img", **asked).json()["error"]["message"]
+    unheeded = ask("txt2img", **asked, disable_extra_networks=True)
+    plain = ask("txt2img", enable_hr=True, hr_prompt="a green cross")
+    assert np.abs(levels(read(unheeded)[0][0]) - levels(read(plain)[0][0])).max() <= 1
+
+
 def test_a_second_pass_is_the_first_picture_painted_on(ask):
     first = levels(read(ask("txt2img"))[0][0])
     answer = ask("txt2img", enable_hr=True, hr_upscaler="Nearest", denoising_strength=0.05, hr_second_pass_steps=1)

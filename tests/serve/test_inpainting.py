@@ -3,11 +3,13 @@
 import base64
 import io
 import json
+import struct
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from websockets.sync.client import connect
 
 from fewstep.data.masks import feather, fill_from_around, mark_free
 from fewstep.diffusion.prediction import to_prediction
@@ -213,6 +215,25 @@ def test_openais_edits_paint_what_is_transparent(served, start):
         (clear_right.resize((32, 32)), "mask is 32x32 and image"),
     ):  # fmt: skip
         assert message in edit(400, mask=mask)["error"]["message"]
+
+
+def test_the_pages_socket_takes_a_mask(served, start):
+    with connect(f"{served.url.replace('http', 'ws')}/ws") as page:
+
+        def ask(**fields):
+            page.send(json.dumps({"seq": 1, "prompt": PROMPT, "strength": 1, "mask_blur": 0, **fields}))
+            answer = page.recv(30)
+            if isinstance(answer, str):
+                return json.loads(answer)["error"]["message"]
+            (length,) = struct.unpack(">I", answer[:4])
+            return levels(Image.open(io.BytesIO(answer[4 + length :])))
+
+        mask = b64(right_half())
+        changed = np.abs(ask(image=b64(start), mask=mask) - levels(start))
+        assert changed[:, :32].max() <= 1
+        assert changed[:, 32:].mean() > 5
+        assert "send image too" in ask(mask=mask)
+        assert "different sizes" in ask(image=b64(start.resize((32, 32))), mask=mask)
 
 
 def test_a_mask_smaller_than_a_latent_frees_it_and_resizing_leaves_no_traces():

@@ -26,10 +26,13 @@ class TaggedPrompt:
     notes: list[str] = field(default_factory=list)
 
 
-def split_tags(prompt: str) -> TaggedPrompt:
-    """Takes the tags out of a prompt. Raises RefusedError for one that is not read whole."""
+def split_tags(prompt: str, *, heed: bool = True) -> TaggedPrompt:
+    """Takes the tags out of a prompt; if they are not to be heeded, without effect.
+
+    Raises RefusedError for one that is not read whole.
+    """
     found = TaggedPrompt(_TAG.sub("", prompt).strip() if _TAG.search(prompt) else prompt)
-    for kind, inside in _TAG.findall(prompt):
+    for kind, inside in _TAG.findall(prompt) if heed else ():
         if kind.lower() not in _KINDS:
             found.notes.append(f"<{kind}:{inside[:40]}> is not known here and has no effect")
             continue

@@ -31,7 +31,7 @@ _MOST_SCALE = 4
 def accept_second(service: PaintService, asked: TextToImage, first: AcceptedRequest) -> AcceptedRequest:
     """Checks the second pass of a request whose first is accepted. Raises RefusedError; notes go to the first."""
     height, width = _choose_sides(service, asked, first)
-    tagged = split_tags(asked.hr_prompt) if asked.hr_prompt and not asked.disable_extra_networks else None
+    tagged = split_tags(asked.hr_prompt, heed=not asked.disable_extra_networks) if asked.hr_prompt else None
     request, spec = first.request, first.specs[0]
     told = {"Hires resize": f"{width}x{height}", "Hires upscaler": asked.hr_upscaler}
     second = replace(

@@ -30,7 +30,7 @@ def make_routes(service: PaintService) -> APIRouter:
     @router.post("/txt2img")
     async def txt2img(asked: TextToImage, request: Request) -> dict[str, Any]:
         notes = review(service, "txt2img", asked)
-        tagged = _read_prompt(asked)
+        tagged = split_tags(asked.prompt, heed=not asked.disable_extra_networks)
         first = service.accept(_make_request(service, asked, tagged))
         first.notes.extend([*tagged.notes, *notes])
         if not asked.enable_hr:
@@ -49,7 +49,7 @@ def make_routes(service: PaintService) -> APIRouter:
         notes = review(service, "img2img", asked)
         if asked.resize_mode == 3:
             notes.append("resize_mode 3 stretches pixels here, not latents")
-        tagged = _read_prompt(asked)
+        tagged = split_tags(asked.prompt, heed=not asked.disable_extra_networks)
         plain = service.accept(_make_request(service, asked, tagged))  # refuses before a picture is decoded
         begin = await asyncio.get_running_loop().run_in_executor(
             None, read_beginning, asked, plain.specs[0].size, service.settings
@@ -69,11 +69,6 @@ def review(service: PaintService, kind: fields.Request, asked: PaintingFields) -
     model = settings.get("sd_model_checkpoint")
     service.acceptance.check_model(model if model is None else str(model))
     return notes + fields.review("options", settings, "override_settings.")
-
-
-def _read_prompt(asked: PaintingFields) -> TaggedPrompt:
-    tagged = split_tags(asked.prompt)
-    return TaggedPrompt(tagged.text, notes=tagged.notes) if asked.disable_extra_networks else tagged
 
 
 def _make_request(

@@ -125,6 +125,8 @@ def _is_long(value: object) -> bool:
 async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest) -> None:
     begun, loop = time.perf_counter(), asyncio.get_running_loop()
     start = mask = None
+    if message.mask and not message.image:
+        raise RefusedError("a mask says what to paint of a picture; send image too", param="mask")
     if message.image:
         start, mask = await loop.run_in_executor(None, _read_pictures, message, service.settings)
     paint_request = PaintRequest(
