@@ -24,11 +24,11 @@ from fewstep.measure.stopwatch import Stopwatch
 from fewstep.models.family import LatentModel
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.models.pipeline import Pipeline
+from fewstep.precision import autocast, choose_dtype
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import choose_resolution, open_material
 from fewstep.train.learner import Learner
-from fewstep.train.loop import computes_in_bf16
 from fewstep.train.optimisation import learning_rate
 
 
@@ -86,8 +86,7 @@ class PlainArrangement:
             start = self.counter + part * size
             with self._watch("data"):
                 batch, _ = self._task.draw_batch(range(start, start + size))
-            bf16 = computes_in_bf16(self._model.device, config.precision)
-            with torch.autocast(self._model.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            with autocast(self._model.device, choose_dtype(config.precision, self._model.device)):
                 z_t = method.schedule.diffuse(batch.z_0, batch.epsilon, batch.t)
                 with self._watch("student"):
                     answer = method.consistency_function(learner.student, batch)(z_t, batch.t, batch.e)

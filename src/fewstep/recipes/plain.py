@@ -77,7 +77,7 @@ def _convert(wanted: Any, value: Any, what: str) -> Any:
         raise UserError(f"{what} is {value!r}; wanted is a list of {len(items)}")
     if isinstance(wanted, type) and dataclasses.is_dataclass(wanted) and isinstance(value, dict):
         return from_plain(wanted, value, what)
-    if isinstance(wanted, types.UnionType):  # of a type with None
+    if typing.get_origin(wanted) in (types.UnionType, typing.Union):  # of a type with None
         (kind,) = (each for each in typing.get_args(wanted) if each is not type(None))
         return None if value is None else _convert(kind, value, what)
     if wanted is float and not isinstance(value, bool):
