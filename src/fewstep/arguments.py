@@ -16,7 +16,6 @@ import re
 import textwrap
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 from fewstep.errors import UserError
@@ -111,10 +110,11 @@ def _option(name: str, hint: Any, default: Any, text: str) -> StructFieldSpec:
     import tyro
 
     hint = Annotated[hint, tyro.conf.arg(help_behavior_hint=_default_note)]
-    bare = typing.get_args(hint)[0]
-    for kind in (int, float, Path):
-        if bare == kind | None:  # tyro would print that None too
-            hint = Annotated[hint, tyro.conf.arg(metavar=kind.__name__.upper())]
+    kinds = [kind for kind in typing.get_args(typing.get_args(hint)[0]) if kind is not type(None)]
+    if default is None and len(kinds) == 1:  # tyro would print that None too
+        choices = ("True", "False") if kinds[0] is bool else typing.get_args(kinds[0])
+        metavar = f"{{{','.join(map(str, choices))}}}" if choices else kinds[0].__name__.upper()
+        hint = Annotated[hint, tyro.conf.arg(metavar=metavar)]
     return tyro.constructors.StructFieldSpec(name=name, type=hint, default=default, helptext=text)
 
 
