@@ -4,6 +4,8 @@ import shlex
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -11,6 +13,7 @@ from PIL import Image
 from fewstep.commands.inspect import describe
 from fewstep.data.infotext import Infotext, read_infotext
 from fewstep.errors import UserError
+from fewstep.models.families import family_of_file
 
 NAMES = st.from_regex(r"[A-Z][a-z ]{0,8}[a-z]", fullmatch=True)
 
@@ -64,3 +67,26 @@ def test_what_is_none_of_these(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             list(describe(path))
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (("lora.down.weight", "lora.up.weight"), "LoRA: diffusers or peft keys"),
+        (("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"), "DoRA: diffusers or peft keys"),
+    ],
+)
+def test_a_lora_of_another_tool(ends, said, tmp_path):
+    tensors = {f"unet.mid_block.attentions.0.proj_in.{end}": torch.zeros(2, 2) for end in ends}
+    safetensors.torch.save_file(tensors | {"bundle_emb.sks.clip_l": torch.zeros(1, 2)}, tmp_path / "x.safetensors")
+    lines = list(describe(tmp_path / "x.safetensors"))
+    assert lines[:2] == [said, "modules: 1"]
+    assert "words for prompts: sks" in lines
+    with pytest.raises(UserError, match=r"is a LoRA, not a model; give it with --lora"):
+        family_of_file(tmp_path / "x.safetensors")
+
+
+def test_what_is_no_lora_is_called_by_its_name(tmp_path):
+    safetensors.torch.save_file({"lora_unet_mid.hada_w1_a": torch.zeros(2, 2)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="holds LoHa, such as lora_unet_mid"):
+        list(describe(tmp_path / "x.safetensors"))

@@ -21,7 +21,7 @@ from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.lora.few_step import LCM_SCHEDULER
 from fewstep.models.lora.file import DIFFUSERS_FILE
-from fewstep.models.lora.spelling import EMBEDDING, split_key
+from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
 from fewstep.models.scheduler import read_overrides
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import CONFIG_FILE
@@ -151,6 +151,7 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
     halves = {key: split_key(key)[1] for key in header.shapes}
     down = {key: header.shapes[key] for key, half in halves.items() if half == "down" and header.shapes[key]}
     if not down:
+        refuse_others(path, header.shapes)
         raise UserError(f"{path} holds no LoRA: no key of its {len(header.shapes)} has lora_A, lora_down or lora.down")
     kind = "kohya" if any(key.startswith("lora_") for key in down) else "diffusers or peft"
     ranks = sorted({shape[0] for shape in down.values()})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.models.family import Family
+from fewstep.models.lora.spelling import split_key
 from fewstep.models.scheduler import read_json
 
 _FILES = {"sd1": "stable_diffusion", "sd2": "stable_diffusion", "sdxl": "stable_diffusion"}
@@ -63,7 +64,7 @@ def family_of_file(path: Path) -> Family:
     for family in list_families():
         if family.recognises_keys(keys, path):
             return family
-    if any(".lora_" in key or key.startswith("lora_") for key in keys):
+    if any(split_key(key)[1] for key in keys):
         raise UserError(f"{path} is a LoRA, not a model; give it with --lora")
     begin = sorted({".".join(key.split(".")[:2]) for key in keys})
     raise UserError(
