@@ -8,14 +8,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
-from fewstep.data.sources.decoding import SUFFIXES, decode_to_fit
+from fewstep.data.sources.decoding import decode_to_fit
 from fewstep.data.sources.filters import NO_SCORES, SCORES, read_scores
-from fewstep.data.sources.folder_files import METADATA, FolderFiles, Listing, LocalFiles, RemoteFiles
+from fewstep.data.sources.folder_files import WANTED, FolderFiles, Listing, LocalFiles, RemoteFiles, open_files
 from fewstep.data.sources.folder_layouts import describe_repeats, find_repeats, find_unread_splits, name_splits
 from fewstep.data.sources.folder_metadata import FolderMetadata, read_metadata
 from fewstep.data.sources.inspection import View, Views, in_threads, look_at_picture
@@ -25,15 +26,8 @@ from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.urls import redact
 from fewstep.errors import UserError
 
-WANTED = (
-    f"pictures ({', '.join(SUFFIXES)}) in it or in the folders below, each with a caption in a {captions.SUFFIXES[0]} "
-    f"file of the same name ({', '.join(captions.SUFFIXES[1:])} are read too) or in a {' or '.join(METADATA)} with "
-    "file_name and text in every line"
-)
 
-
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A picture that was found, and where its caption is: in metadata, in a file, or given with the folder."""
 
     name: str
@@ -42,8 +36,7 @@ class Found:
     """The file that holds the caption; empty where there is none."""
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A picture that is used."""
 
     name: str
@@ -101,17 +94,18 @@ class FolderPictures:
 
 
 def open_folder(
-    place: Path | str, selection: Selection | None = None, cache: CacheSettings | None = None
-) -> FolderPictures:
-    """Finds every picture below `place`, a path or an fsspec URL, and reads the captions.
+    place: Path | str, selection: Selection | None = None, cache: CacheSettings | None = None,
+    listed: tuple[FolderFiles, Listing] | None = None,
+) -> FolderPictures:  # fmt: skip
+    """Finds every picture below `place`, a path or an fsspec URL, and reads the captions; `listed` is what lies there.
 
     Of local pictures headers and ends are read, once as long as they stay the same; remote ones are only listed. What
     else is broken in a picture is found by `read`. Raises UserError where no picture can be used.
     """
     selection = selection or Selection()
-    files = _open_local(place) if isinstance(place, Path) else RemoteFiles(place)
+    files, listing = listed or list_folder(place)
     tally = Tally(None)
-    listing = files.list_all(tally)
+    listing.count_left_out(tally)
     metadata = read_metadata(files, listing, tally, selection.captions)
     found = find_pictures(listing, metadata, tally, selection)
     samples = inspect(files, found, tally, selection, cache or CacheSettings())
@@ -128,11 +122,10 @@ def open_folder(
     return source
 
 
-def _open_local(path: Path) -> LocalFiles:
-    if not os.path.isdir(path):
-        trouble = "is not a folder" if os.path.exists(path) else "does not exist"
-        raise UserError(f"data folder {escape_line(path)} {trouble}; give a folder with {WANTED}")
-    return LocalFiles(path)
+def list_folder(place: Path | str) -> tuple[FolderFiles, Listing]:
+    """Opens and lists a folder. Raises UserError where a path is none."""
+    files = open_files(place)
+    return files, files.list_all()
 
 
 def find_pictures(listing: Listing, metadata: FolderMetadata, tally: Tally, selection: Selection) -> list[Found]:

@@ -18,6 +18,11 @@ from fewstep.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 """Names of the files that describe the pictures in their folder and below, the first of them that is there."""
+WANTED = (
+    f"pictures ({', '.join(SUFFIXES)}) in it or in the folders below, each with a caption in a {captions.SUFFIXES[0]} "
+    f"file of the same name ({', '.join(captions.SUFFIXES[1:])} are read too) or in a {' or '.join(METADATA)} with "
+    "file_name and text in every line"
+)
 _SYSTEM = frozenset(
     ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin",
      "system volume information", "lost+found", "__pycache__")
@@ -41,6 +46,8 @@ class Listing:
     by_ending: Mapping[str, Sequence[str]]
     """Paths by their ending in lower case, sorted by code points; with folders that are called as files of captions or
     metadata are."""
+    unsearched: Sequence[str] = ()
+    """Folders that were not searched, sorted."""
 
     @functools.cached_property
     def pictures(self) -> tuple[str, ...]:
@@ -49,8 +56,14 @@ class Listing:
 
     @functools.cached_property
     def unsupported(self) -> tuple[str, ...]:
-        """Pictures of other formats."""
-        return tuple(self._list(OTHER_SUFFIXES))
+        """Pictures of other formats, sorted by code points."""
+        return tuple(sorted(self._list(OTHER_SUFFIXES)))
+
+    def count_left_out(self, tally: Tally) -> None:
+        """Counts folders that were not searched, and pictures of other formats."""
+        for reason, names in ((Reason.NOT_SEARCHED, self.unsearched), (Reason.UNSUPPORTED, self.unsupported)):
+            for name in names:
+                tally.drop(reason, name)
 
     def find_texts(self, suffixes: Sequence[str]) -> dict[str, str]:
         """Returns the files of captions by their names without the ending, of several the first of `suffixes`."""
@@ -79,12 +92,12 @@ class Listing:
         return [name for ending in endings for name in self.by_ending.get(ending, ())]
 
 
-def list_by_ending(names: Iterable[str]) -> Listing:
+def _list_by_ending(names: Iterable[str], unsearched: Iterable[str] = ()) -> Listing:
     """Sorts files by their endings."""
     by_ending: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(names):  # the operating system lists in any order
         by_ending[posixpath.splitext(name)[1].lower()].append(name)
-    return Listing(by_ending)
+    return Listing(by_ending, sorted(unsearched))
 
 
 @dataclass(frozen=True)
@@ -97,8 +110,8 @@ class LocalFiles:
     def name(self) -> str:
         return self.root.resolve().name
 
-    def list_all(self, tally: Tally) -> Listing:
-        """Lists the folder and those below; `tally` counts what is not searched, and pictures of other formats."""
+    def list_all(self) -> Listing:
+        """Lists the folder and those below."""
         found: list[str] = []
         refused: list[OSError] = []
         unsearched: list[str] = []
@@ -113,11 +126,7 @@ class LocalFiles:
             unsearched += [below + name for name in subfolders if os.path.islink(os.path.join(folder, name))]
             found += [below + name for name in names if not _is_hidden_part(name)]
             found += [below + name for name in subfolders if name.lower().endswith((*captions.SUFFIXES[:2], *METADATA))]
-        for name in sorted(
-            [*unsearched, *(place(error.filename) for error in refused)]
-        ):  # the operating system lists in any order
-            tally.drop(Reason.NOT_SEARCHED, name)
-        return _count_unsupported(list_by_ending(found), tally)
+        return _list_by_ending(found, [*unsearched, *(place(error.filename) for error in refused)])
 
     def read(self, name: str, most: int) -> bytes:
         return read_local(os.path.join(self.root, name), most)
@@ -139,15 +148,14 @@ class RemoteFiles:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        self._listing = list_by_ending(name for name in list_files(url) if not is_hidden(name))
+        self._listing = _list_by_ending(name for name in list_files(url) if not is_hidden(name))
 
     @property
     def name(self) -> str:
         return PurePosixPath(self._url).name
 
-    def list_all(self, tally: Tally) -> Listing:
-        """Returns the listing; `tally` counts pictures of other formats."""
-        return _count_unsupported(self._listing, tally)
+    def list_all(self) -> Listing:
+        return self._listing
 
     def read(self, name: str, most: int) -> bytes:
         try:
@@ -160,10 +168,14 @@ class RemoteFiles:
             raise DroppedError(Reason.UNREADABLE, name) from error
 
 
-def _count_unsupported(listing: Listing, tally: Tally) -> Listing:
-    for name in sorted(listing.unsupported):
-        tally.drop(Reason.UNSUPPORTED, name)
-    return listing
-
-
 FolderFiles = LocalFiles | RemoteFiles
+
+
+def open_files(place: Path | str) -> FolderFiles:
+    """Opens the folder at a path or an fsspec URL. Raises UserError where a path is none."""
+    if not isinstance(place, Path):
+        return RemoteFiles(place)
+    if not os.path.isdir(place):
+        trouble = "is not a folder" if os.path.exists(place) else "does not exist"
+        raise UserError(f"data folder {escape_line(place)} {trouble}; give a folder with {WANTED}")
+    return LocalFiles(place)

@@ -13,11 +13,11 @@ from fewstep.data.shards.formats import ShardFormat, TarShards, arrow_shards, pa
 from fewstep.data.shards.prepared import is_prepared
 from fewstep.data.shards.source import open_shards
 from fewstep.data.sources import captions, urls
-from fewstep.data.sources.base import Source, Tally
+from fewstep.data.sources.base import Source
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
 from fewstep.data.sources.fitting import PictureLimits
-from fewstep.data.sources.folder import WANTED, open_folder
-from fewstep.data.sources.folder_files import METADATA, Listing, LocalFiles, RemoteFiles, is_hidden
+from fewstep.data.sources.folder import list_folder, open_folder
+from fewstep.data.sources.folder_files import METADATA, WANTED, FolderFiles, Listing, is_hidden
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.data.worlds.scene import LOOKS
@@ -27,6 +27,7 @@ _SHARDS = (".tar", ".parquet", ".arrow")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _URL_OR_PATTERN = frozenset(":{*?[")
 """Characters that do not occur in a mistyped name of a world."""
+Listed = dict[str, tuple[FolderFiles, Listing]]
 _GIVE = f"give a folder of pictures ({', '.join(SUFFIXES)}), .tar shards, or .parquet or .arrow files"
 
 
@@ -40,11 +41,12 @@ def open_picture_files(
     """
     selection, cache = selection or Selection(), cache or CacheSettings()
     found: list[str] = []
+    listed: Listed = {}
     for pattern in [data] if isinstance(data, str) else data:
         places = urls.expand_braces(pattern)
         if places == [pattern]:
             _check_exists(pattern)
-        found += [file for place in places for file in _find(place)]
+        found += [file for place in places for file in _find(place, listed)]
     tars, tables, arrows = ([file for file in found if _suffix(file) == suffix] for suffix in _SHARDS)
     folders = [file for file in found if _suffix(file) not in _SHARDS]
     if tars:
@@ -56,8 +58,7 @@ def open_picture_files(
         counts = ", ".join(f"{count} {kind}" for count, kind in kinds if count) or "nothing"
         raise UserError(f"data is {counts}; one source is of one kind, and of one folder where it is pictures")
     if folders:
-        folder = folders[0] if urls.is_remote(folders[0]) else Path(urls.local_path(folders[0]))
-        return open_folder(folder, selection, cache)
+        return open_folder(_to_place(folders[0]), selection, cache, listed.get(folders[0]))
     kind: ShardFormat = TarShards() if tars else parquet_shards() if tables else arrow_shards()
     return open_shards(tars or tables or arrows, kind, selection, cache)
 
@@ -66,8 +67,15 @@ def _suffix(url: str) -> str:
     return PurePosixPath(urls.strip_query(url)).suffix.lower()
 
 
-def _find(place: str) -> list[str]:
-    """Returns the shards that one path or URL leads to, or the path itself if it is a folder of pictures."""
+def _to_place(folder: str) -> Path | str:
+    return folder if urls.is_remote(folder) else Path(urls.local_path(folder))
+
+
+def _find(place: str, listed: Listed) -> list[str]:
+    """Returns the shards that one path or URL leads to, or the path itself if it is a folder of pictures.
+
+    What was listed meanwhile comes into `listed`.
+    """
     if urls.strip_query(place).lower().endswith(_COMPRESSED):
         raise UserError(
             f"{urls.redact(place)} is compressed, so that pictures in it cannot be read one by one; unpack it to a .tar"
@@ -84,7 +92,7 @@ def _find(place: str) -> list[str]:
         return [file for file in shown if _suffix(file) in _SHARDS] or shown
     if here and not os.path.isdir(path):
         raise UserError(f"data {urls.redact(place)} is neither a folder nor a .tar or .parquet file; {_GIVE}")
-    return _find_in_folder(place)
+    return _find_in_folder(place, listed)
 
 
 def _check_exists(place: str) -> None:
@@ -99,8 +107,9 @@ def _is_pattern(place: str) -> bool:
     return "*" in urls.strip_query(place)
 
 
-def _find_in_folder(folder: str) -> list[str]:
-    listing = _list_folder(folder)
+def _find_in_folder(folder: str, listed: Listed) -> list[str]:
+    listed[folder] = list_folder(_to_place(folder))
+    listing = listed[folder][1]
     endings = listing.by_ending.keys()
     pictures = not endings.isdisjoint((*SUFFIXES, *OTHER_SUFFIXES))
     metadata = listing.find_metadata()
@@ -117,11 +126,6 @@ def _find_in_folder(folder: str) -> list[str]:
         f"{urls.redact(folder)} is a folder with neither pictures nor .tar nor .parquet in it{seen}; "
         f"wanted are {WANTED}"
     )
-
-
-def _list_folder(folder: str) -> Listing:
-    files = RemoteFiles(folder) if urls.is_remote(folder) else LocalFiles(Path(urls.local_path(folder)))
-    return files.list_all(Tally())
 
 
 def open_own_pictures(request: SourceRequest) -> Source:
