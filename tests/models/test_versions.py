@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from fewstep.models import scenes_model
 from fewstep.models.export import save_merged
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE
+from fewstep.models.parts import load_tokenizer
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes.distill import Distill
 from miniatures import FAMILIES, save_miniature
@@ -132,6 +134,13 @@ def test_text_encoders_of_both_spellings_are_read(miniature, prefix, teacher_cop
     tensors[f"{prefix}embeddings.position_ids"] = torch.arange(32)[None]
     save_file(tensors, file, {"format": "pt"})
     assert torch.equal(load_latent_model(teacher_copy, CPU).conditioner.encode([PROMPT])["text"], wanted)
+
+
+def test_a_tokenizer_that_transformers_5_wrote_is_read(tmp_path):
+    whole = assets.scenes_teacher() / "tokenizer"
+    alone = shutil.copytree(whole, tmp_path / "tokenizer", ignore=shutil.ignore_patterns("vocab.json", "merges.txt"))
+    one, other = (load_tokenizer(CLIPTokenizer, folder)(PROMPT).input_ids for folder in (alone, whole))
+    assert one == other
 
 
 def test_versions_are_within_the_bounds():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -47,7 +48,8 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
 
 
 _TRANSFORMERS: dict[str, Any] = {"ignore_mismatched_sizes": True}
-if int(transformers.__version__.split(".")[0]) < 5:
+_IS_VERSION_4 = int(transformers.__version__.split(".")[0]) < 5
+if _IS_VERSION_4:
     _TRANSFORMERS["key_mapping"] = _NAMES_OF_VERSION_5
 
 
@@ -85,7 +87,12 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
     """Loads a tokenizer of a class of transformers. Raises UserError where it is none, or holds no vocabulary."""
     _check_vocabulary(folder)
     try:
-        return kind.from_pretrained(folder)
+        with tempfile.TemporaryDirectory() as draft:
+            place = folder
+            if _IS_VERSION_4 and not (folder / "vocab.json").is_file():
+                place = Path(shutil.copytree(folder, Path(draft) / folder.name))
+                write_vocabulary(place)
+            return kind.from_pretrained(place)
     except Exception as error:  # tokenizers raises bare Exception for a broken file
         raise _not_loaded(folder, kind, error) from error
 
