@@ -44,12 +44,12 @@ def fetch_pipeline(source: str, parts: Sequence[str], *, without: Collection[str
         for part in parts:
             yield from _of_part(names, f"{part}/", source, weights=part not in without)
 
-    return _fetch(source, choose)
+    return fetch(source, choose)
 
 
 def fetch_network(source: str) -> Path:
     """Fetches a repository that is a network alone: its configuration, and one variant of its weights."""
-    return _fetch(source, lambda names: _of_part(names, "", source, weights=True))
+    return fetch(source, lambda names: _of_part(names, "", source, weights=True))
 
 
 def fetch_configurations(source: str, parts: Sequence[str]) -> Path:
@@ -60,7 +60,7 @@ def fetch_configurations(source: str, parts: Sequence[str]) -> Path:
         for part in parts:
             yield from _of_part(names, f"{part}/", source, weights=False)
 
-    return _fetch(source, choose)
+    return fetch(source, choose)
 
 
 def _of_part(names: Sequence[str], begin: str, source: str, *, weights: bool) -> Iterator[str]:
@@ -75,19 +75,23 @@ def _of_part(names: Sequence[str], begin: str, source: str, *, weights: bool) ->
         yield from (begin + name for name in choose_weights(held, where).names)
 
 
-def _fetch(source: str, choose: Choose) -> Path:
+def fetch(source: str, choose: Choose) -> Path:
+    """Fetches what is chosen of a repository's files, or finds it among what was fetched before. Raises UserError."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     try:
+        place: Path | None = None
         try:
             found = HfApi().model_info(source, timeout=constants.HF_HUB_ETAG_TIMEOUT).siblings
             names = [each.rfilename for each in found or ()]
         except Exception as error:
-            if (place := _fetched_before(source, error)) is not None:
-                return place
-            raise
+            if (place := _fetched_before(source, error)) is None:
+                raise
+            names = [file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()]
         wanted = list(choose(names))
+        if place is not None:
+            return place
         if sys.stderr.isatty():
             enable_progress_bars()
         try:
@@ -102,16 +106,21 @@ def _fetch(source: str, choose: Choose) -> Path:
 
 def _fetched_before(source: str, error: Exception) -> Path | None:
     """Returns what lies here of a repository where the Hub does not answer; None where it says no, or nothing lies."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.file_download import repo_folder_name
 
     if _status(error) in (401, 403, 404) or isinstance(error, HFValidationError):
         return None
-    for name in ("model_index.json", "config.json"):
-        if isinstance(file := try_to_load_from_cache(source, name), str):
-            logger.info(f"note: {source} is read as it was fetched before: no answer from the Hub")
-            return Path(file).parent
-    return None
+    kept = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model")
+    revision = kept / "refs" / "main"
+    if not revision.is_file():
+        return None
+    place = kept / "snapshots" / revision.read_text().strip()
+    if not place.is_dir():
+        return None
+    logger.info(f"note: {source} is read as it was fetched before: no answer from the Hub")
+    return place
 
 
 def _explain(source: str, error: Exception) -> str:

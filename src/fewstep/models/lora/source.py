@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from fewstep.errors import UserError
 from fewstep.models.card import LORA_FILE
+from fewstep.models.hub import fetch
 from fewstep.models.lora.header import PEFT_FILE
 
 _PREFERRED = (LORA_FILE, "adapter_model.safetensors")
@@ -87,35 +88,4 @@ def _fetch(repository: str, file: str | None) -> Path:
         beside = PurePath(chosen).with_name(PEFT_FILE).as_posix()  # the scale may stand there
         return [chosen, *(name for name in names if name == beside)]
 
-    return _fetch_files(repository, choose) / chosen
-
-
-def _fetch_files(repository: str, choose: Callable[[Sequence[str]], list[str]]) -> Path:
-    """Fetches what is chosen of a repository's files, or finds it among what was fetched before. Raises UserError."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        wanted = choose(_list_files(repository))
-        return Path(snapshot_download(repository, allow_patterns=wanted))
-    except UserError:
-        raise
-    except Exception as error:  # the Hub's library, the connection and the disk each raise their own
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise UserError(
-            f"{repository} is no file or folder here and could not be fetched from the Hub ({reason}); check the name "
-            "and the connection, or give a file"
-        ) from error
-
-
-def _list_files(repository: str) -> list[str]:
-    """Returns the names of a repository's files; without a connection those that were downloaded before."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return HfApi().list_repo_files(repository)
-    except HfHubHTTPError:  # the Hub has answered: there is no such repository, or it is not for everyone
-        raise
-    except Exception:
-        folder = Path(snapshot_download(repository, local_files_only=True))
-        return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    return fetch(repository, choose) / chosen
