@@ -188,3 +188,17 @@ def test_the_lcm_lora_reaches_its_bar():
     rows = json.loads((ROOT / "docs/styles/combining.json").read_text())["rows"]
     found = {(row["model"], row["steps"]): row["prompt_accuracy"] for row in rows}
     assert found["LCM-LoRA", 4] >= 0.93 * found["teacher", 50]
+
+
+def test_every_row_of_compatibility_names_a_test_that_is_there():
+    page = (ROOT / "docs/compatibility.md").read_text()
+    source = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    tests = set(re.findall(r"^def (test_\w+)\(", source, re.MULTILINE))
+    assert sorted(set(re.findall(r"`(test_\w+)`", page)) - tests) == []
+    rows = [
+        line
+        for line in page.splitlines()
+        if line.startswith("| ") and not line.startswith(("| what", "| client |", "| card |"))
+    ]
+    assert len(rows) > 40
+    assert [row for row in rows if "`test_" not in row.split("|")[-2]] == []
