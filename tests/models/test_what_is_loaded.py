@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
+from PIL import Image
 
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
@@ -436,3 +437,30 @@ def test_a_unet_of_its_own_takes_its_bases_place(copy, miniatures, tmp_path):
     other = miniatures["sdxl"][0]
     assert "holds no UNet of Stable Diffusion XL" in refusal(other, overrides=Overrides(unet=str(tmp_path / "alone")))
     assert "is no folder and no Hub id" in refusal(base, overrides=Overrides(unet="gone"))
+
+
+# What a person says, through the commands
+
+
+def test_what_was_said_of_a_teacher_is_said_of_it_again(miniatures, tmp_path, fewstep_command):
+    """A run's LoRA is painted on the teacher as it was trained on it."""
+    folder, file = miniatures["sd15"]
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "pictures" / "0.png")
+    (tmp_path / "pictures" / "0.txt").write_text(PROMPT)
+    done = fewstep_command(
+        "distill", "--teacher", file, "--base-config", folder, "--prediction-type", "v_prediction", "--zero-snr",
+        "--data", "pictures", "--out", "run", "--steps", 1, "--batch-size", 1, "--lora-rank", 2, "--sample-every", 0,
+        "--guidance-range", 8, 8, "--guidance-scale", 8, "--device", "cpu", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "is assumed" not in done.stderr
+    model = load_pipeline(tmp_path / "run" / "model", "cpu").model
+    assert model.network.parameterisation == "v_prediction"
+    assert model.schedule.has_zero_terminal_snr
+    advice = fewstep_command("inspect", tmp_path / "run").stdout
+    assert "--prediction-type v_prediction --zero-snr" in advice
+    painted = fewstep_command(
+        "generate", "--model", folder, "--unet", tmp_path / "alone", "--prompt", PROMPT, "--out", tmp_path / "out"
+    )
+    assert (painted.returncode, "is no folder and no Hub id" in painted.stderr) == (2, True)
