@@ -16,9 +16,11 @@ from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models import scenes_model
 from fewstep.models.codec import Codec
+from fewstep.models.extractors import load_extractor
 from fewstep.models.loading import load_latent_model
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.models.scheduler import Overrides
+from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.models.weight_files import choose_weights
 from miniatures import save_miniature
 from single_files import save_single_file
@@ -140,8 +142,7 @@ def test_an_autoencoder_in_the_first_spelling_is_read(copy, miniatures):
 
 def test_a_tokenizer_without_its_vocabulary_is_refused(copy):
     folder = copy()
-    (folder / "tokenizer" / "tokenizer.json").unlink()
-    for name in ("vocab.json", "merges.txt"):
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (folder / "tokenizer" / name).unlink(missing_ok=True)
     assert "has no tokenizer.json and no vocab.json, so it has no vocabulary" in refusal(folder)
 
@@ -464,3 +465,12 @@ def test_what_was_said_of_a_teacher_is_said_of_it_again(miniatures, tmp_path, fe
         "generate", "--model", folder, "--unet", tmp_path / "alone", "--prompt", PROMPT, "--out", tmp_path / "out"
     )
     assert (painted.returncode, "is no folder and no Hub id" in painted.stderr) == (2, True)
+
+
+def test_a_judge_and_a_tiny_decoder_are_made_sure_of_too(clip, tiny_decoder, tmp_path):
+    for name, folder, load in (("model", clip, load_extractor), ("tiny", tiny_decoder, load_tiny_decoder)):
+        spoilt = shutil.copytree(folder, tmp_path / name)
+        (file,) = spoilt.glob("*.safetensors")
+        change_tensors(file, drop(1))
+        with pytest.raises(UserError, match="it lacks "):
+            load(str(spoilt), CPU)

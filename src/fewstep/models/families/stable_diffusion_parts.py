@@ -55,7 +55,7 @@ def load_parts_of_folder(family: Family, folder: Path, source: str, network: str
         tokenizer = encoder.replace("text_encoder", "tokenizer")
         parts[encoder] = load_weights(_KINDS[encoder], places[encoder])
         parts[tokenizer] = load_tokenizer(CLIPTokenizer, places[tokenizer])
-        check_tokenizer(parts[tokenizer], parts[encoder], str(places[tokenizer]))
+        check_tokenizer(parts[tokenizer], parts[encoder].config, str(places[tokenizer]))
     return parts
 
 
@@ -93,7 +93,7 @@ def load_parts_of_file(family: Family, path: Path, base_config: str, network: st
             part.eval().requires_grad_(False)
     for encoder in (name for name in _KINDS if name in family.parts):
         tokenizer = encoder.replace("text_encoder", "tokenizer")
-        check_tokenizer(parts[tokenizer], parts[encoder], str(folder / tokenizer))
+        check_tokenizer(parts[tokenizer], parts[encoder].config, str(folder / tokenizer))
     return parts, folder
 
 
