@@ -10,14 +10,17 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
+from PIL import Image
 
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models import scenes_model
 from fewstep.models.codec import Codec
+from fewstep.models.extractors import load_extractor
 from fewstep.models.loading import load_latent_model
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.models.scheduler import Overrides
+from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.models.weight_files import choose_weights
 from miniatures import save_miniature
 from single_files import save_single_file
@@ -139,8 +142,7 @@ def test_an_autoencoder_in_the_first_spelling_is_read(copy, miniatures):
 
 def test_a_tokenizer_without_its_vocabulary_is_refused(copy):
     folder = copy()
-    (folder / "tokenizer" / "tokenizer.json").unlink()
-    for name in ("vocab.json", "merges.txt"):
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (folder / "tokenizer" / name).unlink(missing_ok=True)
     assert "has no tokenizer.json and no vocab.json, so it has no vocabulary" in refusal(folder)
 
@@ -436,3 +438,39 @@ def test_a_unet_of_its_own_takes_its_bases_place(copy, miniatures, tmp_path):
     other = miniatures["sdxl"][0]
     assert "holds no UNet of Stable Diffusion XL" in refusal(other, overrides=Overrides(unet=str(tmp_path / "alone")))
     assert "is no folder and no Hub id" in refusal(base, overrides=Overrides(unet="gone"))
+
+
+# What a person says, through the commands
+
+
+def test_what_was_said_of_a_teacher_is_said_of_it_again(miniatures, tmp_path, fewstep_command):
+    """A run's LoRA is painted on the teacher as it was trained on it."""
+    folder, file = miniatures["sd15"]
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "pictures" / "0.png")
+    (tmp_path / "pictures" / "0.txt").write_text(PROMPT)
+    done = fewstep_command(
+        "distill", "--teacher", file, "--base-config", folder, "--prediction-type", "v_prediction", "--zero-snr",
+        "--data", "pictures", "--out", "run", "--steps", 1, "--batch-size", 1, "--lora-rank", 2, "--sample-every", 0,
+        "--guidance-range", 8, 8, "--guidance-scale", 8, "--device", "cpu", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "is assumed" not in done.stderr
+    model = load_pipeline(tmp_path / "run" / "model", "cpu").model
+    assert model.network.parameterisation == "v_prediction"
+    assert model.schedule.has_zero_terminal_snr
+    advice = fewstep_command("inspect", tmp_path / "run").stdout
+    assert "--prediction-type v_prediction --zero-snr" in advice
+    painted = fewstep_command(
+        "generate", "--model", folder, "--unet", tmp_path / "alone", "--prompt", PROMPT, "--out", tmp_path / "out"
+    )
+    assert (painted.returncode, "is no folder and no Hub id" in painted.stderr) == (2, True)
+
+
+def test_a_judge_and_a_tiny_decoder_are_made_sure_of_too(clip, tiny_decoder, tmp_path):
+    for name, folder, load in (("model", clip, load_extractor), ("tiny", tiny_decoder, load_tiny_decoder)):
+        spoilt = shutil.copytree(folder, tmp_path / name)
+        (file,) = spoilt.glob("*.safetensors")
+        change_tensors(file, drop(1))
+        with pytest.raises(UserError, match="it lacks "):
+            load(str(spoilt), CPU)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.models.parts import check_report, check_tokenizer, load_tokenizer
 
 INCEPTION_SIDE = 299
 _AT_ONCE = 32
@@ -56,7 +57,8 @@ def _clip(folder: Path, device: torch.device) -> Extractor:
     from transformers import CLIPModel, CLIPTokenizer
 
     model = _loaded(CLIPModel, folder, device)
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(CLIPTokenizer, folder)
+    check_tokenizer(tokenizer, model.config.text_config, str(folder))
     side = model.config.vision_config.image_size
 
     @torch.no_grad()
@@ -133,7 +135,11 @@ def resized(pictures: Tensor, side: int) -> Tensor:
 
 def _loaded(kind: Any, folder: Path, device: torch.device) -> Any:
     try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().to(device)
+        model, report = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )  # fmt: skip
+        check_report(report, str(folder), kind.__name__)
+        return model.eval().to(device)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} cannot be loaded ({str(error).splitlines()[0][:150]})") from error
 

@@ -56,7 +56,7 @@ if _IS_VERSION_4:
 def check_report(report: Mapping[str, Any], where: str, kind: str) -> None:
     """Raises UserError where a library's loading report says that weights and network are not of each other."""
     left = [name for name in report["unexpected_keys"] if not name.endswith(_NOT_NEEDED)]
-    mismatched = [f"{name} {_shape(held)} for {_shape(wanted)}" for name, held, wanted in report["mismatched_keys"]]
+    mismatched = [_mismatch(each) for each in report["mismatched_keys"]]
     said = [
         f"{what} {_listed(names)}"
         for what, names in (
@@ -77,6 +77,13 @@ def _listed(names: Iterable[Any], most: int = 3) -> str:
     if len(names) <= most:
         return f"{', '.join(names)}"
     return f"{len(names)} tensors, such as {', '.join(names[:most])}"
+
+
+def _mismatch(found: Any) -> str:
+    if isinstance(found, str):  # transformers 4 gives names alone
+        return found
+    name, held, wanted = found
+    return f"{name} {_shape(held)} for {_shape(wanted)}"
 
 
 def _shape(size: Any) -> str:
@@ -108,15 +115,15 @@ def _check_vocabulary(folder: Path) -> None:
             )
 
 
-def check_tokenizer(tokenizer: Any, encoder: Any, where: str) -> None:
+def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
     """Raises UserError where a tokenizer's words or lengths are not those of its text encoder."""
-    words, known = len(tokenizer), int(encoder.config.vocab_size)
+    words, known = len(tokenizer), int(encoder_config.vocab_size)
     if words > known or words <= known - _SPARE:
         raise UserError(
             f"{where} has {words} tokens and its text encoder knows {known}; give the tokenizer that the text encoder "
             "was trained with"
         )
-    length, places = tokenizer.model_max_length, int(encoder.config.max_position_embeddings)
+    length, places = tokenizer.model_max_length, int(encoder_config.max_position_embeddings)
     if length > places:
         said = f"reads up to {length} tokens" if length < 10**9 else "says no model_max_length in tokenizer_config.json"
         raise UserError(f"{where} {said} and its text encoder has {places} places; set model_max_length to {places}")

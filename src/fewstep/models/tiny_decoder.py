@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors
+from fewstep.models.parts import check_report
 
 _DIFFUSERS = "decoder.layers."
 
@@ -19,7 +20,7 @@ def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTi
     frozen, in fp32. Raises UserError naming what does not fit."""
     place = Path(source)
     try:
-        tiny = AutoencoderTiny.from_pretrained(place, use_safetensors=True) if place.is_dir() else _from_file(place)
+        tiny = _from_folder(place) if place.is_dir() else _from_file(place)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source} is no decoder in TAESD's layout ({reason})") from error
@@ -28,6 +29,12 @@ def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTi
         raise UserError(f"{source} has scaling_factor {scale!r} in config.json; a number above 0 is wanted")
     tiny = tiny.eval().requires_grad_(False).to(device, torch.float32)
     return tiny.to(memory_format=torch.channels_last)
+
+
+def _from_folder(folder: Path) -> AutoencoderTiny:
+    tiny, report = AutoencoderTiny.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    check_report(report, str(folder), AutoencoderTiny.__name__)
+    return tiny
 
 
 def _from_file(file: Path) -> AutoencoderTiny:

@@ -59,7 +59,7 @@ def load_parts_of_folder(family: Family, folder: Path, source: str, network: str
         tokenizer = encoder.replace("text_encoder", "tokenizer")
         parts[encoder] = load_weights(_KINDS[encoder], places[encoder], storage.dtype)
         parts[tokenizer] = load_tokenizer(CLIPTokenizer, places[tokenizer])
-        check_tokenizer(parts[tokenizer], parts[encoder], str(places[tokenizer]))
+        check_tokenizer(parts[tokenizer], parts[encoder].config, str(places[tokenizer]))
     return parts
 
 
@@ -108,7 +108,7 @@ def load_parts_of_file(
             part.eval().requires_grad_(False)
     for encoder in (name for name in _KINDS if name in family.parts):
         tokenizer = encoder.replace("text_encoder", "tokenizer")
-        check_tokenizer(parts[tokenizer], parts[encoder], str(folder / tokenizer))
+        check_tokenizer(parts[tokenizer], parts[encoder].config, str(folder / tokenizer))
     return parts, folder
 
 
