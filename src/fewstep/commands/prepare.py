@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,18 +29,20 @@ from fewstep.data.shards.prepared import (
 from fewstep.data.sources.base import Source, escape_line, list_repeats
 from fewstep.errors import UserError
 from fewstep.files import remove_abandoned
-from fewstep.models.loading import load_latent_model, pick_device
-from fewstep.models.options import DeviceOptions, ModelOptions
+from fewstep.models.loading import load_codec, pick_device
+from fewstep.models.options import DeviceOptions, SingleFileOptions
 from fewstep.models.prepared_latents import made_of
 from fewstep.parallel.workers import Workers, count_cores, use_one_thread
 from fewstep.recipes.pictures import PictureOptions
-from fewstep.runs.material import choose_resolution, open_source
+from fewstep.runs.material import choose_side, open_source
 from fewstep.train.config import check_at_least
 from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
 
+_BATCHES_AHEAD = 2
+
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare(PictureOptions, ModelOptions, DeviceOptions):
+class Prepare(PictureOptions, SingleFileOptions, DeviceOptions):
     """Encodes pictures into a folder that a training takes as --data.
 
     Give the same command again to resume it, or several times at once, on one machine or many, to share the work.
@@ -56,14 +61,17 @@ class Prepare(PictureOptions, ModelOptions, DeviceOptions):
     batch_size: int = 16
     """Pictures encoded together. Latents depend on it, but only by rounding."""
     workers: int = 0
-    """Processes on this machine, of one thread each on a CPU; 0 takes one for each core, or one for a GPU."""
+    """Processes on this machine; 0 takes one for each GPU, or without one for each core, of one thread each."""
+    read_ahead: int = 4
+    """Threads of each process on a GPU that read and decode the next pictures while it encodes; 0 reads them in
+    between."""
     seed: int = 0
     """Seed of random crops and of scenes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 1, "part", "batch_size")
-        check_at_least(self, 0, "workers")
+        check_at_least(self, 0, "workers", "read_ahead")
 
 
 @dataclass(frozen=True)
@@ -86,14 +94,10 @@ def prepare(config: Prepare) -> None:
         check_written(config.out, file.stem, studio.made_of)
     left = [part for part in _order_for_process(parts) if not is_written(config.out, part.name)]
     print(f"{len(parts)} shards of latents, {len(parts) - len(left)} of them there already", flush=True)
-    count = min(config.workers or (count_cores() if studio.on_cpu else 1), len(left))
-    if count > 1:
-        with Workers(count, EncodingStudio, (config,)) as workers:
-            workers.run(left)
-    elif left:
-        with use_one_thread() if studio.on_cpu else contextlib.nullcontext():  # more would round otherwise
-            for part in left:
-                studio.run(part)
+    begun = time.perf_counter()
+    stages = encode_parts(config, studio, left)
+    if stages.pictures:
+        print(stages.describe(time.perf_counter() - begun), flush=True)
     statuses: Counter[str] = Counter()
     for part in parts:
         statuses.update(read_statuses(config.out, part.name))
@@ -105,21 +109,61 @@ def prepare(config: Prepare) -> None:
     print(f"prepared: {report['found']} pictures, {used} used{f', {said}' if said else ''}: {config.out}", flush=True)
 
 
-class EncodingStudio:
-    """Holds the model and the source in each of the processes."""
+def encode_parts(config: Prepare, studio: EncodingStudio, left: list[Part]) -> Stages:
+    """Encodes what is left, in this process or in several; returns the time that it took."""
+    count = min(config.workers or (count_cores() if studio.on_cpu else studio.gpus), len(left))
+    if count > 1:
+        with Workers(count, EncodingStudio, (config,)) as workers:
+            return sum_stages(workers.run(left))
+    with use_one_thread() if studio.on_cpu else contextlib.nullcontext():  # more would round otherwise
+        return sum_stages([studio.run(part) for part in left])
 
-    def __init__(self, config: Prepare) -> None:
+
+@dataclass(frozen=True)
+class Stages:
+    """How long the stages of some pictures' preparation took, in seconds of all processes together."""
+
+    pictures: int = 0
+    decoding: float = 0.0
+    """Of all threads together."""
+    encoding: float = 0.0
+    writing: float = 0.0
+
+    def describe(self, seconds: float) -> str:
+        """Returns how many pictures a second each stage does alone, and all of them did in `seconds`."""
+        named = {"decode": self.decoding, "encode": self.encoding, "write": self.writing}
+        rates = ", ".join(f"{name} {self.pictures / max(taken, 1e-9):.0f}" for name, taken in named.items())
+        return f"pictures a second: {rates} (of one thread or process), {self.pictures / max(seconds, 1e-9):.0f} in all"
+
+
+def sum_stages(parts: Iterable[Stages]) -> Stages:
+    """Adds them up."""
+    rows = [dataclasses.astuple(part) for part in parts]
+    return Stages(*(sum(column) for column in zip(*rows, strict=True))) if rows else Stages()
+
+
+class EncodingStudio:
+    """Holds the autoencoder and the source in each of the processes."""
+
+    def __init__(self, config: Prepare, number: int = 0) -> None:
+        """`number` is that of the process on this machine, each of which has a GPU of its own as long as there are
+        some."""
         self._config = config
-        self._model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
-        self.on_cpu = self._model.device.type == "cpu"
-        resolution = choose_resolution(config, self._model)
+        own = int(os.environ.get("LOCAL_RANK", "0")) + number
+        device = pick_device(config.device, own)
+        self._codec, side = load_codec(config.model, device, config.base_config)
+        self.on_cpu = device.type == "cpu"
+        self.gpus = 1 if "LOCAL_RANK" in os.environ or device.type != "cuda" else torch.cuda.device_count()
+        threads = 0 if self.on_cpu else config.read_ahead  # on a CPU there are as many processes as cores
+        self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
+        resolution = choose_side(config, side, self._codec.multiple)
         self._source = open_source(config, config.data, resolution, config.seed)
         self._reading = PictureReader(
             [self._source], [1.0], CropSettings(resolution=resolution, crop=config.crop), config.seed
         )
         self.parts = list(_split(self._source, config.part))
         self.made_of = made_of(
-            self._model, resolution=resolution, crop=config.crop, std=config.std, seed=config.seed
+            self._codec, resolution=resolution, crop=config.crop, std=config.std, seed=config.seed
         ) | {
             "data": config.data, "batch_size": config.batch_size, "part": config.part,
             "pictures_sha256": hash_sources([self._source]),
@@ -127,25 +171,55 @@ class EncodingStudio:
         if repeats := {part.name: part.times for part in self.parts if part.times != 1}:
             self.made_of["repeats"] = repeats
 
-    def run(self, part: Part) -> None:
+    def run(self, part: Part) -> Stages:
         """Encodes a part, unless another process has meanwhile."""
         if is_written(self._config.out, part.name):
-            return
+            return Stages()
+        decoding = encoding = 0.0
         rows: list[PreparedRow] = []
         latents: dict[str, list[torch.Tensor]] = {"mean": [], "std": []}
         size = self._config.batch_size
-        for first in range(part.pictures.start, part.pictures.stop, size):
-            indices = range(first, min(first + size, part.pictures.stop))
-            squares = [self._reading.read(i, i) for i in indices]
+        for indices, squares, seconds in self._read_batches(part, size):
+            decoding += seconds
+            begun = time.perf_counter()
             kept = torch.tensor([not square.reason for square in squares])
             # All batches are of one size, so that what a picture becomes depends on none beside it.
             filled = [squares[i % len(squares)].image for i in range(size)]
-            for name, value in zip(("mean", "std"), self._model.codec.encode(to_pixels(filled)), strict=True):
+            for name, value in zip(("mean", "std"), self._codec.encode(to_pixels(filled)), strict=True):
                 latents[name].append(value[: len(squares)].cpu()[kept].half())
+            encoding += time.perf_counter() - begun
             rows += [_make_row(self._reading, i, square) for i, square in zip(indices, squares, strict=True)]
             _check(rows, part)
         joined = {name: torch.cat(values) for name, values in latents.items() if name == "mean" or self._config.std}
+        begun = time.perf_counter()
         write_shard(self._config.out, part.name, rows, joined, self.made_of)
+        return Stages(len(part.pictures), decoding, encoding, time.perf_counter() - begun)
+
+    def _read_batches(self, part: Part, size: int) -> Iterator[tuple[range, list[Square], float]]:
+        """Yields the batches of a part with the seconds that reading each took; with threads, while the last one is
+        encoded the next two are read."""
+        starts = range(part.pictures.start, part.pictures.stop, size)
+        batches = (range(first, min(first + size, part.pictures.stop)) for first in starts)
+        if self._pool is None:
+            for indices in batches:
+                yield indices, *self._join([self._read(i) for i in indices])
+            return
+        waiting: deque[tuple[range, list[Future[tuple[Square, float]]]]] = deque()
+        for indices in batches:
+            waiting.append((indices, [self._pool.submit(self._read, i) for i in indices]))
+            if len(waiting) > _BATCHES_AHEAD:
+                earlier, futures = waiting.popleft()
+                yield earlier, *self._join([future.result() for future in futures])
+        for earlier, futures in waiting:
+            yield earlier, *self._join([future.result() for future in futures])
+
+    def _read(self, index: int) -> tuple[Square, float]:
+        begun = time.perf_counter()
+        return self._reading.read(index, index), time.perf_counter() - begun
+
+    @staticmethod
+    def _join(read: Sequence[tuple[Square, float]]) -> tuple[list[Square], float]:
+        return [square for square, _ in read], sum(seconds for _, seconds in read)
 
 
 def _make_row(reading: PictureReader, index: int, square: Square) -> PreparedRow:

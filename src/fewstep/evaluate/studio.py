@@ -38,9 +38,10 @@ class PaintingJob:
 class EvaluationStudio:
     """Models, prompts and those who look at the pictures; but for the real ones."""
 
-    def __init__(self, config: Evaluate) -> None:
+    def __init__(self, config: Evaluate, number: int = 0) -> None:
+        """`number` is that of the process, each of which has a GPU of its own as long as there are some."""
         self.config = config
-        self.device = pick_device(config.device)
+        self.device = pick_device(config.device, number)
         loras = [parse_lora(given) for given in config.lora]
         self.card = _find_card(config.model)
         self.teacher_source = config.teacher or self.card.teacher or (config.model if config.lora else "")
@@ -51,7 +52,7 @@ class EvaluationStudio:
         base_config = config.base_config or self.card.base_config or ""
         self.dtype = choose_dtype(config.precision, self.device)
         self.student = load_pipeline(
-            config.model, config.device, loras, base_config if loras else "", overrides=config,
+            config.model, str(self.device), loras, base_config if loras else "", overrides=config,
             precision=config.precision,
         )  # fmt: skip
         single = base_config if Path(self.teacher_source).is_file() else ""

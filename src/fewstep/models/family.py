@@ -187,6 +187,14 @@ class Family(ABC):
     def load_single_file(self, path: Path, base_config: str, storage: Storage, overrides: Overrides) -> LatentModel:
         """Loads a single file; `base_config` is a folder with configurations and tokenizers, or empty for the Hub's."""
 
+    codec_part: str = "vae"
+    """The folder of the autoencoder."""
+
+    @abstractmethod
+    def load_codec(self, place: Path, base_config: str, device: torch.device) -> tuple[Codec, int]:
+        """Loads the autoencoder alone out of a folder or a single file, in fp32, frozen; returns it with the side in
+        pixels of the model's pictures. Raises UserError."""
+
     @abstractmethod
     def make_pipeline(self, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> Any:
         """Makes the pipeline of the class that people load such a model with."""

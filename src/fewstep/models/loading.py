@@ -8,6 +8,7 @@ import torch
 
 from fewstep import assets
 from fewstep.errors import UserError
+from fewstep.models.codec import Codec
 from fewstep.models.families import family_of_file, family_of_folder, list_families, list_parts
 from fewstep.models.family import LatentModel
 from fewstep.models.hub import fetch_configurations, fetch_pipeline, is_hub_id
@@ -15,8 +16,18 @@ from fewstep.models.scheduler import Overrides, read_json
 from fewstep.precision import Storage
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """Returns the named device, or the best there is. Raises UserError."""
+def pick_device(name: str = "auto", number: int = 0) -> torch.device:
+    """Returns the named device, or the best there is; of several GPUs the one for process `number`.
+
+    Raises UserError where there is none such.
+    """
+    device = _pick_device(name)
+    if device.type != "cuda" or device.index is not None or not number:
+        return device
+    return torch.device("cuda", number % torch.cuda.device_count())
+
+
+def _pick_device(name: str) -> torch.device:
     if name != "auto":
         try:
             device = torch.empty(0, device=name).device
@@ -56,6 +67,22 @@ def load_latent_model(
     folder = find_files(source, overrides)
     index = read_json(folder / "model_index.json", f"{source} is not a pipeline")
     return family_of_folder(folder, index, str(source)).load_folder(folder, str(source), index, storage, overrides)
+
+
+def load_codec(source: str | Path, device: torch.device, base_config: str = "") -> tuple[Codec, int]:
+    """Loads a model's autoencoder alone, in fp32, and returns it with the side in pixels of the model's pictures.
+
+    Of a Hub id no other weights are fetched. Raises UserError.
+    """
+    place = Path(assets.find_folder(source))
+    if place.is_file():
+        return family_of_file(place).load_codec(place, base_config, device)
+    if not place.is_dir() and is_hub_id(str(source)):
+        codecs = {family.codec_part for family in list_families()}
+        place = fetch_pipeline(str(source), list_parts(), without=set(list_parts()) - codecs)
+    folder = find_files(place if place.is_dir() else source, Overrides())
+    index = read_json(folder / "model_index.json", f"{source} is not a pipeline")
+    return family_of_folder(folder, index, str(source)).load_codec(folder, base_config, device)
 
 
 def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True) -> Path:

@@ -24,12 +24,17 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(Overrides):
-    """Says how a command reads its model."""
+class SingleFileOptions:
+    """Says how a command reads a model that is a single file."""
 
     base_config: str = ""
     """Diffusers folder with the configurations and tokenizers for a model that is a single file; it needs no weights.
     By default they are fetched from the Hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(SingleFileOptions, Overrides):
+    """Says how a command reads its model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from fewstep.data.order import SampleOrder
 from fewstep.data.reading import draw_caption
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.errors import UserError
+from fewstep.models.codec import Codec
 from fewstep.models.family import LatentModel
 
 
@@ -50,17 +51,17 @@ class PreparedLatents:
         return []  # what could not be read was left out when they were prepared
 
 
-def made_of(model: LatentModel, *, resolution: int, crop: str, std: bool, seed: int) -> dict[str, Any]:
+def made_of(codec: Codec, *, resolution: int, crop: str, std: bool, seed: int) -> dict[str, Any]:
     """Returns what latents depend on, beside the pictures."""
     return {
-        "format": 1, **model.codec.describe(), "resolution": resolution, "crop": crop, "std": std, "seed": seed,
+        "format": 1, **codec.describe(), "resolution": resolution, "crop": crop, "std": std, "seed": seed,
     }  # fmt: skip
 
 
 def check_made_for(shards: PreparedShards, model: LatentModel, resolution: int) -> None:
     """Raises UserError naming the field in which prepared latents and a model do not agree."""
     held: Mapping[str, Any] = shards.made_of
-    wanted = made_of(model, resolution=resolution, crop="", std=True, seed=0)
+    wanted = made_of(model.codec, resolution=resolution, crop="", std=True, seed=0)
     for name in ("format", *model.codec.describe(), "resolution"):
         if held.get(name) != wanted[name]:
             raise UserError(

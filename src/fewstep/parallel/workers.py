@@ -24,26 +24,28 @@ from fewstep.errors import UserError
 class JobRunner(Protocol):
     """What a worker process needs for its jobs."""
 
-    def run(self, job: Any) -> None:
-        """Runs one job and writes its result to a file."""
+    def run(self, job: Any) -> Any:
+        """Runs one job, writes its result to a file, and returns what is to be said of it."""
 
 
 _RUNNER: list[JobRunner] = []  # of this process, once it has started
 
 
 class Workers:
-    """`count` processes, each with its own runner `make(*arguments)`."""
+    """`count` processes, each with its own runner `make(*arguments, number)`, numbered from 0."""
 
     def __init__(self, count: int, make: Callable[..., JobRunner], arguments: tuple[Any, ...]) -> None:
+        context = multiprocessing.get_context("spawn")
+        started = context.Value("i", 0)
         self._pool = ProcessPoolExecutor(
-            count, multiprocessing.get_context("spawn"), initializer=_start, initargs=(os.getpid(), make, arguments)
+            count, context, initializer=_start, initargs=(os.getpid(), started, make, arguments)
         )
 
-    def run(self, jobs: Sequence[Any]) -> None:
-        """Runs all jobs before it returns. Raises what a worker raised, and UserError where one was killed."""
+    def run(self, jobs: Sequence[Any]) -> list[Any]:
+        """Runs all jobs, and returns what the runners did. Raises what a worker raised, and UserError where one was
+        killed."""
         try:
-            for _ in self._pool.map(_run, jobs):
-                pass
+            return list(self._pool.map(_run, jobs))
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed, perhaps for lack of memory; give fewer --workers, and the same command "
@@ -59,12 +61,14 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _start(parent: int, make: Callable[..., JobRunner], arguments: tuple[Any, ...]) -> None:
+def _start(parent: int, started: Any, make: Callable[..., JobRunner], arguments: tuple[Any, ...]) -> None:
     exit_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # for good: the main process prints the same
     torch.set_num_threads(1)
-    _RUNNER.append(make(*arguments))
+    with started.get_lock():
+        number, started.value = started.value, started.value + 1
+    _RUNNER.append(make(*arguments, number))
 
 
 def exit_with_parent(parent: int) -> None:
@@ -78,8 +82,8 @@ def exit_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run(job: Any) -> None:
-    _RUNNER[0].run(job)
+def _run(job: Any) -> Any:
+    return _RUNNER[0].run(job)
 
 
 @contextlib.contextmanager

@@ -39,9 +39,14 @@ class Material:
 
 def choose_resolution(config: PictureOptions, model: LatentModel) -> int:
     """Returns the side of the pictures in pixels. Raises UserError where `model` cannot have it."""
-    resolution = config.resolution or model.resolution
-    if resolution % model.codec.multiple:
-        raise UserError(f"resolution is {resolution}; the model needs a multiple of {model.codec.multiple}")
+    return choose_side(config, model.resolution, model.codec.multiple)
+
+
+def choose_side(config: PictureOptions, own: int, multiple: int) -> int:
+    """Returns the side of the pictures in pixels, of a model whose `own` it is. Raises UserError."""
+    resolution = config.resolution or own
+    if resolution % multiple:
+        raise UserError(f"resolution is {resolution}; the model needs a multiple of {multiple}")
     return resolution
 
 

@@ -33,7 +33,12 @@ from fewstep.models.conditioner import TextEncoder
 from fewstep.models.families.clip import ClipConditioner
 from fewstep.models.families.original_names import former_names, original_unet_names
 from fewstep.models.families.single_file import check_keys, read_statements
-from fewstep.models.families.stable_diffusion_parts import check_parts, load_parts_of_file, load_parts_of_folder
+from fewstep.models.families.stable_diffusion_parts import (
+    check_parts,
+    load_autoencoder,
+    load_parts_of_file,
+    load_parts_of_folder,
+)
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.network import BackboneNetwork
@@ -152,6 +157,12 @@ class StableDiffusion(Family):
         index = read_json(folder / "model_index.json", f"{folder} is not a pipeline")
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
         return self.assemble(str(path), parts, config, storage.device, zero_null=zero_null)
+
+    def load_codec(self, place: Path, base_config: str, device: torch.device) -> tuple[Codec, int]:
+        autoencoder, folder = load_autoencoder(self, place, base_config)
+        network = read_json(folder / "unet" / "config.json", f"{place} is not a whole pipeline")
+        codec = Codec(autoencoder.to(device, memory_format=torch.channels_last))
+        return codec, self.read_side(network, autoencoder.config)
 
     def assemble(
         self, source: str, parts: Mapping[str, Any], scheduler_config: dict[str, Any], device: torch.device, *,

@@ -70,6 +70,18 @@ def choose_codec_dtype(folder: Path, storage: Storage) -> torch.dtype:
     return torch.float32 if config.get("force_upcast", True) else storage.codec_dtype
 
 
+def load_autoencoder(family: Family, place: Path, base_config: str) -> tuple[Any, Path]:
+    """Loads an autoencoder alone, in fp32, and returns the folder of the model's configurations with it."""
+    if place.is_file():
+        folder = find_configurations(family, base_config, read_safetensors_header(place), place)
+        vae = load_part_of_file(family, place, folder / "vae", AutoencoderKL, torch.float32)
+        vae.eval().requires_grad_(False)
+    else:
+        folder, vae = place, load_weights(AutoencoderKL, assets.find_part(place, "vae"))
+    _check_latents(str(place), vae.config, is_xl="text_encoder_2" in family.parts)
+    return vae, folder
+
+
 def load_network(family: Family, source: str, storage: Storage) -> Any:
     """Loads a UNet that is a repository of its own, a folder or a Hub id. Raises UserError."""
     folder = Path(source)
