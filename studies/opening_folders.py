@@ -1,6 +1,6 @@
 """How long a folder of 100,000 photographs of 12 megapixels takes to open, the first time and the second.
 
-    python studies/opening_folders.py        # some minutes and 1 GiB; --help lists what can be other
+    python studies/opening_folders.py        # five minutes and 1 GiB; --help lists what can be other
 
 The photographs are 200 files of noise on scikit-learn's two pictures; the 100,000 are hard links to them, each with a
 caption in a .txt of its own. Figures: docs/studies/opening.json, docs/data.md.
