@@ -111,7 +111,8 @@ class Ours:
         for module in modules:
             if module is not None:
                 yield from (*module.parameters(), *module.buffers())
-        held = [*vars(self._latents).values(), *getattr(self._latents, "_text", {}).values()]
+        kept = getattr(self._latents, "encoded", None)
+        held = kept.tensors().values() if kept else ()
         yield from (value for value in held if isinstance(value, Tensor) and value.device == model.device)
 
 

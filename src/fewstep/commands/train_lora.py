@@ -9,7 +9,7 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_data, claim_run_folder, finished
 from fewstep.runs.learning import choose_frozen_dtype
-from fewstep.runs.material import open_material
+from fewstep.runs.material import forget_encoded, open_material
 from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
@@ -20,7 +20,7 @@ def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
-    material = open_material(config, model)
+    material = open_material(config, model, run=config.out)
     claim_run_folder(config.out, config)
     if finished(config.out):
         return
@@ -39,6 +39,7 @@ def train_lora(config: TrainLora) -> None:
     )
     fit(task, config, config.out, "style")
     style.save(config.out / "model")
+    forget_encoded(config.out)
     print(f"model: {config.out / 'model'}", flush=True)
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from fewstep.data.latents import DroppedPicture, LatentBatch
 from fewstep.data.pictures import to_pixels
 from fewstep.data.reading import PictureReader
+from fewstep.models.encoded import encode_pictures, share_encoded
 from fewstep.models.family import LatentModel
-
-_CHUNK = 64
 
 
 class _Latents:
@@ -36,39 +34,16 @@ class KeptLatents(_Latents):
     """Everything encoded beforehand and kept in main memory; a batch is a look-up. Only where a picture is cut alike
     wherever it stands. What encoded it is put off the card."""
 
-    def __init__(self, model: LatentModel, reading: PictureReader) -> None:
+    def __init__(self, model: LatentModel, reading: PictureReader, folder: Path | None = None) -> None:
+        """What is encoded is kept in `folder`, if one is given, and read from there where it is whole."""
         super().__init__(reading)
-        console = Console(stderr=True)
-        starts: Sequence[int] = range(0, len(reading), _CHUNK)
-        means, stds, sizes = [], [], []
-        numbers: dict[str, int] = {}  # equal captions are encoded once
-        rows: list[list[int]] = []  # of the captions of each picture
-        reasons: list[str] = []
-        for start in track(
-            starts, f"encoding {len(reading)} pictures", console=console, disable=not console.is_terminal
-        ):
-            part = [reading.read(i) for i in range(start, min(start + _CHUNK, len(reading)))]
-            mean, std = model.codec.encode(to_pixels([square.image for square in part]))
-            means.append(mean.cpu())
-            stds.append(std.cpu())
-            sizes += [square.sizes for square in part]
-            rows += [[numbers.setdefault(caption, len(numbers)) for caption in square.captions] for square in part]
-            reasons += [square.reason for square in part]
-        captions = list(numbers)
-        parts = (model.conditioner.encode(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK))
-        texts = [{name: value.cpu() for name, value in part.items()} for part in parts]
+        encoded = encode_pictures(model, reading) if folder is None else share_encoded(model, reading, folder)
         self._device = model.device
-        self._mean, self._std = self._hold(means), self._hold(stds)
-        self._text = {name: self._hold([part[name] for part in texts]) for name in texts[0]}
-        self._rows = rows
-        self._sizes = {name: value.cpu() for name, value in model.conditioner.tell_sizes(sizes).items()}
-        self._reasons = reasons
+        if self._device.type == "cuda":  # from where a card takes it while it computes
+            pinned = {name: value.pin_memory() for name, value in encoded.tensors().items()}
+            encoded = encoded.with_tensors(pinned)
+        self.encoded = encoded
         model.rest()
-
-    def _hold(self, parts: Sequence[Tensor]) -> Tensor:
-        """Joins what is kept in main memory, where a card takes it from while it computes."""
-        whole = torch.cat(list(parts))
-        return whole.pin_memory() if self._device.type == "cuda" else whole
 
     def _take(self, held: Tensor, index: Tensor) -> Tensor:
         """Returns rows of what is kept, on the device."""
@@ -77,22 +52,22 @@ class KeptLatents(_Latents):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        return tuple(self._mean.shape[1:])
+        return tuple(self.encoded.mean.shape[1:])
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
         indices = self._reading.indices(counters)
-        reasons = [self._reasons[i] for i in indices]
+        reasons = [self.encoded.reasons[i] for i in indices]
         keyed = zip(counters, indices, reasons, strict=True)
         self._lost += [DroppedPicture(i, self._reading.key(int(index)), reason) for i, index, reason in keyed if reason]
         index = torch.from_numpy(indices)
         drawn = [
-            self._reading.draw_caption(self._rows[int(i)], counter)
+            self._reading.draw_caption(self.encoded.rows[int(i)], counter)
             for counter, i in zip(counters, indices, strict=True)
         ]
         row = torch.tensor(drawn)
-        cond = {name: self._take(value, row) for name, value in self._text.items()}
-        cond |= {name: self._take(value, index) for name, value in self._sizes.items()}
-        z_0 = self._take(self._mean, index) + self._take(self._std, index) * noise
+        cond = {name: self._take(value, row) for name, value in self.encoded.text.items()}
+        cond |= {name: self._take(value, index) for name, value in self.encoded.sizes.items()}
+        z_0 = self._take(self.encoded.mean, index) + self._take(self.encoded.std, index) * noise
         return LatentBatch(z_0, cond, _valid(reasons, self._device))
 
 
@@ -119,11 +94,14 @@ def _valid(reasons: Sequence[str], device: torch.device) -> Tensor:
     return torch.tensor([not reason for reason in reasons]).to(device, non_blocking=True)
 
 
-def encode(model: LatentModel, reading: PictureReader, keep_gib: float) -> KeptLatents | FreshLatents:
-    """Keeps the latents and texts when they need at most `keep_gib` GiB and no picture is cut in several ways."""
+def encode(
+    model: LatentModel, reading: PictureReader, keep_gib: float, folder: Path | None = None
+) -> KeptLatents | FreshLatents:
+    """Keeps the latents and texts when they need at most `keep_gib` GiB and no picture is cut in several ways; in
+    `folder` too, if one is given."""
     channels, height, width = model.codec.shape(reading.crop_settings.resolution)
     text = sum(value.numel() for value in model.conditioner.encode([""]).values())
     needed = len(reading) * 4 * (2 * channels * height * width + text) / 2**30
     if needed <= keep_gib and reading.crop_settings.is_fixed:
-        return KeptLatents(model, reading)
+        return KeptLatents(model, reading, folder)
     return FreshLatents(model, reading)

@@ -15,7 +15,7 @@ from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_data, claim_run_folder, finished
-from fewstep.runs.material import Material, open_material
+from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.loop import fit
@@ -32,7 +32,8 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
     if config.skip > model.schedule.last:
         raise UserError(f"skip is {config.skip} and the schedule has {model.schedule.num_steps} times; give less")
     few = config.batch_size if config.dry_run else 0
-    material = open_material(config, model, captions=SAMPLE_PROMPTS, most=few)
+    run = None if config.dry_run else config.out
+    material = open_material(config, model, captions=SAMPLE_PROMPTS, most=few, run=run)
     if config.dry_run:
         return material
     claim_run_folder(config.out, config)
@@ -69,6 +70,7 @@ def fit_and_save(
     """Trains to the end, calling `observe(n)` after update n, and exports to `config.out / "model"`."""
     fit(task, config, config.out, title, observe)
     student.save(config.out / "model")
+    forget_encoded(config.out)
     print(f"model: {config.out / 'model'}", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from fewstep.errors import UserError
 from fewstep.models.encoding import encode
 from fewstep.models.family import LatentModel
 from fewstep.models.prepared_latents import PreparedLatents, check_made_for
+from fewstep.parallel.world import current_world
 from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
 
 
@@ -63,9 +65,16 @@ def open_source(config: PictureOptions, data: str, resolution: int, seed: int) -
     return open_pictures(request)
 
 
-def open_material(config: TrainingConfig, model: LatentModel, *, captions: int = 0, most: int = 0) -> Material:
+ENCODED = "encoded"
+"""The folder of a run in which encoded pictures are kept until it ends."""
+
+
+def open_material(
+    config: TrainingConfig, model: LatentModel, *, captions: int = 0, most: int = 0, run: Path | None = None
+) -> Material:
     """Opens all sources of a configuration, in its order, as `model` sees them; of the first one `most` pictures, if
-    given. Of pictures of one's own it prints what was used and what was dropped."""
+    given. Of pictures of one's own it prints what was used and what was dropped. What is kept encoded is kept in the
+    folder of a `run` too, if there is one."""
     resolution = choose_resolution(config, model)
     if is_prepared(Path(config.data)):
         return _open_prepared(config, model, resolution, captions)
@@ -89,7 +98,16 @@ def open_material(config: TrainingConfig, model: LatentModel, *, captions: int =
         | ({"told": dict(r.told)} if r.told else {})
         for data, r in reports
     }
-    return Material(lambda: encode(model, reading, config.keep_gib), count, words, account, reading.hash_contents())
+    folder = None if run is None else run / ENCODED
+    return Material(
+        lambda: encode(model, reading, config.keep_gib, folder), count, words, account, reading.hash_contents()
+    )
+
+
+def forget_encoded(run: Path) -> None:
+    """Deletes what a run that has ended kept encoded."""
+    if current_world().main:
+        shutil.rmtree(run / ENCODED, ignore_errors=True)
 
 
 def _open_prepared(config: TrainingConfig, model: LatentModel, resolution: int, captions: int) -> Material:

@@ -1,0 +1,152 @@
+"""Pictures and captions encoded once, by one process for all, and kept in the folder of a run, which goes on with
+them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewstep.data.pictures import to_pixels
+from fewstep.data.reading import PictureReader
+from fewstep.errors import UserError
+from fewstep.files import read_safetensors, write_whole
+from fewstep.models.family import LatentModel
+from fewstep.models.hashes import weights_sha256
+from fewstep.parallel.world import current_world
+
+logger = logging.getLogger(__name__)
+_CHUNK = 64
+_TENSORS, _REST = "encoded.safetensors", "encoded.json"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """All pictures of a source and their captions, in main memory."""
+
+    mean: Tensor
+    """Of the latents' posterior, `[n, c, h, w]`."""
+    std: Tensor
+    text: dict[str, Tensor]
+    """Conditions of every caption once, `[captions, …]`."""
+    sizes: dict[str, Tensor]
+    """Conditions of every picture's sizes, where the network takes them."""
+    rows: list[list[int]]
+    """Of each picture, the numbers of its captions."""
+    reasons: list[str]
+    """Why a picture could not be read; empty where it could."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns every tensor under a name."""
+        text = {f"text.{name}": value for name, value in self.text.items()}
+        return {"mean": self.mean, "std": self.std} | text | {f"sizes.{name}": v for name, v in self.sizes.items()}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Encoded:
+        """Returns the same with other tensors, as `tensors` names them."""
+        text, sizes = (
+            {name.removeprefix(begin): value for name, value in tensors.items() if name.startswith(begin)}
+            for begin in ("text.", "sizes.")
+        )
+        return Encoded(tensors["mean"], tensors["std"], text, sizes, self.rows, self.reasons)
+
+
+def encode_pictures(model: LatentModel, reading: PictureReader) -> Encoded:
+    """Reads and encodes everything, with a bar on a terminal."""
+    console = Console(stderr=True)
+    starts: Sequence[int] = range(0, len(reading), _CHUNK)
+    means, stds, sizes = [], [], []
+    numbers: dict[str, int] = {}  # equal captions are encoded once
+    rows: list[list[int]] = []
+    reasons: list[str] = []
+    for start in track(starts, f"encoding {len(reading)} pictures", console=console, disable=not console.is_terminal):
+        part = [reading.read(i) for i in range(start, min(start + _CHUNK, len(reading)))]
+        mean, std = model.codec.encode(to_pixels([square.image for square in part]))
+        means.append(mean.cpu())
+        stds.append(std.cpu())
+        sizes += [square.sizes for square in part]
+        rows += [[numbers.setdefault(caption, len(numbers)) for caption in square.captions] for square in part]
+        reasons += [square.reason for square in part]
+    captions = list(numbers)
+    parts = (model.conditioner.encode(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK))
+    texts = [{name: value.cpu() for name, value in part.items()} for part in parts]
+    return Encoded(
+        mean=torch.cat(means), std=torch.cat(stds), rows=rows, reasons=reasons,
+        text={name: torch.cat([part[name] for part in texts]) for name in texts[0]},
+        sizes={name: value.cpu() for name, value in model.conditioner.tell_sizes(sizes).items()},
+    )  # fmt: skip
+
+
+def share_encoded(model: LatentModel, reading: PictureReader, folder: Path) -> Encoded:
+    """Reads what `folder` holds of these pictures; where it holds nothing whole, one process encodes them for all."""
+    world, made_of = current_world(), _describe(model, reading)
+    encoded = None
+    if world.main:
+        encoded = read_encoded(folder, made_of)
+        if encoded is None:
+            encoded = encode_pictures(model, reading)
+            _try_to_write(encoded, folder, made_of, needed=world.size > 1)
+    world.wait()
+    encoded = encoded or read_encoded(folder, made_of)
+    if encoded is None:
+        raise UserError(f"{folder} is not the same for all processes; give an --out that all of them see")
+    return encoded
+
+
+def _describe(model: LatentModel, reading: PictureReader) -> dict[str, Any]:
+    """Returns what encoded pictures depend on, beside what the pictures themselves are."""
+    settings = reading.crop_settings
+    return {
+        "format": 1, **model.codec.describe(), "resolution": settings.resolution, "crop": settings.crop,
+        "encoders": {name: weights_sha256(module) for name, module in model.conditioner.encoders.items()},
+        "pictures_sha256": reading.hash_contents(),
+    }  # fmt: skip
+
+
+def _try_to_write(encoded: Encoded, folder: Path, made_of: dict[str, Any], *, needed: bool) -> None:
+    try:
+        write_encoded(encoded, folder, made_of)
+    except Exception as error:  # safetensors and the file system each raise their own
+        reason = " ".join(str(error).split())[:120]
+        if needed:
+            raise UserError(f"{folder} cannot be written, and other processes read it ({reason}); make room") from error
+        logger.warning(f"note: encoded pictures are not kept for the next start: {folder} cannot be written ({reason})")
+
+
+def write_encoded(encoded: Encoded, folder: Path, made_of: dict[str, Any]) -> None:
+    """Writes tensors, then what vouches for them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with write_whole(folder / _TENSORS) as draft:
+        save_file({name: value.contiguous() for name, value in encoded.tensors().items()}, draft)
+        rest = {
+            "made_of": made_of, "sha256": _hash_file(draft), "rows": encoded.rows, "reasons": encoded.reasons,
+        }  # fmt: skip
+    with write_whole(folder / _REST) as draft:
+        draft.write_text(json.dumps(rest))
+
+
+def read_encoded(folder: Path, made_of: dict[str, Any]) -> Encoded | None:
+    """Reads what was written there of the same pictures and models; None where that is something else, or not whole."""
+    try:
+        rest = json.loads((folder / _REST).read_text())
+        if rest["made_of"] != json.loads(json.dumps(made_of)) or rest["sha256"] != _hash_file(folder / _TENSORS):
+            return None
+        held = read_safetensors(folder / _TENSORS)
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return None
+    empty = torch.empty(0)
+    return Encoded(empty, empty, {}, {}, rest["rows"], rest["reasons"]).with_tensors(held)
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
