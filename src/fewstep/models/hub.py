@@ -77,7 +77,7 @@ def _of_part(names: Sequence[str], begin: str, source: str, *, weights: bool) ->
 
 def _fetch(source: str, choose: Choose) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    from tqdm import tqdm
 
     try:
         try:
@@ -87,13 +87,9 @@ def _fetch(source: str, choose: Choose) -> Path:
             if (place := _fetched_before(source, error)) is not None:
                 return place
             raise
-        wanted = list(choose(names))
-        if sys.stderr.isatty():
-            enable_progress_bars()
-        try:
-            return Path(snapshot_download(source, allow_patterns=wanted))
-        finally:
-            disable_progress_bars()
+        # Of its own, since the libraries' bars are off: they show one for every part that they load.
+        bar = tqdm if sys.stderr.isatty() else None
+        return Path(snapshot_download(source, allow_patterns=list(choose(names)), tqdm_class=bar))
     except UserError:
         raise
     except Exception as error:  # the Hub's client, its two HTTP libraries and the disk each raise their own

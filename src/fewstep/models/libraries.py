@@ -12,15 +12,11 @@ def import_without_bitsandbytes() -> None:
     for that. Does nothing where bitsandbytes is imported already. For processes of our own: a program that calls
     fewstep may have quantised networks.
     """
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
     if "bitsandbytes" in sys.modules:
         return
     # None is Python's own mark of a module that cannot be imported (docs.python.org/3/reference/import.html, 5.3.1).
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # typeshed leaves the mark out
     try:
-        # transformers shows bars of its own where the Hub's are on; `hub` puts them on while it fetches.
-        disable_progress_bars()
         import diffusers  # noqa: F401  # asks as it is imported, as does peft
         from peft.import_utils import is_bnb_available
 
