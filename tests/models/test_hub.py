@@ -45,6 +45,7 @@ def hub(repositories, tmp_path, monkeypatch):
 
 
 def go_online(monkeypatch, url, cache):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)  # as the command has it
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "ENDPOINT", url)

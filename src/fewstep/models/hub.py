@@ -78,7 +78,7 @@ def _of_part(names: Sequence[str], begin: str, source: str, *, weights: bool) ->
 def fetch(source: str, choose: Choose) -> Path:
     """Fetches what is chosen of a repository's files, or finds it among what was fetched before. Raises UserError."""
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    from tqdm import tqdm
 
     try:
         place: Path | None = None
@@ -92,12 +92,9 @@ def fetch(source: str, choose: Choose) -> Path:
         wanted = list(choose(names))
         if place is not None:
             return place
-        if sys.stderr.isatty():
-            enable_progress_bars()
-        try:
-            return Path(snapshot_download(source, allow_patterns=wanted))
-        finally:
-            disable_progress_bars()
+        # Of its own, since the libraries' bars are off: they show one for every part that they load.
+        bar = tqdm if sys.stderr.isatty() else None
+        return Path(snapshot_download(source, allow_patterns=wanted, tqdm_class=bar))
     except UserError:
         raise
     except Exception as error:  # the Hub's client, its two HTTP libraries and the disk each raise their own
