@@ -209,12 +209,8 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fewstep").setLevel(logging.INFO)
-    from huggingface_hub.utils.tqdm import disable_progress_bars  # after the variables, which they read
+    from fewstep.models.libraries import import_without_bitsandbytes  # after the variables, which they read
 
-    from fewstep.models.libraries import import_without_bitsandbytes
-
-    # transformers shows bars of its own where the Hub's are on; `models.hub` puts them on while it fetches.
-    disable_progress_bars()
     import_without_bitsandbytes()
 
 

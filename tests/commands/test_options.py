@@ -99,7 +99,8 @@ def test_without_ema_the_student_itself_is_exported(base):
     config = dataclasses.replace(base, ema_decay=0.0)
     student = make_student(config, load_teacher(config))
     assert (student.learner.averaged, student.learner.target) == (None, None)
-    assert student._exported is student.learner.weights
+    with student.exported() as exported:
+        assert exported.network is student.learner.weights
 
 
 def test_kept_and_fresh_latents_are_the_same(base):
