@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -34,9 +34,8 @@ _NOT_READ = {
 class Overrides:
     """Says what holds of a model whatever its files say."""
 
-    prediction_type: Parameterisation | None = None
-    """What the network predicts: epsilon, v_prediction or sample. By default what the model's files say; it decides
-    where it is given."""
+    prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = "auto"
+    """What the network predicts. `auto` is what the model's files say; any other decides over them."""
     zero_snr: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The model was trained on a schedule that ends in noise alone (zero-terminal SNR), whatever its files say."""
     unet: str = ""
@@ -51,15 +50,20 @@ class Overrides:
     def stated(self, *, network: bool = True) -> dict[str, Any]:
         """Returns what was given, for records; but for the network, if so asked."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(Overrides)}
-        return {name: value for name, value in values.items() if value and (network or name != "unet")}
+        return {
+            name: value
+            for name, value in values.items()
+            if value not in ("", "auto", False) and (network or name != "unet")
+        }
 
 
 def read_overrides(record: Mapping[str, Any]) -> Overrides:
     """Reads what `Overrides.stated` gave back from a record whose values may be text."""
     kind = record.get("prediction_type")
+    known: dict[Any, Parameterisation] = {each: each for each in get_args(Parameterisation)}
     return Overrides(
-        prediction_type=kind if kind in get_args(Parameterisation) else None,
-        zero_snr=str(record.get("zero_snr", False)) == "True", unet=str(record.get("unet") or ""),
+        prediction_type=known.get(kind, "auto"), zero_snr=str(record.get("zero_snr", False)) == "True",
+        unet=str(record.get("unet") or ""),
     )  # fmt: skip
 
 
@@ -89,12 +93,12 @@ def settle_schedule(
             logger.info(
                 f"note: {source} says {name} {value}, and its configuration {config.get(name)}; it holds itself"
             )
-    if overrides.prediction_type is not None:
+    if overrides.prediction_type != "auto":
         said["prediction_type"] = overrides.prediction_type
     if overrides.zero_snr:
         said["rescale_betas_zero_snr"] = True
     is_silent = said.get("prediction_type") is None or (held is not None and "prediction_type" not in held)
-    if is_silent and overrides.prediction_type is None:
+    if is_silent and overrides.prediction_type == "auto":
         said["prediction_type"] = resolve_schedule(said, source)["prediction_type"]
         logger.info(
             f"note: {source} does not say what its network predicts; {said['prediction_type']} is assumed, as its "
