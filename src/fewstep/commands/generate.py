@@ -82,6 +82,7 @@ def generate(config: Generate) -> None:
     pipeline = load_painter(
         config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config,
         engine=config.engine, tiny_decoder=config.tiny_decoder, overrides=config, precision=config.precision,
+        offload=config.offload,
     )  # fmt: skip
     init_image = None if config.init_image is None else read_picture(config.init_image)
     mask = None if config.mask is None else read_picture(config.mask, "RGBA")

@@ -17,6 +17,8 @@ from fewstep.recipes.distill import Distill
 
 CONTEXT = int(0.5 * GIB)
 """Bytes that CUDA itself takes."""
+NCCL = int(0.4 * GIB)
+"""Bytes that NCCL's buffers take on each of several GPUs."""
 FRAGMENTED = 1.05
 """What the allocator holds, for each byte that is in use."""
 COMFORTABLE = 4
@@ -117,7 +119,7 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
                 alone = one.peak - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning
                 if fsdp:
                     alone = _count_sharded(one, alone, config.gpus, ema=recipe.ema_decay > 0)
-                whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT
+                whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT + (NCCL if config.gpus > 1 else 0)
                 yield MemoryPlan(
                     optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each
                 )  # fmt: skip

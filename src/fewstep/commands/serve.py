@@ -127,6 +127,7 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
         config.base_config,
         engine=config.engine,
         precision=config.precision,
+        offload=config.offload,
         tiny_decoder=config.tiny_decoder,
         overrides=config,
     )

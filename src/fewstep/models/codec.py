@@ -25,6 +25,9 @@ class Codec:
     tiny_decoder: Any = None
     """Decodes in the autoencoder's place, faster and less exactly; its own scale counts."""
 
+    home: torch.device | None = None
+    """Where the autoencoder computes, if it rests elsewhere."""
+
     @property
     def multiple(self) -> int:
         """Pixels a latent, in each direction; sides of pictures are multiples of it."""
@@ -48,7 +51,7 @@ class Codec:
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns mean and standard deviation of the scaled latents of `[b, 3, h, w]` in [−1, 1]."""
         first = next(self.autoencoder.parameters())
-        device, dtype = first.device, first.dtype
+        device, dtype = self.home or first.device, first.dtype
         together = max(1, PIXELS_AT_ONCE // pixels[0, 0].numel())
         means, stds = [], []
         for part in pixels.split(together):

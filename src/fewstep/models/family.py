@@ -47,9 +47,12 @@ class LatentModel:
         """Whether it paints in a few steps as it is, with guidance as an input or built in."""
         return self.network.takes_omega or self.card.method == LCM_LORA
 
+    home: torch.device | None = None
+    """Where its parts compute, if they rest elsewhere."""
+
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.network.backbone.device
+        device: torch.device = self.home or self.network.backbone.device
         return device
 
     @property

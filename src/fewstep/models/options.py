@@ -13,6 +13,8 @@ from fewstep.precision import Precision
 
 Engine = Literal["torch", "openvino"]
 """What computes a model."""
+Offload = Literal["auto", "on", "off"]
+"""Whether the parts of a model take turns on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,9 @@ class PainterOptions(FewStepOptions):
     precision: Precision = "auto"
     """Number format in which the networks are kept and compute. `auto` takes bf16 on a GPU that computes in it, fp16 on
     an older GPU, else fp32. The autoencoder stays in fp32 where it says that it must."""
+    offload: Offload = "auto"
+    """Keep each part of the model on the GPU only while it computes: slower, and about half the memory. `auto` does so
+    where the GPU cannot hold all of them."""
     engine: Engine = "torch"
     """What runs the network. `openvino` (needs fewstep[openvino]) is faster on a CPU; it compiles the model once for
     each picture size, with its LoRAs merged in at fixed scales, and keeps the result."""

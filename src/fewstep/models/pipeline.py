@@ -30,7 +30,8 @@ from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.few_step import DEFAULT_STEPS, find_few_step, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of
-from fewstep.models.options import Engine
+from fewstep.models.offload import take_turns_if
+from fewstep.models.options import Engine, Offload
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
@@ -174,10 +175,10 @@ class Pipeline:
         return consistency_times(self.model.schedule, self.grid_size, steps, strength)
 
 
-def load_pipeline(
+def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load` does
     source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
     engine: Engine = "torch", tiny_decoder: str | Path = "", overrides: Overrides | None = None,
-    precision: Precision = "auto",
+    precision: Precision = "auto", offload: Offload = "auto",
 ) -> Pipeline:  # fmt: skip
     """Loads a few-step model from a run folder, a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep
     wrote; or a base for the LCM-LoRA among `loras`, which may be `scenes`, the bundled teacher.
@@ -200,7 +201,7 @@ def load_pipeline(
         overrides = read_overrides({**said, **(overrides or Overrides()).stated()})
     storage = pick_storage(device, engine, precision)
     model = load_latent_model(source, storage.device, base_config, overrides, storage.dtype)
-    return finish_pipeline(model, loras, engine, tiny_decoder, precision)
+    return finish_pipeline(model, loras, engine, tiny_decoder, precision, offload)
 
 
 def pick_storage(device: str, engine: Engine, precision: Precision) -> Storage:
@@ -214,7 +215,7 @@ def pick_storage(device: str, engine: Engine, precision: Precision) -> Storage:
 
 def finish_pipeline(
     model: LatentModel, loras: Sequence[tuple[Path, float]], engine: Engine, tiny_decoder: str | Path,
-    precision: Precision,
+    precision: Precision, offload: Offload,
 ) -> Pipeline:  # fmt: skip
     """Makes the pipeline of a loaded model with all that is given beside it, as `load_pipeline` takes it."""
     if tiny_decoder:
@@ -222,7 +223,7 @@ def finish_pipeline(
         model = dataclasses.replace(model, codec=model.codec.with_tiny_decoder(decoder))
     if loras:
         model = with_loras(model, loras)
-    return Pipeline(with_engine(model, engine, precision))
+    return Pipeline(with_engine(take_turns_if(model, offload), engine, precision))
 
 
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:

@@ -57,6 +57,8 @@ def _list_remedies_of_painting(config: Any) -> Iterator[str]:
             yield f"--{name.replace('_', '-')} {less} (fewer pictures together)"
     if getattr(config, "precision", "bf16") in ("auto", "fp32"):
         yield "--precision bf16"
+    if getattr(config, "offload", "on") != "on" and getattr(config, "device", "cpu") != "cpu":
+        yield "--offload on (slower)"
     if getattr(config, "workers", 1) > 1:
         yield "--workers 1"
     if getattr(config, "device", "cpu") != "cpu":

@@ -18,7 +18,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.pair import Lora, Pair
-from fewstep.models.options import Engine
+from fewstep.models.options import Engine, Offload
 from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pick_storage
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.precision import Precision, Storage
@@ -31,20 +31,22 @@ CHECKPOINTS = "checkpoints"
 logger = logging.getLogger(__name__)
 
 
-def load_painter(
+def load_painter(  # noqa: PLR0913  # as load_pipeline
     source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
     engine: Engine = "torch", tiny_decoder: str | Path = "", overrides: Overrides | None = None,
-    precision: Precision = "auto",
+    precision: Precision = "auto", offload: Offload = "auto",
 ) -> Pipeline:  # fmt: skip
     """Loads what `load_pipeline` does, and runs that have not ended, or any whole checkpoint of a run."""
     checkpoint = find_checkpoint(Path(source))
     if checkpoint is None:
         return load_pipeline(
             source, device, loras, base_config, engine=engine, tiny_decoder=tiny_decoder, overrides=overrides,
-            precision=precision,
+            precision=precision, offload=offload,
         )  # fmt: skip
     storage = pick_storage(device, engine, precision)
-    return finish_pipeline(load_checkpoint(checkpoint, storage, overrides), loras, engine, tiny_decoder, precision)
+    return finish_pipeline(
+        load_checkpoint(checkpoint, storage, overrides), loras, engine, tiny_decoder, precision, offload
+    )
 
 
 def find_checkpoint(source: Path) -> Path | None:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.diffusion.prediction import Network
+from fewstep.errors import UserError
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
 
@@ -80,6 +82,8 @@ def _sum(_, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotation 
 
 def shard(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
     """Leaves each process a part of every weight; the whole of a block is put together while it computes (FSDP2)."""
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise UserError(f"--distribution fsdp needs a newer torch than {torch.__version__}; take ddp, or a newer one")
     for part in (*blocks, module):
         # By default the outermost is left whole after a forward pass, and one without a backward pass leaves it so.
         fully_shard(part, reshard_after_forward=True)
