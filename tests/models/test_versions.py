@@ -87,12 +87,12 @@ def check_spelling(folder):
         assert {"vocab.json", "merges.txt"} <= {file.name for file in tokenizer.iterdir()}
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize(
+    ("miniature", "rank"), [*((family, 0) for family in FAMILIES), ("sd15", 2)], indirect=["miniature"]
+)
 def test_what_is_distilled_is_loaded_again_and_painted_alike_by_diffusers(miniature, rank, pictures, tmp_path):
-    family, teacher = miniature
+    _, teacher = miniature
     lora = {"lora_rank": 2, "lora_alpha": 2.0, "guidance_range": (8.5, 8.5), "guidance_scale": 8.5} if rank else {}
-    if rank and family != "sd15":
-        pytest.skip("one family's LoRA is enough here")
     distill(
         Distill(
             teacher=str(teacher), data=str(pictures), out=tmp_path, steps=1, batch_size=2, sample_every=0, device="cpu",
@@ -124,9 +124,7 @@ def test_a_single_file_written_as_a_folder_is_the_same_model(miniature, tmp_path
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model."])
-def test_text_encoders_of_both_spellings_are_read(miniature, prefix, teacher_copy):
-    if miniature[0] != "sd15":
-        pytest.skip("the same for all")
+def test_text_encoders_of_both_spellings_are_read(prefix, teacher_copy):
     file = teacher_copy / "text_encoder" / "model.safetensors"
     wanted = load_latent_model(teacher_copy, CPU).conditioner.encode([PROMPT])["text"]
     tensors = {f"{prefix}{name.removeprefix('text_model.')}": value for name, value in load_file(file).items()}
