@@ -136,7 +136,15 @@ class Evaluation:
         low, high = student.model.card.guidance_range or (1.0, math.inf)
         if not student.takes_guidance:
             return [student.guidance_scale]
-        return [scale for scale in scales if low <= scale <= high] or [student.guidance_scale]
+        fitting = [scale for scale in scales if low <= scale <= high]
+        if self.config.guidance_scale and not fitting:
+            asked = ", ".join(f"{scale:g}" for scale in scales)
+            print(
+                f"note: the few-step model was trained for guidance of {low:g} to {high:g} and is scored at its own, "
+                f"{student.guidance_scale:g}, not at {asked}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+        return fitting or [student.guidance_scale]
 
     def _paint_for_tuning(self, cells: Sequence[Cell]) -> None:
         """Paints them together, since each alone keeps the workers waiting for the last of its few parts."""

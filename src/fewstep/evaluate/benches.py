@@ -79,7 +79,10 @@ def judges(data: str, extractor: str, device: torch.device) -> tuple[Extractor, 
     if not name and "://" not in data and not Path(data).exists():
         raise UserError(f"data {data} is not there; give a folder of captioned pictures, or {' or '.join(LOOKS)}")
     if not name:
-        raise UserError(f"{data} holds no scenes: give --extractor, a folder of CLIP or DINOv2 or the Inception file")
+        raise UserError(
+            f"{data} holds no scenes, and the bundled reader judges nothing else: give --extractor, a folder of CLIP "
+            "or DINOv2 or the Inception file"
+        )
     if name == READER and data not in LOOKS:
         raise UserError("the reader reads scenes and no other pictures; give another --extractor")
     reader = load_reader(assets.scenes_reader())
