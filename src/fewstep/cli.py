@@ -189,10 +189,19 @@ def parse_training(name: str, arguments: list[str]) -> Any:
         word, *arguments = arguments
         choice = Choice(word, find_recipe(word, name))
     else:
-        given = {option: find_option(arguments, option) for option in ("teacher", "model", "base-config", "lora-rank")}
+        given = {
+            option: find_option(arguments, option)
+            for option in ("teacher", "model", "base-config", "lora-rank", "prediction-type")
+        }
         model = given["teacher" if name == "distill" else "model"]
-        choice = choose_recipe(name, model, given["base-config"], lora=given["lora-rank"] not in ("", "0"))
-    if choice.note and "RANK" not in os.environ:
+        choice = choose_recipe(
+            name,
+            model,
+            given["base-config"],
+            lora=given["lora-rank"] not in ("", "0"),
+            prediction=given["prediction-type"],
+        )
+    if choice.note and os.environ.get("RANK", "0") == "0" and "FEWSTEP_LAUNCHER" not in os.environ:
         print(choice.note, file=sys.stderr, flush=True)
     default = choice.config
     batch = find_option(arguments, "batch-size")

@@ -27,13 +27,17 @@ class Storage:
     """Where a model's weights are kept, and in which format."""
 
     device: torch.device
+    """Where they are loaded to."""
     dtype: torch.dtype = torch.float32
+    home: torch.device | None = None
+    """Where they will compute, if that is elsewhere."""
 
     @property
     def codec_dtype(self) -> torch.dtype:
         """What an autoencoder that half precision does no harm is kept in: bf16, whose numbers reach as far as fp32's,
         where the device has it."""
-        if self.dtype == torch.float16 and (self.device.type != "cuda" or has_bf16(self.device)):
+        home = self.home or self.device
+        if self.dtype == torch.float16 and (home.type != "cuda" or has_bf16(home)):
             return torch.bfloat16
         return self.dtype
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,19 @@ def test_killed_and_run_again_equals_undisturbed(random_teacher, tmp_path, fewst
     ]
     assert states[0].keys() == states[1].keys()
     assert all((states[0][name] == states[1][name]).all() for name in states[0])
+
+
+def test_what_an_earlier_version_did_not_record_is_as_it_is_by_default(random_student, fewstep_command, tmp_path):
+    run = shutil.copytree(random_student, tmp_path / "run")
+    held = yaml.safe_load((run / "config.yaml").read_text())
+    new = ("caption_lines", "folder_repeats", "prediction_type", "zero_snr", "unet")
+    older = {name: value for name, value in held.items() if name not in new} | {"read_ahead": 0, "out": str(run)}
+    (run / "config.yaml").write_text(yaml.safe_dump(older))
+    done = fewstep_command("distill", run / "config.yaml", "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "is finished" in done.stdout
+    done = fewstep_command("distill", run / "config.yaml", "--out", run, "--caption-lines", "first")
+    assert "caption_lines is join there and first here" in done.stderr
 
 
 def test_a_finished_run_says_so_and_trains_no_more(random_student, fewstep_command):

@@ -40,7 +40,7 @@ def test_what_is_in_use_is_not_advised(error):
 
 SHORT = (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError())
 WHERE = {
-    "load": ("generate", "fewstep.commands.generate.load_pipeline", "--batch-size 8 or less"),
+    "load": ("generate", "fewstep.commands.generate.load_painter", "--batch-size 8 or less"),
     "paint": ("generate", "fewstep.models.pipeline.Pipeline.latents", "--batch-size 8 or less"),
     "decode": ("generate", "fewstep.models.codec.Codec.decode", "--batch-size 8 or less"),
     "load to train": ("distill", "fewstep.commands.distill.load_latent_model", "--accumulation 2 or more"),

@@ -1,11 +1,14 @@
 """Pictures are encoded once: for all processes, and for all starts of a run."""
 
+import dataclasses
+import itertools
 import json
 import logging
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from fewstep.commands.distill import distill
 from fewstep.data.worlds.scenes import Scenes
@@ -15,7 +18,7 @@ from fewstep.models.loading import load_latent_model
 from fewstep.parallel.world import current_world
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.pictures import TrainingConfig
-from fewstep.runs.material import ENCODED, open_material
+from fewstep.runs.material import ENCODED, describe_pictures, open_material
 from fewstep.train.ledger import Ledger
 from miniatures import save_miniature
 from ranks import run_ranks
@@ -81,6 +84,27 @@ def test_what_is_spoilt_or_of_something_else_is_encoded_again(what, tiny, tmp_pa
     assert sum(encodings) > before
     for one, other in zip(batch(source), batch(latents(model, None, **settings)), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_a_source_has_become_is_noticed(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+            (tmp_path / name / f"{i}.txt").write_text("a star")
+    base = TrainingConfig(data=str(tmp_path / "one"))
+    seen = [describe_pictures(base)]
+    assert describe_pictures(base) == seen[0]
+    for change in (
+        {"data": str(tmp_path / "other")}, {"caption_lines": "first"}, {"mix": ("scenes::1",)}, {"seed": 5},
+        {"data": "scenes"}, {"data": "scenes-leaning"}, {"data": str(tmp_path / "one" / "0.png")},
+    ):  # fmt: skip
+        seen.append(describe_pictures(dataclasses.replace(base, **change)))
+    (tmp_path / "one" / "1.txt").write_text("a heart, and more")
+    seen.append(describe_pictures(base))
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "one" / "2.png")
+    seen.append(describe_pictures(base))
+    assert all(one != other for one, other in itertools.combinations(seen, 2))
 
 
 def test_where_it_cannot_be_kept_a_run_goes_on(tiny, tmp_path, caplog):

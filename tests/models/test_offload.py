@@ -9,8 +9,9 @@ import torch
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models import offload, scenes_model
+from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
-from fewstep.models.offload import count_bytes, take_turns, take_turns_if
+from fewstep.models.offload import count_bytes, settle, take_turns
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from miniatures import save_miniature
 
@@ -28,7 +29,7 @@ def test_parts_come_in_turn_and_the_one_before_leaves(xl, monkeypatch):
     model = load_latent_model(xl, CPU)
     z, prompt = torch.randn(1, *model.codec.shape(16)), ["a red star"]
     plain = model.codec.decode(model.network(z, torch.tensor([9]), model.conditioner.encode(prompt), None).z_0)
-    apart = take_turns(model)
+    apart = take_turns(model, CPU)
     parts = {id(module): name for name, module in (*model.parts.items(), ("vae", model.codec.autoencoder))}
     seen = []
     for part in offload._list_parts(apart):
@@ -56,19 +57,29 @@ def test_what_rests_in_main_memory_computes_at_home():
     away = dataclasses.replace(model, home=torch.device("cuda", 1))
     assert away.device == torch.device("cuda", 1)
     assert model.device == CPU
-    assert np.array_equal(*(np.asarray(Pipeline(each)("a red star")[0]) for each in (model, take_turns(model))))
+    assert np.array_equal(*(np.asarray(Pipeline(each)("a red star")[0]) for each in (model, take_turns(model, CPU))))
 
 
 @pytest.mark.parametrize(("gib", "apart"), [(8, True), (24, False)])
-def test_auto_looks_at_the_card(monkeypatch, gib, apart):
-    card = dataclasses.make_dataclass("Card", ["total_memory"])
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card(gib * 2**30))
-    monkeypatch.setattr(offload, "take_turns", lambda _: "apart")
+def test_auto_looks_at_the_room_on_the_card(monkeypatch, gib, apart):
+    card, moved = torch.device("cuda"), []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gib * 2**30, 80 * 2**30))  # free, and in all
+    monkeypatch.setattr(offload, "take_turns", lambda *_: "apart")
     monkeypatch.setattr(offload, "count_bytes", lambda _: int(10.6 * 2**30))
-    model = dataclasses.replace(load_latent_model("scenes-lcm", CPU), home=torch.device("cuda"))
-    assert (take_turns_if(model, "auto") == "apart") == apart
-    assert take_turns_if(model, "on") == "apart"
-    assert take_turns_if(model, "off") is model
+    monkeypatch.setattr(LatentModel, "to", lambda _, device: moved.append(device) or "whole")
+    model = load_latent_model("scenes-lcm", CPU)
+    assert settle(model, card, "auto") == ("apart" if apart else "whole")
+    assert settle(model, card, "on") == "apart"
+    assert settle(model, card, "off") == "whole"
+    assert moved == [card] * (1 if apart else 2)
+    assert settle(model, CPU, "auto") is model
+
+
+def test_a_model_that_moves_is_moved_whole():
+    model = load_latent_model("scenes-lcm", CPU)
+    assert model.to(torch.device("meta")) is model
+    parts = [*model.parts.values(), model.codec.autoencoder]
+    assert {value.device.type for module in parts for value in module.parameters()} == {"meta"}
 
 
 def test_without_a_card_it_is_refused_where_it_is_asked_for():

@@ -12,6 +12,8 @@ import torch
 from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
 from PIL import Image
 
+from fewstep.commands.distill import distill
+from fewstep.commands.finetune import finetune
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models import scenes_model
@@ -22,6 +24,8 @@ from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.models.scheduler import Overrides
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.models.weight_files import choose_weights
+from fewstep.recipes.distill import Distill
+from fewstep.recipes.finetune import Finetune
 from miniatures import save_miniature
 from single_files import save_single_file
 
@@ -420,6 +424,12 @@ def test_a_merged_lcm_is_a_few_step_model_and_painted_as_diffusers_does(copy, tm
     settings = {"num_inference_steps": 4, "guidance_scale": 1.0, "height": 16, "width": 16}
     (other,) = pipe(PROMPT, **settings, generator=torch.Generator().manual_seed(5)).images
     assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 2
+    for run, config in (
+        (distill, Distill(teacher=str(tmp_path / "merged"), data="scenes", device="cpu", out=tmp_path / "run")),
+        (finetune, Finetune(model=str(tmp_path / "merged"), data="scenes", device="cpu", out=tmp_path / "run")),
+    ):
+        with pytest.raises(UserError, match="is already a few-step model|has its guidance built in"):
+            run(config)
 
 
 def test_a_unet_of_its_own_takes_its_bases_place(copy, miniatures, tmp_path):

@@ -106,7 +106,7 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
 def _load(config: BenchGenerate, device: torch.device) -> Pipeline:
     if config.model in RANDOM:
         return Pipeline(find_family(RANDOM[config.model]).random_model(device, few_step=True, side=config.resolution))
-    return load_pipeline(config.model, config.device)
+    return load_pipeline(config.model, config.device, precision="fp32", offload="off")
 
 
 def _variant(pipeline: Pipeline, engine: Engine, tiny: str) -> Pipeline:

@@ -48,7 +48,7 @@ def combine(config: Combine) -> None:
             words = ", ".join(file.embeddings)
             print(f"warning: {file.source} brings {words} for prompts, which the result will not know")
     # The few-step LoRA's header says how its combinations are painted with.
-    lcm_lora = None if model.network.takes_omega else recognise(files, model)
+    lcm_lora = None if model.is_few_step else recognise(files, model)
     header = {} if lcm_lora is None else {**lcm_lora.header, "fewstep.method": LCM_LORA}
     header = {name: value for name, value in header.items() if name not in ("format", DIFFUSERS_ENTRY)}
     header |= {"modelspec.title": config.out.name, "fewstep.combined": ", ".join(config.lora)}

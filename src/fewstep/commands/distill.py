@@ -37,7 +37,7 @@ def load_teacher(config: Distill) -> LatentModel:
     """Loads the teacher, frozen. Raises UserError for a model that is already few-step, or of another family."""
     check_given(config, "teacher", "data")
     teacher = load_latent_model(config.teacher, pick_device(config.device), config.base_config, config)
-    if teacher.network.takes_omega:
+    if teacher.is_few_step:
         raise UserError(f"{config.teacher} is already a few-step model; give the teacher that it was made from")
     if config.family not in ("any", teacher.family.name):
         raise UserError(

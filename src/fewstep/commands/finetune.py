@@ -34,7 +34,12 @@ def finetune(config: Finetune) -> None:
 
 
 def check_grid(config: Finetune, model: LatentModel) -> None:
-    """Raises UserError where a few-step model paints at other times than it would be trained at."""
+    """Raises UserError where a few-step model cannot be trained on, or paints at other times than it would be."""
+    if model.is_few_step and not model.network.takes_omega:
+        raise UserError(
+            f"{config.model} has its guidance built in and no input for it, so it cannot be fine-tuned as it is: "
+            "fine-tune its base, or train a style on that (train-lora) and paint with both"
+        )
     grid_size = model.schedule.grid_size(config.skip)
     if model.network.takes_omega and (own := model.read_grid_size(default=grid_size)) != grid_size:
         raise UserError(

@@ -187,10 +187,13 @@ def _describe_picture(path: Path) -> Iterator[str]:
     options = {
         "Steps": "--steps", "Seed": "--seed", "CFG scale": "--guidance-scale", "Init image": "--init-image",
         "Denoising strength": "--strength", "Model config": "--base-config",
-        "Precision": "--precision",
+        "Precision": "--precision", "Mask": "--mask", "Mask blur": "--mask-blur", "Tiny decoder": "--tiny-decoder",
+        "Engine": "--engine", "Model prediction type": "--prediction-type", "Model unet": "--unet",
     }  # fmt: skip
     for name, option in options.items():
         command += [option, infotext.settings[name]] if name in infotext.settings else []
+    if "Model zero snr" in infotext.settings:
+        command += ["--zero-snr" if infotext.settings["Model zero snr"] == "True" else "--no-zero-snr"]
     command += ["--negative-prompt", infotext.negative_prompt] if infotext.negative_prompt else []
     for name, value in infotext.settings.items():
         command += ["--lora", value] if re.fullmatch(r"Lora \d+", name) else []

@@ -149,7 +149,7 @@ class EncodingStudio:
         """`number` is that of the process on this machine, each of which has a GPU of its own as long as there are
         some."""
         self._config = config
-        own = int(os.environ.get("LOCAL_RANK", "0")) + number
+        own = int(os.environ.get("LOCAL_RANK", "0")) * max(1, config.workers) + number
         device = pick_device(config.device, own)
         self._codec, side = load_codec(config.model, device, config.base_config)
         self.on_cpu = device.type == "cpu"

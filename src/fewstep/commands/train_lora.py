@@ -23,6 +23,7 @@ def train_lora(config: TrainLora) -> None:
     material = open_material(config, model, run=config.out)
     claim_run_folder(config.out, config)
     if finished(config.out):
+        forget_encoded(config.out)  # where the end of the run was cut short
         return
     claim_data(config, material.account, material.identity)
     null_cond = model.conditioner.null()

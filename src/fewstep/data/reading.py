@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -130,6 +130,19 @@ class PictureReader:
             side = self.crop_settings.resolution
             grey = Image.new("RGB", (side, side), (128, 128, 128))
             return Square(grey, "", (side, side, 0, 0, side, side), str(dropped.reason), ("",))
+
+    def read_in_turn(self, chunks: Iterable[range]) -> Iterator[list[Square]]:
+        """Yields the pictures of each range of indices; with threads the next range is read while one is used."""
+        if self._pool is None:
+            yield from ([self.read(i) for i in chunk] for chunk in chunks)
+            return
+        before: list[Future[Square]] = []
+        for chunk in chunks:
+            futures = [self._pool.submit(self.read, i) for i in chunk]
+            if before:
+                yield [future.result() for future in before]
+            before = futures
+        yield [future.result() for future in before]
 
     def read_squares(self, counters: range) -> list[Square]:
         """Reads and crops the pictures at these positions."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from fewstep import assets
 from fewstep.diffusion.sampling import Spacing
 from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
@@ -21,6 +22,9 @@ from fewstep.train.config import check_not_negative, check_seed, check_values
 class Evaluate(FewStepOptions):
     """Scores a few-step model against its teacher, sampled in the ways that need no training."""
 
+    model: str = assets.SCENES_LCM
+    """The few-step model: `scenes-lcm` (bundled), a run that has ended, its model, any LatentConsistencyModelPipeline
+    as a folder or a Hub id, or with an LCM-LoRA in --lora its base."""
     teacher: str = ""
     """Model that the few-step model was made from; by default the one that its card records."""
     data: str = ""

@@ -53,7 +53,7 @@ class EvaluationStudio:
         self.dtype = choose_dtype(config.precision, self.device)
         self.student = load_pipeline(
             config.model, str(self.device), loras, base_config if loras else "", overrides=config,
-            precision=config.precision,
+            precision=config.precision, offload="off",
         )  # fmt: skip
         single = base_config if Path(self.teacher_source).is_file() else ""
         # A UNet that stands in for the model's own is the student's.

@@ -68,8 +68,8 @@ def encode_pictures(model: LatentModel, reading: PictureReader) -> Encoded:
     numbers: dict[str, int] = {}  # equal captions are encoded once
     rows: list[list[int]] = []
     reasons: list[str] = []
-    for start in track(starts, f"encoding {len(reading)} pictures", console=console, disable=not console.is_terminal):
-        part = [reading.read(i) for i in range(start, min(start + _CHUNK, len(reading)))]
+    bar = track(starts, f"encoding {len(reading)} pictures", console=console, disable=not console.is_terminal)
+    for part in reading.read_in_turn(range(start, min(start + _CHUNK, len(reading))) for start in bar):
         mean, std = model.codec.encode(to_pixels([square.image for square in part]))
         means.append(mean.cpu())
         stds.append(std.cpu())
@@ -86,20 +86,27 @@ def encode_pictures(model: LatentModel, reading: PictureReader) -> Encoded:
     )  # fmt: skip
 
 
-def share_encoded(model: LatentModel, reading: PictureReader, folder: Path) -> Encoded:
-    """Reads what `folder` holds of these pictures; where it holds nothing whole, one process encodes them for all."""
-    world, made_of = current_world(), _describe(model, reading)
+@dataclass(frozen=True)
+class Keeping:
+    """Where encoded pictures are kept, and what tells that they are still these."""
+
+    folder: Path
+    pictures: dict[str, Any]
+    """What was chosen of which sources, and the sizes and times of their files."""
+
+
+def share_encoded(model: LatentModel, reading: PictureReader, keeping: Keeping) -> Encoded:
+    """Reads what is kept of these pictures; where nothing whole is, one process encodes them for all that see it."""
+    world, folder = current_world(), keeping.folder
+    made_of = {**_describe(model, reading), "pictures": keeping.pictures}
     encoded = None
     if world.main:
         encoded = read_encoded(folder, made_of)
         if encoded is None:
             encoded = encode_pictures(model, reading)
-            _try_to_write(encoded, folder, made_of, needed=world.size > 1)
+            _try_to_write(encoded, folder, made_of)
     world.wait()
-    encoded = encoded or read_encoded(folder, made_of)
-    if encoded is None:
-        raise UserError(f"{folder} is not the same for all processes; give an --out that all of them see")
-    return encoded
+    return encoded or read_encoded(folder, made_of) or encode_pictures(model, reading)
 
 
 def _describe(model: LatentModel, reading: PictureReader) -> dict[str, Any]:
@@ -112,13 +119,11 @@ def _describe(model: LatentModel, reading: PictureReader) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _try_to_write(encoded: Encoded, folder: Path, made_of: dict[str, Any], *, needed: bool) -> None:
+def _try_to_write(encoded: Encoded, folder: Path, made_of: dict[str, Any]) -> None:
     try:
         write_encoded(encoded, folder, made_of)
     except Exception as error:  # safetensors and the file system each raise their own
         reason = " ".join(str(error).split())[:120]
-        if needed:
-            raise UserError(f"{folder} cannot be written, and other processes read it ({reason}); make room") from error
         logger.warning(f"note: encoded pictures are not kept for the next start: {folder} cannot be written ({reason})")
 
 

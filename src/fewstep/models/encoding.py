@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from fewstep.data.latents import DroppedPicture, LatentBatch
 from fewstep.data.pictures import to_pixels
 from fewstep.data.reading import PictureReader
-from fewstep.models.encoded import encode_pictures, share_encoded
+from fewstep.models.encoded import Keeping, encode_pictures, share_encoded
 from fewstep.models.family import LatentModel
 
 
@@ -34,10 +33,10 @@ class KeptLatents(_Latents):
     """Everything encoded beforehand and kept in main memory; a batch is a look-up. Only where a picture is cut alike
     wherever it stands. What encoded it is put off the card."""
 
-    def __init__(self, model: LatentModel, reading: PictureReader, folder: Path | None = None) -> None:
-        """What is encoded is kept in `folder`, if one is given, and read from there where it is whole."""
+    def __init__(self, model: LatentModel, reading: PictureReader, keeping: Keeping | None = None) -> None:
+        """What is encoded is kept as `keeping` says, if it is given, and read from there where it is whole."""
         super().__init__(reading)
-        encoded = encode_pictures(model, reading) if folder is None else share_encoded(model, reading, folder)
+        encoded = encode_pictures(model, reading) if keeping is None else share_encoded(model, reading, keeping)
         self._device = model.device
         if self._device.type == "cuda":  # from where a card takes it while it computes
             pinned = {name: value.pin_memory() for name, value in encoded.tensors().items()}
@@ -95,13 +94,13 @@ def _valid(reasons: Sequence[str], device: torch.device) -> Tensor:
 
 
 def encode(
-    model: LatentModel, reading: PictureReader, keep_gib: float, folder: Path | None = None
+    model: LatentModel, reading: PictureReader, keep_gib: float, keeping: Keeping | None = None
 ) -> KeptLatents | FreshLatents:
-    """Keeps the latents and texts when they need at most `keep_gib` GiB and no picture is cut in several ways; in
-    `folder` too, if one is given."""
+    """Keeps the latents and texts when they need at most `keep_gib` GiB and no picture is cut in several ways; on
+    the disk too, if `keeping` says where."""
     channels, height, width = model.codec.shape(reading.crop_settings.resolution)
     text = sum(value.numel() for value in model.conditioner.encode([""]).values())
     needed = len(reading) * 4 * (2 * channels * height * width + text) / 2**30
     if needed <= keep_gib and reading.crop_settings.is_fixed:
-        return KeptLatents(model, reading, folder)
+        return KeptLatents(model, reading, keeping)
     return FreshLatents(model, reading)

@@ -81,6 +81,13 @@ class LatentModel:
             codec = dataclasses.replace(codec, autoencoder=other.codec.autoencoder)
         return dataclasses.replace(self, conditioner=self.conditioner.with_encoders(encoders), codec=codec)
 
+    def to(self, device: torch.device) -> LatentModel:
+        """Moves every part there, and returns the model."""
+        self.network.backbone.to(device)
+        self.network.schedule = self.network.schedule.to(device)
+        self._move_surroundings(device)
+        return self
+
     def rest(self) -> None:
         """Puts what a training does not need, once its pictures are encoded, into main memory."""
         self._move_surroundings(torch.device("cpu"))

@@ -48,15 +48,16 @@ def _pick_device(name: str) -> torch.device:
 
 def load_latent_model(
     source: str | Path, device: torch.device, base_config: str = "", overrides: Overrides | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32, home: torch.device | None = None,
 ) -> LatentModel:  # fmt: skip
     """Loads every part on `device`, frozen; raises UserError naming what is missing or not known.
 
     `source` is `scenes` or `scenes-lcm` (bundled), a diffusers folder, a Hub id or a single-file checkpoint, for which
     `base_config` may be a folder with the family's configurations and tokenizers. `overrides` is what a person says of
-    it over its files. Weights are kept in `dtype`, but for an autoencoder that wants fp32.
+    it over its files. Weights are kept in `dtype`, but for an autoencoder that wants fp32; `home` is where they will
+    compute, if that is elsewhere.
     """
-    storage = Storage(device, dtype)
+    storage = Storage(device, dtype, home)
     source, overrides = assets.find_folder(source), overrides or Overrides()
     if Path(source).is_file():
         return family_of_file(Path(source)).load_single_file(Path(source), base_config, storage, overrides)

@@ -17,17 +17,20 @@ _RESERVE = 2**30
 """Bytes for the networks' own activations and for CUDA's context."""
 
 
-def take_turns_if(model: LatentModel, choice: Offload) -> LatentModel:
-    """Returns `model` with its parts taking turns on the card, if `choice` is `on`, or `auto` and they do not fit it.
+def check_offload(choice: Offload, home: torch.device) -> None:
+    """Raises UserError where there is no card for parts to take turns on."""
+    if choice == "on" and home.type != "cuda":
+        raise UserError(f"offload is for GPUs and device is {home.type}; leave --offload out")
 
-    Raises UserError where there is no card.
-    """
-    if choice == "on" and model.device.type != "cuda":
-        raise UserError(f"offload is for GPUs and device is {model.device.type}; leave --offload out")
-    if choice == "off" or model.device.type != "cuda":
+
+def settle(model: LatentModel, home: torch.device, choice: Offload) -> LatentModel:
+    """Returns a loaded `model` at home, as a whole; or with its parts taking turns there, if `choice` is `on`, or
+    `auto` and the card has no room for all of them."""
+    if home.type != "cuda":  # it was loaded there
         return model
-    held = torch.cuda.get_device_properties(model.device).total_memory
-    return take_turns(model) if choice == "on" or count_bytes(model) > held else model
+    if choice == "on" or (choice == "auto" and count_bytes(model) > torch.cuda.mem_get_info(home)[0]):
+        return take_turns(model, home)
+    return model.to(home)
 
 
 def count_bytes(model: LatentModel) -> int:
@@ -43,10 +46,10 @@ def _list_parts(model: LatentModel) -> list[torch.nn.Module]:
     return [*model.conditioner.encoders.values(), model.network.backbone, model.codec.autoencoder]
 
 
-def take_turns(model: LatentModel) -> LatentModel:
-    """Puts every part into main memory; each moves to the card as it computes, and the one before it leaves."""
-    home, before = model.device, None
+def take_turns(model: LatentModel, home: torch.device) -> LatentModel:
+    """Lets every part rest in main memory; each moves to the card as it computes, and the one before it leaves."""
+    before = None
+    model.network.schedule = model.network.schedule.to(home)
     for part in _list_parts(model):
-        part.to("cpu")
         _, before = cpu_offload_with_hook(part, home, before)
     return dataclasses.replace(model, home=home, codec=dataclasses.replace(model.codec, home=home))

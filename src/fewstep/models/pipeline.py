@@ -30,7 +30,7 @@ from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.few_step import DEFAULT_STEPS, find_few_step, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of
-from fewstep.models.offload import take_turns_if
+from fewstep.models.offload import check_offload, settle
 from fewstep.models.options import Engine, Offload
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
@@ -199,31 +199,38 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
         base_config = base_config or header.get("fewstep.base_config", "")
         said = {name.removeprefix("fewstep."): value for name, value in header.items()}
         overrides = read_overrides({**said, **(overrides or Overrides()).stated()})
-    storage = pick_storage(device, engine, precision)
-    model = load_latent_model(source, storage.device, base_config, overrides, storage.dtype)
-    return finish_pipeline(model, loras, engine, tiny_decoder, precision, offload)
+    storage = pick_storage(device, engine, precision, offload)
+    home = storage.home or storage.device
+    model = load_latent_model(source, storage.device, base_config, overrides, storage.dtype, home)
+    return finish_pipeline(model, loras, engine, tiny_decoder, precision, offload, home)
 
 
-def pick_storage(device: str, engine: Engine, precision: Precision) -> Storage:
-    """Returns where and in what a model that paints is kept; on a GPU matrix products in fp32 become TF32's."""
+def pick_storage(device: str, engine: Engine, precision: Precision, offload: Offload) -> Storage:
+    """Returns where and in what a model that paints is kept: on a GPU it is put once it is known whether it fits.
+
+    On a GPU matrix products in fp32 become TF32's.
+    """
     chosen = pick_device("cpu" if engine == "openvino" and device == "auto" else device)
+    check_offload(offload, chosen)
+    loaded = chosen
     if chosen.type == "cuda":
         torch.set_float32_matmul_precision("high")
+        loaded = torch.device("cpu")
     # OpenVINO compiles what is in fp32 for the format that it computes in.
-    return Storage(chosen, torch.float32 if engine == "openvino" else choose_dtype(precision, chosen))
+    return Storage(loaded, torch.float32 if engine == "openvino" else choose_dtype(precision, chosen), chosen)
 
 
 def finish_pipeline(
     model: LatentModel, loras: Sequence[tuple[Path, float]], engine: Engine, tiny_decoder: str | Path,
-    precision: Precision, offload: Offload,
+    precision: Precision, offload: Offload, home: torch.device,
 ) -> Pipeline:  # fmt: skip
     """Makes the pipeline of a loaded model with all that is given beside it, as `load_pipeline` takes it."""
     if tiny_decoder:
-        decoder = load_tiny_decoder(tiny_decoder, model.device)
+        decoder = load_tiny_decoder(tiny_decoder, home)
         model = dataclasses.replace(model, codec=model.codec.with_tiny_decoder(decoder))
     if loras:
         model = with_loras(model, loras)
-    return Pipeline(with_engine(take_turns_if(model, offload), engine, precision))
+    return Pipeline(with_engine(settle(model, home, offload), engine, precision))
 
 
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:
@@ -236,6 +243,8 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     hashes = {file.note("teacher_sha256") for file in files} - {None}
     whole = model.network.backbone.dtype == torch.float32  # hashes are of numbers in fp32
     held = weights_sha256(model.network.backbone) if hashes and whole else None
+    if hashes and not whole:
+        logger.info("note: whether LoRAs were made for these very weights is looked at with --precision fp32 alone")
     makes = None if model.is_few_step else find_few_step(files, model)
     few_step = None if makes is None else read_few_step(makes.header, makes.source, model.family)
     for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):

@@ -23,8 +23,11 @@ class Choice:
     """What is said of the choice; empty where it is that of the bundled models."""
 
 
-def choose_recipe(command: str, model: str, base_config: str = "", *, lora: bool = False) -> Choice:
-    """Chooses among a command's recipes by the family of `model`, its pictures' size, and whether adapters are wanted.
+def choose_recipe(
+    command: str, model: str, base_config: str = "", *, lora: bool = False, prediction: str = ""
+) -> Choice:
+    """Chooses among a command's recipes by the family of `model`, what it predicts (as `prediction` says, if it does),
+    its pictures' size, and whether adapters are wanted.
 
     A few-step model keeps the guidance that it was trained for. Raises UserError where the family is not known.
     """
@@ -33,6 +36,8 @@ def choose_recipe(command: str, model: str, base_config: str = "", *, lora: bool
     if seen is None or seen.card.teacher in assets.MODELS:
         name = "scenes-lora" if lora and "scenes-lora" in RECIPES[command] else "scenes"
         return Choice(name, find_recipe(name, command))
+    if seen and prediction:
+        seen = dataclasses.replace(seen, parameterisation=prediction)
     whole = min(_list_of_family(seen), key=lambda name: _distance(name, seen))
     name = f"{whole}-lora" if lora else whole
     config = find_recipe(name, command)

@@ -38,6 +38,7 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
         return material
     claim_run_folder(config.out, config)
     if finished(config.out):
+        forget_encoded(config.out)  # where the end of the run was cut short
         return None
     claim_data(config, material.account, material.identity)
     if config.ema_decay**config.steps > 0.1:

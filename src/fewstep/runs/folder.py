@@ -38,7 +38,9 @@ def _claim(out: Path, config: Any) -> None:
     wanted = to_plain(config)
     changing = wanted.pop("change", ())
     if file.exists():
-        held = read_config_file(file)
+        # What an earlier version did not have yet was as it is by default.
+        held = {**to_plain(type(config)()), **read_config_file(file)}
+        held.pop("change", None)
         names = sorted((held.keys() | wanted.keys()) - set(NOT_THE_RUN))
         different = [name for name in names if held.get(name) != wanted.get(name)]
         refused = [name for name in different if name not in changing]

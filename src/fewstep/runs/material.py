@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +20,13 @@ from fewstep.data.shards.prepared import PreparedShards, is_prepared
 from fewstep.data.sources.base import DroppedError, Source
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
+from fewstep.models.encoded import Keeping
 from fewstep.models.encoding import encode
 from fewstep.models.family import LatentModel
 from fewstep.models.prepared_latents import PreparedLatents, check_made_for
 from fewstep.parallel.world import current_world
 from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
+from fewstep.recipes.plain import to_plain
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,30 @@ def open_material(
         | ({"told": dict(r.told)} if r.told else {})
         for data, r in reports
     }
-    folder = None if run is None else run / ENCODED
+    keeping = None if run is None else Keeping(run / ENCODED, describe_pictures(config))
     return Material(
-        lambda: encode(model, reading, config.keep_gib, folder), count, words, account, reading.hash_contents()
+        lambda: encode(model, reading, config.keep_gib, keeping), count, words, account, reading.hash_contents()
     )
+
+
+def describe_pictures(config: TrainingConfig) -> dict[str, Any]:
+    """Returns what was chosen of which sources, and a hash of the names, sizes and times of all their files here."""
+    chosen = ("data", "mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "pictures", "seed", "crop")
+    settings = to_plain(config)
+    total = hashlib.sha256()
+    for data in (config.data, *(split_weight(given)[0] for given in config.mix)):
+        for name in sorted(_list_files(Path(data))):
+            with contextlib.suppress(OSError):
+                status = Path(name).stat()
+                total.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return {**{name: settings[name] for name in chosen}, "files": total.hexdigest()}
+
+
+def _list_files(data: Path) -> list[str]:
+    """Lists the files of a source on this machine: those of a folder, one file, or those that a pattern names."""
+    if data.is_dir():
+        return [os.path.join(folder, name) for folder, _, names in os.walk(data, followlinks=True) for name in names]
+    return [str(data)] if data.is_file() else glob.glob(str(data), recursive=True)
 
 
 def forget_encoded(run: Path) -> None:

@@ -43,10 +43,9 @@ def load_painter(  # noqa: PLR0913  # as load_pipeline
             source, device, loras, base_config, engine=engine, tiny_decoder=tiny_decoder, overrides=overrides,
             precision=precision, offload=offload,
         )  # fmt: skip
-    storage = pick_storage(device, engine, precision)
-    return finish_pipeline(
-        load_checkpoint(checkpoint, storage, overrides), loras, engine, tiny_decoder, precision, offload
-    )
+    storage = pick_storage(device, engine, precision, offload)
+    model, home = load_checkpoint(checkpoint, storage, overrides), storage.home or storage.device
+    return finish_pipeline(model, loras, engine, tiny_decoder, precision, offload, home)
 
 
 def find_checkpoint(source: Path) -> Path | None:
@@ -82,7 +81,9 @@ def load_checkpoint(checkpoint: Path, storage: Storage, overrides: Overrides | N
         raise UserError(f"{run / CONFIG_FILE} names neither a teacher nor a model; it is of no run that paints")
     tensors = _read_exported(checkpoint)
     said = read_overrides({**settings, **(overrides or Overrides()).stated()})
-    model = load_latent_model(base, storage.device, settings.get("base_config") or "", said, storage.dtype)
+    model = load_latent_model(
+        base, storage.device, settings.get("base_config") or "", said, storage.dtype, storage.home
+    )
     step = json.loads((checkpoint / NUMBERS_FILE).read_text())["step"]
     card = _make_card(settings, model, f"{run.resolve().name}, update {step}")
     ended = "" if (run / "model").exists() else " has not ended"

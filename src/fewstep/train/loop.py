@@ -152,7 +152,7 @@ def begin(roles: Sequence[Role], config: LoopConfig) -> RunState:
         raise ValueError(f"two of the roles {names} share a weight that learns; it can follow one loss only")
     device = learning[0].device
     scaling = LossScale(device, FIRST) if choose_dtype(config.precision, device) == torch.float16 else None
-    return RunState(states, config.steps, Skipping(config.steps, device), scaling)
+    return RunState(states, config.steps, Skipping(config.steps, device), scaling=scaling)
 
 
 Part = Callable[[str], AbstractContextManager[None]]

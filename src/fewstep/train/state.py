@@ -79,14 +79,14 @@ class RunState:
     steps: int
     """Updates of the whole run."""
     skipping: Skipping
-    scaling: LossScale | None = None
-    """Where networks compute in fp16."""
     step: int = 0
     """Updates so far."""
     counter: int = 0
     """Samples so far."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Updates that were left out because they were not finite: their step, and their pictures."""
+    scaling: LossScale | None = None
+    """Where networks compute in fp16."""
 
     @property
     def device(self) -> torch.device:
