@@ -65,10 +65,7 @@ def count(family: Family, side: int) -> dict[str, float | str | int]:
 
 def activations(modules: list[nn.Module], act: Callable[[], object]) -> int:
     """Bytes of what `act` makes beside the weights, at its worst moment."""
-    live = LiveBytes()
-    for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            live.see(tensor)
+    live = LiveBytes.with_weights(modules)
     weights = live.now
     with live:
         act()

@@ -125,7 +125,7 @@ class Stages:
 
     pictures: int = 0
     decoding: float = 0.0
-    """Of all threads together."""
+    """What all threads took together."""
     encoding: float = 0.0
     writing: float = 0.0
 

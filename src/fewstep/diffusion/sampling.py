@@ -39,7 +39,7 @@ def sampling_times(schedule: Schedule, count: int, spacing: Spacing) -> list[int
 
 
 def sample_ode(schedule: Schedule, field: Field, z_T: Tensor, times: list[int], solver: Solver = DDIM) -> Tensor:
-    """z at t = 0, from z_T at `times[0]`, one `solver` step between neighbouring times and one to 0."""
+    """Returns z at t = 0, from z_T at `times[0]`, one `solver` step between neighbouring times and one to 0."""
     z = z_T
     for t, s in zip(times, [*times[1:], 0], strict=True):
         z = solver.step(schedule, field, z, _batch_of(t, z), _batch_of(s, z))

@@ -77,7 +77,7 @@ class EvaluationStudio:
         return self.config.out / ("tuning" if tuning else "cells")
 
     def bare(self, *, tuning: bool) -> Bench:
-        """A bench that can look at pictures, not judge them."""
+        """Returns a bench that can look at pictures, not judge them."""
         return dataclasses.replace(self._bare, roster=self.found.tuning if tuning else self.found.scored)
 
     def run(self, job: PaintingJob) -> None:

@@ -51,10 +51,7 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         null = {name: value[:1] for name, value in family.shaped_condition(1).items()}
         method = Method(schedule, TeacherPath(teacher, schedule, null), DISTANCES[config.distance].make(config.huber_c))
         batch = _batch(family, side, config.batch_size // config.accumulation)
-        live = LiveBytes()
-        for module in modules:
-            for tensor in (*module.parameters(), *module.buffers()):
-                live.see(tensor)
+        live = LiveBytes.with_weights(modules)
         weights = live.now
         with live:
             for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -63,7 +63,7 @@ class Spread:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Waits until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -110,7 +110,7 @@ class Stopwatch:
         self.seconds[name] += time.perf_counter() - begun
 
     def around(self, name: str, act: Callable[..., Any], without_gradient: str = "") -> Callable[..., Any]:
-        """`act` as a part of that name; where no graph is built, of the other one if it is given."""
+        """Times `act` as a part of that name; where no graph is built, of the other one if it is given."""
 
         def timed(*arguments: Any) -> Any:
             with self(without_gradient if without_gradient and not torch.is_grad_enabled() else name):
@@ -119,7 +119,7 @@ class Stopwatch:
         return timed
 
     def per_round(self, act: Callable[[], object], rounds: int) -> dict[str, float]:
-        """Mean seconds of every part over so many rounds of `act`."""
+        """Returns the mean seconds of every part over so many rounds of `act`."""
         self.on, self.seconds = True, defaultdict(float)
         for _ in range(rounds):
             act()
@@ -134,6 +134,15 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no annotations
         self.now = self.most = 0
         self._seen: set[int] = set()
+
+    @classmethod
+    def with_weights(cls, modules: Iterable[nn.Module]) -> Self:
+        """Makes one that has seen all that the modules hold."""
+        live = cls()
+        for module in modules:
+            for tensor in (*module.parameters(), *module.buffers()):
+                live.see(tensor)
+        return live
 
     def see(self, tensor: Tensor) -> None:
         """Counts it until its end."""
@@ -159,7 +168,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def most_bytes(act: Callable[[], object], held: Iterable[Tensor]) -> int:
-    """Of tensors at any moment of `act`, of those that are `held` before it and those that it makes."""
+    """Returns the most bytes at any moment of `act`, of tensors `held` before it and of those that it makes."""
     live = LiveBytes()
     with live:
         for tensor in held:
@@ -169,7 +178,7 @@ def most_bytes(act: Callable[[], object], held: Iterable[Tensor]) -> int:
 
 
 def flops(act: Callable[[], object]) -> int:
-    """Of its convolutions, matrix products and attention; a multiplication and an addition are two."""
+    """Counts what its convolutions, matrix products and attention do; a multiplication and an addition are two."""
     counter = FlopCounterMode(display=False)
     with counter:
         act()
@@ -177,7 +186,7 @@ def flops(act: Callable[[], object]) -> int:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """The most floating-point operations a second that products of large square matrices reach here."""
+    """Measures the most floating-point operations a second that products of large square matrices reach here."""
     side = 8192 if device.type == "cuda" else 1536
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
@@ -191,7 +200,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) 
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures are of."""
+    """Says what the figures are of."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"device": name, "threads": torch.get_num_threads()}
 

@@ -32,13 +32,13 @@ class Extractor:
     resize: str
     """What is done to a picture before the network sees it."""
     features: Callable[[Tensor], Tensor]
-    """uint8 `[n, h, w, 3]` → fp32 `[n, d]` on the CPU."""
+    """Turns uint8 `[n, h, w, 3]` into fp32 `[n, d]` on the CPU."""
     text_features: Callable[[Sequence[str]], Tensor] | None = None
     """`[n, d]` of texts, in the same space, where the network has one."""
 
 
 def load_extractor(source: str | Path, device: torch.device) -> Extractor:
-    """A folder of CLIP or DINOv2 in transformers' layout, or Inception's TorchScript file. Nothing is fetched."""
+    """Loads a folder of CLIP or DINOv2 in transformers' layout, or Inception's TorchScript file. Nothing is fetched."""
     path = Path(source)
     if path.is_file():
         return _inception(path, device)

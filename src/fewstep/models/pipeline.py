@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Callable[[], Tensor]:
-    """Standard normal fp32 `[len(seeds), *shape]` at every call, each picture from its own CPU generator.
+    """Draws standard normal fp32 `[len(seeds), *shape]` at every call, each picture from its own CPU generator.
 
     The same numbers that a diffusers pipeline draws when given these generators.
     """
@@ -148,7 +148,7 @@ class Pipeline:
         self, cond: Cond, seeds: Sequence[int], steps: int, omega: float, *, start: Start | None = None,
         strength: float = 1.0,
     ) -> Tensor:  # fmt: skip
-        """z_0 `[b, c, h, w]` for conditions `[b, …]`, one seed a picture; ω in the paper's convention."""
+        """Paints z_0 `[b, c, h, w]` for conditions `[b, …]`, one seed a picture; ω in the paper's convention."""
         model = self.model
         draw = seeded_noise(seeds, model.codec.shape(model.resolution), model.device)
         omegas = torch.full((len(seeds),), omega, device=model.device)
@@ -165,7 +165,7 @@ class Pipeline:
         return min(MAX_STEPS, int(self.grid_size * strength))
 
     def times(self, steps: int, strength: float = 1.0) -> list[int]:
-        """The times at which `steps` evaluations stand, latest first."""
+        """Returns the times at which `steps` evaluations stand, latest first."""
         if not 0 < strength <= 1:
             raise UserError(f"strength is {strength:g}; allowed is above 0, up to 1")
         most = self.most_steps(strength)

@@ -22,7 +22,7 @@ _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """64×64 pixels to 12×8×8 latents; 1.0 M parameters."""
+    """Builds one from 64×64 pixels to 12×8×8 latents; 1.0 M parameters."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -37,7 +37,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A v-network on 12×8×8 latents; 4.2 M parameters."""
+    """Builds a v-network on 12×8×8 latents; 4.2 M parameters."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,
@@ -53,7 +53,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Two layers, 64 wide, from scratch, with the tokenizer's own begin, end and pad ids."""
+    """Builds two layers, 64 wide, from scratch, with the tokenizer's own begin, end and pad ids."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -89,7 +89,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """A CLIP byte-pair tokenizer whose merges come from `captions`.
+    """Builds a CLIP byte-pair tokenizer whose merges come from `captions`.
 
     All 256 bytes stand in the vocabulary, within a word and at its end, so that any prompt tokenises.
     """

@@ -16,7 +16,7 @@ _DIFFUSERS = "decoder.layers."
 
 
 def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTiny:
-    """From a diffusers folder of an AutoencoderTiny, or a safetensors file that TAESD's author or diffusers wrote;
+    """Loads a diffusers folder of an AutoencoderTiny, or a safetensors file that TAESD's author or diffusers wrote,
     frozen, in fp32. Raises UserError naming what does not fit."""
     place = Path(source)
     try:

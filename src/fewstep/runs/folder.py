@@ -69,7 +69,7 @@ def _write(file: Path, values: dict[str, Any]) -> None:
 
 
 def _set_aside(out: Path) -> None:
-    """The configuration and the model of a run that goes on otherwise."""
+    """Keeps the configuration and the model of a run that goes on otherwise."""
     number = 1 + len(list(out.glob("config-before-*.yaml")))
     shutil.copyfile(out / CONFIG_FILE, out / f"config-before-{number}.yaml")
     if (out / "model").exists():
@@ -77,7 +77,7 @@ def _set_aside(out: Path) -> None:
 
 
 def finished(out: Path) -> bool:
-    """Whether the run there has written its model, which it does last and whole; says so."""
+    """Returns whether the run there has written its model, which it does last and whole; says so."""
     done = (out / "model").exists()
     if done:
         print(f"{out} is finished: its model is {out / 'model'}; give another --out to train again", flush=True)

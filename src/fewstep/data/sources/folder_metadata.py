@@ -28,7 +28,7 @@ class FolderMetadata:
     """What the files of metadata say."""
 
     pictures: dict[str, PictureMetadata] = field(default_factory=dict)
-    """By path in the folder."""
+    """What is said of each picture, by its path in the folder."""
     columns: dict[str, list[str]] = field(default_factory=dict)
     """The columns or fields of each file, for messages."""
 

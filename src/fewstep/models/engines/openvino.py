@@ -29,7 +29,7 @@ _FORMAT = 1
 
 
 def on_openvino(model: LatentModel, precision: Precision = "auto", cache: Path | None = None) -> LatentModel:
-    """`model` with its LoRAs merged in for good and its UNet and decoder compiled as they are first used.
+    """Returns `model` with its LoRAs merged in for good, its UNet and decoder compiled as they are first used.
 
     `auto` is bf16 where the processor has instructions for it. What is compiled is kept in `cache`, by default
     `~/.cache/fewstep/openvino` or $FEWSTEP_CACHE/openvino, under the hash of weights, shapes, precision and version.
@@ -56,7 +56,7 @@ def on_openvino(model: LatentModel, precision: Precision = "auto", cache: Path |
 
 
 def cache_folder() -> Path:
-    """Where compiled networks are kept."""
+    """Returns where compiled networks are kept."""
     return Path(os.environ.get("FEWSTEP_CACHE", Path.home() / ".cache" / "fewstep")) / "openvino"
 
 
@@ -67,7 +67,7 @@ class _Compiler:
         self._core, self._cache, self.precision = core, cache, precision
 
     def compile(self, module: nn.Module, given: Sequence[Tensor], weights: str) -> Any:
-        """A callable of arrays shaped like `given`, read from the cache or compiled now; `weights` is their hash."""
+        """Returns a callable of arrays shaped like `given`, from the cache or compiled now; `weights` is their hash."""
         import openvino
 
         key = {

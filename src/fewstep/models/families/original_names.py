@@ -32,7 +32,7 @@ def former_names(part: str, module: str) -> tuple[str, ...]:
 
 
 def original_unet_names(modules: Iterable[str]) -> dict[str, str]:
-    """diffusers' names of a whole UNet's modules, to the original's; what the original does not have is left out.
+    """Maps diffusers' names of a whole UNet's modules to the original's; what the original does not have is left out.
 
     The original numbers blocks through: first convolution, then for every level its layers and its down-sampler.
     """

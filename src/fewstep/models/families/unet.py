@@ -61,7 +61,7 @@ class UNetNetwork(BackboneNetwork):
         return to_prediction(self.parameterisation, output, z_t, alpha, sigma)
 
     def _sizes(self, z_t: Tensor, cond: Cond, dtype: torch.dtype) -> Cond:
-        """Stable Diffusion XL's added conditions: original size, crop's corner, target size (arXiv 2307.01952, 2.2)."""
+        """Returns XL's added conditions: original size, crop's corner, target size (arXiv 2307.01952, 2.2)."""
         if (sizes := cond.get("sizes")) is None:
             height, width = (side * self.pixels_per_latent for side in z_t.shape[-2:])
             sizes = torch.tensor([height, width, 0, 0, height, width], device=z_t.device).expand(len(z_t), 6)

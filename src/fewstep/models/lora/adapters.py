@@ -92,7 +92,7 @@ class AdaptedNetwork:
         return answer
 
     def _sums_first(self, z_t: Tensor) -> bool:
-        """Whether (W + BA)x takes less work than Wx + B(Ax), and is the same to within fp32's rounding.
+        """Says whether (W + BA)x takes less work than Wx + B(Ax), and is the same to within fp32's rounding.
 
         The first makes BA, at `rank` multiplications for each of W and twice that in the backward pass, and the
         gradient of W at every position; the second has A and B at every position in all three passes. In bf16 the sum
@@ -115,7 +115,7 @@ class AdaptedNetwork:
 
     @contextlib.contextmanager
     def using(self, weights: AdapterWeights) -> Iterator[None]:
-        """While it lasts, `weights` stand in the place of the adapters' own; not while a graph is being built."""
+        """Puts, while it lasts, `weights` in the place of the adapters' own; not while a graph is being built."""
         self._swap(weights)
         try:
             yield
@@ -127,11 +127,11 @@ class AdaptedNetwork:
             own.data, other.data = other.data, own.data
 
     def copy_of_weights(self) -> AdapterWeights:
-        """A moving average starts from it."""
+        """Copies them; a moving average starts from that."""
         return copy.deepcopy(self.weights).requires_grad_(False)
 
     def pairs(self, weights: AdapterWeights) -> Lora:
-        """The adapters as a LoRA file has them."""
+        """Returns the adapters as a LoRA file has them."""
         named = weights.by_name()
         pairs: Lora = {}
         for name, down in named.items():
@@ -208,7 +208,7 @@ def detach(parts: Mapping[str, nn.Module], name: str) -> None:
 
 
 def _activate(network: nn.Module) -> None:
-    """All adapters of every layer act together."""
+    """Lets all adapters of every layer act together."""
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
             layer.set_adapter(list(layer.lora_A), inference_mode=True)

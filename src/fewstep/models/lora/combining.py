@@ -13,7 +13,7 @@ from fewstep.models.lora.pair import Lora, Pair, first_dora
 
 
 def combined(loras: Sequence[tuple[Lora, float]]) -> Lora:
-    """One LoRA whose ΔW is Σ λ_i·alpha_i/rank_i·B_i·A_i, exactly: ranks side by side, never A's and B's added.
+    """Makes one LoRA whose ΔW is Σ λ_i·alpha_i/rank_i·B_i·A_i, exactly: ranks side by side, never A's or B's added.
 
     Raises UserError for a DoRA, whose ΔW has no low rank.
     """

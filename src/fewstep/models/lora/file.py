@@ -44,7 +44,7 @@ class LoraFile:
     """What was assumed in reading it, a line each."""
 
     def matched(self) -> str:
-        """How many modules of which parts it adapts, in words; all of its tensors have their place there."""
+        """Says how many modules of which parts it adapts; all of its tensors have their place there."""
         parts = [name.split(".", 1)[0] for name in self.pairs]
         counts = ", ".join(f"{parts.count(part)} modules of {part}" for part in dict.fromkeys(parts))
         words = f"; it brings a word for prompts: {', '.join(self.embeddings)}" if self.embeddings else ""
@@ -149,7 +149,7 @@ class _Scales:
 
 
 def adaptable_modules(parts: Mapping[str, nn.Module]) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Every linear and convolutional module by its name in the pipeline, whether or not adapters hang on it."""
+    """Returns all linear and convolutional modules by their names in the pipeline, with adapters on them or not."""
     found: dict[str, nn.Linear | nn.Conv2d] = {}
     for part, network in parts.items():
         for name, module in network.named_modules():
