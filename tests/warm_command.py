@@ -6,6 +6,7 @@ A fresh interpreter imports them for seconds, dozens of times in a run of the te
 import importlib
 import multiprocessing
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ class Warm:
     """A command that goes on. `constants` ("module.NAME" → value) are set in its process, to make it smaller than any
     option does; `env` is its environment beside this one's."""
 
-    def __init__(self, arguments, cwd=None, constants: Mapping[str, int] | None = None, env=None):
+    def __init__(self, arguments, cwd=None, constants: Mapping[str, object] | None = None, env=None):
         self._arguments = [*map(str, arguments)]
         self._folder = tempfile.TemporaryDirectory()
         self._files = [str(Path(self._folder.name) / name) for name in ("out", "err")]
@@ -49,12 +50,26 @@ class Warm:
         return Done(self.process.exitcode, out, err)
 
 
-def run_warm(arguments: list[str], cwd: Path | None = None, constants: Mapping[str, int] | None = None) -> Done:
+def run_warm(arguments: list[str], cwd: Path | None = None, constants: Mapping[str, object] | None = None) -> Done:
     """Runs `fewstep` with these arguments; fails after ten minutes."""
     return Warm(arguments, cwd, constants).wait()
 
 
-def _main(arguments: list[str], out: str, err: str, cwd: str, constants: dict[str, int], env: dict[str, str]) -> None:
+def run_warm_together(arguments: list[str], count: int) -> list[Done]:
+    """Runs `fewstep` with these arguments in so many processes of one run, as torchrun starts them."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1]), "WORLD_SIZE": str(count)}
+    ranks = [
+        Warm(arguments, env={**where, "LOCAL_WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(count)
+    ]
+    return [rank.wait() for rank in ranks]
+
+
+def _main(
+    arguments: list[str], out: str, err: str, cwd: str, constants: dict[str, object], env: dict[str, str]
+) -> None:
     for stream, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY, 0o644), stream)
     # Python's own streams, which the fork server shares, are bound to these files anew.

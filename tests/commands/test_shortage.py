@@ -16,7 +16,7 @@ from fewstep.runs.shortage import explain_out_of_memory
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded by Linux's limit of addresses")
 def test_a_real_process_that_runs_out_says_what_needs_less(random_teacher, tmp_path):
-    options = f"--teacher {random_teacher} --pictures 16 --batch-size 1024 --steps 2 --sample-every 0"
+    options = f"--teacher {random_teacher} --pictures 16 --batch-size 16384 --steps 2 --sample-every 0"
     command = f"exec {sys.executable} -m fewstep distill scenes {options} --out {tmp_path}/run"
     bounded = f"ulimit -v 3000000; OMP_NUM_THREADS=1 {command}"
     done = subprocess.run(["bash", "-c", bounded], capture_output=True, text=True, check=False)

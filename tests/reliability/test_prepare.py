@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.runs.material import open_material
-from warm_command import Warm
+from warm_command import Warm, run_warm_together
 from written_shards import picture, sample, write_tar
 
 SHARDS, EACH = 6, 14
@@ -148,19 +148,18 @@ def test_what_does_not_agree_is_named(undisturbed, tiny, shards, cache, tmp_path
 def test_from_shards_to_a_student_in_two_processes_with_a_kill(undisturbed, tiny, tmp_path):
     """Prepared, distilled by two processes, killed, gone on with: the weights of a run without the kill."""
 
-    def start(out):
-        command = (
-            sys.executable, "-m", "fewstep", "distill", "scenes", "--teacher", tiny, "--data", undisturbed,
-            "--resolution", 16, "--out", out, "--steps", 40, "--batch-size", 4, "--processes", 2, "--sample-every", 0,
-            "--checkpoint-every", 5, "--log-every", 5, "--guidance-range", 2, 5, "--guidance-scale", 3,
-        )  # fmt: skip
-        return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def settings(out):
+        return [*map(str, (
+            "distill", "scenes", "--teacher", tiny, "--data", undisturbed, "--resolution", 16, "--out", out,
+            "--steps", 40, "--batch-size", 4, "--sample-every", 0, "--checkpoint-every", 5, "--log-every", 5,
+            "--guidance-range", 2, 5, "--guidance-scale", 3,
+        ))]  # fmt: skip
 
-    whole = start(tmp_path / "whole")
-    _, said = whole.communicate(timeout=300)
-    assert whole.returncode == 0, said
-    assert said.count("distil 40/40") == 1  # one process speaks
-    cut = start(tmp_path / "cut")
+    whole = run_warm_together(settings(tmp_path / "whole"), 2)
+    assert [done.returncode for done in whole] == [0, 0], whole
+    assert [done.stderr.count("distil 40/40") for done in whole] == [1, 0]  # one process speaks
+    command = (sys.executable, "-m", "fewstep", *settings(tmp_path / "cut"), "--processes", "2")
+    cut = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(6000):
         if list((tmp_path / "cut").glob("checkpoints/step-???????")):
             break
@@ -170,10 +169,9 @@ def test_from_shards_to_a_student_in_two_processes_with_a_kill(undisturbed, tiny
     time.sleep(2)  # its processes leave with it
     stood = sorted(path.name for path in (tmp_path / "cut" / "checkpoints").iterdir())
     assert "step-0000040" not in stood
-    again = start(tmp_path / "cut")
-    _, said = again.communicate(timeout=300)
-    assert again.returncode == 0, said
-    assert "goes on after update" in said
+    again = run_warm_together(settings(tmp_path / "cut"), 2)
+    assert [done.returncode for done in again] == [0, 0], again
+    assert "goes on after update" in again[0].stderr + again[0].stdout
     for file in ("model/unet/diffusion_pytorch_model.safetensors", "checkpoints/step-0000040/state.safetensors"):
         one, two = (load_file(tmp_path / run / file) for run in ("whole", "cut"))
         assert one.keys() == two.keys()

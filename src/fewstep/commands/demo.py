@@ -17,6 +17,8 @@ from fewstep.models.card import read_card, write_model_card
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 
+STEPS = (1, 2, 4, 8)
+"""Numbers of steps that each sampler is scored at."""
 WORKERS = 0
 """Number of processes that paint, as in `Evaluate.workers`."""
 
@@ -67,7 +69,7 @@ def demo(config: Demo) -> None:
 def make_evaluation(config: Demo) -> Evaluate:
     """Returns the evaluation: all samplers at one guidance scale, each baseline at its best spacing."""
     return Evaluate(
-        model=str(config.out / "model"), out=config.out / "evaluation", samplers=("ddim", "dpm++"),
+        model=str(config.out / "model"), out=config.out / "evaluation", samplers=("ddim", "dpm++"), steps=STEPS,
         guidance_scale=(config.guidance_scale,), spacings=("trailing", "leading+1"), n=config.n,
         n_unseen=config.n_unseen, n_repeated=config.n_repeated, seed=config.score_seed, workers=WORKERS,
         precision=config.precision, device=config.device,

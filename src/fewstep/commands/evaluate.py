@@ -31,6 +31,7 @@ from fewstep.evaluate.studio import EvaluationStudio
 from fewstep.evaluate.tuning import best_cell
 from fewstep.models.extractors import Extractor
 from fewstep.models.hashes import weights_sha256
+from fewstep.models.libraries import PRELOAD
 from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.workers import Workers, count_cores
 from fewstep.precision import name_dtype
@@ -91,7 +92,7 @@ class Evaluation:
         count = self.config.workers or (count_cores() if small else 1)
         if count == 1:
             return self._run(1, torch.get_num_threads())
-        with Workers(count, EvaluationStudio, (self.config,)) as self._workers:
+        with Workers(count, EvaluationStudio, (self.config,), PRELOAD) as self._workers:
             return self._run(count, 1)
 
     def _run(self, processes: int, threads: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fewstep.data.shards.prepared import (
 from fewstep.data.sources.base import Source, escape_line, list_repeats
 from fewstep.errors import UserError
 from fewstep.files import remove_abandoned
+from fewstep.models.libraries import PRELOAD
 from fewstep.models.loading import load_codec, pick_device
 from fewstep.models.options import DeviceOptions, SingleFileOptions
 from fewstep.models.prepared_latents import made_of
@@ -113,7 +114,7 @@ def encode_parts(config: Prepare, studio: EncodingStudio, left: list[Part]) -> S
     """Encodes what is left, in this process or in several; returns the time that it took."""
     count = min(config.workers or (count_cores() if studio.on_cpu else studio.gpus), len(left))
     if count > 1:
-        with Workers(count, EncodingStudio, (config,)) as workers:
+        with Workers(count, EncodingStudio, (config,), PRELOAD) as workers:
             return sum_stages(workers.run(left))
     with use_one_thread() if studio.on_cpu else contextlib.nullcontext():  # more would round otherwise
         return sum_stages([studio.run(part) for part in left])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 
+PRELOAD = ("fewstep.models.without_bitsandbytes",)
+"""The module that a process of our own imports first, which does so."""
+
 
 def import_without_bitsandbytes() -> None:
     """Imports diffusers and peft, which take bitsandbytes for not installed from then on; others can import it.

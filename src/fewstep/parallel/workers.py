@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 
@@ -32,14 +33,20 @@ _RUNNER: list[JobRunner] = []  # of this process, once it has started
 
 
 class Workers:
-    """`count` processes, each with its own runner `make(*arguments, number)`, numbered from 0."""
+    """`count` processes, each with its own runner `make(*arguments, number)`, numbered from 0.
 
-    def __init__(self, count: int, make: Callable[..., JobRunner], arguments: tuple[Any, ...]) -> None:
-        context = multiprocessing.get_context("spawn")
+    Where processes can be forked from a server that has imported the modules named by `preload` and that of `make`,
+    these are imported once for all, and held in memory once.
+    """
+
+    def __init__(
+        self, count: int, make: Callable[..., JobRunner], arguments: tuple[Any, ...], preload: Sequence[str] = ()
+    ) -> None:
+        context = multiprocessing.get_context(_choose_start_method())
+        if context.get_start_method() == "forkserver":
+            context.set_forkserver_preload([*preload, make.__module__])
         started = context.Value("i", 0)
-        self._pool = ProcessPoolExecutor(
-            count, context, initializer=_start, initargs=(os.getpid(), started, make, arguments)
-        )
+        self._pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(started, make, arguments))
 
     def run(self, jobs: Sequence[Any]) -> list[Any]:
         """Runs all jobs, and returns what the runners did. Raises what a worker raised, and UserError where one was
@@ -61,8 +68,17 @@ class Workers:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _start(parent: int, started: Any, make: Callable[..., JobRunner], arguments: tuple[Any, ...]) -> None:
-    exit_with_parent(parent)
+def _choose_start_method() -> Literal["forkserver", "spawn"]:
+    """Chooses a fork server on Linux, whose libraries bear a fork after their import, as those of macOS do not."""
+    # The server listens at a file in the temporary folder, and the kernel takes no name of more than 107 letters.
+    short = len(tempfile.gettempdir()) < 70
+    return "forkserver" if sys.platform == "linux" and short else "spawn"
+
+
+def _start(started: Any, make: Callable[..., JobRunner], arguments: tuple[Any, ...]) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # since this is a worker
+    _exit_after(parent.join)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # for good: the main process prints the same
     torch.set_num_threads(1)
@@ -74,9 +90,16 @@ def _start(parent: int, started: Any, make: Callable[..., JobRunner], arguments:
 def exit_with_parent(parent: int) -> None:
     """Makes this process exit within a second of its parent, even where that was killed."""
 
-    def watch() -> None:
+    def wait() -> None:
         while os.getppid() == parent:
             time.sleep(1)
+
+    _exit_after(wait)
+
+
+def _exit_after(wait: Callable[[], None]) -> None:
+    def watch() -> None:
+        wait()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
