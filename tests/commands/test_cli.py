@@ -154,8 +154,8 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
     done = fewstep_command(*arguments, constants=fewer)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {
-        "model", "config.yaml", "data.json", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "grid.png",
-        "evaluation",
+        "model", "config.yaml", "base.json", "data.json", "metrics.jsonl", "checkpoints", "samples", "tensorboard",
+        "grid.png", "evaluation",
     }  # fmt: skip
     scores = json.loads((out / "evaluation" / "results.json").read_text())
     assert scores["protocol"]["n"] == 128

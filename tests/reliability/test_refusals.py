@@ -1,18 +1,21 @@
 """What would go on as something else is refused in one line."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fewstep.errors import UserError
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.parallel.world import World
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.runs.material import open_material
+from fewstep.runs.unfinished import load_painter
 from warm_command import Warm
 
 
@@ -37,6 +40,23 @@ def test_pictures_that_are_no_longer_those_of_the_run(tiny, photos, tmp_path):
     more = small(tiny, data, out, "--steps", 5, "--change", "steps")
     assert f"the pictures of {data} are not those that {out} began with" in refused(*more)
     assert Warm((*more, "data")).wait().returncode == 0
+
+
+def test_a_base_that_is_no_longer_that_of_the_run(tiny, photos, tmp_path):
+    base, out = shutil.copytree(tiny, tmp_path / "base"), tmp_path / "run"
+    assert Warm(small(base, photos, out)).wait().returncode == 0
+    file = base / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_out.bias"] += 1e-4
+    save_file(weights, file, {"format": "pt"})
+    shutil.rmtree(out / "model")
+    said = f"the weights of {base} are not those that {out} began with"
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_painter(out, "cpu")
+    more = small(base, photos, out, "--steps", 5, "--change", "steps")
+    assert said in refused(*more)
+    assert Warm((*more, "teacher")).wait().returncode == 0
+    assert load_painter(out, "cpu").model.source == str(out / "model")
 
 
 def test_fewer_updates_than_there_were(tiny, photos, tmp_path):

@@ -7,6 +7,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.train_lora import TrainLora
+from fewstep.runs.base import claim_base
 from fewstep.runs.folder import claim_data, claim_run_folder, finished
 from fewstep.runs.learning import choose_frozen_dtype
 from fewstep.runs.material import forget_encoded, open_material
@@ -38,6 +39,7 @@ def train_lora(config: TrainLora) -> None:
     task = DiffusionTuningTask(
         style.learner, model.schedule, model.network.parameterisation, material.latents(), null_cond, config.seed
     )
+    claim_base(config, style.card)
     fit(task, config, config.out, "style")
     style.save(config.out / "model")
     forget_encoded(config.out)

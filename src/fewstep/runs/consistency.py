@@ -14,6 +14,7 @@ from fewstep.method.times import fixed_gap, shrinking_gap
 from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
+from fewstep.runs.base import claim_base
 from fewstep.runs.folder import claim_data, claim_run_folder, finished
 from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.train.config import LoopConfig
@@ -69,6 +70,7 @@ def fit_and_save(
     config: ConsistencyConfig, task: DistillTask, student: Trainable, title: str, observe: Callable[[int], None]
 ) -> None:
     """Trains to the end, calling `observe(n)` after update n, and exports to `config.out / "model"`."""
+    claim_base(config, student.card)
     fit(task, config, config.out, title, observe)
     student.save(config.out / "model")
     forget_encoded(config.out)

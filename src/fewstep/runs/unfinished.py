@@ -23,6 +23,7 @@ from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pi
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.precision import Precision, Storage
 from fewstep.recipes.plain import read_config_file
+from fewstep.runs.base import check_base
 from fewstep.runs.folder import CONFIG_FILE
 from fewstep.train.checkpoint import NUMBERS_FILE, TENSORS_FILE, Checkpoints, why_spoilt
 from fewstep.train.state import EXPORTED
@@ -84,6 +85,7 @@ def load_checkpoint(checkpoint: Path, storage: Storage, overrides: Overrides | N
     model = load_latent_model(
         base, storage.device, settings.get("base_config") or "", said, storage.dtype, storage.home
     )
+    check_base(run, model)
     step = json.loads((checkpoint / NUMBERS_FILE).read_text())["step"]
     card = _make_card(settings, model, f"{run.resolve().name}, update {step}")
     ended = "" if (run / "model").exists() else " has not ended"

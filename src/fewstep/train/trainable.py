@@ -31,6 +31,8 @@ class Trainable(Protocol):
     learner: Learner
     base: Network
     """The base as it was: the teacher of a distillation."""
+    card: StudentCard
+    """What is recorded beside the weights."""
 
     def exported(self) -> AbstractContextManager[LatentModel]:
         """Gives the student, while it lasts, with the weights that would be exported now."""
@@ -59,7 +61,7 @@ class WholeWeights:
         self.learner = learn_every_weight(network, ema=ema)
         if current_world().size > 1:
             self.learner = _spread(self.learner, distribution)
-        self._model, self._card = model, card
+        self._model, self.card = model, card
 
     @property
     def _network(self) -> BackboneNetwork:
@@ -70,12 +72,12 @@ class WholeWeights:
     @contextlib.contextmanager
     def exported(self) -> Iterator[LatentModel]:
         with self._model.awake():
-            yield _as_student(self._model, self._card, self._network)
+            yield _as_student(self._model, self.card, self._network)
 
     def save(self, folder: Path) -> None:
         network = _with_whole_weights(self._network)
         if current_world().main:
-            save_student(folder, self._model, network, self._card)
+            save_student(folder, self._model, network, self.card)
         current_world().wait()
 
     def reload(self, folder: Path) -> None:
@@ -106,7 +108,7 @@ class LoraWeights:
         )  # fmt: skip
         if current_world().size > 1:
             self.learner = replicate(self.learner)
-        self._model, self._card = model, card
+        self._model, self.card = model, card
 
     def _averaged(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         with self._using_average():
@@ -120,12 +122,12 @@ class LoraWeights:
     @contextlib.contextmanager
     def exported(self) -> Iterator[LatentModel]:
         with self._using_average(), self._model.awake():
-            yield _as_student(self._model, self._card, self._model.network)
+            yield _as_student(self._model, self.card, self._model.network)
 
     def save(self, folder: Path) -> None:
         pairs = self._adapted.pairs(self._average or self._adapted.weights)
         if current_world().main:
-            difference = save_lora(folder, self._model, pairs, self._card)
+            difference = save_lora(folder, self._model, pairs, self.card)
             print(f"LoRA written in two spellings and read back: largest difference {difference:g}", flush=True)
         current_world().wait()
 
