@@ -87,6 +87,10 @@ COMMANDS = {
         "commands.bench_generate:bench_generate", "commands.bench_generate:BenchGenerate",
         "time painting on this machine, part by part",
     ),
+    "bench methods": Command(
+        "commands.bench_methods:bench_methods", "commands.bench_methods:BenchMethods",
+        "measure every method on a world whose guided ODE is known",
+    ),
     "bench train": Command(
         "commands.bench_train:bench_train", "commands.bench_train:BenchTrain",
         "time a recipe's training on this machine, part by part",

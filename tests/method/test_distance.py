@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from fewstep.method.distances import DISTANCES
+from fewstep.method.distances.cauchy import cauchy
 from fewstep.method.distances.huber import pseudo_huber
 from fewstep.method.distances.l2 import l2
+from fewstep.method.distances.root import root
 
 X = torch.tensor([[[0.0, 3.0]], [[1.0, 1.0]]], dtype=torch.float64)
 Y = torch.tensor([[[4.0, 3.0]], [[1.0, 1.0]]], dtype=torch.float64)
@@ -40,3 +42,9 @@ def test_distances_are_symmetric_positive_and_have_a_finite_gradient_at_zero(nam
 
 def test_c_of_pseudo_huber_matters():
     assert not torch.allclose(pseudo_huber(0.03)(X, Y)[0], pseudo_huber(0.1)(X, Y)[0])
+
+
+def test_root_and_cauchy_are_of_the_sample_as_a_whole():
+    square = 16.0  # ‖X − Y‖² of the first sample
+    assert root(3.0)(X, Y).tolist() == pytest.approx([math.sqrt(square + 9) - 3, 0.0])
+    assert cauchy(3.0)(X, Y).tolist() == pytest.approx([math.log(1 + square / 18), 0.0])

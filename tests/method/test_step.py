@@ -17,6 +17,7 @@ from fewstep.method.landing import BOUNDARY, BY_DDIM, boundary
 from fewstep.method.paths import DataPath, TeacherPath
 from fewstep.method.step import Method, consistency_losses
 from fewstep.method.times import draw_times, step_back
+from fewstep.method.weights import one
 
 ORDERS = {"ddim": 1, "dpm-solver-2": 2, "dpm-solver++2s": 2}
 
@@ -153,7 +154,7 @@ def test_a_student_that_is_its_own_target_gets_no_gradient_through_the_target(sd
 def test_loss_is_the_weighted_mean_of_the_distances(sd_schedule, networks, batch):
     student, target, teacher = networks
     path = TeacherPath(teacher, sd_schedule, NULL_COND)
-    method = Method(sd_schedule, path, pseudo_huber(0.03), weight=lambda t: 1 + t / 100)
+    method = Method(sd_schedule, path, pseudo_huber(0.03), weight=lambda t, _s, _e: 1 + t / 100)
     z_t = sd_schedule.diffuse(batch.z_0, batch.epsilon, batch.t)
     z_s = path(z_t, batch)
     distances = pseudo_huber(0.03)(
@@ -168,7 +169,7 @@ def test_every_seam_of_the_method_changes_the_loss(sd_schedule, networks, batch)
     student, target, teacher = networks
     path = TeacherPath(teacher, sd_schedule, NULL_COND)
 
-    def loss(target=target, path=path, distance=l2, weight=torch.ones_like, landing=BOUNDARY, batch=batch):
+    def loss(target=target, path=path, distance=l2, weight=one, landing=BOUNDARY, batch=batch):
         method = Method(sd_schedule, path, distance, weight, landing)
         return consistency_losses(method, student, target, batch).mean().item()
 
@@ -178,7 +179,8 @@ def test_every_seam_of_the_method_changes_the_loss(sd_schedule, networks, batch)
         "path": loss(path=DataPath(sd_schedule)),
         "solver": loss(path=TeacherPath(teacher, sd_schedule, NULL_COND, SOLVERS["dpm-solver-2"])),
         "distance": loss(distance=pseudo_huber(0.03)),
-        "weight": loss(weight=lambda t: t / 1000),
+        "weight": loss(weight=lambda t, _s, _e: t / 1000),
+        "no target": loss(target=None),
         "omega": loss(batch=dataclasses.replace(batch, omega=batch.omega - 1)),
         "landing": loss(landing=BY_DDIM),
     }

@@ -12,6 +12,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
+    TCDScheduler,
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
@@ -27,9 +28,10 @@ from fewstep.diffusion.sampling import (
     sampling_times,
 )
 from fewstep.diffusion.schedule import Schedule, Tabulated
-from fewstep.method.landing import ConsistencyFunction, boundary
+from fewstep.method.ends import edges
+from fewstep.method.landing import BY_DDIM, ConsistencyFunction, boundary
 from fewstep.method.omega_embedding import embed_omega
-from fewstep.method.sampling import consistency_times, sample_consistency
+from fewstep.method.sampling import consistency_times, jump_times, sample_consistency
 
 SHAPE = (2, 4, 8, 8)
 CONFIGS = {
@@ -273,6 +275,33 @@ def test_consistency_sampling(count, grid_size, kind, zero_terminal):
 
 def pipelines_embedding(omega: Tensor, width: int) -> Tensor:
     return LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, omega, embedding_dim=width)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_jumps(count, gamma, sd_schedule):
+    """TCD's sampler; at γ = 1, where it adds noise to what stands at timestep 0, ours adds it to what is clean."""
+    scheduler = TCDScheduler(**SD_CONFIG)
+    scheduler.set_timesteps(count, original_inference_steps=50)
+    theirs_from, ours_from = (torch.Generator().manual_seed(3) for _ in range(2))
+
+    def draw(generator=ours_from) -> Tensor:
+        return torch.randn(SHAPE, generator=generator)
+
+    theirs = sample_with(scheduler, draw(theirs_from), generator=theirs_from, eta=gamma)
+    _, ends = jump_times(sd_schedule, count, gamma)
+    f = ConsistencyFunction(toy_network(sd_schedule, "epsilon"), {}, None, sd_schedule, BY_DDIM)
+    ours = sample_consistency(f, scheduler.timesteps.tolist(), draw, ends=ends)
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 8])
+def test_phases_begin_where_trailing_ddim_lands(count, sd_schedule):
+    scheduler = DDIMScheduler(**SD_CONFIG, timestep_spacing="trailing")
+    scheduler.set_timesteps(count)
+    assert edges(sd_schedule, count).tolist() == [0, *reversed(scheduler.timesteps.tolist()[1:])]
+    assert edges(sd_schedule, count).tolist()[1:] == [round(1000 * j / count) - 1 for j in range(1, count)]
+    assert jump_times(sd_schedule, count)[0] == scheduler.timesteps.tolist()
 
 
 @pytest.mark.parametrize("width", [256, 64])

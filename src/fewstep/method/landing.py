@@ -75,7 +75,10 @@ class ConsistencyFunction:
     omega: Tensor | None
     schedule: Schedule
     landing: Landing = BOUNDARY
+    told_end: bool = False
+    """Whether the network is told e, as `cond["end"]` `[b]`."""
 
     def __call__(self, z_t: Tensor, t: Tensor, e: Tensor) -> Tensor:
         """Returns z_e `[b, …]` from z_t `[b, …]`; t and e `[b]` with e ≤ t."""
-        return self.landing.land(self.schedule, self.network(z_t, t, self.cond, self.omega), z_t, t, e)
+        cond = self.cond | {"end": e} if self.told_end else self.cond
+        return self.landing.land(self.schedule, self.network(z_t, t, cond, self.omega), z_t, t, e)

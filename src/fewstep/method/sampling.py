@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.sampling import sampling_times
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.landing import ConsistencyFunction, Landing
 
@@ -62,35 +63,55 @@ def advance(
     return z_e if kept is None else kept.put_back(z_e, e, f.schedule)
 
 
+def jump_times(schedule: Schedule, count: int, gamma: float = 0.0) -> tuple[list[int], list[int]]:
+    """Returns `count` times of equal strides from the last one, latest first, and the end of each jump.
+
+    A jump ends at (1 − γ) of the next time, rounded down, and is brought back to that time by fresh noise: at γ = 0 it
+    ends at the next time itself (PCM, arXiv 2405.18407), at γ = 1 at 0 (TCD's γ, arXiv 2402.19159). The last ends at 0.
+    """
+    times = sampling_times(schedule, count, "trailing")
+    return times, [int((1 - gamma) * later) for later in [*times[1:], 0]]
+
+
+def renoise(schedule: Schedule, z_e: Tensor, noise: Tensor, e: Tensor, t: Tensor) -> Tensor:
+    """Returns z_t = r·z_e + √(σ_t² − r²·σ_e²)·noise with r = α_t/α_e, for e ≤ t `[b]` (TCD, arXiv 2402.19159)."""
+    (alpha_t, sigma_t), (alpha_e, sigma_e) = (schedule.coefficients(time, z_e) for time in (t, e))
+    r = alpha_t / alpha_e
+    return r * z_e + (sigma_t.square() - (r * sigma_e).square()).clamp(min=0).sqrt() * noise
+
+
 def sample_consistency(
     f: ConsistencyFunction, times: Sequence[int], draw: Callable[[], Tensor], start: Tensor | None = None,
     ends: Sequence[int] | None = None, kept: Kept | None = None,
 ) -> Tensor:  # fmt: skip
     """Returns z `[b, …]` after one evaluation at each of `times`, landed at each of `ends`, by default at 0.
 
-    `draw()` gives standard normal fp32 noise `[b, …]`: first the initial latent, then that of every later step that
-    follows a landing at 0. With a picture's latents `[b, …]` as `start`, the first draw is what noises them to the
-    first time; what is `kept` of them stays. Raises ValueError for an end that is neither 0 nor the next time, or that
-    the landing cannot reach.
+    `draw()` gives standard normal fp32 noise `[b, …]`: first the initial latent, then that of every later step whose
+    time lies above the end before it. With a picture's latents `[b, …]` as `start`, the first draw is what noises them
+    to the first time; what is `kept` of them stays. Raises ValueError for an end above the next time, or that the
+    landing cannot reach.
     """
     ends = [0] * len(times) if ends is None else ends
     _check_ends(f.landing, times, ends)
     z, clean = (draw(), False) if start is None else (start, True)
+    before = None
     for time, end in zip(times, ends, strict=True):
         t, e = (torch.full((len(z),), each, dtype=torch.long, device=z.device) for each in (time, end))
         noise = draw() if clean else None
+        if before is not None and not clean and time > int(before[0]):
+            z = renoise(f.schedule, z, draw(), before, t)
         if kept is not None and noise is not None:
             kept = dataclasses.replace(kept, noise=noise)
         z = advance(f, z, t, e, noise, kept=kept)
-        clean = end == 0
+        clean, before = end == 0, e
     return z
 
 
 def _check_ends(landing: Landing, times: Sequence[int], ends: Sequence[int]) -> None:
     if any(ends) and not landing.anywhere:
         raise ValueError(f"ends are {list(ends)} and the landing {landing.name} reaches 0 alone; give another landing")
-    if any(end not in (0, later) for end, later in zip(ends, times[1:], strict=False)) or ends[-1] > times[-1]:
+    if any(not 0 <= end <= later for end, later in zip(ends, [*times[1:], times[-1]], strict=True)):
         raise ValueError(
-            f"ends are {list(ends)} at the times {list(times)}; each must be 0 or the next time, and the last one at "
-            "most its own time"
+            f"ends are {list(ends)} at the times {list(times)}; each must lie between 0 and the next time, the last "
+            "between 0 and its own"
         )

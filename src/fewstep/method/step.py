@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances.base import Distance
 from fewstep.method.landing import BOUNDARY, ConsistencyFunction, Landing
 from fewstep.method.paths import Path
+from fewstep.method.weights import Weight, one
+
+TargetName = Literal["average", "itself", "none"]
+"""Who answers at s: the student's moving average, the student itself, or nobody."""
 
 
 @dataclass(frozen=True)
@@ -23,24 +27,27 @@ class Method:
     schedule: Schedule
     path: Path
     distance: Distance
-    weight: Callable[[Tensor], Tensor] = torch.ones_like
-    """λ(t) of the loss, `[b]` from t `[b]`; constant in the paper."""
+    weight: Weight = one
     landing: Landing = BOUNDARY
+    told_end: bool = False
+    """Whether student and target are told where they shall land, as `cond["end"]`; the teacher never is."""
 
     def consistency_function(self, network: Network, batch: TrainingBatch) -> ConsistencyFunction:
         """Returns f of a network under the batch's condition and ω."""
-        return ConsistencyFunction(network, batch.cond, batch.omega, self.schedule, self.landing)
+        return ConsistencyFunction(network, batch.cond, batch.omega, self.schedule, self.landing, self.told_end)
 
 
-def consistency_losses(method: Method, student: Network, target: Network, batch: TrainingBatch) -> Tensor:
-    """Returns λ(t)·d(f_θ(z_t, ω, c, t), f_θ⁻(ẑ_s, ω, c, s)) `[b]`, both landed at e; its mean is the loss (LCM, eq. 17
-    and algorithm 1, with e = 0).
+def consistency_losses(method: Method, student: Network, target: Network | None, batch: TrainingBatch) -> Tensor:
+    """Returns λ(t, s, e)·d(f_θ(z_t, ω, c, t), f_θ⁻(ẑ_s, ω, c, s)) `[b]`, both landed at e; its mean is the loss (LCM,
+    eq. 17 and algorithm 1, with λ = 1 and e = 0).
 
-    Gradient flows into `student` alone; `target` is its EMA, or the student itself.
+    Gradient flows into `student` alone; `target` is its EMA, or the student itself, or None: then the wanted answer is
+    ẑ_s itself, which has landed where s = e.
     """
     z_t = method.schedule.diffuse(batch.z_0, batch.epsilon, batch.t)
     with torch.no_grad():
         z_s = method.path(z_t, batch)
-        from_s = method.consistency_function(target, batch)(z_s, batch.s, batch.e)
+        from_s = z_s if target is None else method.consistency_function(target, batch)(z_s, batch.s, batch.e)
     from_t = method.consistency_function(student, batch)(z_t, batch.t, batch.e)
-    return method.weight(batch.t.to(from_t.dtype)) * method.distance(from_t, from_s)
+    t, s, e = (time.to(from_t.dtype) for time in (batch.t, batch.s, batch.e))
+    return method.weight(t, s, e) * method.distance(from_t, from_s)

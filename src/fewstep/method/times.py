@@ -42,6 +42,26 @@ def fixed_gap(skip: int) -> Gap:
     return lambda t, _position: torch.full_like(t, skip)
 
 
+def whole_gap(t: Tensor, _position: Tensor) -> Tensor:
+    """Returns t, so that s is the end itself and the teacher's step alone is learnt."""
+    return t
+
+
+def ratio_gap(schedule: Schedule, q: float, doubling: int) -> Gap:
+    """Makes the gap of Easy Consistency Tuning (arXiv 2406.14548): x_s/x_t = 1 − q^−(i + 1)·(1 + 8·sigmoid(−x_t)), for
+    the noise x = σ/α and the i-th stage of `doubling` pictures each; s = 0 where that is not above 0.
+    """
+
+    def gap(t: Tensor, position: Tensor) -> Tensor:
+        x = torch.exp(-schedule.lam(t))
+        stage = position.to(t.device) // doubling
+        x_s = x * (1 - q ** -(stage + 1.0) * (1 + 8 * torch.sigmoid(-x)))
+        s = torch.where(x_s > 0, schedule.time_of_lam(-torch.log(x_s.clamp(min=1e-12))), 0.0)
+        return (t - s.round().long()).clamp(min=1)
+
+    return gap
+
+
 def shrinking_gap(num_steps: int, skip: int, pictures: int) -> Gap:
     """Makes k·(T/k)^(1 − p), p = position / pictures: from T at first down to the skip k after so many pictures.
 

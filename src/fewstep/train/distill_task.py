@@ -10,32 +10,38 @@ from torch import Tensor
 from fewstep.data import draws
 from fewstep.data.latents import LatentSource
 from fewstep.method.batch import TrainingBatch
-from fewstep.method.step import Method, consistency_losses
+from fewstep.method.ends import ZERO, End
+from fewstep.method.step import Method, TargetName, consistency_losses
 from fewstep.method.times import Gap, Times, draw_times, step_back
 from fewstep.train.latent_task import LatentTask
-from fewstep.train.learner import Learner
+from fewstep.train.learner import TARGETS, Learner
 from fewstep.train.task import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeAndGuidance:
-    """Which t, s and ω are drawn; the end e is 0."""
+    """Which t, s, e and ω are drawn."""
 
     skip: int
     times: Times
     gap: Gap
     omega_range: tuple[float, float] | None
     """Uniform in it, in the paper's convention; None for a method without guidance."""
+    end: End = ZERO
+    phases: tuple[int, ...] = ()
+    """Numbers of phases among which an end that is the beginning of one is drawn."""
 
 
 class DistillTask(LatentTask):
     """The student learns to answer at t as its target answers at s, one solver step of the teacher earlier."""
 
     def __init__(
-        self, learner: Learner, method: Method, source: LatentSource, drawn: TimeAndGuidance, seed: int
-    ) -> None:
+        self, learner: Learner, method: Method, source: LatentSource, drawn: TimeAndGuidance, seed: int,
+        target: TargetName = "average",
+    ) -> None:  # fmt: skip
         super().__init__(learner, source, seed)
         self.method, self._drawn = method, drawn
+        self._target = TARGETS[target](learner)
 
     def draw_batch(self, counters: range) -> tuple[TrainingBatch, Tensor]:
         """Returns the batch at these counters, with every draw that its loss needs; and which of it are valid."""
@@ -57,10 +63,12 @@ class DistillTask(LatentTask):
     def _draw_times(self, counters: range) -> tuple[Tensor, Tensor, Tensor]:
         u = draws.uniform(self._seed, "t", counters)
         t = draw_times(u, self.method.schedule, self._drawn.skip, self._drawn.times)
-        e = torch.zeros_like(t)
+        e = self._drawn.end.choose(
+            self.method.schedule, t, draws.uniform(self._seed, "e", counters), self._drawn.phases
+        )
         return t, step_back(t, self._drawn.gap(t, torch.tensor(counters)), e), e
 
     def loss(self, counters: range) -> Loss:
         batch, valid = self.draw_batch(counters)
-        losses = consistency_losses(self.method, self._learner.student, self._learner.target_network, batch)
+        losses = consistency_losses(self.method, self._learner.student, self._target, batch)
         return Loss(torch.where(valid, losses, 0).sum(), valid.sum())

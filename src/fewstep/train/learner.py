@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.diffusion.prediction import Network
 from fewstep.errors import UserError
+from fewstep.method.step import TargetName
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
 
@@ -37,7 +38,12 @@ class Learner:
     @property
     def target_network(self) -> Network:
         """Returns what the student is compared with: `target`, or the student itself."""
-        return self.target or self.student_without_exchange or self.student
+        return self.target or self.student_without_gradient
+
+    @property
+    def student_without_gradient(self) -> Network:
+        """Returns the student as it answers where no gradient is exchanged."""
+        return self.student_without_exchange or self.student
 
     def as_role(self, name: str = STUDENT, optimisation: Optimisation | None = None, every: int = 1) -> Role:
         """Returns what the loop trains of it."""
@@ -45,6 +51,15 @@ class Learner:
             name=name, weights=self.weights, network=self.student, average=self.averaged, optimisation=optimisation,
             every=every,
         )  # fmt: skip
+
+
+TARGETS: dict[TargetName, Callable[[Learner], Network | None]] = {
+    "average": lambda learner: learner.target_network,
+    "itself": lambda learner: learner.student_without_gradient,
+    "none": lambda _learner: None,
+}
+"""Who answers at s, by name: the student's moving average where it keeps one; the student itself; or nobody, where the
+path ends at the end itself."""
 
 
 def learn_every_weight(network: nn.Module, *, ema: bool) -> Learner:

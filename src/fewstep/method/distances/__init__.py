@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from fewstep.method.distances.base import DistanceKind
 
 _FILES = (
+    "cauchy",
     "huber",
     "l2",
+    "root",
 )
 _FOUND: list[DistanceKind] = [importlib.import_module(f"{__name__}.{file}").DISTANCE for file in _FILES]
 DISTANCES: dict[str, DistanceKind] = {kind.name: kind for kind in _FOUND}

@@ -1,0 +1,69 @@
+"""Where the answers of an update land, the end e ≤ t: a function and an `End` in ENDS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.sampling import sampling_times
+from fewstep.diffusion.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class End:
+    """An end states whether one t can have several."""
+
+    name: str
+    several: bool
+    """Whether one t can have several, which one answer of a network cannot serve unless it is told e."""
+    choose: Callable[[Schedule, Tensor, Tensor, Sequence[int]], Tensor]
+    """(schedule, t [b] whole, u [b] uniform in [0, 1), numbers of phases) → e [b], whole, below t wherever t > 0."""
+
+
+def edges(schedule: Schedule, count: int) -> Tensor:
+    """Returns the whole times at which `count` phases begin, earliest first: 0, and where trailing DDIM lands.
+
+    On Stable Diffusion's schedule edge j is round(1000·j/count) − 1, but for the first (PCM, arXiv 2405.18407, in
+    N = 1000 steps).
+    """
+    return torch.tensor([0, *reversed(sampling_times(schedule, count, "trailing")[1:])])
+
+
+def choose_zero(_schedule: Schedule, t: Tensor, _u: Tensor, _phases: Sequence[int]) -> Tensor:
+    """Chooses 0 (LCM)."""
+    return torch.zeros_like(t)
+
+
+def choose_edge(schedule: Schedule, t: Tensor, u: Tensor, phases: Sequence[int]) -> Tensor:
+    """Chooses the beginning of the phase that t lies in, for one of the numbers of `phases`, equally likely.
+
+    A time at an edge ends the phase before it.
+    """
+    index, e = (u * len(phases)).long(), torch.zeros_like(t)
+    for i, count in enumerate(phases):
+        begin = edges(schedule, count).to(t.device)
+        own = begin[(torch.searchsorted(begin, t) - 1).clamp(min=0)]
+        e = torch.where(index == i, own, e)
+    return e
+
+
+def choose_anywhere(_schedule: Schedule, t: Tensor, u: Tensor, _phases: Sequence[int]) -> Tensor:
+    """Chooses any whole time below t, equally likely (TCD, arXiv 2402.19159)."""
+    return (u * t).long()
+
+
+ZERO = End("zero", several=False, choose=choose_zero)
+PHASE = End("phase", several=False, choose=choose_edge)
+DRAWN_PHASE = End("drawn-phase", several=True, choose=choose_edge)
+ANYWHERE = End("anywhere", several=True, choose=choose_anywhere)
+ENDS: dict[str, End] = {end.name: end for end in (ZERO, PHASE, DRAWN_PHASE, ANYWHERE)}
+"""By name."""
+
+if TYPE_CHECKING:
+    EndName = str
+else:
+    EndName = Literal[tuple(ENDS)]  # what the command line allows

@@ -1,0 +1,83 @@
+"""The methods by name: each is a value for every seam of the one step, and a line in METHODS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fewstep.diffusion.schedule import Schedule
+from fewstep.method.ends import ANYWHERE, DRAWN_PHASE, PHASE, ZERO, End
+from fewstep.method.landing import BOUNDARY, BY_DDIM, Landing
+from fewstep.method.sampling import consistency_times, jump_times
+from fewstep.method.step import TargetName
+from fewstep.method.times import Gap, fixed_gap, ratio_gap, whole_gap
+
+GapName = Literal["fixed", "whole", "ratio"]
+PathName = Literal["teacher", "data"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedMethod:
+    """What a method does at every seam, and how what it makes is sampled."""
+
+    name: str
+    source: str
+    """Where it is described."""
+    path: PathName = "teacher"
+    end: End = ZERO
+    phases: tuple[int, ...] = ()
+    told_end: bool = False
+    """Whether the network has an input for the end."""
+    gap: GapName = "fixed"
+    landing: Landing = BY_DDIM
+    target: TargetName = "average"
+    weight: str = "constant"
+    distance: str = ""
+    """The distance that it is tied to, if it is to one."""
+    gamma: float = 0.0
+    """Share of the way to the next time that its sampler covers by fresh noise; 1 is LCM's sampler."""
+    passes: float = 6.0
+    """Forward passes a picture that an update costs, a backward pass being two: the guided teacher's two, the target's
+    one and the student's three, where there are all of them."""
+
+    def make_gap(self, schedule: Schedule, skip: int, pictures: int) -> Gap:
+        """Makes the gap of a run of so many pictures in all."""
+        match self.gap:
+            case "fixed":
+                return fixed_gap(skip)
+            case "whole":
+                return whole_gap
+            case "ratio":
+                return ratio_gap(schedule, q=2.0, doubling=max(1, pictures // 8))
+
+    def sampling(self, schedule: Schedule, grid_size: int, count: int) -> tuple[Sequence[int], Sequence[int]]:
+        """Returns the times that its sampler asks at in `count` steps, and where each answer lands."""
+        if self.gamma == 1.0:
+            return consistency_times(schedule, grid_size, count), [0] * count
+        return jump_times(schedule, count, self.gamma)
+
+
+_LISTED = (
+    NamedMethod(name="lcm", source="arXiv 2310.04378", landing=BOUNDARY, gamma=1.0),
+    NamedMethod(name="pcm", source="arXiv 2405.18407", end=PHASE, phases=(4,)),
+    NamedMethod(
+        name="any-step", source="this project, docs/methods.md", end=DRAWN_PHASE, phases=(1, 2, 4, 8), told_end=True
+    ),
+    NamedMethod(name="tcd", source="arXiv 2402.19159", end=ANYWHERE, gamma=0.3),
+    NamedMethod(
+        name="guided-distill", source="arXiv 2210.03142", end=ANYWHERE, gap="whole", target="none",
+        weight="truncated-snr", passes=5.0,
+    ),
+    NamedMethod(
+        name="ect", source="arXiv 2406.14548", path="data", gap="ratio", target="itself", weight="inverse-gap",
+        distance="root",
+        gamma=1.0, passes=4.0,
+    ),
+)  # fmt: skip
+METHODS: dict[str, NamedMethod] = {method.name: method for method in _LISTED}
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]  # what the command line allows
