@@ -7,8 +7,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.train_lora import TrainLora
-from fewstep.runs.base import claim_base
-from fewstep.runs.folder import claim_data, claim_run_folder, finished
+from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished
 from fewstep.runs.learning import choose_frozen_dtype
 from fewstep.runs.material import forget_encoded, open_material
 from fewstep.train.config import check_given

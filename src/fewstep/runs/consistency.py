@@ -14,8 +14,7 @@ from fewstep.method.times import fixed_gap, shrinking_gap
 from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
-from fewstep.runs.base import claim_base
-from fewstep.runs.folder import claim_data, claim_run_folder, finished
+from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished
 from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance

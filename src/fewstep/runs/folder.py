@@ -14,11 +14,13 @@ import yaml
 
 from fewstep.errors import UserError
 from fewstep.files import remove_abandoned, write_whole
+from fewstep.models.card import StudentCard
 from fewstep.parallel.world import current_world
 from fewstep.recipes.plain import MADE_WITH, read_config_file, to_plain
 from fewstep.train.config import NOT_THE_RUN
 
 CONFIG_FILE = "config.yaml"
+BASE_FILE = "base.json"
 
 
 def claim_run_folder(out: Path, config: Any) -> None:
@@ -102,6 +104,25 @@ def claim_data(config: Any, account: dict[str, Any], identity: str) -> None:
             )
         with write_whole(file) as draft:
             draft.write_text(json.dumps({"sha256": identity, "sources": account}, indent=2) + "\n")
+    world.wait()
+
+
+def claim_base(config: Any, card: StudentCard) -> None:
+    """Writes the hash of the base's weights into the run folder, or checks that it is the one already there.
+
+    Raises UserError where it is another, unless `config.change` says that the base may change.
+    """
+    world = current_world()
+    if world.main:
+        file, option = config.out / BASE_FILE, "teacher" if hasattr(config, "teacher") else "model"
+        held = json.loads(file.read_text())["sha256"] if file.exists() else card.teacher_sha256
+        if held != card.teacher_sha256 and option not in config.change:
+            raise UserError(
+                f"the weights of {card.teacher} are not those that {config.out} began with; put them back, choose "
+                f"another --out, or go on with these: --change {option}"
+            )
+        with write_whole(file) as draft:
+            draft.write_text(json.dumps({"base": card.teacher, "sha256": card.teacher_sha256}, indent=2) + "\n")
     world.wait()
 
 

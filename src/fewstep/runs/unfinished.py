@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors
 from fewstep.models.card import LCM_LORA, STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
+from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.pair import Lora, Pair
@@ -23,8 +25,7 @@ from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pi
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.precision import Precision, Storage
 from fewstep.recipes.plain import read_config_file
-from fewstep.runs.base import check_base
-from fewstep.runs.folder import CONFIG_FILE
+from fewstep.runs.folder import BASE_FILE, CONFIG_FILE
 from fewstep.train.checkpoint import NUMBERS_FILE, TENSORS_FILE, Checkpoints, why_spoilt
 from fewstep.train.state import EXPORTED
 
@@ -107,6 +108,20 @@ def load_checkpoint(checkpoint: Path, storage: Storage, overrides: Overrides | N
         **model.scheduler_config, "original_inference_steps": card.grid_size,
     }  # fmt: skip
     return dataclasses.replace(model, network=network, card=card, scheduler_config=scheduler)
+
+
+def check_base(run: Path, model: LatentModel) -> None:
+    """Raises UserError where a run's base has other weights now than the run began with.
+
+    Hashes are of numbers in fp32: of a model that was loaded in half precision it says that nobody looked.
+    """
+    file = run / BASE_FILE
+    if not file.exists():  # a run of an earlier version
+        return
+    if model.network.backbone.dtype != torch.float32:
+        logger.info("note: whether the run began with this very base is looked at with --precision fp32 alone")
+    elif json.loads(file.read_text())["sha256"] != weights_sha256(model.network.backbone):
+        raise UserError(f"the weights of {model.source} are not those that {run} began with; put them back")
 
 
 def _read_exported(checkpoint: Path) -> dict[str, Tensor]:
