@@ -30,7 +30,7 @@ def gradient(config):
     task = make_task(config, student, path, teacher, latents)
     # A student whose ω input, or whose adapters, are zero and that equals its target would hide some options.
     for name, parameter in task.student.named_parameters():
-        if "cond_proj" in name or "lora_B" in name:
+        if "cond_proj" in name or "lora_B" in name or "class_embedding.linear_2" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     task.loss(range(4)).total.backward()
     return torch.cat([p.grad.flatten() for p in task.student.parameters()])
@@ -47,6 +47,8 @@ def plain(base):
         {"seed": 1}, {"pictures": 12}, {"guidance_range": (2.0, 9.0)}, {"solver": "dpm-solver-2"},
         {"solver": "dpm-solver++2s"}, {"solver": "midpoint"}, {"skip": 50}, {"times": "any"}, {"distance": "l2"},
         {"huber_c": 0.1}, {"loss_weight": "truncated-snr"}, {"ema_decay": 0.0}, {"shrink": 0.5}, {"guided_from": 600},
+        {"method": "any-step"}, {"method": "pcm"}, {"method": "tcd"}, {"method": "guided-distill"}, {"method": "ect"},
+        {"distance": "root"}, {"distance": "cauchy"}, {"loss_weight": "equal-jumps"}, {"loss_weight": "inverse-gap"},
     ],
     ids=str,
 )  # fmt: skip
@@ -54,6 +56,23 @@ def test_options_of_the_method_reach_the_gradient(base, plain, change):
     changed = gradient(dataclasses.replace(base, **change))
     assert torch.isfinite(changed).all()
     assert not torch.equal(plain, changed)
+
+
+@pytest.mark.parametrize("method", ["pcm", "any-step"])
+def test_numbers_of_phases_reach_the_gradient(base, method):
+    other = {"pcm": (2,), "any-step": (1, 3)}[method]
+    config = dataclasses.replace(base, method=method)
+    assert not torch.equal(gradient(config), gradient(dataclasses.replace(config, phases=other)))
+
+
+def test_auto_is_what_the_method_names(base, plain):
+    assert torch.equal(plain, gradient(dataclasses.replace(base, loss_weight="auto", distance="auto")))
+    assert torch.equal(plain, gradient(dataclasses.replace(base, distance="huber")))
+    named = dataclasses.replace(base, method="ect", loss_weight="auto")
+    assert torch.equal(
+        gradient(named), gradient(dataclasses.replace(named, loss_weight="inverse-gap", distance="root"))
+    )
+    assert not torch.equal(gradient(named), gradient(dataclasses.replace(named, loss_weight="constant")))
 
 
 def test_the_same_settings_give_the_same_gradient(base, plain):

@@ -9,7 +9,7 @@ from closed_forms import Gaussian
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.sampling import sample_ode, sampling_times
 from fewstep.method.landing import BOUNDARY, BY_DDIM, ConsistencyFunction, boundary
-from fewstep.method.sampling import advance, consistency_times, sample_consistency
+from fewstep.method.sampling import advance, consistency_times, renoise, sample_consistency
 
 
 @pytest.fixture
@@ -44,15 +44,20 @@ def test_sampling_is_algorithm_3(count, from_picture, f):
 
 def test_a_step_among_others_is_the_step_alone(f):
     z, noise = torch.randn(2, 4, 3).unbind()
-    t, fresh = torch.tensor([999, 499, 999, 259]), torch.tensor([True, False, False, True])
-    e = torch.zeros_like(t)
-    together = advance(f, z, t, e, noise, fresh)
+    f = ConsistencyFunction(f.network, f.cond, f.omega, f.schedule, BY_DDIM)
+    t, before = torch.tensor([999, 499, 999, 259]), torch.tensor([999, 0, 300, 259])
+    e = torch.tensor([0, 259, 100, 0])
+    together = advance(f, z, t, e, noise, before)
     for i in range(4):
         row = slice(i, i + 1)
-        own = ConsistencyFunction(f.network, {"shift": f.cond["shift"][row]}, f.omega[row], f.schedule)
-        alone = advance(own, z[row], t[row], e[row], None if fresh[i] else noise[row])
-        assert torch.equal(together[row], alone)
-        assert not torch.equal(alone, advance(own, z[row], t[row], e[row], noise[row] if fresh[i] else None))
+        own = ConsistencyFunction(f.network, {"shift": f.cond["shift"][row]}, f.omega[row], f.schedule, BY_DDIM)
+        stands = z[row]
+        if before[i] == 0:
+            stands = f.schedule.diffuse(z[row], noise[row], t[row])
+        elif before[i] < t[i]:
+            stands = renoise(f.schedule, z[row], noise[row], before[row], t[row])
+        assert torch.equal(together[row], advance(own, stands, t[row], e[row]))
+        assert before[i] == t[i] or not torch.equal(together[row], advance(own, z[row], t[row], e[row]))
 
 
 def test_a_step_that_lands_where_it_stands_only_adds_the_noise(f):

@@ -66,7 +66,7 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
     """Prints a table, writes the figures where `config.json` says, and gives them."""
     device = pick_device(config.device)
     pipeline = _load(config, device)
-    pipeline.times(config.steps)
+    pipeline.jumps(config.steps)
     prompts = [Scenes(seed=0).prompt(i)[0] for i in range(config.batch_size)]
     subjects: dict[str, tuple[Paint, Stopwatch | None]] = {}
     if config.compare:

@@ -90,7 +90,7 @@ def generate(config: Generate) -> None:
     steps = max(1, min(pipeline.steps, pipeline.most_steps(strength))) if config.steps is None else config.steps
     config = dataclasses.replace(config, steps=steps)
     # Refuses steps that this model does not allow, before any work.
-    pipeline.times(steps, strength)
+    pipeline.jumps(steps, strength)
     prompts = [prompt for prompt in config.prompt for _ in range(config.count)]
     said: set[str] = set()
     try:

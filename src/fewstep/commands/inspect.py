@@ -19,7 +19,6 @@ from fewstep.errors import UserError
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
-from fewstep.models.lora.few_step import LCM_SCHEDULER
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
 from fewstep.models.scheduler import read_overrides
@@ -95,7 +94,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     for name, value in read_card(folder).to_json().items():
         yield f"{name}: {value}"
     here = shlex.quote(assets.find_name(folder))
-    if family.is_few_step(network) or scheduler.get("_class_name") == LCM_SCHEDULER:
+    if family.is_few_step(network) or scheduler.get("_class_name") == "LCMScheduler":
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
     else:
         yield f"make it few-step: fewstep distill --teacher {here} --data PICTURES --out RUN"

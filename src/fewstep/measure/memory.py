@@ -15,6 +15,7 @@ from fewstep.measure.shapes import make_fake, norms_in_fp32
 from fewstep.measure.stopwatch import LiveBytes
 from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances import DISTANCES
+from fewstep.method.named import METHODS
 from fewstep.method.paths import TeacherPath
 from fewstep.method.step import Method, consistency_losses
 from fewstep.models.family import Family
@@ -49,7 +50,9 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
     with FakeTensorMode(allow_non_fake_inputs=True), norms_in_fp32(enabled=in_bf16):
         make_fake(modules)
         null = {name: value[:1] for name, value in family.shaped_condition(1).items()}
-        method = Method(schedule, TeacherPath(teacher, schedule, null), DISTANCES[config.distance].make(config.huber_c))
+        named = METHODS[config.method]
+        distance = DISTANCES[named.choose_distance(config.distance)].make(config.huber_c)
+        method = Method(schedule, TeacherPath(teacher, schedule, null), distance, landing=named.landing)
         batch = _batch(family, side, config.batch_size // config.accumulation)
         live = LiveBytes.with_weights(modules)
         weights = live.now

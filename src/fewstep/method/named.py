@@ -41,6 +41,19 @@ class NamedMethod:
     """Forward passes a picture that an update costs, a backward pass being two: the guided teacher's two, the target's
     one and the student's three, where there are all of them."""
 
+    def choose_distance(self, asked: str) -> str:
+        """Returns the distance that was asked for, or with `auto` its own."""
+        return asked if asked != "auto" else self.distance or "huber"
+
+    def choose_weight(self, asked: str) -> str:
+        """Returns the weight that was asked for, or with `auto` its own."""
+        return asked if asked != "auto" else self.weight
+
+    @property
+    def scheduler(self) -> str:
+        """Names the scheduler of diffusers that asks and lands where its sampler does."""
+        return {1.0: "LCMScheduler", 0.0: "DDIMScheduler"}.get(self.gamma, "TCDScheduler")
+
     def make_gap(self, schedule: Schedule, skip: int, pictures: int) -> Gap:
         """Makes the gap of a run of so many pictures in all."""
         match self.gap:
@@ -51,11 +64,16 @@ class NamedMethod:
             case "ratio":
                 return ratio_gap(schedule, q=2.0, doubling=max(1, pictures // 8))
 
-    def sampling(self, schedule: Schedule, grid_size: int, count: int) -> tuple[Sequence[int], Sequence[int]]:
-        """Returns the times that its sampler asks at in `count` steps, and where each answer lands."""
+    def sampling(
+        self, schedule: Schedule, grid_size: int, count: int, strength: float = 1.0
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """Returns the times that its sampler asks at in `count` steps, and where each answer lands.
+
+        With `strength` below 1, they lie in the earlier part of the schedule alone.
+        """
         if self.gamma == 1.0:
-            return consistency_times(schedule, grid_size, count), [0] * count
-        return jump_times(schedule, count, self.gamma)
+            return consistency_times(schedule, grid_size, count, strength), [0] * count
+        return jump_times(schedule, count, self.gamma, strength)
 
 
 _LISTED = (

@@ -47,29 +47,35 @@ class Kept:
 
 
 def advance(
-    f: ConsistencyFunction, z: Tensor, t: Tensor, e: Tensor, noise: Tensor | None = None, fresh: Tensor | None = None,
+    f: ConsistencyFunction, z: Tensor, t: Tensor, e: Tensor, noise: Tensor | None = None, before: Tensor | None = None,
     kept: Kept | None = None,
 ) -> Tensor:  # fmt: skip
-    """Returns z_e `[b, …]` after one evaluation at t `[b]`, to which `noise` has brought a clean `z`.
+    """Returns z_e `[b, …]` after one evaluation at t `[b]`, to which `noise` brings z from where it stood `before`.
 
-    Without noise, and in rows where `fresh` `[b]` is true, `z` stands at t already. What has landed at 0 is clean, as
-    LCM has it, though Stable Diffusion's schedule still has σ = 0.029 there. What is `kept` is put back at e, and so
-    stands at the next time's level of noise as soon as `noise` is added to the whole.
+    Without noise, and in rows where `before` `[b]` is t, `z` stands at t already. What has landed at 0, as all has
+    without `before`, is clean, as LCM has it, though Stable Diffusion's schedule still has σ = 0.029 there. What is
+    `kept` is put back at e, and so stands at the next time's level of noise as soon as `noise` is added to the whole.
     """
     z_t = z if noise is None else f.schedule.diffuse(z, noise, t)
-    if fresh is not None:
-        z_t = torch.where(fresh.view((-1,) + (1,) * (z.ndim - 1)), z, z_t)
+    if noise is not None and before is not None:
+        clean, there = ((before == time).view((-1,) + (1,) * (z.ndim - 1)) for time in (0, t))
+        z_t = torch.where(clean, z_t, torch.where(there, z, renoise(f.schedule, z, noise, before, t)))
     z_e = f(z_t, t, e)
     return z_e if kept is None else kept.put_back(z_e, e, f.schedule)
 
 
-def jump_times(schedule: Schedule, count: int, gamma: float = 0.0) -> tuple[list[int], list[int]]:
-    """Returns `count` times of equal strides from the last one, latest first, and the end of each jump.
+def jump_times(
+    schedule: Schedule, count: int, gamma: float = 0.0, strength: float = 1.0
+) -> tuple[list[int], list[int]]:
+    """Returns `count` times of equal strides, latest first, and the end of each jump; the first time is the last of the
+    schedule, or so much earlier as `strength` says.
 
     A jump ends at (1 − γ) of the next time, rounded down, and is brought back to that time by fresh noise: at γ = 0 it
     ends at the next time itself (PCM, arXiv 2405.18407), at γ = 1 at 0 (TCD's γ, arXiv 2402.19159). The last ends at 0.
     """
-    times = sampling_times(schedule, count, "trailing")
+    whole = sampling_times(schedule, count, "trailing")
+    begin = schedule.last + 1 - schedule.num_steps
+    times = [max(1, begin - 1 + round((time - begin + 1) * strength)) for time in whole]
     return times, [int((1 - gamma) * later) for later in [*times[1:], 0]]
 
 
@@ -93,17 +99,13 @@ def sample_consistency(
     """
     ends = [0] * len(times) if ends is None else ends
     _check_ends(f.landing, times, ends)
-    z, clean = (draw(), False) if start is None else (start, True)
-    before = None
+    z, stands = (draw(), times[0]) if start is None else (start, 0)
     for time, end in zip(times, ends, strict=True):
-        t, e = (torch.full((len(z),), each, dtype=torch.long, device=z.device) for each in (time, end))
-        noise = draw() if clean else None
-        if before is not None and not clean and time > int(before[0]):
-            z = renoise(f.schedule, z, draw(), before, t)
+        t, e, before = (torch.full((len(z),), each, dtype=torch.long, device=z.device) for each in (time, end, stands))
+        noise = draw() if stands < time else None
         if kept is not None and noise is not None:
             kept = dataclasses.replace(kept, noise=noise)
-        z = advance(f, z, t, e, noise, kept=kept)
-        clean, before = end == 0, e
+        z, stands = advance(f, z, t, e, noise, before if stands else None, kept), end
     return z
 
 

@@ -60,4 +60,4 @@ WEIGHTS: dict[str, Callable[[Schedule], Weight]] = {
 if TYPE_CHECKING:
     WeightName = str
 else:
-    WeightName = Literal[tuple(WEIGHTS)]  # what the command line allows
+    WeightName = Literal[("auto", *WEIGHTS)]  # what the command line allows

@@ -13,6 +13,7 @@ from typing import Any
 from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.files import write_whole
+from fewstep.method.named import METHODS, NamedMethod
 
 CARD_FILE = "fewstep.json"
 MAX_STEPS = 50
@@ -55,6 +56,8 @@ class StudentCard:
     method: str | None = None
     teacher: str | None = None
     solver: str | None = None
+    consistency: str | None = None
+    """Name of the consistency method whose sampler paints it; without one it is lcm."""
     guided_from: int | None = None
     sampling_steps: int | None = None
     """How many steps it paints in when none are asked for."""
@@ -75,7 +78,7 @@ class StudentCard:
 
 
 _NUMBERS = ("guidance_scale", "sampling_steps")
-_WORDS = ("name", "data", "base_config", "method", "teacher", "prediction_type")
+_WORDS = ("name", "data", "base_config", "method", "teacher", "prediction_type", "consistency")
 """The entries that something reads; what the others hold is only shown."""
 
 
@@ -91,6 +94,18 @@ def read_card(folder: Path) -> StudentCard:
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a JSON object; export the model again")
     return make_card(content, str(folder))
+
+
+def read_method(card: StudentCard, source: str) -> NamedMethod:
+    """Returns the consistency method that a card names. Raises UserError for one that is not known."""
+    try:
+        return METHODS[card.consistency or "lcm"]
+    except KeyError as error:
+        known = ", ".join(METHODS)
+        raise UserError(
+            f"{source} was made by the method {card.consistency}, which this version does not know (it knows {known}); "
+            "update fewstep"
+        ) from error
 
 
 def make_card(content: dict[str, Any], source: str) -> StudentCard:
@@ -179,30 +194,38 @@ def _guidance(card: StudentCard) -> str:
 
 
 def _usage(card: StudentCard) -> list[str]:
+    own, steps = read_method(card, "the card").told_end, card.sampling_steps or 4
+    code = ', custom_pipeline="this folder", trust_remote_code=True' if own else ""
     return [
         "from diffusers import DiffusionPipeline",
         "",
-        'pipe = DiffusionPipeline.from_pretrained("this folder")',
-        f'image = pipe("a prompt", num_inference_steps=4, guidance_scale={card.guidance_scale:g}).images[0]',
+        f'pipe = DiffusionPipeline.from_pretrained("this folder"{code})',
+        f'image = pipe("a prompt", num_inference_steps={steps}, guidance_scale={card.guidance_scale:g}).images[0]',
     ]
 
 
 def _lora_usage(card: StudentCard) -> list[str]:
     few_step = card.method == LCM_LORA
+    kind, steps = read_method(card, "the card").scheduler, card.sampling_steps or 4
+    settings = {
+        "LCMScheduler": f"original_inference_steps={card.grid_size}",
+        "DDIMScheduler": 'timestep_spacing="trailing", clip_sample=False',
+    }.get(kind, "")
+    name = "lcm" if kind == "LCMScheduler" else "settings"
     scheduler = [
-        f"lcm = dict(original_inference_steps={card.grid_size})",
-        "pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, **lcm)",
-    ]
+        f"{name} = dict({settings})", f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config, **{name})",
+    ]  # fmt: skip
+    asked = f", num_inference_steps={steps}, guidance_scale=1" if few_step else ""
     bundled = card.teacher == assets.SCENES
     base = "assets.scenes_teacher()" if bundled else f'"{card.teacher}"'
     return [
-        "from diffusers import DiffusionPipeline" + (", LCMScheduler" if few_step else ""),
+        "from diffusers import DiffusionPipeline" + (f", {kind}" if few_step else ""),
         *(["from fewstep import assets"] if bundled else []),
         "",
         f"pipe = DiffusionPipeline.from_pretrained({base})",
         *(scheduler if few_step else []),
         f'pipe.load_lora_weights("this folder", weight_name="{LORA_FILE}")',
-        'image = pipe("a prompt"' + (", num_inference_steps=4, guidance_scale=1" if few_step else "") + ").images[0]",
+        f'image = pipe("a prompt"{asked}).images[0]',
     ]
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import LCMScheduler
+from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 from diffusers.utils import logging as diffusers_logging
 
 from fewstep.files import replace_folder
-from fewstep.models.card import LCM_LORA, StudentCard, write_model_card
+from fewstep.models.card import LCM_LORA, StudentCard, read_method, write_model_card
 from fewstep.models.family import LatentModel
 from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import Lora, write_lora
@@ -32,9 +32,22 @@ def save_student(folder: Path, teacher: LatentModel, network: BackboneNetwork, c
     """
     assert card.grid_size is not None
     with replace_folder(folder) as draft:
-        _save_pipeline(draft, teacher, network, _lcm_scheduler(teacher, card.grid_size))
+        _save_pipeline(draft, teacher, network, _make_scheduler(teacher, card, card.grid_size))
+        if network.takes_end:
+            (draft / "pipeline.py").write_text(teacher.family.write_any_step_pipeline())
         card.write(draft)
         write_model_card(draft, card)
+
+
+def _make_scheduler(model: LatentModel, card: StudentCard, grid_size: int) -> Any:
+    """Makes the scheduler of diffusers that asks and lands where the method's own sampler does."""
+    gamma = read_method(card, model.source).gamma
+    if gamma == 1:
+        return _lcm_scheduler(model, grid_size)
+    schedule = resolve_schedule(model.scheduler_config, model.source)
+    if gamma:
+        return TCDScheduler(**schedule, clip_sample=False, set_alpha_to_one=False)
+    return DDIMScheduler(**schedule, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False)
 
 
 def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> None:
@@ -42,10 +55,11 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
     card = dataclasses.replace(model.card, name=folder.resolve().name)
     if header.get("fewstep.method") == LCM_LORA:
         few_step, grid_size = read_few_step(header, "the LCM-LoRA", model.family)
-        scheduler = _lcm_scheduler(model, grid_size)
+        scheduler = _make_scheduler(model, few_step, grid_size)
         steps = few_step.sampling_steps if few_step.sampling_steps != DEFAULT_STEPS else None
         card = dataclasses.replace(
-            card, method=LCM_LORA, guidance_scale=few_step.guidance_scale, sampling_steps=steps
+            card, method=LCM_LORA, guidance_scale=few_step.guidance_scale, sampling_steps=steps,
+            consistency=few_step.consistency,
         )  # fmt: skip
     else:
         kind = str(model.scheduler_config.get("_class_name"))
@@ -87,6 +101,16 @@ def save_lora(folder: Path, model: LatentModel, pairs: Lora, card: StudentCard) 
     return difference
 
 
+def _hint(card: StudentCard, source: str) -> str:
+    """Says which settings of other tools paint as the method's own sampler does."""
+    if read_method(card, source).gamma == 1:
+        return "LCM sampler, 2 to 8 steps, guidance scale 1"
+    return (
+        f"Euler with the schedule Simple, or DDIM with trailing spacing, {card.sampling_steps or DEFAULT_STEPS} steps, "
+        "guidance scale 1"
+    )
+
+
 def lora_header(model: LatentModel, card: StudentCard) -> dict[str, str]:
     """Returns ModelSpec 1.0.1, kohya's `ss_*`, and what our own loader needs to paint by itself."""
     parameterisation = model.network.parameterisation
@@ -115,10 +139,11 @@ def lora_header(model: LatentModel, card: StudentCard) -> dict[str, str]:
     if card.method == LCM_LORA:
         assert card.guidance_scale is not None
         said |= {
-            "modelspec.usage_hint": "LCM sampler, 2 to 8 steps, guidance scale 1",
+            "modelspec.usage_hint": _hint(card, model.source),
             "fewstep.omega": model.family.omega_of(card.guidance_scale),
             "fewstep.original_inference_steps": card.grid_size,
-            "fewstep.scheduler": LCMScheduler.__name__,
-            "fewstep.steps": 4,
+            "fewstep.scheduler": read_method(card, model.source).scheduler,
+            "fewstep.steps": card.sampling_steps or DEFAULT_STEPS,
+            **({} if card.consistency is None else {"fewstep.consistency": card.consistency}),
         }
     return {name: str(value) for name, value in said.items()}

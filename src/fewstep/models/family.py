@@ -210,6 +210,10 @@ class Family(ABC):
         """Makes the pipeline of the class that people load such a model with."""
 
     @abstractmethod
+    def write_any_step_pipeline(self) -> str:
+        """Writes the code of a pipeline of diffusers that tells a network where each of its answers shall land."""
+
+    @abstractmethod
     def spec_architecture(self, parameterisation: str) -> str:
         """Returns ModelSpec 1.0.1's name of the base, without what is hung on it."""
 

@@ -29,13 +29,19 @@ class BackboneNetwork(nn.Module, ABC):
     def takes_omega(self) -> bool:
         """Whether guidance is an input, as it is of a few-step model."""
 
+    @property
+    @abstractmethod
+    def takes_end(self) -> bool:
+        """Whether where its answer shall land is an input, `cond["end"]` `[b]`."""
+
     @abstractmethod
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         """Predicts z_0 and ε of z_t `[b, c, h, w]` at t `[b]`; ω `[b]` is heeded where the network has an input."""
 
     @abstractmethod
-    def to_student(self, latent_side: int) -> BackboneNetwork:
-        """Copies it with an input for ω that starts without effect; `latent_side` is what samplers paint by default."""
+    def to_student(self, latent_side: int, *, told_end: bool = False) -> BackboneNetwork:
+        """Copies it with an input for ω, and one for the end if it is to be told, that start without effect;
+        `latent_side` is what samplers paint by default."""
 
     @abstractmethod
     def with_backbone(self, backbone: Any) -> BackboneNetwork:

@@ -20,8 +20,8 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.method.landing import ConsistencyFunction
-from fewstep.method.sampling import consistency_times, sample_consistency
-from fewstep.models.card import LCM_LORA, MAX_STEPS
+from fewstep.method.sampling import sample_consistency
+from fewstep.models.card import CARD_FILE, LCM_LORA, MAX_STEPS, read_method
 from fewstep.models.engines import with_engine
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
@@ -68,6 +68,13 @@ class Pipeline:
             )
         self.model = model
         self.name = model.card.name or Path(model.source).name
+        self.method = read_method(model.card, model.source)
+        """The consistency method that made it, whose sampler paints it."""
+        if self.method.told_end != model.network.takes_end:
+            raise UserError(
+                f"{model.source} has {'an' if model.network.takes_end else 'no'} input for where to land and "
+                f"{CARD_FILE} beside it says that {self.method.name} made it; export the model again"
+            )
         self.grid_size = model.read_grid_size()
         """How many times its sampler may choose from."""
         scale, steps = model.card.guidance_scale, model.card.sampling_steps
@@ -153,26 +160,29 @@ class Pipeline:
         draw = seeded_noise(seeds, model.codec.shape(model.resolution), model.device)
         omegas = torch.full((len(seeds),), omega, device=model.device)
         z, kept = (None, None) if start is None else start.encode(model.codec, draw)
-        times = self.times(steps, strength if start is not None else 1.0)
-        return sample_consistency(self.consistency_function(cond, omegas), times, draw, z, kept=kept)
+        times, ends = self.jumps(steps, strength if start is not None else 1.0)
+        return sample_consistency(self.consistency_function(cond, omegas), times, draw, z, ends, kept)
 
     def consistency_function(self, cond: Cond, omega: Tensor) -> ConsistencyFunction:
         """Returns f under a condition `[b, …]` and ω `[b]`."""
-        return ConsistencyFunction(self.model.network, cond, omega, self.model.schedule)
+        return ConsistencyFunction(
+            self.model.network, cond, omega, self.model.schedule, self.method.landing, self.method.told_end
+        )
 
     def most_steps(self, strength: float = 1.0) -> int:
         """Returns how many evaluations fit into that part of the schedule; none do where it is very small."""
-        return min(MAX_STEPS, int(self.grid_size * strength))
+        grid_size = self.grid_size if self.method.gamma == 1 else self.model.schedule.num_steps
+        return min(MAX_STEPS, int(grid_size * strength))
 
-    def times(self, steps: int, strength: float = 1.0) -> list[int]:
-        """Returns the times at which `steps` evaluations stand, latest first."""
+    def jumps(self, steps: int, strength: float = 1.0) -> tuple[Sequence[int], Sequence[int]]:
+        """Returns the times at which `steps` evaluations stand, latest first, and where each of them lands."""
         if not 0 < strength <= 1:
             raise UserError(f"strength is {strength:g}; allowed is above 0, up to 1")
         most = self.most_steps(strength)
         if not 1 <= steps <= most:
             part = "" if strength == 1 else f" at strength {strength:g}"
             raise UserError(f"steps is {steps}; this model allows 1 to {most}{part}")
-        return consistency_times(self.model.schedule, self.grid_size, steps, strength)
+        return self.method.sampling(self.model.schedule, self.grid_size, steps, strength)
 
 
 def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load` does

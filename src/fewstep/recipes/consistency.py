@@ -8,6 +8,7 @@ from pathlib import Path
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
 from fewstep.method.distances import DistanceName
+from fewstep.method.named import METHODS, MethodName
 from fewstep.method.times import Times
 from fewstep.method.weights import WeightName
 from fewstep.models.card import MAX_STEPS
@@ -39,13 +40,20 @@ class ConsistencyConfig(TrainingConfig):
     times: Times = "grid"
     """Times t to train at: those where LCM samplers land (`grid`), or `any` from --skip on, as in the paper's algorithm
     1."""
-    distance: DistanceName = "huber"
-    """How the answers of student and target are compared."""
+    method: MethodName = "lcm"
+    """The consistency method (docs/methods.md): `lcm` as in the papers; `any-step`, whose pictures get better with more
+    steps and not worse; `pcm`, the same for one number of steps, which every tool can paint in."""
+    phases: tuple[int, ...] = ()
+    """Numbers of phases that `pcm` (one) or `any-step` (several) is trained for; a model is at its best in as many
+    steps. Without a value the method takes its own."""
+    distance: DistanceName = "auto"
+    """How the answers of student and target are compared; `auto` is what the method names, or `huber`."""
     huber_c: float = 0.03
     """Width of the quadratic bottom of the pseudo-Huber distance, in units of the latents. The larger it is, the closer
     the distance is to l2."""
-    loss_weight: WeightName = "constant"
-    """Weight of the loss at each time, λ(t) in the papers; `truncated-snr` favours times of little noise."""
+    loss_weight: WeightName = "auto"
+    """Weight of the loss at each time, λ(t) in the papers; `truncated-snr` favours times of little noise. `auto` is
+    what the method names, which is `constant` for lcm."""
     sample_every: int = 200
     """Updates between two grids of sample pictures; 0 paints none."""
     eval_every: int = 0
@@ -93,5 +101,11 @@ class ConsistencyConfig(TrainingConfig):
             raise UserError("adapters are small and whole in every process; give --distribution ddp")
         if self.distribution == "fsdp" and self.optimizer != "adamw":
             raise UserError(f"optimizer {self.optimizer} needs whole weights; give --distribution ddp or adamw")
+        if self.phases and not METHODS[self.method].phases:
+            raise UserError(f"phases are {self.phases} and {self.method} has none; give --method pcm or any-step")
+        if self.phases and not all(1 <= count <= MAX_STEPS for count in self.phases):
+            raise UserError(f"phases are {self.phases}; wanted are numbers from 1 to {MAX_STEPS}")
+        if len(self.phases) > 1 and not METHODS[self.method].told_end:
+            raise UserError(f"phases are {self.phases} and {self.method} takes one number; give --method any-step")
         if self.huber_c <= 0:
             raise UserError(f"huber_c is {self.huber_c}; it must be above 0")

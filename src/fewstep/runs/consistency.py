@@ -8,9 +8,10 @@ from collections.abc import Callable
 from fewstep.data.latents import LatentSource
 from fewstep.errors import UserError
 from fewstep.method.distances import DISTANCES
+from fewstep.method.named import METHODS
 from fewstep.method.paths import Path
 from fewstep.method.step import Method
-from fewstep.method.times import fixed_gap, shrinking_gap
+from fewstep.method.times import shrinking_gap
 from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
@@ -50,19 +51,25 @@ def make_task(
     config: ConsistencyConfig, student: Trainable, path: Path, model: LatentModel, latents: LatentSource
 ) -> DistillTask:
     """Sets the seams of the method as the configuration says."""
+    named = METHODS[config.method]
     method = Method(
         schedule=model.schedule,
         path=path,
-        distance=DISTANCES[config.distance].make(config.huber_c),
-        weight=WEIGHTS[config.loss_weight](model.schedule),
+        distance=DISTANCES[named.choose_distance(config.distance)].make(config.huber_c),
+        weight=WEIGHTS[named.choose_weight(config.loss_weight)](model.schedule),
+        landing=named.landing,
+        told_end=named.told_end,
     )
     low, high = map(model.family.omega_of, config.guidance_range)
-    gap = fixed_gap(config.skip)
+    gap = named.make_gap(model.schedule, config.skip, config.steps * config.batch_size)
     if config.shrink:
         pictures = math.ceil(config.shrink * config.steps * config.batch_size)
         gap = shrinking_gap(model.schedule.num_steps, config.skip, pictures)
-    drawn = TimeAndGuidance(skip=config.skip, times=config.times, gap=gap, omega_range=(low, high))
-    return DistillTask(student.learner, method, latents, drawn, config.seed)
+    drawn = TimeAndGuidance(
+        skip=config.skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
+        phases=config.phases or named.phases,
+    )  # fmt: skip
+    return DistillTask(student.learner, method, latents, drawn, config.seed, named.target)
 
 
 def fit_and_save(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from fewstep.errors import UserError
+from fewstep.method.ends import PHASE
+from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
@@ -21,6 +24,7 @@ def make_trainable(
 
     `method`, `teacher`, `solver` and `guided_from` are recorded beside the weights.
     """
+    named = METHODS[config.method]
     adapters = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or float(config.lora_rank)}
     card = StudentCard(
         name=config.out.resolve().name, data=config.data, steps=config.steps, batch_size=config.batch_size,
@@ -29,8 +33,11 @@ def make_trainable(
         grid_size=model.schedule.grid_size(config.skip), teacher_sha256=weights_sha256(model.network.backbone),
         base_config=config.base_config or None, **config.stated(),
         method=method, teacher=teacher, solver=solver, guided_from=guided_from,
+        consistency=None if config.method == "lcm" else config.method,
+        sampling_steps=(config.phases or named.phases)[0] if named.end is PHASE else None,
         **(adapters if config.lora_rank else {}),  # type: ignore[arg-type]  # one of them is a whole number
     )  # fmt: skip
+    told_end = check_end(config, model)
     frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model.device)
     ema, checkpointing = config.ema_decay > 0, config.gradient_checkpointing
     if config.lora_rank:
@@ -38,11 +45,27 @@ def make_trainable(
     if model.network.takes_omega:
         network = model.network.requires_grad_(True)
     else:
-        network = model.network.to_student(choose_resolution(config, model) // model.codec.multiple)
+        side = choose_resolution(config, model) // model.codec.multiple
+        network = model.network.to_student(side, told_end=told_end)
         model.network.backbone.to(frozen)
     return WholeWeights(
         network, model, card, ema=ema, checkpointing=checkpointing, distribution=config.distribution
     )  # fmt: skip
+
+
+def check_end(config: ConsistencyConfig, model: LatentModel) -> bool:
+    """Returns whether the student is told the end. Raises UserError where it cannot be, or a few-step model is and is
+    to learn otherwise."""
+    told = METHODS[config.method].told_end
+    if told and config.lora_rank:
+        raise UserError(
+            f"{config.method} tells the network where to land, for which a LoRA has no input; give --method pcm, or "
+            "--lora-rank 0"
+        )
+    if model.network.takes_omega and model.network.takes_end != told:
+        was = model.card.consistency or "lcm"
+        raise UserError(f"{model.source} was made by {was} and cannot go on by {config.method}; give --method {was}")
+    return told
 
 
 def choose_frozen_dtype(frozen: Precision, computing: Precision, device: torch.device) -> torch.dtype:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors
+from fewstep.method.named import METHODS
 from fewstep.models.card import LCM_LORA, STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
@@ -97,7 +98,11 @@ def load_checkpoint(checkpoint: Path, storage: Storage, overrides: Overrides | N
             network = model.network
         else:
             side = (settings.get("resolution") or model.resolution) // model.codec.multiple
-            network = model.network if model.network.takes_omega else model.network.to_student(side)
+            network = (
+                model.network
+                if model.network.takes_omega
+                else model.network.to_student(side, told_end=METHODS[settings.get("method", "lcm")].told_end)
+            )
             network.load_state_dict(tensors)
             network.backbone.to(storage.dtype)
     except (RuntimeError, AttributeError, KeyError) as error:
@@ -155,4 +160,5 @@ def _make_card(settings: dict[str, Any], model: LatentModel, name: str) -> Stude
         name=name, method=LCM_LORA if makes_few_step else None, teacher=model.source, data=settings.get("data"),
         guidance_scale=settings["guidance_scale"], guidance_range=(low, high),
         grid_size=model.schedule.grid_size(settings["skip"]),
+        consistency=None if settings.get("method", "lcm") == "lcm" else settings["method"],
     )  # fmt: skip

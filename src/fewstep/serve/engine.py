@@ -201,11 +201,13 @@ class Engine:
         device = self.pipeline.model.device
         cond = {name: torch.cat([job.cond[name] for job in batch]) for name in batch[0].cond}
         omega = torch.tensor([job.spec.omega for job in batch], device=device)
-        t = torch.tensor([job.times[job.step] for job in batch], device=device)
-        fresh = torch.tensor([job.fresh for job in batch], device=device)
+        t, e, before = (
+            torch.tensor(times, device=device)
+            for times in zip(*((job.times[job.step], job.ends[job.step], job.stands) for job in batch), strict=True)
+        )
         noise = torch.cat([job.noise() for job in batch])
         f = self.pipeline.consistency_function(cond, omega)
-        return advance(f, _latents(batch), t, torch.zeros_like(t), noise, fresh, _join_kept(batch))
+        return advance(f, _latents(batch), t, e, noise, before, _join_kept(batch))
 
     def _use(self, spec: PictureSpec) -> None:
         """Makes LoRAs act at the scales of a picture, on the network and on text encoders."""
@@ -231,7 +233,7 @@ class Engine:
             spec = job.spec
             job.cond = self._texts[spec.prompt]
             self._texts.move_to_end(spec.prompt)
-            job.times = self.pipeline.times(spec.steps, spec.strength if spec.start is not None else 1.0)
+            job.times, job.ends = self.pipeline.jumps(spec.steps, spec.strength if spec.start is not None else 1.0)
             shape = (model.codec.shape(model.resolution)[0], *(side // model.codec.multiple for side in spec.size))
             job.draw = seeded_noise([spec.seed], shape, model.device)
             try:
@@ -261,7 +263,10 @@ def _join_kept(jobs: Sequence[PaintJob]) -> Kept | None:
         return None
     all_free = torch.ones_like(next(job.kept.free for job in jobs if job.kept))
     z_0 = [job.kept.z_0 if job.kept else job.z for job in jobs if job.z is not None]
-    return Kept(torch.cat(z_0), torch.cat([job.kept.free if job.kept else all_free for job in jobs]))
+    none = torch.zeros_like(z_0[0])  # what begins anew has no noise to keep
+    noise = [job.kept.noise if job.kept and job.kept.noise is not None else none for job in jobs]
+    free = torch.cat([job.kept.free if job.kept else all_free for job in jobs])
+    return Kept(torch.cat(z_0), free, torch.cat(noise))
 
 
 def _latents(jobs: Sequence[PaintJob]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -101,6 +102,8 @@ class PaintJob:
     on_step: OnStep | None
     future: Future[Image.Image] = field(default_factory=Future)
     times: Sequence[int] = ()
+    ends: Sequence[int] = ()
+    """Where the answer at each of them lands."""
     cond: Cond = field(default_factory=dict)
     z: Tensor | None = None
     """Latents; once it is done, those of its picture."""
@@ -114,15 +117,22 @@ class PaintJob:
     cancelled: bool = False
 
     @property
-    def fresh(self) -> bool:
-        """Whether its z is noise alone, which stands at the first time already."""
-        return self.step == 0 and self.spec.start is None
+    def stands(self) -> int:
+        """The time that z stands at: noise at the first time already, and what is clean at 0."""
+        if self.step:
+            return self.ends[self.step - 1]
+        return self.times[0] if self.spec.start is None else 0
 
     def noise(self) -> Tensor:
         """Draws what brings z to the next time; zeros, undrawn, where it stands there already."""
         assert self.draw is not None
         assert self.z is not None
-        return torch.zeros_like(self.z) if self.fresh else self.draw()
+        if self.stands == self.times[self.step]:
+            return torch.zeros_like(self.z)
+        noise = self.draw()
+        if self.kept is not None:
+            self.kept = dataclasses.replace(self.kept, noise=noise)
+        return noise
 
     def cancel(self) -> None:
         """Leaves the batch before the next step."""

@@ -21,4 +21,4 @@ DISTANCES: dict[str, DistanceKind] = {kind.name: kind for kind in _FOUND}
 if TYPE_CHECKING:
     DistanceName = str
 else:
-    DistanceName = Literal[tuple(DISTANCES)]  # what the command line allows
+    DistanceName = Literal[("auto", *DISTANCES)]  # what the command line allows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from fewstep.method.omega_embedding import OMEGA_WIDTH
 from fewstep.models.card import LCM_LORA, StudentCard, read_card
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import TextEncoder
+from fewstep.models.families import any_step_pipeline
 from fewstep.models.families.clip import ClipConditioner
 from fewstep.models.families.original_names import former_names, original_unet_names
 from fewstep.models.families.single_file import check_keys, read_statements
@@ -198,8 +200,15 @@ class StableDiffusion(Family):
         if second := conditioner.second:
             more = {"text_encoder_2": second.network, "tokenizer_2": second.tokenizer}
             return StableDiffusionXLPipeline(**parts, **more, force_zeros_for_empty_prompt=conditioner.zero_null)
-        kind = LatentConsistencyModelPipeline if network.takes_omega else StableDiffusionPipeline
+        # The pipeline of LCMs works with their scheduler alone; the other takes an input for guidance too.
+        is_lcm = network.takes_omega and isinstance(scheduler, LCMScheduler)
+        kind = LatentConsistencyModelPipeline if is_lcm else StableDiffusionPipeline
         return kind(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+    def write_any_step_pipeline(self) -> str:
+        code = inspect.getsource(any_step_pipeline)
+        kind = StableDiffusionXLPipeline if self.encoder_2 else StableDiffusionPipeline
+        return code.replace(StableDiffusionPipeline.__name__, kind.__name__)
 
     def spec_architecture(self, parameterisation: str) -> str:
         return {

@@ -30,6 +30,7 @@ from fewstep.models.families.single_file import (
     load_part_of_file,
     load_pipeline_of_file,
 )
+from fewstep.models.families.unet import AS_TIMES
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_network, is_hub_id
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
@@ -172,7 +173,8 @@ def check_parts(family: Family, source: str, parts: Mapping[str, Any]) -> None:
     if unet.out_channels != unet.in_channels:
         raise UserError(f"{source} has a UNet of {unet.out_channels} output channels for {unet.in_channels}; not read")
     for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
-        if unet.get(name) is not None:
+        told_end = unet.get(name) == AS_TIMES and unet.get("time_cond_proj_dim") is not None  # as fewstep's any-step is
+        if unet.get(name) is not None and not told_end:
             raise UserError(f"{source} has a UNet with {name} {unet[name]}, which is told more than a prompt; not read")
     widths = [parts[name].config.hidden_size for name in _KINDS if name in family.parts]
     if isinstance(unet.cross_attention_dim, int) and unet.cross_attention_dim != sum(widths):

@@ -15,6 +15,10 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.method.omega_embedding import OMEGA_WIDTH, embed_omega
 from fewstep.models.network import BackboneNetwork
 
+AS_TIMES = "timestep"
+"""How diffusers' UNet calls a second input that is embedded as its time is: the end."""
+_END_WEIGHTS = [f"class_embedding.linear_{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")]
+
 
 class UNetNetwork(BackboneNetwork):
     """`cond["text"]` is `[b, tokens, width]`, with `"pooled"` `[b, width]` for Stable Diffusion XL, and `"sizes"`
@@ -39,6 +43,10 @@ class UNetNetwork(BackboneNetwork):
         return self.unet.config.time_cond_proj_dim is not None
 
     @property
+    def takes_end(self) -> bool:
+        return bool(self.unet.config.class_embed_type == AS_TIMES)
+
+    @property
     def blocks(self) -> Sequence[nn.Module]:
         middle = [] if self.unet.mid_block is None else [self.unet.mid_block]
         return [*self.unet.down_blocks, *middle, *self.unet.up_blocks]
@@ -55,6 +63,7 @@ class UNetNetwork(BackboneNetwork):
             t.float() if t.is_floating_point() else t,
             encoder_hidden_states=cond["text"].to(dtype),
             timestep_cond=omega_embedding,
+            class_labels=cond["end"].float() if self.takes_end else None,
             added_cond_kwargs=self._sizes(z_t, cond, dtype) if "pooled" in cond else None,
         ).sample
         alpha, sigma = self.schedule.coefficients(t, z_t)
@@ -69,14 +78,21 @@ class UNetNetwork(BackboneNetwork):
         return {"text_embeds": cond["pooled"].to(dtype), "time_ids": sizes.float()}
 
     @torch.no_grad()
-    def to_student(self, latent_side: int) -> UNetNetwork:
-        changes = {"time_cond_proj_dim": OMEGA_WIDTH, "sample_size": latent_side}
+    def to_student(self, latent_side: int, *, told_end: bool = False) -> UNetNetwork:
+        changes: dict[str, Any] = {"time_cond_proj_dim": OMEGA_WIDTH, "sample_size": latent_side}
+        if told_end:
+            changes["class_embed_type"] = AS_TIMES
         # What an older config.json leaves out diffusers lists under this name, and would set to its default again.
         config = {name: value for name, value in self.unet.config.items() if name != "_use_default_values"}
         copy = UNet2DConditionModel.from_config({**config, **changes}).to(self.unet.device)
         copy.time_embedding.cond_proj.weight.zero_()
         missing, unexpected = copy.load_state_dict(self.unet.state_dict(), strict=False)
-        assert (missing, unexpected) == (["time_embedding.cond_proj.weight"], [])
+        fresh = ["time_embedding.cond_proj.weight", *(_END_WEIGHTS if told_end else [])]
+        assert (missing, unexpected) == (fresh, [])
+        if told_end:  # read as t is, and without effect at first
+            copy.class_embedding.linear_1.load_state_dict(copy.time_embedding.linear_1.state_dict())
+            copy.class_embedding.linear_2.weight.zero_()
+            copy.class_embedding.linear_2.bias.zero_()
         return self.with_backbone(copy)
 
     def with_backbone(self, backbone: Any) -> UNetNetwork:
@@ -96,9 +112,16 @@ class _PositionalUNet(nn.Module):
     def forward(self, z_t: Tensor, t: Tensor, text: Tensor, *more: Tensor) -> Tensor:
         rest = list(more)
         omega = rest.pop(0) if self._unet.config.time_cond_proj_dim is not None else None
+        end = rest.pop(0) if self._unet.config.class_embed_type == AS_TIMES else None
         sizes = {"text_embeds": rest[0], "time_ids": rest[1]} if rest else None
         output: Tensor = self._unet(
-            z_t, t, encoder_hidden_states=text, timestep_cond=omega, added_cond_kwargs=sizes, return_dict=False
+            z_t,
+            t,
+            encoder_hidden_states=text,
+            timestep_cond=omega,
+            class_labels=end,
+            added_cond_kwargs=sizes,
+            return_dict=False,
         )[0]
         return output
 
@@ -114,11 +137,13 @@ class _CompiledUNet(nn.Module):
 
     def forward(
         self, z_t: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, timestep_cond: Tensor | None,
-        added_cond_kwargs: dict[str, Tensor] | None,
+        class_labels: Tensor | None, added_cond_kwargs: dict[str, Tensor] | None,
     ) -> SimpleNamespace:  # fmt: skip
         given = [z_t, t.float(), encoder_hidden_states]
         if timestep_cond is not None:
             given.append(timestep_cond)
+        if class_labels is not None:
+            given.append(class_labels)
         if added_cond_kwargs is not None:
             given += [added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"]]
         return SimpleNamespace(sample=self._compiled(*given))

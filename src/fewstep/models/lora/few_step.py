@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.models.card import LCM_LORA, StudentCard
+from fewstep.models.card import LCM_LORA, StudentCard, read_method
 from fewstep.models.family import Family, LatentModel
 from fewstep.models.lora.file import LoraFile, adaptable_modules
 from fewstep.models.lora.source import name_of
 
-LCM_SCHEDULER = "LCMScheduler"
-"""The scheduler that few-step LoRAs are painted with."""
 DEFAULT_STEPS = 4
 _DEFAULT_GRID = 50
 _LCM = re.compile(r"(?<![a-z])lcm(?![a-z])", re.IGNORECASE)
@@ -67,12 +65,15 @@ def read_few_step(header: Mapping[str, str], source: str, family: Family) -> tup
 
     Raises UserError, which names `source`, where the header asks for what cannot be done.
     """
-    kind = header.get("fewstep.scheduler", LCM_SCHEDULER)
-    if kind != LCM_SCHEDULER:
-        raise UserError(f"{source} asks for the scheduler {kind}; only {LCM_SCHEDULER} is known")
+    consistency = header.get("fewstep.consistency")
+    wanted = read_method(StudentCard(consistency=consistency), source).scheduler
+    kind = header.get("fewstep.scheduler", wanted)
+    if kind != wanted:
+        raise UserError(f"{source} asks for the scheduler {kind}; only {wanted} is known for it")
     card = StudentCard(
         name=header.get("modelspec.title"),
         method=LCM_LORA,
+        consistency=consistency,
         guidance_scale=family.guidance_of(_read_number(header, source, "fewstep.omega", 0.0)),
         sampling_steps=_read_count(header, source, "fewstep.steps", DEFAULT_STEPS),
     )

@@ -1,0 +1,177 @@
+"""`distill --method`: every method trains, exports, paints by its own sampler, and opens in stock diffusers."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+
+import fewstep
+from fewstep.commands.combine import Combine, combine
+from fewstep.commands.distill import distill
+from fewstep.commands.finetune import finetune
+from fewstep.errors import UserError
+from fewstep.method.named import METHODS
+from fewstep.models.families import find_family
+from fewstep.models.loading import load_latent_model, pick_device
+from fewstep.recipes.distill import Distill
+from fewstep.recipes.finetune import Finetune
+from fewstep.runs.unfinished import load_painter
+
+PROMPT = "a red star"
+NEW = [name for name in METHODS if name != "lcm"]
+
+
+@pytest.fixture(scope="module")
+def runs(random_teacher, tmp_path_factory):
+    """The run folder of each method, after two updates at a rate that moves everything."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("methods") / name
+            distill(
+                Distill(
+                    teacher=str(random_teacher), method=name, steps=2, batch_size=4, pictures=8, lr=1e-2, skip=25,
+                    ema_decay=0.5, sample_every=2, guidance_range=(2.0, 9.0), out=made[name], device="cpu",
+                )
+            )  # fmt: skip
+        return made[name]
+
+    return make
+
+
+def paint(pipeline, steps, **more):
+    return np.asarray(pipeline(PROMPT, steps=steps, seed=3, **more)[0], dtype=int)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_it_paints_at_any_number_of_steps_alone_and_from_a_picture(name, runs):
+    pipeline = fewstep.load(runs(name), "cpu")
+    assert pipeline.method is METHODS[name]
+    assert json.loads((runs(name) / "model" / "fewstep.json").read_text())["consistency"] == name
+    start = Image.new("RGB", (pipeline.model.resolution,) * 2, "teal")
+    mask = Image.new("L", start.size, 255)
+    mask.paste(0, (0, 0, start.width // 2, start.height))
+    few = paint(pipeline, 1, init_image=start, strength=0.6)
+    for steps in (1, 2, 3, 8, 50 if METHODS[name].gamma < 1 else 20):
+        assert paint(pipeline, steps).shape == few.shape
+    inpainted = paint(pipeline, 2, init_image=start, strength=0.6, mask=mask, mask_blur=0.0)
+    half = start.width // 2
+    assert np.array_equal(inpainted[:, :half], np.asarray(start, dtype=int)[:, :half])
+    assert not np.array_equal(inpainted[:, half:], np.asarray(start, dtype=int)[:, half:])
+
+
+@pytest.mark.parametrize("name", ["pcm", "guided-distill", "any-step"])
+def test_stock_diffusers_paints_the_same(name, runs):
+    folder = runs(name) / "model"
+    own = {"custom_pipeline": str(folder), "trust_remote_code": True} if name == "any-step" else {}
+    stock = DiffusionPipeline.from_pretrained(folder, **own)
+    stock.set_progress_bar_config(disable=True)
+    assert isinstance(stock, StableDiffusionPipeline)
+    assert isinstance(stock.scheduler, DDIMScheduler)
+    assert (stock.scheduler.config.timestep_spacing, stock.scheduler.config.clip_sample) == ("trailing", False)
+    ours = fewstep.load(folder, "cpu")
+    for steps in (1, 2, 4, 5):
+        theirs = stock(
+            PROMPT, num_inference_steps=steps, guidance_scale=4.0, generator=torch.Generator().manual_seed(3)
+        ).images[0]
+        assert np.abs(np.asarray(theirs, dtype=int) - paint(ours, steps, guidance_scale=4.0)).max() <= 1
+
+
+def test_a_network_is_told_the_end_and_its_teacher_is_not(runs, random_teacher):
+    network = fewstep.load(runs("any-step"), "cpu").model.network
+    teacher = load_latent_model(random_teacher, pick_device("cpu")).network
+    assert (network.takes_end, teacher.takes_end) == (True, False)
+    student = teacher.to_student(4, told_end=True)
+    t, omega = torch.tensor([999, 500]), torch.tensor([3.0, 4.0])
+    z = torch.randn(2, teacher.backbone.config.in_channels, 4, 4)
+    cond = {"text": torch.randn(2, 77, teacher.backbone.config.cross_attention_dim)}
+    answers = [one(z, t, cond | {"end": torch.full((2,), e)}, omega).z_0 for one in (network, student, teacher)
+               for e in (0, 400)]  # fmt: skip
+    assert not torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[2], answers[3])  # which is what it begins as
+    torch.testing.assert_close(answers[2], answers[4])
+    assert torch.equal(answers[4], answers[5])
+
+
+@pytest.mark.parametrize("name", ["pcm", "any-step"])
+def test_a_run_that_has_not_ended_paints_by_its_method(name, runs, tmp_path):
+    going = shutil.copytree(runs(name), tmp_path / "run", ignore=shutil.ignore_patterns("model"))
+    pipeline = load_painter(going, "cpu")
+    assert pipeline.method is METHODS[name]
+    assert np.array_equal(paint(pipeline, 3), paint(fewstep.load(runs(name), "cpu"), 3))
+
+
+def test_a_student_goes_on_by_the_method_that_made_it(runs, tmp_path):
+    settings = {
+        "model": str(runs("any-step") / "model"), "data": "scenes-leaning", "pictures": 8, "steps": 1, "batch_size": 2,
+        "skip": 25, "sample_every": 0, "guidance_range": (2.0, 9.0), "guidance_scale": 5.0, "device": "cpu",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="was made by any-step and cannot go on by lcm; give --method any-step"):
+        finetune(Finetune(**settings, out=tmp_path / "lcm"))
+    finetune(Finetune(**settings, method="any-step", out=tmp_path / "run"))
+    assert fewstep.load(tmp_path / "run", "cpu").method is METHODS["any-step"]
+
+
+def test_adapters_learn_what_needs_no_input(random_teacher, tmp_path):
+    lora = Distill(
+        teacher=str(random_teacher), method="pcm", phases=(2,), steps=1, batch_size=2, pictures=4, lora_rank=2,
+        guidance_range=(5.0, 5.0), sample_every=0, out=tmp_path / "run", device="cpu",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="for which a LoRA has no input; give --method pcm"):
+        distill(dataclasses.replace(lora, method="any-step", phases=(), out=tmp_path / "any"))
+    distill(lora)
+    ours = fewstep.load(tmp_path / "run", "cpu")
+    assert (ours.method, ours.steps) == (METHODS["pcm"], 2)
+    with safe_open(tmp_path / "run" / "model" / "pytorch_lora_weights.safetensors", "pt") as file:
+        header = file.metadata()
+    assert (header["fewstep.scheduler"], header["fewstep.steps"]) == ("DDIMScheduler", "2")
+    assert header["modelspec.usage_hint"].startswith("Euler with the schedule Simple, or DDIM with trailing spacing, 2")
+    combine(Combine(lora=(f"{tmp_path / 'run'}",), base=str(random_teacher), merged=True, out=tmp_path / "merged"))
+    for folder in (random_teacher, tmp_path / "merged"):
+        stock = DiffusionPipeline.from_pretrained(folder)
+        stock.set_progress_bar_config(disable=True)
+        if folder == random_teacher:
+            settings = {"timestep_spacing": "trailing", "clip_sample": False}
+            stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config, **settings)
+            stock.load_lora_weights(tmp_path / "run" / "model", weight_name="pytorch_lora_weights.safetensors")
+        theirs = stock(PROMPT, num_inference_steps=2, guidance_scale=1, generator=torch.Generator().manual_seed(3))
+        assert np.abs(np.asarray(theirs.images[0], dtype=int) - paint(ours, 2)).max() <= 1
+    assert fewstep.load(tmp_path / "merged", "cpu").method is METHODS["pcm"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"phases": (4,)}, "lcm has none"),
+        ({"method": "pcm", "phases": (2, 4)}, "pcm takes one number; give --method any-step"),
+        ({"method": "any-step", "phases": (0,)}, "wanted are numbers from 1"),
+        ({"method": "magic"}, "allowed are"),
+    ],
+)
+def test_phases_that_no_method_has_are_refused(settings, said):
+    with pytest.raises(UserError, match=said):
+        Distill(**settings)
+
+
+def test_a_card_and_a_network_that_disagree_are_refused(runs, tmp_path):
+    folder = shutil.copytree(runs("any-step") / "model", tmp_path / "model")
+    card = json.loads((folder / "fewstep.json").read_text())
+    (folder / "fewstep.json").write_text(json.dumps(card | {"consistency": "pcm"}))
+    with pytest.raises(UserError, match="an input for where to land"):
+        fewstep.load(folder, "cpu")
+    (folder / "fewstep.json").write_text(json.dumps(card | {"consistency": "next-year"}))
+    with pytest.raises(UserError, match="made by the method next-year, which this version does not know"):
+        fewstep.load(folder, "cpu")
+
+
+def test_xl_has_a_pipeline_of_its_own():
+    family = find_family("sdxl")
+    assert "StableDiffusionXLPipeline" in family.write_any_step_pipeline()
+    assert "(StableDiffusionPipeline)" not in family.write_any_step_pipeline()
