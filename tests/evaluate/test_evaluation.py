@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fewstep import assets
 from fewstep.commands.demo import default_demo, make_evaluation
+from fewstep.data.kind import SourceRequest
 from fewstep.data.pictures import to_levels, to_pixels
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
@@ -129,10 +130,10 @@ def test_share_in_style_counts_the_pictures_in_the_look_of_the_data(bench, drawn
 def test_another_look_has_a_style_and_no_reader(monkeypatch):
     monkeypatch.setattr("fewstep.evaluate.scenes_bench.REFERENCE_SCENES", 256)
     extractor, reader = judges("scenes-leaning", "", CPU)
-    bench, _ = make_bench(material("scenes-leaning", 64, n=128), extractor, reader)
+    bench, _ = make_bench(material(SourceRequest(data="scenes-leaning", resolution=64), n=128), extractor, reader)
     assert bench.reader is None
     assert bench.style is not None
-    plain, _ = make_bench(material("scenes", 64, n=128), *judges("scenes", "", CPU))
+    plain, _ = make_bench(material(SourceRequest(data="scenes", resolution=64), n=128), *judges("scenes", "", CPU))
     assert plain.reader is not None
     assert plain.style is None
 
@@ -363,11 +364,11 @@ def test_prompts_and_real_pictures_from_shards(tmp_path, monkeypatch):
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     for number in range(2):
         shard(tmp_path / f"{number:05}.tar", [f"{number}{i}" for i in range(6)])
-    found = material(str(tmp_path / "{00000..00001}.tar"), 16, n=8, n_tuning=6)
+    found = material(SourceRequest(data=str(tmp_path / "{00000..00001}.tar"), resolution=16), n=8, n_tuning=6)
     assert len(found.real) == 12
     assert found.real[0].image.size == (16, 16)
     captions = [f"caption of {number}{i}" for number in range(2) for i in range(6)]
     assert found.scored.prompts == captions[:8]
     assert found.tuning.prompts == [*captions[8:], *captions[8:10]]  # none that is scored
     with pytest.raises(UserError, match="has 12 captions and n is 13"):
-        material(str(tmp_path / "{00000..00001}.tar"), 16, n=13)
+        material(SourceRequest(data=str(tmp_path / "{00000..00001}.tar"), resolution=16), n=13)
