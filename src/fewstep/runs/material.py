@@ -18,7 +18,6 @@ from fewstep.data.reading import CropSettings, PictureReader
 from fewstep.data.shards.prepared import PreparedShards, is_prepared
 from fewstep.data.sources.base import DroppedError, Source
 from fewstep.data.sources.selection import Selection
-from fewstep.data.sources.urls import expand_wildcards, is_remote
 from fewstep.errors import UserError
 from fewstep.models.encoded import Keeping
 from fewstep.models.encoding import encode
@@ -129,6 +128,8 @@ def describe_pictures(config: TrainingConfig) -> dict[str, Any]:
 
 def _list_files(data: str, *, follow_links: bool) -> list[str]:
     """Lists the files of a source on this machine: those of a folder, one file, or those that a pattern names."""
+    from fewstep.data.sources.urls import expand_wildcards, is_remote  # slow, and not needed for scenes
+
     if os.path.isdir(data):
         return [os.path.join(data, name) for name, kind in Root(data, follow_links).walk() if kind == "file"]
     return [data] if is_remote(data) or os.path.isfile(data) else expand_wildcards(data)
@@ -141,7 +142,7 @@ def forget_encoded(run: Path) -> None:
 
 
 def _open_prepared(config: TrainingConfig, model: LatentModel, resolution: int, captions: int) -> Material:
-    shards = PreparedShards(Path(config.data))
+    shards = PreparedShards(Path(config.data), follow_links=config.follow_links)
     _check_free(config, shards)
     check_made_for(shards, model, resolution)
     return Material(
@@ -158,7 +159,7 @@ def _check_free(config: TrainingConfig, shards: PreparedShards) -> None:
     plain = TrainingConfig()
     asked = [
         name
-        for name in ("mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "follow_links", "flip")
+        for name in ("mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "flip")
         if getattr(config, name) != getattr(plain, name)
     ]
     if config.crop not in (plain.crop, shards.made_of["crop"]):
