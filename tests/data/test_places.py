@@ -154,6 +154,9 @@ def test_shards_and_their_metadata_are_in_the_folder_too(tmp_path: Path, cache: 
     shard(folder / "one.tar", ["one"])
     (folder / "one.parquet").symlink_to("../away/one.parquet")
     (folder / "two.tar").symlink_to("../away/two.tar")
+    (folder / "more").symlink_to("../away")
+    assert open_picture_files(str(folder), None, cache).report.names["unsearched folder"] == ["more"]
+    (folder / "more").unlink()
     for place in (str(folder), f"{folder}/*.tar", f"{folder}/**/*.tar"):
         source = open_picture_files(place, None, cache)
         assert len(source) == 1

@@ -168,9 +168,10 @@ class ShardedPictures:
 
 
 def open_shards(
-    urls: Sequence[str], kind: ShardFormat, selection: Selection, settings: CacheSettings, linked: Sequence[str] = ()
-) -> ShardedPictures:
-    """Opens shards as one source; `linked` are those that were left out as links out of their folder.
+    urls: Sequence[str], kind: ShardFormat, selection: Selection, settings: CacheSettings,
+    left_out: Mapping[str, Sequence[str]] | None = None,
+) -> ShardedPictures:  # fmt: skip
+    """Opens shards as one source; `left_out` is what was found beside them, by the reasons why it is not read.
 
     Shards that are new or have changed are read once to index them; of the others only the counts are loaded.
     Raises UserError where no picture can be used.
@@ -179,7 +180,8 @@ def open_shards(
     indexer = ShardIndexer(kind, selection, settings, ShardCache(settings))
     names = _shorten_names(urls)
     tally, sizes = Tally(), []
-    tally.add({Reason.LINKED_OUTSIDE: len(linked)} if linked else {}, {Reason.LINKED_OUTSIDE: map(redact, linked)})
+    left_out = {reason: names for reason, names in (left_out or {}).items() if names}
+    tally.add({reason: len(names) for reason, names in left_out.items()}, left_out)
     sidecars = [sidecar for url in urls if (sidecar := kind.sidecar_url(url)) and _may_read(sidecar, selection, tally)]
     versions = find_versions([*urls, *sidecars])
     path = summary_path(urls, kind, selection, settings)

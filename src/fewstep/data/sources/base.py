@@ -155,8 +155,8 @@ class Tally:
     def add(self, dropped: Mapping[str, int], names: Mapping[str, Iterable[str]]) -> None:
         """Adds the counts of a part, and its names while there is room."""
         for reason, count in dropped.items():
-            self._counts[reason] += count
-            self._keep_names(reason, names.get(reason, ()))
+            self._counts[str(reason)] += count
+            self._keep_names(str(reason), names.get(reason, ()))
 
     def _keep_names(self, reason: str, names: Iterable[str]) -> None:
         kept = self.names[reason]

@@ -14,7 +14,7 @@ from fewstep.data.shards.formats import TarShards, arrow_shards, parquet_shards
 from fewstep.data.shards.prepared import is_prepared
 from fewstep.data.shards.source import open_shards
 from fewstep.data.sources import captions, urls
-from fewstep.data.sources.base import DroppedError, Source
+from fewstep.data.sources.base import DroppedError, Reason, Source
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
 from fewstep.data.sources.fitting import PictureLimits
 from fewstep.data.sources.folder import list_folder, open_folder
@@ -54,10 +54,10 @@ def open_picture_files(
     if tars:
         own = {TarShards().sidecar_url(tar) for tar in tars}
         tables = [table for table in tables if table not in own]
-    if not found and finder.outside:
+    if not found and (linked := finder.left_out.get(Reason.LINKED_OUTSIDE)):
         raise UserError(
-            f"{urls.redact(finder.outside[0])} is a link out of its folder, as all of {len(finder.outside)} files are; "
-            "name what they lead to, or follow them with --follow-links"
+            f"{urls.redact(linked[0])} is a link out of its folder, as all of {len(linked)} files are; name what they "
+            "lead to, or follow them with --follow-links"
         )
     if not found or sum(map(bool, (tars, tables, arrows, folders))) > 1 or len(folders) > 1:
         named = zip((tars, tables, arrows, folders), (*_SHARDS, "folder of pictures"), strict=True)
@@ -67,7 +67,7 @@ def open_picture_files(
     if folders:
         return open_folder(_to_place(folders[0]), selection, cache, finder.listed.get(folders[0]))
     kind = TarShards() if tars else (parquet_shards if tables else arrow_shards)(follow_links=selection.follow_links)
-    return open_shards(tars or tables or arrows, kind, selection, cache, linked=finder.outside)
+    return open_shards(tars or tables or arrows, kind, selection, cache, left_out=finder.left_out)
 
 
 def _suffix(url: str) -> str:
@@ -85,8 +85,8 @@ class _Finder:
     follow_links: bool
     listed: Listed = field(default_factory=dict)
     """What was listed meanwhile."""
-    outside: list[str] = field(default_factory=list)
-    """Shards in folders that are links out of them, and so left out."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """What was found beside the files, by the reasons why it is not read."""
 
     def find(self, place: str) -> list[str]:
         """Returns the shards that one path or URL leads to, or the path itself if it is a folder of pictures."""
@@ -111,9 +111,11 @@ class _Finder:
             raise UserError(f"no file matches {urls.redact(pattern)}; {_GIVE}")
         shown = [file for file in matched if not is_hidden(PurePosixPath(urls.strip_query(file)).name)]
         shards = [file for file in shown if _suffix(file) in _SHARDS]
-        if not shards or urls.is_remote(pattern):
-            return shards or shown
+        if not shards:
+            return shown
         folder = urls.split_pattern(urls.local_path(pattern))[0]
+        if urls.is_remote(pattern):
+            return self._keep_inside(folder, [file.partition("://")[2].lstrip("/") for file in shards], shards)
         return self._keep_inside(folder, [os.path.relpath(file, folder) for file in shards], shards)
 
     def _find_in_folder(self, folder: str) -> list[str]:
@@ -132,6 +134,8 @@ class _Finder:
         for suffix in _SHARDS:
             if suffix in endings:
                 names = listing.by_ending[suffix]
+                for reason, others in ((Reason.OUTSIDE, listing.outside), (Reason.NOT_SEARCHED, listing.unsearched)):
+                    self.left_out.setdefault(reason, []).extend(others)
                 return self._keep_inside(folder, names, [f"{folder.rstrip('/')}/{name}" for name in names])
         seen = f", but {listing.describe_endings()}" if endings else ""
         raise UserError(
@@ -140,14 +144,14 @@ class _Finder:
         )
 
     def _keep_inside(self, folder: str, names: Sequence[str], files: Sequence[str]) -> list[str]:
-        """Returns the files that are in the folder by their names there; keeps account of the others."""
+        """Returns the files whose names lie in the folder; keeps account of the others."""
         place, inside = Place(folder, self.follow_links), []
         for name, file in zip(names, files, strict=True):
             try:
                 place.resolve(name)
                 inside.append(file)
-            except DroppedError:
-                self.outside.append(file)
+            except DroppedError as dropped:
+                self.left_out.setdefault(dropped.reason, []).append(urls.redact(file))
         return inside
 
 
