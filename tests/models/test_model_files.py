@@ -65,8 +65,13 @@ def refusal(act):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("named", ["evil.bin", "evil.txt", "evil.pt", "evil.ckpt", "../../secret.safetensors"])
-@pytest.mark.parametrize("part", [*STEMS, "clip", "tiny"])
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("unet", "evil.bin"), ("unet", "../../../secret.safetensors"), ("vae", "evil.ckpt"), ("tiny", "evil.pt"),
+        ("clip", "evil.txt"), ("text_encoder", "evil.bin"), ("text_encoder", "../../../secret.safetensors"),
+    ],
+)  # fmt: skip
 def test_an_index_of_strangers_is_not_followed(part, named, copied, edit_json):
     """Beside empty weights, and where a text encoder's configuration names it too."""
     folder = copied / part if part in ("clip", "tiny") else copied / "sd15" / part

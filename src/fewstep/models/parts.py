@@ -30,7 +30,11 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
     """Loads a network of a class of diffusers or transformers in `dtype`, frozen. Raises UserError naming what does not
     fit."""
     of_transformers = issubclass(kind, PreTrainedModel)
-    settings = {"dtype": dtype, **_TRANSFORMERS} if of_transformers else {"torch_dtype": dtype}
+    settings: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True}
+    if not of_transformers:
+        settings = {"torch_dtype": dtype}
+    elif _IS_VERSION_4 and kind.__name__.startswith("CLIPText"):
+        settings["key_mapping"] = _NAMES_OF_VERSION_5
     chosen = choose_weights((path.name for path in folder.iterdir()), str(folder))
     try:
         with tempfile.TemporaryDirectory() as draft:
@@ -48,10 +52,7 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
     return part.eval().requires_grad_(False)
 
 
-_TRANSFORMERS: dict[str, Any] = {"ignore_mismatched_sizes": True}
 _IS_VERSION_4 = int(transformers.__version__.split(".")[0]) < 5
-if _IS_VERSION_4:
-    _TRANSFORMERS["key_mapping"] = _NAMES_OF_VERSION_5
 
 
 def check_report(report: Mapping[str, Any], where: str, kind: str) -> None:

@@ -43,6 +43,8 @@ class Material:
     """What was found, used and dropped of each source."""
     identity: str
     """Hash of what stands where."""
+    keep: Callable[[int], None] = lambda _: None
+    """Keeps the account in the run folder, called after every update."""
 
 
 def choose_resolution(config: PictureOptions, model: LatentModel) -> int:
