@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from fewstep import assets
@@ -31,6 +32,7 @@ from fewstep.evaluate.reader import load_reader
 from fewstep.evaluate.report import columns_of
 from fewstep.evaluate.roster import captions_roster, scenes_roster
 from fewstep.evaluate.scenes_bench import reader_extractor
+from fewstep.evaluate.studio import EvaluationStudio
 from fewstep.evaluate.style import fit_probe
 from fewstep.evaluate.tuning import best_cell
 from fewstep.models.loading import load_latent_model
@@ -372,3 +374,21 @@ def test_prompts_and_real_pictures_from_shards(tmp_path, monkeypatch):
     assert found.tuning.prompts == [*captions[8:], *captions[8:10]]  # none that is scored
     with pytest.raises(UserError, match="has 12 captions and n is 13"):
         material(SourceRequest(data=str(tmp_path / "{00000..00001}.tar"), resolution=16), n=13)
+
+
+def test_links_among_the_pictures_are_followed_where_it_is_asked(tmp_path, monkeypatch, clip):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    for i in range(20):
+        place = tmp_path / ("data" if i < 10 else "away") / f"{i}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (i, i, i)).save(place)
+        (tmp_path / f"data/{i}.txt").write_text(f"grey {i}")
+        if i >= 10:
+            (tmp_path / f"data/{i}.png").symlink_to(place)
+    config = Evaluate(
+        data=str(tmp_path / "data"), extractor=str(clip), n=20, n_tuning=20, device="cpu", out=tmp_path / "out"
+    )
+    with pytest.raises(UserError, match="has 10 captions and n is 20"):
+        EvaluationStudio(config)
+    assert len(EvaluationStudio(dataclasses.replace(config, follow_links=True)).found.real) == 20
