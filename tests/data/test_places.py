@@ -157,6 +157,7 @@ def test_shards_and_their_metadata_are_in_the_folder_too(tmp_path: Path, cache: 
     (folder / "more").symlink_to("../away")
     assert open_picture_files(str(folder), None, cache).report.names["unsearched folder"] == ["more"]
     (folder / "more").unlink()
+    shard(folder / ".trash/old.tar", ["old"])
     for place in (str(folder), f"{folder}/*.tar", f"{folder}/**/*.tar"):
         source = open_picture_files(place, None, cache)
         assert len(source) == 1

@@ -116,9 +116,13 @@ class LocalFiles:
 
     place: Place
 
-    @property
+    @functools.cached_property
     def root(self) -> Path:
         return Path(local_path(self.place.where))
+
+    @functools.cached_property
+    def _start(self) -> str:
+        return os.path.join(self.root, "")
 
     @property
     def name(self) -> str:
@@ -138,7 +142,7 @@ class LocalFiles:
     def stat(self, name: str) -> os.stat_result:
         """Returns the status of a file that was listed. Raises DroppedError where it is a link out of the folder, and
         OSError."""
-        status = os.lstat(os.path.join(self.root, name))
+        status = os.lstat(self._start + name)  # where folders that were searched are no links
         return os.stat(self.place.resolve(name)) if stat.S_ISLNK(status.st_mode) else status
 
     def read(self, name: str, most: int) -> bytes:

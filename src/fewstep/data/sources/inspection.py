@@ -132,9 +132,7 @@ def _stamp(files: LocalFiles, name: str) -> View:
         return View(-1, reason=dropped.reason)
     except (OSError, ValueError):
         return View(-1, reason=Reason.UNREADABLE)
-    if not stat.S_ISREG(status.st_mode):
-        return View(-1, reason=Reason.UNREADABLE)
-    return View(status.st_size, status.st_mtime_ns)
+    return View(status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else View(-1, 0, Reason.UNREADABLE)
 
 
 def look_at_picture(path: str, size: int) -> View:

@@ -109,14 +109,15 @@ class _Finder:
         matched = urls.expand_wildcards(pattern)
         if not matched:
             raise UserError(f"no file matches {urls.redact(pattern)}; {_GIVE}")
-        shown = [file for file in matched if not is_hidden(PurePosixPath(urls.strip_query(file)).name)]
-        shards = [file for file in shown if _suffix(file) in _SHARDS]
-        if not shards:
-            return shown
         folder = urls.split_pattern(urls.local_path(pattern))[0]
         if urls.is_remote(pattern):
-            return self._keep_inside(folder, [file.partition("://")[2].lstrip("/") for file in shards], shards)
-        return self._keep_inside(folder, [os.path.relpath(file, folder) for file in shards], shards)
+            names = {file: file.partition("://")[2].lstrip("/") for file in matched}
+            shown = [file for file in matched if not is_hidden(PurePosixPath(urls.strip_query(file)).name)]
+        else:
+            names = {file: os.path.relpath(file, folder) for file in matched}
+            shown = [file for file in matched if not is_hidden(names[file])]
+        shards = [file for file in shown if _suffix(file) in _SHARDS]
+        return self._keep_inside(folder, [names[file] for file in shards], shards) if shards else shown
 
     def _find_in_folder(self, folder: str) -> list[str]:
         self.listed[folder] = list_folder(_to_place(folder), follow_links=self.follow_links)

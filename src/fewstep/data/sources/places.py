@@ -25,7 +25,7 @@ class Place:
     follow_links: bool = False
     """Whether links may lead out of it."""
 
-    @property
+    @functools.cached_property
     def remote(self) -> bool:
         return urls.is_remote(self.where)
 
