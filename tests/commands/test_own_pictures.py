@@ -46,7 +46,7 @@ def test_patterns_and_urls_are_not_taken_for_misspelt_worlds(tmp_path: Path):
 
 def test_captions_of_shards_are_prompts(tmp_path: Path):
     write_parquet(tmp_path / "0.parquet", image=[picture()] * 5, text=[f"prompt {i}" for i in range(5)])
-    found = material(str(tmp_path / "0.parquet"), 16, n=2, n_tuning=2)
+    found = material(SourceRequest(data=str(tmp_path / "0.parquet"), resolution=16), n=2, n_tuning=2)
     assert (found.scored.prompts, found.tuning.prompts) == (["prompt 0", "prompt 1"], ["prompt 2", "prompt 3"])
     with pytest.raises(UserError, match="has 5 captions and n is 6; give 5 or less"):
-        material(str(tmp_path / "0.parquet"), 16, n=6)
+        material(SourceRequest(data=str(tmp_path / "0.parquet"), resolution=16), n=6)

@@ -206,21 +206,34 @@ def test_spoiled_pictures_in_a_folder_are_each_counted_once(tmp_path: Path, add:
     assert set(report.dropped) <= {Reason.BROKEN, Reason.TOO_LARGE}
 
 
-def test_linked_pictures_are_read_and_linked_folders_are_counted(tmp_path: Path, add: Callable[..., Path]):
+def test_links_are_read_in_the_folder_and_counted_where_they_lead_out(tmp_path: Path, add: Callable[..., Path]):
     elsewhere = tmp_path / "elsewhere"
     picture = add(elsewhere, "b.png", "elsewhere")
     folder = tmp_path / "data"
     add(folder, "a.png", "here")
-    (folder / "b.png").symlink_to(picture)
-    (folder / "b.txt").write_text("linked")
+    add(folder, "d.png", None)
+    for name, target in {"b.png": picture, "c.png": "a.png", "d.txt": elsewhere / "b.txt", "e.png": "e.png"}.items():
+        (folder / name).symlink_to(target)
+    for name in ("b", "c", "e"):
+        (folder / f"{name}.txt").write_text("linked")
     (folder / "more").symlink_to(elsewhere)
     (folder / "round").symlink_to(folder)
     data = open_folder(folder)
-    assert [caption for _, caption in data.samples] == ["here", "linked"]
-    assert data.report.names == {"unsearched folder": ["more", "round"]}
-    assert data.report.format_summary() == (
-        "data: 4 pictures and other entries found, 2 used, 2 dropped (2 unsearched folders)"
-    )
+    assert data.samples == (("a.png", "here"), ("c.png", "linked"))
+    assert data.report.names == {
+        "unreadable file": ["e.png"], "linked outside the folder": ["b.png", "d.png"],
+        "unsearched folder": ["more", "round"],
+    }  # fmt: skip
+    assert "  linked outside the folder: b.png, d.png (--follow-links reads them)" in data.report.format_report()
+    followed = open_folder(folder, Selection(follow_links=True))
+    assert [name for name, _ in followed.samples] == ["a.png", "b.png", "c.png", "d.png", "more/b.png"]
+    assert followed.report.names == {"unreadable file": ["e.png"], "unsearched folder": ["round"]}
+    assert followed.read(3).caption == "elsewhere"
+    assert open_folder(folder).samples == data.samples  # whatever was seen meanwhile
+    for name in ("a.png", "c.png"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match="--follow-links reads what is linked outside the folder"):
+        open_folder(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -238,19 +251,19 @@ def test_what_the_system_refuses_to_open_is_counted(
 ):
     for name in ("a.png", "no.png", "closed/b.png", "open/c.png"):
         add(tmp_path, name, "words")
-    opened, scanned = Path.open, os.scandir
+    opened, scanned = os.open, os.scandir
 
-    def refuse(path: Path, mode: str = "r") -> object:
-        if path.name == "no.png":
-            raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, mode)
+    def refuse(path: str, *given: int, **more: int) -> int:
+        if os.fspath(path).endswith("no.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return opened(path, *given, **more)
 
     def refuse_folder(path: str) -> object:
         if os.fspath(path).endswith("closed"):
             raise PermissionError(13, "Permission denied", path)
         return scanned(path)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(os, "scandir", refuse_folder)
     data = open_folder(tmp_path)
     assert [file for file, _ in data.samples] == ["a.png", "open/c.png"]

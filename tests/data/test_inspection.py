@@ -29,13 +29,13 @@ def opened(tmp_path: Path) -> Callable[..., FolderPictures]:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are read, in any order."""
     found: list[str] = []
-    opens = Path.open
+    opens = os.open
 
-    def note(path: Path, mode: str = "r", **options: object) -> object:
-        found.append(path.name)
-        return opens(path, mode, **options)
+    def note(path: str, *given: int, **more: int) -> int:
+        found.append(Path(path).name)
+        return opens(path, *given, **more)
 
-    monkeypatch.setattr(Path, "open", note)
+    monkeypatch.setattr(os, "open", note)
     return found
 
 

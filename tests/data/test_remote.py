@@ -310,6 +310,20 @@ def test_a_remote_folder_of_pictures_is_listed_and_read_when_asked(cache: CacheS
         source.read(0)
 
 
+def test_what_a_page_links_to_elsewhere_is_counted_and_not_read(server: Server, cache: CacheSettings):
+    (server.folder / "cats").mkdir()
+    for name in ("cats/a.png", "b.png", "cats/b.png"):
+        (server.folder / name).write_bytes(picture())
+    (server.folder / "cats/metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n')
+    links = ["a.png", "metadata.jsonl", "/b.png", "../b.png", "%2e%2e/b.png", "../style.css", "?C=N", "../", "/"]
+    (server.folder / "cats/index.html").write_text("".join(f'<a href="{link}">x</a>' for link in links))
+    source = open_picture_files(server.url + "/cats", None, cache)
+    assert [source.key(i) for i in range(len(source))] == ["a.png"]
+    assert source.read(0).caption == "a"
+    assert sorted(source.report.names["outside the folder"]) == ["%2e%2e/b.png", "../b.png"]
+    assert not [path for path in server.asked if "b.png" in path]
+
+
 def test_parquet_elsewhere_may_name_pictures_beside_it(server: Server, cache: CacheSettings):
     (server.folder / "a.png").write_bytes(picture("red"))
     write_parquet(server.folder / "m.parquet", file_name=["a.png", "absent.png"], text=["one", "two"])

@@ -6,10 +6,12 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from fewstep import assets
 from fewstep.commands.demo import default_demo, make_evaluation
+from fewstep.data.kind import SourceRequest
 from fewstep.data.pictures import to_levels, to_pixels
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
@@ -26,6 +28,7 @@ from fewstep.evaluate.reader import load_reader
 from fewstep.evaluate.report import columns_of
 from fewstep.evaluate.roster import captions_roster, scenes_roster
 from fewstep.evaluate.scenes_bench import reader_extractor
+from fewstep.evaluate.studio import EvaluationStudio
 from fewstep.evaluate.style import fit_probe
 from fewstep.evaluate.tuning import best_cell
 from fewstep.models.loading import load_latent_model
@@ -126,10 +129,10 @@ def test_share_in_style_counts_the_pictures_in_the_look_of_the_data(bench, drawn
 def test_another_look_has_a_style_and_no_reader(monkeypatch):
     monkeypatch.setattr("fewstep.evaluate.scenes_bench.REFERENCE_SCENES", 256)
     extractor, reader = judges("scenes-leaning", "", CPU)
-    bench, _ = make_bench(material("scenes-leaning", 64, n=128), extractor, reader)
+    bench, _ = make_bench(material(SourceRequest(data="scenes-leaning", resolution=64), n=128), extractor, reader)
     assert bench.reader is None
     assert bench.style is not None
-    plain, _ = make_bench(material("scenes", 64, n=128), *judges("scenes", "", CPU))
+    plain, _ = make_bench(material(SourceRequest(data="scenes", resolution=64), n=128), *judges("scenes", "", CPU))
     assert plain.reader is not None
     assert plain.style is None
 
@@ -354,11 +357,29 @@ def test_prompts_and_real_pictures_from_shards(tmp_path, monkeypatch):
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     for number in range(2):
         shard(tmp_path / f"{number:05}.tar", [f"{number}{i}" for i in range(6)])
-    found = material(str(tmp_path / "{00000..00001}.tar"), 16, n=8, n_tuning=6)
+    found = material(SourceRequest(data=str(tmp_path / "{00000..00001}.tar"), resolution=16), n=8, n_tuning=6)
     assert len(found.real) == 12
     assert found.real[0].image.size == (16, 16)
     captions = [f"caption of {number}{i}" for number in range(2) for i in range(6)]
     assert found.scored.prompts == captions[:8]
     assert found.tuning.prompts == [*captions[8:], *captions[8:10]]  # none that is scored
     with pytest.raises(UserError, match="has 12 captions and n is 13"):
-        material(str(tmp_path / "{00000..00001}.tar"), 16, n=13)
+        material(SourceRequest(data=str(tmp_path / "{00000..00001}.tar"), resolution=16), n=13)
+
+
+def test_links_among_the_pictures_are_followed_where_it_is_asked(tmp_path, monkeypatch, clip):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    for i in range(20):
+        place = tmp_path / ("data" if i < 10 else "away") / f"{i}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (i, i, i)).save(place)
+        (tmp_path / f"data/{i}.txt").write_text(f"grey {i}")
+        if i >= 10:
+            (tmp_path / f"data/{i}.png").symlink_to(place)
+    config = Evaluate(
+        data=str(tmp_path / "data"), extractor=str(clip), n=20, n_tuning=20, device="cpu", out=tmp_path / "out"
+    )
+    with pytest.raises(UserError, match="has 10 captions and n is 20"):
+        EvaluationStudio(config)
+    assert len(EvaluationStudio(dataclasses.replace(config, follow_links=True)).found.real) == 20

@@ -30,7 +30,8 @@ def distill(config: Distill) -> None:
     task = make_task(config, student, path, teacher, material.latents())
     if config.dry_run:
         return try_out(config, student, task, material.count)
-    observe = make_observers(Observed(config, student, material.captions, choose_resolution(config, teacher)))
+    resolution = choose_resolution(config, teacher)
+    observe = make_observers(Observed(config, student, material.captions, resolution, material.keep))
     return fit_and_save(config, task, student, "distil", observe)
 
 

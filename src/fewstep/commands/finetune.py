@@ -29,7 +29,8 @@ def finetune(config: Finetune) -> None:
     task = make_task(config, student, DataPath(model.schedule), model, material.latents())
     if config.dry_run:
         return try_out(config, student, task, material.count)
-    observe = make_observers(Observed(config, student, material.captions, choose_resolution(config, model)))
+    resolution = choose_resolution(config, model)
+    observe = make_observers(Observed(config, student, material.captions, resolution, material.keep))
     return fit_and_save(config, task, student, "fine-tune", observe)
 
 

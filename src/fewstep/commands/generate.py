@@ -21,6 +21,7 @@ from fewstep.models.card import MAX_STEPS
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.options import PainterOptions
 from fewstep.models.pipeline import Pipeline
+from fewstep.roots import open_regular
 from fewstep.runs.unfinished import load_painter
 from fewstep.train.config import check_at_least, check_between, check_seed, check_values
 
@@ -154,7 +155,7 @@ def _describe_start(config: Generate) -> dict[str, str]:
 def read_picture(path: Path, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Image:
     """Reads a picture in that mode, turned the way its camera recorded. Raises UserError where it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             return ImageOps.exif_transpose(image).convert(mode)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give a picture that does") from error

@@ -21,8 +21,10 @@ from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
+from fewstep.models.model_files import find_file
 from fewstep.models.scheduler import read_overrides
 from fewstep.recipes.plain import read_config_file
+from fewstep.roots import open_regular
 from fewstep.runs.folder import CONFIG_FILE
 from fewstep.runs.unfinished import CHECKPOINTS
 from fewstep.train.checkpoint import Checkpoints
@@ -65,6 +67,7 @@ def _describe_folder(folder: Path) -> Iterator[str]:
     elif (folder / CONFIG_FILE).is_file():
         yield from _describe_run(folder)
     elif files := sorted(folder.glob("*.safetensors")):
+        find_file(folder, files[-1].name)  # refuses a link out of it
         yield from _describe_lora(files[-1], read_safetensors_header(files[-1]))
     else:
         raise UserError(
@@ -88,7 +91,8 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     yield f"parameterisation: {scheduler.get('prediction_type', 'epsilon')}"
     yield f"resolution: {side}×{side}"
     for part in family.parts:
-        files = sorted(assets.find_part(folder, part).glob("*.safetensors"))
+        place = assets.find_part(folder, part)
+        files = [find_file(place, name) for name in sorted(file.name for file in place.glob("*.safetensors"))]
         if counts := [read_safetensors_header(file).parameters for file in files]:
             yield f"{part}: {sum(counts):,} parameters"
     for name, value in read_card(folder).to_json().items():
@@ -168,7 +172,7 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
 
 def _describe_picture(path: Path) -> Iterator[str]:
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             text = image.info.get("parameters")
             yield f"picture: {image.width}×{image.height} {image.format}"
     except (UnidentifiedImageError, OSError) as error:
@@ -201,7 +205,7 @@ def _describe_picture(path: Path) -> Iterator[str]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(find_file(file.parent, file.name).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSON; the pipeline is not whole") from error
     return content if isinstance(content, dict) else {}

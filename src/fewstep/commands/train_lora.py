@@ -25,7 +25,7 @@ def train_lora(config: TrainLora) -> None:
     if finished(config.out):
         forget_encoded(config.out)  # where the end of the run was cut short
         return
-    claim_data(config, material.account, material.identity)
+    keep = claim_data(config, material.account, material.identity)
     null_cond = model.conditioner.null()
     frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model.device)
     style = LoraWeights(
@@ -39,7 +39,7 @@ def train_lora(config: TrainLora) -> None:
         style.learner, model.schedule, model.network.parameterisation, material.latents(), null_cond, config.seed
     )
     claim_base(config, style.card)
-    fit(task, config, config.out, "style")
+    fit(task, config, config.out, "style", keep)
     style.save(config.out / "model")
     forget_encoded(config.out)
     print(f"model: {config.out / 'model'}", flush=True)

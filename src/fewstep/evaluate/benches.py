@@ -40,10 +40,11 @@ class BenchMaterial:
 
 
 def material(
-    data: str, resolution: int, *, n: int, n_unseen: int = 0, repeated: int = 0, n_tuning: int = 0, seed: int = 0,
+    pictures: SourceRequest, *, n: int, n_unseen: int = 0, repeated: int = 0, n_tuning: int = 0, seed: int = 0,
     option: str = "n",
 ) -> BenchMaterial:  # fmt: skip
-    """`data` is a world of scenes, drawn afresh, or a folder of captioned pictures."""
+    """`pictures` are a world of scenes, drawn afresh, or a folder of captioned pictures."""
+    data = pictures.data
     if data in LOOKS:
         return BenchMaterial(
             scored=scenes_roster(n, n_unseen, repeated, seed=seed),
@@ -52,16 +53,16 @@ def material(
             others=None if data == assets.SCENES else reference_scenes(),
             option=option,
         )
-    pictures = SquarePictures(open_pictures(SourceRequest(data=data, resolution=resolution)), resolution)
-    count = len(pictures)
+    real = SquarePictures(open_pictures(pictures), pictures.resolution)
+    count = len(real)
     if count < n:
         raise UserError(f"{data} has {count} captions and {option} is {n}; give {count} or less")
-    captions = [pictures.caption(i) for i in range(min(count, n + n_tuning))]
+    captions = [real.caption(i) for i in range(min(count, n + n_tuning))]
     others = _cycle(captions[n:] or captions, n_tuning)
     return BenchMaterial(
         scored=captions_roster(captions[:n], repeated, seed=seed),
         tuning=captions_roster(others, seed=seed + _TUNING_APART),
-        real=pictures,
+        real=real,
         option=option,
     )
 

@@ -30,6 +30,9 @@ class Evaluate(FewStepOptions):
     data: str = ""
     """Prompts and real pictures: `scenes` or `scenes-leaning` (bundled, drawn afresh), or a folder of captioned
     pictures that the model was not trained on. By default what its card records."""
+    follow_links: bool = False
+    """Read what links in the folder of pictures lead to, wherever it is. Without it a link out of the folder is counted
+    and not read."""
     out: Path = Path("runs/evaluation")
     """Folder for results.json, table.md, report.html and grid.png. Give the same command again to resume an interrupted
     evaluation."""

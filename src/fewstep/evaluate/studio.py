@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from fewstep import assets
+from fewstep.data.kind import SourceRequest
+from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.benches import judges, material
@@ -65,8 +67,12 @@ class EvaluationStudio:
         self.extractor, self.reader = judges(self.data, config.extractor, self.device)
         self.clip = load_extractor(config.clip, self.device) if config.clip else None
         self.found = material(
-            self.data, self.teacher.resolution, n=config.n, n_unseen=config.n_unseen, repeated=config.n_repeated,
-            n_tuning=config.n_tuning, seed=config.seed,
+            SourceRequest(
+                data=self.data, resolution=self.teacher.resolution,
+                selection=Selection(follow_links=config.follow_links),
+            ),
+            n=config.n, n_unseen=config.n_unseen, repeated=config.n_repeated, n_tuning=config.n_tuning,
+            seed=config.seed,
         )  # fmt: skip
         self._bare = Bench(self.found.scored, self.extractor, torch.empty(0), self.reader, None, self.clip)
 

@@ -14,6 +14,7 @@ from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.files import write_whole
 from fewstep.method.named import METHODS, NamedMethod
+from fewstep.models.model_files import find_file
 
 CARD_FILE = "fewstep.json"
 MAX_STEPS = 50
@@ -84,7 +85,7 @@ _WORDS = ("name", "data", "base_config", "method", "teacher", "prediction_type",
 
 def read_card(folder: Path) -> StudentCard:
     """Reads the card beside a model; an empty one where there is none. Raises UserError for one that is spoilt."""
-    file = folder / CARD_FILE
+    file = find_file(folder, CARD_FILE)
     if not file.is_file():
         return StudentCard()
     try:

@@ -4,7 +4,7 @@ files."""
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.models.parts import check_report, check_tokenizer, load_tokenizer
+from fewstep.models.model_files import find_file
+from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
+from fewstep.models.scheduler import read_json
+
+logger = logging.getLogger(__name__)
 
 INCEPTION_SIDE = 299
 _AT_ONCE = 32
@@ -45,7 +49,7 @@ def load_extractor(source: str | Path, device: torch.device) -> Extractor:
     config = path / "config.json"
     if not config.is_file():
         raise UserError(f"{path} is no folder of CLIP or DINOv2 (it has no config.json) and no TorchScript file")
-    kind = json.loads(config.read_text()).get("model_type")
+    kind = read_json(config, f"{path} is no model").get("model_type")
     if kind == "clip":
         return _clip(path, device)
     if kind == "dinov2":
@@ -90,6 +94,7 @@ def _dinov2(folder: Path, device: torch.device) -> Extractor:
 
 def _inception(file: Path, device: torch.device) -> Extractor:
     """Loads `inception-2015-12-05.pt`, which takes uint8 and, asked so, gives the 2,048 features of FID."""
+    logger.info(f"note: {file} is a program in TorchScript, which is run: give none that you do not trust")
     try:
         model = torch.jit.load(str(file), map_location=device).eval()
     except (RuntimeError, OSError) as error:
@@ -134,26 +139,18 @@ def resized(pictures: Tensor, side: int) -> Tensor:
 
 
 def _loaded(kind: Any, folder: Path, device: torch.device) -> Any:
-    try:
-        model, report = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )  # fmt: skip
-        check_report(report, str(folder), kind.__name__)
-        return model.eval().to(device)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be loaded ({str(error).splitlines()[0][:150]})") from error
+    return load_weights(kind, folder).to(device)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        raise UserError(f"{folder} has no preprocessor_config.json, which says how pictures are normalised")
-    held: dict[str, Any] = json.loads(file.read_text())
-    return held
+    return read_json(
+        folder / "preprocessor_config.json", f"{folder} does not say how pictures are normalised for its network"
+    )
 
 
 def _sha256(source: Path) -> str:
-    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    names = sorted(file.name for file in source.glob("*.safetensors"))
+    files = [find_file(source, name) for name in names] if source.is_dir() else [source]
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

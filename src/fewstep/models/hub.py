@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import errno
+import glob
 import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
+from fewstep.models.model_files import SMALL_FILES
 from fewstep.models.weight_files import choose_weights
 
 logger = logging.getLogger(__name__)
 
-_SMALL = ("*.json", "*.txt")
-"""Configurations and vocabularies, which are taken whole."""
-_INDEX = "*.index*.json"
-"""Of shards, which are told from each other by their own names."""
 Choose = Callable[[Sequence[str]], Iterable[str]]
 
 
@@ -66,9 +63,7 @@ def fetch_configurations(source: str, parts: Sequence[str]) -> Path:
 def _of_part(names: Sequence[str], begin: str, source: str, *, weights: bool) -> Iterator[str]:
     held = [name.removeprefix(begin) for name in names if name.startswith(begin)]
     held = [name for name in held if "/" not in name]
-    yield from (
-        begin + name for name in held if any(fnmatch(name, pattern) for pattern in _SMALL) and not fnmatch(name, _INDEX)
-    )
+    yield from (begin + name for name in held if name in SMALL_FILES)
     is_network = any(Path(name).suffix in (".safetensors", ".bin") for name in held)
     if weights and is_network:
         where = f"{source}/{begin}".rstrip("/")
@@ -89,7 +84,7 @@ def fetch(source: str, choose: Choose) -> Path:
             if (place := _fetched_before(source, error)) is None:
                 raise
             names = [file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()]
-        wanted = list(choose(names))
+        wanted = [glob.escape(name) for name in choose(names)]
         if place is not None:
             return place
         # Of its own, since the libraries' bars are off: they show one for every part that they load.

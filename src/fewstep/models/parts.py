@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, write_whole
+from fewstep.models.model_files import stage_tokenizer
 from fewstep.models.weight_files import choose_weights, stage_weights
 
 _NAMES_OF_VERSION_5 = {r"^(embeddings|encoder|final_layer_norm)\.": r"text_model.\1."}
@@ -30,27 +30,29 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
     """Loads a network of a class of diffusers or transformers in `dtype`, frozen. Raises UserError naming what does not
     fit."""
     of_transformers = issubclass(kind, PreTrainedModel)
-    settings = {"dtype": dtype, **_TRANSFORMERS} if of_transformers else {"torch_dtype": dtype}
+    settings: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True}
+    if not of_transformers:
+        settings = {"torch_dtype": dtype}
+    elif _IS_VERSION_4 and kind.__name__.startswith("CLIPText"):
+        settings["key_mapping"] = _NAMES_OF_VERSION_5
     chosen = choose_weights((path.name for path in folder.iterdir()), str(folder))
     try:
         with tempfile.TemporaryDirectory() as draft:
-            if place := None if chosen.canonical and not list(folder.glob("*.index*.json")) else Path(draft):
-                stage_weights(folder, chosen, "model" if of_transformers else "diffusion_pytorch_model", place)
+            stage_weights(folder, chosen, "model" if of_transformers else "diffusion_pytorch_model", Path(draft))
             part, report = kind.from_pretrained(
-                place or folder, use_safetensors=True, output_loading_info=True, **settings
+                draft, use_safetensors=True, local_files_only=True, output_loading_info=True, **settings
             )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise _not_loaded(folder, kind, error) from error
-    if place and not of_transformers:
+    if of_transformers:
+        part.name_or_path = part.config.name_or_path = str(folder)
+    else:
         part.register_to_config(_name_or_path=str(folder))
     check_report(report, str(folder), kind.__name__)
     return part.eval().requires_grad_(False)
 
 
-_TRANSFORMERS: dict[str, Any] = {"ignore_mismatched_sizes": True}
 _IS_VERSION_4 = int(transformers.__version__.split(".")[0]) < 5
-if _IS_VERSION_4:
-    _TRANSFORMERS["key_mapping"] = _NAMES_OF_VERSION_5
 
 
 def check_report(report: Mapping[str, Any], where: str, kind: str) -> None:
@@ -95,11 +97,15 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
     _check_vocabulary(folder)
     try:
         with tempfile.TemporaryDirectory() as draft:
-            place = folder
-            if _IS_VERSION_4 and not (folder / "vocab.json").is_file():
-                place = Path(shutil.copytree(folder, Path(draft) / folder.name))
+            place = Path(draft)
+            stage_tokenizer(folder, place)
+            if _IS_VERSION_4:
                 write_vocabulary(place)
-            return kind.from_pretrained(place)
+            tokenizer = kind.from_pretrained(place, local_files_only=True)
+            tokenizer.name_or_path = str(folder)
+            return tokenizer
+    except UserError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception for a broken file
         raise _not_loaded(folder, kind, error) from error
 

@@ -16,6 +16,7 @@ import tyro
 from fewstep.diffusion.prediction import Parameterisation
 from fewstep.diffusion.schedule import Schedule, ScheduleError, Tabulated
 from fewstep.errors import UserError
+from fewstep.models.model_files import find_file
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def read_overrides(record: Mapping[str, Any]) -> Overrides:
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     """Reads a JSON object. Raises UserError, which begins with `otherwise`, where there is none."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(find_file(path.parent, path.name).read_text())
     except FileNotFoundError as error:
         raise UserError(f"{otherwise}: {path.name} is missing") from error
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors
-from fewstep.models.parts import check_report
+from fewstep.models.parts import load_weights
 
 _DIFFUSERS = "decoder.layers."
 
@@ -32,8 +32,10 @@ def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTi
 
 
 def _from_folder(folder: Path) -> AutoencoderTiny:
-    tiny, report = AutoencoderTiny.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-    check_report(report, str(folder), AutoencoderTiny.__name__)
+    try:
+        tiny: AutoencoderTiny = load_weights(AutoencoderTiny, folder)
+    except UserError as error:
+        raise UserError(f"{folder} is no decoder in TAESD's layout ({error})") from error
     return tiny
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import UserError
+from fewstep.models.model_files import check_config, find_file
+from fewstep.models.scheduler import read_json
 
 _NAME = re.compile(
     r"(?P<stem>[^.]+?)(?:\.(?P<variant>[^.]+?))?(?:-(?P<number>\d+)-of-(?P<count>\d+))?(?:\.(?P<last>[^.]+))?\.safetensors"
@@ -30,11 +32,6 @@ class WeightFiles:
     """As in `model.fp16.safetensors`; empty for the plain one."""
     names: tuple[str, ...]
     """One file, or all shards in their order."""
-
-    @property
-    def canonical(self) -> bool:
-        """Whether the libraries find the weights by themselves when they are asked for none in particular."""
-        return self.names in {(f"{stem}.safetensors",) for stem in _STEMS}
 
 
 def choose_weights(names: Iterable[str], where: str) -> WeightFiles:
@@ -81,18 +78,28 @@ def _choose_variant(variants: list[str], names: Iterable[str], where: str) -> st
 
 
 def stage_weights(folder: Path, chosen: WeightFiles, stem: str, place: Path) -> None:
-    """Makes `place` a folder of links in which the files chosen, and no others, have the names that libraries seek."""
-    (place / "config.json").symlink_to((folder / "config.json").resolve())
+    """Makes `place` a folder in which the files chosen, and no others, have the names that libraries seek.
+
+    The index of shards is made anew, since one that lies there may name anything. Raises UserError.
+    """
+    config = read_json(folder / "config.json", f"{folder} is not a whole part of a model")
+    check_config(config, folder / "config.json")
+    if (named := config.pop("transformers_weights", None)) not in (None, *chosen.names):
+        raise UserError(
+            f"{folder}/config.json names {ascii(named)[:80]} as its weights, not {chosen.names[0]}; mend it"
+        )
+    (place / "config.json").write_text(json.dumps(config))
     if len(chosen.names) == 1:
-        (place / f"{stem}.safetensors").symlink_to((folder / chosen.names[0]).resolve())
+        (place / f"{stem}.safetensors").symlink_to(find_file(folder, chosen.names[0]))
         return
     map_: dict[str, str] = {}
     size = 0
     for number, name in enumerate(chosen.names, 1):
         shard = f"{stem}-{number:05d}-of-{len(chosen.names):05d}.safetensors"
-        (place / shard).symlink_to((folder / name).resolve())
+        file = find_file(folder, name)
+        (place / shard).symlink_to(file)
         map_ |= dict.fromkeys(_tensor_names(folder / name), shard)
-        size += (folder / name).stat().st_size
+        size += file.stat().st_size
     index: Mapping[str, object] = {"metadata": {"total_size": size}, "weight_map": map_}
     (place / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
 

@@ -32,6 +32,9 @@ class PictureOptions:
     """Fields or columns that hold the captions. By default the usual names are tried."""
     caption_lines: CaptionLines = "join"
     """Of a caption of several lines: `join` them, `draw` one anew each time, or take the `first`."""
+    follow_links: bool = False
+    """Read what links in the folder of your pictures lead to, wherever it is: pictures, captions, shards and folders.
+    Without it a link out of the folder is counted and not read."""
     folder_repeats: bool = True
     """Obey the numbers of folders such as 10_cat and 1_dog: how often their pictures come in an epoch."""
     cache_gib: float = 100.0

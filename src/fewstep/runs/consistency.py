@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -41,10 +42,10 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
     if finished(config.out):
         forget_encoded(config.out)  # where the end of the run was cut short
         return None
-    claim_data(config, material.account, material.identity)
+    keep = claim_data(config, material.account, material.identity)
     if config.ema_decay**config.steps > 0.1:
         print(f"note: {slow_average(config)}", flush=True)
-    return material
+    return dataclasses.replace(material, keep=keep)
 
 
 def make_task(

@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from fewstep.data.kind import SourceRequest
+from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.benches import judges, make_bench, material
@@ -38,7 +40,9 @@ class Evaluations:
             device = model.device
         data = config.eval_data or config.data
         extractor, reader = judges(data, config.eval_extractor, device)
-        found = material(data, observed.resolution, n=config.eval_n, option="eval_n")
+        selection = Selection(follow_links=config.follow_links)
+        pictures = SourceRequest(data=data, resolution=observed.resolution, selection=selection)
+        found = material(pictures, n=config.eval_n, option="eval_n")
         self._bench: Bench = make_bench(found, extractor, reader)[0]
         self._observed, self._dtype = observed, choose_dtype(config.precision, device)
 

@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,25 +87,48 @@ def finished(out: Path) -> bool:
     return done
 
 
-def claim_data(config: Any, account: dict[str, Any], identity: str) -> None:
+def claim_data(config: Any, account: dict[str, Any], identity: str) -> Callable[[int], None]:
     """Writes what became of the pictures of each source into `data.json`, or checks that they are those of the run.
 
-    Raises UserError where they are not, or not the same in every process: what stands where would be another order.
+    Returns what writes it again where it was deleted meanwhile, to be called after every update. Raises UserError where
+    the pictures are others, or not the same in every process: what stands where would be another order.
     """
     world = current_world()
     if len(set(world.gather(identity))) > 1:
         raise UserError("the processes do not see the same pictures; begin when all of them are there")
     file = config.out / "data.json"
+
+    def write() -> None:
+        with write_whole(file) as draft:
+            draft.write_text(json.dumps({"sha256": identity, "sources": account}, indent=2) + "\n")
+
+    def keep(step: int) -> None:
+        due = step % config.checkpoint_every == 0 or step == config.steps
+        if due and world.main and not file.exists():
+            write()
+
     if world.main:
-        held = json.loads(file.read_text()) if file.exists() else {}
-        if held and held["sha256"] != identity and "data" not in config.change:
+        held = _read_identity(file)
+        if held is None and any((config.out / "checkpoints").glob("step-*")):
+            print(f"note: {file} is gone; the pictures are taken for those that the run began with", flush=True)
+        if held not in (None, identity) and "data" not in config.change:
             raise UserError(
                 f"the pictures of {config.data} are not those that {config.out} began with; put them back, choose "
                 "another --out, or go on with these: --change data"
             )
-        with write_whole(file) as draft:
-            draft.write_text(json.dumps({"sha256": identity, "sources": account}, indent=2) + "\n")
+        write()
     world.wait()
+    return keep
+
+
+def _read_identity(file: Path) -> str | None:
+    """Returns the hash of a run's pictures; None where it is not there. Raises UserError for another kind of file."""
+    try:
+        return str(json.loads(file.read_text())["sha256"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is not what a run wrote there; delete it, and it is written again") from error
 
 
 def claim_base(config: Any, card: StudentCard) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import os
 import shutil
@@ -27,6 +26,7 @@ from fewstep.models.prepared_latents import PreparedLatents, check_made_for
 from fewstep.parallel.world import current_world
 from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
 from fewstep.recipes.plain import to_plain
+from fewstep.roots import Root
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Material:
     """What was found, used and dropped of each source."""
     identity: str
     """Hash of what stands where."""
+    keep: Callable[[int], None] = lambda _: None
+    """Keeps the account in the run folder, called after every update."""
 
 
 def choose_resolution(config: PictureOptions, model: LatentModel) -> int:
@@ -62,7 +64,7 @@ def open_source(config: PictureOptions, data: str, resolution: int, seed: int) -
     """Opens what `data` names with the selection and the cache of a configuration."""
     selection = Selection(
         filters=config.filters, captions=config.caption_fields, lines=config.caption_lines,
-        repeats=config.folder_repeats,
+        repeats=config.folder_repeats, follow_links=config.follow_links,
     )  # fmt: skip
     cache_bytes = int(config.cache_gib * 2**30)
     request = SourceRequest(
@@ -112,22 +114,27 @@ def open_material(
 
 def describe_pictures(config: TrainingConfig) -> dict[str, Any]:
     """Returns what was chosen of which sources, and a hash of the names, sizes and times of all their files here."""
-    chosen = ("data", "mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "pictures", "seed", "crop")
+    chosen = (
+        "data", "mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "follow_links", "pictures",
+        "seed", "crop",
+    )  # fmt: skip
     settings = to_plain(config)
     total = hashlib.sha256()
     for data in (config.data, *(split_weight(given)[0] for given in config.mix)):
-        for name in sorted(_list_files(Path(data))):
+        for name in sorted(_list_files(data, follow_links=config.follow_links)):
             with contextlib.suppress(OSError):
                 status = Path(name).stat()
                 total.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return {**{name: settings[name] for name in chosen}, "files": total.hexdigest()}
 
 
-def _list_files(data: Path) -> list[str]:
+def _list_files(data: str, *, follow_links: bool) -> list[str]:
     """Lists the files of a source on this machine: those of a folder, one file, or those that a pattern names."""
-    if data.is_dir():
-        return [os.path.join(folder, name) for folder, _, names in os.walk(data, followlinks=True) for name in names]
-    return [str(data)] if data.is_file() else glob.glob(str(data), recursive=True)
+    from fewstep.data.sources.urls import expand_wildcards, is_remote  # slow, and not needed for scenes
+
+    if os.path.isdir(data):
+        return [os.path.join(data, name) for name, kind in Root(data, follow_links).walk() if kind == "file"]
+    return [data] if is_remote(data) or os.path.isfile(data) else expand_wildcards(data)
 
 
 def forget_encoded(run: Path) -> None:
@@ -137,7 +144,7 @@ def forget_encoded(run: Path) -> None:
 
 
 def _open_prepared(config: TrainingConfig, model: LatentModel, resolution: int, captions: int) -> Material:
-    shards = PreparedShards(Path(config.data))
+    shards = PreparedShards(Path(config.data), follow_links=config.follow_links)
     _check_free(config, shards)
     check_made_for(shards, model, resolution)
     return Material(

@@ -28,6 +28,8 @@ class Observed:
     captions: Sequence[str]
     """A few of the training pictures'."""
     resolution: int
+    keep: Callable[[int], None] = lambda _: None
+    """Is called after every update, before anything is shown."""
 
     def agree(self, seen: bool) -> bool:
         """Returns what the main process sees, where all of them are here: another may look at a file too late."""
@@ -44,6 +46,7 @@ def make_observers(observed: Observed) -> Callable[[int], None]:
     ]
 
     def observe(step: int) -> None:
+        observed.keep(step)
         # Of weights that are spread, all processes paint; else one is enough.
         if not (current_world().main or is_spread(observed.student.learner.weights)):
             return

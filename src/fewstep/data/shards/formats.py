@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -18,9 +17,10 @@ from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.folder_files import read_local
 from fewstep.data.sources.lru_cache import LruCache
 from fewstep.data.sources.metadata import PictureMetadata, read_sidecar
+from fewstep.data.sources.places import Place
 from fewstep.data.sources.remote import Shard, ShardCache
 from fewstep.data.sources.selection import Selection
-from fewstep.data.sources.urls import is_not_found, is_remote, local_path, read_bytes, strip_query
+from fewstep.data.sources.urls import find_folder, is_not_found, read_bytes, strip_query
 
 _GROUPS_KEPT = 1 << 29
 """Bytes of row groups of parquet files kept in memory."""
@@ -83,6 +83,8 @@ class TableShards:
 
     suffix: str
     open_table: Callable[[BinaryIO], Table]
+    follow_links: bool = False
+    """Whether links may lead out of the folder of a file whose rows have paths."""
     _rows: LruCache[Shard, Sequence[int]] = field(default_factory=lambda: LruCache(256))
     _groups: LruCache[tuple[Shard, int], pa.Array] = field(default_factory=lambda: LruCache(_GROUPS_KEPT))
 
@@ -91,7 +93,7 @@ class TableShards:
 
     def build_index(self, cache: ShardCache, named: NamedShard, selection: Selection) -> ShardIndex:
         with cache.open(named.shard) as file:
-            return index_table(lambda: self.open_table(file), named.shard.url, named.name, selection)
+            return index_table(lambda: self.open_table(file), self._place(named.shard), named.name, selection)
 
     def read_picture(self, cache: ShardCache, shard: Shard, entry: Entry, most: int) -> bytes:
         try:
@@ -110,29 +112,32 @@ class TableShards:
             return memoryview(value.as_buffer())[:most].tobytes()
         if not entry.path:
             raise DroppedError(Reason.MISSING)
-        return _read_neighbour(shard.url, entry.path, most)
+        return _read_neighbour(self._place(shard), entry.path, most)
+
+    def _place(self, shard: Shard) -> Place:
+        return Place(find_folder(shard.url), self.follow_links)
 
 
-def parquet_shards() -> TableShards:
+def parquet_shards(*, follow_links: bool = False) -> TableShards:
     """Returns the format of parquet files."""
-    return TableShards(".parquet", ParquetTable)
+    return TableShards(".parquet", ParquetTable, follow_links)
 
 
-def arrow_shards() -> TableShards:
+def arrow_shards(*, follow_links: bool = False) -> TableShards:
     """Returns the format of Arrow files, as `datasets` saves them."""
-    return TableShards(".arrow", ArrowTable)
+    return TableShards(".arrow", ArrowTable, follow_links)
 
 
 ShardFormat = TarShards | TableShards
 
 
-def _read_neighbour(url: str, path: str, most: int) -> bytes:
+def _read_neighbour(folder: Place, name: str, most: int) -> bytes:
     """Reads a picture by its path in the folder of the parquet file."""
-    if not is_remote(url):
-        return read_local(os.path.join(os.path.dirname(local_path(url)), path), most)
-    end = len(strip_query(url))
+    where = folder.resolve(name)
+    if not folder.remote:
+        return read_local(where, most)
     try:
-        return read_bytes(f"{url[:end].rpartition('/')[0]}/{path}{url[end:]}", most)
+        return read_bytes(where, most)
     except OSError as error:
         if not is_not_found(error):
             raise

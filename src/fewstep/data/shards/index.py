@@ -21,7 +21,7 @@ from fewstep.data.sources.selection import CaptionLines
 from fewstep.errors import UserError
 from fewstep.files import write_whole
 
-VERSION = "2"
+VERSION = "3"
 """Part of the name of every index file; increase it when the contents of indexes change."""
 NAMES_OF_SHARD = 3
 """Most names kept for each reason in one shard."""

@@ -14,8 +14,8 @@ from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.decoding import SUFFIXES
 from fewstep.data.sources.metadata import DOWNLOADED, PATHS, is_bytes, is_text, read_rows, read_texts, select_columns
+from fewstep.data.sources.places import Place
 from fewstep.data.sources.selection import Selection
-from fewstep.data.sources.urls import is_remote, leaves_folder, local_path
 from fewstep.errors import UserError
 
 MAX_GROUP = 1 << 30
@@ -59,8 +59,9 @@ def _has_field(kind: pa.DataType, name: str) -> bool:
     return bool(pa.types.is_struct(kind) and kind.get_field_index(name) >= 0)
 
 
-def index_table(open_table: Callable[[], Table], url: str, name: str, selection: Selection) -> ShardIndex:
-    """Indexes a file without reading its pictures. Raises UserError, with its columns, where it has no pictures."""
+def index_table(open_table: Callable[[], Table], folder: Place, name: str, selection: Selection) -> ShardIndex:
+    """Indexes a file in `folder` without reading its pictures. Raises UserError, with its columns, where it has no
+    pictures."""
     builder = IndexBuilder()
     try:
         table = open_table()
@@ -76,7 +77,7 @@ def index_table(open_table: Callable[[], Table], url: str, name: str, selection:
                 f"{name} has {max(table.group_bytes):,} bytes in one row group and {MAX_GROUP:,} is the most that is "
                 "read at once; write it again with a smaller row_group_size"
             )
-        _add_rows(table, layout, builder, _make_finder(url) if not layout.pictures else None, selection)
+        _add_rows(table, layout, builder, _make_finder(folder) if not layout.pictures else None, selection)
     except (pa.ArrowException, OSError, ValueError):  # ValueError: names of columns that are not UTF-8
         builder.tally.drop(Reason.DAMAGED_SHARD, ABOUT_SHARD)
     return builder.build()
@@ -117,18 +118,16 @@ def _read_leaf(table: pa.Table, leaf: str, rows: int) -> list[str]:
     return [(text or b"").decode("utf-8", "backslashreplace") for text in read_texts(values)]
 
 
-def _make_finder(url: str) -> Callable[[str], str]:
+def _make_finder(folder: Place) -> Callable[[str], str]:
     """Makes a function that checks paths of pictures beside the file, and completes those without a suffix."""
-    folder = os.path.dirname(local_path(url))
 
     def find(path: str) -> str:
-        if leaves_folder(path):
-            raise DroppedError(Reason.OUTSIDE)
-        if is_remote(url) and path:
+        where = folder.resolve(path)
+        if folder.remote and path:
             return path
-        for candidate in (path, *(path + suffix for suffix in SUFFIXES)):
-            if os.path.isfile(os.path.join(folder, candidate)):
-                return candidate
+        for suffix in ("", *SUFFIXES):
+            if os.path.isfile(folder.resolve(path + suffix) if suffix else where):
+                return path + suffix
         raise DroppedError(Reason.MISSING)
 
     return find

@@ -20,6 +20,7 @@ from torch import Tensor
 from fewstep.data.reading import Sizes
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors, read_safetensors_header, write_whole
+from fewstep.roots import OutsideError, Root, open_regular
 
 MANIFEST = "prepared.json"
 _HEADER, _TABLE = "fewstep", "table_sha256"
@@ -112,10 +113,12 @@ def read_statuses(folder: Path, name: str) -> list[str]:
 class PreparedShards:
     """The latents in a folder that `fewstep prepare` filled; a shard is opened when it is first read."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, follow_links: bool = False) -> None:
+        """With `follow_links`, files of the folder may be links out of it. Raises UserError."""
+        self.folder, self._root = folder, Root(str(folder), follow_links)
         try:
-            held = json.loads((folder / MANIFEST).read_text())
+            with open_regular(self._find(MANIFEST)) as file:
+                held = json.loads(file.read())
             self.made_of, self.report, shards = held["made_of"], held["report"], held["shards"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -150,11 +153,21 @@ class PreparedShards:
         """Reads the key, caption and sizes of one picture."""
         return self._shard(shard)[1][row]
 
+    def _find(self, name: str) -> str:
+        """Returns where a file is that the list of shards names. Raises UserError where that is elsewhere."""
+        try:
+            return self._root.resolve(name)
+        except OutsideError as error:
+            advice = "follow it with --follow-links" if error.linked else _ADVICE
+            raise UserError(f"{self.folder} names {name[:100]!a}, which leads out of it; {advice}") from error
+
     def _open(self, shard: int) -> tuple[Any, list[PreparedRow]]:
         name = self.names[shard]
+        self._find(f"{name}.safetensors")
         check_written(self.folder, name, self.made_of)
         latents = open_safetensors(self.folder / f"{name}.safetensors", advice=_ADVICE)
-        content = (self.folder / f"{name}.parquet").read_bytes()
+        with open_regular(self._find(f"{name}.parquet")) as file:
+            content = file.read()
         if hashlib.sha256(content).hexdigest() != json.loads(latents.metadata()[_HEADER])[_TABLE]:
             raise UserError(
                 f"{self.folder / name}.parquet is not the table of the latents beside it; delete both and prepare them "

@@ -22,9 +22,10 @@ from fewstep.data.sources.base import DroppedError, Example, Reason, SourceRepor
 from fewstep.data.sources.decoding import decode_to_fit
 from fewstep.data.sources.folder_layouts import name_splits
 from fewstep.data.sources.lru_cache import LruCache
+from fewstep.data.sources.places import Place
 from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache, hash_name
 from fewstep.data.sources.selection import Selection
-from fewstep.data.sources.urls import FileVersion, find_versions, redact, strip_query
+from fewstep.data.sources.urls import FileVersion, find_folder, find_versions, redact, strip_query
 from fewstep.errors import UserError
 
 _INDEXES_KEPT = 16
@@ -69,7 +70,8 @@ class ShardIndexer:
         """Returns a name for this version of the shard and its metadata, and for the fields of captions."""
         sidecar_tag = named.sidecar.version.tag if named.sidecar else ""
         versions = (named.shard.url, named.shard.version.tag, sidecar_tag)
-        return hash_name(VERSION, self.format.suffix, self.selection.lines, *versions, *self.selection.captions)
+        settled = (self.selection.lines, str(self.selection.follow_links), *self.selection.captions)
+        return hash_name(VERSION, self.format.suffix, *versions, *settled)
 
     def select(self, named: NamedShard, index: ShardIndex, tally: Tally) -> ShardIndex:
         """Returns an index of the pictures that are used, and counts the others in `tally`."""
@@ -166,9 +168,10 @@ class ShardedPictures:
 
 
 def open_shards(
-    urls: Sequence[str], kind: ShardFormat, selection: Selection, settings: CacheSettings
-) -> ShardedPictures:
-    """Opens shards as one source.
+    urls: Sequence[str], kind: ShardFormat, selection: Selection, settings: CacheSettings,
+    left_out: Mapping[str, Sequence[str]] | None = None,
+) -> ShardedPictures:  # fmt: skip
+    """Opens shards as one source; `left_out` is what was found beside them, by the reasons why it is not read.
 
     Shards that are new or have changed are read once to index them; of the others only the counts are loaded.
     Raises UserError where no picture can be used.
@@ -176,7 +179,11 @@ def open_shards(
     urls = list(dict.fromkeys(urls))
     indexer = ShardIndexer(kind, selection, settings, ShardCache(settings))
     names = _shorten_names(urls)
-    versions = find_versions([*urls, *filter(None, map(kind.sidecar_url, urls))])
+    tally, sizes = Tally(), []
+    left_out = {reason: names for reason, names in (left_out or {}).items() if names}
+    tally.add({reason: len(names) for reason, names in left_out.items()}, left_out)
+    sidecars = [sidecar for url in urls if (sidecar := kind.sidecar_url(url)) and _may_read(sidecar, selection, tally)]
+    versions = find_versions([*urls, *sidecars])
     path = summary_path(urls, kind, selection, settings)
     shards = [_make_shard(url, name, versions, kind) for url, name in zip(urls, names, strict=True)]
     stamps = [indexer.stamp(named) for named in shards]
@@ -185,7 +192,6 @@ def open_shards(
     known |= dict(zip((stamp for stamp, _ in new), _summarise_all([named for _, named in new], indexer), strict=True))
     if new:
         save_summaries(path, {stamp: known[stamp] for stamp in stamps if stamp in known})
-    tally, sizes = Tally(), []
     for stamp, named in zip(stamps, shards, strict=True):
         summary = known[stamp] if named.exists else _summarise_dropped(named, Reason.MISSING_SHARD)
         tally.add(summary.dropped, summary.names)
@@ -200,8 +206,20 @@ def open_shards(
         others = f" and {len(urls) - 1} more {kind.suffix} files" if len(urls) > 1 else ""
         raise UserError(
             f"there is nothing to train on in {redact(urls[0])}{others}: {counts}{_name_seen(indexer, shards)}"
+            f"{report.format_advice()}"
         )
     return ShardedPictures(shards, sizes, indexer, report)
+
+
+def _may_read(sidecar: str, selection: Selection, tally: Tally) -> bool:
+    """Tells whether a shard's metadata lie in its folder; counts those that do not."""
+    name = strip_query(sidecar).rpartition("/")[2]
+    try:
+        Place(find_folder(sidecar), selection.follow_links).resolve(name)
+    except DroppedError as dropped:
+        tally.drop(dropped.reason, redact(sidecar))
+        return False
+    return True
 
 
 def _name_seen(indexer: ShardIndexer, shards: Sequence[NamedShard]) -> str:

@@ -17,7 +17,7 @@ from fewstep.data.sources.filters import NO_SCORES, read_scores
 from fewstep.data.sources.folder_files import is_hidden
 from fewstep.data.sources.metadata import DOWNLOADED, PictureMetadata
 from fewstep.data.sources.selection import Selection
-from fewstep.data.sources.urls import leaves_folder
+from fewstep.roots import leaves_folder
 
 _LONGEST_HEADER = 1 << 20
 _BLOCK = 512

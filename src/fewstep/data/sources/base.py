@@ -34,6 +34,7 @@ class Reason(StrEnum):
     MISSING = "missing picture"
     NOT_DOWNLOADED = "not downloaded"
     OUTSIDE = "outside the folder"
+    LINKED_OUTSIDE = "linked outside the folder"
     NOT_SEARCHED = "unsearched folder"
     REPEATED_NAME = "repeated name"
     NOT_A_FILE = "link or device"
@@ -45,7 +46,8 @@ class Reason(StrEnum):
 _NOT_PICTURES = frozenset(
     (
         Reason.BAD_LINE, Reason.REPEATED_LINE, Reason.BAD_METADATA, Reason.MISSING, Reason.NOT_DOWNLOADED,
-        Reason.OUTSIDE, Reason.NOT_SEARCHED, Reason.NOT_A_FILE, Reason.DAMAGED_SHARD, Reason.MISSING_SHARD,
+        Reason.OUTSIDE, Reason.LINKED_OUTSIDE, Reason.NOT_SEARCHED, Reason.NOT_A_FILE, Reason.DAMAGED_SHARD,
+        Reason.MISSING_SHARD,
     )
 )  # fmt: skip
 _COUNTABLE = frozenset(
@@ -115,13 +117,19 @@ class SourceReport:
         told = [f"  {what}: {count}" for what, count in self.told.items()]
         return "\n".join([self.format_summary(), *self.format_dropped(), *told, *(f"  {note}" for note in self.notes)])
 
+    def format_advice(self) -> str:
+        """Returns which option reads more of what was dropped; empty where none does."""
+        linked = str(Reason.LINKED_OUTSIDE) in self.dropped
+        return f"; --follow-links reads what is {Reason.LINKED_OUTSIDE}" if linked else ""
+
     def format_dropped(self, most: int = 3) -> list[str]:
         """Returns a line for each reason, with the first names: `  broken picture: a.png, b.png and 4 more`."""
         lines = []
         for reason, count in self.dropped.items():
             first = [escape_line(name) for name in self.names.get(reason, ())[:most]]
             more = f" and {count - len(first)} more" if count > len(first) else ""
-            lines.append(f"  {reason}: {', '.join(first)}{more}")
+            option = " (--follow-links reads them)" if reason == Reason.LINKED_OUTSIDE else ""
+            lines.append(f"  {reason}: {', '.join(first)}{more}{option}")
         return lines
 
 
@@ -147,8 +155,8 @@ class Tally:
     def add(self, dropped: Mapping[str, int], names: Mapping[str, Iterable[str]]) -> None:
         """Adds the counts of a part, and its names while there is room."""
         for reason, count in dropped.items():
-            self._counts[reason] += count
-            self._keep_names(reason, names.get(reason, ()))
+            self._counts[str(reason)] += count
+            self._keep_names(str(reason), names.get(reason, ()))
 
     def _keep_names(self, reason: str, names: Iterable[str]) -> None:
         kept = self.names[reason]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,7 @@ def open_folder(
     else is broken in a picture is found by `read`. Raises UserError where no picture can be used.
     """
     selection = selection or Selection()
-    files, listing = listed or list_folder(place)
+    files, listing = listed or list_folder(place, follow_links=selection.follow_links)
     tally = Tally(None)
     listing.count_left_out(tally)
     metadata = read_metadata(files, listing, tally, selection.captions)
@@ -117,14 +116,14 @@ def open_folder(
                  itertools.islice(metadata.columns.items(), 3)]  # fmt: skip
         raise UserError(
             f"data folder {redact(str(place))} has nothing to train on: {counts}; {'; '.join(seen)}; wanted are "
-            f"{WANTED} (--caption-fields names another field)"
+            f"{WANTED} (--caption-fields names another field){source.report.format_advice()}"
         )
     return source
 
 
-def list_folder(place: Path | str) -> tuple[FolderFiles, Listing]:
+def list_folder(place: Path | str, *, follow_links: bool = False) -> tuple[FolderFiles, Listing]:
     """Opens and lists a folder. Raises UserError where a path is none."""
-    files = open_files(place)
+    files = open_files(place, follow_links=follow_links)
     return files, files.list_all()
 
 
@@ -211,7 +210,7 @@ _Look = tuple[View | None, View]
 
 
 def _look_locally(files: LocalFiles, found: Sequence[Found], selection: Selection, cache: CacheSettings) -> list[_Look]:
-    views = Views(files.root, cache.folder, selection.captions)
+    views = Views(files, cache.folder, selection.captions)
     texts = [each.text for each in found if each.text and not each.metadata]
     read = views.look_all(texts, _reader_of_texts(files, selection), "captions")
     # Only those that can have a caption, because pictures cost more.
@@ -229,7 +228,13 @@ def _look_remotely(files: RemoteFiles, found: Sequence[Found], selection: Select
 
 
 def _look_at_picture_in(files: LocalFiles) -> Callable[[str, int], View]:
-    return lambda name, size: look_at_picture(os.path.join(files.root, name), size)
+    def look(name: str, size: int) -> View:
+        try:
+            return look_at_picture(files.place.resolve(name), size)
+        except DroppedError as dropped:  # a link since it was listed
+            return View(reason=dropped.reason)
+
+    return look
 
 
 def _reader_of_texts(files: FolderFiles, selection: Selection) -> Callable[[str, int], View]:

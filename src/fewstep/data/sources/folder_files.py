@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import posixpath
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from pathlib import Path, PurePosixPath
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Reason, Tally, escape_line
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
-from fewstep.data.sources.urls import is_not_found, list_files, read_bytes
+from fewstep.data.sources.places import Place
+from fewstep.data.sources.urls import is_not_found, list_files, local_path, read_bytes, strip_query
 from fewstep.errors import UserError
+from fewstep.roots import Root, open_regular
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 """Names of the files that describe the pictures in their folder and below, the first of them that is there."""
@@ -27,6 +30,8 @@ _SYSTEM = frozenset(
     ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin",
      "system volume information", "lost+found", "__pycache__")
 )  # fmt: skip
+_COUNTED = frozenset((*SUFFIXES, *OTHER_SUFFIXES, ".tar", ".parquet", ".arrow"))
+"""Endings of what is counted where a server's page links to it elsewhere; all else may be its decoration."""
 
 
 def is_hidden(path: str) -> bool:
@@ -48,6 +53,8 @@ class Listing:
     metadata are."""
     unsearched: Sequence[str] = ()
     """Folders that were not searched, sorted."""
+    outside: Sequence[str] = ()
+    """What a server lists in the folder and which is not, sorted."""
 
     @functools.cached_property
     def pictures(self) -> tuple[str, ...]:
@@ -60,8 +67,11 @@ class Listing:
         return tuple(sorted(self._list(OTHER_SUFFIXES)))
 
     def count_left_out(self, tally: Tally) -> None:
-        """Counts folders that were not searched, and pictures of other formats."""
-        for reason, names in ((Reason.NOT_SEARCHED, self.unsearched), (Reason.UNSUPPORTED, self.unsupported)):
+        """Counts folders that were not searched, what lies elsewhere, and pictures of other formats."""
+        for reason, names in (
+            (Reason.NOT_SEARCHED, self.unsearched), (Reason.OUTSIDE, self.outside),
+            (Reason.UNSUPPORTED, self.unsupported),
+        ):  # fmt: skip
             for name in names:
                 tally.drop(reason, name)
 
@@ -92,19 +102,27 @@ class Listing:
         return [name for ending in endings for name in self.by_ending.get(ending, ())]
 
 
-def _list_by_ending(names: Iterable[str], unsearched: Iterable[str] = ()) -> Listing:
+def _list_by_ending(names: Iterable[str], unsearched: Iterable[str] = (), outside: Iterable[str] = ()) -> Listing:
     """Sorts files by their endings."""
     by_ending: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(names):  # the operating system lists in any order
         by_ending[posixpath.splitext(name)[1].lower()].append(name)
-    return Listing(by_ending, sorted(unsearched))
+    return Listing(by_ending, sorted(unsearched), sorted(outside))
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """A local folder; links to files are followed, links to folders are only counted."""
+    """A local folder; links out of it, and to folders in it, are followed only where the place says so."""
 
-    root: Path
+    place: Place
+
+    @functools.cached_property
+    def root(self) -> Path:
+        return Path(local_path(self.place.where))
+
+    @functools.cached_property
+    def _start(self) -> str:
+        return os.path.join(self.root, "")
 
     @property
     def name(self) -> str:
@@ -113,31 +131,28 @@ class LocalFiles:
     def list_all(self) -> Listing:
         """Lists the folder and those below."""
         found: list[str] = []
-        refused: list[OSError] = []
         unsearched: list[str] = []
-        start = len(os.path.join(self.root, ""))
+        for name, kind in Root(str(self.root), self.place.follow_links).walk(_is_hidden_part):
+            if kind == "unsearched":
+                unsearched.append(name)
+            elif kind == "file" or name.lower().endswith((*captions.SUFFIXES[:2], *METADATA)):
+                found.append(name)
+        return _list_by_ending(found, unsearched)
 
-        def place(path: str) -> str:
-            return path[start:].replace(os.sep, "/") or "."
-
-        for folder, subfolders, names in os.walk(self.root, onerror=refused.append):
-            below = place(folder) + "/" if len(folder) > start else ""
-            subfolders[:] = [name for name in subfolders if not _is_hidden_part(name)]
-            unsearched += [below + name for name in subfolders if os.path.islink(os.path.join(folder, name))]
-            found += [below + name for name in names if not _is_hidden_part(name)]
-            found += [below + name for name in subfolders if name.lower().endswith((*captions.SUFFIXES[:2], *METADATA))]
-        return _list_by_ending(found, [*unsearched, *(place(error.filename) for error in refused)])
+    def stat(self, name: str) -> os.stat_result:
+        """Returns the status of a file that was listed. Raises DroppedError where it is a link out of the folder, and
+        OSError."""
+        status = os.lstat(self._start + name)  # where folders that were searched are no links
+        return os.stat(self.place.resolve(name)) if stat.S_ISLNK(status.st_mode) else status
 
     def read(self, name: str, most: int) -> bytes:
-        return read_local(os.path.join(self.root, name), most)
+        return read_local(self.place.resolve(name), most)
 
 
 def read_local(path: str, most: int) -> bytes:
-    """Reads the first `most` bytes of a regular file, linked or not. Raises DroppedError."""
-    if not os.path.isfile(path):  # a pipe would block forever
-        raise DroppedError(Reason.UNREADABLE)
+    """Reads the first `most` bytes of a regular file. Raises DroppedError."""
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             return file.read(min(most, os.fstat(file.fileno()).st_size + 1))
     except OSError as error:
         raise DroppedError(Reason.UNREADABLE) from error
@@ -146,20 +161,33 @@ def read_local(path: str, most: int) -> bytes:
 class RemoteFiles:
     """A folder behind an fsspec URL, which is listed once."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        self._listing = _list_by_ending(name for name in list_files(url) if not is_hidden(name))
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        inside: list[str] = []
+        outside: list[str] = []
+        for name in list_files(place.where):
+            if not is_hidden(name):
+                (inside if self._holds(name) else outside).append(name)
+        elsewhere = [name for name in outside if posixpath.splitext(name)[1].lower() in _COUNTED]
+        self._listing = _list_by_ending(inside, outside=elsewhere)
+
+    def _holds(self, name: str) -> bool:
+        try:
+            self._place.resolve(name)
+        except DroppedError:
+            return False
+        return True
 
     @property
     def name(self) -> str:
-        return PurePosixPath(self._url).name
+        return PurePosixPath(strip_query(self._place.where).rstrip("/")).name
 
     def list_all(self) -> Listing:
         return self._listing
 
     def read(self, name: str, most: int) -> bytes:
         try:
-            return read_bytes(f"{self._url}/{name}", most)
+            return read_bytes(self._place.resolve(name), most)
         except UserError:
             raise
         except Exception as error:
@@ -171,11 +199,11 @@ class RemoteFiles:
 FolderFiles = LocalFiles | RemoteFiles
 
 
-def open_files(place: Path | str) -> FolderFiles:
+def open_files(place: Path | str, *, follow_links: bool = False) -> FolderFiles:
     """Opens the folder at a path or an fsspec URL. Raises UserError where a path is none."""
     if not isinstance(place, Path):
-        return RemoteFiles(place)
+        return RemoteFiles(Place(place))
     if not os.path.isdir(place):
         trouble = "is not a folder" if os.path.exists(place) else "does not exist"
         raise UserError(f"data folder {escape_line(place)} {trouble}; give a folder with {WANTED}")
-    return LocalFiles(place)
+    return LocalFiles(Place(str(place), follow_links))

@@ -15,8 +15,8 @@ from fewstep.data.sources.base import DroppedError, Reason, Tally, escape_line
 from fewstep.data.sources.filters import read_scores
 from fewstep.data.sources.folder_files import FolderFiles, Listing
 from fewstep.data.sources.metadata import PATHS, PictureMetadata
-from fewstep.data.sources.urls import leaves_folder
 from fewstep.errors import UserError
+from fewstep.roots import leaves_folder
 
 _MAX_METADATA = 1 << 32
 _DELIMITERS = (",", "\t", ";", "|")
@@ -44,7 +44,7 @@ def read_metadata(files: FolderFiles, listing: Listing, tally: Tally, wanted: Se
         try:
             content = files.read(place, _MAX_METADATA).removeprefix(b"\xef\xbb\xbf")
         except DroppedError as dropped:
-            raise UserError(f"{escape_line(f'{files.name}/{place}')} cannot be read; mend or remove it") from dropped
+            raise UserError(_explain(f"{files.name}/{place}", dropped.reason)) from dropped
         rows = _read_csv(content) if place.endswith(".csv") else _read_jsonl(content)
         for number, fields in rows:
             try:
@@ -59,6 +59,12 @@ def read_metadata(files: FolderFiles, listing: Listing, tally: Tally, wanted: Se
             except DroppedError as dropped:
                 tally.drop(dropped.reason, f"{place} line {number}")
     return found
+
+
+def _explain(place: str, reason: str) -> str:
+    if reason == Reason.LINKED_OUTSIDE:
+        return f"{escape_line(place)} is a link out of the folder; remove it, or follow it with --follow-links"
+    return f"{escape_line(place)} cannot be read; mend or remove it"
 
 
 class _Names:

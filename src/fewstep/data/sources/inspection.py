@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +19,10 @@ from rich.progress import track
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.decoding import decode, find_reader
 from fewstep.data.sources.fitting import MAX_BYTES, PictureLimits
-from fewstep.data.sources.folder_files import read_local
+from fewstep.data.sources.folder_files import LocalFiles, read_local
 from fewstep.data.sources.remote import hash_name
 from fewstep.files import write_whole
+from fewstep.roots import open_regular
 
 T = TypeVar("T")
 
@@ -75,23 +75,24 @@ def in_threads(look: Callable[[str], T], names: Sequence[str], title: str) -> li
 class Views:
     """What is known of the files of a folder: kept in one file, by path, size and time of change."""
 
-    def __init__(self, root: Path, cache: Path, fields: Sequence[str]) -> None:
+    def __init__(self, files: LocalFiles, cache: Path, fields: Sequence[str]) -> None:
         """`fields` are those that hold captions, since of JSON no others are kept."""
-        self._root = os.path.join(root, "")
-        self._file = cache / "folders" / f"{hash_name(VERSION, str(root.resolve()), *fields)}.parquet"
+        self._files = files
+        self._file = cache / "folders" / f"{hash_name(VERSION, str(files.root.resolve()), *fields)}.parquet"
         self._known = _load(self._file)
         self._seen: dict[str, View] = {}
 
     def look_all(self, names: Sequence[str], look: Callable[[str, int], View], what: str) -> dict[str, View]:
         """Returns what `look` gives for each file, given its name and its size; or gave, if it is still the same."""
-        stamps = {name: _stamp(self._root + name) for name in names}
-        found = {name: view for name, stamp in stamps.items() if (view := self._known.get(name)) and view[:2] == stamp}
+        stamps = {name: _stamp(self._files, name) for name in names}
+        found = {
+            name: view for name, stamp in stamps.items() if (view := self._known.get(name)) and view[:2] == stamp[:2]
+        }
         new = [name for name in stamps if name not in found]
 
         def look_at(name: str) -> View:
-            size, mtime = stamps[name]
-            view = look(name, size) if size >= 0 else View(reason=Reason.UNREADABLE)
-            return view._replace(size=size, mtime=mtime)
+            stamp = stamps[name]
+            return stamp if stamp.reason else look(name, stamp.size)._replace(size=stamp.size, mtime=stamp.mtime)
 
         found.update(zip(new, in_threads(look_at, new, f"looking at {len(new)} {what}"), strict=True))
         self._seen |= found
@@ -123,19 +124,21 @@ def _load(file: Path) -> dict[str, View]:
     return dict(zip(columns[0], map(View, *columns[1:]), strict=True))
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    """Returns size and time of a regular file, −1 and 0 where there is none."""
+def _stamp(files: LocalFiles, name: str) -> View:
+    """Returns size and time of a regular file that may be read; else why it cannot be used, and −1 as its size."""
     try:
-        status = os.stat(path)
+        status = files.stat(name)
+    except DroppedError as dropped:
+        return View(-1, reason=dropped.reason)
     except (OSError, ValueError):
-        return -1, 0
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, 0)
+        return View(-1, reason=Reason.UNREADABLE)
+    return View(status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else View(-1, 0, Reason.UNREADABLE)
 
 
 def look_at_picture(path: str, size: int) -> View:
     """Reads the header and the end of a picture; what is odd there is decoded."""
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             sides = _read_size(file, size)
         if sides is None:
             sides = decode(read_local(path, MAX_BYTES + 1)).size

@@ -6,18 +6,20 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fewstep.data.kind import SourceKind, SourceRequest
-from fewstep.data.shards.formats import ShardFormat, TarShards, arrow_shards, parquet_shards
+from fewstep.data.shards.formats import TarShards, arrow_shards, parquet_shards
 from fewstep.data.shards.prepared import is_prepared
 from fewstep.data.shards.source import open_shards
 from fewstep.data.sources import captions, urls
-from fewstep.data.sources.base import Source
+from fewstep.data.sources.base import DroppedError, Reason, Source
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
 from fewstep.data.sources.fitting import PictureLimits
 from fewstep.data.sources.folder import list_folder, open_folder
 from fewstep.data.sources.folder_files import METADATA, WANTED, FolderFiles, Listing, is_hidden
+from fewstep.data.sources.places import Place
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.data.worlds.scene import LOOKS
@@ -41,26 +43,31 @@ def open_picture_files(
     """
     selection, cache = selection or Selection(), cache or CacheSettings()
     found: list[str] = []
-    listed: Listed = {}
+    finder = _Finder(selection.follow_links)
     for pattern in [data] if isinstance(data, str) else data:
         places = urls.expand_braces(pattern)
         if places == [pattern]:
             _check_exists(pattern)
-        found += [file for place in places for file in _find(place, listed)]
+        found += [file for place in places for file in finder.find(place)]
     tars, tables, arrows = ([file for file in found if _suffix(file) == suffix] for suffix in _SHARDS)
     folders = [file for file in found if _suffix(file) not in _SHARDS]
     if tars:
         own = {TarShards().sidecar_url(tar) for tar in tars}
         tables = [table for table in tables if table not in own]
+    if not found and (linked := finder.left_out.get(Reason.LINKED_OUTSIDE)):
+        raise UserError(
+            f"{urls.redact(linked[0])} is a link out of its folder, as all of {len(linked)} files are; name what they "
+            "lead to, or follow them with --follow-links"
+        )
     if not found or sum(map(bool, (tars, tables, arrows, folders))) > 1 or len(folders) > 1:
         named = zip((tars, tables, arrows, folders), (*_SHARDS, "folder of pictures"), strict=True)
         kinds = [(len(files), kind) for files, kind in named]
         counts = ", ".join(f"{count} {kind}" for count, kind in kinds if count) or "nothing"
         raise UserError(f"data is {counts}; one source is of one kind, and of one folder where it is pictures")
     if folders:
-        return open_folder(_to_place(folders[0]), selection, cache, listed.get(folders[0]))
-    kind: ShardFormat = TarShards() if tars else parquet_shards() if tables else arrow_shards()
-    return open_shards(tars or tables or arrows, kind, selection, cache)
+        return open_folder(_to_place(folders[0]), selection, cache, finder.listed.get(folders[0]))
+    kind = TarShards() if tars else (parquet_shards if tables else arrow_shards)(follow_links=selection.follow_links)
+    return open_shards(tars or tables or arrows, kind, selection, cache, left_out=finder.left_out)
 
 
 def _suffix(url: str) -> str:
@@ -71,61 +78,100 @@ def _to_place(folder: str) -> Path | str:
     return folder if urls.is_remote(folder) else Path(urls.local_path(folder))
 
 
-def _find(place: str, listed: Listed) -> list[str]:
-    """Returns the shards that one path or URL leads to, or the path itself if it is a folder of pictures.
+@dataclass(frozen=True)
+class _Finder:
+    """Finds the files that paths and URLs lead to."""
 
-    What was listed meanwhile comes into `listed`.
-    """
-    if urls.strip_query(place).lower().endswith(_COMPRESSED):
-        raise UserError(
-            f"{urls.redact(place)} is compressed, so that pictures in it cannot be read one by one; unpack it to a .tar"
-        )
-    path = urls.local_path(place)
-    here = not urls.is_remote(place)
-    if _suffix(place) in _SHARDS and not (here and os.path.isdir(path)) and not _is_pattern(place):
-        return [place]
-    if _is_pattern(place):
-        matched = urls.expand_wildcards(place)
+    follow_links: bool
+    listed: Listed = field(default_factory=dict)
+    """What was listed meanwhile."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """What was found beside the files, by the reasons why it is not read."""
+
+    def find(self, place: str) -> list[str]:
+        """Returns the shards that one path or URL leads to, or the path itself if it is a folder of pictures."""
+        if urls.strip_query(place).lower().endswith(_COMPRESSED):
+            raise UserError(
+                f"{urls.redact(place)} is compressed, so that pictures in it cannot be read one by one; unpack it to a "
+                ".tar"
+            )
+        path = urls.local_path(place)
+        here = not urls.is_remote(place)
+        if _suffix(place) in _SHARDS and not (here and os.path.isdir(path)) and not _is_pattern(place):
+            return [place]
+        if _is_pattern(place):
+            return self._match(place)
+        if here and not os.path.isdir(path):
+            raise UserError(f"data {urls.redact(place)} is neither a folder nor a .tar or .parquet file; {_GIVE}")
+        return self._find_in_folder(place)
+
+    def _match(self, pattern: str) -> list[str]:
+        matched = urls.expand_wildcards(pattern)
         if not matched:
-            raise UserError(f"no file matches {urls.redact(place)}; {_GIVE}")
-        shown = [file for file in matched if not is_hidden(PurePosixPath(urls.strip_query(file)).name)]
-        return [file for file in shown if _suffix(file) in _SHARDS] or shown
-    if here and not os.path.isdir(path):
-        raise UserError(f"data {urls.redact(place)} is neither a folder nor a .tar or .parquet file; {_GIVE}")
-    return _find_in_folder(place, listed)
+            raise UserError(f"no file matches {urls.redact(pattern)}; {_GIVE}")
+        folder = urls.split_pattern(urls.local_path(pattern))[0]
+        if urls.is_remote(pattern):
+            names = {file: file.partition("://")[2].lstrip("/") for file in matched}
+            shown = [file for file in matched if not is_hidden(PurePosixPath(urls.strip_query(file)).name)]
+        else:
+            names = {file: os.path.relpath(file, folder) for file in matched}
+            shown = [file for file in matched if not is_hidden(names[file])]
+        shards = [file for file in shown if _suffix(file) in _SHARDS]
+        return self._keep_inside(folder, [names[file] for file in shards], shards) if shards else shown
+
+    def _find_in_folder(self, folder: str) -> list[str]:
+        self.listed[folder] = list_folder(_to_place(folder), follow_links=self.follow_links)
+        listing = self.listed[folder][1]
+        endings = listing.by_ending.keys()
+        pictures = not endings.isdisjoint((*SUFFIXES, *OTHER_SUFFIXES))
+        metadata = listing.find_metadata()
+        captioned = bool(metadata) or not endings.isdisjoint(captions.SUFFIXES[:2])
+        if ".tar" in endings and pictures and captioned:
+            raise UserError(
+                f"{urls.redact(folder)} has captioned pictures and .tar files in it; name the files you mean"
+            )
+        if (pictures or METADATA[0] in metadata) and (captioned or endings.isdisjoint(_SHARDS)):
+            return [folder]
+        for suffix in _SHARDS:
+            if suffix in endings:
+                names = listing.by_ending[suffix]
+                for reason, others in ((Reason.OUTSIDE, listing.outside), (Reason.NOT_SEARCHED, listing.unsearched)):
+                    self.left_out.setdefault(reason, []).extend(others)
+                return self._keep_inside(folder, names, [f"{folder.rstrip('/')}/{name}" for name in names])
+        seen = f", but {listing.describe_endings()}" if endings else ""
+        raise UserError(
+            f"{urls.redact(folder)} is a folder with neither pictures nor .tar nor .parquet in it{seen}; "
+            f"wanted are {WANTED}"
+        )
+
+    def _keep_inside(self, folder: str, names: Sequence[str], files: Sequence[str]) -> list[str]:
+        """Returns the files whose names lie in the folder; keeps account of the others."""
+        place, inside = Place(folder, self.follow_links), []
+        for name, file in zip(names, files, strict=True):
+            try:
+                place.resolve(name)
+                inside.append(file)
+            except DroppedError as dropped:
+                self.left_out.setdefault(dropped.reason, []).append(urls.redact(file))
+        return inside
 
 
 def _check_exists(place: str) -> None:
-    """Raises UserError where a path that is no pattern does not exist; of many shards one may be missing."""
-    if not (urls.is_remote(place) or _is_pattern(place) or os.path.exists(urls.local_path(place))):
+    """Raises UserError where a path that is no pattern is neither file nor folder; of many shards one may be
+    missing."""
+    if urls.is_remote(place) or _is_pattern(place):
+        return
+    path = urls.local_path(place)
+    if not os.path.exists(path):
         raise UserError(f"data {urls.redact(place)} does not exist; {_GIVE}")
+    if not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError(f"data {urls.redact(place)} is a pipe, a socket or a device; {_GIVE}")
 
 
 def _is_pattern(place: str) -> bool:
     if not urls.is_remote(place):
         return any(mark in place for mark in "*?[") and not os.path.exists(urls.local_path(place))
     return "*" in urls.strip_query(place)
-
-
-def _find_in_folder(folder: str, listed: Listed) -> list[str]:
-    listed[folder] = list_folder(_to_place(folder))
-    listing = listed[folder][1]
-    endings = listing.by_ending.keys()
-    pictures = not endings.isdisjoint((*SUFFIXES, *OTHER_SUFFIXES))
-    metadata = listing.find_metadata()
-    captioned = bool(metadata) or not endings.isdisjoint(captions.SUFFIXES[:2])
-    if ".tar" in endings and pictures and captioned:
-        raise UserError(f"{urls.redact(folder)} has captioned pictures and .tar files in it; name the files you mean")
-    if (pictures or METADATA[0] in metadata) and (captioned or endings.isdisjoint(_SHARDS)):
-        return [folder]
-    for suffix in _SHARDS:
-        if suffix in endings:
-            return [f"{folder.rstrip('/')}/{name}" for name in listing.by_ending[suffix]]
-    seen = f", but {listing.describe_endings()}" if endings else ""
-    raise UserError(
-        f"{urls.redact(folder)} is a folder with neither pictures nor .tar nor .parquet in it{seen}; "
-        f"wanted are {WANTED}"
-    )
 
 
 def open_own_pictures(request: SourceRequest) -> Source:

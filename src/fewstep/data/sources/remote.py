@@ -19,6 +19,7 @@ from fewstep.data.sources import urls
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.errors import UserError
 from fewstep.files import DRAFT_MARK, write_whole
+from fewstep.roots import open_regular
 
 GIB = 1 << 30
 _TRIES = 5
@@ -146,7 +147,7 @@ class ShardCache:
 
 def _open_local(path: Path, version: urls.FileVersion) -> BinaryIO:
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except OSError as error:
         raise DroppedError(Reason.MISSING_SHARD) from error
     if urls.read_local_version(os.fstat(file.fileno())) != version:

@@ -26,6 +26,8 @@ class Selection:
     captions: tuple[str, ...] = ()
     """Fields or columns that hold captions; if given, no others are read, and no `.txt` files."""
     lines: CaptionLines = "join"
+    follow_links: bool = False
+    """Whether links may lead out of the folder of a source."""
     repeats: bool = True
     """Whether the numbers of folders `10_cat`, `1_dog` say how often their pictures come in an epoch."""
 

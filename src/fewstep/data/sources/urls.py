@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -55,6 +55,10 @@ def is_remote(url: str) -> bool:
     return get_protocol(url) not in ("file", "local")
 
 
+def is_web(url: str) -> bool:
+    return get_protocol(url) in ("http", "https")
+
+
 def local_path(url: str) -> str:
     return re.sub(r"^(file|local)://", "", url)
 
@@ -67,14 +71,17 @@ def redact(url: str) -> str:
     return escape_line(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl())
 
 
+def find_folder(url: str) -> str:
+    """Returns the folder of a file, with the query that the file's URL has."""
+    if not is_remote(url):
+        return os.path.dirname(local_path(url)) or "."
+    end = len(strip_query(url))
+    return url[:end].rpartition("/")[0] + url[end:]
+
+
 def strip_query(url: str) -> str:
     """Returns the URL without its query, so that it ends with the file's name."""
     return url.partition("?")[0] if is_remote(url) else url
-
-
-def leaves_folder(path: str) -> bool:
-    """Tells whether a relative path may lead out of its folder, by the rules of any operating system."""
-    return path[:1] in ("/", "\\") or path[1:2] == ":" or ".." in path.replace("\\", "/").split("/")
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -176,7 +183,7 @@ def find_versions(urls: Sequence[str]) -> dict[str, FileVersion]:
     for url in remote:
         by_parent.setdefault(url.rpartition("/")[0], []).append(url)
     for parent, children in by_parent.items():
-        if get_protocol(parent) in ("http", "https"):
+        if is_web(parent):
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 answers = zip(children, pool.map(_find_version, children), strict=True)
                 found.update({url: version for url, version in answers if version})
@@ -225,7 +232,7 @@ def read_local_version(status: os.stat_result) -> FileVersion:
 def list_files(url: str) -> list[str]:
     """Lists all files below a remote folder, relative to it; of a web server, those that the page links to."""
     fs, path = open_filesystem(url)
-    listing = (lambda: fs.ls(path, detail=False)) if get_protocol(url) in ("http", "https") else (lambda: fs.find(path))
+    listing = (lambda: fs.ls(path, detail=False)) if is_web(url) else (lambda: fs.find(path))
     try:
         found = retry(url, listing)
     except (FileNotFoundError, NotADirectoryError):
@@ -236,14 +243,24 @@ def list_files(url: str) -> list[str]:
 
 
 def expand_wildcards(pattern: str) -> list[str]:
-    """Returns the files that match a pattern with `*`, `?` or `[…]`, sorted."""
+    """Returns the files that match a pattern with `*`, `?` or `[…]`, sorted; `**` does not go into linked folders."""
     if not is_remote(pattern):
-        return sorted(glob.glob(local_path(pattern), recursive=True))
+        folder, rest = split_pattern(local_path(pattern))
+        if "**" in rest:  # glob's own follows links, for ever where they lead back
+            return sorted(map(str, Path(folder).glob(f"{rest}/*" if rest.endswith("**") else rest)))
+        return sorted(glob.glob(local_path(pattern)))
     fs, path = open_filesystem(pattern)
     try:
         return sorted(fs.unstrip_protocol(name) for name in retry(pattern, lambda: fs.glob(path)))
     except FileNotFoundError:
         return []
+
+
+def split_pattern(pattern: str) -> tuple[str, str]:
+    """Returns the folder in which all files lie that match a pattern here, and the pattern in it."""
+    parts = pattern.split("/")
+    fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part) or place == len(parts) - 1)
+    return "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else "."), "/".join(parts[fixed:])
 
 
 def read_bytes(url: str, most: int) -> bytes:

@@ -11,6 +11,7 @@ from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.models.family import Family
 from fewstep.models.lora.spelling import split_key
+from fewstep.models.model_files import check_index
 from fewstep.models.scheduler import read_json
 
 _FILES = {"sd1": "stable_diffusion", "sd2": "stable_diffusion", "sdxl": "stable_diffusion"}
@@ -40,6 +41,7 @@ def list_parts() -> list[str]:
 
 def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Family:
     """Finds the family of a diffusers folder with that model_index.json. Raises UserError naming what is there."""
+    check_index(index, source)
     pipeline_class = str(index.get("_class_name"))
     known = [family for family in list_families() if pipeline_class in family.pipeline_classes]
     if not known:

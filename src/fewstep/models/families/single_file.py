@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from fewstep.files import SafetensorsHeader
 from fewstep.models.families import list_families
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_configurations
+from fewstep.models.model_files import INDEX, check_index, stage_configurations
+from fewstep.models.scheduler import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +39,11 @@ def find_configurations(family: Family, base_config: str, header: SafetensorsHea
     takes the file for. Raises UserError where it is not there, or another family's."""
     folder = Path(base_config) if base_config else _fetch_by_kind(family, header, path)
     part = family.lora.part
-    try:
-        config = json.loads((folder / part / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--base-config {folder} has no readable {part}/config.json; give the folder of a diffusers pipeline"
-        ) from error
+    config = read_json(
+        folder / part / "config.json",
+        f"--base-config {folder} has no readable {part}/config.json, as the folder of a diffusers pipeline has",
+    )
+    check_index(read_json(folder / INDEX, f"{folder} is not a pipeline"), str(folder))
     if not family.recognises(config):
         other = next((each.title for each in list_families() if each.recognises(config)), "of no family known here")
         raise UserError(f"{path} is {family.title} and --base-config {folder} is {other}")
@@ -120,7 +121,11 @@ def load_pipeline_of_file(family: Family, path: Path, folder: Path, kind: Any, *
     """Loads the diffusers pipeline of class `kind` that the file holds, with the configurations of `folder`. Raises
     UserError."""
     try:
-        pipeline = kind.from_single_file(str(path), config=str(folder), **settings)
+        with tempfile.TemporaryDirectory() as place:
+            stage_configurations(folder, family.parts, Path(place))
+            pipeline = kind.from_single_file(str(path), config=place, local_files_only=True, **settings)
+    except UserError:
+        raise
     except Exception as error:  # diffusers, transformers and the Hub each raise their own
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} cannot be loaded as {family.title} ({reason})") from error
@@ -141,8 +146,12 @@ def load_part_of_file(
 ) -> Any:  # fmt: skip
     """Loads the part of class `kind` whose configuration lies in the folder `config`. Raises UserError."""
     try:
-        return kind.from_single_file(
-            str(path), config=str(config.parent), subfolder=config.name, torch_dtype=dtype, **settings
-        )
+        with tempfile.TemporaryDirectory() as place:
+            stage_configurations(config.parent, (config.name,), Path(place))
+            return kind.from_single_file(
+                str(path), config=place, subfolder=config.name, torch_dtype=dtype, local_files_only=True, **settings
+            )
+    except UserError:
+        raise
     except Exception as error:  # as above
         raise UserError(f"{path} cannot be loaded as {family.title} ({' '.join(str(error).split())[:200]})") from error

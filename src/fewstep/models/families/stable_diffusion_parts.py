@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from fewstep.models.families.single_file import (
 from fewstep.models.families.unet import AS_TIMES
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_network, is_hub_id
+from fewstep.models.model_files import stage_configurations
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 from fewstep.models.scheduler import read_json
 from fewstep.precision import Storage
@@ -128,8 +130,8 @@ def load_parts_of_file(
 def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]]:
     """Returns what a file's tensors should be called, as its configurations describe them, by how they begin."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_config(UNet2DConditionModel, folder / "unet"))
-        vae = AutoencoderKL.from_config(_config(AutoencoderKL, folder / "vae"))
+        unet = UNet2DConditionModel.from_config(_config(folder / "unet"))
+        vae = AutoencoderKL.from_config(_config(folder / "vae"))
     originals = original_unet_names(name for name, _ in unet.named_modules())
     named = (name.rpartition(".") for name in unet.state_dict())
     wanted = {
@@ -147,17 +149,17 @@ def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]
     return wanted
 
 
-def _config(kind: Any, folder: Path) -> Any:
-    try:
-        return kind.load_config(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} has no readable config.json ({str(error).splitlines()[0][:100]})") from error
+def _config(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "config.json", f"{folder} has no readable config.json")
 
 
 def _text_tensors(part: str, folder: Path) -> list[str]:
     read_json(folder / part / "config.json", f"{folder / part} is no text encoder")
+    with tempfile.TemporaryDirectory() as place:
+        stage_configurations(folder, (part,), Path(place))
+        config = CLIPTextConfig.from_pretrained(Path(place) / part)
     with torch.device("meta"):
-        return list(_KINDS[part](CLIPTextConfig.from_pretrained(folder / part)).state_dict())
+        return list(_KINDS[part](config).state_dict())
 
 
 def check_parts(family: Family, source: str, parts: Mapping[str, Any]) -> None:

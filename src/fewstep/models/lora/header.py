@@ -14,6 +14,7 @@ from typing import Any
 from peft import LoraConfig
 
 from fewstep.errors import UserError
+from fewstep.models.model_files import find_file
 
 DIFFUSERS_ENTRY = "lora_adapter_metadata"
 """Where diffusers' files hold the configuration of each part's adapter."""
@@ -90,7 +91,7 @@ def read_adapters(path: Path, header: Mapping[str, str], *, parts: list[str], is
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(errors="replace")
+        return find_file(file.parent, file.name).read_text(errors="replace")
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); the scale of the LoRA stands there") from error
 

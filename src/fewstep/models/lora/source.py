@@ -11,6 +11,7 @@ from fewstep.errors import UserError
 from fewstep.models.card import LORA_FILE
 from fewstep.models.hub import fetch
 from fewstep.models.lora.header import PEFT_FILE
+from fewstep.models.model_files import find_file
 
 _PREFERRED = (LORA_FILE, "adapter_model.safetensors")
 """What diffusers and peft call the file of a LoRA."""
@@ -53,7 +54,9 @@ def _find(given: str) -> Path:
             raise UserError(
                 f"{given} is a run that has not ended; its newest checkpoint is painted with by --model {given}"
             )
-        return folder / (_choose(names, given) if names else LORA_FILE)
+        name = _choose(names, given) if names else LORA_FILE
+        find_file(folder, name)  # refuses a link out of it
+        return folder / name
     found = _HUB.fullmatch(given)
     is_here = path.exists() or Path(path.parts[0] if path.parts else ".").is_dir()
     if found is None or is_here or (found["file"] is None and path.suffix):
