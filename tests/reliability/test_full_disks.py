@@ -48,7 +48,7 @@ def run_ended(capsys, *arguments):
     return line
 
 
-@pytest.mark.parametrize("pages", [2, 4, 8, 16, 20, 24, 28, 40, 60])
+@pytest.mark.parametrize("pages", [2, 8, 20, 40, 60])
 def test_an_export_on_a_full_disk_leaves_the_one_before(model, disk, room, pages):
     with replace_folder(disk / "model") as draft:
         (draft / "before.txt").write_text("before")
@@ -85,15 +85,15 @@ def run(tiny, photos, out, *more):
 
 
 def test_a_run_goes_on_when_there_is_room_again(tiny, photos, disk, room, tmp_path, capsys):
-    """The disk is full at the lock, then at the log, the first checkpoint, the second, the model."""
+    """The disk is full at the first checkpoint, then at a picture, then at the model."""
     command, said = run(tiny, photos, disk / "run"), []
-    for pages in (0, 7, 100, 300, 400):
+    for pages in (6, 350, 420):
         filler = room(pages)
         said.append(run_ended(capsys, *command))
         assert not list(disk.rglob(f"*{files.DRAFT_MARK}*"))
         assert not list(disk.rglob(files.LOCK_FILE))
         filler.unlink()
-    print(*said, sep="\n")
+    assert all("No space left on device" in line and "the same command goes on" in line for line in said)
     assert not run_ended(capsys, *command)
     assert not run_ended(capsys, *run(tiny, photos, tmp_path / "undisturbed"))
     mine, theirs = (files_of(folder / "model") for folder in (disk / "run", tmp_path / "undisturbed"))
@@ -102,8 +102,8 @@ def test_a_run_goes_on_when_there_is_room_again(tiny, photos, disk, room, tmp_pa
 
 
 def test_prepared_shards_and_pictures_on_a_full_disk(tiny, photos, disk, room, capsys):
-    prepare = ("prepare", "--model", tiny, "--data", photos, "--resolution", 16, "--out", disk / "latents", "--part", 40,
-               "--workers", 1)  # fmt: skip
+    prepare = ("prepare", "--model", tiny, "--data", photos, "--resolution", 16, "--workers", 1, "--part", 40,
+               "--out", disk / "latents")  # fmt: skip
     for pages in (0, 2, 7):
         filler = room(pages)
         assert "No space left on device" in run_ended(capsys, *prepare)
@@ -113,7 +113,7 @@ def test_prepared_shards_and_pictures_on_a_full_disk(tiny, photos, disk, room, c
     assert not run_ended(capsys, *prepare)
     assert run_ended(capsys, *prepare) == ""
     generate = ("generate", "--out", disk / "pictures", "--prompt", "a red circle", "--steps", 1)
-    filler = room(1)
+    filler = room(0)
     assert "pictures cannot be written (No space left on device)" in run_ended(capsys, *generate)
     assert list((disk / "pictures").iterdir()) == []
     filler.unlink()
