@@ -65,9 +65,9 @@ def test_a_run_and_its_model(random_student):
 
 
 def test_a_picture_can_be_painted_again(random_student, fewstep_command, tmp_path):
-    prompt = 'a "red" star, big: blue\non white'
+    prompt = '--a "red" star, big: blue\nNegative prompt: on white'
     first = fewstep_command(
-        "generate", "--model", random_student / "model", "--prompt", prompt, "--steps", 2, "--seed", 9,
+        "generate", "--model", random_student / "model", f"--prompt={prompt}", "--steps", 2, "--seed", 9,
         "--guidance-scale", 4, "--out", tmp_path / "a",
     )  # fmt: skip
     assert first.returncode == 0, first.stderr

@@ -61,6 +61,9 @@ class Generate(PainterOptions):
         if self.steps is not None:
             check_between(self, 1, MAX_STEPS, "steps")
         check_at_least(self, 1, "count", "batch_size")
+        for text in (*self.prompt, self.negative_prompt):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise UserError(f"the prompt {ascii(text)[:80]} is not UTF-8; give it as UTF-8")
         check_seed(self.seed, max(1, self.count * len(self.prompt)))
         if self.init_image is None and self.strength != Generate.strength:
             raise UserError(f"strength is {self.strength:g} without a picture to start from; give --init-image too")
