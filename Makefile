@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 # Nothing is installed but files whose hashes stand in constraints*.txt, and nothing is built that was fetched.
 PINNED := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
-	--only-binary :all: --requirement
+	--only-binary :all:
 
 .PHONY: install demo test test-oldest check audit sbom pins clean
 
@@ -31,9 +31,13 @@ check: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fewstep needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(PINNED) constraints.txt
-	@if $(BIN)/python -m pip show torch | grep -q '^Requires:.*nvidia'; then \
-		echo $(PINNED) constraints-cuda.txt; $(PINNED) constraints-cuda.txt; fi
+	@# A build of torch that lies on this disk goes before the index's: pip would take what has its hash in an index.
+	sed -n '/^torch==/,/[^\\]$$/p' constraints.txt > .venv/torch.txt
+	$(PINNED) --no-index --requirement .venv/torch.txt 2>/dev/null || \
+		echo "torch: no build with a pinned hash lies on this disk; taking the one of the index"
+	$(PINNED) --requirement constraints.txt
+	if $(BIN)/python -m pip show torch | grep -q '^Requires:.*nvidia'; then \
+		$(PINNED) --requirement constraints-cuda.txt; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	touch $@

@@ -63,7 +63,7 @@ def test_make_installs_by_those_hashes_alone():
     for line in (line for line in install.splitlines() if "pip install" in line):
         assert "--no-deps" in line
         assert "--no-build-isolation" in line
-    assert "$(PINNED) constraints.txt" in install
+    assert "$(PINNED) --requirement constraints.txt" in install
 
 
 @pytest.mark.parametrize(
