@@ -21,8 +21,9 @@ def oldest() -> dict[str, str]:
 
 def main() -> None:
     """Prints a line for each dependency."""
-    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
-    for name, version in {**oldest(), "torch": pinned["torch"]}.items():
+    pinned = re.search(r"(?m)^torch==([^ ;\\]+)", (ROOT / "constraints.txt").read_text())
+    assert pinned is not None
+    for name, version in {**oldest(), "torch": pinned[1]}.items():
         print(f"{name}=={version}")
 
 

@@ -1,11 +1,14 @@
 """Files and folders are whole or not there, and safetensors files that cannot be read are named in one line."""
 
+import errno
+import io
 import os
 import signal
 import socket
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,6 +16,9 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.files import (
+    append_lines,
+    create_new,
+    name_draft,
     open_safetensors,
     read_safetensors,
     read_safetensors_header,
@@ -138,6 +144,99 @@ def test_a_new_folder_removes_what_a_killed_process_left_of_it_and_nothing_else(
     with replace_folder(tmp_path / "model"):
         pass
     assert sorted(os.listdir(tmp_path)) == ["model", f"model.tmp{end}", f"other{end}"]
+
+
+REFUSALS = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO]
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("says", ["Python", "Rust"])
+def test_what_a_disk_refuses_names_the_file_that_was_wanted(tmp_path, number, says):
+    """Libraries in Rust have exceptions of their own; the file that they had in hand is a draft's."""
+    (tmp_path / "a.txt").write_text("old")
+    for write in (write_whole, replace_folder):
+        with pytest.raises(OSError, match=os.strerror(number)) as caught, write(tmp_path / "a.txt") as draft:  # noqa: PT012
+            if says == "Rust":
+                raise safetensors.SafetensorError(f"I/O error: {os.strerror(number)} (os error {number})")
+            raise OSError(number, os.strerror(number), str(draft / "inside"))
+        assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "a.txt"))
+        assert content(tmp_path) == {"a.txt": "old"}
+        assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_another_file_that_cannot_be_read_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, write_whole(tmp_path / "a.txt"):
+        (tmp_path / "source").read_text()
+    assert caught.value.filename == str(tmp_path / "source")
+
+
+def test_no_link_in_the_place_of_a_draft_is_followed(tmp_path, monkeypatch):
+    """Nobody foresees the name of a draft; and should somebody, what it leads to stays as it is."""
+    names = {name_draft(tmp_path / "model").name for _ in range(9)}
+    assert len(names) == 9
+    assert all(name.startswith(f"model.tmp-{socket.gethostname()}-{os.getpid()}-") for name in names)
+    foreseen, target = tmp_path / "model.tmp", tmp_path / "target"
+    monkeypatch.setattr("fewstep.files.name_draft", lambda _: foreseen)
+    for dangling in (False, True):
+        for write in (write_whole, replace_folder):
+            if not dangling:
+                target.write_text("of mine")
+            foreseen.symlink_to(target)
+            with pytest.raises(FileExistsError), write(tmp_path / "model") as draft:
+                draft.write_text("forged")
+            assert target.exists() != dangling
+            assert dangling or target.read_text() == "of mine"
+            foreseen.unlink()
+            target.unlink(missing_ok=True)
+
+
+def test_an_export_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr("fewstep.files.sync", lambda path: done.append(("sync", path.name.split(".tmp")[0])))
+    monkeypatch.setattr("fewstep.files._swap", lambda _, folder: done.append(("rename", folder.name)))
+    with replace_folder(tmp_path / "model") as draft:
+        (draft / "unet").mkdir()
+        (draft / "unet" / "weights").write_text("")
+        (draft / "index").write_text("")
+    *synced, renamed, last = done
+    assert sorted(synced) == [("sync", name) for name in ("index", "model", "unet", "weights")]
+    assert (renamed, last) == (("rename", "model"), ("sync", tmp_path.name))
+
+
+def test_new_files_take_the_first_free_name_and_go_where_they_fail(tmp_path):
+    paths = [tmp_path / name for name in "abcd"]
+    paths[0].write_text("old")
+    paths[1].symlink_to(tmp_path / "elsewhere")
+    with create_new(paths) as file:
+        file.write(b"new")
+    assert content(tmp_path) == {"a": "old", "c": "new"}
+    with pytest.raises(OSError, match="No space") as caught, create_new(paths) as file:  # noqa: PT012
+        file.write(b"ne")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(paths[3])
+    assert content(tmp_path) == {"a": "old", "c": "new"}
+    with pytest.raises(FileExistsError), create_new(paths[:3]):
+        pass
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="is Linux's")
+def test_lines_are_added_all_or_none(tmp_path, monkeypatch):
+    append_lines(tmp_path / "log", ["one", "two"])
+    with pytest.raises(OSError, match="No space") as caught:
+        append_lines(Path("/dev/full"), ["three"])
+    assert caught.value.filename == "/dev/full"
+
+    class Half(io.StringIO):
+        def writelines(self, lines):
+            with open(tmp_path / "log", "a") as file:
+                file.write("".join(lines)[:3])
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Half())
+    with pytest.raises(OSError, match="No space"):
+        append_lines(tmp_path / "log", ["three"])
+    monkeypatch.undo()
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
 def test_others_may_read_what_the_umask_lets_them(tmp_path, umask):

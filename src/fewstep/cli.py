@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -40,30 +41,34 @@ class Command:
     """What is said of its work after Ctrl-C, if some of it is kept."""
     processes: Literal["one", "together", "apart"] = "one"
     """Whether several processes can do its work: together, as torchrun starts them, or each a part of its own."""
+    owns_out: bool = False
+    """Whether its `out` is a folder that nobody else may write into meanwhile."""
 
 
 COMMANDS = {
     "demo": Command(
         "commands.demo:demo", "commands.demo:default_demo",
-        "distil the bundled teacher and score the result, in a few minutes", _RESUMES,
+        "distil the bundled teacher and score the result, in a few minutes", _RESUMES, owns_out=True,
     ),
     "distill": Command(
         "commands.distill:distill", "",
-        "turn a teacher into a model that paints in 1 to 8 steps", _RESUMES, "together",
+        "turn a teacher into a model that paints in 1 to 8 steps", _RESUMES, "together", owns_out=True,
     ),
     "evaluate": Command(
         "commands.evaluate:evaluate", "evaluate.config:default_evaluate",
         "score a few-step model against its teacher's samplers", "; the same command goes on, and paints nothing twice",
+        owns_out=True,
     ),
     "generate": Command(
         "commands.generate:generate", "commands.generate:Generate", "paint pictures with a few-step model"
     ),
     "combine": Command(
-        "commands.combine:combine", "commands.combine:Combine", "combine LoRAs into one, or merge them into their base"
+        "commands.combine:combine", "commands.combine:Combine", "combine LoRAs into one, or merge them into their base",
+        owns_out=True,
     ),
     "finetune": Command(
         "commands.finetune:finetune", "",
-        "fine-tune a few-step model on your own pictures, without a teacher", _RESUMES, "together",
+        "fine-tune a few-step model on your own pictures, without a teacher", _RESUMES, "together", owns_out=True,
     ),
     "inspect": Command(
         "commands.inspect:inspect", "commands.inspect:Inspect",
@@ -77,11 +82,11 @@ COMMANDS = {
     "serve": Command("commands.serve:serve", "commands.serve:Serve", "serve a web page and an HTTP API that paint"),
     "train-lora": Command(
         "commands.train_lora:train_lora", "",
-        "train a style LoRA on pictures of that style", _RESUMES, "together",
+        "train a style LoRA on pictures of that style", _RESUMES, "together", owns_out=True,
     ),
     "train-teacher": Command(
         "commands.train_teacher:train_teacher", "commands.train_teacher:TrainTeacher",
-        "train the bundled teacher from scratch", _RESUMES,
+        "train the bundled teacher from scratch", _RESUMES, owns_out=True,
     ),
     "bench generate": Command(
         "commands.bench_generate:bench_generate", "commands.bench_generate:BenchGenerate",
@@ -120,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        _fail(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
+        _fail(_describe_refusal(error, COMMANDS.get(arguments[0])))
     except StoppedError as stopped:
         print(f"\nfewstep: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.number)
@@ -167,20 +172,23 @@ def _run(name: str, arguments: list[str]) -> None:
         several = ", ".join(each for each, other in COMMANDS.items() if other.processes == "together")
         raise UserError(f"{name} runs in one process; those that run in several are {several}")
     if started > 1 and command.processes == "together":
-        _run_as_one_of_several(run, parsed)
+        _run_as_one_of_several(command, run, parsed)
     elif count > 1:
         from fewstep.parallel.processes import launch
 
         sys.exit(launch(count, [name, *arguments]))
     else:
-        _run_explained(run, parsed)
+        _run_explained(command, run, parsed)
 
 
-def _run_explained(run: Callable[[Any], object], parsed: Any) -> None:
-    """Runs the command; where memory runs out in it, says what needs less."""
+def _run_explained(command: Command, run: Callable[[Any], object], parsed: Any) -> None:
+    """Runs the command while nobody else may write where it does; where memory runs out in it, says what needs less."""
+    from fewstep.parallel.world import current_world
+    from fewstep.runs.lock import hold_folder
     from fewstep.runs.shortage import explain_out_of_memory
 
-    with explain_out_of_memory(parsed):
+    writes = command.owns_out and not getattr(parsed, "dry_run", False) and current_world().main
+    with hold_folder(parsed.out) if writes else contextlib.nullcontext(), explain_out_of_memory(parsed):
         run(parsed)
 
 
@@ -233,7 +241,7 @@ def _load(place: str) -> Any:
     return getattr(importlib.import_module(f"fewstep.{module}"), name)
 
 
-def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:
+def _run_as_one_of_several(command: Command, run: Callable[[Any], object], parsed: Any) -> None:
     """Runs one process of those that torchrun, or `--processes`, started; only the first of them prints."""
     from fewstep.parallel.processes import LAUNCHER
     from fewstep.parallel.workers import exit_with_parent
@@ -245,16 +253,24 @@ def _run_as_one_of_several(run: Callable[[Any], object], parsed: Any) -> None:
         if not world.main:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
-            _run_explained(run, parsed)
+            _run_explained(command, run, parsed)
         except BaseException as error:
             # At once: to take leave of the others would wait for them, and they wait for this one.
-            status = _explain_end(error)
+            status = _explain_end(error, command)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
 
 
-def _explain_end(error: BaseException) -> int:
+def _describe_refusal(error: OSError, command: Command | None) -> str:
+    """Says what the system refused; where a disk is full, what to do and what becomes of the work."""
+    name, why = error.filename or "a file", error.strerror or error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{name} cannot be written: {why}; make room there{command.interrupted if command else ''}"
+    return f"{name} cannot be used: {why}"
+
+
+def _explain_end(error: BaseException, command: Command) -> int:
     """Prints on stderr what ended one process of several, and returns its exit status."""
     import torch.distributed as dist
 
@@ -265,6 +281,9 @@ def _explain_end(error: BaseException) -> int:
         return 128 + error.number
     if isinstance(error, UserError):
         print(f"fewstep: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        print(f"fewstep: error: {' '.join(_describe_refusal(error, command).split())}", file=sys.stderr)
         return 2
     if isinstance(error, KeyboardInterrupt):
         return 130

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import math
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fewstep.errors import UserError
 
@@ -23,6 +24,19 @@ if TYPE_CHECKING:
 
 DRAFT_MARK = ".tmp-"
 """Part of the name of every draft, after the name of the finished file."""
+LOCK_FILE = ".lock"
+"""Says who writes into a folder, while somebody does."""
+
+
+def is_vacant(folder: Path) -> bool:
+    """Returns whether nothing is there, or an empty folder: the lock of whoever is about to write does not count."""
+    return not os.path.lexists(folder) or (folder.is_dir() and all(path.name == LOCK_FILE for path in folder.iterdir()))
+
+
+_REFUSED = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT,
+)  # fmt: skip
+"""What a disk says that does not take a file: full in three ways, not to be written in three, broken, or gone."""
 
 
 @contextlib.contextmanager
@@ -31,46 +45,108 @@ def write_whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     The draft is in the same folder, which is created if missing, and is removed if writing fails. With `durable`, the
     content reaches the disk before the draft is renamed, and the new name before this returns.
+    Raises OSError, which names `path`, where the disk does not take it, whatever the library that writes says then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = _name_draft(path)
-    draft.touch()
-    mode = stat.S_IMODE(draft.stat().st_mode)
-    try:
-        yield draft
-        if stat.S_IMODE(draft.stat().st_mode) != mode:
-            draft.chmod(mode)  # safetensors writes files that only their owner may read
-        if durable:
-            sync(draft)
-        os.replace(draft, path)
-        if durable:
-            sync(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+    draft = name_draft(path)
+    with refusals_named(path, draft):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # follows no link
+        try:
+            mode = stat.S_IMODE(draft.stat().st_mode)
+            yield draft
+            if stat.S_IMODE(draft.stat().st_mode) != mode:
+                draft.chmod(mode)  # safetensors writes files that only their owner may read
+            if durable:
+                sync(draft)
+            os.replace(draft, path)
+            if durable:
+                sync(path.parent)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replace_folder(folder: Path, *, keep_existing: bool = False) -> Iterator[Path]:
     """Yields a draft folder to write into, which replaces `folder` at the end.
 
-    The draft is beside `folder` and is removed if writing fails. With `keep_existing`, a folder that another process
-    has created meanwhile is kept, and the draft is removed.
+    The draft is beside `folder` and is removed if writing fails; all of it is on the disk before it is renamed, and the
+    new name before this returns. With `keep_existing`, a folder that another process has created meanwhile is kept, and
+    the draft is removed. Raises OSError as `write_whole` does.
     """
     remove_abandoned(folder.parent, folder.name)
-    draft = _name_draft(folder)
-    _remove(draft)
-    draft.mkdir(parents=True)
+    draft = name_draft(folder)
+    with refusals_named(folder, draft):
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            readable = stat.S_IMODE(draft.stat().st_mode) & 0o666
+            for file in draft.rglob("*.safetensors"):  # as in write_whole
+                file.chmod(readable)
+            for path in (*draft.rglob("*"), draft):
+                sync(path)
+            if keep_existing:
+                _rename_unless_exists(draft, folder)
+            else:
+                _swap(draft, folder)
+            sync(folder.parent)
+        finally:
+            _remove(draft)
+
+
+@contextlib.contextmanager
+def create_new(paths: Iterable[Path]) -> Iterator[BinaryIO]:
+    """Yields the file of the first of these names that nothing has yet, open for writing; it is removed if that fails.
+
+    Follows no link, and never writes what another process has created meanwhile.
+    """
+    for path in paths:
+        with contextlib.suppress(FileExistsError):
+            file = path.open("xb")
+            break
+    else:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     try:
-        yield draft
-        readable = stat.S_IMODE(draft.stat().st_mode) & 0o666
-        for file in draft.rglob("*.safetensors"):  # as in write_whole
-            file.chmod(readable)
-        if keep_existing:
-            _rename_unless_exists(draft, folder)
-        else:
-            _swap(draft, folder)
-    finally:
-        _remove(draft)
+        with refusals_named(path), file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Adds lines to a file, all of them or none. Raises OSError as `write_whole` does."""
+    size = path.stat().st_size if path.exists() else 0
+    with refusals_named(path):
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+@contextlib.contextmanager
+def refusals_named(path: Path, draft: Path | None = None) -> Iterator[None]:
+    """Raises OSError with the name of `path` for what a disk says that does not take it, or its draft.
+
+    Libraries written in Rust say it in exceptions of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        number, where = _read_refusal(error)
+        if number not in _REFUSED or (where and not (draft and where.startswith(str(draft)))):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _read_refusal(error: Exception) -> tuple[int, str]:
+    """Returns the system's number of an error, or 0, and the file that it names, if any."""
+    if isinstance(error, OSError):
+        return error.errno or 0, os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else 0, ""
 
 
 def _rename_unless_exists(draft: Path, folder: Path) -> None:
@@ -90,9 +166,9 @@ def _swap(draft: Path, folder: Path) -> None:
     _remove(old)
 
 
-def _name_draft(path: Path) -> Path:
-    """Returns a path that no other thread, process or machine uses."""
-    return path.with_name(f"{path.name}{_host_mark()}{os.getpid()}-{threading.get_ident()}")
+def name_draft(path: Path) -> Path:
+    """Returns a path that no other thread, process or machine uses, and nobody can foresee."""
+    return path.with_name(f"{path.name}{_host_mark()}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _host_mark() -> str:
@@ -110,7 +186,7 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Removes drafts in `folder`, or only those of `name`, whose processes on this machine no longer exist."""
     start = "*" if name is None else glob.escape(name)
     for draft in folder.glob(f"{start}{glob.escape(_host_mark())}*"):
-        process = re.fullmatch(rf".*{re.escape(_host_mark())}(\d+)-\d+", draft.name)
+        process = re.fullmatch(rf".*{re.escape(_host_mark())}(\d+)-[0-9a-f]+", draft.name)
         try:
             if process:
                 os.kill(int(process[1]), 0)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fewstep.arguments import read_help
-from fewstep.cli import COMMANDS, main
+from fewstep.cli import COMMANDS, _explain_end, main
 from fewstep.recipes.named import RECIPES
 
 BAD_INPUT = {
@@ -194,3 +194,17 @@ from bitsandbytes.optim import AdamW8bit
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "run/metrics.jsonl"),
+         "run/metrics.jsonl cannot be written: No space left on device; make room there; the same command goes on"),
+        (OSError(122, "Disk quota exceeded"), "a file cannot be written: Disk quota exceeded; make room there; the"),
+        (OSError(30, "Read-only file system", "run/model"), "run/model cannot be used: Read-only file system"),
+    ],
+)  # fmt: skip
+def test_what_a_disk_refuses_in_one_process_of_several(error, said, capsys):
+    assert _explain_end(error, COMMANDS["distill"]) == 2
+    assert capsys.readouterr().err.startswith(f"fewstep: error: {said}")

@@ -1,30 +1,54 @@
 """`fewstep inspect` says what a thing is, and its advice works."""
 
+import io
 import shlex
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fewstep.commands.inspect import describe
-from fewstep.data.infotext import Infotext, read_infotext
+from fewstep.data.infotext import Infotext, build_png_info, read_infotext
 from fewstep.errors import UserError
 from fewstep.models.families import family_of_file
 
 NAMES = st.from_regex(r"[A-Z][a-z ]{0,8}[a-z]", fullmatch=True)
 
 
-@given(st.text(min_size=1), st.text(alphabet=st.characters(exclude_characters="\n")), st.dictionaries(NAMES, st.text()))
-def test_infotext_comes_back(prompt, negative, settings):
-    if any(line.startswith("Negative prompt: ") for line in prompt.split("\n")):
-        return
-    settings = {"Steps": "4", **settings}
-    said = read_infotext(str(Infotext(prompt, negative, settings)))
-    assert (said.prompt, said.negative_prompt, said.settings) == (prompt, negative, settings)
+LINES = st.text() | st.sampled_from(
+    [
+        "", "Negative prompt: ", "Negative prompt: blurred", "Negative prompt:", "Steps: 20, Sampler: Euler a, Seed: 1",
+        "Prompt lines: 1", '{"prompt": "a, b", "steps": [4]}', "<lora:pastel, soft:0.8>",
+        "красный 円 🎨 \u2028", "\r", "\t ",
+    ]
+)  # fmt: skip
+PROMPTS = st.lists(LINES, max_size=4).map("\n".join)
+VALUES = st.text() | st.sampled_from(
+    ['my, "best": lora.safetensors:0.8', "C:\\loras\\a.safetensors", '"', "a\nb", " 1", "é,"]
+)
+
+
+@settings(deadline=None)
+@given(PROMPTS, PROMPTS, st.dictionaries(NAMES, VALUES))
+def test_infotext_comes_back(prompt, negative, more):
+    """Whatever lines prompts have; with no word more than other tools read, where none is needed."""
+    told = {"Steps": "4", **more}
+    text = str(Infotext(prompt, negative, told))
+    Image.new("L", (1, 1)).save(file := io.BytesIO(), "png", pnginfo=build_png_info(text))
+    said = read_infotext(Image.open(file).info["parameters"])
+    assert (said.prompt, said.negative_prompt, said.settings) == (prompt, negative, told)
+    if "Negative prompt: " not in prompt + negative:
+        assert "Prompt lines" not in text.rsplit("\n", maxsplit=1)[-1] or "Prompt lines" in str(told)
+
+
+@pytest.mark.parametrize("told", ["0", "9", "-1", "1.5", "x", "9" * 5000, "²"])
+def test_a_forged_count_of_lines_is_no_count(told):
+    said = read_infotext(f"a\nb\nNegative prompt: c\nSteps: 4, Prompt lines: {told}")
+    assert (said.prompt, said.negative_prompt) == ("a\nb", "c")
 
 
 def test_a_pipeline(random_teacher):
@@ -41,9 +65,9 @@ def test_a_run_and_its_model(random_student):
 
 
 def test_a_picture_can_be_painted_again(random_student, fewstep_command, tmp_path):
-    prompt = 'a "red" star, big: blue\non white'
+    prompt = '--a "red" star, big: blue\nNegative prompt: on white'
     first = fewstep_command(
-        "generate", "--model", random_student / "model", "--prompt", prompt, "--steps", 2, "--seed", 9,
+        "generate", "--model", random_student / "model", f"--prompt={prompt}", "--steps", 2, "--seed", 9,
         "--guidance-scale", 4, "--out", tmp_path / "a",
     )  # fmt: skip
     assert first.returncode == 0, first.stderr

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fewstep.commands.distill import distill, load_teacher, make_path, make_student
+from fewstep.commands.generate import Generate
 from fewstep.errors import UserError
 from fewstep.models.encoding import FreshLatents, KeptLatents
 from fewstep.recipes.distill import Distill
@@ -149,3 +150,9 @@ def test_guidance_scale_and_skip_reach_the_export(base, tmp_path):
 def test_a_value_that_a_choice_does_not_offer_is_refused_in_python_too(changes):
     with pytest.raises(UserError, match="allowed are"):
         Distill(**changes)
+
+
+def test_a_prompt_that_is_no_utf8_is_refused():
+    for values in ({"prompt": ("a", "caf\udce9")}, {"prompt": ("a",), "negative_prompt": "\ud800"}):
+        with pytest.raises(UserError, match=r"the prompt '.*\\ud.*' is not UTF-8; give it as UTF-8"):
+            Generate(**values)

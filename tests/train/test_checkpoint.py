@@ -37,6 +37,7 @@ def make_state(step=0):
 
 def save(folder, step, keep=2):
     state = make_state(step)
+    folder.mkdir(exist_ok=True)
     Checkpoints(folder, "the configuration").save(state.tensors(), state.numbers(), keep)
     return state
 
@@ -132,6 +133,17 @@ def test_an_unfinished_draft_is_not_a_checkpoint(tmp_path):
     assert restored(tmp_path).step == 3
     save(tmp_path, 4)
     assert not draft.exists()
+
+
+def test_a_folder_that_somebody_removed_is_not_made_anew(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.parent.mkdir()
+    save(folder, 1)
+    shutil.rmtree(folder.parent)
+    state = make_state(2)
+    with pytest.raises(UserError, match=r"cannot be written to .* \(No such file or directory\)"):
+        Checkpoints(folder).save(state.tensors(), state.numbers(), 2)
+    assert not folder.parent.exists()
 
 
 def test_nothing_to_restore(tmp_path):

@@ -22,6 +22,7 @@ from fewstep.commands.distill import make_path, make_student
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
+from fewstep.files import write_whole
 from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, flops, in_turn, machine, matrix_rate, most_bytes
 from fewstep.models.families import find_family
 from fewstep.models.family import LatentModel
@@ -152,8 +153,8 @@ def write_and_compare(
 ) -> None:
     """Writes the figures to `out`. Raises UserError where a ratio has fallen under 0.9 of that in `against`."""
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=2) + "\n")
+        with write_whole(out) as draft:
+            draft.write_text(json.dumps(results, indent=2) + "\n")
     if against is None:
         return
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fewstep import assets
 from fewstep.errors import UserError
+from fewstep.files import is_vacant
 from fewstep.models.card import LCM_LORA
 from fewstep.models.export import save_combined, save_merged
 from fewstep.models.loading import load_latent_model, pick_device
@@ -35,7 +36,7 @@ def combine(config: Combine) -> None:
     """Writes `config.out` and says what it holds."""
     if not config.lora:
         raise UserError("nothing to combine: give --lora FILE:SCALE, once for each")
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+    if not is_vacant(config.out):
         raise UserError(f"{config.out} is not empty; choose another --out")
     model = load_latent_model(config.base, pick_device("cpu"), config.base_config, config)
     given = [parse_lora(text) for text in config.lora]

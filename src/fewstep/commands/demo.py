@@ -13,6 +13,7 @@ from fewstep.errors import UserError
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.reader import FEATURES
 from fewstep.evaluate.report import GRID_FILE, markdown_table
+from fewstep.files import write_whole
 from fewstep.models.card import read_card, write_model_card
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
@@ -62,7 +63,8 @@ def demo(config: Demo) -> None:
     results = evaluate(evaluation)
     model = config.out / "model"
     write_model_card(model, read_card(model), markdown_table(results["rows"]))
-    shutil.copyfile(evaluation.out / GRID_FILE, config.out / GRID_FILE)
+    with write_whole(config.out / GRID_FILE) as draft:
+        shutil.copyfile(evaluation.out / GRID_FILE, draft)
     print(f"model: {config.out / 'model'}")
 
 

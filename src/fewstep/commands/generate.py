@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from fewstep import __version__
 from fewstep.data.infotext import Infotext, build_png_info
 from fewstep.errors import UserError
+from fewstep.files import create_new
 from fewstep.models.card import MAX_STEPS
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.options import PainterOptions
@@ -61,6 +62,9 @@ class Generate(PainterOptions):
         if self.steps is not None:
             check_between(self, 1, MAX_STEPS, "steps")
         check_at_least(self, 1, "count", "batch_size")
+        for text in (*self.prompt, self.negative_prompt):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise UserError(f"the prompt {ascii(text)[:80]} is not UTF-8; give it as UTF-8")
         check_seed(self.seed, max(1, self.count * len(self.prompt)))
         if self.init_image is None and self.strength != Generate.strength:
             raise UserError(f"strength is {self.strength:g} without a picture to start from; give --init-image too")
@@ -108,11 +112,13 @@ def generate(config: Generate) -> None:
             _tell(caught, said)
             # At once: what is painted stays, whatever becomes of the rest.
             for i, (image, prompt) in enumerate(zip(images, part, strict=True)):
-                path = _choose_name(config.out, prompt, seed + i)
-                image.save(path, pnginfo=write_parameters(config, pipeline, prompt, seed + i, image))
-                print(path, flush=True)
+                with create_new(_list_names(config.out, prompt, seed + i)) as file:
+                    image.save(file, "png", pnginfo=write_parameters(config, pipeline, prompt, seed + i, image))
+                print(file.name, flush=True)
     except OSError as error:
-        raise UserError(f"{config.out} cannot be written ({error.strerror}); choose another --out") from error
+        raise UserError(
+            f"{config.out} cannot be written ({error.strerror}); mend that, or choose another --out"
+        ) from error
 
 
 def _tell(caught: Sequence[warnings.WarningMessage], said: set[str]) -> None:
@@ -163,7 +169,6 @@ def read_picture(path: Path, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Imag
         raise UserError(f"{path} cannot be read as a picture; give a PNG, JPEG or WebP") from error
 
 
-def _choose_name(folder: Path, prompt: str, seed: int) -> Path:
+def _list_names(folder: Path, prompt: str, seed: int) -> Iterator[Path]:
     slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-    names = (f"{slug}-seed{seed}{'' if n == 1 else f'-{n}'}.png" for n in range(1, 1_000_000))
-    return next(path for path in (folder / name for name in names) if not path.exists())
+    return (folder / f"{slug}-seed{seed}{'' if n == 1 else f'-{n}'}.png" for n in range(1, 1_000_000))

@@ -186,7 +186,7 @@ def _describe_picture(path: Path) -> Iterator[str]:
     for name, value in infotext.settings.items():
         yield f"{name.lower()}: {value}"
     model = infotext.settings.get("Model path", "MODEL")
-    command = ["fewstep", "generate", "--model", model, "--prompt", infotext.prompt]
+    command = ["fewstep", "generate", *_spell("--model", model), *_spell("--prompt", infotext.prompt)]
     options = {
         "Steps": "--steps", "Seed": "--seed", "CFG scale": "--guidance-scale", "Init image": "--init-image",
         "Denoising strength": "--strength", "Model config": "--base-config",
@@ -194,13 +194,18 @@ def _describe_picture(path: Path) -> Iterator[str]:
         "Engine": "--engine", "Model prediction type": "--prediction-type", "Model unet": "--unet",
     }  # fmt: skip
     for name, option in options.items():
-        command += [option, infotext.settings[name]] if name in infotext.settings else []
+        command += _spell(option, infotext.settings[name]) if name in infotext.settings else []
     if "Model zero snr" in infotext.settings:
         command += ["--zero-snr" if infotext.settings["Model zero snr"] == "True" else "--no-zero-snr"]
-    command += ["--negative-prompt", infotext.negative_prompt] if infotext.negative_prompt else []
+    command += _spell("--negative-prompt", infotext.negative_prompt) if infotext.negative_prompt else []
     for name, value in infotext.settings.items():
-        command += ["--lora", value] if re.fullmatch(r"Lora \d+", name) else []
+        command += _spell("--lora", value) if re.fullmatch(r"Lora \d+", name) else []
     yield f"repaint it: {shlex.join(command)}"
+
+
+def _spell(option: str, value: str) -> list[str]:
+    """Returns an option and its value, in one word where the value looks like an option itself."""
+    return [f"{option}={value}"] if value.startswith("-") else [option, value]
 
 
 def _json(file: Path) -> dict[str, Any]:

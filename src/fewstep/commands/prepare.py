@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import re
 import time
@@ -35,6 +37,7 @@ from fewstep.models.options import DeviceOptions, SingleFileOptions
 from fewstep.models.prepared_latents import made_of
 from fewstep.parallel.workers import Workers, count_cores, use_one_thread
 from fewstep.recipes.pictures import PictureOptions
+from fewstep.runs.lock import hold_folder
 from fewstep.runs.material import choose_side, open_source
 from fewstep.train.config import check_at_least
 from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
@@ -87,9 +90,15 @@ class Part:
 
 def prepare(config: Prepare) -> None:
     """Fills `config.out`, and prints how many pictures were used and dropped."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(config.out)
     studio = EncodingStudio(config)
+    made_of = json.dumps(studio.made_of, sort_keys=True)
+    with hold_folder(config.out, sharing=hashlib.sha256(made_of.encode()).hexdigest()):
+        fill(config, studio)
+
+
+def fill(config: Prepare, studio: EncodingStudio) -> None:
+    """Writes what is not there yet, and the list of all. Raises UserError where a shard is of something else."""
+    remove_abandoned(config.out)
     parts = studio.parts
     for file in sorted(config.out.glob("*.safetensors")):
         check_written(config.out, file.stem, studio.made_of)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from PIL.PngImagePlugin import PngInfo
 
 _NEGATIVE = "Negative prompt: "
+_LINES = "Prompt lines"
+"""The setting that tells how many lines the prompt has, where a line of the prompts looks as if it began the negative
+one."""
 _SETTING = re.compile(r'\s*([\w][\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 
 
@@ -23,8 +26,11 @@ class Infotext:
 
     def __str__(self) -> str:
         negative = [_NEGATIVE + self.negative_prompt] if self.negative_prompt else []
-        settings = ", ".join(f"{name}: {_quote(value)}" for name, value in self.settings.items())
-        return "\n".join([self.prompt, *negative, settings])
+        lines = "\n".join([self.prompt, *negative]).split("\n")
+        own = self.prompt.count("\n") + 1
+        told = {} if _count_prompt(lines) == own else {_LINES: str(own)}
+        settings = ", ".join(f"{name}: {_quote(value)}" for name, value in {**self.settings, **told}.items())
+        return "\n".join([*lines, settings])
 
 
 def build_png_info(text: str) -> PngInfo:
@@ -40,10 +46,18 @@ def build_png_info(text: str) -> PngInfo:
 def read_infotext(text: str) -> Infotext:
     """Parses what `str` of an Infotext gives."""
     *lines, last = text.split("\n")
-    starts = [i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)]
-    end = starts[-1] if starts else len(lines)
     settings = {name: _unquote(value.strip()) for name, value in _SETTING.findall(last)}
+    end = _count_prompt(lines, settings.pop(_LINES, ""))
     return Infotext("\n".join(lines[:end]), "\n".join(lines[end:]).removeprefix(_NEGATIVE), settings)
+
+
+def _count_prompt(lines: list[str], told: str = "") -> int:
+    """Returns how many lines are the prompt's: as many as the settings tell, or all before the last that looks like the
+    beginning of a negative prompt."""
+    starts = [i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)]
+    if re.fullmatch("[0-9]{1,9}", told) and int(told) in (*starts, len(lines)):
+        return int(told)
+    return starts[-1] if starts else len(lines)
 
 
 def _quote(value: str) -> str:

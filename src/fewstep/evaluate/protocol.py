@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.files import remove_abandoned, write_whole
+from fewstep.files import is_vacant, remove_abandoned, write_whole
 
 RESULTS_FILE = "results.json"
 
@@ -53,7 +53,7 @@ def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> bool:
             raise UserError(f"{out} holds another evaluation: {said}; choose another --out, or remove it")
         remove_abandoned(out)
         return True
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_vacant(out):
         raise UserError(f"{out} is not empty and holds no evaluation; choose another --out")
     with write_whole(file) as draft:
         draft.write_text(json.dumps(made_of, indent=2) + "\n")

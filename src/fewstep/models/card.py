@@ -232,5 +232,5 @@ def _lora_usage(card: StudentCard) -> list[str]:
 
 def write_model_card(folder: Path, card: StudentCard, scores: Sequence[str] = ()) -> None:
     """Writes the card in words as README.md, with a table of scores if there is one."""
-    with write_whole(folder / "README.md") as draft:
+    with write_whole(folder / "README.md", durable=True) as draft:
         draft.write_text(model_card(card, scores))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,8 @@ def _try_to_write(encoded: Encoded, folder: Path, made_of: dict[str, Any]) -> No
     try:
         write_encoded(encoded, folder, made_of)
     except Exception as error:  # safetensors and the file system each raise their own
-        reason = " ".join(str(error).split())[:120]
+        shutil.rmtree(folder, ignore_errors=True)  # the run needs the room that half of it takes
+        reason = " ".join(str(getattr(error, "strerror", "") or error).split())[:120]
         logger.warning(f"note: encoded pictures are not kept for the next start: {folder} cannot be written ({reason})")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from fewstep.errors import UserError
-from fewstep.files import remove_abandoned, write_whole
+from fewstep.files import is_vacant, remove_abandoned, write_whole
 from fewstep.models.card import StudentCard
 from fewstep.parallel.world import current_world
 from fewstep.recipes.plain import MADE_WITH, read_config_file, to_plain
@@ -58,12 +58,12 @@ def _claim(out: Path, config: Any) -> None:
             _set_aside(out)
             _write(file, wanted)
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_vacant(out):
         raise UserError(f"{out} is not empty and holds no run of fewstep; choose another --out")
     try:
         _write(file, wanted)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+        raise UserError(f"{out} cannot be written ({error.strerror}); mend that, or choose another --out") from error
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:
@@ -74,7 +74,8 @@ def _write(file: Path, values: dict[str, Any]) -> None:
 def _set_aside(out: Path) -> None:
     """Keeps the configuration and the model of a run that goes on otherwise."""
     number = 1 + len(list(out.glob("config-before-*.yaml")))
-    shutil.copyfile(out / CONFIG_FILE, out / f"config-before-{number}.yaml")
+    with write_whole(out / f"config-before-{number}.yaml") as draft:
+        shutil.copyfile(out / CONFIG_FILE, draft)
     if (out / "model").exists():
         (out / "model").rename(out / f"model-before-{number}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -15,7 +14,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.files import read_safetensors, sync
+from fewstep.files import DRAFT_MARK, name_draft, read_safetensors, refusals_named, sync
 from fewstep.train.state import RunState
 
 TENSORS_FILE = "state.safetensors"
@@ -40,9 +39,10 @@ class Checkpoints:
         before anything older is deleted.
         """
         final = self.folder / f"step-{numbers['step']:07d}"
-        draft = self.folder / f"{final.name}.tmp-{os.getpid()}"
+        draft = name_draft(final)
         try:
-            self._write(draft, final, tensors, numbers)
+            with refusals_named(final, draft):
+                self._write(draft, final, tensors, numbers)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise UserError(self._refused(error)) from error
@@ -50,13 +50,8 @@ class Checkpoints:
         self._purge(max(keep, LEAST_KEPT))
 
     def _write(self, draft: Path, final: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        if draft.exists():
-            shutil.rmtree(draft)
-        draft.mkdir(parents=True)
-        try:
-            safetensors.torch.save_file(tensors, draft / TENSORS_FILE)
-        except safetensors.SafetensorError as error:  # how it reports a full disk
-            raise OSError(0, " ".join(str(error).split())[:120]) from error
+        draft.mkdir()  # and not the run's folder, should somebody have removed that
+        safetensors.torch.save_file(tensors, draft / TENSORS_FILE)
         (draft / NUMBERS_FILE).write_text(json.dumps(numbers))
         files = {name: _measured(draft / name) for name in (TENSORS_FILE, NUMBERS_FILE)}
         content = {"configuration": self._configuration, "counter": numbers["counter"], "files": files}
@@ -82,10 +77,10 @@ class Checkpoints:
         oldest = whole[-keep:][0]
         for old in found[: found.index(oldest)]:  # the spoilt ones before it too
             self._whole.pop(old, None)
-            gone = old.with_name(f"{old.name}.tmp-old")  # a kill in the middle of deleting leaves no spoilt checkpoint
+            gone = name_draft(old)  # a kill in the middle of deleting leaves no spoilt checkpoint
             old.rename(gone)
             shutil.rmtree(gone)
-        for path in self.folder.glob("step-*.tmp-*"):
+        for path in self.folder.glob(f"step-*{DRAFT_MARK}*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def list(self) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fewstep.data.latents import DroppedPicture
 from fewstep.data.sources.base import Reason
 from fewstep.errors import UserError
-from fewstep.files import write_whole
+from fewstep.files import append_lines, write_whole
 
 DROPPED_FILE = "dropped.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -37,8 +37,7 @@ class Ledger:
         """Adds what could not be read before `counter`, in the order of counters. Raises UserError where it is too
         much."""
         if dropped:
-            with self._dropped.open("a") as file:
-                file.writelines(json.dumps(vars(each)) + "\n" for each in dropped)
+            append_lines(self._dropped, [json.dumps(vars(each)) for each in dropped])
         self._note(dropped)
         worst = f"the last was {dropped[-1].key} ({dropped[-1].reason})" if dropped else ""
         if self._longest >= MOST_IN_A_ROW:
@@ -59,8 +58,8 @@ class Ledger:
     def record_samples(self, step: int, counters: range, keys: Sequence[str]) -> None:
         """Adds the samples of one update, if they are wanted."""
         if self._samples is not None:
-            with self._samples.open("a") as file:
-                file.write(json.dumps({"step": step, "counter": counters.start, "keys": list(keys)}) + "\n")
+            line = {"step": step, "counter": counters.start, "keys": list(keys)}
+            append_lines(self._samples, [json.dumps(line)])
 
 
 def is_broken(reason: str) -> bool:

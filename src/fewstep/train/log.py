@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fewstep.files import append_lines, refusals_named
 from fewstep.train.ledger import rewrite
 
 
@@ -47,7 +49,8 @@ class RunLog:
         if self._progress:
             self._progress.stop()
         if self._board:
-            self._board.close()
+            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+                self._board.close()
 
     def advance(self, step: int) -> None:
         """Moves the bar; costs nothing when there is none."""
@@ -78,8 +81,7 @@ class RunLog:
         begun, start = self._first
         left = (self._steps - step) * (now - begun) / max(1, step - start)  # grids and evaluations too
         line = {"step": step, **values, "images_per_second": round(rate, 2), "seconds": round(now - self._begun, 2)}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_lines(self._path, [json.dumps(line)])
         loss = f"loss {values['loss']:.4g}  " if "loss" in values else ""
         note = f"{loss}{rate:.0f} images/s"
         if self._progress:
@@ -122,4 +124,14 @@ def _tensorboard(folder: Path, purge_step: int | None) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=purge_step)
+    threading.excepthook = _pass_over_board
+    with refusals_named(folder):
+        return SummaryWriter(str(folder), purge_step=purge_step)
+
+
+def _pass_over_board(failed: threading.ExceptHookArgs) -> None:
+    """Leaves out what the board's thread says of a disk that does not take its file: the next call on the board raises
+    it again."""
+    board = type(failed.thread).__module__.startswith("tensorboard.")
+    if not (board and failed.exc_type and issubclass(failed.exc_type, OSError)):
+        threading.__excepthook__(failed)

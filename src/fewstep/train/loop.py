@@ -43,9 +43,9 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     """
     world = current_world()
     world.share(range(config.batch_size))
-    folder.mkdir(parents=True, exist_ok=True)
     state = begin(task.roles, config)
     checkpoints = Checkpoints(folder / "checkpoints", fingerprint(config))
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
     newest = checkpoints.newest() if world.main else None
     if name := world.gather(newest and newest.name)[0]:  # hashing a large one takes minutes: one process does
         restore(state, checkpoints.folder / name)

@@ -445,8 +445,10 @@ function read(text) {
   const lines = text.split("\n");
   const last = lines.pop();
   if (!/(^|, )Steps: \d+/.test(last)) return null; // another program's
-  const negative = lines.findLastIndex((line) => line.startsWith("Negative prompt: "));
-  const found = { prompt: (negative < 0 ? lines : lines.slice(0, negative)).join("\n"), loras: {}, compare: false, start: null };
+  const starts = (line) => line !== undefined && line.startsWith("Negative prompt: ");
+  let own = lines.findLastIndex(starts);
+  if (own < 0) own = lines.length;
+  const found = { loras: {}, compare: false, start: null };
   for (const [, name, value] of last.matchAll(/\s*([\w][\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g)) {
     const plain = value.startsWith('"') ? unquoted(value) : value.trim();
     if (name === "Steps") found.steps = Number(plain);
@@ -454,8 +456,11 @@ function read(text) {
     if (name === "CFG scale") found.guidance_scale = Number(plain);
     if (name === "Size") found.size = plain;
     if (name === "Denoising strength") found.strength = Number(plain);
+    // Where a prompt has a line that looks as if it began the negative one.
+    if (name === "Prompt lines" && (Number(plain) === lines.length || starts(lines[Number(plain)]))) own = Number(plain);
     if (name.startsWith("Lora ")) found.loras[plain.slice(0, plain.lastIndexOf(":"))] = Number(plain.slice(plain.lastIndexOf(":") + 1));
   }
+  found.prompt = lines.slice(0, own).join("\n");
   for (const name of Object.keys(model.loras)) found.loras[name] ??= 0;
   return found;
 }
