@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__
 from fewstep.data.infotext import Infotext, build_png_info
-from fewstep.errors import UserError
+from fewstep.errors import UserError, show
 from fewstep.models.card import MAX_STEPS
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.options import PainterOptions
@@ -82,7 +82,7 @@ def generate(config: Generate) -> None:
     pipeline = load_painter(
         config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config,
         engine=config.engine, tiny_decoder=config.tiny_decoder, overrides=config, precision=config.precision,
-        offload=config.offload,
+        offload=config.offload, allow_download=config.allow_download,
     )  # fmt: skip
     init_image = None if config.init_image is None else read_picture(config.init_image)
     mask = None if config.mask is None else read_picture(config.mask, "RGBA")
@@ -109,7 +109,7 @@ def generate(config: Generate) -> None:
             for i, (image, prompt) in enumerate(zip(images, part, strict=True)):
                 path = _choose_name(config.out, prompt, seed + i)
                 image.save(path, pnginfo=write_parameters(config, pipeline, prompt, seed + i, image))
-                print(path, flush=True)
+                print(show(path), flush=True)
     except OSError as error:
         raise UserError(f"{config.out} cannot be written ({error.strerror}); choose another --out") from error
 
@@ -119,7 +119,7 @@ def _tell(caught: Sequence[warnings.WarningMessage], said: set[str]) -> None:
     told = dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)
     for message in told:
         if message not in said:
-            print(f"warning: {message}", flush=True)
+            print(show(f"warning: {message}"), flush=True)
     said.update(told)
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from PIL import Image, UnidentifiedImageError
 
 from fewstep import assets
 from fewstep.data.infotext import read_infotext
-from fewstep.errors import UserError
+from fewstep.documents import read_json
+from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
@@ -29,6 +29,7 @@ from fewstep.runs.unfinished import CHECKPOINTS
 from fewstep.train.checkpoint import Checkpoints
 
 MODEL_INDEX = "model_index.json"
+_MOST_ENTRIES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Inspect:
 def inspect(config: Inspect) -> None:
     """Prints lines of `name: value`, nothing but names and numbers read from the headers of files."""
     for line in describe(Path(assets.find_folder(config.path))):
-        print(line)
+        print(show(line, 4 * SCREEN))
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -74,15 +75,18 @@ def _describe_folder(folder: Path) -> Iterator[str]:
 
 
 def _describe_pipeline(folder: Path) -> Iterator[str]:
-    index, scheduler = (_json(folder / name) for name in (MODEL_INDEX, "scheduler/scheduler_config.json"))
+    otherwise = f"{folder} is not a whole pipeline"
+    index, scheduler = (
+        read_json(folder / name, otherwise) for name in (MODEL_INDEX, "scheduler/scheduler_config.json")
+    )
     try:
         family = family_of_folder(folder, index, str(folder))
     except UserError as error:
         yield f"pipeline: {index.get('_class_name')}"
         yield f"family: none that fewstep knows ({error})"
         return
-    network = _json(folder / family.lora.part / "config.json")
-    codec = _json(assets.find_part(folder, "vae") / "config.json")
+    network = read_json(folder / family.lora.part / "config.json", otherwise)
+    codec = read_json(assets.find_part(folder, "vae") / "config.json", otherwise)
     side = family.read_side(network, codec)
     yield f"pipeline: {index.get('_class_name')}"
     yield f"family: {family.describe(network)}"
@@ -92,8 +96,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
         files = sorted(assets.find_part(folder, part).glob("*.safetensors"))
         if counts := [read_safetensors_header(file).parameters for file in files]:
             yield f"{part}: {sum(counts):,} parameters"
-    for name, value in read_card(folder).to_json().items():
-        yield f"{name}: {value}"
+    yield from _list_entries([*read_card(folder).to_json().items()])
     here = shlex.quote(assets.find_name(folder))
     if family.is_few_step(network) or scheduler.get("_class_name") == LCM_SCHEDULER:
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
@@ -125,8 +128,15 @@ def _describe_run(folder: Path) -> Iterator[str]:
     command = next((command for name, command in _COMMAND_BY_SETTING.items() if name in settings), None)
     if command:
         yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
-    for name, value in settings.items():
+    yield from _list_entries([*settings.items()])
+
+
+def _list_entries(entries: Sequence[tuple[str, object]]) -> Iterator[str]:
+    """Yields a line for each entry that a file holds, as far as a person would read them."""
+    for name, value in entries[:_MOST_ENTRIES]:
         yield f"{name}: {value}"
+    if (more := len(entries) - _MOST_ENTRIES) > 0:
+        yield f"and {more:,} entries more"
 
 
 def _advise_painting(model: Path) -> Iterator[str]:
@@ -161,9 +171,8 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
     yield f"parameters: {header.parameters:,}"
     if words := {key.removeprefix(EMBEDDING).split(".")[0] for key in header.shapes if key.startswith(EMBEDDING)}:
         yield f"words for prompts: {', '.join(sorted(words))}"
-    for name, value in sorted(header.metadata.items()):
-        if name.startswith(("fewstep.", "modelspec.")):
-            yield f"{name}: {value}"
+    said = (each for each in sorted(header.metadata.items()) if each[0].startswith(("fewstep.", "modelspec.")))
+    yield from _list_entries([*said])
     yield _format_painting(path, header.metadata)
 
 
@@ -180,8 +189,7 @@ def _describe_picture(path: Path) -> Iterator[str]:
     yield f"prompt: {infotext.prompt}"
     if infotext.negative_prompt:
         yield f"negative prompt: {infotext.negative_prompt}"
-    for name, value in infotext.settings.items():
-        yield f"{name.lower()}: {value}"
+    yield from _list_entries([(name.lower(), value) for name, value in infotext.settings.items()])
     model = infotext.settings.get("Model path", "MODEL")
     command = ["fewstep", "generate", "--model", model, "--prompt", infotext.prompt]
     options = {
@@ -198,11 +206,3 @@ def _describe_picture(path: Path) -> Iterator[str]:
     for name, value in infotext.settings.items():
         command += ["--lora", value] if re.fullmatch(r"Lora \d+", name) else []
     yield f"repaint it: {shlex.join(command)}"
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON; the pipeline is not whole") from error
-    return content if isinstance(content, dict) else {}

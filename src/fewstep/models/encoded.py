@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fewstep.data.pictures import to_pixels
 from fewstep.data.reading import PictureReader
+from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models.family import LatentModel
@@ -142,7 +143,7 @@ def write_encoded(encoded: Encoded, folder: Path, made_of: dict[str, Any]) -> No
 def read_encoded(folder: Path, made_of: dict[str, Any]) -> Encoded | None:
     """Reads what was written there of the same pictures and models; None where that is something else, or not whole."""
     try:
-        rest = json.loads((folder / _REST).read_text())
+        rest = load_json(folder / _REST)
         if rest["made_of"] != json.loads(json.dumps(made_of)) or rest["sha256"] != _hash_file(folder / _TENSORS):
             return None
         held = read_safetensors(folder / _TENSORS)

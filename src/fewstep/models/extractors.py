@@ -4,7 +4,6 @@ files."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.models.parts import check_report, check_tokenizer, load_tokenizer
 
@@ -45,7 +45,7 @@ def load_extractor(source: str | Path, device: torch.device) -> Extractor:
     config = path / "config.json"
     if not config.is_file():
         raise UserError(f"{path} is no folder of CLIP or DINOv2 (it has no config.json) and no TorchScript file")
-    kind = json.loads(config.read_text()).get("model_type")
+    kind = read_json(config, f"{path} is no folder of CLIP or DINOv2").get("model_type")
     if kind == "clip":
         return _clip(path, device)
     if kind == "dinov2":
@@ -148,8 +148,7 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         raise UserError(f"{folder} has no preprocessor_config.json, which says how pictures are normalised")
-    held: dict[str, Any] = json.loads(file.read_text())
-    return held
+    return read_json(file, f"{folder} does not say how pictures are normalised")
 
 
 def _sha256(source: Path) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from fewstep import assets
+from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.models.codec import Codec
 from fewstep.models.families import family_of_file, family_of_folder, list_families, list_parts
 from fewstep.models.family import LatentModel
 from fewstep.models.hub import fetch_configurations, fetch_pipeline, is_hub_id
-from fewstep.models.scheduler import Overrides, read_json
+from fewstep.models.scheduler import Overrides
 from fewstep.precision import Storage
 
 

@@ -14,6 +14,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models.weight_files import choose_weights, stage_weights
@@ -165,7 +166,7 @@ def write_vocabulary(folder: Path) -> None:
     whole = folder / "tokenizer.json"
     if not whole.is_file() or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
         return
-    model = json.loads(whole.read_text())["model"]
+    model = load_json(whole)["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
     lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{line}\n" for line in lines))

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep import assets
+from fewstep.documents import read_json
 from fewstep.models.card import StudentCard, read_card
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.family import Family
 from fewstep.models.loading import find_files
-from fewstep.models.scheduler import Overrides, read_json
+from fewstep.models.scheduler import Overrides
 
 
 @dataclass(frozen=True)

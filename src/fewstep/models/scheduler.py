@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,19 +64,6 @@ def read_overrides(record: Mapping[str, Any]) -> Overrides:
         prediction_type=known.get(kind, "auto"), zero_snr=str(record.get("zero_snr", False)) == "True",
         unet=str(record.get("unet") or ""),
     )  # fmt: skip
-
-
-def read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    """Reads a JSON object. Raises UserError, which begins with `otherwise`, where there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{otherwise}: {path.name} is missing") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{otherwise}: {path.name} cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{otherwise}: {path.name} is not a JSON object")
-    return content
 
 
 def settle_schedule(

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.files import remove_abandoned, write_whole
 from fewstep.parallel.world import current_world
@@ -94,8 +95,8 @@ def claim_data(config: Any, account: dict[str, Any], identity: str) -> None:
         raise UserError("the processes do not see the same pictures; begin when all of them are there")
     file = config.out / "data.json"
     if world.main:
-        held = json.loads(file.read_text()) if file.exists() else {}
-        if held and held["sha256"] != identity and "data" not in config.change:
+        held = read_json(file, f"{config.out} does not say which pictures it began with") if file.exists() else {}
+        if held and held.get("sha256") != identity and "data" not in config.change:
             raise UserError(
                 f"the pictures of {config.data} are not those that {config.out} began with; put them back, choose "
                 "another --out, or go on with these: --change data"

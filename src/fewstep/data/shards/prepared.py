@@ -18,6 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fewstep.data.reading import Sizes
+from fewstep.documents import load_json, parse_json
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors, read_safetensors_header, write_whole
 from fewstep.roots import OutsideError, Root, open_regular
@@ -94,7 +95,7 @@ def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
         return
     metadata = read_safetensors_header(file, advice=_ADVICE).metadata
     try:
-        held = json.loads(metadata[_HEADER])["made_of"]
+        held = parse_json(metadata[_HEADER])["made_of"]
     except (ValueError, KeyError) as error:
         raise UserError(f"{file} is damaged ({error}); {_ADVICE}") from error
     for field in sorted({*held, *made_of}):
@@ -117,8 +118,7 @@ class PreparedShards:
         """With `follow_links`, files of the folder may be links out of it. Raises UserError."""
         self.folder, self._root = folder, Root(str(folder), follow_links)
         try:
-            with open_regular(self._find(MANIFEST)) as file:
-                held = json.loads(file.read())
+            held = load_json(Path(self._find(MANIFEST)))
             self.made_of, self.report, shards = held["made_of"], held["report"], held["shards"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.documents import DocumentError, load_json
 from fewstep.errors import UserError
 from fewstep.files import SafetensorsHeader
 from fewstep.models.families import list_families
@@ -38,7 +38,9 @@ def find_configurations(family: Family, base_config: str, header: SafetensorsHea
     folder = Path(base_config) if base_config else _fetch_by_kind(family, header, path)
     part = family.lora.part
     try:
-        config = json.loads((folder / part / "config.json").read_text())
+        config = load_json(folder / part / "config.json")
+        if not isinstance(config, dict):
+            raise DocumentError("it is no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(
             f"--base-config {folder} has no readable {part}/config.json; give the folder of a diffusers pipeline"

@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from fewstep import assets
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.schedule import Tabulated
+from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.method.omega_embedding import OMEGA_WIDTH
@@ -42,7 +43,7 @@ from fewstep.models.families.stable_diffusion_parts import (
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.network import BackboneNetwork
-from fewstep.models.scheduler import Overrides, read_json, read_schedule, settle_schedule
+from fewstep.models.scheduler import Overrides, read_schedule, settle_schedule
 from fewstep.precision import Storage
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fewstep import assets
+from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.models.families.original_names import (
@@ -33,7 +34,6 @@ from fewstep.models.families.single_file import (
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_network, is_hub_id
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
-from fewstep.models.scheduler import read_json
 from fewstep.precision import Storage
 
 _CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder"}

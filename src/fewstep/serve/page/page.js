@@ -444,10 +444,10 @@ function unquoted(text) {
 function read(text) {
   const lines = text.split("\n");
   const last = lines.pop();
-  if (!/(^|, )Steps: \d+/.test(last)) return null; // another program's
+  if (last.length > 2 ** 16 || !/(^|, )Steps: \d+/.test(last)) return null; // another program's
   const negative = lines.findLastIndex((line) => line.startsWith("Negative prompt: "));
   const found = { prompt: (negative < 0 ? lines : lines.slice(0, negative)).join("\n"), loras: {}, compare: false, start: null };
-  for (const [, name, value] of last.matchAll(/\s*([\w][\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g)) {
+  for (const [, name, value] of last.matchAll(/(?<![\w \-/])[ \-/]*(\w[\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g)) {
     const plain = value.startsWith('"') ? unquoted(value) : value.trim();
     if (name === "Steps") found.steps = Number(plain);
     if (name === "Seed") found.seed = Number(plain);
