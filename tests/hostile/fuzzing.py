@@ -23,7 +23,14 @@ HANG_SECONDS = 5.0
 _KILL_AFTER = 120
 MEMORY = 3 * 2**30
 """More address space than the process had with everything imported."""
-_WATCHED = ("socket.connect", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class", "marshal.loads")
+_WATCHED = (
+    "socket.connect",
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "pickle.find_class",
+)
 
 
 def run_inputs(seed: int, first: int, last: int, folder: str, only: str) -> None:
@@ -70,7 +77,7 @@ class Fuzz:
         self.counts: dict[str, Counter[str]] = {name: Counter() for name in names}
         self.slowest: dict[str, float] = dict.fromkeys(names, 0.0)
         self._allowed = tuple(map(os.path.realpath, (place, sys.prefix, sys.base_prefix, Path(__file__).parents[2], *_list_code()))) + (
-            "/proc/self", "/proc/cpuinfo", "/sys/", "/dev/null", "/dev/urandom", "/usr/share/zoneinfo", "/usr/lib", "/lib",
+            f"/proc/{os.getpid()}/", "/proc/self", "/proc/cpuinfo", "/sys/", "/dev/null", "/dev/urandom", "/usr/share/zoneinfo", "/usr/lib", "/lib",
         )  # fmt: skip
         self._seen: list[str] = []
         self._watching = False
@@ -153,7 +160,11 @@ def run_all(seed: int, count: int, folder: Path, only: str = "", batch: int = 50
         process = FORK.Process(target=run_inputs, args=(seed, number, last, str(folder), only))
         process.start()
         process.join()
-        lines = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()] if (folder / "found.jsonl").exists() else []
+        lines = (
+            [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
+            if (folder / "found.jsonl").exists()
+            else []
+        )
         faults += [line for line in lines if "number" in line]
         if process.exitcode:
             died = int((folder / "current").read_text())

@@ -113,7 +113,10 @@ def dump(value: Any) -> bytes:
 def mutate_json(rng: Random, data: bytes) -> bytes:
     if rng.random() < 0.15:
         return mutate_bytes(rng, data)
-    value = json.loads(data)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):  # damaged before
+        return mutate_bytes(rng, data)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         value = mutate_value(rng, value)
     return dump(value)
@@ -138,7 +141,25 @@ def mutate_yaml(rng: Random, data: bytes) -> bytes:
             return mutate_json(rng, json.dumps(yaml.safe_load(data)).encode())
 
 
-_DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I64", "I32", "I8", "U8", "U16", "U64", "BOOL", "C64", "F6_E2M3")
+_DTYPES = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "F8_E4M3",
+    "F8_E5M2",
+    "F8_E8M0",
+    "F4",
+    "I64",
+    "I32",
+    "I8",
+    "U8",
+    "U16",
+    "U64",
+    "BOOL",
+    "C64",
+    "F6_E2M3",
+)
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U16": 2}
 
 
@@ -169,6 +190,8 @@ def _mutate_header(rng: Random, header: dict[str, Any]) -> None:
         return
     name = rng.choice(names)
     entry = header[name]
+    if not isinstance(entry, dict) or not {"dtype", "shape"} <= entry.keys() or not isinstance(entry["shape"], list):
+        return  # damaged before
     match rng.randrange(6):
         case 0:
             entry["dtype"] = rng.choice(_DTYPES)
@@ -213,12 +236,35 @@ def _pack(header: bytes, body: bytes) -> bytes:
 
 def mutate_settings(rng: Random, data: bytes) -> bytes:
     """Settings texts, whose parsers look for names and quotes: made long, and full of both."""
-    pieces = ("a", "a ", '"', '\\"', "\\", ": ", ", ", "Steps: 4", 'x: "', "Negative prompt: ", "\n", "-", "/", "\t", "é", "Lora 1: ", "\x1b[31m", '"\\ud800"')
+    pieces = (
+        "a",
+        "a ",
+        '"',
+        '\\"',
+        "\\",
+        ": ",
+        ", ",
+        "Steps: 4",
+        'x: "',
+        "Negative prompt: ",
+        "\n",
+        "-",
+        "/",
+        "\t",
+        "é",
+        "Lora 1: ",
+        "\x1b[31m",
+        '"\\ud800"',
+    )
     text = data.decode("utf-8", "replace")
     for _ in range(rng.choice((1, 2, 5))):
         place = rng.randrange(len(text) + 1)
         text = text[:place] + rng.choice(pieces) * rng.choice((1, 2, 100, 80_000)) + text[place:]
-    return text.encode("utf-8", "surrogatepass") if rng.random() < 0.8 else mutate_bytes(rng, text.encode("utf-8", "surrogatepass"))
+    return (
+        text.encode("utf-8", "surrogatepass")
+        if rng.random() < 0.8
+        else mutate_bytes(rng, text.encode("utf-8", "surrogatepass"))
+    )
 
 
 def mutate_lines(rng: Random, data: bytes) -> bytes:
@@ -262,7 +308,9 @@ def mutate_png(rng: Random, data: bytes) -> bytes:
             chunks.insert(rng.randrange(len(chunks)), chunks[at])
         case 5:
             chunks[at] = (rng.choice((b"IDAT", b"IEND", b"fdAT", b"cHRM", b"tEXt")), content)
-    packed = (struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks)
+    packed = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
     return data[:8] + b"".join(packed)
 
 

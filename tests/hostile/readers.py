@@ -9,7 +9,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -45,6 +45,7 @@ from fewstep.data.sources.inspection import look_at_picture
 from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.worlds.scenes import Scenes
+from fewstep.documents import read_json
 from fewstep.evaluate.protocol import claim_report_folder, rows_beside
 from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models import scenes_model
@@ -64,11 +65,10 @@ from fewstep.recipes.named import RECIPES, find_recipe
 from fewstep.serve.client_pictures import read_parameters
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.settings import ServerSettings
-from fewstep.documents import read_json
+from fewstep.train import log
 from fewstep.train.checkpoint import MANIFEST_FILE, Checkpoints, files_of, restore
 from fewstep.train.config import LoopConfig
 from fewstep.train.ledger import Ledger
-from fewstep.train.log import RunLog
 from fewstep.train.loop import begin
 from fewstep.train.role import Role
 from fewstep.train.soundness import why_unfit
@@ -106,7 +106,9 @@ def build_corpus(folder: Path) -> Corpus:
     corpus = Corpus(folder)
     tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(60))
     pipeline = save_miniature("sd15", tokenizer, folder / "model")
-    StudentCard(name="x", teacher="scenes", guidance_scale=8.0, guidance_range=(1.0, 9.0), sampling_steps=4).write(pipeline)
+    StudentCard(name="x", teacher="scenes", guidance_scale=8.0, guidance_range=(1.0, 9.0), sampling_steps=4).write(
+        pipeline
+    )
     save_single_file("sd15", pipeline, folder / "single.safetensors")
     corpus.model = load_latent_model(pipeline, CPU)
     _write_loras(corpus)
@@ -119,13 +121,23 @@ def build_corpus(folder: Path) -> Corpus:
 
 def _write_loras(corpus: Corpus) -> None:
     model, generator = corpus.model, torch.Generator().manual_seed(0)
-    names = [name for name, module in model.network.backbone.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][:6]
+    names = [
+        name for name, module in model.network.backbone.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    ][:6]
     pairs = {}
     for name in names:
         weight = model.network.backbone.get_submodule(name).weight
         down = torch.randn(2, *weight.shape[1:], generator=generator)
-        pairs[f"unet.{name}"] = Pair(down, torch.randn(weight.shape[0], 2, *[1] * (weight.ndim - 2), generator=generator), 4.0)
-    header = {"fewstep.method": "LCM-LoRA", "fewstep.teacher": "scenes", "fewstep.omega": "0", "fewstep.steps": "4", "modelspec.title": "x"}
+        pairs[f"unet.{name}"] = Pair(
+            down, torch.randn(weight.shape[0], 2, *[1] * (weight.ndim - 2), generator=generator), 4.0
+        )
+    header = {
+        "fewstep.method": "LCM-LoRA",
+        "fewstep.teacher": "scenes",
+        "fewstep.omega": "0",
+        "fewstep.steps": "4",
+        "modelspec.title": "x",
+    }
     write_lora(corpus / "loras", pairs, header, model.parts, model.family.lora)
     plain = safetensors.torch.load_file(corpus / "loras" / "pytorch_lora_weights.safetensors")
     dora = {**plain, **{name.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(plain[name.replace("lora_A", "lora_B")].shape[0])
@@ -134,7 +146,14 @@ def _write_loras(corpus: Corpus) -> None:
     safetensors.torch.save_file({**dora, **words}, corpus / "loras" / "dora.safetensors")
     peft = {name.replace("unet.", "base_model.model."): value for name, value in plain.items()}
     safetensors.torch.save_file(peft, corpus / "loras" / "adapter_model.safetensors")
-    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {names[0]: 2}, "alpha_pattern": {f"^{names[1]}": 4}, "target_modules": names}
+    said = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "rank_pattern": {names[0]: 2},
+        "alpha_pattern": {f"^{names[1]}": 4},
+        "target_modules": names,
+    }
     (corpus / "loras" / "adapter_config.json").write_text(json.dumps(said))
     tiny = {f"{n}.weight": torch.zeros(2, 2, 3, 3) for n in range(1, 4)}
     safetensors.torch.save_file(tiny, corpus / "loras" / "tiny.safetensors")
@@ -165,7 +184,7 @@ def _write_run(folder: Path) -> None:
 
 
 def _write_prepared(folder: Path) -> None:
-    made_of = {"data": "x", "side": 8}
+    made_of = {"format": 1, "resolution": 8, "crop": "middle", "std": True, "seed": 0}
     rows = [PreparedRow("a", "one", (8, 8, 0, 0, 8, 8)), PreparedRow("b", "two", (8, 8, 0, 0, 8, 8), others=("more",))]
     latents = {"mean": torch.zeros(2, 4, 2, 2, dtype=torch.float16), "std": torch.ones(2, 4, 2, 2, dtype=torch.float16)}
     write_shard(folder, "0-0-0", rows, latents, made_of)
@@ -182,7 +201,7 @@ def _write_pictures(folder: Path) -> None:
     from fewstep.data.infotext import build_png_info
 
     folder.mkdir()
-    text = "a cat\nNegative prompt: x\nSteps: 4, Sampler: LCM, CFG scale: 8, Seed: 1, Model path: scenes, Lora 1: \"a, b:0.8\""
+    text = 'a cat\nNegative prompt: x\nSteps: 4, Sampler: LCM, CFG scale: 8, Seed: 1, Model path: scenes, Lora 1: "a, b:0.8"'
     for name, content in {
         "a.png": _picture("PNG", pnginfo=build_png_info(text)), "b.jpg": _picture("JPEG"), "c.webp": _picture("WEBP"),
         "d.png": _picture("PNG"),
@@ -198,10 +217,23 @@ def _write_pictures(folder: Path) -> None:
 def _write_shards(folder: Path) -> None:
     folder.mkdir()
     picture = _picture("PNG")
-    table = pa.table({"image": [{"bytes": picture, "path": "a.png"}] * 2, "text": ["one", "two"], "width": [12, 12], "punsafe": [0.1, 0.2]})
+    table = pa.table(
+        {
+            "image": [{"bytes": picture, "path": "a.png"}] * 2,
+            "text": ["one", "two"],
+            "width": [12, 12],
+            "punsafe": [0.1, 0.2],
+        }
+    )
     pq.write_table(table, folder / "a.parquet")
     with tarfile.open(folder / "a.tar", "w") as archive:
-        for name, content in {"0.png": picture, "0.txt": b"one", "0.json": b'{"caption": "x", "width": 12}', "1.png": picture, "1.txt": b"two"}.items():
+        for name, content in {
+            "0.png": picture,
+            "0.txt": b"one",
+            "0.json": b'{"caption": "x", "width": 12}',
+            "1.png": picture,
+            "1.txt": b"two",
+        }.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -253,7 +285,12 @@ def _exhaust(lines: Iterator[str]) -> None:
 
 
 def read_header(corpus: Corpus, folder: Path, rng: Random) -> None:
-    path = _take(rng.choice([*(corpus / "loras").glob("*.safetensors"), corpus / "single.safetensors"]), folder, rng, mutate_safetensors)
+    path = _take(
+        rng.choice([*(corpus / "loras").glob("*.safetensors"), corpus / "single.safetensors"]),
+        folder,
+        rng,
+        mutate_safetensors,
+    )
     read_safetensors_header(path)
     read_safetensors(path)
 
@@ -294,7 +331,9 @@ def read_model_folder(corpus: Corpus, folder: Path, rng: Random) -> None:
 
 def read_whole_model(corpus: Corpus, folder: Path, rng: Random) -> None:
     weights = {".safetensors": mutate_safetensors}
-    load_latent_model(_copy(corpus / "model", folder / "model", rng, rng.choice((_OF_MODELS, _OF_MODELS, weights))), CPU)
+    load_latent_model(
+        _copy(corpus / "model", folder / "model", rng, rng.choice((_OF_MODELS, _OF_MODELS, weights))), CPU
+    )
 
 
 def read_single_file(corpus: Corpus, folder: Path, rng: Random) -> None:
@@ -320,7 +359,7 @@ def read_tokenizers(corpus: Corpus, folder: Path, rng: Random) -> None:
     place = _copy(corpus / "model" / "tokenizer", folder / "tokenizer", rng, _OF_MODELS, many=True)
     tokenizer = load_tokenizer(CLIPTokenizer, place)
     check_tokenizer(tokenizer, corpus.model.conditioner.first.network.config, str(place))
-    tokenizer(["a red star", "\ud83d\ude00 x"], padding="max_length", truncation=True)
+    tokenizer(["a red star", "\U0001f600 x"], padding="max_length", truncation=True)
 
 
 def read_config(corpus: Corpus, folder: Path, rng: Random) -> None:
@@ -345,7 +384,9 @@ def read_checkpoints(corpus: Corpus, folder: Path, rng: Random) -> None:
     place = folder / "checkpoints"
     _copy(corpus / "run" / "checkpoints" / "step-0000001", place / "step-0000001", rng, {})
     if rng.random() < 0.2:
-        _copy(corpus / "run" / "checkpoints" / "step-0000002", place / "step-0000002", rng, {"manifest.json": mutate_json})
+        _copy(
+            corpus / "run" / "checkpoints" / "step-0000002", place / "step-0000002", rng, {"manifest.json": mutate_json}
+        )
     else:
         _copy(corpus / "run" / "checkpoints" / "step-0000002", place / "step-0000002", rng,
               rng.choice(({"state.json": mutate_json}, {".safetensors": mutate_safetensors})))  # fmt: skip
@@ -361,9 +402,16 @@ def read_checkpoints(corpus: Corpus, folder: Path, rng: Random) -> None:
 
 
 def read_lines_of_a_run(corpus: Corpus, folder: Path, rng: Random) -> None:
-    place = _copy(corpus / "run", folder / "run", rng, {".jsonl": mutate_lines, "encoded.json": mutate_json, "results.json": mutate_json}, many=True)
+    place = _copy(
+        corpus / "run",
+        folder / "run",
+        rng,
+        {".jsonl": mutate_lines, "encoded.json": mutate_json, "results.json": mutate_json},
+        many=True,
+    )
     Ledger(place, 100, samples=True)
-    RunLog(place, "x", 3, 2)
+    log._tensorboard = lambda *_: None
+    log.RunLog(place, "x", 3, 2)
     read_encoded(place, {})
     list(rows_beside(place, {"n": 1, "judge": {"sha256": "a"}}))
     _take(corpus / "run" / "results.json", folder, rng, mutate_json).rename(place / "made_of.json")
@@ -381,14 +429,24 @@ def read_prepared(corpus: Corpus, folder: Path, rng: Random) -> None:
     for index in range(min(4, len(shards))):
         shard, row = shards.locate(index)
         shards.read_row(shard, row)
-        for part in ("mean", "std"):
+        for part in ("mean", "std")[: 1 + bool(shards.made_of.get("std"))]:
             shards.read_latent(shard, row, part)
 
 
 def _forge_table(place: Path, rng: Random) -> None:
     kinds = {"key": ["a", "b"], "caption": ["x", "y"], "sizes": [[8] * 6] * 2, "status": ["", ""], "row": [0, 1]}
     name = rng.choice(list(kinds))
-    values = ([1.5, None], [None, None], [[1], [2]], [-1, 5], [2**31, 0], ["\x1b", "x"], [{"a": 1}, None], [[8] * 6, [1, 2]], [[None] * 6] * 2)
+    values = (
+        [1.5, None],
+        [None, None],
+        [[1], [2]],
+        [-1, 5],
+        [2**31, 0],
+        ["\x1b", "x"],
+        [{"a": 1}, None],
+        [[8] * 6, [1, 2]],
+        [[None] * 6] * 2,
+    )
     kinds[name] = rng.choice(values)  # type: ignore[assignment]
     if rng.random() < 0.2:
         del kinds[name]
@@ -396,7 +454,10 @@ def _forge_table(place: Path, rng: Random) -> None:
     pq.write_table(pa.table({key: pa.array(value) for key, value in kinds.items()}), sink)
     (place / "0-0-0.parquet").write_bytes(sink.getvalue())
     file = place / "0-0-0.safetensors"
-    said = {"table_sha256": hashlib.sha256(sink.getvalue()).hexdigest(), "made_of": {"data": "x", "side": 8}}
+    said = {
+        "table_sha256": hashlib.sha256(sink.getvalue()).hexdigest(),
+        "made_of": {"format": 1, "resolution": 8, "crop": "middle", "std": True, "seed": 0},
+    }
     latents = safetensors.torch.load_file(corpus_latents(place))
     file.unlink(missing_ok=True)
     safetensors.torch.save_file(latents, file, {"fewstep": json.dumps(said)})
@@ -420,16 +481,40 @@ def _read_all(data: Path, folder: Path) -> None:
     source.report.format_report()
 
 
-_OF_FOLDERS = {".txt": mutate_bytes, ".json": mutate_json, ".jsonl": mutate_lines, ".png": mutate_png, ".jpg": mutate_bytes, ".webp": mutate_bytes}
+_OF_FOLDERS = {
+    ".txt": mutate_bytes,
+    ".json": mutate_json,
+    ".jsonl": mutate_lines,
+    ".png": mutate_png,
+    ".jpg": mutate_bytes,
+    ".webp": mutate_bytes,
+}
 
 
 def read_folder(corpus: Corpus, folder: Path, rng: Random) -> None:
     place = _copy(corpus / "pictures", folder / "pictures", rng, _OF_FOLDERS, many=True)
     if rng.random() < 0.3:
         (place / "metadata.jsonl").unlink(missing_ok=True)
-        odd = ("c.webp", "../outside", OUTSIDE + "/secret.png", "d.png", "", "a" * 3000, '"', "\x00", "d.png,d.png", "\x1b[31m")
+        odd = (
+            "c.webp",
+            "../outside",
+            OUTSIDE + "/secret.png",
+            "d.png",
+            "",
+            "a" * 3000,
+            '"',
+            "\x00",
+            "d.png,d.png",
+            "\x1b[31m",
+        )
         rows = "\n".join(f"{rng.choice(odd)},{rng.choice(odd)}" for _ in range(rng.randrange(5)))
-        (place / "metadata.csv").write_bytes(point_outside(mutate_bytes(rng, f"file_name,text\n{rows}".encode()) if rng.random() < 0.5 else f"file_name,text\n{rows}".encode()))
+        (place / "metadata.csv").write_bytes(
+            point_outside(
+                mutate_bytes(rng, f"file_name,text\n{rows}".encode())
+                if rng.random() < 0.5
+                else f"file_name,text\n{rows}".encode()
+            )
+        )
     _read_all(place, folder)
 
 
@@ -442,10 +527,37 @@ def read_parquet(corpus: Corpus, folder: Path, rng: Random) -> None:
     image = [{"bytes": None, "path": outside}, {"bytes": None, "path": "../OUTSIDE/secret.png"}, {"bytes": picture, "path": "x"},
              {"bytes": mutate_png(rng, picture), "path": None}, None]  # fmt: skip
     columns: dict[str, Any] = {
-        "image": rng.choice(([rng.choice(image), rng.choice(image)], [picture, mutate_png(rng, picture)], ["x", outside], [1, 2], [None, None])),
-        "text": rng.choice((["a", "b"], [["a", "b"], []], [1, 2], [b"\xff", b"x"], [None, "x"], [{"x": 1}, None], [["\x1b[31m", None], ["b"]])),
+        "image": rng.choice(
+            (
+                [rng.choice(image), rng.choice(image)],
+                [picture, mutate_png(rng, picture)],
+                ["x", outside],
+                [1, 2],
+                [None, None],
+            )
+        ),
+        "text": rng.choice(
+            (
+                ["a", "b"],
+                [["a", "b"], []],
+                [1, 2],
+                [b"\xff", b"x"],
+                [None, "x"],
+                [{"x": 1}, None],
+                [["\x1b[31m", None], ["b"]],
+            )
+        ),
         rng.choice(("width", "similarity", "punsafe", "status", "key", "url", "TEXT")): rng.choice(
-            ([1, 2], ["x", "1e999"], [2**62, -1], [None, None], [float("nan"), float("inf")], [[1], []], [b"\xff", b""], [True, False])
+            (
+                [1, 2],
+                ["x", "1e999"],
+                [2**62, -1],
+                [None, None],
+                [float("nan"), float("inf")],
+                [[1], []],
+                [b"\xff", b""],
+                [True, False],
+            )
         ),
     }
     pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), folder / "a.parquet")
@@ -457,12 +569,40 @@ def read_tar(corpus: Corpus, folder: Path, rng: Random) -> None:
         _read_all(_take(corpus / "shards" / "a.tar", folder, rng, mutate_bytes), folder)
         return
     picture = (corpus / "pictures" / "d.png").read_bytes()
-    names = ("0.png", "0.txt", "0.json", "1.jpg", "1.txt", "../2.png", f"{OUTSIDES[0]}/secret.png", "a/0.png", "\x1b[31m.png", "x" * 300 + ".png", ".png", "0", "0.cls")
-    contents = (picture, b"words", b"", b"{}", dump(make_value(rng)), b"\xff\xfe", mutate_png(rng, picture), b"a" * 10**5)
-    with tarfile.open(folder / "a.tar", "w", format=rng.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT))) as archive:
+    names = (
+        "0.png",
+        "0.txt",
+        "0.json",
+        "1.jpg",
+        "1.txt",
+        "../2.png",
+        f"{OUTSIDES[0]}/secret.png",
+        "a/0.png",
+        "\x1b[31m.png",
+        "x" * 300 + ".png",
+        ".png",
+        "0",
+        "0.cls",
+    )
+    contents = (
+        picture,
+        b"words",
+        b"",
+        b"{}",
+        dump(make_value(rng)),
+        b"\xff\xfe",
+        mutate_png(rng, picture),
+        b"a" * 10**5,
+    )
+    with tarfile.open(
+        folder / "a.tar", "w", format=rng.choice((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT))
+    ) as archive:
         for _ in range(rng.randrange(7)):
             info = tarfile.TarInfo(rng.choice(names))
-            info.type = rng.choice((tarfile.REGTYPE,) * 6 + (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, b"S"))
+            info.type = rng.choice(
+                (tarfile.REGTYPE,) * 6
+                + (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, b"S")
+            )
             info.linkname = rng.choice(("", f"{OUTSIDES[0]}/secret.png", "../secret.png"))
             content = rng.choice(contents)
             info.size = len(content) if info.type == tarfile.REGTYPE else 0

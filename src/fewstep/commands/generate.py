@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__
@@ -158,7 +158,9 @@ def read_picture(path: Path, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Imag
             return ImageOps.exif_transpose(image).convert(mode)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give a picture that does") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise UserError(f"{path} cannot be read as a picture; give a PNG, JPEG or WebP") from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fewstep import assets
 from fewstep.data.infotext import read_infotext
@@ -181,8 +181,10 @@ def _describe_picture(path: Path) -> Iterator[str]:
         with Image.open(path) as image:
             text = image.info.get("parameters")
             yield f"picture: {image.width}×{image.height} {image.format}"
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is neither a picture nor a .safetensors file") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged data
+        raise UserError(f"{path} is neither a picture that can be read nor a .safetensors file") from error
     if not isinstance(text, str):
         raise UserError(f"{path} does not say what painted it (no `parameters` in it)")
     infotext = read_infotext(text)

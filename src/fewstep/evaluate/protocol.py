@@ -35,7 +35,9 @@ def rows_beside(folder: Path, protocol: Mapping[str, Any]) -> Iterator[dict[str,
     try:
         results = load_json(file)
         rows, held = results["rows"], results["protocol"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(held, dict) or not all({"sampler", "model"} <= row.keys() for row in rows):
+            raise ValueError("its rows are of other fields")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} holds no results of `fewstep evaluate`") from error
     if said := difference(protocol, held):
         raise UserError(f"{folder} cannot stand in the same table: {said}")

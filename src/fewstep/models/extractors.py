@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fewstep.documents import read_json
 from fewstep.errors import UserError
+from fewstep.models.config_sizes import check_sizes
 from fewstep.models.parts import check_report, check_tokenizer, load_tokenizer
 
 INCEPTION_SIDE = 299
@@ -135,13 +136,16 @@ def resized(pictures: Tensor, side: int) -> Tensor:
 
 def _loaded(kind: Any, folder: Path, device: torch.device) -> Any:
     try:
+        check_sizes(kind, folder, sorted(folder.glob("*.safetensors")))
         model, report = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )  # fmt: skip
         check_report(report, str(folder), kind.__name__)
         return model.eval().to(device)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be loaded ({str(error).splitlines()[0][:150]})") from error
+    except UserError:
+        raise
+    except Exception as error:  # as in parts.load_weights
+        raise UserError(f"{folder} cannot be loaded ({' '.join(str(error).split())[:150]})") from error
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

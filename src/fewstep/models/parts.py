@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, write_whole
+from fewstep.models.config_sizes import check_sizes
 from fewstep.models.weight_files import choose_weights, stage_weights
 
 _NAMES_OF_VERSION_5 = {r"^(embeddings|encoder|final_layer_norm)\.": r"text_model.\1."}
@@ -34,13 +34,16 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
     settings = {"dtype": dtype, **_TRANSFORMERS} if of_transformers else {"torch_dtype": dtype}
     chosen = choose_weights((path.name for path in folder.iterdir()), str(folder))
     try:
+        check_sizes(kind, folder, [folder / name for name in chosen.names])
         with tempfile.TemporaryDirectory() as draft:
             if place := None if chosen.canonical and not list(folder.glob("*.index*.json")) else Path(draft):
                 stage_weights(folder, chosen, "model" if of_transformers else "diffusion_pytorch_model", place)
             part, report = kind.from_pretrained(
                 place or folder, use_safetensors=True, output_loading_info=True, **settings
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise nearly anything where a configuration is odd
         raise _not_loaded(folder, kind, error) from error
     if place and not of_transformers:
         part.register_to_config(_name_or_path=str(folder))
@@ -125,6 +128,8 @@ def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
             "was trained with"
         )
     length, places = tokenizer.model_max_length, int(encoder_config.max_position_embeddings)
+    if type(length) is not int:
+        raise UserError(f"{where} has model_max_length {length!r:.60} in tokenizer_config.json; set it to {places}")
     if length > places:
         said = f"reads up to {length} tokens" if length < 10**9 else "says no model_max_length in tokenizer_config.json"
         raise UserError(f"{where} {said} and its text encoder has {places} places; set model_max_length to {places}")

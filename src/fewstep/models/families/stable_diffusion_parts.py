@@ -15,6 +15,7 @@ from fewstep import assets
 from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
+from fewstep.models.config_sizes import check_layers
 from fewstep.models.families.original_names import (
     open_clip_names,
     original_clip_names,
@@ -126,9 +127,8 @@ def load_parts_of_file(
 
 def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]]:
     """Returns what a file's tensors should be called, as its configurations describe them, by how they begin."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_config(UNet2DConditionModel, folder / "unet"))
-        vae = AutoencoderKL.from_config(_config(AutoencoderKL, folder / "vae"))
+    unet = _shaped(UNet2DConditionModel, folder / "unet")
+    vae = _shaped(AutoencoderKL, folder / "vae")
     originals = original_unet_names(name for name, _ in unet.named_modules())
     named = (name.rpartition(".") for name in unet.state_dict())
     wanted = {
@@ -146,17 +146,25 @@ def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]
     return wanted
 
 
-def _config(kind: Any, folder: Path) -> Any:
+def _shaped(kind: Any, folder: Path) -> Any:
+    """Makes the network that a folder's config.json describes, on no device. Raises UserError."""
+    check_layers(read_json(folder / "config.json", f"{folder} has no readable configuration"), folder)
     try:
-        return kind.load_config(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} has no readable config.json ({str(error).splitlines()[0][:100]})") from error
+        with torch.device("meta"):
+            return kind.from_config(kind.load_config(folder))
+    except Exception as error:  # diffusers raises nearly anything where a configuration is odd
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{folder}/config.json describes no {kind.__name__} ({reason})") from error
 
 
 def _text_tensors(part: str, folder: Path) -> list[str]:
-    read_json(folder / part / "config.json", f"{folder / part} is no text encoder")
-    with torch.device("meta"):
-        return list(_KINDS[part](CLIPTextConfig.from_pretrained(folder / part)).state_dict())
+    check_layers(read_json(folder / part / "config.json", f"{folder / part} is no text encoder"), folder / part)
+    try:
+        with torch.device("meta"):
+            return list(_KINDS[part](CLIPTextConfig.from_pretrained(folder / part)).state_dict())
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{folder / part}/config.json describes no text encoder ({reason})") from error
 
 
 def check_parts(family: Family, source: str, parts: Mapping[str, Any]) -> None:
