@@ -1,6 +1,7 @@
 """`fewstep inspect` says what a thing is, and its advice works."""
 
 import shlex
+import time
 
 import numpy as np
 import pytest
@@ -90,3 +91,23 @@ def test_what_is_no_lora_is_called_by_its_name(tmp_path):
     safetensors.torch.save_file({"lora_unet_mid.hada_w1_a": torch.zeros(2, 2)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="holds LoHa, such as lora_unet_mid"):
         list(describe(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize("piece", ["a", "a ", "\t", 'a: "', '"\\"', "a: ", ", ", " -/"])
+def test_settings_are_read_in_linear_time(piece):
+    begun = time.process_time()
+    read_infotext(f"x\n{piece * (10**6 // len(piece))}")
+    assert time.process_time() - begun < 3
+
+
+def test_what_a_header_says_moves_no_cursor(tmp_path, fewstep_command):
+    header = {"modelspec.title": "\x1b]0;owned\x07", **{f"fewstep.{n}": "x" for n in range(1000)}}
+    down = {"unet.x.lora_A.weight": torch.ones(2, 2), "unet.x.lora_B.weight": torch.ones(2, 2)}
+    safetensors.torch.save_file(down, tmp_path / "x.safetensors", header)
+    done = fewstep_command("inspect", tmp_path / "x.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "and 801 entries more" in done.stdout
+    (tmp_path / "\x1b[31m").mkdir()
+    refused = fewstep_command("inspect", tmp_path / "\x1b[31m")
+    assert (refused.returncode, "\x1b" in refused.stderr, r"\x1b[31m" in refused.stderr) == (2, False, True)

@@ -33,8 +33,21 @@ _WATCHED = (
 )
 
 
+_SYSTEM = (
+    "/proc/self",
+    "/proc/cpuinfo",
+    "/sys/",
+    "/dev/null",
+    "/dev/urandom",
+    "/usr/share/zoneinfo",
+    "/usr/lib",
+    "/lib",
+)
+"""What Python and its libraries read of the system; code, which is imported where it is needed, comes to it."""
+
+
 def run_inputs(seed: int, first: int, last: int, folder: str, only: str) -> None:
-    """Runs inputs `first` to `last`, and appends a line of JSON for each fault and one of sums to `folder`/found.jsonl."""
+    """Runs inputs `first` to `last`, and appends to `folder`/found.jsonl a line of each fault and one of sums."""
     place = Path(folder)
     with (place / "stderr").open("w") as errors:
         os.dup2(errors.fileno(), 2)
@@ -58,27 +71,27 @@ class Fuzz:
     """Makes and reads the inputs of one seed."""
 
     def __init__(self, seed: int, place: Path, only: str = "") -> None:
+        import corpus
         import readers
 
         self._readers, self._seed, self._work = readers, seed, place / "work"
         outside = place / "outside"
         outside.mkdir(exist_ok=True)
-        (outside / "secret.png").write_bytes(readers._picture("PNG"))
+        (outside / "secret.png").write_bytes(corpus.draw_picture("PNG"))
         (outside / "secret").write_text("secret")
-        readers.OUTSIDES[:] = [outside]
+        self._outside = str(outside)
         tempfile.tempdir = str(place)
         seeds = place / "seeds"
         shutil.rmtree(seeds, ignore_errors=True)
         seeds.mkdir()
-        self.corpus = readers.build_corpus(seeds)
-        readers.TRUE_LATENTS[:] = [seeds / "prepared" / "0-0-0.safetensors"]
+        self.corpus = corpus.build_corpus(seeds, outside)
         names = {name: each.weight for name, each in readers.READERS.items() if only in ("", name)}
         self._names, self._weights = list(names), list(names.values())
         self.counts: dict[str, Counter[str]] = {name: Counter() for name in names}
         self.slowest: dict[str, float] = dict.fromkeys(names, 0.0)
-        self._allowed = tuple(map(os.path.realpath, (place, sys.prefix, sys.base_prefix, Path(__file__).parents[2], *_list_code()))) + (
-            f"/proc/{os.getpid()}/", "/proc/self", "/proc/cpuinfo", "/sys/", "/dev/null", "/dev/urandom", "/usr/share/zoneinfo", "/usr/lib", "/lib",
-        )  # fmt: skip
+        imported = (path for path in sys.path if os.path.isdir(path))
+        code = (sys.prefix, sys.base_prefix, Path(__file__).parents[2], *imported)
+        self._allowed = (*map(os.path.realpath, (place, *code)), f"/proc/{os.getpid()}/", *_SYSTEM)
         self._seen: list[str] = []
         self._watching = False
         sys.addaudithook(self._watch)
@@ -91,13 +104,11 @@ class Fuzz:
             self._seen.append(f"{event} {args!r:.200}")
         elif event == "open" and isinstance(args[0], str | bytes):
             path = os.path.realpath(os.fsdecode(args[0]))
-            if not path.startswith(self._allowed) or path.startswith(str(self._readers.OUTSIDES[0])):
+            if not path.startswith(self._allowed) or path.startswith(self._outside):
                 self._seen.append(f"open {path}")
 
     def run(self, number: int) -> dict[str, Any] | None:
         """Makes and reads one input; returns what went wrong, if anything."""
-        from fewstep.errors import UserError
-
         rng = Random(f"{self._seed} {number}")
         name = rng.choices(self._names, self._weights)[0]
         work = self._work / str(number)
@@ -112,7 +123,7 @@ class Fuzz:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 self._readers.READERS[name].read(self.corpus, work, rng)
             end = "read"
-        except (UserError, *self._readers.REFUSALS) as refusal:
+        except self._readers.REFUSALS as refusal:
             end = "refused"
             if len(lines := str(refusal).splitlines()) > 1 and len(" ".join(lines)) > 4000:
                 fault = {"kind": "long message", "what": str(refusal)[:500]}
@@ -133,11 +144,6 @@ class Fuzz:
             return {"reader": name, **fault}
         shutil.rmtree(work, ignore_errors=True)
         return None
-
-
-def _list_code() -> list[str]:
-    """Returns where code lies that is imported only when it is needed."""
-    return [path for path in sys.path if path and os.path.isdir(path)]
 
 
 def _cap_memory() -> None:

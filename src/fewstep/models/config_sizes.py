@@ -49,7 +49,7 @@ def check_layers(config: Mapping[str, Any], folder: Path, most: int = MOST_LAYER
 
 def _count_layers(config: Mapping[str, Any]) -> int:
     inner = (_count_layers(value) for value in config.values() if isinstance(value, dict))
-    counts = (_largest(value) for name, value in config.items() if "layers" in name)
+    counts = (_largest(value) for name, value in config.items() if "layers" in name or name.endswith("_blocks"))
     blocks = (len(value) for name, value in config.items() if isinstance(value, list) and name != "layers_per_block")
     return max(math.prod(counts) * max(blocks, default=1), *inner, 1)
 

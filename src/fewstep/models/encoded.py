@@ -146,11 +146,13 @@ def read_encoded(folder: Path, made_of: dict[str, Any]) -> Encoded | None:
         rest = load_json(folder / _REST)
         if rest["made_of"] != json.loads(json.dumps(made_of)) or rest["sha256"] != _hash_file(folder / _TENSORS):
             return None
-        held = read_safetensors(folder / _TENSORS)
+        held, rows, reasons = read_safetensors(folder / _TENSORS), rest["rows"], rest["reasons"]
+        if not isinstance(rows, list) or not isinstance(reasons, list) or len(rows) != len(reasons):
+            return None
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
     empty = torch.empty(0)
-    return Encoded(empty, empty, {}, {}, rest["rows"], rest["reasons"]).with_tensors(held)
+    return Encoded(empty, empty, {}, {}, rows, reasons).with_tensors(held)
 
 
 def _hash_file(path: Path) -> str:

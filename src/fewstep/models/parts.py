@@ -13,8 +13,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from fewstep.documents import load_json
-from fewstep.errors import UserError
+from fewstep.documents import load_json, read_json
+from fewstep.errors import UserError, show
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models.config_sizes import check_sizes
 from fewstep.models.weight_files import choose_weights, stage_weights
@@ -97,6 +97,9 @@ def _shape(size: Any) -> str:
 def load_tokenizer(kind: Any, folder: Path) -> Any:
     """Loads a tokenizer of a class of transformers. Raises UserError where it is none, or holds no vocabulary."""
     _check_vocabulary(folder)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            _check_names(folder / name)
     try:
         with tempfile.TemporaryDirectory() as draft:
             place = folder
@@ -117,6 +120,17 @@ def _check_vocabulary(folder: Path) -> None:
             raise UserError(
                 f"{folder} has no tokenizer.json and no {name}, so it has no vocabulary; fetch the model again"
             )
+
+
+def _check_names(file: Path) -> None:
+    """Raises UserError where a name in a file would be printed by tokenizers, which does not know it, and moves the
+    terminal's cursor."""
+    waiting: list[Any] = [read_json(file, f"{file.parent} is no tokenizer")]
+    while waiting:
+        each = waiting.pop()
+        waiting += [*each.values()] if isinstance(each, dict) else each if isinstance(each, list) else []
+        if isinstance(each, dict) and (odd := next((name for name in each if show(name) != name), None)):
+            raise UserError(f"{file} has an entry {odd!r:.60}, which is no name; fetch the model again")
 
 
 def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:

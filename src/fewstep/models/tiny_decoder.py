@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from safetensors import SafetensorError
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors
+from fewstep.models.config_sizes import check_sizes
 from fewstep.models.parts import check_report
 
 _DIFFUSERS = "decoder.layers."
@@ -21,7 +21,9 @@ def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTi
     place = Path(source)
     try:
         tiny = _from_folder(place) if place.is_dir() else _from_file(place)
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # diffusers raises nearly anything where a configuration is odd
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source} is no decoder in TAESD's layout ({reason})") from error
     scale = tiny.config.scaling_factor
@@ -32,6 +34,7 @@ def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTi
 
 
 def _from_folder(folder: Path) -> AutoencoderTiny:
+    check_sizes(AutoencoderTiny, folder, sorted(folder.glob("*.safetensors")))
     tiny, report = AutoencoderTiny.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     check_report(report, str(folder), AutoencoderTiny.__name__)
     return tiny

@@ -92,6 +92,9 @@ def number_in(line: str, name: str) -> float:
 
 def _read_dropped(line: str, source: Path) -> DroppedPicture:
     try:
-        return DroppedPicture(**parse_json(line))
+        found = DroppedPicture(**parse_json(line))
+        if type(found.counter) is not int or not isinstance(found.key, str) or not isinstance(found.reason, str):
+            raise TypeError("a number and two texts are wanted")
+        return found
     except TypeError as error:
         raise UserError(f"{source} has a line that is none of a dropped picture's ({line:.80}); remove it") from error

@@ -125,7 +125,8 @@ def _find_fault_in_moment(moment: str, tensor: Tensor, parameter: Tensor, name: 
     if moment == "step":
         fits = tensor.numel() == 1 and not tensor.is_complex() and 0 <= float(tensor) < _MOST
     elif moment in _TORCHS:
-        fits = tensor.shape == parameter.shape and find_fault_in_values(name, tensor) is None
+        alike = tensor.shape == parameter.shape and tensor.dtype == parameter.dtype
+        fits = alike and find_fault_in_values(name, tensor) is None
     else:  # in blocks, with the levels of 8 bits beside them
         fits = tensor.numel() <= max(256, parameter.numel()) and not tensor.is_complex()
     return None if fits else f"{name} is {_describe(tensor)}, of no use for {_describe(parameter)}"
