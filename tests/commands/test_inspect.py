@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewstep.commands.inspect import describe
+from fewstep import cli
+from fewstep.commands.inspect import Inspect, describe, inspect
 from fewstep.data.infotext import Infotext, read_infotext
 from fewstep.errors import UserError
 from fewstep.models.families import family_of_file
@@ -100,14 +101,13 @@ def test_settings_are_read_in_linear_time(piece):
     assert time.process_time() - begun < 3
 
 
-def test_what_a_header_says_moves_no_cursor(tmp_path, fewstep_command):
-    header = {"modelspec.title": "\x1b]0;owned\x07", **{f"fewstep.{n}": "x" for n in range(1000)}}
+def test_what_a_header_or_an_error_says_moves_no_cursor(tmp_path, capsys):
+    header = {"fewstep.!": "\x1b]0;owned\x07", **{f"fewstep.{n}": "x" for n in range(1000)}}
     down = {"unet.x.lora_A.weight": torch.ones(2, 2), "unet.x.lora_B.weight": torch.ones(2, 2)}
     safetensors.torch.save_file(down, tmp_path / "x.safetensors", header)
-    done = fewstep_command("inspect", tmp_path / "x.safetensors")
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout
-    assert "and 801 entries more" in done.stdout
-    (tmp_path / "\x1b[31m").mkdir()
-    refused = fewstep_command("inspect", tmp_path / "\x1b[31m")
-    assert (refused.returncode, "\x1b" in refused.stderr, r"\x1b[31m" in refused.stderr) == (2, False, True)
+    inspect(Inspect(path=tmp_path / "x.safetensors"))
+    shown = capsys.readouterr().out
+    assert ("\x1b" in shown, r"\x1b" in shown, "and 801 entries more" in shown) == (False, True, True)
+    with pytest.raises(SystemExit):
+        cli.main(["\x1b[31m"])
+    assert r"'\x1b[31m' is no command" in capsys.readouterr().err

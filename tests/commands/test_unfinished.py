@@ -113,11 +113,8 @@ def seal(checkpoint):
     (checkpoint / "manifest.json").write_text(json.dumps({"content": content, "sha256": sha256}, indent=2))
 
 
-@pytest.mark.parametrize("kind", ["lora_run", "random_student"])
-def test_a_sealed_checkpoint_that_is_not_of_the_run_is_named_and_the_one_before_painted(
-    kind, request, tmp_path, capsys
-):
-    going = unfinished(request.getfixturevalue(kind), tmp_path)
+def test_a_sealed_checkpoint_that_is_not_of_the_run_is_named_and_the_one_before_painted(lora_run, tmp_path, capsys):
+    going = unfinished(lora_run, tmp_path)
     last, before = (going / "checkpoints" / f"step-000000{number}" for number in (3, 2))
     tensors = safetensors.torch.load_file(last / "state.safetensors")
     safetensors.torch.save_file({name: torch.ones(2, 2, 2) for name in tensors}, last / "state.safetensors")

@@ -122,7 +122,7 @@ def test_every_recipe_of_every_command_is_whole():
     ("setting", "named"),
     [
         ({"teacher": "org/name"}, ["--teacher", "org/name"]), ({"unet": "org/name"}, ["--unet", "org/other"]),
-        ({"data": "s3://bucket/shards"}, ["--data=pictures"]), ({"mix": ["https://host/x.tar::0.5"]}, ["--mix", "more"]),
+        ({"data": "s3://bucket/shards"}, ["--data=pictures"]), ({"mix": ["https://host/x.tar::1"]}, ["--mix", "more"]),
     ],
     ids=str,
 )  # fmt: skip
