@@ -29,6 +29,10 @@ _NOT_READ = {
 """Settings that make another schedule of the betas beside them."""
 
 
+NETWORK_OPTION = "unet"
+"""The option that names a repository which is a network alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
     """Says what holds of a model whatever its files say."""

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny
 
+from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors
-from fewstep.models.config_sizes import check_sizes
+from fewstep.models.config_sizes import check_layers
 from fewstep.models.parts import check_report
 
 _DIFFUSERS = "decoder.layers."
@@ -34,7 +35,7 @@ def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTi
 
 
 def _from_folder(folder: Path) -> AutoencoderTiny:
-    check_sizes(AutoencoderTiny, folder, sorted(folder.glob("*.safetensors")))
+    check_layers(read_json(folder / "config.json", f"{folder} is no decoder in TAESD's layout"), folder)
     tiny, report = AutoencoderTiny.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     check_report(report, str(folder), AutoencoderTiny.__name__)
     return tiny

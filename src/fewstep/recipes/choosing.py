@@ -13,9 +13,10 @@ import torch
 from fewstep import assets
 from fewstep.models.hub import check_asked
 from fewstep.models.recognising import Recognised, recognise
+from fewstep.models.scheduler import NETWORK_OPTION
 from fewstep.recipes.named import MEMORY_GIB, RECIPES, RELEASED, find_recipe
 
-FETCHED = ("teacher", "model", "unet", "data", "mix")
+FETCHED = ("teacher", "model", NETWORK_OPTION, "data", "mix")
 """Options that may name what is not on this machine."""
 
 
