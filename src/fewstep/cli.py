@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 
 from fewstep import __version__
 from fewstep.arguments import find_option, parse_arguments, suggest_nearest
-from fewstep.errors import StoppedError, UserError
+from fewstep.errors import ShownFormatter, StoppedError, UserError, show
 
 _SIGNS_OF_A_LOST_PROCESS = (
     "closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited", "Connection refused",
@@ -194,12 +194,13 @@ def _run_explained(command: Command, run: Callable[[Any], object], parsed: Any) 
 
 def parse_training(name: str, arguments: list[str]) -> Any:
     """Parses the options of a command with recipes: the first word names one, else the model's family decides."""
-    from fewstep.recipes.choosing import Choice, choose_recipe
+    from fewstep.recipes.choosing import FETCHED, Choice, check_named, choose_recipe
     from fewstep.recipes.named import describe, find_recipe
 
     if arguments and not arguments[0].startswith("-"):
         word, *arguments = arguments
         choice = Choice(word, find_recipe(word, name))
+        check_named(choice.config, word, {each for each in FETCHED if find_option(arguments, each)})
     else:
         given = {
             option: find_option(arguments, option)
@@ -214,7 +215,7 @@ def parse_training(name: str, arguments: list[str]) -> Any:
             prediction=given["prediction-type"],
         )
     if choice.note and os.environ.get("RANK", "0") == "0" and "FEWSTEP_LAUNCHER" not in os.environ:
-        print(choice.note, file=sys.stderr, flush=True)
+        print(show(choice.note), file=sys.stderr, flush=True)
     default = choice.config
     batch = find_option(arguments, "batch-size")
     if batch.isdecimal() and int(batch) and not find_option(arguments, "accumulation"):
@@ -229,6 +230,8 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.basicConfig(format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(ShownFormatter("%(message)s"))
     logging.getLogger("fewstep").setLevel(logging.INFO)
     from fewstep.models.libraries import import_without_bitsandbytes  # after the variables, which they read
 
@@ -280,7 +283,7 @@ def _explain_end(error: BaseException, command: Command) -> int:
         print(f"\nfewstep: {error}", file=sys.stderr)
         return 128 + error.number
     if isinstance(error, UserError):
-        print(f"fewstep: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"fewstep: error: {show(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         print(f"fewstep: error: {' '.join(_describe_refusal(error, command).split())}", file=sys.stderr)
@@ -291,14 +294,14 @@ def _explain_end(error: BaseException, command: Command) -> int:
     if between or isinstance(error, dist.DistError):
         text = " ".join(str(error).split())
         if any(sign in text for sign in _SIGNS_OF_A_LOST_PROCESS):
-            print(f"fewstep: another process has gone ({text})", file=sys.stderr)
+            print(f"fewstep: another process has gone ({show(text)})", file=sys.stderr)
             return OTHER_GONE
-        print(f"fewstep: error: the processes cannot talk to one another: {text}", file=sys.stderr)
+        print(f"fewstep: error: the processes cannot talk to one another: {show(text)}", file=sys.stderr)
         return 1
     traceback.print_exception(error)
     return 1
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"fewstep: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"fewstep: error: {show(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)

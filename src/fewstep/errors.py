@@ -1,8 +1,35 @@
-"""Exceptions that end a command with a message for the user."""
+"""Exceptions that end a command with a message for the user, and how texts of strangers are shown."""
+
+import logging
+import re
+
+SCREEN = 2000
+"""Letters that a terminal shows at once, and the longest message."""
+_NOT_SHOWN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069"
+    "\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
+)
+"""What moves a terminal's cursor, turns its letters round, hides among them, or is no letter at all."""
 
 
 class UserError(Exception):
     """Says in one line what was wrong, what is allowed and what to do; the command exits with status 2."""
+
+
+def show(text: object, most: int = SCREEN) -> str:
+    """Returns a text, names and headers of strangers in it, as it may be printed: what a terminal would obey is made
+    visible, as `\\x1b`, and of more than `most` letters the middle is left out."""
+    shown = str(text)
+    if (more := len(shown) - most) > 0:
+        shown = f"{shown[: most * 2 // 3]} … ({more:,} letters left out) … {shown[-most // 3 :]}"
+    return _NOT_SHOWN.sub(lambda found: ascii(found[0])[1:-1], shown)
+
+
+class ShownFormatter(logging.Formatter):
+    """Formats a log's message as `show` does, but for a traceback, which is of the program's own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # the library's name
+        return show(super().formatMessage(record))
 
 
 class StoppedError(Exception):

@@ -2,6 +2,7 @@
 
 import io
 import shlex
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewstep.commands.inspect import describe
+from fewstep import cli
+from fewstep.commands.inspect import Inspect, describe, inspect
 from fewstep.data.infotext import Infotext, build_png_info, read_infotext
 from fewstep.errors import UserError
 from fewstep.models.families import family_of_file
@@ -114,3 +116,22 @@ def test_what_is_no_lora_is_called_by_its_name(tmp_path):
     safetensors.torch.save_file({"lora_unet_mid.hada_w1_a": torch.zeros(2, 2)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="holds LoHa, such as lora_unet_mid"):
         list(describe(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.parametrize("piece", ["a", "a ", "\t", 'a: "', '"\\"', "a: ", ", ", " -/"])
+def test_settings_are_read_in_linear_time(piece):
+    begun = time.process_time()
+    read_infotext(f"x\n{piece * (10**6 // len(piece))}")
+    assert time.process_time() - begun < 3
+
+
+def test_what_a_header_or_an_error_says_moves_no_cursor(tmp_path, capsys):
+    header = {"fewstep.!": "\x1b]0;owned\x07", **{f"fewstep.{n}": "x" for n in range(1000)}}
+    down = {"unet.x.lora_A.weight": torch.ones(2, 2), "unet.x.lora_B.weight": torch.ones(2, 2)}
+    safetensors.torch.save_file(down, tmp_path / "x.safetensors", header)
+    inspect(Inspect(path=tmp_path / "x.safetensors"))
+    shown = capsys.readouterr().out
+    assert ("\x1b" in shown, r"\x1b" in shown, "and 801 entries more" in shown) == (False, True, True)
+    with pytest.raises(SystemExit):
+        cli.main(["\x1b[31m"])
+    assert r"'\x1b[31m' is no command" in capsys.readouterr().err

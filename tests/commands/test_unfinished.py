@@ -1,10 +1,15 @@
 """A run that has not ended is painted with from its newest whole checkpoint, and so is any checkpoint of it."""
 
+import hashlib
+import json
 import logging
 import shutil
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
+import yaml
 
 import fewstep
 from fewstep.errors import UserError
@@ -95,3 +100,44 @@ def test_generate_takes_it(lora_run, tmp_path, fewstep_command):
     assert done.returncode == 0, done.stderr
     assert "painting from step-0000003" in done.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
+
+
+def seal(checkpoint):
+    """Writes hashes that are right."""
+    files = {}
+    for name in ("state.safetensors", "state.json"):
+        content = (checkpoint / name).read_bytes()
+        files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    content = {"configuration": "", "counter": 0, "files": files}
+    sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps({"content": content, "sha256": sha256}, indent=2))
+
+
+def test_a_sealed_checkpoint_that_is_not_of_the_run_is_named_and_the_one_before_painted(lora_run, tmp_path, capsys):
+    going = unfinished(lora_run, tmp_path)
+    last, before = (going / "checkpoints" / f"step-000000{number}" for number in (3, 2))
+    tensors = safetensors.torch.load_file(last / "state.safetensors")
+    safetensors.torch.save_file({name: torch.ones(2, 2, 2) for name in tensors}, last / "state.safetensors")
+    seal(last)
+    painted, said = paint(load_painter(going, "cpu")), capsys.readouterr().err
+    assert "whole and not of this run: step-0000003 (does not fit" in said
+    assert np.array_equal(painted, paint(load_painter(before, "cpu")))
+    with pytest.raises(UserError, match="step-0000003 does not fit"):
+        load_painter(last, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"guidance_range": 3}, "has guidance_range 3; two numbers are wanted"), ({"skip": 0}, "has skip 0"),
+        ({"lora_rank": "many"}, "has lora_rank 'many'; a number"), ({"teacher": ["x"]}, "has teacher .*; a text"),
+        ({"teacher": "org/name"}, "--allow-download"), ({"data": 3}, "has data 3; a text"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_odd_settings_of_a_run_are_named(change, said, lora_run, tmp_path):
+    going = unfinished(lora_run, tmp_path)
+    settings = yaml.safe_load((going / "config.yaml").read_text())
+    (going / "config.yaml").write_text(json.dumps({**settings, **change}))
+    with pytest.raises(UserError, match=said):
+        load_painter(going, "cpu")

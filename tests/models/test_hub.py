@@ -6,6 +6,7 @@ import socket
 import threading
 
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub import constants
 
@@ -15,6 +16,7 @@ from fewstep.errors import UserError
 from fewstep.models import scenes_model
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import INDEX, SMALL_FILES
+from fewstep.models.pipeline import load_pipeline
 from fewstep.models.scheduler import Overrides
 from miniatures import save_miniature
 
@@ -156,3 +158,16 @@ def test_a_bar_is_shown_on_a_terminal(is_terminal, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
     load_latent_model(MODEL, CPU)
     assert ("etching" in capsys.readouterr().err) == is_terminal
+
+
+@pytest.mark.parametrize(
+    "header", [{"fewstep.teacher": MODEL}, {"fewstep.teacher": "scenes", "fewstep.unet": ALONE}], ids=str
+)
+def test_what_a_lora_names_is_fetched_only_where_that_is_allowed(header, hub, tmp_path):
+    safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "pytorch_lora_weights.safetensors", header)
+    with pytest.raises(UserError, match=r"names somebody/\w+, which is not here .*--allow-download"):
+        load_pipeline(tmp_path, "cpu")
+    assert hub.fetched == []
+    with pytest.raises(UserError, match=r"does not fit this base|has a UNet of 4 input"):
+        load_pipeline(tmp_path, "cpu", allow_download=True)
+    assert hub.fetched

@@ -419,9 +419,21 @@ REFUSED = {
     "no JSON": (lambda m: changed(m, {"lora_adapter_metadata": "{"}), "no JSON"),
     "a list": (lambda m: changed(m, {"lora_adapter_metadata": "[1]"}), "no JSON object"),
     "words": (lambda m: changed(m, said(r=3, lora_alpha="much")), "lora_alpha 'much'; a number"),
-    "no pattern": (lambda m: changed(m, said(r=3, alpha_pattern={"(": 1})), r"alpha_pattern '\(', which is no pattern"),
+    "no pattern": (lambda m: changed(m, said(r=3, alpha_pattern={"(": 1})), r"alpha_pattern '\(', which is a pattern"),
+    "a pattern that takes days": (
+        lambda m: changed(m, said(r=3, rank_pattern={"((a+)+)+$|.*b": 3})), "which is a pattern and no name of a module"
+    ),
+    "an alternative": (lambda m: changed(m, said(r=3, rank_pattern={"conv1|conv2": 3})), "write the names"),
+    "deep JSON": (lambda m: changed(m, {"lora_adapter_metadata": "[" * 10**5}), "no JSON"),
+    "deep JSON that Python reads": (
+        lambda m: changed(m, {"lora_adapter_metadata": '{"r":' + "[" * 99 + "]" * 99 + "}"}), "no JSON"
+    ),
     "pattern of words": (lambda m: changed(m, said(r=3, alpha_pattern={"a": "b"})), "numbers by modules"),
-    "an endless number": (lambda m: changed(m, said(r=3, lora_alpha=10**400)), "a number is wanted"),
+    "an endless number": (lambda m: changed(m, said(r=3, lora_alpha=10**400)), "no JSON"),
+    "a number too large": (lambda m: changed(m, said(r=3, lora_alpha=10**35)), "a number is wanted"),
+    "booleans": (lambda m: changed(m, up=torch.ones(16, 3, dtype=torch.bool)), "as bool, of which a LoRA cannot"),
+    "complex numbers": (lambda m: changed(m, up=torch.ones(16, 3, dtype=torch.complex64)), "as complex64"),
+    "an alpha of booleans": (lambda m: changed(m, alpha=torch.tensor(True)), "is bool"),
     "DoRA without magnitudes": (lambda m: changed(m, said(r=3, use_dora=True)), "is a DoRA and holds no magnitude"),
     "too much": (
         lambda m: changed(m, down=torch.zeros(LARGEST_RANK + 1, 16), up=torch.zeros(16, LARGEST_RANK + 1)), "rank 1025"

@@ -156,7 +156,10 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(copy):
     [
         ({"model_max_length": 77}, "reads up to 77 tokens and its text encoder has 32 places"),
         ({"model_max_length": 10**30}, "says no model_max_length"),
+        ({"model_max_length": 10**8}, "reads up to 100000000 tokens and its text encoder has 32 places"),
         ({"model_max_length": 2}, "reads up to 2 tokens"),
+        ({"model_max_length": [77]}, "has model_max_length [77] in tokenizer_config.json; set it to 32"),
+        ({"\x1b[31m": 1}, "has an entry '\\x1b[31m', which is no name"),
     ],
 )
 def test_a_tokenizer_of_another_length_is_refused(change, said, copy, edit_json):
@@ -484,3 +487,24 @@ def test_a_judge_and_a_tiny_decoder_are_made_sure_of_too(clip, tiny_decoder, tmp
         change_tensors(file, drop(1))
         with pytest.raises(UserError, match="it lacks "):
             load(str(spoilt), CPU)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("text_encoder", {"max_position_embeddings": 10**8}, "describes a network of 1,600,0"),
+        ("text_encoder", {"vocab_size": 10**9}, "describes a network of 16,000,0"),
+        ("text_encoder", {"num_hidden_layers": 10**8}, "describes 100,000,000 layers, where at most 6"),
+        ("unet", {"layers_per_block": 10**8}, "describes 200,000,000 layers"),
+        ("unet", {"transformer_layers_per_block": [1, 10**7]}, "describes 20,000,000 layers"),
+        ("vae", {"layers_per_block": 10**8}, "layers, where at most"),
+        ("vae", {"block_out_channels": [8] * 10**4}, "layers, where at most"),
+        ("text_encoder", {"vocab_size": [[]]}, "cannot be loaded as CLIPTextModel"),
+        ("unet", {"act_fn": None}, "cannot be loaded as UNet2DConditionModel"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_configuration_out_of_all_measure_is_refused_at_once(part, change, said, copy, edit_json):
+    folder = copy()
+    edit_json(folder / part / "config.json", **change)
+    assert said in refusal(folder)

@@ -116,3 +116,19 @@ def test_every_recipe_of_every_command_is_whole():
             assert config.steps > 100
             assert isinstance(config, Distill) == (command == "distill")
             assert find_recipe(name, command) == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"teacher": "org/name"}, ["--teacher", "org/name"]), ({"unet": "org/name"}, ["--unet", "org/other"]),
+        ({"data": "s3://bucket/shards"}, ["--data=pictures"]), ({"mix": ["https://host/x.tar::1"]}, ["--mix", "more"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_configuration_fetches_is_named_on_the_command_line(setting, named, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(setting))
+    with pytest.raises(UserError, match=f"which is not here and would be fetched; name it yourself: {named[0][:6]}"):
+        parse_training("distill", [str(file)])
+    parse_training("distill", [str(file), *named])

@@ -1,8 +1,10 @@
 """Checkpoints are whole or absent, a spoilt one is found out, and no moment is a bad one to be killed in."""
 
 import copy
+import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -12,11 +14,20 @@ import torch
 from torch import nn
 
 from fewstep.errors import UserError
-from fewstep.train.checkpoint import MANIFEST_FILE, NUMBERS_FILE, TENSORS_FILE, Checkpoints, restore, why_spoilt
+from fewstep.train.checkpoint import (
+    MANIFEST_FILE,
+    NUMBERS_FILE,
+    TENSORS_FILE,
+    Checkpoints,
+    files_of,
+    restore,
+    why_spoilt,
+)
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import begin
 from fewstep.train.role import Role
 from fewstep.train.skipping import Skipping
+from fewstep.train.soundness import why_unfit
 from fewstep.train.state import RunState
 
 FILES = (TENSORS_FILE, NUMBERS_FILE, MANIFEST_FILE)
@@ -292,3 +303,69 @@ def test_killed_at_any_call_of_a_save_the_old_or_the_new_one_loads(tmp_path):
     assert at > 40  # calls there were
     assert found == sorted(found)
     assert set(found) == {3, 4}
+
+
+def forge(folder, change):
+    """Changes the newest checkpoint and seals it again, so that its hashes are right."""
+    checkpoint = Checkpoints(folder).list()[-1]
+    tensors = safetensors.torch.load_file(checkpoint / TENSORS_FILE)
+    numbers = json.loads((checkpoint / NUMBERS_FILE).read_text())
+    change(tensors, numbers)
+    safetensors.torch.save_file(tensors, checkpoint / TENSORS_FILE)
+    (checkpoint / NUMBERS_FILE).write_text(numbers if isinstance(numbers, str) else json.dumps(numbers))
+    files = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name in (TENSORS_FILE, NUMBERS_FILE)
+        for content in [(checkpoint / name).read_bytes()]
+    }
+    content = {"configuration": "the configuration", "counter": 48, "files": files}
+    sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (checkpoint / MANIFEST_FILE).write_text(json.dumps({"content": content, "sha256": sha256}, indent=2))
+    assert why_spoilt(checkpoint) is None
+
+
+WEIGHT, MOMENT = "student.0.weight", "optimizer.exp_avg.0.weight"
+FORGED = {
+    "another shape": (lambda t, _: t.update({WEIGHT: torch.ones(3, 3)}), r"student.0.weight is float32 \(3, 3\)"),
+    "another type": (lambda t, _: t.update({WEIGHT: torch.ones(3, 2, dtype=torch.int32)}), "is of int32"),
+    "NaN": (lambda t, _: t.update({WEIGHT: torch.full((3, 2), torch.nan)}), "values that are not finite"),
+    "a weight is missing": (lambda t, _: t.pop("averaged.0.bias"), "it lacks averaged.0.bias"),
+    "a weight too many": (lambda t, _: t.update({"fake.0": torch.ones(1)}), "no role here has fake.0"),
+    "no losses": (lambda t, _: t.pop("losses"), "it lacks losses"),
+    "losses without end": (lambda t, _: t.update(losses=torch.ones(7)), r"losses is float32 \(7,\)"),
+    "a moment of another shape": (lambda t, _: t.update({MOMENT: torch.ones(5)}), "of no use for float32"),
+    "a moment is missing": (lambda t, _: t.pop(MOMENT), "which are no optimiser's moments"),
+    "a moment of nothing": (lambda t, _: t.update({"optimizer.step.9": torch.ones(1)}), "optimiser's moments"),
+    "many steps": (lambda t, _: t.update({"optimizer.step.0.weight": torch.ones(4)}), "of no use"),
+    "a step that is no number": (lambda _, n: n.update(step="6"), "state.json has step '6'; a count is wanted"),
+    "another step": (lambda _, n: n.update(step=7), "is of update 7, and its folder is step-0000006"),
+    "infinity": (lambda _, n: n.update(counter=float("inf")), "a number in it is Infinity"),
+    "a huge number": (lambda _, n: n.update(counter=10**30), "has counter 1000000000"),
+    "less than nothing": (lambda _, n: n.update(skipped_in_all=-1), "a count is wanted"),
+    "a number is missing": (lambda _, n: n.pop("skipped_in_a_row"), "has skipped_in_a_row None"),
+    "skipped is none": (lambda _, n: n.update(skipped=[{"step": 1}]), "a list of updates with their samples"),
+    "a loss scale of 0": (lambda _, n: n.update(loss_scale=0), "has loss_scale 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_sealed_one_that_no_run_writes_is_named_and_the_one_before_used(tmp_path, case, capsys):
+    change, words = FORGED[case]
+    before, state = save(tmp_path, 5), make_state()
+    save(tmp_path, 6)
+    forge(tmp_path, change)
+    newest = Checkpoints(tmp_path).newest(lambda found: why_unfit(state, *files_of(found)))
+    assert newest is not None
+    restore(state, newest)
+    assert same(state, before)
+    said = capsys.readouterr().err
+    assert "whole and not of this run: step-0000006 (" in said
+    assert re.search(words, said)
+    assert said.count("\n") == 1
+
+
+def test_if_none_is_of_the_run_that_is_said_of_each(tmp_path):
+    save(tmp_path, 5)
+    other = begin([Role(weights=nn.Linear(2, 3))], LoopConfig())
+    with pytest.raises(UserError, match=r"no checkpoint .* is of this run: step-0000005 \(it lacks student.weight\)"):
+        Checkpoints(tmp_path).newest(lambda found: why_unfit(other, *files_of(found)))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fewstep.commands.distill import make_path, make_student
 from fewstep.data.worlds.scenes import Scenes
+from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.files import write_whole
@@ -158,7 +159,7 @@ def write_and_compare(
     if against is None:
         return
     try:
-        before = ratios(json.loads(against.read_text()))
+        before = ratios(load_json(against))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{against} is no file that `fewstep bench --compare --json` wrote") from error
     now = ratios(results)

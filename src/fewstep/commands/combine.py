@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep import assets
-from fewstep.errors import UserError
+from fewstep.errors import UserError, show
 from fewstep.files import is_vacant
 from fewstep.models.card import LCM_LORA
 from fewstep.models.export import save_combined, save_merged
@@ -44,10 +44,10 @@ def combine(config: Combine) -> None:
     loras = [(file.pairs, scale) for file, (_, scale) in zip(files, given, strict=True)]
     for file in files:
         for line in file.notes:
-            print(line)
+            print(show(line))
         if file.embeddings:
             words = ", ".join(file.embeddings)
-            print(f"warning: {file.source} brings {words} for prompts, which the result will not know")
+            print(show(f"warning: {file.source} brings {words} for prompts, which the result will not know"))
     # The few-step LoRA's header says how its combinations are painted with.
     lcm_lora = None if model.is_few_step else recognise(files, model)
     header = {} if lcm_lora is None else {**lcm_lora.header, "fewstep.method": LCM_LORA}

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from fewstep import errors
 from fewstep.data.pictures import to_images
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.evaluate.bench import Bench
@@ -198,9 +200,9 @@ def show(results: dict[str, Any]) -> None:
         words = any(isinstance(row.get(column.name), str) for row in rows)
         table.add_column(column.heading or column.name, justify="left" if words else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(_short(row.get(column.name)) for column in columns))
+        table.add_row(*(Text(_short(row.get(column.name))) for column in columns))
     Console().print(table)
 
 
 def _short(value: object) -> str:
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else errors.show(value, 200)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__
 from fewstep.data.infotext import Infotext, build_png_info
-from fewstep.errors import UserError
+from fewstep.errors import UserError, show
 from fewstep.files import create_new
 from fewstep.models.card import MAX_STEPS
 from fewstep.models.lora.source import parse_lora
@@ -87,7 +87,7 @@ def generate(config: Generate) -> None:
     pipeline = load_painter(
         config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config,
         engine=config.engine, tiny_decoder=config.tiny_decoder, overrides=config, precision=config.precision,
-        offload=config.offload,
+        offload=config.offload, allow_download=config.allow_download,
     )  # fmt: skip
     init_image = None if config.init_image is None else read_picture(config.init_image)
     mask = None if config.mask is None else read_picture(config.mask, "RGBA")
@@ -114,7 +114,7 @@ def generate(config: Generate) -> None:
             for i, (image, prompt) in enumerate(zip(images, part, strict=True)):
                 with create_new(_list_names(config.out, prompt, seed + i)) as file:
                     image.save(file, "png", pnginfo=write_parameters(config, pipeline, prompt, seed + i, image))
-                print(file.name, flush=True)
+                print(show(file.name), flush=True)
     except OSError as error:
         raise UserError(
             f"{config.out} cannot be written ({error.strerror}); mend that, or choose another --out"
@@ -126,7 +126,7 @@ def _tell(caught: Sequence[warnings.WarningMessage], said: set[str]) -> None:
     told = dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)
     for message in told:
         if message not in said:
-            print(f"warning: {message}", flush=True)
+            print(show(f"warning: {message}"), flush=True)
     said.update(told)
 
 
@@ -165,7 +165,9 @@ def read_picture(path: Path, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Imag
             return ImageOps.exif_transpose(image).convert(mode)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give a picture that does") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise UserError(f"{path} cannot be read as a picture; give a PNG, JPEG or WebP") from error
 
 

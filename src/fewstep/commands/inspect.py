@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fewstep import assets
 from fewstep.data.infotext import read_infotext
-from fewstep.errors import UserError
+from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
-from fewstep.models.model_files import find_file
+from fewstep.models.model_files import find_file, read_json
 from fewstep.models.scheduler import read_overrides
 from fewstep.recipes.plain import read_config_file
 from fewstep.roots import open_regular
@@ -30,6 +29,7 @@ from fewstep.runs.unfinished import CHECKPOINTS
 from fewstep.train.checkpoint import Checkpoints
 
 MODEL_INDEX = "model_index.json"
+_MOST_ENTRIES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Inspect:
 def inspect(config: Inspect) -> None:
     """Prints lines of `name: value`, nothing but names and numbers read from the headers of files."""
     for line in describe(Path(assets.find_folder(config.path))):
-        print(line)
+        print(show(line, 4 * SCREEN))
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -76,15 +76,18 @@ def _describe_folder(folder: Path) -> Iterator[str]:
 
 
 def _describe_pipeline(folder: Path) -> Iterator[str]:
-    index, scheduler = (_json(folder / name) for name in (MODEL_INDEX, "scheduler/scheduler_config.json"))
+    otherwise = f"{folder} is not a whole pipeline"
+    index, scheduler = (
+        read_json(folder / name, otherwise) for name in (MODEL_INDEX, "scheduler/scheduler_config.json")
+    )
     try:
         family = family_of_folder(folder, index, str(folder))
     except UserError as error:
         yield f"pipeline: {index.get('_class_name')}"
         yield f"family: none that fewstep knows ({error})"
         return
-    network = _json(folder / family.lora.part / "config.json")
-    codec = _json(assets.find_part(folder, "vae") / "config.json")
+    network = read_json(folder / family.lora.part / "config.json", otherwise)
+    codec = read_json(assets.find_part(folder, "vae") / "config.json", otherwise)
     side = family.read_side(network, codec)
     yield f"pipeline: {index.get('_class_name')}"
     yield f"family: {family.describe(network)}"
@@ -95,8 +98,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
         files = [find_file(place, name) for name in sorted(file.name for file in place.glob("*.safetensors"))]
         if counts := [read_safetensors_header(file).parameters for file in files]:
             yield f"{part}: {sum(counts):,} parameters"
-    for name, value in read_card(folder).to_json().items():
-        yield f"{name}: {value}"
+    yield from _list_entries([*read_card(folder).to_json().items()])
     here = shlex.quote(assets.find_name(folder))
     if family.is_few_step(network) or scheduler.get("_class_name") == "LCMScheduler":
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
@@ -128,8 +130,15 @@ def _describe_run(folder: Path) -> Iterator[str]:
     command = next((command for name, command in _COMMAND_BY_SETTING.items() if name in settings), None)
     if command:
         yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
-    for name, value in settings.items():
+    yield from _list_entries([*settings.items()])
+
+
+def _list_entries(entries: Sequence[tuple[str, object]]) -> Iterator[str]:
+    """Yields a line for each entry that a file holds, as far as a person would read them."""
+    for name, value in entries[:_MOST_ENTRIES]:
         yield f"{name}: {value}"
+    if (more := len(entries) - _MOST_ENTRIES) > 0:
+        yield f"and {more:,} entries more"
 
 
 def _advise_painting(model: Path) -> Iterator[str]:
@@ -164,9 +173,8 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
     yield f"parameters: {header.parameters:,}"
     if words := {key.removeprefix(EMBEDDING).split(".")[0] for key in header.shapes if key.startswith(EMBEDDING)}:
         yield f"words for prompts: {', '.join(sorted(words))}"
-    for name, value in sorted(header.metadata.items()):
-        if name.startswith(("fewstep.", "modelspec.")):
-            yield f"{name}: {value}"
+    said = (each for each in sorted(header.metadata.items()) if each[0].startswith(("fewstep.", "modelspec.")))
+    yield from _list_entries([*said])
     yield _format_painting(path, header.metadata)
 
 
@@ -175,16 +183,17 @@ def _describe_picture(path: Path) -> Iterator[str]:
         with open_regular(path) as file, Image.open(file) as image:
             text = image.info.get("parameters")
             yield f"picture: {image.width}×{image.height} {image.format}"
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is neither a picture nor a .safetensors file") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged data
+        raise UserError(f"{path} is neither a picture that can be read nor a .safetensors file") from error
     if not isinstance(text, str):
         raise UserError(f"{path} does not say what painted it (no `parameters` in it)")
     infotext = read_infotext(text)
     yield f"prompt: {infotext.prompt}"
     if infotext.negative_prompt:
         yield f"negative prompt: {infotext.negative_prompt}"
-    for name, value in infotext.settings.items():
-        yield f"{name.lower()}: {value}"
+    yield from _list_entries([(name.lower(), value) for name, value in infotext.settings.items()])
     model = infotext.settings.get("Model path", "MODEL")
     command = ["fewstep", "generate", *_spell("--model", model), *_spell("--prompt", infotext.prompt)]
     options = {
@@ -206,11 +215,3 @@ def _describe_picture(path: Path) -> Iterator[str]:
 def _spell(option: str, value: str) -> list[str]:
     """Returns an option and its value, in one word where the value looks like an option itself."""
     return [f"{option}={value}"] if value.startswith("-") else [option, value]
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(find_file(file.parent, file.name).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON; the pipeline is not whole") from error
-    return content if isinstance(content, dict) else {}

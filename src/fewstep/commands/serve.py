@@ -18,7 +18,7 @@ import tyro
 
 from fewstep import assets
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES
-from fewstep.errors import UserError
+from fewstep.errors import UserError, show
 from fewstep.files import read_safetensors_header
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.lora.source import name_of, parse_lora
@@ -100,7 +100,7 @@ def serve(config: Serve) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes them over, and raises them again once it has ended
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     link = f"?token={quote(token, safe='')}" if token else ""
-    print(f"{pipeline.name} at http://{host}:{port}/{link}", flush=True)
+    print(f"{show(pipeline.name, 200)} at http://{host}:{port}/{link}", flush=True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # strangers' faults are told to strangers
     engine.start()
     try:
@@ -130,6 +130,7 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
         offload=config.offload,
         tiny_decoder=config.tiny_decoder,
         overrides=config,
+        allow_download=config.allow_download,
     )
     sliders = {} if config.engine == "openvino" else {name: f"lora{i}" for i, name in enumerate(names)}
     scales = {name: scale for name, (_, scale) in zip(names, loras, strict=True) if name in sliders}

@@ -13,7 +13,8 @@ _NEGATIVE = "Negative prompt: "
 _LINES = "Prompt lines"
 """The setting that tells how many lines the prompt has, where a line of the prompts looks as if it began the negative
 one."""
-_SETTING = re.compile(r'\s*([\w][\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+_SETTING = re.compile(r'(?<![\w \-/])[ \-/]*+(\w[\w \-/]*): ("(?:\\.|[^"\\])*+"|[^,]*+)(?:,|$)')
+"""Looked for where a run of a name's letters begins: from each letter it would take the square of the time."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def _unquote(value: str) -> str:
     if not value.startswith('"'):
         return value
     try:
-        return str(json.loads(value))
+        plain = str(json.loads(value))
+        plain.encode()  # refuses halves of surrogate pairs, which no terminal and no client takes
+        return plain
     except ValueError:
         return value

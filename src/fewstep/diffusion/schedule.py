@@ -10,6 +10,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+MOST_TIMES = 100_000
+"""Of a tabulated schedule; models have 1,000."""
+
 
 class ScheduleError(ValueError):
     """A description of a noise schedule that names none, or none that can be used."""
@@ -204,8 +207,13 @@ def _precision(device: torch.device) -> torch.dtype:
 
 def _betas(config: Mapping[str, Any]) -> Tensor:
     if config.get("trained_betas") is not None:
-        return torch.tensor(config["trained_betas"], dtype=torch.float64)
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
+        if betas.ndim != 1:
+            raise ScheduleError("trained_betas is no list of numbers")
+        return betas
     kind, count = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
+    if count > MOST_TIMES:
+        raise ScheduleError(f"num_train_timesteps is {count}; at most {MOST_TIMES} are read")
     start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
     if kind == "linear":
         return torch.linspace(start, end, count, dtype=torch.float64)

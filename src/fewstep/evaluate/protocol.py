@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import is_vacant, remove_abandoned, write_whole
 
@@ -32,14 +33,24 @@ def rows_beside(folder: Path, protocol: Mapping[str, Any]) -> Iterator[dict[str,
     """
     file = folder / RESULTS_FILE if folder.is_dir() else folder
     try:
-        results = json.loads(file.read_text())
+        results = load_json(file)
         rows, held = results["rows"], results["protocol"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(held, dict) or not all({"sampler", "model"} <= row.keys() for row in rows):
+            raise ValueError("its rows are of other fields")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} holds no results of `fewstep evaluate`") from error
     if said := difference(protocol, held):
         raise UserError(f"{folder} cannot stand in the same table: {said}")
     of_models = [row for row in rows if row["sampler"] == "lcm"]
     yield from (row for row in of_models if row["model"] == of_models[0]["model"])
+
+
+def _read_made_of(file: Path) -> Mapping[str, Any]:
+    try:
+        held = load_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); choose another --out, or remove it") from error
+    return held if isinstance(held, dict) else {}
 
 
 def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> bool:
@@ -49,7 +60,7 @@ def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> bool:
     """
     file = out / "made_of.json"
     if file.exists():
-        if said := difference(made_of, json.loads(file.read_text())):
+        if said := difference(made_of, _read_made_of(file)):
             raise UserError(f"{out} holds another evaluation: {said}; choose another --out, or remove it")
         remove_abandoned(out)
         return True

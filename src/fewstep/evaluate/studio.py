@@ -21,6 +21,7 @@ from fewstep.evaluate.painting import paint_part, part_file, parts_of
 from fewstep.models.card import StudentCard, read_card
 from fewstep.models.extractors import load_extractor
 from fewstep.models.family import LatentModel
+from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.pipeline import load_pipeline
@@ -55,11 +56,14 @@ class EvaluationStudio:
         self.dtype = choose_dtype(config.precision, self.device)
         self.student = load_pipeline(
             config.model, str(self.device), loras, base_config if loras else "", overrides=config,
-            precision=config.precision, offload="off",
+            precision=config.precision, offload="off", allow_download=config.allow_download,
         )  # fmt: skip
         single = base_config if Path(self.teacher_source).is_file() else ""
         # A UNet that stands in for the model's own is the student's.
         said = read_overrides({**self.card.to_json(), **config.stated(network=False)})
+        data = self.data if "://" in self.data and not config.data else ""
+        for named in ("" if config.teacher else self.card.teacher, said.network, data):
+            check_asked(named, f"the card of {config.model}", allowed=config.allow_download)
         teacher = load_latent_model(self.teacher_source, self.device, single, said, self.dtype)
         self.teacher = teacher.share_encoders(self.student.model)
         _check_same_latents(self.student.model, self.teacher)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep import assets
+from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import write_whole
 from fewstep.method.named import METHODS, NamedMethod
@@ -89,9 +90,9 @@ def read_card(folder: Path) -> StudentCard:
     if not file.is_file():
         return StudentCard()
     try:
-        content = json.loads(file.read_text())
+        content = load_json(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}); export the model again") from error
+        raise UserError(f"{file} cannot be read ({error}); export the model again") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a JSON object; export the model again")
     return make_card(content, str(folder))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fewstep.data.pictures import to_pixels
 from fewstep.data.reading import PictureReader
+from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models.family import LatentModel
@@ -144,14 +145,16 @@ def write_encoded(encoded: Encoded, folder: Path, made_of: dict[str, Any]) -> No
 def read_encoded(folder: Path, made_of: dict[str, Any]) -> Encoded | None:
     """Reads what was written there of the same pictures and models; None where that is something else, or not whole."""
     try:
-        rest = json.loads((folder / _REST).read_text())
+        rest = load_json(folder / _REST)
         if rest["made_of"] != json.loads(json.dumps(made_of)) or rest["sha256"] != _hash_file(folder / _TENSORS):
             return None
-        held = read_safetensors(folder / _TENSORS)
+        held, rows, reasons = read_safetensors(folder / _TENSORS), rest["rows"], rest["reasons"]
+        if not isinstance(rows, list) or not isinstance(reasons, list) or len(rows) != len(reasons):
+            return None
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
     empty = torch.empty(0)
-    return Encoded(empty, empty, {}, {}, rest["rows"], rest["reasons"]).with_tensors(held)
+    return Encoded(empty, empty, {}, {}, rows, reasons).with_tensors(held)
 
 
 def _hash_file(path: Path) -> str:

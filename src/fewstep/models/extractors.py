@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.models.model_files import find_file
+from fewstep.models.model_files import find_file, read_json
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
-from fewstep.models.scheduler import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,16 @@ def is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
+_ALLOW = "name it yourself, or let files name what is fetched with --allow-download"
+
+
+def check_asked(source: str | None, named_in: object, *, allowed: bool = False, remedy: str = _ALLOW) -> None:
+    """Raises UserError where a file names what the person at the terminal neither named nor allowed to be fetched."""
+    if allowed or not source or Path(source).exists() or not ("://" in source or is_hub_id(source)):
+        return
+    raise UserError(f"{named_in} names {source}, which is not here and would be fetched; {remedy}")
+
+
 def fetch_pipeline(source: str, parts: Sequence[str], *, without: Collection[str] = ()) -> Path:
     """Fetches a diffusers pipeline: its configurations, and of every part one variant of the weights.
 

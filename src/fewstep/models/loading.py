@@ -12,7 +12,8 @@ from fewstep.models.codec import Codec
 from fewstep.models.families import family_of_file, family_of_folder, list_families, list_parts
 from fewstep.models.family import LatentModel
 from fewstep.models.hub import fetch_configurations, fetch_pipeline, is_hub_id
-from fewstep.models.scheduler import Overrides, read_json
+from fewstep.models.model_files import read_json
+from fewstep.models.scheduler import Overrides
 from fewstep.precision import Storage
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fewstep import documents
 from fewstep.errors import UserError
 from fewstep.roots import OutsideError, Root
 
@@ -47,6 +48,11 @@ def find_file(folder: Path, name: str) -> Path:
     if found.exists() and not found.is_file():
         raise UserError(f"{folder / name} is no file; fetch the model again")
     return found
+
+
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """Reads a JSON object of a model's folder. Raises UserError, which begins with `otherwise`, where there is none."""
+    return documents.read_json(find_file(path.parent, path.name), otherwise)
 
 
 def check_config(config: Mapping[str, Any], where: Path) -> None:
@@ -96,9 +102,9 @@ def stage_tokenizer(folder: Path, place: Path) -> None:
         file = find_file(folder, name)
         if not file.is_file():
             continue
-        content = file.read_bytes()
+        content = documents.load_bytes(file)
         if name == TOKENIZER_CONFIG:
-            content = json.dumps(_clean(json.loads(content), folder / name)).encode()
+            content = json.dumps(_clean(documents.parse_json(content), folder / name)).encode()
         (place / name).write_bytes(content)
 
 
@@ -116,7 +122,7 @@ def stage_configurations(folder: Path, parts: Iterable[str], place: Path) -> Non
         file = find_file(folder, name)
         if not file.is_file():
             continue
-        content = json.loads(file.read_bytes())
+        content = documents.load_json(file)
         check_config(content, folder / name)
         if name == INDEX:
             content = {key: value for key, value in content.items() if key in parts or not isinstance(value, list)}

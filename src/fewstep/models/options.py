@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -57,6 +57,9 @@ class FewStepOptions(LoraOptions, DeviceOptions):
     LatentConsistencyModelPipeline, as a folder or a Hub id. A run that has not ended is painted with from its newest
     checkpoint. With an LCM-LoRA in --lora it is the LoRA's base, such as
     `scenes` (bundled)."""
+    allow_download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Let a file name what is fetched from the Hub, as a LoRA's header does with the base that it was made for. By
+    default only what the command line names is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from fewstep.errors import UserError
+from fewstep.documents import load_json
+from fewstep.errors import UserError, show
 from fewstep.files import read_safetensors, write_whole
-from fewstep.models.model_files import stage_tokenizer
+from fewstep.models.config_sizes import check_sizes
+from fewstep.models.model_files import read_json, stage_tokenizer
 from fewstep.models.weight_files import choose_weights, stage_weights
 
 _NAMES_OF_VERSION_5 = {r"^(embeddings|encoder|final_layer_norm)\.": r"text_model.\1."}
@@ -39,10 +40,13 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
     try:
         with tempfile.TemporaryDirectory() as draft:
             stage_weights(folder, chosen, "model" if of_transformers else "diffusion_pytorch_model", Path(draft))
+            check_sizes(kind, Path(draft), folder)
             part, report = kind.from_pretrained(
                 draft, use_safetensors=True, local_files_only=True, output_loading_info=True, **settings
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise nearly anything where a configuration is odd
         raise _not_loaded(folder, kind, error) from error
     if of_transformers:
         part.name_or_path = part.config.name_or_path = str(folder)
@@ -95,6 +99,9 @@ def _shape(size: Any) -> str:
 def load_tokenizer(kind: Any, folder: Path) -> Any:
     """Loads a tokenizer of a class of transformers. Raises UserError where it is none, or holds no vocabulary."""
     _check_vocabulary(folder)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            _check_names(folder / name)
     try:
         with tempfile.TemporaryDirectory() as draft:
             place = Path(draft)
@@ -121,6 +128,17 @@ def _check_vocabulary(folder: Path) -> None:
             )
 
 
+def _check_names(file: Path) -> None:
+    """Raises UserError where a name in a file would be printed by tokenizers, which does not know it, and moves the
+    terminal's cursor."""
+    waiting: list[Any] = [read_json(file, f"{file.parent} is no tokenizer")]
+    while waiting:
+        each = waiting.pop()
+        waiting += [*each.values()] if isinstance(each, dict) else each if isinstance(each, list) else []
+        if isinstance(each, dict) and (odd := next((name for name in each if show(name) != name), None)):
+            raise UserError(f"{file} has an entry {odd!r:.60}, which is no name; fetch the model again")
+
+
 def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
     """Raises UserError where a tokenizer's words or lengths are not those of its text encoder."""
     words, known = len(tokenizer), int(encoder_config.vocab_size)
@@ -130,6 +148,8 @@ def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
             "was trained with"
         )
     length, places = tokenizer.model_max_length, int(encoder_config.max_position_embeddings)
+    if type(length) is not int:
+        raise UserError(f"{where} has model_max_length {length!r:.60} in tokenizer_config.json; set it to {places}")
     if length > places:
         said = f"reads up to {length} tokens" if length < 10**9 else "says no model_max_length in tokenizer_config.json"
         raise UserError(f"{where} {said} and its text encoder has {places} places; set model_max_length to {places}")
@@ -171,7 +191,7 @@ def write_vocabulary(folder: Path) -> None:
     whole = folder / "tokenizer.json"
     if not whole.is_file() or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
         return
-    model = json.loads(whole.read_text())["model"]
+    model = load_json(whole)["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
     lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{line}\n" for line in lines))

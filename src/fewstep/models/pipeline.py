@@ -25,6 +25,7 @@ from fewstep.models.card import CARD_FILE, LCM_LORA, MAX_STEPS, read_method
 from fewstep.models.engines import with_engine
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
+from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.few_step import DEFAULT_STEPS, find_few_step, read_few_step
@@ -188,14 +189,15 @@ class Pipeline:
 def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load` does
     source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
     engine: Engine = "torch", tiny_decoder: str | Path = "", overrides: Overrides | None = None,
-    precision: Precision = "auto", offload: Offload = "auto",
+    precision: Precision = "auto", offload: Offload = "auto", allow_download: bool = False,
 ) -> Pipeline:  # fmt: skip
     """Loads a few-step model from a run folder, a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep
     wrote; or a base for the LCM-LoRA among `loras`, which may be `scenes`, the bundled teacher.
 
     `loras` are files with their scales, hung on together. `device` is auto, cpu, cuda or mps. `base_config` and
     `overrides` as in `load_latent_model`, `tiny_decoder` as `load_tiny_decoder` takes it. `precision` is what
-    networks are kept and compute in; matrix products in fp32 are TF32's on GPUs that have it.
+    networks are kept and compute in; matrix products in fp32 are TF32's on GPUs that have it. `allow_download` lets a
+    LoRA's header name what is fetched from the Hub.
     """
     if (exported := Path(source) / "model").is_dir() and not (Path(source) / "model_index.json").exists():
         source = exported  # of a run folder
@@ -208,7 +210,9 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
         source, loras = base, [*loras, (lora, 1.0)]
         base_config = base_config or header.get("fewstep.base_config", "")
         said = {name.removeprefix("fewstep."): value for name, value in header.items()}
-        overrides = read_overrides({**said, **(overrides or Overrides()).stated()})
+        own, overrides = overrides or Overrides(), read_overrides({**said, **(overrides or Overrides()).stated()})
+        for name in (base, "" if own.network else overrides.network):
+            check_asked(name, lora, allowed=allow_download)
     storage = pick_storage(device, engine, precision, offload)
     home = storage.home or storage.device
     model = load_latent_model(source, storage.device, base_config, overrides, storage.dtype, home)

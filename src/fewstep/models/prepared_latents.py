@@ -32,7 +32,7 @@ class PreparedLatents:
         rows = [self._shards.read_row(*place) for place in places]
         device = self._model.device
         z_0 = self._stacked(places, "mean").to(device, non_blocking=True)
-        if self._shards.made_of["std"]:
+        if self._shards.made_of.get("std"):
             z_0 = z_0 + self._stacked(places, "std").to(device, non_blocking=True) * noise
         conditioner = self._model.conditioner
         captions = [

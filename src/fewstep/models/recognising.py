@@ -10,7 +10,8 @@ from fewstep.models.card import StudentCard, read_card
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.family import Family
 from fewstep.models.loading import find_files
-from fewstep.models.scheduler import Overrides, read_json
+from fewstep.models.model_files import read_json
+from fewstep.models.scheduler import Overrides
 
 
 @dataclass(frozen=True)

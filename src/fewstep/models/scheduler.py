@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import tyro
 from fewstep.diffusion.prediction import Parameterisation
 from fewstep.diffusion.schedule import Schedule, ScheduleError, Tabulated
 from fewstep.errors import UserError
-from fewstep.models.model_files import find_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +27,10 @@ _NOT_READ = {
     "use_flow_sigmas": "flow matching", "snr_shift_scale": "a shifted signal-to-noise ratio",
 }  # fmt: skip
 """Settings that make another schedule of the betas beside them."""
+
+
+NETWORK_OPTION = "unet"
+"""The option that names a repository which is a network alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +68,6 @@ def read_overrides(record: Mapping[str, Any]) -> Overrides:
         prediction_type=known.get(kind, "auto"), zero_snr=str(record.get("zero_snr", False)) == "True",
         unet=str(record.get("unet") or ""),
     )  # fmt: skip
-
-
-def read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    """Reads a JSON object. Raises UserError, which begins with `otherwise`, where there is none."""
-    try:
-        content = json.loads(find_file(path.parent, path.name).read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{otherwise}: {path.name} is missing") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{otherwise}: {path.name} cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{otherwise}: {path.name} is not a JSON object")
-    return content
 
 
 def settle_schedule(

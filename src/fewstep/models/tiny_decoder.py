@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from safetensors import SafetensorError
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors
@@ -21,7 +20,9 @@ def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTi
     place = Path(source)
     try:
         tiny = _from_folder(place) if place.is_dir() else _from_file(place)
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # diffusers raises nearly anything where a configuration is odd
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source} is no decoder in TAESD's layout ({reason})") from error
     scale = tiny.config.scaling_factor

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.models.model_files import check_config, find_file
-from fewstep.models.scheduler import read_json
+from fewstep.models.model_files import check_config, find_file, read_json
 
 _NAME = re.compile(
     r"(?P<stem>[^.]+?)(?:\.(?P<variant>[^.]+?))?(?:-(?P<number>\d+)-of-(?P<count>\d+))?(?:\.(?P<last>[^.]+))?\.safetensors"

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fewstep import assets
+from fewstep.models.hub import check_asked
 from fewstep.models.recognising import Recognised, recognise
+from fewstep.models.scheduler import NETWORK_OPTION
 from fewstep.recipes.named import MEMORY_GIB, RECIPES, RELEASED, find_recipe
+
+FETCHED = ("teacher", "model", NETWORK_OPTION, "data", "mix")
+"""Options that may name what is not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,18 @@ def choose_recipe(
     if command == "finetune" and seen.few_step:
         config = dataclasses.replace(config, **_guidance(seen, find_recipe(whole, command)))
     return Choice(name, config, f"recipe {name}, since {model} is of {seen.family.title}{_say_memory(command, name)}")
+
+
+def check_named(config: Any, source: str, named: Collection[str]) -> None:
+    """Raises UserError where a configuration that is a file says what to fetch, and its option is not among those
+    `named` on the command line."""
+    if not source.endswith((".yaml", ".yml")):
+        return
+    for option in FETCHED:
+        value = getattr(config, option, "")
+        for each in value if isinstance(value, tuple) else (value,):
+            if option not in named and (option not in ("data", "mix") or "://" in each):
+                check_asked(each, source, remedy=f"name it yourself: --{option} {shlex.quote(each)}")
 
 
 def _list_of_family(seen: Recognised) -> list[str]:

@@ -8,8 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from fewstep.documents import load_yaml
 from fewstep.errors import UserError
 
 MADE_WITH = "made_with"
@@ -20,9 +19,9 @@ T = TypeVar("T")
 def read_config_file(file: Path) -> dict[str, Any]:
     """Reads the fields of a configuration that an earlier run wrote. Raises UserError where the file holds none."""
     try:
-        values = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
+        values = load_yaml(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as YAML ({' '.join(str(error).split())[:160]})") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} holds no configuration; give the config.yaml of an earlier run")
     values.pop(MADE_WITH, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.world import current_world
 from fewstep.precision import choose_dtype
 from fewstep.runs.observers import Observed
+from fewstep.train.ledger import number_in, read_lines
 from fewstep.train.log import scalars
 
 EVALUATIONS_FILE = "evaluations.jsonl"
@@ -48,17 +50,17 @@ class Evaluations:
 
     def __call__(self, step: int) -> None:
         file = self._observed.config.out / EVALUATIONS_FILE
-        done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        if self._observed.agree(any(row["step"] == step for row in done)):
+        lines = read_lines(file) if file.exists() else []
+        done = {line: number_in(line, "step") for line in lines if math.isfinite(number_in(line, "step"))}
+        if self._observed.agree(step in done.values()):
             return
         rows = self._score()
         if not current_world().main:
             return
         # Whole or not at all: all rows of an update in one write.
         with write_whole(file) as draft:
-            draft.write_text(
-                "".join(json.dumps(row) + "\n" for row in [*done, *({"step": step, **row} for row in rows)])
-            )
+            added = (json.dumps({"step": step, **row}) for row in rows)
+            draft.write_text("".join(f"{line}\n" for line in (*done, *added)))
         self._announce(step, rows)
 
     def _score(self) -> list[Row]:

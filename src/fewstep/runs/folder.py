@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from fewstep.documents import load_json, read_json
 from fewstep.errors import UserError
 from fewstep.files import is_vacant, remove_abandoned, write_whole
 from fewstep.models.card import StudentCard
@@ -125,7 +126,7 @@ def claim_data(config: Any, account: dict[str, Any], identity: str) -> Callable[
 def _read_identity(file: Path) -> str | None:
     """Returns the hash of a run's pictures; None where it is not there. Raises UserError for another kind of file."""
     try:
-        return str(json.loads(file.read_text())["sha256"])
+        return str(load_json(file)["sha256"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -140,7 +141,8 @@ def claim_base(config: Any, card: StudentCard) -> None:
     world = current_world()
     if world.main:
         file, option = config.out / BASE_FILE, "teacher" if hasattr(config, "teacher") else "model"
-        held = json.loads(file.read_text())["sha256"] if file.exists() else card.teacher_sha256
+        said = read_json(file, f"{config.out} does not say which base it began with") if file.exists() else {}
+        held = said.get("sha256", card.teacher_sha256)
         if held != card.teacher_sha256 and option not in config.change:
             raise UserError(
                 f"the weights of {card.teacher} are not those that {config.out} began with; put them back, choose "

@@ -164,7 +164,7 @@ def _check_free(config: TrainingConfig, shards: PreparedShards) -> None:
         for name in ("mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "flip")
         if getattr(config, name) != getattr(plain, name)
     ]
-    if config.crop not in (plain.crop, shards.made_of["crop"]):
+    if config.crop not in (plain.crop, shards.made_of.get("crop")):
         asked.append("crop")
     if asked:
         raise UserError(

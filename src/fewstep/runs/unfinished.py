@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors
-from fewstep.method.named import METHODS
-from fewstep.models.card import LCM_LORA, STYLE_LORA, StudentCard
+from fewstep.method.named import NamedMethod
+from fewstep.models.card import LCM_LORA, STYLE_LORA, StudentCard, is_number, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
+from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.pair import Lora, Pair
+from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import Engine, Offload
 from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pick_storage
 from fewstep.models.scheduler import Overrides, read_overrides
@@ -28,41 +30,60 @@ from fewstep.precision import Precision, Storage
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import BASE_FILE, CONFIG_FILE
 from fewstep.train.checkpoint import NUMBERS_FILE, TENSORS_FILE, Checkpoints, why_spoilt
+from fewstep.train.soundness import find_fault_in_values, read_numbers
 from fewstep.train.state import EXPORTED
 
 CHECKPOINTS = "checkpoints"
+_MOST = 2**31
+"""No setting of a run comes near it."""
 logger = logging.getLogger(__name__)
 
 
 def load_painter(  # noqa: PLR0913  # as load_pipeline
     source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
     engine: Engine = "torch", tiny_decoder: str | Path = "", overrides: Overrides | None = None,
-    precision: Precision = "auto", offload: Offload = "auto",
+    precision: Precision = "auto", offload: Offload = "auto", allow_download: bool = False,
 ) -> Pipeline:  # fmt: skip
     """Loads what `load_pipeline` does, and runs that have not ended, or any whole checkpoint of a run."""
-    checkpoint = find_checkpoint(Path(source))
+    storage = pick_storage(device, engine, precision, offload)
+    loaded: dict[Path, LatentModel] = {}
+
+    def why_unfit(checkpoint: Path) -> str | None:
+        loaded.clear()
+        try:
+            loaded[checkpoint] = load_checkpoint(checkpoint, storage, overrides, allow_download=allow_download)
+        except UnfitError as error:
+            return str(error)
+        return None
+
+    checkpoint = find_checkpoint(Path(source), why_unfit)
     if checkpoint is None:
         return load_pipeline(
             source, device, loras, base_config, engine=engine, tiny_decoder=tiny_decoder, overrides=overrides,
-            precision=precision, offload=offload,
+            precision=precision, offload=offload, allow_download=allow_download,
         )  # fmt: skip
-    storage = pick_storage(device, engine, precision, offload)
-    model, home = load_checkpoint(checkpoint, storage, overrides), storage.home or storage.device
-    return finish_pipeline(model, loras, engine, tiny_decoder, precision, offload, home)
+    home = storage.home or storage.device
+    return finish_pipeline(loaded[checkpoint], loras, engine, tiny_decoder, precision, offload, home)
 
 
-def find_checkpoint(source: Path) -> Path | None:
+class UnfitError(UserError):
+    """A checkpoint whose hashes are right, and whose contents are not of its run."""
+
+
+def find_checkpoint(source: Path, why_unfit: Callable[[Path], str | None] = lambda _: None) -> Path | None:
     """Returns the newest whole checkpoint of a run without a model, or `source` where it is a checkpoint itself.
 
-    None where it is neither. Raises UserError where there is no whole one.
+    `why_unfit` says why a whole one is of no use. None where it is neither. Raises UserError where there is none of
+    use.
     """
     if (source / TENSORS_FILE).is_file() and (source.parent.parent / CONFIG_FILE).is_file():
-        if why := why_spoilt(source):
-            raise UserError(f"{source} is not whole ({why}); give another checkpoint, or the folder of the run")
+        why = f"is not whole ({spoilt})" if (spoilt := why_spoilt(source)) else why_unfit(source)
+        if why:
+            raise UserError(f"{source} {why}; give another checkpoint, or the folder of the run")
         return source
     if not (source / CONFIG_FILE).is_file() or (source / "model").exists():
         return None
-    newest = Checkpoints(source / CHECKPOINTS).newest()
+    newest = Checkpoints(source / CHECKPOINTS).newest(why_unfit)
     if newest is None:
         settings = read_config_file(source / CONFIG_FILE)
         raise UserError(
@@ -72,42 +93,33 @@ def find_checkpoint(source: Path) -> Path | None:
     return newest
 
 
-def load_checkpoint(checkpoint: Path, storage: Storage, overrides: Overrides | None = None) -> LatentModel:
+def load_checkpoint(
+    checkpoint: Path, storage: Storage, overrides: Overrides | None = None, *, allow_download: bool = False
+) -> LatentModel:
     """Loads the base of a run with the weights that it would export if it ended at that checkpoint.
 
     Raises UserError where the base is not there, or is another than the run's.
     """
     run = checkpoint.parent.parent
-    settings = read_config_file(run / CONFIG_FILE)
-    base = settings.get("teacher") or settings.get("model")
-    if not isinstance(base, str):
+    settings = _Settings(run / CONFIG_FILE)
+    base = settings.text("teacher") or settings.text("model")
+    if not base:
         raise UserError(f"{run / CONFIG_FILE} names neither a teacher nor a model; it is of no run that paints")
-    tensors = _read_exported(checkpoint)
-    said = read_overrides({**settings, **(overrides or Overrides()).stated()})
-    model = load_latent_model(
-        base, storage.device, settings.get("base_config") or "", said, storage.dtype, storage.home
-    )
+    tensors, step = _read_exported(checkpoint)
+    own = overrides or Overrides()
+    said = read_overrides({**settings.held, **own.stated()})
+    for name in (base, "" if own.network else said.network):
+        check_asked(name, run / CONFIG_FILE, allowed=allow_download)
+    model = load_latent_model(base, storage.device, settings.text("base_config"), said, storage.dtype, storage.home)
     check_base(run, model)
-    step = json.loads((checkpoint / NUMBERS_FILE).read_text())["step"]
     card = _make_card(settings, model, f"{run.resolve().name}, update {step}")
-    ended = "" if (run / "model").exists() else " has not ended"
-    logger.warning(f"{run}{ended}: painting from {checkpoint.name} of {settings.get('steps', '?')} updates")
     try:
-        if settings.get("lora_rank"):
-            attach(model.parts, _make_pairs(tensors, settings), "run", 1.0)
-            network = model.network
-        else:
-            side = (settings.get("resolution") or model.resolution) // model.codec.multiple
-            network = (
-                model.network
-                if model.network.takes_omega
-                else model.network.to_student(side, told_end=METHODS[settings.get("method", "lcm")].told_end)
-            )
-            network.load_state_dict(tensors)
-            network.backbone.to(storage.dtype)
-    except (RuntimeError, AttributeError, KeyError) as error:
+        network = _put_in(model, tensors, settings, storage)
+    except (RuntimeError, AttributeError, KeyError, ValueError, TypeError, IndexError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{checkpoint} does not fit {base}, the base that its run names ({reason})") from error
+        raise UnfitError(f"does not fit {base}, the base that its run names ({reason})") from error
+    ended = "" if (run / "model").exists() else " has not ended"
+    logger.warning(f"{run}{ended}: painting from {checkpoint.name} of {settings.held.get('steps', '?')} updates")
     network.requires_grad_(False)
     scheduler = model.scheduler_config if card.grid_size is None else {
         **model.scheduler_config, "original_inference_steps": card.grid_size,
@@ -123,25 +135,80 @@ def check_base(run: Path, model: LatentModel) -> None:
     file = run / BASE_FILE
     if not file.exists():  # a run of an earlier version
         return
+    held = read_json(file, f"{run} does not say which base it began with").get("sha256")
     if model.network.backbone.dtype != torch.float32:
         logger.info("note: whether the run began with this very base is looked at with --precision fp32 alone")
-    elif json.loads(file.read_text())["sha256"] != weights_sha256(model.network.backbone):
+    elif held != weights_sha256(model.network.backbone):
         raise UserError(f"the weights of {model.source} are not those that {run} began with; put them back")
 
 
-def _read_exported(checkpoint: Path) -> dict[str, Tensor]:
-    """Reads what a run exports of its state: the average where it keeps one, else the weights."""
-    with open_safetensors(checkpoint / TENSORS_FILE) as file:
-        names = list(file.keys())
-        for role in EXPORTED:
-            if own := [name for name in names if name.startswith(f"{role}.")]:
-                return {name.removeprefix(f"{role}."): file.get_tensor(name) for name in own}
-    raise UserError(f"{checkpoint} holds no student; an earlier version of fewstep may have written it")
+def _put_in(model: LatentModel, tensors: dict[str, Tensor], settings: _Settings, storage: Storage) -> BackboneNetwork:
+    """Returns the network of a model with what its run has learnt. Raises many an error where that is of another."""
+    if rank := settings.number("lora_rank", 0):
+        attach(model.parts, _make_pairs(tensors, settings.number("lora_alpha", 0) or rank), "run", 1.0)
+        return model.network
+    side = int(settings.number("resolution", 0)) or model.resolution
+    side //= model.codec.multiple
+    told_end = settings.method().told_end
+    network = model.network if model.network.takes_omega else model.network.to_student(side, told_end=told_end)
+    network.load_state_dict(tensors)
+    network.backbone.to(storage.dtype)
+    return network
 
 
-def _make_pairs(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Lora:
+class _Settings:
+    """The settings of a run, as far as painting with it asks for them. Raises UserError for one of another kind."""
+
+    def __init__(self, file: Path) -> None:
+        self.held, self._file = read_config_file(file), file
+
+    def text(self, name: str) -> str:
+        """Returns a text, empty where there is none."""
+        if not isinstance(value := self.held.get(name) or "", str):
+            raise UserError(f"{self._file} has {name} {value!r:.60}; a text is wanted")
+        return value
+
+    def number(self, name: str, least: float) -> float:
+        """Returns a number, 0 where there is none."""
+        value = self.held.get(name) or 0
+        if not is_number(value) or not least <= value < _MOST:
+            raise UserError(f"{self._file} has {name} {value!r:.60}; a number is wanted, {least:g} or more")
+        return float(value)
+
+    def method(self) -> NamedMethod:
+        """Returns the consistency method."""
+        return read_method(StudentCard(consistency=self.text("method") or None), str(self._file))
+
+    def range(self, name: str) -> tuple[float, float]:
+        """Returns two numbers."""
+        value = self.held.get(name)
+        if not isinstance(value, list) or len(value) != 2 or not all(map(is_number, value)):
+            raise UserError(f"{self._file} has {name} {value!r:.60}; two numbers are wanted")
+        return float(value[0]), float(value[1])
+
+
+def _read_exported(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
+    """Reads what a run exports of its state, the average where it keeps one, else the weights; and after which update.
+
+    Raises UnfitError.
+    """
+    try:
+        step = read_numbers(checkpoint / NUMBERS_FILE)["step"]
+        with open_safetensors(checkpoint / TENSORS_FILE) as file:
+            names = list(file.keys())
+            role = next((each for each in EXPORTED if any(name.startswith(f"{each}.") for name in names)), None)
+            tensors = {name: file.get_tensor(name) for name in names if role and name.startswith(f"{role}.")}
+    except UserError as error:
+        raise UnfitError(f"is not of a run: {error}") from error
+    if not tensors:
+        raise UnfitError("holds no student; an earlier version of fewstep may have written it")
+    if fault := next(filter(None, itertools.starmap(find_fault_in_values, tensors.items())), None):
+        raise UnfitError(f"has what no run writes: {fault}")
+    return {name.partition(".")[2]: value for name, value in tensors.items()}, step
+
+
+def _make_pairs(tensors: dict[str, Tensor], alpha: float) -> Lora:
     """Makes pairs of what adapters are called in a state."""
-    alpha = float(settings.get("lora_alpha") or settings["lora_rank"])
     named = {name.replace("/", "."): value for name, value in tensors.items()}
     return {
         name.split(".lora_A.")[0]: Pair(down.float(), named[name.replace(".lora_A.", ".lora_B.")].float(), alpha)
@@ -150,15 +217,15 @@ def _make_pairs(tensors: dict[str, Tensor], settings: dict[str, Any]) -> Lora:
     }
 
 
-def _make_card(settings: dict[str, Any], model: LatentModel, name: str) -> StudentCard:
+def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCard:
     """Makes what would be recorded beside the weights, as far as painting asks for it."""
-    if "skip" not in settings:
+    if "skip" not in settings.held:
         return StudentCard(name=name, method=STYLE_LORA, teacher=model.source)
-    makes_few_step = settings.get("lora_rank") and not model.network.takes_omega
-    low, high = settings["guidance_range"]
+    makes_few_step = settings.number("lora_rank", 0) and not model.network.takes_omega
     return StudentCard(
-        name=name, method=LCM_LORA if makes_few_step else None, teacher=model.source, data=settings.get("data"),
-        guidance_scale=settings["guidance_scale"], guidance_range=(low, high),
-        grid_size=model.schedule.grid_size(settings["skip"]),
-        consistency=None if settings.get("method", "lcm") == "lcm" else settings["method"],
+        name=name, method=LCM_LORA if makes_few_step else None, teacher=model.source,
+        data=settings.text("data") or None, guidance_scale=settings.number("guidance_scale", 0),
+        guidance_range=settings.range("guidance_range"),
+        grid_size=model.schedule.grid_size(int(settings.number("skip", 1))),
+        consistency=None if settings.method().name == "lcm" else settings.method().name,
     )  # fmt: skip

@@ -7,19 +7,23 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.documents import load_bytes, parse_json
+from fewstep.errors import UserError, show
 from fewstep.files import DRAFT_MARK, name_draft, read_safetensors, refusals_named, sync
+from fewstep.train.soundness import read_numbers
 from fewstep.train.state import RunState
 
 TENSORS_FILE = "state.safetensors"
 NUMBERS_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
+_MOST_WORDS = 200
 LEAST_KEPT = 2
 """So that the one before is there when the newest turns out to be spoilt."""
 
@@ -94,21 +98,32 @@ class Checkpoints:
             self._whole[checkpoint] = why_spoilt(checkpoint) is None
         return self._whole[checkpoint]
 
-    def newest(self) -> Path | None:
-        """Returns the newest whole one, with a warning where a newer one is spoilt; None when there is none at all.
+    def newest(self, why_unfit: Callable[[Path], str | None] = lambda _: None) -> Path | None:
+        """Returns the newest whole one that fits, with a warning where a newer one is spoilt or does not; None when
+        there is none at all. `why_unfit` says why a whole one is of no use.
 
-        Raises UserError when there are some and all are spoilt.
+        Raises UserError when there are some and none is of use.
         """
-        spoilt = []
+        spoilt, unfit = [], []
         for checkpoint in reversed(self.list()):
             why = why_spoilt(checkpoint)
-            self._whole[checkpoint] = why is None
             if why is not None:
                 spoilt.append(f"{checkpoint.name} ({why})")
+            elif (why := why_unfit(checkpoint)) is not None:
+                unfit.append(f"{checkpoint.name} ({why[:_MOST_WORDS]})")
+            self._whole[checkpoint] = why is None
+            if why is not None:
                 continue
-            if spoilt:
-                print(f"warning: not whole: {', '.join(spoilt)}; going on from {checkpoint.name}", file=sys.stderr)
+            for what, found in (("not whole", spoilt), ("whole and not of this run", unfit)):
+                if found:
+                    said = show(f"warning: {what}: {', '.join(found)}; going on from {checkpoint.name}")
+                    print(said, file=sys.stderr)
             return checkpoint
+        if unfit:
+            raise UserError(
+                f"no checkpoint in {self.folder} is of this run: {', '.join([*unfit, *spoilt])}; an earlier version of "
+                "fewstep may have written them: choose another --out"
+            )
         if spoilt:
             raise UserError(
                 f"no checkpoint in {self.folder} is whole: {', '.join(spoilt)}; delete them to begin anew, or choose "
@@ -120,8 +135,8 @@ class Checkpoints:
 def why_spoilt(checkpoint: Path) -> str | None:
     """Returns what is wrong with it, or None."""
     try:
-        text = (checkpoint / MANIFEST_FILE).read_text()
-        content = json.loads(text)["content"]
+        text = load_bytes(checkpoint / MANIFEST_FILE).decode()
+        content = parse_json(text)["content"]
         if text != _manifest(content):
             return f"{MANIFEST_FILE} is damaged"
         files = content["files"]
@@ -137,12 +152,17 @@ def why_spoilt(checkpoint: Path) -> str | None:
     return None
 
 
+def files_of(checkpoint: Path) -> tuple[Path, Path]:
+    """Returns the files of its tensors and of its numbers."""
+    return checkpoint / TENSORS_FILE, checkpoint / NUMBERS_FILE
+
+
 def restore(state: RunState, checkpoint: Path) -> None:
     """Takes over a whole one. Raises UserError where it is of another model."""
     try:
-        numbers = json.loads((checkpoint / NUMBERS_FILE).read_text())
+        numbers = read_numbers(checkpoint / NUMBERS_FILE)
         state.restore(read_safetensors(checkpoint / TENSORS_FILE), numbers)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, UserError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"checkpoint {checkpoint} is whole and not of this run ({reason}); an earlier version of fewstep may have "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.data.latents import DroppedPicture
 from fewstep.data.sources.base import Reason
+from fewstep.documents import parse_json
 from fewstep.errors import UserError
 from fewstep.files import append_lines, write_whole
 
@@ -28,10 +30,10 @@ class Ledger:
         self._count, self._last, self._in_a_row, self._longest = 0, -1, 0, 0
         for path in (self._dropped, self._samples):
             if path is not None and path.exists():
-                kept = [line for line in path.read_text().splitlines() if _counter(line) < counter]
+                kept = [line for line in read_lines(path) if number_in(line, "counter") < counter]
                 rewrite(path, kept)
                 if path == self._dropped:
-                    self._note([DroppedPicture(**json.loads(line)) for line in kept])
+                    self._note([_read_dropped(line, path) for line in kept])
 
     def record(self, counter: int, dropped: Sequence[DroppedPicture]) -> None:
         """Adds what could not be read before `counter`, in the order of counters. Raises UserError where it is too
@@ -73,8 +75,25 @@ def rewrite(path: Path, lines: Sequence[str]) -> None:
         draft.write_text("".join(line + "\n" for line in lines))
 
 
-def _counter(line: str) -> float:
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a file that a run keeps; what is no text in it makes its line one that is not kept."""
+    return path.read_text(errors="replace").splitlines()
+
+
+def number_in(line: str, name: str) -> float:
+    """Returns a number of a line of JSON; infinity where it has none, as where it was cut off by an interruption."""
     try:
-        return float(json.loads(line)["counter"])
-    except (ValueError, KeyError, TypeError):  # cut off in the middle by the interruption
-        return float("inf")
+        value = parse_json(line)[name]
+        return float(value) if isinstance(value, int | float) else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _read_dropped(line: str, source: Path) -> DroppedPicture:
+    try:
+        found = DroppedPicture(**parse_json(line))
+        if type(found.counter) is not int or not isinstance(found.key, str) or not isinstance(found.reason, str):
+            raise TypeError("a number and two texts are wanted")
+        return found
+    except TypeError as error:
+        raise UserError(f"{source} has a line that is none of a dropped picture's ({line:.80}); remove it") from error

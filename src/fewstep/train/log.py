@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import sys
 import threading
 import time
@@ -16,8 +17,9 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fewstep.errors import show
 from fewstep.files import append_lines, refusals_named
-from fewstep.train.ledger import rewrite
+from fewstep.train.ledger import number_in, read_lines, rewrite
 
 
 class RunLog:
@@ -68,9 +70,9 @@ class RunLog:
     def say(self, message: str) -> None:
         """Tells the person at the terminal."""
         if self._progress:
-            self._progress.console.print(f"{self._title}: {message}")
+            self._progress.console.print(f"{self._title}: {show(message)}", markup=False)
         else:
-            print(f"{self._title}: {message}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {show(message)}", file=sys.stderr, flush=True)
 
     def record(self, step: int, batch_size: int, values: dict[str, float]) -> None:
         """Writes one line of metrics for the updates since the last one."""
@@ -99,9 +101,10 @@ class RunLog:
         """
         if not self._path.exists():
             return 0.0
-        kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= start]
+        kept = [line for line in read_lines(self._path) if number_in(line, "step") <= start]
         rewrite(self._path, kept)
-        return float(json.loads(kept[-1]).get("seconds", 0)) if kept else 0.0
+        seconds = number_in(kept[-1], "seconds") if kept else 0.0
+        return seconds if math.isfinite(seconds) else 0.0
 
 
 def scalars(folder: Path, step: int, values: Mapping[str, float]) -> None:
@@ -110,13 +113,6 @@ def scalars(folder: Path, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             board.add_scalar(name, value, step)
         board.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # cut off in the middle by the interruption
-        return float("inf")
 
 
 def _tensorboard(folder: Path, purge_step: int | None) -> Any:

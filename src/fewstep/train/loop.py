@@ -16,7 +16,7 @@ from fewstep.data.latents import DroppedPicture
 from fewstep.errors import StoppedError, UserError
 from fewstep.parallel.world import World, current_world
 from fewstep.precision import autocast, choose_dtype
-from fewstep.train.checkpoint import Checkpoints, restore
+from fewstep.train.checkpoint import Checkpoints, files_of, restore
 from fewstep.train.config import LoopConfig, fingerprint
 from fewstep.train.ledger import Ledger
 from fewstep.train.log import RunLog
@@ -24,6 +24,7 @@ from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, upd
 from fewstep.train.role import STUDENT, Role
 from fewstep.train.scaling import FIRST, LossScale
 from fewstep.train.skipping import Skipping
+from fewstep.train.soundness import why_unfit
 from fewstep.train.state import RoleState, RunState, mean_loss
 from fewstep.train.stopping import Stopping
 from fewstep.train.task import Task
@@ -46,7 +47,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     state = begin(task.roles, config)
     checkpoints = Checkpoints(folder / "checkpoints", fingerprint(config))
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
-    newest = checkpoints.newest() if world.main else None
+    newest = checkpoints.newest(lambda found: why_unfit(state, *files_of(found))) if world.main else None
     if name := world.gather(newest and newest.name)[0]:  # hashing a large one takes minutes: one process does
         restore(state, checkpoints.folder / name)
         if state.step > config.steps:

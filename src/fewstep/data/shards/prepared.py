@@ -18,6 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fewstep.data.reading import Sizes
+from fewstep.documents import load_json, parse_json
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors, read_safetensors_header, write_whole
 from fewstep.roots import OutsideError, Root, open_regular
@@ -94,8 +95,10 @@ def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
         return
     metadata = read_safetensors_header(file, advice=_ADVICE).metadata
     try:
-        held = json.loads(metadata[_HEADER])["made_of"]
-    except (ValueError, KeyError) as error:
+        held = parse_json(metadata[_HEADER])["made_of"]
+        if not isinstance(held, dict):
+            raise ValueError("it does not say what it was made of")
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({error}); {_ADVICE}") from error
     for field in sorted({*held, *made_of}):
         if held.get(field) != made_of.get(field):
@@ -110,6 +113,18 @@ def read_statuses(folder: Path, name: str) -> list[str]:
     return statuses
 
 
+def _check_manifest(held: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
+    """Returns what a manifest holds. Raises TypeError or ValueError where that is of another kind."""
+    made_of, report, shards = held["made_of"], held["report"], held["shards"]
+    repeats: Any = made_of.get("repeats", {}) if isinstance(made_of, dict) else None
+    if not all(isinstance(each, dict) for each in (made_of, report, shards, repeats)):
+        raise TypeError("its entries are not what fewstep writes")
+    for number in (*shards.values(), *repeats.values()):
+        if type(number) is not int or not 0 <= number < 2**31:
+            raise ValueError(f"{number!r:.60} is no number of pictures")
+    return made_of, report, shards
+
+
 class PreparedShards:
     """The latents in a folder that `fewstep prepare` filled; a shard is opened when it is first read."""
 
@@ -117,9 +132,8 @@ class PreparedShards:
         """With `follow_links`, files of the folder may be links out of it. Raises UserError."""
         self.folder, self._root = folder, Root(str(folder), follow_links)
         try:
-            with open_regular(self._find(MANIFEST)) as file:
-                held = json.loads(file.read())
-            self.made_of, self.report, shards = held["made_of"], held["report"], held["shards"]
+            held = load_json(Path(self._find(MANIFEST)))
+            self.made_of, self.report, shards = _check_manifest(held)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder} is not completely prepared ({error}); run the same `fewstep prepare` again"
@@ -166,18 +180,46 @@ class PreparedShards:
         self._find(f"{name}.safetensors")
         check_written(self.folder, name, self.made_of)
         latents = open_safetensors(self.folder / f"{name}.safetensors", advice=_ADVICE)
-        with open_regular(self._find(f"{name}.parquet")) as file:
-            content = file.read()
-        if hashlib.sha256(content).hexdigest() != json.loads(latents.metadata()[_HEADER])[_TABLE]:
+        try:
+            with open_regular(self._find(f"{name}.parquet")) as file:
+                content = file.read()
+        except OSError as error:
+            raise UserError(f"{self.folder / name}.parquet cannot be read ({error.strerror}); {_ADVICE}") from error
+        if hashlib.sha256(content).hexdigest() != parse_json(latents.metadata()[_HEADER]).get(_TABLE):
             raise UserError(
                 f"{self.folder / name}.parquet is not the table of the latents beside it; delete both and prepare them "
                 "again"
             )
-        entries = [each for each in pq.read_table(io.BytesIO(content)).to_pylist() if each["row"] >= 0]
-        return latents, [
-            PreparedRow(each["key"], each["caption"], tuple(each["sizes"]), others=tuple(each.get(_OTHERS) or ()))
+        rows = _read_rows(content, f"{self.folder / name}.parquet")
+        held = {part: tuple(latents.get_slice(part).get_shape()) for part in latents.keys()}  # noqa: SIM118  # no mapping
+        shapes = {held.get("mean", ()), held.get("std", () if self.made_of.get("std") else held.get("mean", ()))}
+        if {shape[:1] for shape in shapes} != {(len(rows),)} or len(rows) != self.shard_sizes[shard] or len(shapes) > 1:
+            raise UserError(f"{self.folder / name}.safetensors does not hold the latents of its table; {_ADVICE}")
+        return latents, rows
+
+
+def _sizes(numbers: Sequence[int]) -> Sizes:
+    """Returns the six numbers of a row. Raises TypeError or ValueError where they are none."""
+    one, two, three, four, five, six = map(int, numbers)
+    return one, two, three, four, five, six
+
+
+def _read_rows(content: bytes, source: str) -> list[PreparedRow]:
+    """Reads the rows of a table that have a latent. Raises UserError where it is none that fewstep writes."""
+    try:
+        table = pq.read_table(io.BytesIO(content))
+        kinds = {field.name: field.type for field in _COLUMNS}
+        if any(table.schema.field(name).type != kind for name, kind in kinds.items()):
+            raise ValueError("its columns are of other types")
+        entries = [each for each in table.to_pylist() if each["row"] >= 0]
+        if not all(isinstance(each[name], str) for each in entries for name in ("key", "caption")):
+            raise ValueError("it has rows without a key or a caption")
+        return [
+            PreparedRow(each["key"], each["caption"], _sizes(each["sizes"]), others=tuple(each.get(_OTHERS) or ()))
             for each in entries
         ]
+    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{source} is damaged ({' '.join(str(error).split())[:120]}); {_ADVICE}") from error
 
 
 def count_pictures(file: Path) -> int:

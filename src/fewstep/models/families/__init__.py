@@ -11,8 +11,7 @@ from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.models.family import Family
 from fewstep.models.lora.spelling import split_key
-from fewstep.models.model_files import check_index
-from fewstep.models.scheduler import read_json
+from fewstep.models.model_files import check_index, read_json
 
 _FILES = {"sd1": "stable_diffusion", "sd2": "stable_diffusion", "sdxl": "stable_diffusion"}
 """The file of each family, which ends in its FAMILIES; it is imported only when a family is asked for."""

@@ -16,8 +16,7 @@ from fewstep.files import SafetensorsHeader
 from fewstep.models.families import list_families
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_configurations
-from fewstep.models.model_files import INDEX, check_index, stage_configurations
-from fewstep.models.scheduler import read_json
+from fewstep.models.model_files import INDEX, check_index, read_json, stage_configurations
 
 logger = logging.getLogger(__name__)
 

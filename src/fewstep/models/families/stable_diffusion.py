@@ -43,8 +43,9 @@ from fewstep.models.families.stable_diffusion_parts import (
 )
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
+from fewstep.models.model_files import read_json
 from fewstep.models.network import BackboneNetwork
-from fewstep.models.scheduler import Overrides, read_json, read_schedule, settle_schedule
+from fewstep.models.scheduler import Overrides, read_schedule, settle_schedule
 from fewstep.precision import Storage
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TOKENS = 77
 """Tokens that the released models read."""
 _POOLED = 1280
+_MOST_LEVELS = 16
 _SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _BLOCKS = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "sample_size": 64}
 _LARGE = {
@@ -131,8 +133,13 @@ class StableDiffusion(Family):
         return network_config.get("time_cond_proj_dim") is not None
 
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:
-        levels = len(codec_config.get("block_out_channels", ()))
-        return int(network_config.get("sample_size", 0)) << max(0, levels - 1)
+        blocks, side = codec_config.get("block_out_channels", ()), network_config.get("sample_size", 0)
+        if not isinstance(blocks, list | tuple) or len(blocks) > _MOST_LEVELS or not 0 <= _read_whole(side) < 2**16:
+            raise UserError(
+                f"the model's unet has sample_size {side!r:.60} and its vae block_out_channels {blocks!r:.60}; a "
+                "number and a list are wanted"
+            )
+        return _read_whole(side) << max(0, len(blocks) - 1)
 
     def load_folder(
         self, folder: Path, source: str, index: Mapping[str, Any], storage: Storage, overrides: Overrides
@@ -269,6 +276,11 @@ def _recognise_merged(model: LatentModel) -> LatentModel:
     )
     scale = model.family.guidance_of(0.0)
     return dataclasses.replace(model, card=dataclasses.replace(model.card, method=LCM_LORA, guidance_scale=scale))
+
+
+def _read_whole(value: object) -> int:
+    """Returns a whole number of a configuration; −1 for anything else."""
+    return value if type(value) is int else -1
 
 
 def _is_linear(config: Mapping[str, Any]) -> bool:

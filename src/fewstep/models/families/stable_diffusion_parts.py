@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
+from fewstep.models.config_sizes import check_layers
 from fewstep.models.families.original_names import (
     open_clip_names,
     original_clip_names,
@@ -34,9 +35,8 @@ from fewstep.models.families.single_file import (
 from fewstep.models.families.unet import AS_TIMES
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_network, is_hub_id
-from fewstep.models.model_files import stage_configurations
+from fewstep.models.model_files import read_json, stage_configurations
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
-from fewstep.models.scheduler import read_json
 from fewstep.precision import Storage
 
 _CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder"}
@@ -129,9 +129,8 @@ def load_parts_of_file(
 
 def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]]:
     """Returns what a file's tensors should be called, as its configurations describe them, by how they begin."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_config(folder / "unet"))
-        vae = AutoencoderKL.from_config(_config(folder / "vae"))
+    unet = _shaped(UNet2DConditionModel, folder / "unet")
+    vae = _shaped(AutoencoderKL, folder / "vae")
     originals = original_unet_names(name for name, _ in unet.named_modules())
     named = (name.rpartition(".") for name in unet.state_dict())
     wanted = {
@@ -149,17 +148,31 @@ def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]
     return wanted
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "config.json", f"{folder} has no readable config.json")
+def _shaped(kind: Any, folder: Path) -> Any:
+    """Makes the network that a folder's config.json describes, on no device. Raises UserError."""
+    config = read_json(folder / "config.json", f"{folder} has no readable configuration")
+    check_layers(config, folder)
+    try:
+        with torch.device("meta"):
+            return kind.from_config(config)
+    except Exception as error:  # diffusers raises nearly anything where a configuration is odd
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{folder}/config.json describes no {kind.__name__} ({reason})") from error
 
 
 def _text_tensors(part: str, folder: Path) -> list[str]:
-    read_json(folder / part / "config.json", f"{folder / part} is no text encoder")
-    with tempfile.TemporaryDirectory() as place:
-        stage_configurations(folder, (part,), Path(place))
-        config = CLIPTextConfig.from_pretrained(Path(place) / part)
-    with torch.device("meta"):
-        return list(_KINDS[part](config).state_dict())
+    check_layers(read_json(folder / part / "config.json", f"{folder / part} is no text encoder"), folder / part)
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            stage_configurations(folder, (part,), Path(place))
+            config = CLIPTextConfig.from_pretrained(Path(place) / part)
+        with torch.device("meta"):
+            return list(_KINDS[part](config).state_dict())
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{folder / part}/config.json describes no text encoder ({reason})") from error
 
 
 def check_parts(family: Family, source: str, parts: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.models.lora.pair import Pair
 
+_MOST_AXES = 8
 LARGEST_RANK = 1024
 LARGEST_SCALE = 64.0
 """Beyond this |alpha/rank| a file is taken for broken."""
@@ -48,6 +49,8 @@ def make_pair(
 
 def read_values(path: Path, what: str, tensor: Tensor) -> Tensor:
     """Returns a tensor of any floats in fp32. Raises UserError for other numbers, and where one is not finite."""
+    if tensor.ndim > _MOST_AXES:
+        raise UserError(f"{path} is broken: {what} has {tensor.ndim} axes")
     if tensor.is_complex() or not tensor.dtype.is_floating_point:
         raise UserError(
             f"{path} holds {what} as {_dtype(tensor)}, of which a LoRA cannot be read: quantised files have their "

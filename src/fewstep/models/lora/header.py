@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 
+from fewstep.documents import parse_json
 from fewstep.errors import UserError
 from fewstep.models.model_files import find_file
 
@@ -32,6 +32,9 @@ _DEFAULTS = {
     each.name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
     for each in dataclasses.fields(LoraConfig)
 }
+_MODULE = re.compile(r"\^?[\w.-]+")
+_Pattern = Mapping[str, tuple[int, float]]
+"""By a module's name, with ^ before it where it is the whole name: its place in the file, and the number."""
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -41,8 +44,8 @@ class Adapter:
 
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, float] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: _Pattern = field(default_factory=dict)
+    alpha_pattern: _Pattern = field(default_factory=dict)
     rank_stabilised: bool = False
     """Whether the scale is alpha/√rank (arXiv 2312.03732)."""
     uses_dora: bool = False
@@ -57,10 +60,33 @@ class Adapter:
         return _match(self.rank_pattern, names, self.rank)
 
 
-def _match(pattern: Mapping[str, float], names: Sequence[str], default: float) -> float:
-    """Finds the first entry that peft would take for a module."""
-    found = (value for key, value in pattern.items() if any(re.match(rf"(.*\.)?({key})$", name) for name in names))
-    return next(found, default)
+def _match(pattern: _Pattern, names: Sequence[str], default: float) -> float:
+    """Finds the first entry that peft would take for a module: by its name, or the last parts of it."""
+    keys = (key for name in names for key in (f"^{name}", *_list_ends(name)))
+    return min((pattern[key] for key in keys if key in pattern), default=(0, default))[1]
+
+
+def _list_ends(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[place:]) for place in range(len(parts)))
+
+
+def _read_pattern(entries: Mapping[str, Any], name: str, source: str) -> _Pattern:
+    """Reads the numbers of modules, each called by its name or by the end of it, as tools write them.
+
+    To peft these are regular expressions, which could keep a reader busy for days: UserError names one that says more
+    than a name.
+    """
+    found: dict[str, tuple[int, float]] = {}
+    for place, (key, value) in enumerate((entries.get(name) or {}).items()):
+        plain = key.removesuffix("$").replace("\\.", ".")
+        if not _MODULE.fullmatch(plain):
+            raise UserError(
+                f"{source} with {name} {key!r:.60}, which is a pattern and no name of a module; convert it to a plain "
+                "LoRA, or write the names of the modules in its place"
+            )
+        found.setdefault(plain, (place, value))
+    return found
 
 
 def read_adapters(path: Path, header: Mapping[str, str], *, parts: list[str], is_peft: bool) -> dict[str, Adapter]:
@@ -76,8 +102,8 @@ def read_adapters(path: Path, header: Mapping[str, str], *, parts: list[str], is
     if text is None:
         return {}
     try:
-        said = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        said = parse_json(text)
+    except ValueError as error:
         raise UserError(
             f"{source} that is no JSON; the scale of the LoRA stands there, so mend or remove it"
         ) from error
@@ -105,8 +131,8 @@ def _read_adapter(source: str, entries: Mapping[str, Any]) -> Adapter:
     return Adapter(
         rank=entries.get("r", _DEFAULTS["r"]),
         alpha=float(entries.get("lora_alpha", _DEFAULTS["lora_alpha"])),
-        rank_pattern=entries.get("rank_pattern") or {},
-        alpha_pattern=entries.get("alpha_pattern") or {},
+        rank_pattern=_read_pattern(entries, "rank_pattern", source),
+        alpha_pattern=_read_pattern(entries, "alpha_pattern", source),
         rank_stabilised=bool(entries.get("use_rslora")),
         uses_dora=bool(entries.get("use_dora")),
     )
@@ -128,11 +154,6 @@ def _check(source: str, entries: Mapping[str, Any]) -> None:
         pattern = entries.get(name) or {}
         if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
             raise UserError(f"{source} with {name} {pattern!r:.60}; numbers by modules are wanted")
-        for key in pattern:
-            try:
-                re.compile(rf"(.*\.)?({key})$")
-            except (re.error, RecursionError, OverflowError) as error:
-                raise UserError(f"{source} with {name} {key!r:.60}, which is no pattern ({error})") from error
 
 
 def _is_number(value: object) -> bool:

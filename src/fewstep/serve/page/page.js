@@ -444,12 +444,12 @@ function unquoted(text) {
 function read(text) {
   const lines = text.split("\n");
   const last = lines.pop();
-  if (!/(^|, )Steps: \d+/.test(last)) return null; // another program's
+  if (last.length > 2 ** 16 || !/(^|, )Steps: \d+/.test(last)) return null; // another program's
   const starts = (line) => line !== undefined && line.startsWith("Negative prompt: ");
   let own = lines.findLastIndex(starts);
   if (own < 0) own = lines.length;
   const found = { loras: {}, compare: false, start: null };
-  for (const [, name, value] of last.matchAll(/\s*([\w][\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g)) {
+  for (const [, name, value] of last.matchAll(/(?<![\w \-/])[ \-/]*(\w[\w \-/]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)/g)) {
     const plain = value.startsWith('"') ? unquoted(value) : value.trim();
     if (name === "Steps") found.steps = Number(plain);
     if (name === "Seed") found.seed = Number(plain);

@@ -1,0 +1,61 @@
+"""Whether a config.json describes a network about as large as the weights beside it, before it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from fewstep.errors import UserError
+from fewstep.files import read_safetensors_header
+from fewstep.models.model_files import read_json
+
+MOST_LAYERS = 4096
+"""Of a network whose weights are not at hand."""
+_SLACK = 16
+"""So many times as large as its weights a network may be described: it is made on no device, and compared then."""
+_SMALL = 2**22
+"""Parameters that cost nothing."""
+
+
+def check_sizes(kind: Any, staged: Path, folder: Path) -> None:
+    """Raises UserError where to make a network, of a class of diffusers or transformers, could take all memory or days
+    before its tensors are compared with those of its weights; `staged` holds what is read of `folder`."""
+    headers = [read_safetensors_header(file) for file in sorted(staged.glob("*.safetensors"))]
+    tensors, held = sum(len(header.shapes) for header in headers), sum(header.parameters for header in headers)
+    config = read_json(folder / "config.json", f"{folder} has no configuration")
+    check_layers(config, folder, tensors + _SLACK)
+    if not issubclass(kind, PreTrainedModel):
+        return  # diffusers itself makes it on no device, and compares shapes
+    with torch.device("meta"):
+        described = sum(weight.numel() for weight in kind(kind.config_class.from_pretrained(staged)).parameters())
+    if described > _SLACK * held + _SMALL:
+        raise UserError(
+            f"{folder}/config.json describes a network of {described:,} parameters, and its weights hold {held:,}; "
+            "fetch or export the model again"
+        )
+
+
+def check_layers(config: Mapping[str, Any], folder: Path, most: int = MOST_LAYERS) -> None:
+    """Raises UserError where a configuration counts more layers than that."""
+    layers = _count_layers(config)
+    if layers > most:
+        raise UserError(f"{folder}/config.json describes {layers:,} layers, where at most {most:,} can be meant")
+
+
+def _count_layers(config: Mapping[str, Any]) -> int:
+    inner = (_count_layers(value) for value in config.values() if isinstance(value, dict))
+    counts = (_largest(value) for name, value in config.items() if "layers" in name or name.endswith("_blocks"))
+    blocks = (len(value) for name, value in config.items() if isinstance(value, list) and name != "layers_per_block")
+    return max(math.prod(counts) * max(blocks, default=1), *inner, 1)
+
+
+def _largest(value: object) -> int:
+    """Returns the largest number in a setting that counts layers, by blocks or for all of them."""
+    if isinstance(value, list):
+        return max(map(_largest, value), default=1)
+    return value if type(value) is int and value > 1 else 1

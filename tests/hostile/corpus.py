@@ -1,0 +1,197 @@
+"""Small true files of every kind that strangers write, to damage copies of."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+from torch import nn
+
+from fewstep.data.infotext import build_png_info
+from fewstep.data.shards.prepared import PreparedRow, write_manifest, write_shard
+from fewstep.data.worlds.scenes import Scenes
+from fewstep.models import scenes_model
+from fewstep.models.card import StudentCard
+from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.file import write_lora
+from fewstep.models.lora.pair import Pair
+from fewstep.recipes.named import find_recipe
+from fewstep.recipes.plain import to_plain
+from fewstep.train.checkpoint import Checkpoints
+from fewstep.train.config import LoopConfig
+from fewstep.train.loop import begin
+from fewstep.train.role import Role
+from miniatures import save_miniature
+from single_files import save_single_file
+
+MADE_OF = {"format": 1, "resolution": 8, "crop": "middle", "std": True, "seed": 0}
+"""What prepared latents say of themselves."""
+
+
+@dataclass
+class Corpus:
+    """True files below `folder`, and the model that LoRAs are read against."""
+
+    folder: Path
+    outside: Path
+    """A folder that nothing may be read of."""
+    model: Any = None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+
+def build_corpus(folder: Path, outside: Path) -> Corpus:
+    """Writes the true files."""
+    corpus = Corpus(folder, outside)
+    tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(60))
+    pipeline = save_miniature("sd15", tokenizer, folder / "model")
+    StudentCard(name="x", teacher="scenes", guidance_scale=8.0, guidance_range=(1.0, 9.0), sampling_steps=4).write(
+        pipeline
+    )
+    save_single_file("sd15", pipeline, folder / "single.safetensors")
+    corpus.model = load_latent_model(pipeline, torch.device("cpu"))
+    _write_loras(corpus)
+    _write_run(folder / "run")
+    _write_prepared(folder / "prepared")
+    _write_pictures(folder / "pictures")
+    _write_shards(folder / "shards")
+    return corpus
+
+
+def _write_loras(corpus: Corpus) -> None:
+    model, generator = corpus.model, torch.Generator().manual_seed(0)
+    names = [
+        name for name, module in model.network.backbone.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    ][:6]
+    pairs = {}
+    for name in names:
+        weight = model.network.backbone.get_submodule(name).weight
+        down = torch.randn(2, *weight.shape[1:], generator=generator)
+        pairs[f"unet.{name}"] = Pair(
+            down, torch.randn(weight.shape[0], 2, *[1] * (weight.ndim - 2), generator=generator), 4.0
+        )
+    header = {
+        "fewstep.method": "LCM-LoRA",
+        "fewstep.teacher": "scenes",
+        "fewstep.omega": "0",
+        "fewstep.steps": "4",
+        "modelspec.title": "x",
+    }
+    write_lora(corpus / "loras", pairs, header, model.parts, model.family.lora)
+    plain = safetensors.torch.load_file(corpus / "loras" / "pytorch_lora_weights.safetensors")
+    dora = {
+        **plain,
+        **{
+            name.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(
+                plain[name.replace("lora_A", "lora_B")].shape[0]
+            )
+            for name in plain
+            if "lora_A" in name
+        },
+    }
+    words = {"bundle_emb.sks.string_to_param": torch.ones(2, 16)}
+    safetensors.torch.save_file({**dora, **words}, corpus / "loras" / "dora.safetensors")
+    peft = {name.replace("unet.", "base_model.model."): value for name, value in plain.items()}
+    safetensors.torch.save_file(peft, corpus / "loras" / "adapter_model.safetensors")
+    said = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "rank_pattern": {names[0]: 2},
+        "alpha_pattern": {f"^{names[1]}": 4},
+        "target_modules": names,
+    }
+    (corpus / "loras" / "adapter_config.json").write_text(json.dumps(said))
+    decoder = AutoencoderTiny(latent_channels=4).decoder.layers.half()
+    tiny = {f"decoder.layers.{name}": value for name, value in decoder.state_dict().items()}
+    safetensors.torch.save_file(tiny, corpus / "loras" / "tiny.safetensors")
+
+
+def make_state() -> Any:
+    return begin([Role(weights=nn.Linear(2, 3), average=nn.Linear(2, 3))], LoopConfig())
+
+
+def _write_run(folder: Path) -> None:
+    state = make_state()
+    for step in (1, 2):
+        state.roles[0].role.weights(torch.ones(1, 2)).sum().backward()
+        state.roles[0].optimizer.step()
+        state.step, state.counter = step, 8 * step
+        Checkpoints(folder / "checkpoints").save(state.tensors(), state.numbers(), 2)
+    settings = {**to_plain(find_recipe("scenes")), "made_with": {"fewstep": "1"}}
+    (folder / "config.yaml").write_text(json.dumps(settings, indent=1))
+    lines = [json.dumps({"step": n, "loss": 0.1, "seconds": 1.5}) for n in range(3)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "dropped.jsonl").write_text(json.dumps({"counter": 1, "key": "a", "reason": "b"}) + "\n")
+    safetensors.torch.save_file({"mean": torch.ones(1), "std": torch.ones(1)}, folder / "encoded.safetensors")
+    sha256 = hashlib.sha256((folder / "encoded.safetensors").read_bytes()).hexdigest()
+    (folder / "encoded.json").write_text(json.dumps({"made_of": {}, "sha256": sha256, "rows": [[0]], "reasons": [""]}))
+    rows = [{"sampler": "lcm", "model": "x", "steps": 4, "fid": 1.0}]
+    (folder / "results.json").write_text(json.dumps({"rows": rows, "protocol": {"n": 1, "judge": {"sha256": "a"}}}))
+
+
+def _write_prepared(folder: Path) -> None:
+    rows = [PreparedRow("a", "one", (8, 8, 0, 0, 8, 8)), PreparedRow("b", "two", (8, 8, 0, 0, 8, 8), others=("more",))]
+    latents = {"mean": torch.zeros(2, 4, 2, 2, dtype=torch.float16), "std": torch.ones(2, 4, 2, 2, dtype=torch.float16)}
+    write_shard(folder, "0-0-0", rows, latents, MADE_OF)
+    write_manifest(folder, ["0-0-0"], MADE_OF, {"found": 2, "used": 2})
+
+
+def draw_picture(kind: str, **more: Any) -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((12, 10)).convert("RGB").save(file, kind, **more)
+    return file.getvalue()
+
+
+def _write_pictures(folder: Path) -> None:
+    folder.mkdir()
+    text = 'a cat\nNegative prompt: x\nSteps: 4, Sampler: LCM, Seed: 1, Model path: scenes, Lora 1: "a, b:0.8"'
+    for name, content in {
+        "a.png": draw_picture("PNG", pnginfo=build_png_info(text)),
+        "b.jpg": draw_picture("JPEG"),
+        "c.webp": draw_picture("WEBP"),
+        "d.png": draw_picture("PNG"),
+    }.items():
+        (folder / name).write_bytes(content)
+    (folder / "a.txt").write_text("a cat")
+    (folder / "b.json").write_text(json.dumps({"caption": "a dog", "aesthetic": 5.0, "width": 12}))
+    lines = [json.dumps({"file_name": name, "text": "words", "similarity": 0.3}) for name in ("c.webp", "d.png")]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    (folder / "infotext.txt.settings").write_text(text)
+
+
+def _write_shards(folder: Path) -> None:
+    folder.mkdir()
+    picture = draw_picture("PNG")
+    table = pa.table(
+        {
+            "image": [{"bytes": picture, "path": "a.png"}] * 2,
+            "text": ["one", "two"],
+            "width": [12, 12],
+            "punsafe": [0.1, 0.2],
+        }
+    )
+    pq.write_table(table, folder / "a.parquet")
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for name, content in {
+            "0.png": picture,
+            "0.txt": b"one",
+            "0.json": b'{"caption": "x", "width": 12}',
+            "1.png": picture,
+            "1.txt": b"two",
+        }.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
