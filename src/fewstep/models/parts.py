@@ -40,7 +40,7 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
     try:
         with tempfile.TemporaryDirectory() as draft:
             stage_weights(folder, chosen, "model" if of_transformers else "diffusion_pytorch_model", Path(draft))
-            check_sizes(kind, Path(draft), folder)
+            check_sizes(kind, Path(draft), folder, chosen.names)
             part, report = kind.from_pretrained(
                 draft, use_safetensors=True, local_files_only=True, output_loading_info=True, **settings
             )
