@@ -45,7 +45,7 @@ def serving(pipeline, limits=None, loras=(), aliases=(), lora_aliases=None, **se
     engine = Engine(pipeline, {name: name for name in loras}, limits or EngineLimits())
     service = PaintService(engine, settings, dict.fromkeys(loras, 1.0), lora_aliases, aliases)
     app = make_app(service, list_vocabulary(pipeline))
-    server = make_server(app, "127.0.0.1", 0, settings, 5)
+    server = make_server(app, "127.0.0.1", 0, service, 5)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

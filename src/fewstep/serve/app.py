@@ -54,7 +54,8 @@ def make_app(service: PaintService, vocabulary: dict[str, list[str]]) -> FastAPI
         return describe_model(service, vocabulary)
 
     app.add_middleware(metrics.middleware)
-    app.add_middleware(Guard, settings=service.settings)
+    app.add_middleware(Guard, settings=service.settings, budget=service.budget)
+    app.state.reading = service.reading
     return app
 
 
