@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 
@@ -13,13 +14,16 @@ BODIES = 0.4
 SMALL = 64 << 10
 """Bytes of a body that are counted but never refused: short requests are taken while large ones fill the budget."""
 _POLL = 0.05
+_MUCH = 32 << 20
+"""Bytes in flight after which the allocator is asked to return what it keeps, once all of them are gone."""
+_LULL = 0.5
 
 
 class Budget:
     """Counts bytes, for all threads."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.used, self.peak = most, 0, 0
+        self.most, self.used, self._high = most, 0, 0
         self._changed = threading.Condition()
 
     def add(self, count: int) -> None:
@@ -38,6 +42,11 @@ class Budget:
         with self._changed:
             self.used -= count
             self._changed.notify_all()
+            if self.used == 0 and self._high > _MUCH:
+                self._high = 0
+                timer = threading.Timer(_LULL, return_memory)  # by then the last of it is let go
+                timer.daemon = True
+                timer.start()
 
     @contextlib.contextmanager
     def reserve(self, count: int, check: Callable[[], None]) -> Iterator[None]:
@@ -59,7 +68,7 @@ class Budget:
 
     def _take(self, count: int) -> None:
         self.used += count
-        self.peak = max(self.peak, self.used)
+        self._high = max(self._high, self.used)
 
 
 class Hold:
@@ -81,6 +90,12 @@ class Hold:
     def release(self) -> None:
         self._budget.give_back(self.count)
         self.count = 0
+
+
+def return_memory() -> None:
+    """Has the C library return freed memory to the system, where it can; of its own accord glibc keeps much of it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def refuse_for_now(reason: str) -> RefusedError:

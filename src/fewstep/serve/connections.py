@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import OrderedDict
 from typing import Any
 
 from fewstep.serve.settings import ServerSettings
 
-_PIECE = 4 << 10
-"""Bytes that are handed on at a time."""
-_TURN_SECONDS = 0.005
+_LEAST_PIECE, _FIRST_PIECE, _MOST_PIECE = 512, 2 << 10, 8 << 10
+"""Bytes that are handed on at a time: fewer where they take long, more where they do not."""
+_PIECE_SECONDS = 0.002
+_TURN_SECONDS = 0.002
 """Seconds for which pieces are handed on before the event loop sees to everything else."""
 _RECEIVED = 64 << 10
 """Bytes that a socket is read for at a time."""
@@ -33,57 +34,71 @@ class Switchboard:
 
     def __init__(self, settings: ServerSettings, most: int) -> None:
         self.settings, self._most = settings, most
-        self.open: dict[Connection, None] = {}  # in the order of their arrival
-        self._by_address = Counter[str]()
-        self._turns = deque[Connection]()
+        self._count = 0
+        self._by_address: dict[str, OrderedDict[Connection, None]] = {}
+        """Those of an address, in the order in which their clients last asked for something."""
+        self._turns: dict[Connection, None] = {}
 
     def admit(self, connection: Connection) -> bool:
         """Takes a connection, in place of one that waits for its client where there is no room; else False.
 
         In all, room is made by the address that has the most.
         """
-        address = connection.address
+        own = self._by_address.setdefault(connection.address, OrderedDict())
         crowd = None
-        if self._by_address[address] >= self.settings.address_connections:
-            crowd = address
-        elif len(self.open) >= self._most:
-            crowd = max(self._by_address, key=self._by_address.__getitem__)
+        if len(own) >= self.settings.address_connections:
+            crowd = connection.address
+        elif self._count >= self._most:
+            crowd = max(self._by_address, key=lambda address: len(self._by_address[address]))
         if crowd is not None:
             leaving = self._choose_leaving(crowd)
             if leaving is None:
                 return False
             leaving.shed()
-        self.open[connection] = None
-        self._by_address[address] += 1
+        self._by_address.setdefault(connection.address, own)[connection] = None  # where its last one has just left
+        self._count += 1
         return True
 
     def leave(self, connection: Connection) -> None:
-        if connection in self.open:
-            del self.open[connection]
-            self._by_address[connection.address] -= 1
-            self._by_address += Counter()  # without addresses that have none
+        own = self._by_address.get(connection.address)
+        if own is not None and connection in own:
+            del own[connection]
+            self._count -= 1
+            if not own:
+                del self._by_address[connection.address]
+
+    def note_asking(self, connection: Connection) -> None:
+        """Notes that a client asks for something, so that others go before him."""
+        own = self._by_address.get(connection.address)
+        if own is not None and connection in own:
+            own.move_to_end(connection)
 
     def _choose_leaving(self, address: str) -> Connection | None:
-        """Returns, of an address, the connection whose client has asked for nothing for longest; then one that dawdles.
+        """Returns, of an address, the connection whose client has asked for nothing for longest; else one that dawdles.
 
         One that is being answered stays.
         """
-        waiting = [(each.patience, each.since, each) for each in self.open if each.address == address]
-        patience, _, found = min(waiting, key=lambda each: each[:2])
-        return found if patience < 2 else None
+        dawdling = None
+        for each in self._by_address[address]:
+            if each.patience == 0:
+                return each
+            if each.patience == 1 and dawdling is None:
+                dawdling = each
+        return dawdling
 
     def add_turn(self, connection: Connection) -> None:
-        """Lets a connection hand on a piece, after those that wait already."""
+        """Lets a connection hand on a piece, when its turn comes."""
         if not self._turns:
             asyncio.get_running_loop().call_soon(self._take_turns)
-        self._turns.append(connection)
+        self._turns[connection] = None
 
     def _take_turns(self) -> None:
+        """Hands on pieces, always of the connection that has cost least, so that no flood is before a newcomer."""
         end = time.perf_counter() + _TURN_SECONDS
         while self._turns and time.perf_counter() < end:
-            connection = self._turns.popleft()
-            if connection.hand_on():
-                self._turns.append(connection)
+            connection = min(self._turns, key=lambda each: each.spent)
+            if not connection.hand_on():
+                del self._turns[connection]
         if self._turns:
             asyncio.get_running_loop().call_soon(self._take_turns)
 
@@ -116,10 +131,12 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, switchboard: Switchboard, inner: Any) -> None:
         self._switchboard, self.inner = switchboard, inner
-        self.address, self.since, self.paused = "", time.monotonic(), False
-        self._pieces = deque[memoryview]()
-        self._planned = self._held = False
-        self._admitted, self._unread_since = False, 0.0
+        self.address, self.paused = "", False
+        self.spent = 0.0
+        """Seconds that its pieces have taken."""
+        self._waiting, self._piece = bytearray(), _FIRST_PIECE
+        self._planned = self._held = self._admitted = False
+        self._unread_since = 0.0
         self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -168,8 +185,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._admitted:
             return
-        whole = memoryview(data)
-        self._pieces.extend(whole[begin : begin + _PIECE] for begin in range(0, len(data), _PIECE))
+        self._waiting += data
         if not self._held:
             self._held = True
             self.transport.pause_reading()
@@ -177,28 +193,38 @@ class Connection(asyncio.Protocol):
 
     def plan(self) -> None:
         """Asks for a turn where there is something to hand on."""
-        if self._pieces and not self.paused and not self._planned:
+        if self._waiting and not self.paused and not self._planned:
             self._planned = True
             self._switchboard.add_turn(self)
 
     def hand_on(self) -> bool:
         """Hands on a piece; returns whether there is another one that can be."""
-        if self._pieces and not self.paused and not self.transport.is_closing():
+        if self._waiting and not self.paused and not self.transport.is_closing():
             if self.patience == 0:
-                self.since = time.monotonic()
-            self.inner.data_received(bytes(self._pieces.popleft()))
-        if not self._pieces and self._held and not self.transport.is_closing():
+                self._switchboard.note_asking(self)
+            begun = time.perf_counter()
+            piece = bytes(self._waiting[: self._piece])
+            del self._waiting[: self._piece]
+            self.inner.data_received(piece)
+            self._note_cost(time.perf_counter() - begun)
+        if not self._waiting and self._held and not self.transport.is_closing():
             self._held = False
             self.transport.resume_reading()
-        self._planned = bool(self._pieces) and not self.paused and not self.transport.is_closing()
+        self._planned = bool(self._waiting) and not self.paused and not self.transport.is_closing()
         return self._planned
+
+    def _note_cost(self, seconds: float) -> None:
+        self.spent += seconds
+        self._piece = (
+            max(_LEAST_PIECE, self._piece // 2) if seconds > _PIECE_SECONDS else min(_MOST_PIECE, self._piece * 2)
+        )
 
     def eof_received(self) -> None:
         if self._admitted:
             self.inner.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._pieces.clear()
+        self._waiting.clear()
         self._stop_timer()
         self._switchboard.leave(self)
         if self._admitted:

@@ -49,6 +49,7 @@ class ReadingPool:
     async def run(self, work: Callable[[Reader], Result]) -> Result:
         """Returns what `work` returns; tells it to stop when the caller is cancelled. Raises RefusedError."""
         reader, loop = Reader(self.budget, self._seconds), asyncio.get_running_loop()
+        future: Future[Result] | None = None
         try:
             async with asyncio.timeout(self._seconds):
                 await self._slots.acquire()
@@ -59,6 +60,7 @@ class ReadingPool:
             raise refuse_late(self._seconds) from error
         finally:
             reader.stop()
+            del future  # else an error and its traceback would keep each other, and what was sent
 
 
 def refuse_late(seconds: float) -> RefusedError:

@@ -38,14 +38,17 @@ class BoundedSocket(WebSocketsSansIOProtocol):
     def handle_cont(self, event: Any) -> None:
         self._count_frame()
         super().handle_cont(event)
+        event.data = b""  # the library keeps a frame until the next one comes
 
     def handle_text(self, event: Any) -> None:
         self._count_frame()
         super().handle_text(event)
+        event.data = b""
 
     def handle_bytes(self, event: Any) -> None:
         self._count_frame()
         super().handle_bytes(event)
+        event.data = b""
 
     def handle_ping(self) -> None:
         self._count_frame()

@@ -86,6 +86,7 @@ def make_routes(service: PaintService) -> APIRouter:
                         await page.task
                 page.last = time.monotonic()
                 page.task = asyncio.create_task(_answer(service, page, message))
+                del message  # it may be large, and the next one may be long in coming
         except (WebSocketDisconnect, RuntimeError, KeyError):  # gone, or binary where text is wanted
             pass
         finally:

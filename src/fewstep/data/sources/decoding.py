@@ -114,7 +114,8 @@ def decode_to_fit(
         raise DroppedError(Reason.TOO_LARGE) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         if file.raised is not None:
-            raise file.raised from None
+            raised, file.raised = file.raised, None  # else the two would keep each other, and the pixels
+            raise raised from None
         raise DroppedError(Reason.BROKEN) from error
 
 
