@@ -18,6 +18,7 @@ from fewstep.serve.budget import Budget, Hold
 from fewstep.serve.crossing import add_headers, answer_preflight, is_allowed, is_preflight
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.settings import ServerSettings
+from fewstep.serve.turnstile import Turnstile
 
 COOKIE = "fewstep_token"
 OPEN = "/healthz"
@@ -31,12 +32,14 @@ class Guard:
     """ASGI middleware that refuses a request before any route sees it."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings, budget: Budget) -> None:
-        self._app, self._settings, self._budget = app, settings, budget
+        self._app, self._settings, self._budget, self._turnstile = app, settings, budget, Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        if scope["path"] != OPEN:  # whether the server is well is told at once
+            await self._turnstile.pass_through()
         headers = Headers(scope=scope)
         given, by_link = self._read_token(scope, headers)
         refusal = self._check_names(headers)
