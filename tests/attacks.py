@@ -26,9 +26,13 @@ def png(side, kind="RGB"):
     return file.getvalue()
 
 
-def connect(url):
+def place(url):
     host, port = url.removeprefix("http://").strip("/").split(":")
-    return socket.create_connection((host, int(port)), timeout=20)
+    return host, int(port)
+
+
+def connect(url):
+    return socket.create_connection(place(url), timeout=20)
 
 
 def head(path, *lines):
@@ -141,9 +145,9 @@ def open_forms(url, count):
     together(count, act)
 
 
-def large_pictures_at_sockets(url, count):
+def large_pictures_at_sockets(url, count, side=4000):
     """On eight pages, each message before the one before it is decoded."""
-    text = message(1, image=base64.b64encode(png(4000)).decode())
+    text = message(1, image=base64.b64encode(png(side)).decode())
 
     def act(_):
         with open_page(url) as page:
@@ -156,8 +160,8 @@ def large_pictures_at_sockets(url, count):
     together(8, act)
 
 
-def large_pictures(url, count):
-    kinds = [base64.b64encode(png(4000, kind)).decode() for kind in ("RGB", "RGBA", "I;16", "P")]
+def large_pictures(url, count, side=4000):
+    kinds = [base64.b64encode(png(side, kind)).decode() for kind in ("RGB", "RGBA", "I;16", "P")]
 
     def act(i):
         body = {"prompt": PROMPT, "steps": 1, "init_images": [kinds[i % 4]], "mask": kinds[0]}
@@ -217,6 +221,7 @@ def tiny_chunks(url, count):
             lines = ["Content-Type: application/json", "Transfer-Encoding: chunked"]
             send(connection, head("/sdapi/v1/img2img", *lines))
             send(connection, b"1\r\nx\r\n" * 200_000)
+            time.sleep(1)
 
     together(count, act)
 
@@ -281,10 +286,8 @@ class Watch:
         self._end = threading.Event()
 
     def __enter__(self):
-        place = self.command.url.removeprefix("http://").strip("/").split(":")
-        self._probe = subprocess.Popen(
-            [sys.executable, "-S", "-c", _PROBE, *place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        asking = [sys.executable, "-S", "-c", _PROBE, *map(str, place(self.command.url))]
+        self._probe = subprocess.Popen(asking, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._probe.stdout.readline()
         self._thread = threading.Thread(target=self._weigh)
         self._thread.start()
