@@ -126,7 +126,7 @@ def open_bodies(url, count):
             send(connection, head("/sdapi/v1/img2img", "Content-Type: application/json", f"Content-Length: {size}"))
             for i in range(15):
                 send(connection, part if i == 0 else b"A" * ((1 << 20) - (i == 14)))
-            time.sleep(1)
+            time.sleep(0.5)
 
     together(count, act)
 
@@ -140,7 +140,7 @@ def open_forms(url, count):
             send(connection, head("/v1/images/edits", *lines) + start)
             for _ in range(14):
                 send(connection, b"\r\n-" * ((1 << 20) // 3))
-            time.sleep(1)
+            time.sleep(0.5)
 
     together(count, act)
 
@@ -192,7 +192,7 @@ def nested_documents(url, count):
 
 
 def packed_bodies(url, count):
-    bomb = zlib.compress(b'{"prompt":"' + b"x" * 100_000_000, 9)[:60_000]
+    bomb = zlib.compress(b'{"prompt":"' + b"x" * 20_000_000, 9)
     for _ in range(count):
         answer = post(url, "/v1/images/generations", bomb, Content_Encoding="deflate")
         assert not answer or b" 415 " in answer, answer
@@ -221,7 +221,7 @@ def tiny_chunks(url, count):
             lines = ["Content-Type: application/json", "Transfer-Encoding: chunked"]
             send(connection, head("/sdapi/v1/img2img", *lines))
             send(connection, b"1\r\nx\r\n" * 200_000)
-            time.sleep(1)
+            time.sleep(0.5)
 
     together(count, act)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import re
 import secrets
@@ -116,6 +117,7 @@ def serve(config: Serve) -> None:
     link = f"?token={quote(token, safe='')}" if token else ""
     print(f"{pipeline.name} at http://{host}:{port}/{link}", flush=True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # strangers' faults are told to strangers
+    gc.freeze()  # what is loaded stays: to look through it for garbage would stop all clients for a tenth of a second
     engine.start()
     try:
         server.run(sockets=[listening])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import threading
 from collections.abc import Callable, Iterator
 
@@ -94,6 +95,7 @@ class Hold:
 
 def return_memory() -> None:
     """Has the C library return freed memory to the system, where it can; of its own accord glibc keeps much of it."""
+    gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from fewstep.serve.settings import ServerSettings
 
-_LEAST_PIECE, _FIRST_PIECE, _MOST_PIECE = 512, 2 << 10, 8 << 10
+_LEAST_PIECE, _FIRST_PIECE, _MOST_PIECE = 256, 512, 8 << 10
 """Bytes that are handed on at a time: fewer where they take long, more where they do not."""
-_PIECE_SECONDS = 0.002
+_PIECE_SECONDS = 0.001
 _TURN_SECONDS = 0.002
 """Seconds for which pieces are handed on before the event loop sees to everything else."""
 _RECEIVED = 64 << 10
