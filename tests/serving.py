@@ -1,6 +1,7 @@
 """A real server on a port of its own."""
 
 import contextlib
+import resource
 import signal
 import subprocess
 import sys
@@ -28,8 +29,8 @@ from fewstep.serve.settings import ServerSettings
 class Serving:
     """The engine, and where it is reached."""
 
-    def __init__(self, engine, url):
-        self.engine, self.url = engine, url
+    def __init__(self, service, url):
+        self.service, self.engine, self.url = service, service.engine, url
         self.http = httpx.Client(base_url=url, timeout=60)
 
     def post(self, path, status=200, **body):
@@ -45,7 +46,7 @@ def serving(pipeline, limits=None, loras=(), aliases=(), lora_aliases=None, **se
     engine = Engine(pipeline, {name: name for name in loras}, limits or EngineLimits())
     service = PaintService(engine, settings, dict.fromkeys(loras, 1.0), lora_aliases, aliases)
     app = make_app(service, list_vocabulary(pipeline))
-    server = make_server(app, "127.0.0.1", 0, settings, 5)
+    server = make_server(app, "127.0.0.1", 0, service, 5)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -53,7 +54,7 @@ def serving(pipeline, limits=None, loras=(), aliases=(), lora_aliases=None, **se
         assert thread.is_alive()
     engine.start()
     port = server.servers[0].sockets[0].getsockname()[1]
-    served = Serving(engine, f"http://127.0.0.1:{port}")
+    served = Serving(service, f"http://127.0.0.1:{port}")
     try:
         yield served
     finally:
@@ -97,9 +98,12 @@ def with_loras(text=False):
 class Command:
     """A process that serves."""
 
-    def __init__(self, *more):
+    def __init__(self, *more, descriptors=None):
+        """With `descriptors`, the process may open so many files."""
         command = [sys.executable, "-m", "fewstep", "serve", "--port", "0", *map(str, more)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if descriptors is not None:
+            resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (descriptors, descriptors))
         line = self.process.stdout.readline()
         assert " at http://" in line, self.process.stderr.read()
         self.url = line.split(" at ")[1].strip()

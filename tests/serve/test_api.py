@@ -135,7 +135,7 @@ def test_bodies_without_pictures_are_small(served):
     many = {"prompt": PROMPT, **{f"field{i}": 0 for i in range(10_000)}}
     assert "larger than 64 KiB" in served.post("/v1/images/generations", 413, **many)["error"]["message"]
     begun = time.monotonic()
-    served.post("/sdapi/v1/img2img", 400, prompt=PROMPT, init_images=[0] * 1_000_000)
+    served.post("/sdapi/v1/img2img", 413, prompt=PROMPT, init_images=[0] * 1_000_000)
     assert time.monotonic() - begun < 2  # one error is told, not a million
     assert (
         "more than 2000"
@@ -421,11 +421,21 @@ def test_clients_that_leave_leave_no_slot_behind(served, count):
         time.sleep(0.02)
 
 
-def test_a_page_too_many_is_turned_away(bundled):
-    with serving(bundled, sockets=1) as served:
+def test_of_too_many_pages_the_one_that_rests_longest_goes(bundled):
+    with serving(bundled, sockets=2) as served:
         url = f"{served.url.replace('http', 'ws')}/ws"
-        with connect(url) as page:
-            with pytest.raises((InvalidStatus, ConnectionClosed)), connect(url) as other:
-                other.recv(5)
-            ask(page, 1, steps=1)
-            assert page.recv(30)
+        with connect(url) as first, connect(url) as second:
+            ask(first, 1, steps=1)  # so that the second one has rested longer
+            assert first.recv(30)
+            with connect(url) as third:
+                with pytest.raises(ConnectionClosed) as closed:
+                    second.recv(5)
+                assert closed.value.rcvd.code == 4001  # upon which page.js waits until it is used
+                for page in (first, third):
+                    ask(page, 2, steps=50, compare=[50] * 8)
+                with connect(url) as fourth, pytest.raises(ConnectionClosed) as closed:
+                    fourth.recv(5)  # all of them are painting
+                assert closed.value.rcvd.code == 1013
+                ask(first, 3, steps=1)
+                while read_answer(first.recv(30))[0]["seq"] != 3:
+                    pass

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import signal
 import socket
 import threading
@@ -10,7 +11,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
+import attacks
 from serving import Command
 
 PROMPT = "a small red star above a blue ring on a white background"
@@ -20,6 +24,9 @@ PROMPT = "a small red star above a blue ring on a white background"
 def test_told_to_stop_it_finishes_what_it_accepted(number):
     served = Command("--batch", 4)
     answers, begun = [], threading.Barrier(9)
+    page, paused = connect(f"{served.url.replace('http', 'ws')}ws"), attacks.open_page(served.url)
+    paused.sendall(attacks.frame(b'{"seq": 1, "prom', fin=False))  # the rest of which does not come
+    page.send(json.dumps({"seq": 1, "prompt": PROMPT, "compare": [20] * 8}))
 
     def ask(i):
         with httpx.Client(base_url=served.url, timeout=60) as client:
@@ -36,10 +43,17 @@ def test_told_to_stop_it_finishes_what_it_accepted(number):
     with httpx.Client(base_url=served.url) as client:
         while "fewstep_batches_total 0.0" in client.get("/metrics").text:
             pass
-    status, said, wrong = served.end(number)
+    served.process.send_signal(number)
+    painted = [page.recv(30) for _ in range(8)]
+    with pytest.raises(ConnectionClosed) as closed:
+        page.recv(30)
+    status, said, wrong = served.process.wait(60), served.process.stdout.read(), served.process.stderr.read()
     for thread in threads:
         thread.join()
+    paused.close()
     assert (status, wrong) == (0, "")
+    assert all(b'"kind": "picture"' in each for each in painted)
+    assert closed.value.rcvd.code == 1012
     assert said == "fewstep: stopped; what was accepted is done\n"
     assert {answer.status_code for answer in answers} <= {200, 503}
     done = [answer for answer in answers if answer.status_code == 200]

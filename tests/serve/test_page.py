@@ -348,6 +348,21 @@ def test_a_server_that_dies_is_missed_and_found_again(browser):
     assert "what was accepted is done" in said
 
 
+def test_a_page_that_made_room_for_another_goes_on_when_it_is_used(browser, bundled):
+    with serving(bundled, sockets=1) as served:
+        first, second = browser.new_page(), browser.new_page()
+        first.goto(served.url)
+        first.wait_for_selector("#state:has-text('ready')")
+        second.goto(served.url)
+        first.wait_for_selector("#state:has-text('this page rests')")
+        second.wait_for_selector("#state:has-text('ready')")
+        picture(first, lambda: first.fill("#prompt", PROMPT))
+        first.wait_for_selector("#state:has-text('ready')")
+        second.wait_for_selector("#state:has-text('this page rests')")
+        first.close()
+        second.close()
+
+
 def test_the_page_asks_nothing_of_other_hosts():
     for file in (Path(__file__).parents[2] / "src" / "fewstep" / "serve" / "page").iterdir():
         assert not re.search(r"https?://(?!127)", file.read_text()), file.name

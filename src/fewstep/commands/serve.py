@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import re
 import secrets
 import signal
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ from fewstep.models.pipeline import Pipeline
 from fewstep.runs.unfinished import load_painter
 from fewstep.train.config import check_between, check_values
 
-_UNREAD_MILLISECONDS = 30_000
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -59,10 +58,20 @@ class Serve(PainterOptions):
     """Most pictures that may wait in the queue; further ones are refused with status 429."""
     deadline: float = 60.0
     """Seconds in which a picture must be finished; else its client gets status 504."""
+    connections: int = 512
+    """Most connections at a time; fewer where the system lets the process open too few files. For a further one, a
+    connection that waits for its client goes, or it is refused with status 503."""
+    address_connections: int = 256
+    """Most of them from one address. Behind a proxy all clients have one: give as many as connections."""
+    body_memory: int = 512
+    """Most MiB of memory for what clients send and what is made of it: bodies, decoded pictures, answers. What does not
+    fit is refused with status 503."""
 
     def __post_init__(self) -> None:
         check_values(self)
         check_between(self, 0, 65535, "port")
+        check_between(self, 1, 1 << 20, "connections", "address_connections")
+        check_between(self, 64, 1 << 20, "body_memory")
         if self.batch < 1 or self.waiting < 1 or self.deadline <= 0:
             raise UserError(
                 f"batch is {self.batch}, waiting {self.waiting}, deadline {self.deadline:g}; all must be above 0"
@@ -83,6 +92,7 @@ def serve(config: Serve) -> None:
     pipeline, engine, scales, lora_aliases = _make_engine(config)
     aliases = _split_aliases(config.alias, pipeline.name)
     from fewstep.serve.app import make_app
+    from fewstep.serve.listening import listen
     from fewstep.serve.server import make_server
     from fewstep.serve.service import PaintService
     from fewstep.serve.settings import ServerSettings
@@ -91,10 +101,15 @@ def serve(config: Serve) -> None:
     local = ServerSettings().hosts
     names = (*local, f"[{config.host}]" if ":" in config.host else config.host, *config.allowed_host)
     hosts = ("*",) if config.host in ("0.0.0.0", "::") and not config.allowed_host else names
-    settings = ServerSettings(token=token, hosts=hosts, origins=config.allowed_origin)
-    app = make_app(PaintService(engine, settings, scales, lora_aliases, aliases), list_vocabulary(pipeline))
-    server = make_server(app, config.host, config.port, settings, config.deadline)
-    listening = _listen(config)
+    settings = ServerSettings(
+        token=token, hosts=hosts, origins=config.allowed_origin, connections=config.connections,
+        address_connections=config.address_connections, memory_bytes=config.body_memory << 20,
+    )  # fmt: skip
+    service = PaintService(engine, settings, scales, lora_aliases, aliases)
+    server = make_server(
+        make_app(service, list_vocabulary(pipeline)), config.host, config.port, service, config.deadline
+    )
+    listening = listen(config.host, config.port)
     port = listening.getsockname()[1]
     host = f"[{config.host}]" if ":" in config.host else config.host
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes them over, and raises them again once it has ended
@@ -102,6 +117,7 @@ def serve(config: Serve) -> None:
     link = f"?token={quote(token, safe='')}" if token else ""
     print(f"{show(pipeline.name, 200)} at http://{host}:{port}/{link}", flush=True)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # strangers' faults are told to strangers
+    gc.freeze()  # what is loaded stays: to look through it for garbage would stop all clients for a tenth of a second
     engine.start()
     try:
         server.run(sockets=[listening])
@@ -173,24 +189,6 @@ def _split_name(given: str) -> tuple[str, str]:
         return name, rest
     path, _ = parse_lora(given)
     return name_of(path), given
-
-
-def _listen(config: Serve) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Whoever does not read for so long is cut off, with what was kept for him.
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MILLISECONDS)
-        listening.bind((config.host, config.port))
-        listening.listen(2048)  # from now on clients are only kept waiting
-    except OSError as error:
-        listening.close()
-        raise UserError(
-            f"{config.host}:{config.port} cannot be listened at ({error.strerror}); choose another --port, or 0"
-        ) from error
-    return listening
 
 
 def list_vocabulary(pipeline: Pipeline) -> dict[str, list[str]]:

@@ -91,7 +91,7 @@ class Acceptance:
         steps, strength = self._fit_steps(request, steps, notes)
         seed = random.randrange(_SEEDS) if request.seed is None else request.seed
         check_between("seed", seed, 0, 2**63 - self.settings.pictures)
-        size = request.sides or self._choose_size(request.size, notes)
+        size = request.sides or self.choose_size(request.size, notes)
         self.check_work(size, request.n * steps)
         omega = self.pipeline.model.family.omega_of(self._choose_guidance(request.guidance_scale, notes))
         loras = self._choose_scales(request.loras, self.loras)
@@ -160,7 +160,7 @@ class Acceptance:
             notes.append(f"steps is {steps}; strength {strength:g} has room for {most}, which were taken")
         return min(steps, most), strength
 
-    def _choose_size(self, size: str | None, notes: list[str]) -> tuple[int, int]:
+    def choose_size(self, size: str | None, notes: list[str]) -> tuple[int, int]:
         """Returns the nearest height and width that the model paints, and notes where it is another."""
         if size in (None, "", "auto"):
             return self.sizes[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ _POLICY = "default-src 'self'; img-src 'self' blob: data:; connect-src 'self'; s
 
 def make_app(service: PaintService, vocabulary: dict[str, list[str]]) -> FastAPI:
     """Makes the application; `vocabulary` holds words, in groups, that the page offers for prompts."""
-    app = FastAPI(title="fewstep", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app = FastAPI(title="fewstep", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     errors.install_handlers(app)
     metrics = Metrics(service.engine)
     for routes in (openai_routes, sdapi_routes, sdapi_lookups, socket_route):
@@ -49,12 +51,23 @@ def make_app(service: PaintService, vocabulary: dict[str, list[str]]) -> FastAPI
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    written, writing = list[bytes](), asyncio.Lock()
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        async with writing:  # which takes long enough not to do it twice
+            if not written:
+                text = await asyncio.get_running_loop().run_in_executor(None, lambda: json.dumps(app.openapi()))
+                written.append(text.encode())
+        return Response(written[0], media_type="application/json")
+
     @app.get("/api/model", tags=["page"])
     async def model() -> dict[str, Any]:
         return describe_model(service, vocabulary)
 
     app.add_middleware(metrics.middleware)
-    app.add_middleware(Guard, settings=service.settings)
+    app.add_middleware(Guard, settings=service.settings, budget=service.budget)
+    app.state.reading = service.reading
     return app
 
 

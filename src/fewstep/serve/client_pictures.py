@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image
 
 from fewstep.data.infotext import build_png_info
 from fewstep.data.sources.base import DroppedError
-from fewstep.data.sources.decoding import decode
+from fewstep.data.sources.decoding import decode, read_size
 from fewstep.data.sources.fitting import PictureLimits, fit_cover
 from fewstep.serve.errors import RefusedError
+from fewstep.serve.reading import Reader
 from fewstep.serve.settings import ServerSettings
 
 Format = Literal["png", "jpeg", "webp"]
@@ -23,15 +27,48 @@ QUALITY = 95
 """Of JPEG and WebP, where a client names none."""
 _MOST_ASPECT = 32
 """Largest ratio of the sides of a picture that a client sends."""
+_DECODING, _DECODED = 12, 4
+"""Bytes that a pixel takes beside its picture while it is decoded, at most, and those of the picture."""
 
 
-def read_image(
-    content: bytes | str, settings: ServerSettings, param: str = "image", *, transparency: bool = False
-) -> Image.Image:  # fmt: skip
-    """Decodes a picture that a client sent, as bytes or base64 (a data: URL too), to RGB.
+@dataclass(frozen=True)
+class SentPicture:
+    """A picture that a client sent, not decoded yet."""
 
-    With `transparency` it is RGBA where any of it is transparent. Raises RefusedError.
+    content: bytes
+    param: str
+    settings: ServerSettings
+    size: tuple[int, int]
+    """Width and height as its header says, within bounds."""
+
+    @property
+    def pixels(self) -> int:
+        return self.size[0] * self.size[1]
+
+    def decode(self, reader: Reader, *, transparency: bool = False) -> Image.Image:
+        """Decodes it to RGB or, with `transparency`, to RGBA where any of it is transparent. Raises RefusedError."""
+        try:
+            return decode(self.content, _limit(self.settings), transparency=transparency, check=reader.check)
+        except DroppedError as error:
+            raise _refuse_picture(self.param, self.settings, error) from error
+
+
+@contextlib.contextmanager
+def open_pictures(
+    settings: ServerSettings, reader: Reader, **given: bytes | str | None
+) -> Iterator[list[SentPicture]]:  # fmt: skip
+    """Yields the pictures that are there, given by their fields' names; holds memory to decode one after the other.
+
+    They come as bytes or in base64 (a data: URL too). Raises RefusedError.
     """
+    pictures = [_open(content, name, settings) for name, content in given.items() if content is not None]
+    pixels = [picture.pixels for picture in pictures]
+    needed = _DECODING * max(pixels) + _DECODED * sum(pixels) + sum(len(picture.content) for picture in pictures)
+    with reader.budget.reserve(needed, reader.check):
+        yield pictures
+
+
+def _open(content: bytes | str, param: str, settings: ServerSettings) -> SentPicture:
     if isinstance(content, str):
         if content.startswith(("http://", "https://")):
             raise RefusedError(f"{param} is a link, and no link is followed; send the picture in base64", param=param)
@@ -39,19 +76,31 @@ def read_image(
             content = base64.b64decode(content.rpartition(",")[2], validate=True)
         except (binascii.Error, ValueError) as error:
             raise RefusedError(f"{param} is no base64; send a PNG, JPEG or WebP picture so", param=param) from error
-    limits = PictureLimits(max_bytes=settings.body_bytes, max_pixels=settings.image_pixels)
     try:
-        image = decode(content, limits, transparency=transparency)
+        width, height = read_size(content, _limit(settings))
     except DroppedError as error:
-        megapixels = settings.image_pixels // 1_000_000
-        raise RefusedError(
-            f"{param}: {error.reason}; wanted is a PNG, JPEG or WebP picture of at most {megapixels} megapixels",
-            param=param,
-        ) from error
-    if max(image.size) > _MOST_ASPECT * min(image.size):
-        size = f"{image.width}x{image.height}"
+        raise _refuse_picture(param, settings, error) from error
+    if max(width, height) > _MOST_ASPECT * min(width, height):
+        size = f"{width}x{height}"
         raise RefusedError(f"{param} is {size}; a side may be {_MOST_ASPECT} times the other: cut it", param=param)
-    return image
+    return SentPicture(content, param, settings, (width, height))
+
+
+def _limit(settings: ServerSettings) -> PictureLimits:
+    return PictureLimits(max_bytes=settings.body_bytes, max_pixels=settings.image_pixels)
+
+
+def _refuse_picture(param: str, settings: ServerSettings, error: DroppedError) -> RefusedError:
+    megapixels = settings.image_pixels // 1_000_000
+    return RefusedError(
+        f"{param}: {error.reason}; wanted is a PNG, JPEG or WebP picture of at most {megapixels} megapixels",
+        param=param,
+    )  # fmt: skip
+
+
+def count_bytes(*images: Image.Image | None) -> int:
+    """Returns the bytes that pictures take in memory."""
+    return sum(image.width * image.height * (1 if image.mode == "L" else 4) for image in images if image is not None)
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -110,8 +159,9 @@ def encode_image(image: Image.Image, text: str, form: Format, quality: int | Non
     return file.getvalue()
 
 
-def read_parameters(content: str, settings: ServerSettings) -> str:
+def read_parameters(content: str, settings: ServerSettings, reader: Reader) -> str:
     """Returns the settings that a PNG's text holds; empty where it holds none. Raises RefusedError."""
-    read_image(content, settings)  # within bounds, before anything of it is believed
-    with Image.open(io.BytesIO(base64.b64decode(content.rpartition(",")[2]))) as image:
-        return str(image.info.get("parameters", ""))
+    with open_pictures(settings, reader, image=content) as (sent,):
+        sent.decode(reader)  # within bounds, before anything of it is believed
+        with Image.open(io.BytesIO(sent.content)) as image:
+            return str(image.info.get("parameters", ""))

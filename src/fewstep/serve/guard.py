@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hmac
+from collections.abc import Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
@@ -13,9 +13,12 @@ from urllib.parse import parse_qs
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fewstep.serve.bounded_body import BoundedBody, refuse_large
+from fewstep.serve.budget import Budget, Hold
 from fewstep.serve.crossing import add_headers, answer_preflight, is_allowed, is_preflight
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.settings import ServerSettings
+from fewstep.serve.turnstile import Turnstile
 
 COOKIE = "fewstep_token"
 OPEN = "/healthz"
@@ -28,13 +31,15 @@ WITH_PICTURES = ("/v1/images/edits", "/sdapi/v1/img2img", "/sdapi/v1/png-info")
 class Guard:
     """ASGI middleware that refuses a request before any route sees it."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self._app, self._settings = app, settings
+    def __init__(self, app: ASGIApp, settings: ServerSettings, budget: Budget) -> None:
+        self._app, self._settings, self._budget, self._turnstile = app, settings, budget, Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        if scope["path"] != OPEN:  # whether the server is well is told at once
+            await self._turnstile.pass_through()
         headers = Headers(scope=scope)
         given, by_link = self._read_token(scope, headers)
         refusal = self._check_names(headers)
@@ -48,8 +53,7 @@ class Guard:
         refusal = refusal or self._check(scope, headers, given)
         if refusal is None and scope["type"] == "http":
             cookie = given if by_link and self._settings.token else ""
-            bounded = _BoundedBody(self._settings, _max_bytes(scope, self._settings), receive, send, cookie)
-            await self._app(scope, bounded.receive, bounded.send)
+            await self._pass_on(scope, receive, send, _list_headers(cookie))
         elif refusal is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -58,6 +62,18 @@ class Guard:
             await response(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)[:100]})
+
+    async def _pass_on(
+        self, scope: Scope, receive: Receive, send: Send, headers: Sequence[tuple[bytes, bytes]]
+    ) -> None:  # fmt: skip
+        hold, most = Hold(self._budget), _max_bytes(scope, self._settings)
+        scope = {**scope, "state": {**scope.get("state", {}), "hold": hold}}
+        seconds = self._settings.body_seconds
+        bounded = BoundedBody(receive, send, hold, most=most, seconds=seconds, headers=headers)
+        try:
+            await self._app(scope, bounded.receive, bounded.send)
+        finally:
+            hold.release()
 
     def _check_names(self, headers: Headers) -> RefusedError | None:
         """Checks by what name the server is asked, and from what page."""
@@ -87,9 +103,15 @@ class Guard:
                 "the page", status=401, code="invalid_api_key",
                 headers={"WWW-Authenticate": 'Bearer, Basic realm="fewstep"'},
             )  # fmt: skip
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            return RefusedError(
+                f"the body is compressed ({coding[:20]}), and none is unpacked here; send it as it is",
+                status=415, code="unsupported_encoding",
+            )  # fmt: skip
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > _max_bytes(scope, settings):
-            return _too_large(_max_bytes(scope, settings))
+            return refuse_large(_max_bytes(scope, settings))
         return None
 
     def _read_token(self, scope: Scope, headers: Headers) -> tuple[str, bool]:
@@ -124,64 +146,20 @@ def _crossing(send: Send, origin: str | None) -> Send:
     return sending
 
 
-class _BoundedBody:
-    """Counts and times the body of one request as it arrives."""
-
-    def __init__(self, settings: ServerSettings, most: int, receive: Receive, send: Send, token: str) -> None:
-        self._settings, self._most, self._receive, self._send, self._token = settings, most, receive, send, token
-        self._end = asyncio.get_running_loop().time() + settings.body_seconds
-        self._count, self._whole, self._answered = 0, False, False
-        self._refusal: RefusedError | None = None
-
-    async def receive(self) -> Message:
-        if self._whole:
-            return await self._receive()
-        if self._refusal is not None:
-            return {"type": "http.disconnect"}
-        try:
-            async with asyncio.timeout_at(self._end):
-                message = await self._receive()
-        except TimeoutError:
-            seconds = self._settings.body_seconds
-            self._refusal = RefusedError(f"the body took more than {seconds:g} s", status=408, code="too_slow")
-            return {"type": "http.disconnect"}
-        self._count += len(message.get("body", b""))
-        if self._count > self._most:
-            self._refusal = _too_large(self._most)
-            return {"type": "http.disconnect"}
-        self._whole = not message.get("more_body", False)
-        return message
-
-    async def send(self, message: Message) -> None:
-        if self._refusal is not None and not self._whole:
-            if not self._answered:  # whatever the application makes of a body that breaks off
-                self._answered = True
-                response = self._refusal.response()
-                response.headers["connection"] = "close"
-                await response({"type": "http"}, self._receive, self._send)
-            return
-        if message["type"] == "http.response.start":
-            own = message.get("headers", [])
-            names = {name for name, _ in own}
-            message = {
-                **message,
-                "headers": [*own, *(each for each in self._security_headers() if each[0] not in names)],
-            }
-        await self._send(message)
-
-    def _security_headers(self) -> list[tuple[bytes, bytes]]:
-        headers: list[tuple[bytes, bytes]] = [
-            (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
-            (b"cross-origin-resource-policy", b"same-origin"), (b"x-frame-options", b"DENY"),
-        ]  # fmt: skip
-        if self._token:
-            cookie: Any = SimpleCookie()
-            cookie[COOKIE] = self._token
-            cookie[COOKIE]["path"] = "/"
-            cookie[COOKIE]["httponly"] = True
-            cookie[COOKIE]["samesite"] = "Strict"
-            headers.append((b"set-cookie", cookie[COOKIE].OutputString().encode()))
-        return headers
+def _list_headers(token: str) -> list[tuple[bytes, bytes]]:
+    """Lists what every answer says to browsers; with a token, that they shall keep it."""
+    headers: list[tuple[bytes, bytes]] = [
+        (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
+        (b"cross-origin-resource-policy", b"same-origin"), (b"x-frame-options", b"DENY"),
+    ]  # fmt: skip
+    if token:
+        cookie: Any = SimpleCookie()
+        cookie[COOKIE] = token
+        cookie[COOKIE]["path"] = "/"
+        cookie[COOKIE]["httponly"] = True
+        cookie[COOKIE]["samesite"] = "Strict"
+        headers.append((b"set-cookie", cookie[COOKIE].OutputString().encode()))
+    return headers
 
 
 def _equal(given: str, token: str) -> bool:
@@ -191,8 +169,3 @@ def _equal(given: str, token: str) -> bool:
 def _max_bytes(scope: Scope, settings: ServerSettings) -> int:
     """Returns the most bytes that a body may have: more where it holds a picture."""
     return settings.body_bytes if scope["path"] in WITH_PICTURES else settings.json_bytes
-
-
-def _too_large(most: int) -> RefusedError:
-    limit = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
-    return RefusedError(f"the body is larger than {limit}; send less", status=413, code="body_too_large")

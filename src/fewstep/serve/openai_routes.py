@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
@@ -10,9 +10,11 @@ from fastapi.responses import Response
 from PIL import Image
 
 from fewstep.data.masks import Fill, read_holes
+from fewstep.data.sources.fitting import fit_cover
 from fewstep.serve import fields
 from fewstep.serve.acceptance import PaintRequest
-from fewstep.serve.client_pictures import Format, check_mask, flatten, read_image
+from fewstep.serve.bodies import BodyRoute
+from fewstep.serve.client_pictures import Format, check_mask, count_bytes, flatten, open_pictures
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.openai_answers import FILES, Answer
 from fewstep.serve.openai_fields import (
@@ -23,6 +25,7 @@ from fewstep.serve.openai_fields import (
     list_others,
     parse_scales,
 )
+from fewstep.serve.reading import Reader
 from fewstep.serve.sdapi_fields import Integer, Number
 from fewstep.serve.service import PaintService
 from fewstep.serve.settings import ServerSettings
@@ -33,7 +36,7 @@ _STRENGTH = 0.6
 
 def make_routes(service: PaintService) -> APIRouter:
     """Makes the routes of one model."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=BodyRoute)
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
@@ -86,8 +89,12 @@ def make_routes(service: PaintService) -> APIRouter:
         if len(pictures) != 1:
             raise RefusedError(f"image: {len(pictures)} were sent and one is wanted", param="image")
         content, masked = await pictures[0].read(), None if mask is None else await mask.read()
-        loop = asyncio.get_running_loop()
-        start, hole, fill = await loop.run_in_executor(None, _read_pictures, content, masked, service.settings, notes)
+        wanted = service.acceptance.choose_size(size, [])
+        reading = partial(_read_pictures, content, masked, wanted, service.settings)
+        start, hole, fill = await service.reading.run(reading)
+        if fill == "surroundings":
+            notes.append("image has transparent parts and there is no mask: these parts alone are painted")
+        request.state.hold.add(count_bytes(start, hole))
         chosen = (_STRENGTH if hole is None else 1.0) if strength is None else strength
         return await answer.paint(_make_request(service, asked, start, hole, fill, chosen), request)
 
@@ -117,25 +124,27 @@ def _make_request(
 
 
 def _read_pictures(
-    content: bytes, mask: bytes | None, settings: ServerSettings, notes: list[str]
+    content: bytes, mask: bytes | None, size: tuple[int, int], settings: ServerSettings, reader: Reader
 ) -> tuple[Image.Image, Image.Image | None, Fill]:  # fmt: skip
-    """Returns picture, mask and fill: what is transparent of the mask, or else of the picture, is painted."""
-    given = read_image(content, settings, transparency=True)
-    picture = flatten(given)
-    if mask is None:
-        hole = read_holes(given)
+    """Returns picture, mask and fill: what is transparent of the mask, or else of the picture, is painted.
+
+    Picture and mask are of the height and width `size`.
+    """
+    with open_pictures(settings, reader, image=content, mask=mask) as (sent, *masks):
+        given = sent.decode(reader, transparency=True)
+        picture = flatten(given)
+        if not masks:
+            hole = read_holes(given)
+            if hole is None:
+                return fit_cover(picture, size), None, "original"
+            return fit_cover(picture, size), fit_cover(hole, size), "surroundings"
+        hole = read_holes(masks[0].decode(reader, transparency=True))
         if hole is None:
-            return picture, None, "original"
-        notes.append("image has transparent parts and there is no mask: these parts alone are painted")
-        return picture, hole, "surroundings"
-    found = read_image(mask, settings, "mask", transparency=True)
-    hole = read_holes(found)
-    if hole is None:
-        raise RefusedError("mask has no transparent pixels; make transparent what shall be painted", param="mask")
-    if hole.size != picture.size:
-        sizes = f"{hole.width}x{hole.height} and image {picture.width}x{picture.height}"
-        raise RefusedError(f"mask is {sizes}; send them of one size", param="mask")
-    return picture, check_mask(hole), "original"
+            raise RefusedError("mask has no transparent pixels; make transparent what shall be painted", param="mask")
+        if hole.size != picture.size:
+            sizes = f"{hole.width}x{hole.height} and image {picture.width}x{picture.height}"
+            raise RefusedError(f"mask is {sizes}; send them of one size", param="mask")
+        return fit_cover(picture, size), fit_cover(check_mask(hole), size), "original"
 
 
 def _describe_model(name: str) -> dict[str, Any]:

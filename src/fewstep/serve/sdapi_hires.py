@@ -41,7 +41,7 @@ def accept_second(service: PaintService, asked: TextToImage, first: AcceptedRequ
         text_loras=request.text_loras if tagged is None else tagged.text_loras,
         negative_prompt=asked.hr_negative_prompt or request.negative_prompt,
         guidance_scale=request.guidance_scale if asked.hr_cfg is None else asked.hr_cfg,
-        start=Image.new("RGB", (width, height)), strength=asked.denoising_strength,
+        start=Image.new("RGB", (1, 1)), strength=asked.denoising_strength,
     )  # fmt: skip
     accepted = service.accept(second)
     first.notes.extend(note for note in accepted.notes if note not in first.notes)

@@ -9,8 +9,9 @@ from typing import Literal
 from PIL import Image, ImageOps
 
 from fewstep.data.masks import Fill, feather, lay_over, read_mask
-from fewstep.serve.client_pictures import Box, check_mask, find_inside, fit, flatten, read_image
+from fewstep.serve.client_pictures import Box, check_mask, find_inside, fit, flatten, open_pictures
 from fewstep.serve.errors import RefusedError
+from fewstep.serve.reading import Reader
 from fewstep.serve.sdapi_fields import ImageToImage
 from fewstep.serve.settings import ServerSettings
 
@@ -44,15 +45,25 @@ class Beginning:
         return lay_over(canvas, self.whole, self.whole_mask)
 
 
-def read_beginning(asked: ImageToImage, size: tuple[int, int], settings: ServerSettings) -> Beginning:
+def read_beginning(
+    asked: ImageToImage, size: tuple[int, int], settings: ServerSettings, reader: Reader
+) -> Beginning:  # fmt: skip
     """Reads the pictures of a request that is painted in `size`, a height and width. Raises RefusedError."""
     if len(asked.init_images) != 1:
         raise RefusedError(f"init_images: {len(asked.init_images)} were sent and one is wanted", param="init_images")
-    image = flatten(read_image(asked.init_images[0], settings, "init_images", transparency=True))
+    with open_pictures(settings, reader, init_images=asked.init_images[0], mask=asked.mask) as (sent, *masks):
+        image = flatten(sent.decode(reader, transparency=True))
+        if not masks:
+            return Beginning(fit(image, size, _HOW[asked.resize_mode]))
+        _check_blurs(asked)
+        return _choose_beginning(
+            asked, size, image, _read_mask(asked, image, masks[0].decode(reader, transparency=True))
+        )
+
+
+def _choose_beginning(asked: ImageToImage, size: tuple[int, int], image: Image.Image, mask: Image.Image) -> Beginning:
+    """Returns what painting under a mask starts from: the whole picture, or the masked part of it."""
     how = _HOW[asked.resize_mode]
-    if asked.mask is None:
-        return Beginning(fit(image, size, how))
-    mask = _read_mask(asked, image, settings)
     fill = _FILLS[asked.inpainting_fill]
     if not asked.inpaint_full_res:
         return Beginning(fit(image, size, how), fit(mask, size, how), fill)
@@ -64,18 +75,25 @@ def read_beginning(asked: ImageToImage, size: tuple[int, int], settings: ServerS
     return Beginning(fit(cut, size, "inside"), sharp, fill, image, mask, part, inner)
 
 
-def _read_mask(asked: ImageToImage, image: Image.Image, settings: ServerSettings) -> Image.Image:
-    """Returns the mask of the picture's size, inverted and blurred as is asked for."""
-    blurs = (asked.mask_blur_x, asked.mask_blur_y) if asked.mask_blur is None else (asked.mask_blur, asked.mask_blur)
+def _choose_blurs(asked: ImageToImage) -> tuple[int, int]:
+    return (asked.mask_blur_x, asked.mask_blur_y) if asked.mask_blur is None else (asked.mask_blur, asked.mask_blur)
+
+
+def _check_blurs(asked: ImageToImage) -> None:
+    blurs = _choose_blurs(asked)
     for name, value in (("mask_blur", max(blurs)), ("mask_blur", min(blurs)),
                         ("inpaint_full_res_padding", asked.inpaint_full_res_padding)):  # fmt: skip
         if not 0 <= value <= _MOST_BLUR:
             raise RefusedError(f"{name} is {value}; allowed are 0 to {_MOST_BLUR}", param=name)
-    mask = read_mask(read_image(asked.mask or "", settings, "mask", transparency=True))
+
+
+def _read_mask(asked: ImageToImage, image: Image.Image, given: Image.Image) -> Image.Image:
+    """Returns the mask of the picture's size, inverted and blurred as is asked for."""
+    mask = read_mask(given)
     if asked.inpainting_mask_invert:
         mask = ImageOps.invert(mask)
     mask = fit(mask, (image.height, image.width), "stretch")
-    return feather(check_mask(mask), *blurs)
+    return feather(check_mask(mask), *_choose_blurs(asked))
 
 
 def _choose_part(mask: Image.Image, size: tuple[int, int], padding: int) -> Box:

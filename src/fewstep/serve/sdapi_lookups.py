@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 
 from fewstep.data.infotext import read_infotext
 from fewstep.serve import fields
+from fewstep.serve.bodies import BodyRoute
 from fewstep.serve.client_pictures import read_parameters
 from fewstep.serve.sdapi_fields import Options
 from fewstep.serve.sdapi_hires import LATENT_MODES, UPSCALERS
@@ -34,7 +34,7 @@ class PngInfo(BaseModel):
 
 def make_routes(service: PaintService) -> APIRouter:
     """Makes the routes of one model."""
-    router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
+    router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], route_class=BodyRoute)
     for name in _NOTHING:
         router.add_api_route(f"/{name}", _always([]), methods=["GET"], name=name)
     for name in _DONE:
@@ -70,8 +70,7 @@ def make_routes(service: PaintService) -> APIRouter:
 
     @router.post("/png-info")
     async def png_info(asked: PngInfo) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        text = await loop.run_in_executor(None, read_parameters, asked.image, service.settings)
+        text = await service.reading.run(lambda reader: read_parameters(asked.image, service.settings, reader))
         found = read_infotext(text)
         named = {"Prompt": found.prompt, "Negative prompt": found.negative_prompt, **found.settings} if text else {}
         return {"info": text, "items": {"parameters": text} if text else {}, "parameters": named}

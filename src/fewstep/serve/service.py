@@ -14,11 +14,14 @@ from torch import Tensor
 from fewstep import __version__
 from fewstep.data.infotext import Infotext
 from fewstep.serve.acceptance import Acceptance, AcceptedRequest, PaintRequest
+from fewstep.serve.budget import Budget
 from fewstep.serve.client_pictures import Format, encode_image
 from fewstep.serve.engine import Engine
 from fewstep.serve.errors import to_refusal
 from fewstep.serve.jobs import CancelledError, DeadlineError, OnStep, PaintJob, PictureSpec
 from fewstep.serve.kept_pictures import KeptPictures
+from fewstep.serve.pages import Pages
+from fewstep.serve.reading import ReadingPool
 from fewstep.serve.settings import ServerSettings
 
 _POLL = 0.1
@@ -39,6 +42,9 @@ class PaintService:
         self.pipeline = engine.pipeline
         self.acceptance = Acceptance(self.pipeline, settings, loras, lora_aliases or {}, tuple(model_aliases))
         self.kept = KeptPictures()
+        self.budget = Budget(settings.memory_bytes)
+        self.pages = Pages(settings.sockets)
+        self.reading = ReadingPool(self.budget, settings.read_seconds)
 
     @property
     def name(self) -> str:

@@ -24,8 +24,16 @@ class ServerSettings:
     """Seconds that a body may take to arrive."""
     header_seconds: float = 10.0
     """Seconds that a request's head may take to arrive."""
+    unread_seconds: float = 30.0
+    """Seconds in which a client must read something of its answer."""
+    read_seconds: float = 10.0
+    """Seconds in which a body must be parsed and its pictures decoded."""
+    memory_bytes: int = 512 << 20
+    """Most bytes of all bodies, decoded pictures and answers that are in flight."""
     connections: int = 512
     """Most connections at a time."""
+    address_connections: int = 256
+    """Most connections at a time from one address."""
     pictures: int = 8
     """Most pictures of one request."""
     prompt_letters: int = 2000

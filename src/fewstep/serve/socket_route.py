@@ -20,15 +20,21 @@ from PIL import Image
 from pydantic import ConfigDict, Field, ValidationError
 
 from fewstep.data.masks import feather, read_mask
+from fewstep.data.sources.fitting import fit_cover
 from fewstep.serve.acceptance import PaintRequest
-from fewstep.serve.client_pictures import check_mask, read_image
+from fewstep.serve.budget import Hold
+from fewstep.serve.client_pictures import check_mask, count_bytes, open_pictures
+from fewstep.serve.documents import SMALL, parse_document
 from fewstep.serve.errors import RefusedError, explain_invalid_fields, to_refusal
 from fewstep.serve.jobs import PictureSpec
+from fewstep.serve.pages import Page
+from fewstep.serve.reading import Reader, ReadingPool
 from fewstep.serve.sdapi_fields import Integer, Nullable, Number
 from fewstep.serve.service import PaintService
 from fewstep.serve.settings import ServerSettings
 
 _FIELDS = 64
+_PICTURES = frozenset(("image", "mask"))
 
 
 class LiveRequest(Nullable):
@@ -59,58 +65,73 @@ class LiveRequest(Nullable):
 def make_routes(service: PaintService) -> APIRouter:
     """Makes the routes of one model."""
     router = APIRouter()
-    open_ones: set[WebSocket] = set()
 
     @router.websocket("/ws")
     async def paint_as_typed(socket: WebSocket) -> None:
-        if len(open_ones) >= service.settings.sockets:
-            await socket.accept()  # else the page cannot read why
-            await socket.close(1013, f"{service.settings.sockets} pages are open; close one")
+        page, pages = Page(socket), service.pages
+        await socket.accept()  # else the page cannot read why it is closed
+        if pages.going_down or not pages.admit(page):
+            why = "the server goes down" if pages.going_down else f"{service.settings.sockets} pages are painting"
+            await socket.close(1013, f"{why}; try again later")
             return
-        await socket.accept()
-        open_ones.add(socket)
-        task: asyncio.Task[None] | None = None
         try:
             while True:
                 message = await socket.receive_text()
-                if task is not None:
-                    task.cancel()  # latest wins
+                if pages.going_down:
+                    await _refuse(socket, None, RefusedError("the server goes down", status=503, code="shutting_down"))
+                    continue
+                if page.task is not None:
+                    page.task.cancel()  # latest wins
                     with contextlib.suppress(asyncio.CancelledError):
-                        await task
-                task = asyncio.create_task(_answer(service, socket, message))
+                        await page.task
+                page.last = time.monotonic()
+                page.task = asyncio.create_task(_answer(service, page, message))
+                del message  # it may be large, and the next one may be long in coming
         except (WebSocketDisconnect, RuntimeError, KeyError):  # gone, or binary where text is wanted
             pass
         finally:
-            open_ones.discard(socket)
-            if task is not None:
-                task.cancel()
+            pages.leave(page)
+            if page.task is not None:
+                page.task.cancel()
 
     return router
 
 
-async def _answer(service: PaintService, socket: WebSocket, message: str) -> None:
+async def _answer(service: PaintService, page: Page, message: str) -> None:
     seq: int | None = None
+    hold = Hold(service.budget)
     try:
+        hold.add_body(2 * len(message))  # as it came, and what is read from it
+        content = await _parse_message(message, service.reading)
+        del message
         try:
-            live_request = LiveRequest.model_validate(_parse_message(message))
+            live_request = LiveRequest.model_validate(content)
         except ValidationError as error:
             raise explain_invalid_fields(error.errors()) from error
         seq = live_request.seq
-        await _paint(service, socket, live_request)
+        await _paint(service, page.socket, live_request, hold)
     except WebSocketDisconnect:
         pass
     except Exception as error:
         if isinstance(error, RuntimeError) and "close message" in str(error):
             return  # the page has gone while a picture was on its way
-        await socket.send_text(json.dumps({"seq": seq, **to_refusal(error).content()}))
+        await _refuse(page.socket, seq, to_refusal(error))
+    finally:
+        hold.release()
+        page.last = time.monotonic()
 
 
-def _parse_message(message: str) -> Any:
+async def _refuse(socket: WebSocket, seq: int | None, refusal: RefusedError) -> None:
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it has gone
+        await socket.send_text(json.dumps({"seq": seq, **refusal.content()}))
+
+
+async def _parse_message(message: str, pool: ReadingPool) -> Any:
     """Reads JSON, and refuses what would keep pydantic busy for seconds, naming thousands of wrong entries."""
-    try:
-        content = json.loads(message)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError("the message is no JSON") from error
+    if len(message) <= SMALL:
+        content = parse_document(message, _PICTURES, "message")
+    else:
+        content = await pool.run(lambda _: parse_document(message, _PICTURES, "message"))
     if isinstance(content, dict) and (
         len(content) > _FIELDS or _is_long(content.get("loras")) or _is_long(content.get("compare"))
     ):
@@ -122,13 +143,15 @@ def _is_long(value: object) -> bool:
     return isinstance(value, dict | list) and len(value) > _FIELDS
 
 
-async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest) -> None:
-    begun, loop = time.perf_counter(), asyncio.get_running_loop()
+async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest, hold: Hold) -> None:
+    begun = time.perf_counter()
     start = mask = None
     if message.mask and not message.image:
         raise RefusedError("a mask says what to paint of a picture; send image too", param="mask")
     if message.image:
-        start, mask = await loop.run_in_executor(None, _read_pictures, message, service.settings)
+        size = service.acceptance.choose_size(message.size, [])
+        start, mask = await service.reading.run(lambda reader: _read_pictures(message, size, service.settings, reader))
+        hold.add(count_bytes(start, mask))
     paint_request = PaintRequest(
         prompt=message.prompt, negative_prompt=message.negative_prompt, seed=message.seed,
         steps=max(message.compare, default=message.steps), guidance_scale=message.guidance_scale, size=message.size,
@@ -156,15 +179,19 @@ async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest)
             await _send(service, socket, image, own, paint_request, head)
 
 
-def _read_pictures(message: LiveRequest, settings: ServerSettings) -> tuple[Image.Image, Image.Image | None]:
-    """Returns the picture to start from, and its mask where there is one. Raises RefusedError."""
-    start = read_image(message.image or "", settings)
-    if message.mask is None:
-        return start, None
-    mask = read_mask(read_image(message.mask, settings, "mask", transparency=True))
-    if mask.size != start.size:
-        raise RefusedError("mask and image are of different sizes; send them of one", param="mask")
-    return start, feather(check_mask(mask), message.mask_blur, message.mask_blur)
+def _read_pictures(
+    message: LiveRequest, size: tuple[int, int], settings: ServerSettings, reader: Reader
+) -> tuple[Image.Image, Image.Image | None]:  # fmt: skip
+    """Returns the picture to start from and its mask where there is one, of a height and width. Raises RefusedError."""
+    with open_pictures(settings, reader, image=message.image, mask=message.mask) as (sent, *masks):
+        start = sent.decode(reader)
+        if not masks:
+            return fit_cover(start, size), None
+        mask = read_mask(masks[0].decode(reader, transparency=True))
+        if mask.size != start.size:
+            raise RefusedError("mask and image are of different sizes; send them of one", param="mask")
+        mask = feather(check_mask(mask), message.mask_blur, message.mask_blur)
+        return fit_cover(start, size), fit_cover(mask, size)
 
 
 async def _send(

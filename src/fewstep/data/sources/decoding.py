@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -35,28 +37,68 @@ _WITHOUT_LENGTH = frozenset((0x00, 0x01, 0xD8, 0xFF, *range(0xD0, 0xD8)))
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # about damaged EXIF
 
 
-def decode(content: bytes, limits: PictureLimits = _USUAL, *, transparency: bool = False) -> Image.Image:
+class _WatchedFile(io.BytesIO):
+    """A file whose reading calls `check`, and which keeps what that raised: Pillow is read piece by piece."""
+
+    def __init__(self, content: bytes, check: Callable[[], None] | None) -> None:
+        super().__init__(content)
+        self._check, self.raised = check, None
+
+    raised: Exception | None
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self._check is not None:
+            try:
+                self._check()
+            except Exception as error:
+                self.raised = error
+                raise
+        return super().read(size)
+
+
+def decode(
+    content: bytes, limits: PictureLimits = _USUAL, *, transparency: bool = False,
+    check: Callable[[], None] | None = None,
+) -> Image.Image:  # fmt: skip
     """Decodes a picture as `decode_to_fit` does, but always whole."""
-    return decode_to_fit(content, limits, whole=True, transparency=transparency)[0]
+    return decode_to_fit(content, limits, whole=True, transparency=transparency, check=check)[0]
+
+
+def read_size(content: bytes, limits: PictureLimits = _USUAL) -> tuple[int, int]:
+    """Returns width and height as the header says. Raises DroppedError for what `decode` would not decode."""
+    if len(content) > limits.max_bytes or _is_overgrown(content):
+        raise DroppedError(Reason.TOO_LARGE)
+    reader = find_reader(content)
+    try:
+        with reader(io.BytesIO(content)) as image:
+            size: tuple[int, int] = image.size
+    except Image.DecompressionBombError as error:
+        raise DroppedError(Reason.TOO_LARGE) from error
+    except Exception as error:
+        raise DroppedError(Reason.BROKEN) from error
+    if not limits.allows(*size):
+        raise DroppedError(Reason.TOO_LARGE)
+    return size
 
 
 def decode_to_fit(
-    content: bytes, limits: PictureLimits = _USUAL, *, whole: bool = False, transparency: bool = False
-) -> tuple[Image.Image, int]:
+    content: bytes, limits: PictureLimits = _USUAL, *, whole: bool = False, transparency: bool = False,
+    check: Callable[[], None] | None = None,
+) -> tuple[Image.Image, int]:  # fmt: skip
     """Decodes a JPEG, PNG or WebP, or its first frame, to an upright RGB picture. Colour profiles are not applied.
 
     With `transparency`, a picture that has any is RGBA; else it is laid on white.
 
     The first bytes choose the decoder, and the size in the header is checked before any pixel is decoded. Large JPEGs
-    are decoded at 1/2, 1/4 or 1/8 of their sides, the number returned; `ENOUGH` says which. Raises DroppedError without
-    a key.
+    are decoded at 1/2, 1/4 or 1/8 of their sides, the number returned; `ENOUGH` says which. `check` is called again and
+    again, and what it raises ends the decoding. Raises DroppedError without a key.
     """
     if len(content) > limits.max_bytes or _is_overgrown(content):
         raise DroppedError(Reason.TOO_LARGE)
-    reader = find_reader(content)
+    reader, file = find_reader(content), _WatchedFile(content, check)
     try:
         # Not through Image.open: Pillow's own limit there warns, which cannot be silenced in one thread alone.
-        with reader(io.BytesIO(content)) as image:
+        with reader(file) as image:
             if not limits.allows(*image.size):
                 raise DroppedError(Reason.TOO_LARGE)
             reduced = 1 if whole or reader is not JpegImageFile else _find_reduction(image.size, limits.side)
@@ -71,6 +113,9 @@ def decode_to_fit(
     except Image.DecompressionBombError as error:
         raise DroppedError(Reason.TOO_LARGE) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        if file.raised is not None:
+            raised, file.raised = file.raised, None  # else the two would keep each other, and the pixels
+            raise raised from None
         raise DroppedError(Reason.BROKEN) from error
 
 
@@ -89,17 +134,18 @@ def find_reader(content: bytes) -> Reader:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # the pixels may be whole even where the EXIF cannot be read
-        return image
+    with contextlib.suppress(Exception):  # the pixels may be whole even where the EXIF cannot be read
+        ImageOps.exif_transpose(image, in_place=True)  # a copy would double the memory
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16-bit grey, which Pillow's own conversion would clip at 255 instead of scaling it.
         levels = np.asarray(image)
-        grey = (levels / np.float32(257)).round().clip(0, 255).astype(np.uint8)
+        scaled = levels / np.float32(257)
+        grey = scaled.round(out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
+        del scaled
         grey[levels == image.info.get("transparency", -1)] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:

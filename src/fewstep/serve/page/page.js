@@ -85,7 +85,10 @@ function paint() {
     part("download").hidden = true;
     return;
   }
-  if (!socket || socket.readyState !== WebSocket.OPEN) return;
+  if (!socket || socket.readyState !== WebSocket.OPEN) {
+    wake();
+    return;
+  }
   seq += 1;
   sent = performance.now();
   const message = {
@@ -213,12 +216,26 @@ function connect() {
   });
   socket.addEventListener("message", answered);
   socket.addEventListener("close", (event) => {
+    if (event.code === 4001) { // another page was opened, and this one rested longest; at once they would take turns
+      rests = true;
+      state("this page rests; it goes on when it is used", false);
+      return;
+    }
     const why = event.reason ? ` (${event.reason})` : "";
     state(`the server does not answer${why}; trying again …`, true);
     setTimeout(connect, wait);
     wait = Math.min(4000, wait * 2);
   });
 }
+
+let rests = false;
+
+function wake() {
+  if (!rests) return;
+  rests = false;
+  connect();
+}
+window.addEventListener("focus", wake);
 
 function state(text, bad) {
   part("state").textContent = text;
