@@ -125,6 +125,7 @@ def make_state() -> Any:
 
 def _write_run(folder: Path) -> None:
     state = make_state()
+    (folder / "checkpoints").mkdir(parents=True)
     for step in (1, 2):
         state.roles[0].role.weights(torch.ones(1, 2)).sum().backward()
         state.roles[0].optimizer.step()

@@ -24,7 +24,9 @@ from fewstep.data.sources.decoding import decode_to_fit
 from fewstep.data.sources.inspection import look_at_picture
 from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.remote import CacheSettings
+from fewstep.serve.budget import Budget
 from fewstep.serve.client_pictures import read_parameters
+from fewstep.serve.reading import Reader
 from fewstep.serve.settings import ServerSettings
 
 
@@ -197,4 +199,4 @@ def read_painted(corpus: Corpus, folder: Path, rng: Random) -> None:
     if rng.random() < 0.5:
         exhaust(describe(path))
     else:
-        read_parameters(base64.b64encode(path.read_bytes()).decode(), ServerSettings())
+        read_parameters(base64.b64encode(path.read_bytes()).decode(), ServerSettings(), Reader(Budget(2**29), 5))

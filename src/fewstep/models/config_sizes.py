@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
-from fewstep.models.model_files import find_file, read_json
+from fewstep.models.model_files import read_json
 
 MOST_LAYERS = 4096
 """Of a network whose weights are not at hand."""
@@ -22,10 +22,10 @@ _SMALL = 2**22
 """Parameters that cost nothing."""
 
 
-def check_sizes(kind: Any, staged: Path, folder: Path, names: Iterable[str]) -> None:
+def check_sizes(kind: Any, staged: Path, folder: Path) -> None:
     """Raises UserError where to make a network, of a class of diffusers or transformers, could take all memory or days
-    before its tensors are compared with those of its weights, `names` in `folder`; `staged` holds its configuration."""
-    headers = [read_safetensors_header(find_file(folder, name)) for name in names]
+    before its tensors are compared with those of its weights; `staged` holds what is read of `folder`."""
+    headers = [read_safetensors_header(file) for file in sorted(staged.glob("*.safetensors"))]
     tensors, held = sum(len(header.shapes) for header in headers), sum(header.parameters for header in headers)
     config = read_json(folder / "config.json", f"{folder} has no configuration")
     check_layers(config, folder, tensors + _SLACK)

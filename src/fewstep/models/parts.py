@@ -40,12 +40,12 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
     try:
         with tempfile.TemporaryDirectory() as draft:
             stage_weights(folder, chosen, "model" if of_transformers else "diffusion_pytorch_model", Path(draft))
-            check_sizes(kind, Path(draft), folder, chosen.names)
+            check_sizes(kind, Path(draft), folder)
             part, report = kind.from_pretrained(
                 draft, use_safetensors=True, local_files_only=True, output_loading_info=True, **settings
             )
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(str(error).replace(draft, str(folder))) from error
     except Exception as error:  # the libraries raise nearly anything where a configuration is odd
         raise _not_loaded(folder, kind, error) from error
     if of_transformers:
