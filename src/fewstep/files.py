@@ -222,14 +222,14 @@ _ADVICE = "fetch or write it again"
 
 def read_safetensors_header(path: Path, *, advice: str = _ADVICE) -> SafetensorsHeader:
     """Reads names, shapes and metadata without the tensors. Raises UserError as `open_safetensors` does."""
-    with _explained(path, advice), open_safetensors(path, advice=advice) as file:
+    with explain_damage(path, advice), open_safetensors(path, advice=advice) as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # not a mapping
         return SafetensorsHeader(shapes, dict(file.metadata() or {}))
 
 
 def read_safetensors(path: Path, *, advice: str = _ADVICE) -> dict[str, Tensor]:
     """Reads all tensors to the CPU. Raises UserError as `open_safetensors` does."""
-    with _explained(path, advice), open_safetensors(path, advice=advice) as file:
+    with explain_damage(path, advice), open_safetensors(path, advice=advice) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
 
 
@@ -244,12 +244,13 @@ def open_safetensors(path: Path, *, advice: str = _ADVICE) -> Any:
         raise UserError(f"{path} is not a .safetensors file; no other kind is read, convert it first")
     import safetensors
 
-    with _explained(path, advice):
+    with explain_damage(path, advice):
         return safetensors.safe_open(path, "pt")
 
 
 @contextlib.contextmanager
-def _explained(path: Path, advice: str) -> Iterator[None]:
+def explain_damage(path: Path, advice: str = _ADVICE) -> Iterator[None]:
+    """Turns what safetensors raises of a file, as of one opened before, into a UserError that names it."""
     import safetensors
 
     try:

@@ -47,7 +47,7 @@ _SYSTEM = (
 
 
 def run_inputs(seed: int, first: int, last: int, folder: str, only: str) -> None:
-    """Runs inputs `first` to `last`, and appends to `folder`/found.jsonl a line of each fault and one of sums."""
+    """Runs inputs `first` to `last`, and appends to a file in `folder` a line of each fault and one of sums."""
     place = Path(folder)
     with (place / "stderr").open("w") as errors:
         os.dup2(errors.fileno(), 2)
@@ -56,7 +56,7 @@ def run_inputs(seed: int, first: int, last: int, folder: str, only: str) -> None
 
     torch.set_num_threads(1)
     fuzz = Fuzz(seed, place, only)
-    with (place / "found.jsonl").open("a", buffering=1) as found:
+    with (place / f"found-{first}.jsonl").open("w", buffering=1) as found:
         begun = time.monotonic()
         for number in range(first, last):
             (place / "current").write_text(str(number))
@@ -162,15 +162,11 @@ def run_all(seed: int, count: int, folder: Path, only: str = "", batch: int = 50
     slowest: dict[str, float] = {}
     while number < count:
         last = min(count, number + batch)
-        (folder / "found.jsonl").unlink(missing_ok=True)
+        found = folder / f"found-{number}.jsonl"
         process = FORK.Process(target=run_inputs, args=(seed, number, last, str(folder), only))
         process.start()
         process.join()
-        lines = (
-            [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
-            if (folder / "found.jsonl").exists()
-            else []
-        )
+        lines = [json.loads(line) for line in found.read_text().splitlines()] if found.exists() else []
         faults += [line for line in lines if "number" in line]
         if process.exitcode:
             died = int((folder / "current").read_text())

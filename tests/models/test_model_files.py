@@ -85,8 +85,7 @@ def test_an_index_of_strangers_is_not_followed(part, named, copied, edit_json):
     load = {"clip": lambda: load_extractor(folder, CPU), "tiny": lambda: load_tiny_decoder(folder, CPU)}.get(
         part, lambda: load_latent_model(copied / "sd15", CPU)
     )
-    said = refusal(load)
-    assert "it lacks" in said or "layers, where at most" in said
+    assert "it lacks" in refusal(load)
     if part in ("clip", "text_encoder"):
         edit_json(folder / "config.json", transformers_weights="evil.safetensors.index.json")
         assert "names 'evil.safetensors.index.json' as its weights" in refusal(load)
@@ -129,7 +128,7 @@ def test_a_pipe_is_not_waited_for(name, copied):
 def test_a_pipe_is_no_picture(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     assert "cannot be read as a picture" in refusal(lambda: read_picture(tmp_path / "a.png"))
-    assert "is neither a picture that can be read nor" in refusal(lambda: inspect(Inspect(path=tmp_path / "a.png")))
+    assert "is neither a picture nor" in refusal(lambda: inspect(Inspect(path=tmp_path / "a.png")))
 
 
 def test_links_in_the_folder_and_in_the_hubs_cache_are_followed(copied, models):

@@ -494,7 +494,7 @@ def test_a_judge_and_a_tiny_decoder_are_made_sure_of_too(clip, tiny_decoder, tmp
     [
         ("text_encoder", {"max_position_embeddings": 10**8}, "describes a network of 1,600,0"),
         ("text_encoder", {"vocab_size": 10**9}, "describes a network of 16,000,0"),
-        ("text_encoder", {"num_hidden_layers": 10**8}, "describes 100,000,000 layers, where at most 6"),
+        ("text_encoder", {"num_hidden_layers": 10**8}, "describes 100,000,000 layers, where at most 1,0"),
         ("unet", {"layers_per_block": 10**8}, "describes 200,000,000 layers"),
         ("unet", {"transformer_layers_per_block": [1, 10**7]}, "describes 20,000,000 layers"),
         ("vae", {"layers_per_block": 10**8}, "layers, where at most"),

@@ -186,7 +186,7 @@ def _describe_picture(path: Path) -> Iterator[str]:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged data
-        raise UserError(f"{path} is neither a picture that can be read nor a .safetensors file") from error
+        raise UserError(f"{path} is neither a picture nor a .safetensors file") from error
     if not isinstance(text, str):
         raise UserError(f"{path} does not say what painted it (no `parameters` in it)")
     infotext = read_infotext(text)

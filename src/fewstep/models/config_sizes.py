@@ -10,29 +10,30 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
-from fewstep.models.model_files import read_json
 
 MOST_LAYERS = 4096
 """Of a network whose weights are not at hand."""
 _SLACK = 16
 """So many times as large as its weights a network may be described: it is made on no device, and compared then."""
+_FEW_LAYERS = 1000
 _SMALL = 2**22
-"""Parameters that cost nothing."""
+"""Layers and parameters that cost nothing."""
 
 
 def check_sizes(kind: Any, staged: Path, folder: Path) -> None:
-    """Raises UserError where to make a network, of a class of diffusers or transformers, could take all memory or days
-    before its tensors are compared with those of its weights; `staged` holds what is read of `folder`."""
-    headers = [read_safetensors_header(file) for file in sorted(staged.glob("*.safetensors"))]
+    """Raises UserError, which names `folder`, where to make a network, of a class of diffusers or transformers, could
+    take all memory or days before its tensors are compared with those that are `staged` for it."""
+    headers = [read_safetensors_header(file) for file in staged.glob("*.safetensors")]
     tensors, held = sum(len(header.shapes) for header in headers), sum(header.parameters for header in headers)
-    config = read_json(folder / "config.json", f"{folder} has no configuration")
-    check_layers(config, folder, tensors + _SLACK)
+    config = read_json(staged / "config.json", f"{folder} has no configuration")
+    check_layers(config, folder, tensors + _FEW_LAYERS)
     if not issubclass(kind, PreTrainedModel):
         return  # diffusers itself makes it on no device, and compares shapes
     with torch.device("meta"):
-        described = sum(weight.numel() for weight in kind(kind.config_class.from_pretrained(staged)).parameters())
+        described = sum(weight.numel() for weight in kind(kind.config_class.from_dict(config)).parameters())
     if described > _SLACK * held + _SMALL:
         raise UserError(
             f"{folder}/config.json describes a network of {described:,} parameters, and its weights hold {held:,}; "

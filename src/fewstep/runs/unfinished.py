@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.documents import read_json
 from fewstep.errors import UserError
-from fewstep.files import open_safetensors
+from fewstep.files import explain_damage, open_safetensors
 from fewstep.method.named import NamedMethod
 from fewstep.models.card import LCM_LORA, STYLE_LORA, StudentCard, is_number, read_method
 from fewstep.models.family import LatentModel
@@ -194,7 +194,7 @@ def _read_exported(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
     """
     try:
         step = read_numbers(checkpoint / NUMBERS_FILE)["step"]
-        with open_safetensors(checkpoint / TENSORS_FILE) as file:
+        with explain_damage(checkpoint / TENSORS_FILE), open_safetensors(checkpoint / TENSORS_FILE) as file:
             names = list(file.keys())
             role = next((each for each in EXPORTED if any(name.startswith(f"{each}.") for name in names)), None)
             tensors = {name: file.get_tensor(name) for name in names if role and name.startswith(f"{role}.")}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.documents import read_json
 from fewstep.errors import UserError
-from fewstep.files import open_safetensors
+from fewstep.files import explain_damage, open_safetensors
 from fewstep.train.state import RunState
 
 _MOST = 2**53
@@ -28,7 +28,7 @@ def why_unfit(state: RunState, tensors: Path, numbers: Path) -> str | None:
     """
     try:
         found, wanted = read_numbers(numbers), _Wanted(state)
-        with open_safetensors(tensors) as file:
+        with explain_damage(tensors), open_safetensors(tensors) as file:
             names = list(file.keys())
             faults = (wanted.find_fault(name, file.get_tensor(name), found["step"]) for name in names)
             return next(filter(None, itertools.chain(wanted.list_lacks(names), faults)), None)

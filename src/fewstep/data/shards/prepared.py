@@ -28,6 +28,7 @@ _HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
 _OTHERS = "other_captions"
 """Column that a table has where any of its pictures has several captions."""
+_DTYPES = ("F16", "F32", "BF16")
 _ADVICE = "delete it and prepare it again"
 _COLUMNS = pa.schema(
     [("key", pa.string()), ("caption", pa.string()), ("sizes", pa.list_(pa.int32(), 6)), ("status", pa.string()),
@@ -191,7 +192,8 @@ class PreparedShards:
                 "again"
             )
         rows = _read_rows(content, f"{self.folder / name}.parquet")
-        held = {part: tuple(latents.get_slice(part).get_shape()) for part in latents.keys()}  # noqa: SIM118  # no mapping
+        slices = {part: latents.get_slice(part) for part in latents.keys()}  # noqa: SIM118  # no mapping
+        held = {part: tuple(each.get_shape()) for part, each in slices.items() if each.get_dtype() in _DTYPES}
         shapes = {held.get("mean", ()), held.get("std", () if self.made_of.get("std") else held.get("mean", ()))}
         if {shape[:1] for shape in shapes} != {(len(rows),)} or len(rows) != self.shard_sizes[shard] or len(shapes) > 1:
             raise UserError(f"{self.folder / name}.safetensors does not hold the latents of its table; {_ADVICE}")

@@ -35,7 +35,7 @@ from fewstep.models.families.single_file import (
 from fewstep.models.families.unet import AS_TIMES
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_network, is_hub_id
-from fewstep.models.model_files import read_json, stage_configurations
+from fewstep.models.model_files import check_config, read_json, stage_configurations
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 from fewstep.precision import Storage
 
@@ -151,6 +151,7 @@ def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]
 def _shaped(kind: Any, folder: Path) -> Any:
     """Makes the network that a folder's config.json describes, on no device. Raises UserError."""
     config = read_json(folder / "config.json", f"{folder} has no readable configuration")
+    check_config(config, folder / "config.json")
     check_layers(config, folder)
     try:
         with torch.device("meta"):
