@@ -195,6 +195,15 @@ def test_what_takes_too_long_to_read_is_told_so(bundled):
         assert "took more than 0.001 s to read" in error["message"]
 
 
+def test_an_answer_holds_no_more_pixels_than_a_server_can_carry(bundled):
+    start, mask = (base64.b64encode(attacks.png(170, kind)).decode() for kind in ("RGB", "L"))
+    with serving(bundled, image_pixels=100_000) as served:
+        body = {"prompt": PROMPT, "steps": 1, "init_images": [start], "mask": mask, "batch_size": 8}
+        error = served.post("/sdapi/v1/img2img", 400, **body)["error"]
+        assert "8 pictures of 170x170 are 231200 pixels to answer with; the limit is 200000" in error["message"]
+        assert len(served.post("/sdapi/v1/img2img", **{**body, "batch_size": 2})["images"]) == 2
+
+
 def test_nobody_decodes_for_who_has_gone():
     begun, ended = threading.Event(), []
 
