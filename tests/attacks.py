@@ -22,7 +22,7 @@ _MASK = b"\0\0\0\0"
 def png(side, kind="RGB"):
     """A picture of one colour: small as a file, large when it is decoded."""
     file = io.BytesIO()
-    Image.new(kind, (side, side), 40_000 if kind == "I;16" else "red").save(file, "png", compress_level=1)
+    Image.new(kind, (side, side), {"I;16": 40_000, "L": 255}.get(kind, "red")).save(file, "png", compress_level=1)
     return file.getvalue()
 
 

@@ -89,6 +89,9 @@ class Serve(PainterOptions):
 
 def serve(config: Serve) -> None:
     """Prints the address and serves until SIGTERM or Ctrl-C; what was accepted is finished."""
+    from fewstep.serve.budget import use_one_heap
+
+    use_one_heap()
     pipeline, engine, scales, lora_aliases = _make_engine(config)
     aliases = _split_aliases(config.alias, pipeline.name)
     from fewstep.serve.app import make_app

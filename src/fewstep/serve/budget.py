@@ -18,6 +18,8 @@ _POLL = 0.05
 _MUCH = 32 << 20
 """Bytes in flight after which the allocator is asked to return what it keeps, once all of them are gone."""
 _LULL = 0.5
+_ARENA_MAX = -8
+"""glibc's name for the option, in malloc.h."""
 
 
 class Budget:
@@ -91,6 +93,12 @@ class Hold:
     def release(self) -> None:
         self._budget.give_back(self.count)
         self.count = 0
+
+
+def use_one_heap() -> None:
+    """Has all threads take memory from one heap of the C library: of any further one glibc returns only a part."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
 def return_memory() -> None:

@@ -114,8 +114,10 @@ def decode_to_fit(
         raise DroppedError(Reason.TOO_LARGE) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         if file.raised is not None:
-            raised, file.raised = file.raised, None  # else the two would keep each other, and the pixels
-            raise raised from None
+            try:
+                raise file.raised from None
+            finally:
+                file.raised = None  # else the two would keep each other, and the pixels
         raise DroppedError(Reason.BROKEN) from error
 
 
