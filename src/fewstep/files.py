@@ -218,6 +218,8 @@ class SafetensorsHeader:
 
 
 _ADVICE = "fetch or write it again"
+_LONGEST_HEADER = 2**24
+"""Bytes: a model of 2,000 tensors has 0.3 MiB."""
 
 
 def read_safetensors_header(path: Path, *, advice: str = _ADVICE) -> SafetensorsHeader:
@@ -245,6 +247,10 @@ def open_safetensors(path: Path, *, advice: str = _ADVICE) -> Any:
     import safetensors
 
     with explain_damage(path, advice):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"its header has {length:,} bytes, at most {_LONGEST_HEADER:,} are read")
         return safetensors.safe_open(path, "pt")
 
 
@@ -255,6 +261,6 @@ def explain_damage(path: Path, advice: str = _ADVICE) -> Iterator[None]:
 
     try:
         yield
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, OverflowError) as error:
         what = "cannot be read" if isinstance(error, OSError) else "is damaged or not a safetensors file"
         raise UserError(f"{path} {what} ({' '.join(str(error).split())[:120]}); {advice}") from error

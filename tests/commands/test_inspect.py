@@ -1,8 +1,11 @@
 """`fewstep inspect` says what a thing is, and its advice works."""
 
 import io
+import os
 import shlex
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewstep import cli
+from fewstep.commands.generate import read_picture
 from fewstep.commands.inspect import Inspect, describe, inspect
 from fewstep.data.infotext import Infotext, build_png_info, read_infotext
 from fewstep.errors import UserError
@@ -135,3 +139,28 @@ def test_what_a_header_or_an_error_says_moves_no_cursor(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["\x1b[31m"])
     assert r"'\x1b[31m' is no command" in capsys.readouterr().err
+
+
+def test_a_picture_starts_no_program(tmp_path, monkeypatch):
+    """Pillow would have Ghostscript draw it."""
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    file = tmp_path / "x.png"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    for read in (read_picture, lambda path: [*describe(path)]):
+        with pytest.raises(UserError):
+            read(file)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_in_the_hubs_cache_is_described(random_teacher, tmp_path):
+    snapshot = Path(shutil.copytree(random_teacher, tmp_path / "models--a--b" / "snapshots" / "abc"))
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    for i, file in enumerate(sorted(each for each in snapshot.rglob("*") if each.is_file())):
+        file.rename(blobs / str(i))
+        file.symlink_to(blobs / str(i))
+    assert [*describe(snapshot)][:-1] == [*describe(random_teacher)][:-1]

@@ -204,3 +204,12 @@ def test_a_folder_that_cannot_be_written_and_one_that_goes_meanwhile(tmp_path):
     with hold_folder(tmp_path / "gone"):
         (tmp_path / "gone" / ".lock").unlink()
         (tmp_path / "gone").rmdir()
+
+
+def test_what_a_lock_is_a_second_name_of_is_left(tmp_path):
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").hardlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="is no lock that fewstep wrote"), hold_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "victim").read_text() == "mine"

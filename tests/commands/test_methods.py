@@ -10,21 +10,28 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
+from transformers import CLIPTokenizer
 
 import fewstep
+from fewstep import assets
 from fewstep.commands.combine import Combine, combine
 from fewstep.commands.distill import distill
 from fewstep.commands.finetune import finetune
+from fewstep.data.pictures import to_images
 from fewstep.errors import UserError
 from fewstep.method.named import METHODS
 from fewstep.models.families import find_family
 from fewstep.models.loading import load_latent_model, pick_device
+from fewstep.models.pipeline import seeded_noise
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import Finetune
 from fewstep.runs.unfinished import load_painter
+from fewstep.serve.engine import Engine
+from fewstep.serve.jobs import EngineLimits, PictureSpec
+from miniatures import save_miniature
 
 PROMPT = "a red star"
-NEW = [name for name in METHODS if name != "lcm"]
+NEW = [name for name in METHODS if name not in ("lcm", "ect")]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +72,14 @@ def test_it_paints_at_any_number_of_steps_alone_and_from_a_picture(name, runs):
     half = start.width // 2
     assert np.array_equal(inpainted[:, :half], np.asarray(start, dtype=int)[:, :half])
     assert not np.array_equal(inpainted[:, half:], np.asarray(start, dtype=int)[:, half:])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_stock_diffusers_asks_where_tcd_does(steps, runs):
+    stock = DiffusionPipeline.from_pretrained(runs("tcd") / "model")
+    stock.scheduler.set_timesteps(steps)
+    assert stock.scheduler.timesteps.tolist() == fewstep.load(runs("tcd"), "cpu").jumps(steps)[0]
+    assert "eta=0.3" in (runs("tcd") / "model" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["pcm", "guided-distill", "any-step"])
@@ -113,8 +128,10 @@ def test_a_student_goes_on_by_the_method_that_made_it(runs, tmp_path):
         "model": str(runs("any-step") / "model"), "data": "scenes-leaning", "pictures": 8, "steps": 1, "batch_size": 2,
         "skip": 25, "sample_every": 0, "guidance_range": (2.0, 9.0), "guidance_scale": 5.0, "device": "cpu",
     }  # fmt: skip
-    with pytest.raises(UserError, match="was made by any-step and cannot go on by lcm; give --method any-step"):
-        finetune(Finetune(**settings, out=tmp_path / "lcm"))
+    for name in ("any-step", "pcm", "tcd"):
+        made = settings | {"model": str(runs(name) / "model")}
+        with pytest.raises(UserError, match=f"was made by {name} and cannot go on by lcm; give --method {name}"):
+            finetune(Finetune(**made, out=tmp_path / name))
     finetune(Finetune(**settings, method="any-step", out=tmp_path / "run"))
     assert fewstep.load(tmp_path / "run", "cpu").method is METHODS["any-step"]
 
@@ -153,6 +170,8 @@ def test_adapters_learn_what_needs_no_input(random_teacher, tmp_path):
         ({"method": "pcm", "phases": (2, 4)}, "pcm takes one number; give --method any-step"),
         ({"method": "any-step", "phases": (0,)}, "wanted are numbers from 1"),
         ({"method": "magic"}, "allowed are"),
+        ({"method": "ect"}, "has no teacher, nor guidance: give it to `fewstep finetune`"),
+        ({"method": "guided-distill", "shrink": 0.5}, "has a distance of its own; give --shrink 0"),
     ],
 )
 def test_phases_that_no_method_has_are_refused(settings, said):
@@ -175,3 +194,79 @@ def test_xl_has_a_pipeline_of_its_own():
     family = find_family("sdxl")
     assert "StableDiffusionXLPipeline" in family.write_any_step_pipeline()
     assert "(StableDiffusionPipeline)" not in family.write_any_step_pipeline()
+
+
+def test_pictures_alone_do_not_teach_what_needs_a_teacher_or_a_last_time_that_is_not_noise_alone(tmp_path):
+    with pytest.raises(UserError, match="a fine-tuning has none; give another --method"):
+        Finetune(model="scenes", method="guided-distill")
+    config = Finetune(
+        model="scenes", data="scenes-leaning", pictures=4, steps=1, batch_size=2, sample_every=0, method="ect",
+        guidance_range=(2.0, 9.0), guidance_scale=5.0, device="cpu", out=tmp_path / "run",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="is noise alone, which ect never reaches"):
+        finetune(config)
+
+
+def test_pictures_alone_teach_ect(tmp_path):
+    tokenizer = CLIPTokenizer.from_pretrained(assets.scenes_teacher() / "tokenizer")
+    teacher = save_miniature("sd15", tokenizer, tmp_path / "sd15")
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 90, 120)).save(tmp_path / "photos" / f"{i}.png")
+        (tmp_path / "photos" / f"{i}.txt").write_text("a star")
+    finetune(
+        Finetune(
+            model=str(teacher), data=str(tmp_path / "photos"), steps=1, batch_size=2, sample_every=0, method="ect",
+            guidance_range=(2.0, 9.0), guidance_scale=5.0, device="cpu", out=tmp_path / "run",
+        )
+    )  # fmt: skip
+    assert fewstep.load(tmp_path / "run", "cpu").method is METHODS["ect"]
+
+
+def test_numbers_of_phases_are_kept(random_teacher, tmp_path):
+    """In the card, in a run that has not ended, and by what goes on from the model."""
+    settings = {"steps": 1, "batch_size": 2, "pictures": 4, "sample_every": 0, "guidance_range": (2.0, 9.0)}
+    out = tmp_path / "run"
+    distill(Distill(teacher=str(random_teacher), method="pcm", phases=(8,), out=out, device="cpu", **settings))
+    going = shutil.copytree(out, tmp_path / "going", ignore=shutil.ignore_patterns("model"))
+    assert load_painter(going, "cpu").steps == fewstep.load(out, "cpu").steps == 8
+    more = settings | {"data": "scenes-leaning", "guidance_scale": 5.0, "device": "cpu"}
+    finetune(Finetune(model=str(out / "model"), method="pcm", out=tmp_path / "more", **more))
+    assert fewstep.load(tmp_path / "more", "cpu").model.card.phases == (8,)
+    text = (out / "model" / "README.md").read_text()
+    assert "A few-step model by pcm (arXiv 2405.18407), made with fewstep: 8 steps in place of 50." in text
+
+
+def test_a_run_of_before_there_were_methods_goes_on(random_teacher, tmp_path, capsys):
+    config = Distill(
+        teacher=str(random_teacher), steps=1, batch_size=2, pictures=4, sample_every=0, out=tmp_path / "run",
+        device="cpu",
+    )  # fmt: skip
+    distill(config)
+    file = config.out / "config.yaml"
+    held = file.read_text().replace("distance: auto", "distance: huber")
+    held = held.replace("loss_weight: auto", "loss_weight: constant").splitlines(True)
+    file.write_text("".join(line for line in held if not line.startswith(("method:", "phases:"))))
+    distill(config)
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_what_is_shown_on_the_way_is_clean(runs):
+    """A picture that stands at a later time's noise is shown without it."""
+    pipeline = fewstep.load(runs("any-step"), "cpu")
+    model, shown = pipeline.model, []
+    engine = Engine(pipeline, {}, EngineLimits())
+    engine.start()
+    spec = PictureSpec(prompt=PROMPT, seed=3, steps=4, omega=2.0, size=(model.resolution,) * 2, previews=True)
+    (job,) = engine.submit([spec], lambda _, image: shown.append(np.asarray(image, dtype=int)))
+    final = np.asarray(job.future.result(60), dtype=int)
+    assert engine.close(30)
+    assert np.abs(final - paint(pipeline, 4, guidance_scale=3.0)).max() <= 1
+    times, ends = (torch.tensor(each[:1]) for each in pipeline.jumps(4))
+    noise = seeded_noise([3], model.codec.shape(model.resolution), torch.device("cpu"))()
+    with torch.no_grad():
+        cond = model.conditioner.encode([PROMPT]) | {"end": ends}
+        clean = model.network(noise, times, cond, torch.tensor([2.0])).z_0
+        first = np.asarray(to_images(model.codec.decode(clean))[0], dtype=int)
+    assert len(shown) == 3
+    assert np.abs(shown[0] - first).max() <= 1

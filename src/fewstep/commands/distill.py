@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
-from fewstep.method.named import METHODS
-from fewstep.method.paths import DataPath, Path, TeacherPath
+from fewstep.method.paths import TeacherPath
 from fewstep.models.card import LCM_LORA
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
@@ -57,9 +56,7 @@ def make_student(config: Distill, teacher: LatentModel) -> Trainable:
     )  # fmt: skip
 
 
-def make_path(config: Distill, student: Trainable, teacher: LatentModel) -> Path:
-    """Makes one step of the solver along the teacher's guided ODE, or what the method has in its place."""
-    if METHODS[config.method].path == "data":
-        return DataPath(teacher.schedule)
+def make_path(config: Distill, student: Trainable, teacher: LatentModel) -> TeacherPath:
+    """Makes one step of the solver along the teacher's guided ODE."""
     null_cond = teacher.conditioner.null()
     return TeacherPath(student.base, teacher.schedule, null_cond, SOLVERS[config.solver], config.guided_from)

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__
 from fewstep.data.infotext import Infotext, build_png_info
+from fewstep.data.pictures import FORMATS
 from fewstep.errors import UserError, show
 from fewstep.files import create_new
 from fewstep.models.card import MAX_STEPS
@@ -158,17 +159,25 @@ def _describe_start(config: Generate) -> dict[str, str]:
     return {"Denoising strength": f"{config.strength:g}", "Init image": str(config.init_image), **mask}
 
 
+_MOST_PIXELS = 10_000**2
+"""Of a picture to start from."""
+
+
 def read_picture(path: Path, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Image:
     """Reads a picture in that mode, turned the way its camera recorded. Raises UserError where it cannot be read."""
     try:
-        with open_regular(path) as file, Image.open(file) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError("it is too large")
             return ImageOps.exif_transpose(image).convert(mode)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give a picture that does") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise UserError(f"{path} cannot be read as a picture; give a PNG, JPEG or WebP") from error
+        raise UserError(
+            f"{path} cannot be read as a picture; give a PNG, JPEG or WebP of at most 100 megapixels"
+        ) from error
 
 
 def _list_names(folder: Path, prompt: str, seed: int) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fewstep import assets
 from fewstep.data.infotext import read_infotext
+from fewstep.data.pictures import FORMATS
 from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
@@ -95,12 +96,16 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     yield f"resolution: {side}×{side}"
     for part in family.parts:
         place = assets.find_part(folder, part)
-        files = [find_file(place, name) for name in sorted(file.name for file in place.glob("*.safetensors"))]
+        files = sorted(place.glob("*.safetensors"))
+        for file in files:
+            find_file(place, file.name)  # refuses links out; what a link of the Hub's cache leads to has no such name
         if counts := [read_safetensors_header(file).parameters for file in files]:
             yield f"{part}: {sum(counts):,} parameters"
-    yield from _list_entries([*read_card(folder).to_json().items()])
+    card = read_card(folder)
+    yield from _list_entries([*card.to_json().items()])
     here = shlex.quote(assets.find_name(folder))
-    if family.is_few_step(network) or scheduler.get("_class_name") == "LCMScheduler":
+    is_few_step = family.is_few_step(network) or card.method == LCM_LORA
+    if is_few_step or scheduler.get("_class_name") == "LCMScheduler":
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
     else:
         yield f"make it few-step: fewstep distill --teacher {here} --data PICTURES --out RUN"
@@ -136,7 +141,7 @@ def _describe_run(folder: Path) -> Iterator[str]:
 def _list_entries(entries: Sequence[tuple[str, object]]) -> Iterator[str]:
     """Yields a line for each entry that a file holds, as far as a person would read them."""
     for name, value in entries[:_MOST_ENTRIES]:
-        yield f"{name}: {value}"
+        yield f"{name}: {' '.join(str(value).split())}"
     if (more := len(entries) - _MOST_ENTRIES) > 0:
         yield f"and {more:,} entries more"
 
@@ -172,7 +177,7 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
     yield f"rank: {', '.join(map(str, ranks))}"
     yield f"parameters: {header.parameters:,}"
     if words := {key.removeprefix(EMBEDDING).split(".")[0] for key in header.shapes if key.startswith(EMBEDDING)}:
-        yield f"words for prompts: {', '.join(sorted(words))}"
+        yield f"words for prompts: {', '.join(' '.join(word.split()) for word in sorted(words))}"
     said = (each for each in sorted(header.metadata.items()) if each[0].startswith(("fewstep.", "modelspec.")))
     yield from _list_entries([*said])
     yield _format_painting(path, header.metadata)
@@ -180,7 +185,7 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
 
 def _describe_picture(path: Path) -> Iterator[str]:
     try:
-        with open_regular(path) as file, Image.open(file) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             text = image.info.get("parameters")
             yield f"picture: {image.width}×{image.height} {image.format}"
     except MemoryError:

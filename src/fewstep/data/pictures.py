@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""Pillow's names of what is read of a person's pictures; for some others it starts programs."""
+
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """Converts RGB pictures of one size to `[b, 3, h, w]` fp32 in [−1, 1]."""

@@ -21,7 +21,7 @@ from fewstep.method.step import Method, consistency_losses
 from fewstep.models.family import Family
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.recipes.distill import Distill
-from fewstep.train.learner import Learner, learn_every_weight
+from fewstep.train.learner import TARGETS, Learner, learn_every_weight
 
 GIB = 2**30
 MOMENTS = {"adamw": 8, "adamw8bit": 2}
@@ -53,13 +53,14 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         named = METHODS[config.method]
         distance = DISTANCES[named.choose_distance(config.distance)].make(config.huber_c)
         method = Method(schedule, TeacherPath(teacher, schedule, null), distance, landing=named.landing)
+        target = TARGETS[named.target](learner)
         batch = _batch(family, side, config.batch_size // config.accumulation)
         live = LiveBytes.with_weights(modules)
         weights = live.now
         with live:
             for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients
                 with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
-                    loss = consistency_losses(method, learner.student, learner.target_network, batch).mean()
+                    loss = consistency_losses(method, learner.student, target, batch).mean()
                 loss.backward()
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
     return Need(peak=live.most + MOMENTS[config.optimizer] * learning, weights=weights, learning=learning)

@@ -56,12 +56,26 @@ def advance(
     without `before`, is clean, as LCM has it, though Stable Diffusion's schedule still has σ = 0.029 there. What is
     `kept` is put back at e, and so stands at the next time's level of noise as soon as `noise` is added to the whole.
     """
-    z_t = z if noise is None else f.schedule.diffuse(z, noise, t)
-    if noise is not None and before is not None:
-        clean, there = ((before == time).view((-1,) + (1,) * (z.ndim - 1)) for time in (0, t))
-        z_t = torch.where(clean, z_t, torch.where(there, z, renoise(f.schedule, z, noise, before, t)))
-    z_e = f(z_t, t, e)
+    z_e = f(bring(f.schedule, z, t, noise, before), t, e)
     return z_e if kept is None else kept.put_back(z_e, e, f.schedule)
+
+
+def bring(schedule: Schedule, z: Tensor, t: Tensor, noise: Tensor | None, before: Tensor | None) -> Tensor:
+    """Returns z_t `[b, …]` of what stood at `before`, as `advance` has it."""
+    if noise is None:
+        return z
+    z_t = schedule.diffuse(z, noise, t)
+    if before is None:
+        return z_t
+    clean, there = ((before == time).view((-1,) + (1,) * (z.ndim - 1)) for time in (0, t))
+    return torch.where(clean, z_t, torch.where(there, z, renoise(schedule, z, noise, before, t)))
+
+
+def find_clean(schedule: Schedule, z_t: Tensor, z_e: Tensor, t: Tensor, e: Tensor) -> Tensor:
+    """Returns the ẑ_0 by which DDIM's formula has led from z_t to z_e, and z_e itself where that is clean, at e = 0."""
+    (alpha_t, sigma_t), (alpha_e, sigma_e) = (schedule.coefficients(time, z_t) for time in (t, e))
+    z_0 = (z_t * sigma_e - z_e * sigma_t) / (alpha_t * sigma_e - sigma_t * alpha_e)
+    return torch.where((e == 0).view((-1,) + (1,) * (z_t.ndim - 1)), z_e, z_0)
 
 
 def jump_times(

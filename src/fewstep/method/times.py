@@ -15,8 +15,8 @@ Gap = Callable[[Tensor, Tensor], Tensor]
 """(t [b], pictures trained on before [b]) → t − s [b], whole."""
 
 
-def draw_times(u: Tensor, schedule: Schedule, skip: int, times: Times) -> Tensor:
-    """Returns t `[b]`, whole, from `u` `[b]` uniform in [0, 1).
+def draw_times(u: Tensor, schedule: Schedule, skip: int, times: Times, more: Tensor | None = None) -> Tensor:
+    """Returns t `[b]`, whole, from `u` `[b]` uniform in [0, 1), among the times that are named and `more`.
 
     `grid`: the schedule's grid of T // k times, where LCM samplers land, k apart wherever k divides T. `any`: from k to
     the last time, algorithm 1 as the paper writes it.
@@ -28,6 +28,8 @@ def draw_times(u: Tensor, schedule: Schedule, skip: int, times: Times) -> Tensor
             choices = torch.arange(skip, schedule.last + 1)
         case _:
             assert_never(times)
+    if more is not None:
+        choices = torch.cat([choices, more]).unique()
     choices = choices[choices > 0]  # k = 1 would hold t = 0, where f is the identity and nothing is learnt
     return choices.to(u.device)[(u * len(choices)).long()]
 

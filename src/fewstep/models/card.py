@@ -60,6 +60,8 @@ class StudentCard:
     solver: str | None = None
     consistency: str | None = None
     """Name of the consistency method whose sampler paints it; without one it is lcm."""
+    phases: tuple[int, ...] | None = None
+    """Numbers of phases that it was trained for."""
     guided_from: int | None = None
     sampling_steps: int | None = None
     """How many steps it paints in when none are asked for."""
@@ -72,6 +74,8 @@ class StudentCard:
         known = {name: value for name, value in values.items() if value is not None}
         if self.guidance_range is not None:
             known["guidance_range"] = list(self.guidance_range)
+        if self.phases is not None:
+            known["phases"] = list(self.phases)
         return known | self.others
 
     def write(self, folder: Path) -> None:
@@ -124,6 +128,13 @@ def make_card(content: dict[str, Any], source: str) -> StudentCard:
         if not isinstance(limits, list | tuple) or len(limits) != 2 or not all(map(is_number, limits)):
             raise UserError(f"{source} has guidance_range {limits!r} in {CARD_FILE}; two numbers are wanted")
         values["guidance_range"] = (limits[0], limits[1])
+    if (phases := values.get("phases")) is not None:
+        whole = isinstance(phases, list | tuple) and all(
+            type(each) is int and 1 <= each <= MAX_STEPS for each in phases
+        )
+        if not whole:
+            raise UserError(f"{source} has phases {phases!r:.60} in {CARD_FILE}; a list of whole numbers is wanted")
+        values["phases"] = tuple(phases)
     return StudentCard(**values, others={name: value for name, value in content.items() if name not in names})
 
 
@@ -153,6 +164,12 @@ def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
     """Writes the card in Markdown: where the model comes from, how it is used, what it scored."""
     assert card.method is not None
     what, tags = _KINDS[card.method]
+    steps = "1 to 8"
+    if card.consistency is not None:
+        named = read_method(card, "the card")
+        what = f"A few-step {'LoRA' if card.lora_rank else 'model'} by {named.name} ({named.source}), made with fewstep"
+        tags = "lora, few-step" if card.lora_rank else "few-step"
+        steps = str(card.sampling_steps or "1 to 8")
     lora, few_step = card.lora_rank is not None, card.method != STYLE_LORA
     training = f"{card.steps} steps of {card.batch_size}"
     training += f", solver {card.solver}, skip {card.skip}" if few_step else ""
@@ -165,7 +182,7 @@ def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
         "",
         f"# {card.name}",
         "",
-        f"{what}{': 1 to 8 steps in place of 50' if few_step else ''}.",
+        f"{what}{f': {steps} steps in place of 50' if few_step else ''}.",
         "",
         "| | |",
         "|---|---|",
@@ -198,12 +215,19 @@ def _guidance(card: StudentCard) -> str:
 def _usage(card: StudentCard) -> list[str]:
     own, steps = read_method(card, "the card").told_end, card.sampling_steps or 4
     code = ', custom_pipeline="this folder", trust_remote_code=True' if own else ""
+    asked = f"num_inference_steps={steps}, guidance_scale={card.guidance_scale:g}"
     return [
         "from diffusers import DiffusionPipeline",
         "",
         f'pipe = DiffusionPipeline.from_pretrained("this folder"{code})',
-        f'image = pipe("a prompt", num_inference_steps={steps}, guidance_scale={card.guidance_scale:g}).images[0]',
+        f'image = pipe("a prompt", {asked}{_eta(card)}).images[0]',
     ]
+
+
+def _eta(card: StudentCard) -> str:
+    """Returns the share of noise that a pipeline of diffusers must be told at each call, or nothing."""
+    gamma = read_method(card, "the card").gamma
+    return f", eta={gamma:g}" if 0 < gamma < 1 else ""
 
 
 def _lora_usage(card: StudentCard) -> list[str]:
@@ -212,12 +236,13 @@ def _lora_usage(card: StudentCard) -> list[str]:
     settings = {
         "LCMScheduler": f"original_inference_steps={card.grid_size}",
         "DDIMScheduler": 'timestep_spacing="trailing", clip_sample=False',
+        "TCDScheduler": "original_inference_steps=1000, clip_sample=False",
     }.get(kind, "")
     name = "lcm" if kind == "LCMScheduler" else "settings"
     scheduler = [
         f"{name} = dict({settings})", f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config, **{name})",
     ]  # fmt: skip
-    asked = f", num_inference_steps={steps}, guidance_scale=1" if few_step else ""
+    asked = f", num_inference_steps={steps}, guidance_scale=1{_eta(card)}" if few_step else ""
     bundled = card.teacher == assets.SCENES
     base = "assets.scenes_teacher()" if bundled else f'"{card.teacher}"'
     return [

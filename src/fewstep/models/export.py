@@ -46,8 +46,12 @@ def _make_scheduler(model: LatentModel, card: StudentCard, grid_size: int) -> An
         return _lcm_scheduler(model, grid_size)
     schedule = resolve_schedule(model.scheduler_config, model.source)
     if gamma:
-        return TCDScheduler(**schedule, clip_sample=False, set_alpha_to_one=False)
-    return DDIMScheduler(**schedule, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False)
+        # It chooses n times of so many: of all, they are those of equal strides.
+        every = {"original_inference_steps": model.schedule.num_steps}
+        return TCDScheduler(**schedule, **every, clip_sample=False, set_alpha_to_one=False)
+    # An offset of 1 changes no trailing time; without it the pipeline of diffusers warns.
+    settings = {"timestep_spacing": "trailing", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
+    return DDIMScheduler(**schedule, **settings)
 
 
 def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> None:
@@ -103,8 +107,11 @@ def save_lora(folder: Path, model: LatentModel, pairs: Lora, card: StudentCard) 
 
 def _hint(card: StudentCard, source: str) -> str:
     """Says which settings of other tools paint as the method's own sampler does."""
-    if read_method(card, source).gamma == 1:
+    gamma = read_method(card, source).gamma
+    if gamma == 1:
         return "LCM sampler, 2 to 8 steps, guidance scale 1"
+    if gamma:
+        return f"TCD sampler with eta {gamma:g}, guidance scale 1"
     return (
         f"Euler with the schedule Simple, or DDIM with trailing spacing, {card.sampling_steps or DEFAULT_STEPS} steps, "
         "guidance scale 1"

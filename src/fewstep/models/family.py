@@ -110,6 +110,8 @@ class LatentModel:
     def read_grid_size(self, default: int = 50) -> int:
         """Returns how many times the sampler may choose from. Raises UserError where the scheduler says none."""
         value = self.scheduler_config.get("original_inference_steps", default)
+        if self.card.consistency is not None and self.card.grid_size is not None:
+            value = self.card.grid_size  # its scheduler is of another kind, whose entry means another thing
         if type(value) is not int or not 1 <= value <= self.schedule.num_steps:
             raise UserError(
                 f"{self.source} has original_inference_steps {value!r} in scheduler_config.json; allowed are 1 to "

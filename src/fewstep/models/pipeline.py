@@ -172,8 +172,9 @@ class Pipeline:
 
     def most_steps(self, strength: float = 1.0) -> int:
         """Returns how many evaluations fit into that part of the schedule; none do where it is very small."""
-        grid_size = self.grid_size if self.method.gamma == 1 else self.model.schedule.num_steps
-        return min(MAX_STEPS, int(grid_size * strength))
+        if self.method.gamma == 1:
+            return min(MAX_STEPS, int(self.grid_size * strength))
+        return min(MAX_STEPS, max(1, int(self.model.schedule.num_steps * strength) - 1))
 
     def jumps(self, steps: int, strength: float = 1.0) -> tuple[Sequence[int], Sequence[int]]:
         """Returns the times at which `steps` evaluations stand, latest first, and where each of them lands."""

@@ -107,5 +107,7 @@ class ConsistencyConfig(TrainingConfig):
             raise UserError(f"phases are {self.phases}; wanted are numbers from 1 to {MAX_STEPS}")
         if len(self.phases) > 1 and not METHODS[self.method].told_end:
             raise UserError(f"phases are {self.phases} and {self.method} takes one number; give --method any-step")
+        if self.shrink and METHODS[self.method].gap != "fixed":
+            raise UserError(f"shrink is {self.shrink:g} and {self.method} has a distance of its own; give --shrink 0")
         if self.huber_c <= 0:
             raise UserError(f"huber_c is {self.huber_c}; it must be above 0")

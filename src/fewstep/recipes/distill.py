@@ -8,6 +8,7 @@ from pathlib import Path
 from fewstep import assets
 from fewstep.diffusion.solvers import SolverName
 from fewstep.errors import UserError
+from fewstep.method.named import METHODS
 from fewstep.models.families import FamilyChoice
 from fewstep.recipes.consistency import ConsistencyConfig
 
@@ -33,6 +34,10 @@ class Distill(ConsistencyConfig):
         super().__post_init__()
         if self.guided_from < 0:
             raise UserError(f"guided_from is {self.guided_from}; it is a time of the schedule, 0 or later")
+        if METHODS[self.method].path == "data":
+            raise UserError(
+                f"{self.method} learns from pictures and has no teacher, nor guidance: give it to `fewstep finetune`"
+            )
         low, high = self.guidance_range
         if self.lora_rank and low != high:
             raise UserError(

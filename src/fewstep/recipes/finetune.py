@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep import assets
+from fewstep.errors import UserError
+from fewstep.method.named import METHODS
 from fewstep.recipes.consistency import ConsistencyConfig
 
 
@@ -18,6 +20,13 @@ class Finetune(ConsistencyConfig):
     LatentConsistencyModelPipeline, or a teacher, such as `scenes` (bundled)."""
     out: Path = Path("runs/finetuned")
     """Run folder. Give the same command again to resume an interrupted run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if METHODS[self.method].target == "none":
+            raise UserError(
+                f"{self.method} learns a teacher's guided steps, and a fine-tuning has none; give another --method"
+            )
 
 
 def default_finetune() -> Finetune:

@@ -17,6 +17,7 @@ from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished
+from fewstep.runs.learning import choose_phases
 from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
@@ -68,7 +69,7 @@ def make_task(
         gap = shrinking_gap(model.schedule.num_steps, config.skip, pictures)
     drawn = TimeAndGuidance(
         skip=config.skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
-        phases=config.phases or named.phases,
+        phases=choose_phases(config, model),
     )  # fmt: skip
     return DistillTask(student.learner, method, latents, drawn, config.seed, named.target)
 

@@ -34,10 +34,11 @@ class Evaluations:
         """Raises UserError where the student cannot paint in so many steps."""
         config = observed.config
         with observed.student.exported() as model:
-            if max(config.eval_steps) > model.read_grid_size():
+            most = Pipeline(model).most_steps()
+            if max(config.eval_steps) > most:
                 raise UserError(
-                    f"eval_steps has {max(config.eval_steps)} and with skip {config.skip} a model allows "
-                    f"{model.read_grid_size()}; give less"
+                    f"eval_steps has {max(config.eval_steps)} and with skip {config.skip} a model allows {most}; "
+                    "give less"
                 )
             device = model.device
         data = config.eval_data or config.data

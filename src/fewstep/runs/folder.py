@@ -16,6 +16,7 @@ import yaml
 from fewstep.documents import load_json, read_json
 from fewstep.errors import UserError
 from fewstep.files import is_vacant, remove_abandoned, write_whole
+from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
 from fewstep.parallel.world import current_world
 from fewstep.recipes.plain import MADE_WITH, read_config_file, to_plain
@@ -45,6 +46,8 @@ def _claim(out: Path, config: Any) -> None:
         # What an earlier version did not have yet was as it is by default.
         held = {**to_plain(type(config)()), **read_config_file(file)}
         held.pop("change", None)
+        for each in (held, wanted):
+            _name_values(each)
         names = sorted((held.keys() | wanted.keys()) - set(NOT_THE_RUN))
         different = [name for name in names if held.get(name) != wanted.get(name)]
         refused = [name for name in different if name not in changing]
@@ -65,6 +68,14 @@ def _claim(out: Path, config: Any) -> None:
         _write(file, wanted)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); mend that, or choose another --out") from error
+
+
+def _name_values(settings: dict[str, Any]) -> None:
+    """Puts what `auto` stands for in its place: runs of earlier versions have it named."""
+    named = METHODS.get(str(settings.get("method")))
+    if named is not None and "distance" in settings:
+        settings["distance"] = named.choose_distance(str(settings["distance"]))
+        settings["loss_weight"] = named.choose_weight(str(settings["loss_weight"]))
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ def make_trainable(
 
     `method`, `teacher`, `solver` and `guided_from` are recorded beside the weights.
     """
-    named = METHODS[config.method]
+    named, phases = METHODS[config.method], choose_phases(config, model)
     adapters = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or float(config.lora_rank)}
     card = StudentCard(
         name=config.out.resolve().name, data=config.data, steps=config.steps, batch_size=config.batch_size,
@@ -34,7 +34,7 @@ def make_trainable(
         base_config=config.base_config or None, **config.stated(),
         method=method, teacher=teacher, solver=solver, guided_from=guided_from,
         consistency=None if config.method == "lcm" else config.method,
-        sampling_steps=(config.phases or named.phases)[0] if named.end is PHASE else None,
+        phases=phases or None, sampling_steps=phases[0] if named.end is PHASE else None,
         **(adapters if config.lora_rank else {}),  # type: ignore[arg-type]  # one of them is a whole number
     )  # fmt: skip
     told_end = check_end(config, model)
@@ -56,16 +56,24 @@ def make_trainable(
 def check_end(config: ConsistencyConfig, model: LatentModel) -> bool:
     """Returns whether the student is told the end. Raises UserError where it cannot be, or a few-step model is and is
     to learn otherwise."""
-    told = METHODS[config.method].told_end
-    if told and config.lora_rank:
+    told, was = METHODS[config.method].told_end, model.card.consistency or "lcm"
+    if model.network.takes_omega and was != config.method:
+        raise UserError(f"{model.source} was made by {was} and cannot go on by {config.method}; give --method {was}")
+    if told and config.lora_rank and not model.network.takes_end:
         raise UserError(
             f"{config.method} tells the network where to land, for which a LoRA has no input; give --method pcm, or "
             "--lora-rank 0"
         )
-    if model.network.takes_omega and model.network.takes_end != told:
-        was = model.card.consistency or "lcm"
-        raise UserError(f"{model.source} was made by {was} and cannot go on by {config.method}; give --method {was}")
+    if config.method == "ect" and model.schedule.has_zero_terminal_snr:
+        raise UserError(
+            f"the last time of {model.source} is noise alone, which ect never reaches; give another --method"
+        )
     return told
+
+
+def choose_phases(config: ConsistencyConfig, model: LatentModel) -> tuple[int, ...]:
+    """Returns the numbers of phases to train for: those asked for, those of the model that goes on, or the method's."""
+    return config.phases or model.card.phases or METHODS[config.method].phases
 
 
 def choose_frozen_dtype(frozen: Precision, computing: Precision, device: torch.device) -> torch.dtype:

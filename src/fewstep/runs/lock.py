@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -128,6 +129,7 @@ def _acquire(folder: Path, sharing: str) -> int:
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
+            _check_own(file, descriptor)
             grant = _lock(descriptor, shared=bool(sharing))
             holder = _read(descriptor, patient=grant in (_Grant.TOGETHER, _Grant.REFUSED))
             if _is_at(file, descriptor):
@@ -138,6 +140,13 @@ def _acquire(folder: Path, sharing: str) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its last holder has just removed it
+
+
+def _check_own(file: Path, descriptor: int) -> None:
+    """Raises UserError where the file is no lock of ours: what stands in it would be written over."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise UserError(f"{file} is no lock that fewstep wrote; move it away, or choose another --out")
 
 
 def _lock(descriptor: int, *, shared: bool) -> _Grant:

@@ -16,7 +16,7 @@ PREVIEW_STEPS = (1, 2, 4, 8)
 def make_observer(observed: Observed) -> Callable[[int], None]:
     """Makes what writes `samples/step-N.png`: a row for each number of steps."""
     with observed.student.exported() as model:
-        counts = [steps for steps in PREVIEW_STEPS if steps <= model.read_grid_size()]
+        counts = [steps for steps in PREVIEW_STEPS if steps <= Pipeline(model).most_steps()]
 
     def preview(step: int) -> None:
         file = observed.config.out / "samples" / f"step-{step:07d}.png"

@@ -14,8 +14,9 @@ from torch import Tensor
 from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.files import explain_damage, open_safetensors
+from fewstep.method.ends import PHASE
 from fewstep.method.named import NamedMethod
-from fewstep.models.card import LCM_LORA, STYLE_LORA, StudentCard, is_number, read_method
+from fewstep.models.card import LCM_LORA, MAX_STEPS, STYLE_LORA, StudentCard, is_number, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.hub import check_asked
@@ -175,6 +176,15 @@ class _Settings:
             raise UserError(f"{self._file} has {name} {value!r:.60}; a number is wanted, {least:g} or more")
         return float(value)
 
+    def phase(self) -> int | None:
+        """Returns the number of steps that a run for one number of phases paints in."""
+        if self.method().end is not PHASE:
+            return None
+        held = self.held.get("phases") or self.method().phases
+        if not isinstance(held, list | tuple) or not all(type(each) is int and 1 <= each <= MAX_STEPS for each in held):
+            raise UserError(f"{self._file} has phases {held!r:.60}; a list of whole numbers is wanted")
+        return int(held[0])
+
     def method(self) -> NamedMethod:
         """Returns the consistency method."""
         return read_method(StudentCard(consistency=self.text("method") or None), str(self._file))
@@ -228,4 +238,5 @@ def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCar
         guidance_range=settings.range("guidance_range"),
         grid_size=model.schedule.grid_size(int(settings.number("skip", 1))),
         consistency=None if settings.method().name == "lcm" else settings.method().name,
+        sampling_steps=settings.phase(),
     )  # fmt: skip

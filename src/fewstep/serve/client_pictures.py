@@ -13,6 +13,7 @@ from typing import Literal
 from PIL import Image
 
 from fewstep.data.infotext import build_png_info
+from fewstep.data.pictures import FORMATS
 from fewstep.data.sources.base import DroppedError
 from fewstep.data.sources.decoding import decode, read_size
 from fewstep.data.sources.fitting import PictureLimits, fit_cover
@@ -163,5 +164,5 @@ def read_parameters(content: str, settings: ServerSettings, reader: Reader) -> s
     """Returns the settings that a PNG's text holds; empty where it holds none. Raises RefusedError."""
     with open_pictures(settings, reader, image=content) as (sent,):
         sent.decode(reader)  # within bounds, before anything of it is believed
-        with Image.open(io.BytesIO(sent.content)) as image:
+        with Image.open(io.BytesIO(sent.content), formats=FORMATS) as image:
             return str(image.info.get("parameters", ""))

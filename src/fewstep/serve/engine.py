@@ -16,7 +16,7 @@ from fewstep.data.pictures import to_images
 from fewstep.data.sources.fitting import fit_cover
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import is_short_of_memory
-from fewstep.method.sampling import Kept, advance
+from fewstep.method.sampling import Kept, advance, bring, find_clean
 from fewstep.models.lora.adapters import rescale
 from fewstep.models.pipeline import Pipeline, seeded_noise
 from fewstep.models.start import Start
@@ -179,15 +179,15 @@ class Engine:
         batch = [job for job in batch if job.z is not None]
         if not batch:
             return
-        landed = self._land(batch)
+        landed, clean = self._land(batch)
         self.counts.steps += 1
         self.counts.painted_together = len(batch)
-        for job, own in zip(batch, landed.split(1), strict=True):
-            job.z, job.step = own, job.step + 1
+        for job, own, seen in zip(batch, landed.split(1), clean.split(1), strict=True):
+            job.z, job.seen, job.step = own, seen, job.step + 1
         shown = [job for job in batch if job.step == len(job.times) or (job.spec.previews and job.on_step)]
         if not shown:
             return
-        for job, painted in zip(shown, to_images(self.pipeline.model.codec.decode(_latents(shown))), strict=True):
+        for job, painted in zip(shown, to_images(self.pipeline.model.codec.decode(_join_seen(shown))), strict=True):
             image = painted if job.begin is None else job.begin.lay_over(painted)
             if job.step < len(job.times):
                 if job.on_step:
@@ -196,8 +196,8 @@ class Engine:
             self.counts.pictures += 1
             job.done(image)
 
-    def _land(self, batch: list[PaintJob]) -> Tensor:
-        """Returns the latents of all after their next step."""
+    def _land(self, batch: list[PaintJob]) -> tuple[Tensor, Tensor]:
+        """Returns the latents of all after their next step, and what they would be without the noise in them."""
         device = self.pipeline.model.device
         cond = {name: torch.cat([job.cond[name] for job in batch]) for name in batch[0].cond}
         omega = torch.tensor([job.spec.omega for job in batch], device=device)
@@ -207,7 +207,11 @@ class Engine:
         )
         noise = torch.cat([job.noise() for job in batch])
         f = self.pipeline.consistency_function(cond, omega)
-        return advance(f, _latents(batch), t, e, noise, before, _join_kept(batch))
+        landed = advance(f, _latents(batch), t, e, noise, before, _join_kept(batch))
+        if not e.any():
+            return landed, landed
+        z_t = bring(f.schedule, _latents(batch), t, noise, before)
+        return landed, find_clean(f.schedule, z_t, landed, t, e)
 
     def _use(self, spec: PictureSpec) -> None:
         """Makes LoRAs act at the scales of a picture, on the network and on text encoders."""
@@ -267,6 +271,10 @@ def _join_kept(jobs: Sequence[PaintJob]) -> Kept | None:
     noise = [job.kept.noise if job.kept and job.kept.noise is not None else none for job in jobs]
     free = torch.cat([job.kept.free if job.kept else all_free for job in jobs])
     return Kept(torch.cat(z_0), free, torch.cat(noise))
+
+
+def _join_seen(jobs: Sequence[PaintJob]) -> Tensor:
+    return torch.cat([job.seen for job in jobs if job.seen is not None])
 
 
 def _latents(jobs: Sequence[PaintJob]) -> Tensor:

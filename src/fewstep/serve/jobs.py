@@ -107,6 +107,8 @@ class PaintJob:
     cond: Cond = field(default_factory=dict)
     z: Tensor | None = None
     """Latents; once it is done, those of its picture."""
+    seen: Tensor | None = None
+    """What they would be without the noise that they still have: what is shown of them."""
     begin: Start | None = None
     kept: Kept | None = None
     """What of its latents stays."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.data import draws
 from fewstep.data.latents import LatentSource
 from fewstep.method.batch import TrainingBatch
-from fewstep.method.ends import ZERO, End
+from fewstep.method.ends import ZERO, End, edges
 from fewstep.method.step import Method, TargetName, consistency_losses
 from fewstep.method.times import Gap, Times, draw_times, step_back
 from fewstep.train.latent_task import LatentTask
@@ -41,6 +41,9 @@ class DistillTask(LatentTask):
     ) -> None:  # fmt: skip
         super().__init__(learner, source, seed)
         self.method, self._drawn = method, drawn
+        # A sampler asks where a phase begins, which the grid of a skip need not hold.
+        begins = [edges(method.schedule, count) for count in drawn.phases]
+        self._edges = torch.cat(begins) if begins else None
         self._target = TARGETS[target](learner)
 
     def draw_batch(self, counters: range) -> tuple[TrainingBatch, Tensor]:
@@ -62,7 +65,7 @@ class DistillTask(LatentTask):
 
     def _draw_times(self, counters: range) -> tuple[Tensor, Tensor, Tensor]:
         u = draws.uniform(self._seed, "t", counters)
-        t = draw_times(u, self.method.schedule, self._drawn.skip, self._drawn.times)
+        t = draw_times(u, self.method.schedule, self._drawn.skip, self._drawn.times, self._edges)
         e = self._drawn.end.choose(
             self.method.schedule, t, draws.uniform(self._seed, "e", counters), self._drawn.phases
         )

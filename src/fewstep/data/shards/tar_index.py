@@ -19,7 +19,7 @@ from fewstep.data.sources.metadata import DOWNLOADED, PictureMetadata
 from fewstep.data.sources.selection import Selection
 from fewstep.roots import leaves_folder
 
-_LONGEST_HEADER = 1 << 20
+_LONGEST_HEADER = 1 << 16
 _BLOCK = 512
 
 

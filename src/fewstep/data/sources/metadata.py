@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fewstep.data.sources import captions
 from fewstep.data.sources.filters import NO_SCORES, SCORES, parse_number
+from fewstep.errors import UserError
 
 DOWNLOADED = "success"
 """The status that img2dataset writes for a picture that it could download."""
@@ -39,6 +40,8 @@ class PictureMetadata:
 
 def read_rows(table: pa.Table, wanted: Sequence[str]) -> list[PictureMetadata]:
     """Reads every row; `wanted` are the columns that hold captions, by default the usual ones."""
+    if len(set(table.column_names)) < len(table.column_names):
+        raise UserError("a table has two columns of one name; write it again with one of each")
     texts: list[object] = [None] * len(table)
     for column in reversed(captions.choose_columns(_list_texts(table.schema), wanted)):
         own = _read_captions(table[column])

@@ -13,6 +13,7 @@ from fewstep.models.lora.pair import Pair
 
 _MOST_AXES = 8
 LARGEST_RANK = 1024
+_MOST_KERNEL = 31
 LARGEST_SCALE = 64.0
 """Beyond this |alpha/rank| a file is taken for broken."""
 
@@ -71,7 +72,10 @@ def read_number(path: Path, what: str, tensor: Tensor) -> float:
     """Returns the one number that a tensor of any shape holds. Raises UserError."""
     if tensor.numel() != 1 or tensor.is_complex() or tensor.dtype == torch.bool:
         raise UserError(f"{path} is broken: {what} is {_dtype(tensor)} {tuple(tensor.shape)}, not a number")
-    return float(tensor.to(torch.float64))
+    try:
+        return float(tensor.to(torch.float64))
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # packed floats, which torch cannot cast
+        raise UserError(f"{path} is broken: {what} is {_dtype(tensor)}, not a number") from error
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -93,7 +97,13 @@ def _strip(shape: Sequence[int]) -> tuple[int, ...]:
 def _join(path: Path, name: str, mid: Tensor, down: Tensor) -> Tensor:
     """Multiplies A of a convolution `[rank, in, 1, 1]` by the middle factor `[rank, rank, k, k]`."""
     rank = len(down)
-    if mid.ndim != 4 or tuple(mid.shape[:2]) != (rank, rank) or len(_strip(down.shape)) > 2:
+    kernel = tuple(mid.shape[2:])
+    if (
+        mid.ndim != 4
+        or tuple(mid.shape[:2]) != (rank, rank)
+        or len(_strip(down.shape)) > 2
+        or max(kernel) > _MOST_KERNEL
+    ):
         raise UserError(
             f"{path} is broken: the three factors of {name} do not fit each other ({tuple(down.shape)}, "
             f"{tuple(mid.shape)})"

@@ -12,7 +12,7 @@ from typing import Any
 
 from peft import LoraConfig
 
-from fewstep.documents import parse_json
+from fewstep.documents import load_bytes, parse_json
 from fewstep.errors import UserError
 from fewstep.models.model_files import find_file
 
@@ -115,11 +115,15 @@ def read_adapters(path: Path, header: Mapping[str, str], *, parts: list[str], is
     return {part: _read_adapter(source, entries) for part, entries in own.items() if entries}
 
 
+_MOST_TEXT = 2**20
+"""Bytes of an adapter's configuration; peft writes a few KiB."""
+
+
 def _read_text(file: Path) -> str:
     try:
-        return find_file(file.parent, file.name).read_text(errors="replace")
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); the scale of the LoRA stands there") from error
+        return load_bytes(find_file(file.parent, file.name), _MOST_TEXT).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); the scale of the LoRA stands there") from error
 
 
 def _read_adapter(source: str, entries: Mapping[str, Any]) -> Adapter:
