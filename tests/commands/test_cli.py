@@ -46,7 +46,10 @@ BAD_INPUT = {
     "broken yaml": (("distill", "{full}/broken.yaml"), "cannot be read as YAML"),
     "yaml of something else": (("distill", "{full}/other.yaml"), "sets colour, which Distill does not have"),
     "wrong type in yaml": (("distill", "{full}/typed.yaml"), "steps is 'many'; wanted is one int"),
-    "wrong choice in yaml": (("distill", "{full}/choice.yaml"), "distance is 'l3'; allowed are huber, l2"),
+    "wrong choice in yaml": (
+        ("distill", "{full}/choice.yaml"),
+        "distance is 'l3'; allowed are auto, cauchy, huber, l2, root",
+    ),
     "skip too long": (("distill", "--skip", "101"), "skip is 101; allowed are 1 to 100"),
     "shrink": (("distill", "--shrink", "1.5"), "shrink is 1.5; it is a part of the run, 0 to 1"),
     "not finite": (("distill", "--lr", "nan"), "lr is nan; it must be a finite number"),

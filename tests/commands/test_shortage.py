@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from fewstep.cli import _explain_end, _run_explained, main
+from fewstep.cli import COMMANDS, _explain_end, _run_explained, main
 from fewstep.errors import UserError
 from fewstep.parallel.processes import OTHER_GONE
 from fewstep.recipes.distill import Distill
@@ -74,15 +74,15 @@ def test_it_is_told_in_words_wherever_it_happens(command, place, advice, tmp_pat
         assert advice in last
 
 
-def test_one_process_of_several_tells_it_too():
-    config = Distill(batch_size=6, accumulation=2)
+def test_one_process_of_several_tells_it_too(tmp_path):
+    config = Distill(batch_size=6, accumulation=2, out=tmp_path / "run")
 
     def fall_short(_):
         raise SHORT[0]
 
     with pytest.raises(UserError) as told:
-        _run_explained(fall_short, config)
-    assert _explain_end(told.value) == 2
+        _run_explained(COMMANDS["distill"], fall_short, config)
+    assert _explain_end(told.value, COMMANDS["distill"]) == 2
 
 
 def test_other_errors_are_left_alone():
@@ -103,7 +103,7 @@ NOT_GONE = (
 
 def test_what_ails_processes_is_told_whole(capsys):
     for text in GONE:
-        assert _explain_end(RuntimeError(text)) == OTHER_GONE
+        assert _explain_end(RuntimeError(text), COMMANDS["distill"]) == OTHER_GONE
         assert f"another process has gone ({text})" in capsys.readouterr().err
-    assert _explain_end(torch.distributed.DistBackendError(NOT_GONE)) == 1
+    assert _explain_end(torch.distributed.DistBackendError(NOT_GONE), COMMANDS["distill"]) == 1
     assert capsys.readouterr().err == f"fewstep: error: the processes cannot talk to one another: {NOT_GONE}\n"

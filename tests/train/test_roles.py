@@ -267,9 +267,9 @@ def test_a_checkpoint_of_other_roles_is_refused(tmp_path):
     short = dataclasses.replace(CONFIG, steps=4)
     trained(tmp_path / "two", config=short)
     trained(tmp_path / "one", Alone(), short)
-    with pytest.raises(UserError, match="not of this run"):
+    with pytest.raises(UserError, match="is of this run"):
         trained(tmp_path / "two", Alone())
-    with pytest.raises(UserError, match="not of this run"):
+    with pytest.raises(UserError, match="is of this run"):
         trained(tmp_path / "one")
 
 
