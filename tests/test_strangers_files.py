@@ -93,6 +93,10 @@ def test_what_a_terminal_would_obey_is_made_visible():
     show(told).encode()
 
 
+def test_an_error_is_shown_so_whoever_prints_it():
+    assert str(UserError("no \x1b[31mmodel")) == r"no \x1b[31mmodel"
+
+
 def test_long_messages_are_cut_in_the_middle():
     shown = show(f"begin {'x' * 10**7} end")
     assert len(shown) < 1.1 * SCREEN

@@ -194,13 +194,13 @@ def _run_explained(command: Command, run: Callable[[Any], object], parsed: Any) 
 
 def parse_training(name: str, arguments: list[str]) -> Any:
     """Parses the options of a command with recipes: the first word names one, else the model's family decides."""
-    from fewstep.recipes.choosing import FETCHED, Choice, check_named, choose_recipe
+    from fewstep.recipes.choosing import OWN, Choice, check_named, choose_recipe
     from fewstep.recipes.named import describe, find_recipe
 
     if arguments and not arguments[0].startswith("-"):
         word, *arguments = arguments
         choice = Choice(word, find_recipe(word, name))
-        check_named(choice.config, word, {each for each in FETCHED if find_option(arguments, each)})
+        check_named(choice.config, word, {each for each in OWN if find_option(arguments, each.replace("_", "-"))})
     else:
         given = {
             option: find_option(arguments, option)

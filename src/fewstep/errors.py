@@ -15,6 +15,9 @@ _NOT_SHOWN = re.compile(
 class UserError(Exception):
     """Says in one line what was wrong, what is allowed and what to do; the command exits with status 2."""
 
+    def __str__(self) -> str:
+        return show(super().__str__())  # whoever prints it
+
 
 def show(text: object, most: int = SCREEN) -> str:
     """Returns a text, names and headers of strangers in it, as it may be printed: what a terminal would obey is made

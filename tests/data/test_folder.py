@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fewstep.data.sources import folder_metadata
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.filters import Filters
 from fewstep.data.sources.folder import open_folder
@@ -116,6 +117,19 @@ def test_a_metadata_file_may_begin_with_a_byte_order_mark(tmp_path: Path, add: C
     add(tmp_path, "a.png", None)
     (tmp_path / "metadata.jsonl").write_bytes(b'\xef\xbb\xbf{"file_name": "a.png", "text": "first"}\r\n')
     assert open_folder(tmp_path).samples == (("a.png", "first"),)
+
+
+def test_metadata_beyond_a_limit_is_refused_and_not_cut(
+    tmp_path: Path, add: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    add(tmp_path, "a.png", None)
+    line = '{"file_name": "a.png", "text": "first"}\n'
+    (tmp_path / "metadata.jsonl").write_text(line)
+    monkeypatch.setattr(folder_metadata, "_MAX_METADATA", len(line))
+    assert len(open_folder(tmp_path)) == 1
+    monkeypatch.setattr(folder_metadata, "_MAX_METADATA", len(line) - 1)
+    with pytest.raises(UserError, match=r"metadata\.jsonl has more than 39 bytes; split the pictures into folders"):
+        open_folder(tmp_path)
 
 
 def test_every_picture_that_cannot_be_used_is_counted_once(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import resource
+import shutil
+import tarfile
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fewstep.data.shards import parquet_index
@@ -141,9 +147,37 @@ def test_files_without_pictures_or_with_row_groups_too_large_are_refused(
     with pytest.raises(UserError, match=r"0\.parquet has no column of pictures .*its columns are URL, TEXT, n$"):
         open_picture_files(str(path), None, cache)
     path = write_parquet(tmp_path / "1.parquet", image=[picture()] * 100, text=["a"] * 100)
-    monkeypatch.setattr(parquet_index, "MAX_GROUP", 50)
+    monkeypatch.setattr(parquet_index, "MOST_BYTES", 50)
     with pytest.raises(UserError, match=r"bytes in one row group .* write it again with a smaller row_group_size"):
         open_picture_files(str(path), None, cache)
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_a_small_file_cannot_stand_for_gigabytes(tmp_path: Path, cache: CacheSettings, pictures: bool):
+    """A value that a dictionary holds once, and rows of nothing that no byte stands for."""
+    large = b"x" * 500_000
+    (tmp_path / "d").mkdir()
+    for name, images, texts in (
+        ("values", [picture(), large if pictures else picture()], ["a", "b" if pictures else large.decode()]),
+        ("nothing", [None, None], [None, None]),
+    ):
+        shares = pa.array([1] * 3000) if name == "values" else pa.array([0] * 2_000_000)
+        columns = [pa.array(images, pa.binary()), pa.array(texts, pa.string())]
+        table = pa.table([column.take(shares) for column in columns], ["image", "text"])
+        pq.write_table(table, tmp_path / f"d/{name}.parquet", row_group_size=2_000_000, dictionary_pagesize_limit=2**20)
+    tarfile.open(tmp_path / "d/tar.tar", "w").close()
+    shutil.copyfile(tmp_path / "d/nothing.parquet", tmp_path / "d/tar.parquet")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.monotonic()
+    with contextlib.suppress(UserError):  # nothing to train on
+        source = open_picture_files(str(tmp_path / "d/*.parquet"), None, cache)
+        for index in range(min(5, len(source))):
+            with contextlib.suppress(DroppedError):
+                source.read(index)
+    with contextlib.suppress(UserError):
+        open_picture_files(str(tmp_path / "d/*.tar"), None, cache)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2.5 * 2**20  # KiB
+    assert time.monotonic() - started < 5
 
 
 def test_a_damaged_file_is_counted(tmp_path: Path, cache: CacheSettings):

@@ -45,7 +45,9 @@ def test_a_card_is_read_as_it_was_written(tmp_path):
     ("content", "said"),
     [
         ({"guidance_scale": "much"}, "guidance_scale 'much'.*a number is wanted"),
-        ({"sampling_steps": True}, "sampling_steps True.*a number is wanted"),
+        ({"sampling_steps": True}, "sampling_steps True.*1 to 50 is wanted"),
+        ({"sampling_steps": 2.5}, "sampling_steps 2.5.*1 to 50 is wanted"),
+        ({"sampling_steps": 10**9}, "1 to 50 is wanted"),
         ({"guidance_scale": float("nan")}, "guidance_scale nan.*a number is wanted"),
         ({"teacher": 3}, "teacher 3.*a text is wanted"),
         ({"guidance_range": [1.0]}, "two numbers are wanted"),

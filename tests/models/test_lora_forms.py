@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 
 import pytest
 import safetensors.torch
@@ -312,6 +313,11 @@ def test_pefts_configuration_beside_the_file_is_followed(model, write, tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LOHA"}))
     with pytest.raises(UserError, match=r"adapter_config.json .* of the kind 'LOHA'"):
         read(path, model)
+    (tmp_path / "adapter_config.json").unlink()
+    os.mkfifo(tmp_path / "adapter_config.json")  # there, and not to be read
+    with pytest.raises(UserError, match=r"adapter_config.json is no file"):
+        read(path, model)
+    (tmp_path / "adapter_config.json").unlink()
     kohyas = write(of_kohya(draw(model)), name="y")  # not peft's, whatever lies beside it
     assert read(kohyas, model).pairs[UNET[0]].alpha == 2
 
@@ -422,6 +428,9 @@ REFUSED = {
     "no pattern": (lambda m: changed(m, said(r=3, alpha_pattern={"(": 1})), r"alpha_pattern '\(', which is a pattern"),
     "a pattern that takes days": (
         lambda m: changed(m, said(r=3, rank_pattern={"((a+)+)+$|.*b": 3})), "which is a pattern and no name of a module"
+    ),
+    "a million modules": (
+        lambda m: changed(m, said(r=3, alpha_pattern={f"m{i}": 1 for i in range(20_000)})), "of 20,000 modules"
     ),
     "an alternative": (lambda m: changed(m, said(r=3, rank_pattern={"conv1|conv2": 3})), "write the names"),
     "deep JSON": (lambda m: changed(m, {"lora_adapter_metadata": "[" * 10**5}), "no JSON"),

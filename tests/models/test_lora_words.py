@@ -181,12 +181,19 @@ def test_an_embedding_is_read_as_diffusers_reads_it(family, miniatures, tmp_path
         ("bundle_emb.sks.clip_g", (2, 16), "brings an embedding as bundle_emb.sks.clip_g, which no text encoder of"),
         ("bundle_emb.sks.clip_l_out", (2, 16), "which no text encoder of this base takes; known are the kinds clip_l"),
         ("bundle_emb.sks.clip_l", (2, 5), r"its embedding sks is \(2, 5\) and text_encoder takes \(tokens, 16\)"),
+        ("bundle_emb.sks.clip_l", (76, 16), "brings 76 vectors for 'sks', and a prompt has room for 75"),
     ],
 )
 def test_an_embedding_that_no_encoder_takes_is_refused(key, shape, said, teacher, tmp_path):
     path = save(tmp_path / "x.safetensors", one_module() | {key: torch.zeros(shape)})
     with pytest.raises(UserError, match=said):
         read_lora(path, teacher.parts, teacher.family.lora)
+
+
+def test_a_file_that_brings_a_dictionary_is_refused(teacher, tmp_path):
+    words = {f"bundle_emb.w{number}.clip_l": torch.zeros(1, 16) for number in range(300)}
+    with pytest.raises(UserError, match="brings 300 embeddings; 256 is the most"):
+        read_lora(save(tmp_path / "x.safetensors", one_module() | words), teacher.parts, teacher.family.lora)
 
 
 def test_combining_knows_an_lcm_lora_of_others_and_says_what_is_left_behind(miniatures, tmp_path, capsys):

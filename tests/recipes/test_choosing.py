@@ -123,6 +123,7 @@ def test_every_recipe_of_every_command_is_whole():
     [
         ({"teacher": "org/name"}, ["--teacher", "org/name"]), ({"unet": "org/name"}, ["--unet", "org/other"]),
         ({"data": "s3://bucket/shards"}, ["--data=pictures"]), ({"mix": ["https://host/x.tar::1"]}, ["--mix", "more"]),
+        ({"base_config": "org/name"}, ["--base-config", "org/name"]),
     ],
     ids=str,
 )  # fmt: skip
@@ -132,3 +133,12 @@ def test_what_a_configuration_fetches_is_named_on_the_command_line(setting, name
     with pytest.raises(UserError, match=f"which is not here and would be fetched; name it yourself: {named[0][:6]}"):
         parse_training("distill", [str(file)])
     parse_training("distill", [str(file), *named])
+
+
+def test_a_program_that_a_configuration_names_is_named_on_the_command_line(tmp_path):
+    file, program = tmp_path / "config.yaml", tmp_path / "inception.pt"
+    file.write_text(json.dumps({"eval_extractor": str(program)}))
+    program.write_bytes(b"any")
+    with pytest.raises(UserError, match="is a program that would be run; name it yourself: --eval-extractor "):
+        parse_training("distill", [str(file)])
+    parse_training("distill", [str(file), "--eval-extractor", str(program)])

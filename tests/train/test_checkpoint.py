@@ -184,6 +184,12 @@ def test_any_damage_to_any_file_is_found_out(tmp_path, file):
     assert why_spoilt(checkpoint) is not None
 
 
+def test_a_file_of_another_size_is_not_hashed(tmp_path):
+    save(tmp_path, 5)
+    os.truncate(tmp_path / "step-0000005/state.safetensors", 1 << 40)  # a terabyte of nothing
+    assert "state.safetensors is damaged" in str(why_spoilt(tmp_path / "step-0000005"))
+
+
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("spoil", ["cut", "flip", "delete"])
 def test_the_one_before_is_used_and_that_is_said(tmp_path, file, spoil, capsys):

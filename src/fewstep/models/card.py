@@ -83,7 +83,8 @@ class StudentCard:
         (folder / CARD_FILE).write_text(json.dumps(self.to_json(), indent=2) + "\n")
 
 
-_NUMBERS = ("guidance_scale", "sampling_steps")
+_NUMBERS = ("guidance_scale",)
+_COUNTS = ("sampling_steps",)
 _WORDS = ("name", "data", "base_config", "method", "teacher", "prediction_type", "consistency")
 """The entries that something reads; what the others hold is only shown."""
 
@@ -121,6 +122,9 @@ def make_card(content: dict[str, Any], source: str) -> StudentCard:
     for name in _NUMBERS:
         if name in values and not is_number(values[name]):
             raise UserError(f"{source} has {name} {values[name]!r} in {CARD_FILE}; a number is wanted")
+    for name in _COUNTS:
+        if name in values and not (type(values[name]) is int and 1 <= values[name] <= MAX_STEPS):
+            raise UserError(f"{source} has {name} {values[name]!r:.60} in {CARD_FILE}; 1 to {MAX_STEPS} is wanted")
     for name in _WORDS:
         if name in values and not isinstance(values[name], str):
             raise UserError(f"{source} has {name} {values[name]!r} in {CARD_FILE}; a text is wanted")

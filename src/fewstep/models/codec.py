@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.models.card import is_number
 from fewstep.models.hashes import weights_sha256
 
 PIXELS_AT_ONCE = 2**20
@@ -27,6 +28,10 @@ class Codec:
 
     home: torch.device | None = None
     """Where the autoencoder computes, if it rests elsewhere."""
+
+    def __post_init__(self) -> None:
+        for part in filter(None, (self.autoencoder, self.tiny_decoder)):
+            _check_scale(part.config)
 
     @property
     def multiple(self) -> int:
@@ -95,6 +100,15 @@ class Codec:
         config = self.autoencoder.config
         given = {name: value for name in _SHIFTS if (value := getattr(config, name, None))}
         return {"vae_sha256": weights_sha256(self.autoencoder), "scaling_factor": self.scale, **given}
+
+
+def _check_scale(config: Any) -> None:
+    """Raises UserError where latents cannot be scaled and shifted by what a configuration says."""
+    scale, shift = config.scaling_factor, getattr(config, "shift_factor", None)
+    if not (is_number(scale) and scale > 0):
+        raise UserError(f"the autoencoder's config.json has scaling_factor {scale!r:.60}; a number above 0 is wanted")
+    if not (shift is None or is_number(shift)):
+        raise UserError(f"the autoencoder's config.json has shift_factor {shift!r:.60}; a number is wanted")
 
 
 _SHIFTS = ("shift_factor", "latents_mean", "latents_std")

@@ -19,6 +19,7 @@ MOST_LAYERS = 4096
 _SLACK = 16
 """So many times as large as its weights a network may be described: it is made on no device, and compared then."""
 _FEW_LAYERS = 1000
+_MOST_LABELS = 2**16
 _SMALL = 2**22
 """Layers and parameters that cost nothing."""
 
@@ -29,6 +30,7 @@ def check_sizes(kind: Any, staged: Path, folder: Path) -> None:
     headers = [read_safetensors_header(file) for file in staged.glob("*.safetensors")]
     tensors, held = sum(len(header.shapes) for header in headers), sum(header.parameters for header in headers)
     config = read_json(staged / "config.json", f"{folder} has no configuration")
+    _check_numbers(config, folder, max(held, _SMALL))
     check_layers(config, folder, tensors + _FEW_LAYERS)
     if not issubclass(kind, PreTrainedModel):
         return  # diffusers itself makes it on no device, and compares shapes
@@ -39,6 +41,18 @@ def check_sizes(kind: Any, staged: Path, folder: Path) -> None:
             f"{folder}/config.json describes a network of {described:,} parameters, and its weights hold {held:,}; "
             "fetch or export the model again"
         )
+
+
+def _check_numbers(config: Mapping[str, Any], folder: Path, most: int) -> None:
+    """Raises UserError for a number that is larger than `most`, as no width or count of a network of that size is, and
+    for more labels than anything is sorted into."""
+    for name, value in config.items():
+        limit = _MOST_LABELS if name == "num_labels" else most
+        if _largest(value) > limit:
+            raise UserError(
+                f"{folder}/config.json has {name} {_largest(value):,}, where at most {limit:,} can be meant; fetch or "
+                "export the model again"
+            )
 
 
 def check_layers(config: Mapping[str, Any], folder: Path, most: int = MOST_LAYERS) -> None:

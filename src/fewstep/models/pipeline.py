@@ -209,10 +209,11 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
         if base is None:
             raise UserError(f"{lora} does not say what model it is for; give that as the model and this as a LoRA")
         source, loras = base, [*loras, (lora, 1.0)]
-        base_config = base_config or header.get("fewstep.base_config", "")
+        named = "" if base_config else header.get("fewstep.base_config", "")
+        base_config = base_config or named
         said = {name.removeprefix("fewstep."): value for name, value in header.items()}
         own, overrides = overrides or Overrides(), read_overrides({**said, **(overrides or Overrides()).stated()})
-        for name in (base, "" if own.network else overrides.network):
+        for name in (base, named, "" if own.network else overrides.network):
             check_asked(name, lora, allowed=allow_download)
     storage = pick_storage(device, engine, precision, offload)
     home = storage.home or storage.device

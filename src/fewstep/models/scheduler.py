@@ -65,7 +65,7 @@ def read_overrides(record: Mapping[str, Any]) -> Overrides:
     kind = record.get("prediction_type")
     known: dict[Any, Parameterisation] = {each: each for each in get_args(Parameterisation)}
     return Overrides(
-        prediction_type=known.get(kind, "auto"), zero_snr=str(record.get("zero_snr", False)) == "True",
+        prediction_type=known.get(str(kind), "auto"), zero_snr=str(record.get("zero_snr", False)) == "True",
         unet=str(record.get("unet") or ""),
     )  # fmt: skip
 

@@ -6,18 +6,24 @@ import dataclasses
 import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fewstep import assets
+from fewstep.errors import UserError
 from fewstep.models.hub import check_asked
 from fewstep.models.recognising import Recognised, recognise
 from fewstep.models.scheduler import NETWORK_OPTION
 from fewstep.recipes.named import MEMORY_GIB, RECIPES, RELEASED, find_recipe
 
-FETCHED = ("teacher", "model", NETWORK_OPTION, "data", "mix")
+FETCHED = ("teacher", "model", NETWORK_OPTION, "base_config", "data", "mix")
 """Options that may name what is not on this machine."""
+_PROGRAM = "eval_extractor"
+"""An option that may name a program."""
+OWN = (*FETCHED, _PROGRAM)
+"""Options that a person names, and no file for them."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,24 @@ def choose_recipe(
 
 
 def check_named(config: Any, source: str, named: Collection[str]) -> None:
-    """Raises UserError where a configuration that is a file says what to fetch, and its option is not among those
-    `named` on the command line."""
+    """Raises UserError where a configuration that is a file says what to fetch, or what program to run, and its option
+    is not among those `named` on the command line."""
     if not source.endswith((".yaml", ".yml")):
         return
     for option in FETCHED:
         value = getattr(config, option, "")
         for each in value if isinstance(value, tuple) else (value,):
             if option not in named and (option not in ("data", "mix") or "://" in each):
-                check_asked(each, source, remedy=f"name it yourself: --{option} {shlex.quote(each)}")
+                check_asked(each, source, remedy=_name_yourself(option, each))
+    program = getattr(config, _PROGRAM, "")
+    if _PROGRAM not in named and Path(program).is_file():
+        raise UserError(
+            f"{source} names {program}, which is a program that would be run; {_name_yourself(_PROGRAM, program)}"
+        )
+
+
+def _name_yourself(option: str, value: str) -> str:
+    return f"name it yourself: --{option.replace('_', '-')} {shlex.quote(value)}"
 
 
 def _list_of_family(seen: Recognised) -> list[str]:

@@ -109,7 +109,7 @@ def load_checkpoint(
     tensors, step = _read_exported(checkpoint)
     own = overrides or Overrides()
     said = read_overrides({**settings.held, **own.stated()})
-    for name in (base, "" if own.network else said.network):
+    for name in (base, settings.text("base_config"), "" if own.network else said.network):
         check_asked(name, run / CONFIG_FILE, allowed=allow_download)
     model = load_latent_model(base, storage.device, settings.text("base_config"), said, storage.dtype, storage.home)
     check_base(run, model)

@@ -143,7 +143,8 @@ def why_spoilt(checkpoint: Path) -> str | None:
         for name in (TENSORS_FILE, NUMBERS_FILE):
             if not (checkpoint / name).is_file():
                 return f"{name} is missing"
-            if _measured(checkpoint / name) != files[name]:
+            size = (checkpoint / name).stat().st_size  # first, since it may be a terabyte of nothing
+            if size != files[name]["bytes"] or _measured(checkpoint / name) != files[name]:
                 return f"{name} is damaged"
     except OSError as error:
         return f"{Path(error.filename or MANIFEST_FILE).name}: {error.strerror}"

@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from fewstep.data.shards.index import ABOUT_SHARD, Entry, ShardIndex
 from fewstep.data.shards.parquet_index import index_table, read_pictures
+from fewstep.data.shards.sidecar import read_sidecar
 from fewstep.data.shards.tables import ArrowTable, ParquetTable, Table
 from fewstep.data.shards.tar_index import index_tar
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.folder_files import read_local
 from fewstep.data.sources.lru_cache import LruCache
-from fewstep.data.sources.metadata import PictureMetadata, read_sidecar
+from fewstep.data.sources.metadata import PictureMetadata
 from fewstep.data.sources.places import Place
 from fewstep.data.sources.remote import Shard, ShardCache
 from fewstep.data.sources.selection import Selection

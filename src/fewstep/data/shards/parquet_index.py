@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from fewstep.data.shards.index import ABOUT_SHARD, Entry, IndexBuilder, ShardIndex
-from fewstep.data.shards.tables import Table
+from fewstep.data.shards.tables import MOST_BYTES, Table
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.decoding import SUFFIXES
@@ -18,8 +18,6 @@ from fewstep.data.sources.places import Place
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 
-MAX_GROUP = 1 << 30
-"""Most bytes in a row group, since its pictures can only be read together."""
 _PICTURES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes", "content", "data")
 _NAMES = ("key", "file_name", "filename", "image_path", "file_path", "filepath", "path", "id", "image_id")
 
@@ -72,9 +70,9 @@ def index_table(open_table: Callable[[], Table], folder: Place, name: str, selec
                 f"{name} has no column of pictures (bytes, or a struct of bytes and path) nor of paths (file_name); "
                 f"its columns are {', '.join(builder.seen)[:500]}"
             )
-        if layout.pictures and max(table.group_bytes, default=0) > MAX_GROUP:
+        if layout.pictures and max(table.group_bytes, default=0) > MOST_BYTES:
             raise UserError(
-                f"{name} has {max(table.group_bytes):,} bytes in one row group and {MAX_GROUP:,} is the most that is "
+                f"{name} has {max(table.group_bytes):,} bytes in one row group and {MOST_BYTES:,} is the most that is "
                 "read at once; write it again with a smaller row_group_size"
             )
         _add_rows(table, layout, builder, _make_finder(folder) if not layout.pictures else None, selection)

@@ -18,6 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fewstep.data.reading import Sizes
+from fewstep.data.shards.tables import MOST_BYTES, check_rows, read_parquet
 from fewstep.documents import load_json, parse_json
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors, read_safetensors_header, write_whole
@@ -183,7 +184,7 @@ class PreparedShards:
         latents = open_safetensors(self.folder / f"{name}.safetensors", advice=_ADVICE)
         try:
             with open_regular(self._find(f"{name}.parquet")) as file:
-                content = file.read()
+                content = file.read(MOST_BYTES)
         except OSError as error:
             raise UserError(f"{self.folder / name}.parquet cannot be read ({error.strerror}); {_ADVICE}") from error
         if hashlib.sha256(content).hexdigest() != parse_json(latents.metadata()[_HEADER]).get(_TABLE):
@@ -209,7 +210,9 @@ def _sizes(numbers: Sequence[int]) -> Sizes:
 def _read_rows(content: bytes, source: str) -> list[PreparedRow]:
     """Reads the rows of a table that have a latent. Raises UserError where it is none that fewstep writes."""
     try:
-        table = pq.read_table(io.BytesIO(content))
+        parquet = pq.ParquetFile(io.BytesIO(content))
+        check_rows(parquet.metadata.num_rows, len(content))
+        table = read_parquet(parquet, parquet.schema_arrow.names)
         kinds = {field.name: field.type for field in _COLUMNS}
         if any(table.schema.field(name).type != kind for name, kind in kinds.items()):
             raise ValueError("its columns are of other types")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
@@ -10,6 +11,10 @@ from typing import BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+MOST_BYTES = 1 << 30
+"""Most bytes in a row group, since its pictures can only be read together, and in the columns that describe them."""
+_BATCH = 64
+"""Rows decoded at once, since a few bytes of a file can stand for many large values."""
 _ARROW_FILE = b"ARROW1"
 
 
@@ -31,11 +36,34 @@ class Table(Protocol):
         ...
 
 
+def read_parquet(file: pq.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None = None) -> pa.Table:
+    """Reads columns, or single fields of structs, of all row groups or of some.
+
+    Raises pa.ArrowInvalid where they take more than `MOST_BYTES` of memory.
+    """
+    batches = []
+    left = MOST_BYTES
+    for batch in file.iter_batches(_BATCH, row_groups=groups, columns=list(columns)):
+        left -= batch.nbytes
+        if left < 0:
+            raise pa.ArrowInvalid(f"its columns take more than {MOST_BYTES:,} bytes")
+        batches.append(batch)
+    schema = batches[0].schema if batches else file.schema_arrow
+    return pa.Table.from_batches(batches, schema).combine_chunks()
+
+
+def check_rows(rows: int, size: int) -> None:
+    """Raises pa.ArrowInvalid where a file of `size` bytes has more rows than bytes, which nothing worth reading has."""
+    if rows > size:
+        raise pa.ArrowInvalid(f"{rows:,} rows in {size:,} bytes")
+
+
 class ParquetTable:
     """A parquet file, of which only what is asked for is read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = pq.ParquetFile(file)
+        check_rows(self._file.metadata.num_rows, file.seek(0, os.SEEK_END))
         self.schema = self._file.schema_arrow
         groups = [self._file.metadata.row_group(number) for number in range(self._file.num_row_groups)]
         self.starts = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
@@ -43,10 +71,10 @@ class ParquetTable:
         self.group_bytes = [group.total_byte_size for group in groups]
 
     def read_columns(self, names: Sequence[str]) -> pa.Table:
-        return self._file.read(columns=list(names))
+        return read_parquet(self._file, names)
 
     def read_group(self, number: int, column: str) -> pa.Array:
-        return self._file.read_row_group(number, columns=[column])[column].combine_chunks()
+        return read_parquet(self._file, [column], [number])[column].combine_chunks()
 
 
 @dataclass
@@ -63,6 +91,7 @@ class ArrowTable:
         with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped) as reader:
             self._table = reader.read_all()
         self._table.validate()
+        check_rows(len(self._table), os.fstat(self.file.fileno()).st_size)
         self.schema = self._table.schema
         batches = [len(batch) for batch in self._table.to_batches()]
         self.starts = list(itertools.accumulate(batches, initial=0))

@@ -18,7 +18,7 @@ from fewstep.data.sources.metadata import PATHS, PictureMetadata
 from fewstep.errors import UserError
 from fewstep.roots import leaves_folder
 
-_MAX_METADATA = 1 << 32
+_MAX_METADATA = 1 << 30
 _DELIMITERS = (",", "\t", ";", "|")
 csv.field_size_limit(captions.MAX_JSON_BYTES)
 
@@ -42,9 +42,14 @@ def read_metadata(files: FolderFiles, listing: Listing, tally: Tally, wanted: Se
     names = _Names(listing)
     for place in listing.find_metadata():
         try:
-            content = files.read(place, _MAX_METADATA).removeprefix(b"\xef\xbb\xbf")
+            content = files.read(place, _MAX_METADATA + 1).removeprefix(b"\xef\xbb\xbf")
         except DroppedError as dropped:
             raise UserError(_explain(f"{files.name}/{place}", dropped.reason)) from dropped
+        if len(content) > _MAX_METADATA:
+            raise UserError(
+                f"{escape_line(f'{files.name}/{place}')} has more than {_MAX_METADATA:,} bytes; "
+                "split the pictures into folders with a file of metadata each, or into shards"
+            )
         rows = _read_csv(content) if place.endswith(".csv") else _read_jsonl(content)
         for number, fields in rows:
             try:

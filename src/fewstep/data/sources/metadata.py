@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fewstep.data.sources import captions
@@ -24,7 +22,7 @@ PATHS = (
     "image", "img", "key",
 )  # fmt: skip
 """Columns that hold paths of pictures, of which the first that is there counts."""
-_KEY, _STATUS = ("key",), ("status",)
+_STATUS = ("status",)
 
 
 @dataclass(frozen=True)
@@ -82,25 +80,10 @@ def _read_captions(column: pa.ChunkedArray) -> Sequence[object]:
     return values
 
 
-def read_sidecar(file: BinaryIO, wanted: Sequence[str]) -> dict[str, PictureMetadata]:
-    """Reads the parquet that img2dataset writes beside a tar, by key. Raises ValueError where it cannot be read."""
-    try:
-        parquet = pq.ParquetFile(file)
-        names = parquet.schema_arrow.names
-        keys = captions.find_columns(names, _KEY)
-        if not keys:
-            raise ValueError("no column of keys")
-        table = parquet.read(columns=[*keys, *select_columns(parquet.schema_arrow, wanted)])
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(str(error)) from error
-    rows = zip(read_texts(table[keys[0]]), read_rows(table, wanted), strict=True)
-    return {key.decode("utf-8", "backslashreplace"): row for key, row in rows if key is not None}
-
-
 def read_texts(column: pa.ChunkedArray) -> list[bytes | None]:
     """Reads a column as bytes, since parquet strings need not be UTF-8; None where there is no text."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    if pa.types.is_dictionary(column.type):  # each value once, however many rows have it
+        return [text for chunk in column.chunks for text in _look_up(chunk)]
     kind = column.type
     if pa.types.is_integer(kind):
         column = column.cast(pa.string())
@@ -108,6 +91,11 @@ def read_texts(column: pa.ChunkedArray) -> list[bytes | None]:
         return [None] * len(column)
     texts: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
     return texts
+
+
+def _look_up(chunk: pa.DictionaryArray) -> list[bytes | None]:
+    texts = read_texts(pa.chunked_array([chunk.dictionary]))
+    return [None if place is None else texts[place] for place in chunk.indices.to_pylist()]
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -176,11 +176,17 @@ def _text_tensors(part: str, folder: Path) -> list[str]:
         raise UserError(f"{folder / part}/config.json describes no text encoder ({reason})") from error
 
 
+_MOST_SIDE = 2**12
+
+
 def check_parts(family: Family, source: str, parts: Mapping[str, Any]) -> None:
     """Raises UserError where the parts do not fit each other, or make a model that is told more than a prompt."""
     unet, vae = parts["unet"].config, parts["vae"].config
-    if not isinstance(unet.sample_size, int):
-        raise UserError(f"{source} has sample_size {unet.sample_size} in unet/config.json; square models are read")
+    if not (type(unet.sample_size) is int and 0 < unet.sample_size < _MOST_SIDE):
+        raise UserError(
+            f"{source} has sample_size {unet.sample_size!r:.60} in unet/config.json; square models are read, of less "
+            f"than {_MOST_SIDE:,} latents a side"
+        )
     if unet.in_channels != vae.latent_channels:
         raise UserError(
             f"{source} has a UNet of {unet.in_channels} input channels and latents of {vae.latent_channels}: "

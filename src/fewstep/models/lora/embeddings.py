@@ -12,6 +12,9 @@ from fewstep.models.family import LoraLayout
 from fewstep.models.lora.fitting import read_values
 from fewstep.models.lora.spelling import EMBEDDING
 
+_MOST_WORDS = 256
+_MOST_VECTORS = 75
+"""A text encoder reads 77 tokens, the first and the last of which are its own."""
 Embeddings = dict[str, dict[str, Tensor]]
 """By the word, then by the text encoder: vectors `[tokens, width]`."""
 
@@ -20,6 +23,8 @@ def read_embeddings(
     path: Path, tensors: Mapping[str, Tensor], parts: Mapping[str, nn.Module], layout: LoraLayout
 ) -> Embeddings:
     """Reads tensors called `bundle_emb.WORD.KIND`. Raises UserError for what no text encoder here takes."""
+    if len(tensors) > _MOST_WORDS:
+        raise UserError(f"{path} brings {len(tensors):,} embeddings; {_MOST_WORDS} is the most that is taken")
     found: Embeddings = {}
     for key, tensor in tensors.items():
         word, _, kind = key.removeprefix(EMBEDDING).partition(".")
@@ -39,6 +44,10 @@ def read_embeddings(
             raise UserError(
                 f"{path} does not fit this base: its embedding {word} is {tuple(tensor.shape)} and {part} takes "
                 f"(tokens, {width})"
+            )
+        if len(vectors) > _MOST_VECTORS:
+            raise UserError(
+                f"{path} brings {len(vectors):,} vectors for {word!r:.60}, and a prompt has room for {_MOST_VECTORS}"
             )
         found[word][part] = vectors
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ def read_adapters(path: Path, header: Mapping[str, str], *, parts: list[str], is
     """
     text, source = header.get(DIFFUSERS_ENTRY), f"{path} has {DIFFUSERS_ENTRY}"
     beside = path.parent / PEFT_FILE
-    if text is None and is_peft and beside.is_file():
+    if text is None and is_peft and os.path.lexists(beside):
         text, source = _read_text(beside), f"{beside} is a file"
     if text is None:
         return {}
@@ -115,6 +116,8 @@ def read_adapters(path: Path, header: Mapping[str, str], *, parts: list[str], is
     return {part: _read_adapter(source, entries) for part, entries in own.items() if entries}
 
 
+_MOST_MODULES = 2**14
+"""SDXL's network and text encoders have 2,600 that a LoRA can be on."""
 _MOST_TEXT = 2**20
 """Bytes of an adapter's configuration; peft writes a few KiB."""
 
@@ -158,6 +161,8 @@ def _check(source: str, entries: Mapping[str, Any]) -> None:
         pattern = entries.get(name) or {}
         if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
             raise UserError(f"{source} with {name} {pattern!r:.60}; numbers by modules are wanted")
+        if len(pattern) > _MOST_MODULES:
+            raise UserError(f"{source} with {name} of {len(pattern):,} modules; {_MOST_MODULES:,} is the most")
 
 
 def _is_number(value: object) -> bool:
