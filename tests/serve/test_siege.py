@@ -6,6 +6,7 @@ Small in every run, on a server with few descriptors and little memory; large, w
 
 import asyncio
 import base64
+import functools
 import json
 import logging
 import os
@@ -20,11 +21,13 @@ import pytest
 import attacks
 from attacks import PROMPT
 from fewstep.serve.budget import Budget
+from fewstep.serve.connections import Connection, Switchboard
 from fewstep.serve.documents import parse_document
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.faults import OnceAMinute
 from fewstep.serve.listening import listen
 from fewstep.serve.reading import ReadingPool
+from fewstep.serve.settings import ServerSettings
 from serving import Command, serving
 
 MIB = 1 << 20
@@ -148,6 +151,41 @@ def test_a_connection_too_many_takes_the_place_of_one_that_waits(bundled):
             assert b"as many connections as it takes" in attacks.read_all(fifth)
         for each in pages:
             each.close()
+
+
+class Heard(asyncio.Protocol):
+    """Stands for uvicorn's protocol, with no request under way."""
+
+    cycle = None
+
+    def __init__(self, heard):
+        self.heard = heard
+
+    def data_received(self, data):
+        self.heard.append(data)
+
+
+def test_who_has_asked_already_is_not_cut_off_for_those_behind_him():
+    heard = []
+
+    async def crowd():
+        switchboard = Switchboard(ServerSettings(address_connections=2), 10)
+        make = functools.partial(Connection, switchboard, Heard(heard))
+        server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        clients = []
+        for _ in range(3):  # before the server's turn, who finds them all at once
+            clients.append(socket.create_connection(server.sockets[0].getsockname(), 5))
+            if len(clients) == 1:
+                clients[0].sendall(b"GET")
+        await asyncio.sleep(0.2)
+        said = clients[1].recv(100)
+        for each in clients:
+            each.close()
+        server.close()
+        return said
+
+    assert asyncio.run(crowd()).startswith(b"HTTP/1.1 503")
+    assert heard == [b"GET"]
 
 
 def test_who_reads_nothing_of_his_answer_is_cut_off(bundled):

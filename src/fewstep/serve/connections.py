@@ -7,6 +7,7 @@ that a flood of tiny frames or chunks on any number of connections leaves the ev
 from __future__ import annotations
 
 import asyncio
+import select
 import time
 from collections import OrderedDict
 from typing import Any
@@ -80,7 +81,7 @@ class Switchboard:
         """
         dawdling = None
         for each in self._by_address[address]:
-            if each.patience == 0:
+            if each.patience == 0 and not each.has_unheard():
                 return each
             if each.patience == 1 and dawdling is None:
                 dawdling = each
@@ -166,6 +167,14 @@ class Connection(asyncio.Protocol):
         if cycle is None or cycle.response_complete:
             return 0
         return 1 if cycle.more_body else 2
+
+    def has_unheard(self) -> bool:
+        """Returns whether something has arrived that is not handed on yet: a request may stand there already."""
+        if self._waiting or not hasattr(select, "poll"):  # which Windows lacks
+            return bool(self._waiting)
+        arrived = select.poll()
+        arrived.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(arrived.poll(0))
 
     def shed(self) -> None:
         """Cuts the connection off, with a word if nothing else was answered."""
