@@ -177,8 +177,9 @@ def test_who_has_asked_already_is_not_cut_off_for_those_behind_him():
             clients.append(socket.create_connection(server.sockets[0].getsockname(), 5))
             if len(clients) == 1:
                 clients[0].sendall(b"GET")
-        await asyncio.sleep(0.2)
-        said = clients[1].recv(100)
+        said = await asyncio.to_thread(clients[1].recv, 100)
+        while not heard:
+            await asyncio.sleep(0.01)
         for each in clients:
             each.close()
         server.close()
