@@ -158,6 +158,7 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(copy):
         ({"model_max_length": 10**30}, "says no model_max_length"),
         ({"model_max_length": 10**8}, "reads up to 100000000 tokens and its text encoder has 32 places"),
         ({"model_max_length": 2}, "reads up to 2 tokens"),
+        ({"pad_token": None}, "names no pad_token"),
         ({"model_max_length": [77]}, "has model_max_length [77] in tokenizer_config.json; set it to 32"),
         ({"\x1b[31m": 1}, "has an entry '\\x1b[31m', which is no name"),
     ],

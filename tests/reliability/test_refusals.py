@@ -1,5 +1,6 @@
 """What would go on as something else is refused in one line."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fewstep.data.shards.prepared import PreparedShards
 from fewstep.errors import UserError
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.parallel.world import World
@@ -126,6 +128,14 @@ def test_latents_of_other_pictures(latents, tiny, photos, tmp_path):
 def test_latents_are_no_pictures(latents, tmp_path):
     said = refused("evaluate", "--data", latents, "--out", tmp_path / "out", "--extractor", "reader")
     assert "holds latents" in said or "reader reads scenes" in said
+
+
+def test_a_manifest_that_names_what_no_disk_holds_is_refused(latents, tmp_path):
+    folder = shutil.copytree(latents, tmp_path / "latents")
+    held = json.loads((folder / "prepared.json").read_text())
+    (folder / "prepared.json").write_text(json.dumps(held | {"shards": {"a" * 300: 4}}))
+    with pytest.raises(UserError, match="it names files that no disk holds"):
+        PreparedShards(folder)
 
 
 def test_a_spoilt_shard_of_latents_is_named(latents, tiny, tmp_path):

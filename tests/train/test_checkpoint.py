@@ -342,6 +342,11 @@ FORGED = {
     "a moment of another shape": (lambda t, _: t.update({MOMENT: torch.ones(5)}), "of no use for float32"),
     "a moment is missing": (lambda t, _: t.pop(MOMENT), "which are no optimiser's moments"),
     "a moment of nothing": (lambda t, _: t.update({"optimizer.step.9": torch.ones(1)}), "optimiser's moments"),
+    "steps of eight bits": (
+        lambda t, _: t.update({"optimizer.step.0.weight": torch.ones(1, dtype=torch.uint8)}), "which counts nothing"
+    ),
+    "whole steps": (lambda t, _: t.update({"optimizer.step.0.weight": torch.ones(1).long()}), "which counts nothing"),
+    "half steps": (lambda t, _: t.update({"optimizer.step.0.weight": torch.ones(1).half()}), "which counts nothing"),
     "many steps": (lambda t, _: t.update({"optimizer.step.0.weight": torch.ones(4)}), "of no use"),
     "a step that is no number": (lambda _, n: n.update(step="6"), "state.json has step '6'; a count is wanted"),
     "another step": (lambda _, n: n.update(step=7), "is of update 7, and its folder is step-0000006"),

@@ -35,12 +35,14 @@ from fewstep.method.named import METHODS, MethodName, NamedMethod
 from fewstep.method.paths import DataPath, TeacherPath
 from fewstep.method.sampling import jump_times, sample_consistency
 from fewstep.method.step import Method
+from fewstep.method.walks import make_walk
 from fewstep.method.weights import WEIGHTS
 from fewstep.parallel.world import current_world
 from fewstep.train.config import LoopConfig, check_at_least
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
-from fewstep.train.learner import learn_every_weight
+from fewstep.train.learner import Learner, learn_every_weight
 from fewstep.train.loop import begin, one_update
+from fewstep.train.walk_task import WalkTask
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 ORACLES = (0.0, 0.3, 0.5, 1.0)
@@ -159,9 +161,7 @@ def train_and_measure(named: NamedMethod, config: BenchMethods, world: World, se
         steps=config.updates, batch_size=config.batch_size, lr=5e-3, lr_decay="cosine", ema_decay=0.95,
         precision="fp32", seed=seed,
     )  # fmt: skip
-    task = DistillTask(
-        learner, make_method(named, world), Points(world.teacher), draw(named, config), seed, named.target
-    )  # fmt: skip
+    task = make_task(named, config, world, learner, seed)
     state, begun = begin(task.roles, loop), time.perf_counter()
     for _ in range(config.updates):
         one_update(task, state, loop, current_world())
@@ -177,6 +177,15 @@ def train_and_measure(named: NamedMethod, config: BenchMethods, world: World, se
                 "passes": named.passes, **found,
             })  # fmt: skip
     return rows
+
+
+def make_task(named: NamedMethod, config: BenchMethods, world: World, learner: Learner, seed: int) -> DistillTask:
+    """Sets the seams, and where an update learns, as the method names them."""
+    method, source, drawn = make_method(named, world), Points(world.teacher), draw(named, config)
+    if named.states == "walkers":
+        walk = make_walk(world.schedule, config.skip, named.phases, config.batch_size)
+        return WalkTask(learner, method, source, drawn, seed, named.target, walk=walk)
+    return DistillTask(learner, method, source, drawn, seed, named.target)
 
 
 def make_method(named: NamedMethod, world: World) -> Method:

@@ -21,3 +21,5 @@ class TrainingBatch:
     """The end point, where answers at t and at s land."""
     epsilon: Tensor
     omega: Tensor | None
+    z_t: Tensor | None = None
+    """Where the batch stands at t, if that is not z_0 with the noise ε."""

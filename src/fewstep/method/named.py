@@ -32,6 +32,8 @@ class NamedMethod:
     gap: GapName = "fixed"
     landing: Landing = BY_DDIM
     target: TargetName = "average"
+    states: str = "data"
+    """What it learns at where a teacher is followed: one of STATES."""
     weight: str = "constant"
     distance: str = ""
     """The distance that it is tied to, if it is to one."""
@@ -44,6 +46,10 @@ class NamedMethod:
     def choose_distance(self, asked: str) -> str:
         """Returns the distance that was asked for, or with `auto` its own."""
         return asked if asked != "auto" else self.distance or "huber"
+
+    def choose_states(self, asked: str) -> str:
+        """Returns the states that were asked for, or with `auto` its own."""
+        return asked if asked != "auto" else self.states
 
     def choose_weight(self, asked: str) -> str:
         """Returns the weight that was asked for, or with `auto` its own."""
@@ -80,7 +86,8 @@ _LISTED = (
     NamedMethod(name="lcm", source="arXiv 2310.04378", landing=BOUNDARY, gamma=1.0),
     NamedMethod(name="pcm", source="arXiv 2405.18407", end=PHASE, phases=(4,)),
     NamedMethod(
-        name="any-step", source="this project, docs/methods.md", end=DRAWN_PHASE, phases=(1, 2, 4, 8), told_end=True
+        name="any-step", source="this project, docs/methods.md", end=DRAWN_PHASE, phases=(1, 2, 4, 8), told_end=True,
+        states="walkers",
     ),
     NamedMethod(name="tcd", source="arXiv 2402.19159", end=ANYWHERE, gamma=0.3),
     NamedMethod(

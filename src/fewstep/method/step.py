@@ -44,7 +44,7 @@ def consistency_losses(method: Method, student: Network, target: Network | None,
     Gradient flows into `student` alone; `target` is its EMA, or the student itself, or None: then the wanted answer is
     ẑ_s itself, which has landed where s = e.
     """
-    z_t = method.schedule.diffuse(batch.z_0, batch.epsilon, batch.t)
+    z_t = method.schedule.diffuse(batch.z_0, batch.epsilon, batch.t) if batch.z_t is None else batch.z_t
     with torch.no_grad():
         z_s = method.path(z_t, batch)
         from_s = z_s if target is None else method.consistency_function(target, batch)(z_s, batch.s, batch.e)

@@ -153,6 +153,8 @@ def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
     if length > places:
         said = f"reads up to {length} tokens" if length < 10**9 else "says no model_max_length in tokenizer_config.json"
         raise UserError(f"{where} {said} and its text encoder has {places} places; set model_max_length to {places}")
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{where} names no pad_token; set it in tokenizer_config.json to the one it was trained with")
     if length < 3:
         raise UserError(f"{where} reads up to {length} tokens; a prompt has two beside its own")
 

@@ -10,6 +10,7 @@ from fewstep.errors import UserError
 from fewstep.method.distances import DistanceName
 from fewstep.method.named import METHODS, MethodName
 from fewstep.method.times import Times
+from fewstep.method.walks import StatesName
 from fewstep.method.weights import WeightName
 from fewstep.models.card import MAX_STEPS
 from fewstep.recipes.pictures import TrainingConfig
@@ -46,6 +47,9 @@ class ConsistencyConfig(TrainingConfig):
     phases: tuple[int, ...] = ()
     """Numbers of phases that `pcm` (one) or `any-step` (several) is trained for; a model is at its best in as many
     steps. Without a value the method takes its own."""
+    states: StatesName = "auto"
+    """What an update learns at: `data`, pictures with noise; or `walkers`, where the teacher's own steps have led from
+    noise, for which captions alone are needed. `auto` is what the method names, and `data` without a teacher."""
     distance: DistanceName = "auto"
     """How the answers of student and target are compared; `auto` is what the method names, or `huber`."""
     huber_c: float = 0.03
@@ -101,13 +105,24 @@ class ConsistencyConfig(TrainingConfig):
             raise UserError("adapters are small and whole in every process; give --distribution ddp")
         if self.distribution == "fsdp" and self.optimizer != "adamw":
             raise UserError(f"optimizer {self.optimizer} needs whole weights; give --distribution ddp or adamw")
-        if self.phases and not METHODS[self.method].phases:
+        self._check_method()
+        if self.huber_c <= 0:
+            raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
+
+    def _check_method(self) -> None:
+        """Raises UserError for what the method has no use for."""
+        named = METHODS[self.method]
+        if self.phases and not named.phases:
             raise UserError(f"phases are {self.phases} and {self.method} has none; give --method pcm or any-step")
         if self.phases and not all(1 <= count <= MAX_STEPS for count in self.phases):
             raise UserError(f"phases are {self.phases}; wanted are numbers from 1 to {MAX_STEPS}")
-        if len(self.phases) > 1 and not METHODS[self.method].told_end:
+        if len(self.phases) > 1 and not named.told_end:
             raise UserError(f"phases are {self.phases} and {self.method} takes one number; give --method any-step")
-        if self.shrink and METHODS[self.method].gap != "fixed":
+        if self.shrink and named.gap != "fixed":
             raise UserError(f"shrink is {self.shrink:g} and {self.method} has a distance of its own; give --shrink 0")
-        if self.huber_c <= 0:
-            raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
+        walk = named.choose_states(self.states) == "walkers"
+        if walk and (self.shrink or self.times == "any" or named.gap != "fixed"):
+            raise UserError(
+                f"walkers go on by equal steps, and {self.method}, --shrink or --times any want others; give --states "
+                "data"
+            )

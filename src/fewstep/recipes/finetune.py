@@ -23,6 +23,8 @@ class Finetune(ConsistencyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.states == "walkers":
+            raise UserError("walkers follow a teacher, and a fine-tuning has none; give --states data")
         if METHODS[self.method].target == "none":
             raise UserError(
                 f"{self.method} learns a teacher's guided steps, and a fine-tuning has none; give another --method"

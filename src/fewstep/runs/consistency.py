@@ -10,9 +10,10 @@ from fewstep.data.latents import LatentSource
 from fewstep.errors import UserError
 from fewstep.method.distances import DISTANCES
 from fewstep.method.named import METHODS
-from fewstep.method.paths import Path
+from fewstep.method.paths import Path, TeacherPath
 from fewstep.method.step import Method
 from fewstep.method.times import shrinking_gap
+from fewstep.method.walks import make_walk
 from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
@@ -23,6 +24,7 @@ from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.loop import fit
 from fewstep.train.trainable import Trainable
+from fewstep.train.walk_task import WalkTask
 
 SAMPLE_PROMPTS = 6
 
@@ -71,6 +73,9 @@ def make_task(
         skip=config.skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
         phases=choose_phases(config, model),
     )  # fmt: skip
+    if named.choose_states(config.states) == "walkers" and isinstance(path, TeacherPath):
+        walk = make_walk(model.schedule, config.skip, drawn.phases, config.batch_size)
+        return WalkTask(student.learner, method, latents, drawn, config.seed, named.target, walk=walk)
     return DistillTask(student.learner, method, latents, drawn, config.seed, named.target)
 
 

@@ -51,25 +51,26 @@ class DistillTask(LatentTask):
         shape = self._source.latent_shape
         data = self._source.batch(counters, self._normal("vae", counters, shape))
         t, s, e = self._draw_times(counters)
-        omega = None
-        if self._drawn.omega_range is not None:
-            low, high = self._drawn.omega_range
-            omega = (
-                (low + (high - low) * draws.uniform(self._seed, "omega", counters))
-                .float()
-                .to(self._device, non_blocking=True)
-            )
         epsilon = self._normal("epsilon", counters, shape)
         t, s, e = (time.to(self._device, non_blocking=True) for time in (t, s, e))
-        return TrainingBatch(data.z_0, data.cond, t, s, e, epsilon, omega), data.valid
+        return TrainingBatch(data.z_0, data.cond, t, s, e, epsilon, self._draw_omega(counters)), data.valid
 
     def _draw_times(self, counters: range) -> tuple[Tensor, Tensor, Tensor]:
         u = draws.uniform(self._seed, "t", counters)
         t = draw_times(u, self.method.schedule, self._drawn.skip, self._drawn.times, self._edges)
-        e = self._drawn.end.choose(
-            self.method.schedule, t, draws.uniform(self._seed, "e", counters), self._drawn.phases
-        )
+        e = self._draw_end(t, counters)
         return t, step_back(t, self._drawn.gap(t, torch.tensor(counters)), e), e
+
+    def _draw_end(self, t: Tensor, counters: range) -> Tensor:
+        u = draws.uniform(self._seed, "e", counters)
+        return self._drawn.end.choose(self.method.schedule, t, u, self._drawn.phases)
+
+    def _draw_omega(self, counters: range) -> Tensor | None:
+        if self._drawn.omega_range is None:
+            return None
+        low, high = self._drawn.omega_range
+        omega = low + (high - low) * draws.uniform(self._seed, "omega", counters)
+        return omega.float().to(self._device, non_blocking=True)
 
     def loss(self, counters: range) -> Loss:
         batch, valid = self.draw_batch(counters)

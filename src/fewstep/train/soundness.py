@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.documents import read_json
@@ -16,6 +17,8 @@ from fewstep.train.state import RunState
 
 _MOST = 2**53
 """Counts are below it: up to there a float holds every whole number."""
+_FLOATS = (torch.float32, torch.float64)
+_COUNTED = (*_FLOATS, torch.int64)
 _TORCHS = {"step", "exp_avg", "exp_avg_sq"}
 _IN_8_BITS = {"step", "state1", "state2", "absmax1", "absmax2", "qmap1", "qmap2"}
 """What AdamW keeps of a parameter, torch's and bitsandbytes'."""
@@ -43,6 +46,8 @@ class _Wanted:
         self._weights: dict[str, Tensor] = {}
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
         """By how the names of an optimiser's tensors begin."""
+        self._of_torch: set[str] = set()
+        """Whose moments are those of torch's AdamW, which counts its steps in floats."""
         self._losses = {role.file_name("losses") for role in state.roles}
         for role in state.roles:
             for what, module in (("weights", role.role.weights), ("average", role.role.average)):
@@ -57,6 +62,7 @@ class _Wanted:
         moments: dict[str, set[str]] = {}
         for begin, moment, parameter in filter(None, map(self._split, names)):
             moments.setdefault(f"{begin}.{parameter}", set()).add(moment)
+        self._of_torch = {parameter for parameter, found in moments.items() if found == _TORCHS}
         for parameter, found in moments.items():
             if found != _TORCHS and not {"step", "state1", "state2"} <= found <= _IN_8_BITS:
                 yield f"of {parameter} it has {', '.join(sorted(found))}, which are no optimiser's moments"
@@ -74,9 +80,11 @@ class _Wanted:
             return f"no role here has {name}"
         begin, moment, of = split
         parameter = self._parameters[begin].get(of)
-        return (
-            f"{name} is of no weight" if parameter is None else _find_fault_in_moment(moment, tensor, parameter, name)
-        )
+        if parameter is None:
+            return f"{name} is of no weight"
+        if moment == "step" and tensor.dtype not in (_FLOATS if f"{begin}.{of}" in self._of_torch else _COUNTED):
+            return f"{name} is {_describe(tensor)}, which counts nothing"
+        return _find_fault_in_moment(moment, tensor, parameter, name)
 
     def _split(self, name: str) -> tuple[str, str, str] | None:
         """Returns the optimiser, the moment and the parameter of an optimiser's tensor."""
@@ -123,7 +131,7 @@ def find_fault_in_values(name: str, tensor: Tensor) -> str | None:
 
 def _find_fault_in_moment(moment: str, tensor: Tensor, parameter: Tensor, name: str) -> str | None:
     if moment == "step":
-        fits = tensor.numel() == 1 and not tensor.is_complex() and 0 <= float(tensor) < _MOST
+        fits = tensor.numel() == 1 and 0 <= float(tensor) < _MOST
     elif moment in _TORCHS:
         alike = tensor.shape == parameter.shape and tensor.dtype == parameter.dtype
         fits = alike and find_fault_in_values(name, tensor) is None

@@ -27,6 +27,8 @@ from fewstep.roots import OutsideError, Root, open_regular
 MANIFEST = "prepared.json"
 _HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
+_MOST_NAME = 200
+"""Bytes of a shard's name without its ending."""
 _OTHERS = "other_captions"
 """Column that a table has where any of its pictures has several captions."""
 _DTYPES = ("F16", "F32", "BF16")
@@ -121,6 +123,8 @@ def _check_manifest(held: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str
     repeats: Any = made_of.get("repeats", {}) if isinstance(made_of, dict) else None
     if not all(isinstance(each, dict) for each in (made_of, report, shards, repeats)):
         raise TypeError("its entries are not what fewstep writes")
+    if any(len(name.encode("utf-8", "replace")) > _MOST_NAME for name in shards):
+        raise ValueError("it names files that no disk holds")
     for number in (*shards.values(), *repeats.values()):
         if type(number) is not int or not 0 <= number < 2**31:
             raise ValueError(f"{number!r:.60} is no number of pictures")

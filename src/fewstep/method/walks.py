@@ -1,0 +1,61 @@
+"""Which trajectory of the teacher a sample stands on, and where on it: a pure function of its position in the run."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Schedule
+from fewstep.method.ends import edges
+
+STATES = ("data", "walkers")
+"""What an update learns at: pictures with noise, or where the teacher's own steps have led."""
+
+if TYPE_CHECKING:
+    StatesName = str
+else:
+    StatesName = Literal[("auto", *STATES)]  # what the command line allows
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The way from noise to a picture, and how many walk it at a time, evenly spread over it."""
+
+    stops: Tensor
+    """Whole times, latest first; the last is 0."""
+    walkers: int
+
+    @property
+    def hops(self) -> int:
+        """Counts the steps of a trajectory."""
+        return len(self.stops) - 1
+
+    def locate(self, counters: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Returns the number of the trajectory that each counter is on, and how many of its hops lie behind.
+
+        Of any consecutive counters those at hop 0 are consecutive, and so are the numbers of their trajectories. Before
+        the run began, counters and numbers are below 0.
+        """
+        numbers, hops = [], []
+        for counter in counters:
+            visit, walker = divmod(counter, self.walkers)
+            round_, hop = divmod(visit + self.hops - 1 - walker * self.hops // self.walkers, self.hops)
+            numbers.append(round_ * self.walkers + walker)
+            hops.append(hop)
+        return numbers, hops
+
+
+def make_walk(schedule: Schedule, skip: int, phases: Sequence[int], walkers: int) -> Walk:
+    """Makes the walk whose stops are the beginnings of all phases and, between them, equal hops of at most `skip`."""
+    begins = torch.cat([torch.tensor([0, schedule.last]), *(edges(schedule, count) for count in phases)]).unique()
+    stops = [0]
+    for begin, end in itertools.pairwise(begins.tolist()):
+        hops = math.ceil((end - begin) / skip)
+        stops += [begin + round((end - begin) * (hop + 1) / hops) for hop in range(hops)]
+    return Walk(torch.tensor(stops[::-1]), walkers)
