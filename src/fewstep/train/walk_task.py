@@ -74,7 +74,9 @@ class WalkTask(DistillTask):
         loss = super().loss(counters)
         walkers = self._parts[self._find_part(counters)]
         walkers.held["z"], walkers.visit = self._path.led_to, walkers.visit + 1
-        self._lost += [dataclasses.replace(each, counter=counters[row]) for row, each in walkers.dropped.items()]
+        self._lost += [
+            dataclasses.replace(each, counter=counters[row]) for row, each in sorted(walkers.dropped.items())
+        ]
         return loss
 
     def draw_batch(self, counters: range) -> tuple[TrainingBatch, Tensor]:
