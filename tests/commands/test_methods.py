@@ -17,6 +17,7 @@ from fewstep import assets
 from fewstep.commands.combine import Combine, combine
 from fewstep.commands.distill import distill
 from fewstep.commands.finetune import finetune
+from fewstep.commands.generate import Generate, generate
 from fewstep.data.pictures import to_images
 from fewstep.errors import UserError
 from fewstep.method.named import METHODS
@@ -270,3 +271,26 @@ def test_what_is_shown_on_the_way_is_clean(runs):
         first = np.asarray(to_images(model.codec.decode(clean))[0], dtype=int)
     assert len(shown) == 3
     assert np.abs(shown[0] - first).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["lcm", "any-step"])
+def test_the_sampler_that_is_asked_for_paints_and_is_recorded(name, runs, tmp_path):
+    painted = {}
+    for sampler in ("auto", "deterministic", "consistency", "0.3", "0", "1"):
+        pipeline = fewstep.load(runs(name), "cpu", sampler=sampler)
+        painted[sampler] = paint(pipeline, 3)
+        times, ends = pipeline.jumps(3)
+        assert (ends == [0, 0, 0]) == (pipeline.method.gamma == 1)
+        assert (ends[0] == times[1]) == (pipeline.method.gamma == 0)
+    own = "consistency" if name == "lcm" else "deterministic"
+    for same, other in (("auto", own), ("deterministic", "0"), ("consistency", "1")):
+        assert np.array_equal(painted[same], painted[other])
+    assert len({each.tobytes() for each in painted.values()}) == 3
+    generate(Generate(model=str(runs(name)), sampler="0.3", prompt=(PROMPT,), steps=3, seed=3, out=tmp_path))
+    (file,) = tmp_path.iterdir()
+    with Image.open(file) as image:
+        assert np.array_equal(np.asarray(image, dtype=int), painted["0.3"])
+        assert "Sampler: TCD" in image.text["parameters"]
+    for odd in ("euler", "2", "-1", "nan", ""):
+        with pytest.raises(UserError, match="known are auto, deterministic, consistency, and numbers from 0 to 1"):
+            pipeline.use_sampler(odd)

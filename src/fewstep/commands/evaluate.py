@@ -80,6 +80,8 @@ class Evaluation:
         self._name = studio.student.name
         self._beside = [row for folder in config.beside for row in rows_beside(folder, self.protocol)]
         model = {"source": config.model, "loras": list(config.lora), "sha256": _model_sha256(studio.student)}
+        if config.sampler != "auto":
+            model["sampler"] = config.sampler
         self._evaluated = {**model, "tuning_pictures": config.n_tuning}
         if claim_report_folder(config.out, {"model": model, "tuning": config.n_tuning, **self.protocol}):
             print(f"note: {config.out} has begun before; what is painted there is not painted again", flush=True)

@@ -90,6 +90,7 @@ def generate(config: Generate) -> None:
         engine=config.engine, tiny_decoder=config.tiny_decoder, overrides=config, precision=config.precision,
         offload=config.offload, allow_download=config.allow_download,
     )  # fmt: skip
+    pipeline.use_sampler(config.sampler)
     init_image = None if config.init_image is None else read_picture(config.init_image)
     mask = None if config.mask is None else read_picture(config.mask, "RGBA")
     strength = config.strength if init_image else 1.0
@@ -136,7 +137,7 @@ def write_parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: in
     scale = pipeline.guidance_scale if config.guidance_scale is None else config.guidance_scale
     settings = {
         "Steps": str(config.steps),
-        "Sampler": "LCM",
+        "Sampler": pipeline.method.label,
         "CFG scale": f"{scale:g}",
         "Seed": str(seed),
         "Size": f"{image.width}x{image.height}",

@@ -151,6 +151,7 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
         overrides=config,
         allow_download=config.allow_download,
     )
+    pipeline.use_sampler(config.sampler)
     sliders = {} if config.engine == "openvino" else {name: f"lora{i}" for i, name in enumerate(names)}
     scales = {name: scale for name, (_, scale) in zip(names, loras, strict=True) if name in sliders}
     limits = EngineLimits(batch=config.batch, waiting=config.waiting, deadline=config.deadline)

@@ -58,6 +58,7 @@ class EvaluationStudio:
             config.model, str(self.device), loras, base_config if loras else "", overrides=config,
             precision=config.precision, offload="off", allow_download=config.allow_download,
         )  # fmt: skip
+        self.student.use_sampler(config.sampler)
         single = base_config if Path(self.teacher_source).is_file() else ""
         # A UNet that stands in for the model's own is the student's.
         said = read_overrides({**self.card.to_json(), **config.stated(network=False)})

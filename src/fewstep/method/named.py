@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -60,6 +61,16 @@ class NamedMethod:
         """Names the scheduler of diffusers that asks and lands where its sampler does."""
         return {1.0: "LCMScheduler", 0.0: "DDIMScheduler"}.get(self.gamma, "TCDScheduler")
 
+    @property
+    def label(self) -> str:
+        """Names the sampler as other tools do in the settings of a picture."""
+        return self.scheduler.removesuffix("Scheduler")
+
+    def with_sampler(self, gamma: float) -> NamedMethod:
+        """Returns the same model's method under a sampler of another γ; where answers shall land above 0, by DDIM."""
+        landing = self.landing if gamma == 1.0 or self.landing.anywhere else BY_DDIM
+        return dataclasses.replace(self, gamma=gamma, landing=landing)
+
     def make_gap(self, schedule: Schedule, skip: int, pictures: int) -> Gap:
         """Makes the gap of a run of so many pictures in all."""
         match self.gap:
@@ -100,6 +111,8 @@ _LISTED = (
         gamma=1.0, passes=4.0,
     ),
 )  # fmt: skip
+SAMPLERS = {"deterministic": 0.0, "consistency": 1.0}
+"""γ by the names that it has for people."""
 METHODS: dict[str, NamedMethod] = {method.name: method for method in _LISTED}
 
 if TYPE_CHECKING:

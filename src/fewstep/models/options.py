@@ -57,6 +57,10 @@ class FewStepOptions(LoraOptions, DeviceOptions):
     LatentConsistencyModelPipeline, as a folder or a Hub id. A run that has not ended is painted with from its newest
     checkpoint. With an LCM-LoRA in --lora it is the LoRA's base, such as
     `scenes` (bundled)."""
+    sampler: str = "auto"
+    """How the steps follow each other: `deterministic` goes on from where an answer lands, `consistency` from a clean
+    answer with fresh noise; a number from 0 to 1 takes that share of fresh noise. `auto` is what the model was made
+    for."""
     allow_download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Let a file name what is fetched from the Hub, as a LoRA's header does with the base that it was made for. By
     default only what the command line names is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.method.landing import ConsistencyFunction
+from fewstep.method.named import SAMPLERS
 from fewstep.method.sampling import sample_consistency
 from fewstep.models.card import CARD_FILE, LCM_LORA, MAX_STEPS, read_method
 from fewstep.models.engines import with_engine
@@ -136,6 +138,22 @@ class Pipeline:
             painted = to_images(self.model.codec.decode(z_0))
             images += painted if begin is None else [begin.lay_over(image) for image in painted]
         return images
+
+    def use_sampler(self, asked: str) -> None:
+        """Paints from now on by the sampler that is asked for, as `--sampler` names it; `auto` leaves it as it is.
+
+        Raises UserError for one that is not known.
+        """
+        if asked == "auto":
+            return
+        try:
+            gamma = SAMPLERS[asked] if asked in SAMPLERS else float(asked)
+        except ValueError:
+            gamma = math.nan
+        if not 0 <= gamma <= 1:
+            known = ", ".join(("auto", *SAMPLERS))
+            raise UserError(f"sampler is {asked!r:.60}; known are {known}, and numbers from 0 to 1")
+        self.method = self.method.with_sampler(gamma)
 
     def _make_start(self, image: Image.Image | None, mask: Image.Image | None, blur: float) -> Start | None:
         """Cuts a picture, and its mask with it, to what this model paints. Raises UserError where they do not fit."""

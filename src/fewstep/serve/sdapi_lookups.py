@@ -42,7 +42,7 @@ def make_routes(service: PaintService) -> APIRouter:
     scripts: dict[str, list[str]] = {"txt2img": [], "img2img": []}
     for name, content in (("scripts", scripts), ("embeddings", {"loaded": {}, "skipped": {}})):
         router.add_api_route(f"/{name}", _always(content), methods=["GET"], name=name)
-    _add_choices(router)
+    _add_choices(router, service)
     _add_state(router, service)
 
     @router.get("/sd-models")
@@ -78,12 +78,13 @@ def make_routes(service: PaintService) -> APIRouter:
     return router
 
 
-def _add_choices(router: APIRouter) -> None:
+def _add_choices(router: APIRouter, service: PaintService) -> None:
     """Adds what a client may choose from."""
 
     @router.get("/samplers")
     async def samplers() -> list[dict[str, Any]]:
-        return [{"name": "LCM", "aliases": ["lcm"], "options": {}}]
+        label = service.pipeline.method.label
+        return [{"name": label, "aliases": [label.lower()], "options": {}}]
 
     @router.get("/schedulers")
     async def schedulers() -> list[dict[str, Any]]:

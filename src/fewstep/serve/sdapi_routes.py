@@ -163,7 +163,7 @@ def _write_info(
         "negative_prompt": paint_request.negative_prompt,
         "all_negative_prompts": [paint_request.negative_prompt] * count,
         "seed": seeds[0], "all_seeds": seeds, "subseed": seeds[0], "all_subseeds": seeds, "subseed_strength": 0,
-        "width": size[0], "height": size[1], "sampler_name": "LCM",
+        "width": size[0], "height": size[1], "sampler_name": service.pipeline.method.label,
         "cfg_scale": service.guidance_scale_of(specs[0]), "steps": specs[0].steps, "batch_size": count,
         "restore_faces": False, "sd_model_name": service.name, "denoising_strength": specs[0].strength,
         "extra_generation_params": dict(paint_request.told), "index_of_first_image": 0,

@@ -123,8 +123,8 @@ class PaintService:
         """Returns the settings of a picture as AUTOMATIC1111's `parameters` text."""
         on_text = spec.text_loras or ()
         settings = {
-            "Steps": str(spec.steps), "Sampler": "LCM", "CFG scale": f"{self.guidance_scale_of(spec):g}",
-            "Seed": str(spec.seed),
+            "Steps": str(spec.steps), "Sampler": self.pipeline.method.label,
+            "CFG scale": f"{self.guidance_scale_of(spec):g}", "Seed": str(spec.seed),
             "Size": f"{spec.size[1]}x{spec.size[0]}", "Model": self.name,
             **({"Denoising strength": f"{spec.strength:g}"} if spec.start is not None else {}),
             **({"Masked": spec.fill} if spec.mask is not None else {}),
