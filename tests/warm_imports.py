@@ -16,7 +16,7 @@ import_without_bitsandbytes()  # as every command does
 for found in pkgutil.walk_packages(fewstep.__path__, "fewstep."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
-for name in ("diffusers.guiders", "torch.utils.tensorboard", "transformers.conversion_mapping"):
+for name in ("diffusers.guiders", "matplotlib.backends.backend_svg", "torch.utils.tensorboard"):
     importlib.import_module(name)
 importlib.import_module("PIL.Image").init()
 importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("clip_text_model")
