@@ -46,9 +46,11 @@ class Done:
 
 
 class Warm:
-    """A command that goes on. `constants` ("module.NAME" → value) are set in its process, to make it smaller than any
-    option does; `env` is its environment beside this one's. A daemon ends with
-    this process."""
+    """A command that goes on; a `daemon` ends with this process.
+
+    `constants` ("module.NAME" → value) are set in its process, to make it smaller than any option does; `env` is its
+    environment beside this one's.
+    """
 
     def __init__(self, arguments, cwd=None, constants: Mapping[str, object] | None = None, env=None, daemon=False):
         start_server()

@@ -12,13 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open
 
-from fewstep.cli import main
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.runs.material import open_material
-from warm_command import Warm, run_warm_together, start_server
+from warm_command import Warm, run_warm_together
 from written_shards import picture, sample, write_tar
 
 SHARDS, EACH = 6, 14
@@ -100,10 +99,9 @@ def test_killed_at_any_moment_the_same_bytes(undisturbed, tiny, shards, cache, t
     assert content(out) == content(whole)
 
 
-def test_by_four_processes_the_same_bytes(undisturbed, tiny, shards, cache, tmp_path, monkeypatch):
-    start_server()  # that the four are forked from, too
-    monkeypatch.setenv("FEWSTEP_CACHE", cache["FEWSTEP_CACHE"])
-    main([*map(str, arguments(tiny, shards, tmp_path / "out", "--workers", 4))])
+def test_by_four_processes_the_same_bytes(undisturbed, tiny, shards, cache, tmp_path):
+    done = Warm(arguments(tiny, shards, tmp_path / "out", "--workers", 4), env=cache).wait()
+    assert done.returncode == 0, done.stderr
     assert content(tmp_path / "out") == content(undisturbed)
 
 
