@@ -12,7 +12,7 @@ import torch
 from closed_forms import SD_CONFIG
 from fewstep.cli import QUIET
 from fewstep.diffusion.schedule import Tabulated
-from warm_command import run_warm
+from warm_command import Warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.update(QUIET)  # as the command sets it, before transformers is imported by any test
@@ -86,15 +86,14 @@ def edit_json():
 
 @pytest.fixture(scope="session")
 def fewstep_command():
-    """Runs the real command in a process of its own; `fresh`, or with an `env`, in an interpreter of its own too."""
+    """Runs the real command in a process of its own; `fresh`, in an interpreter of its own too."""
 
     def run(*arguments, cwd=None, env=None, fresh=False, constants=None):
-        if not fresh and env is None:
-            return run_warm([*map(str, arguments)], cwd, constants)
+        if not fresh:
+            return Warm(arguments, cwd, constants, env).wait()
         return subprocess.run(
-            [sys.executable, "-m", "fewstep", *map(str, arguments)],
-            capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, **(env or {})},
-        )  # fmt: skip
+            [sys.executable, "-m", "fewstep", *map(str, arguments)], capture_output=True, text=True, check=False
+        )
 
     return run
 

@@ -5,11 +5,12 @@ import socket
 
 import torch
 
-from warm_command import FORK
+from warm_command import FORK, start_server
 
 
 def run_ranks(size, target, *arguments):
     """`target(*arguments)` in `size` processes of one thread each; fails if one of them does."""
+    start_server()
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]

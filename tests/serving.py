@@ -1,6 +1,7 @@
 """A real server on a port of its own."""
 
 import contextlib
+import os
 import resource
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from fewstep.serve.jobs import EngineLimits
 from fewstep.serve.server import make_server
 from fewstep.serve.service import PaintService
 from fewstep.serve.settings import ServerSettings
+from warm_command import Warm
 
 
 class Serving:
@@ -108,7 +110,30 @@ class Command:
         assert " at http://" in line, self.process.stderr.read()
         self.url = line.split(" at ")[1].strip()
 
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
+    def send_signal(self, number):
+        os.kill(self.process.pid, number)
+
+    def wait(self):
+        """Returns its status, what it said after it began, and what it said of errors."""
         said, wrong = self.process.communicate(timeout=60)
         return self.process.returncode, said, wrong
+
+    def end(self, number=signal.SIGTERM):
+        self.send_signal(number)
+        return self.wait()
+
+
+class WarmCommand(Command):
+    """The same in a process that has everything imported as it begins: where its memory is not measured."""
+
+    def __init__(self, *more, port=0):
+        self._warm = Warm(("serve", "--port", port, *more), daemon=True)
+        self.process = self._warm.process
+        while " at http://" not in (said := self._warm.said()[0]) or not said.endswith("\n"):
+            assert self.process.is_alive(), self._warm.said()
+            time.sleep(0.01)
+        self.url = said.split(" at ")[1].strip()
+
+    def wait(self):
+        done = self._warm.wait(60)
+        return done.returncode, done.stdout.partition("\n")[2], done.stderr

@@ -3,8 +3,10 @@
 A fresh interpreter imports them for seconds, dozens of times in a run of the tests.
 """
 
+import functools
 import importlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import socket
 import sys
@@ -14,9 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORK = multiprocessing.get_context("forkserver")
-COMMANDS = ("distill", "finetune", "train_lora", "generate")
-FORK.set_forkserver_preload(["fewstep.recipes.named", *(f"fewstep.commands.{name}" for name in COMMANDS), "peft"])
 LONGEST = 600
+
+
+@functools.cache
+def start_server() -> None:
+    """Starts the process that all others are forked from, and waits until it has imported what they need."""
+    before = os.environ.get("PYTHONPATH")
+    # The server knows no other way to the folder of the tests, and leaves out in silence what it does not find.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    FORK.set_forkserver_preload(["warm_imports"])
+    multiprocessing.forkserver.ensure_running()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+    first = FORK.Process(target=int)
+    first.start()
+    first.join()
 
 
 @dataclass(frozen=True)
@@ -29,15 +46,19 @@ class Done:
 
 
 class Warm:
-    """A command that goes on. `constants` ("module.NAME" → value) are set in its process, to make it smaller than any
-    option does; `env` is its environment beside this one's."""
+    """A command that goes on; a `daemon` ends with this process.
 
-    def __init__(self, arguments, cwd=None, constants: Mapping[str, object] | None = None, env=None):
+    `constants` ("module.NAME" → value) are set in its process, to make it smaller than any option does; `env` is its
+    environment beside this one's.
+    """
+
+    def __init__(self, arguments, cwd=None, constants: Mapping[str, object] | None = None, env=None, daemon=False):
+        start_server()
         self._arguments = [*map(str, arguments)]
         self._folder = tempfile.TemporaryDirectory()
         self._files = [str(Path(self._folder.name) / name) for name in ("out", "err")]
         given = (self._arguments, *self._files, str(cwd or Path.cwd()), dict(constants or {}), dict(env or {}))
-        self.process = FORK.Process(target=_main, args=given)
+        self.process = FORK.Process(target=_main, args=given, daemon=daemon)
         self.process.start()
 
     def wait(self, seconds: float = LONGEST) -> Done:
@@ -46,13 +67,12 @@ class Warm:
         if self.process.is_alive():
             self.process.kill()
             raise TimeoutError(f"fewstep {' '.join(self._arguments)} ran for more than {seconds} s")
+        return Done(self.process.exitcode, *self.said())
+
+    def said(self) -> tuple[str, str]:
+        """Returns what it has written so far, of what is asked for and of errors."""
         out, err = (Path(file).read_text() if Path(file).exists() else "" for file in self._files)
-        return Done(self.process.exitcode, out, err)
-
-
-def run_warm(arguments: list[str], cwd: Path | None = None, constants: Mapping[str, object] | None = None) -> Done:
-    """Runs `fewstep` with these arguments; fails after ten minutes."""
-    return Warm(arguments, cwd, constants).wait()
+        return out, err
 
 
 def run_warm_together(arguments: list[str], count: int) -> list[Done]:
@@ -75,6 +95,7 @@ def _main(
     # Python's own streams, which the fork server shares, are bound to these files anew.
     sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for stream in (1, 2))
     os.chdir(cwd)
+    assert "warm_imports" in sys.modules  # else each process imports everything anew
     os.environ.update(env)
     for name, value in constants.items():
         module, _, constant = name.rpartition(".")

@@ -59,8 +59,11 @@ def test_both_arrangements_learn_the_same(random_teacher, tmp_path, changes):
 def test_the_figures_of_a_comparison(random_teacher, tmp_path, monkeypatch, capsys):
     config = Distill(teacher=str(random_teacher), batch_size=2, ema_decay=0.9, lr=1e-3)
     monkeypatch.setattr(module.named, "find_recipe", lambda _: config)
-    results = bench_train(BenchTrain(compare=True, rounds=2, warm_up=1, device="cpu", json=tmp_path / "a" / "out.json"))
-    assert json.loads((tmp_path / "a" / "out.json").read_text()) == json.loads(json.dumps(results))
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps({"ratio": 1e-3}))
+    out = tmp_path / "a" / "out.json"
+    results = bench_train(BenchTrain(compare=True, rounds=2, warm_up=1, device="cpu", json=out, against=earlier))
+    assert json.loads(out.read_text()) == json.loads(json.dumps(results))
     ours, plain = results["rows"]
     assert (ours["arrangement"], plain["arrangement"]) == ("fewstep", "plain")
     assert results["ratio"] == ours["images_per_second"] / plain["images_per_second"]
@@ -70,7 +73,9 @@ def test_the_figures_of_a_comparison(random_teacher, tmp_path, monkeypatch, caps
             assert row[f"{part}_ms"] > 0, part
     assert plain["gflop_per_image"] > ours["gflop_per_image"]  # pictures and texts are encoded at every update
     assert 0 < ours["share_of_matrix_rate"] < 1
-    assert f"ratio: {results['ratio']:.2f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"ratio: {results['ratio']:.2f}" in said
+    assert f"no slower than {earlier}: scenes {results['ratio']:.2f} (0.00)" in said
 
 
 def test_what_is_changed_for_a_measurement_is_changed(random_teacher, monkeypatch):
@@ -89,19 +94,19 @@ def test_without_a_checkout_there_is_nothing_to_compare_with(monkeypatch):
         BenchTrain(rounds=0)
 
 
-def test_a_fall_of_the_ratio_is_an_error(random_teacher, tmp_path, monkeypatch, capsys):
-    config = Distill(teacher=str(random_teacher), batch_size=2)
-    monkeypatch.setattr(module.named, "find_recipe", lambda _: config)
+def test_a_fall_of_the_ratio_is_an_error(tmp_path):
     file = tmp_path / "earlier.json"
-    asked = BenchTrain(compare=True, rounds=1, warm_up=1, device="cpu", against=file)
+
+    def compare():
+        module.write_and_compare({"ratio": 1.0}, None, file, lambda found: {"scenes": found["ratio"]})
+
     with pytest.raises(UserError, match=r"earlier.json is no file that `fewstep bench --compare --json` wrote"):
-        bench_train(asked)
-    file.write_text(json.dumps({"ratio": 1e-3}))
-    bench_train(asked)
-    assert "no slower than" in capsys.readouterr().out
+        compare()
+    file.write_text(json.dumps({"ratio": 1.1}))
+    compare()
     file.write_text(json.dumps({"ratio": 1e3}))
-    with pytest.raises(UserError, match=r"scenes is slower than it was: ratio .*, and 1000.00 in "):
-        bench_train(asked)
+    with pytest.raises(UserError, match=r"scenes is slower than it was: ratio 1.00, and 1000.00 in "):
+        compare()
     with pytest.raises(UserError, match="give --compare too"):
         BenchTrain(against=file)
 

@@ -15,7 +15,7 @@ from fewstep.method.named import METHODS
 def test_a_table_for_each_guidance_and_a_row_for_each_method(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fewstep.commands.bench_methods.ORACLES", (0.0, 1.0))
     config = BenchMethods(
-        methods=("lcm", "ect"), omega=(0.0, 5.0), steps=(1, 4), updates=2, batch_size=8, points=256, seeds=(0, 1),
+        methods=("lcm", "ect"), omega=(0.0, 5.0), steps=(1, 4), updates=2, batch_size=8, points=128, seeds=(0, 1),
         json=tmp_path / "rows.json",
     )  # fmt: skip
     results = bench_methods(config)

@@ -83,9 +83,9 @@ def test_bad_input_gets_one_clear_line(case, tmp_path, monkeypatch, capsys):
 
 
 def test_a_mistake_ends_the_process_with_status_2(fewstep_command):
-    done = fewstep_command("distill", "--teacher", "/no/such/folder", fresh=True)
+    done = fewstep_command("distil", fresh=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("fewstep: error: /no/such/folder is neither a folder")
+    assert done.stderr.startswith("fewstep: error: 'distil' is no command")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -147,12 +147,12 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
     """The whole path on the bundled teacher: distil, export, evaluate; twice, the second time from what stands."""
     out = tmp_path / "demo"
     arguments = (
-        "demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 128, "--n-unseen", 4, "--sample-every", 2,
+        "demo", "--out", out, "--steps", 4, "--pictures", 64, "--n", 128, "--n-unseen", 4, "--sample-every", 4,
         "--guidance-scale", 2, "--n-repeated", 2,
     )  # fmt: skip
     fewer = {
         "fewstep.commands.demo.WORKERS": 1, "fewstep.evaluate.scenes_bench.REFERENCE_SCENES": 256,
-        "fewstep.commands.demo.STEPS": (1, 4), "fewstep.commands.evaluate.TEACHER_STEPS": 10,
+        "fewstep.commands.demo.STEPS": (1, 2), "fewstep.commands.evaluate.TEACHER_STEPS": 4,
     }  # fmt: skip
     done = fewstep_command(*arguments, constants=fewer)
     assert done.returncode == 0, done.stderr
@@ -165,13 +165,13 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
     assert {row["guidance_scale"] for row in scores["rows"]} == {2.0}
     assert len(scores["protocol"]["prompts_sha256"]) == 64
     rows = {(row["sampler"], row["steps"]): row for row in scores["rows"]}
-    assert rows.keys() == {("teacher", 10), *((s, n) for s in ("ddim", "dpm++", "lcm") for n in (1, 4))}
-    assert rows["lcm", 4]["network_evaluations"] == 4
-    assert rows["ddim", 4]["network_evaluations"] == 8
+    assert rows.keys() == {("teacher", 4), *((s, n) for s in ("ddim", "dpm++", "lcm") for n in (1, 2))}
+    assert rows["lcm", 2]["network_evaluations"] == 2
+    assert rows["ddim", 2]["network_evaluations"] == 4
     assert all(0 <= row["prompt_accuracy"] <= 1 for row in scores["rows"])
-    assert rows["teacher", 10]["prompt_accuracy"] >= 0.9
-    assert rows["teacher", 10]["fd"] < rows["ddim", 1]["fd"]
-    assert rows["teacher", 10]["to_teacher"] == 0 < rows["lcm", 4]["to_teacher"]
+    assert rows["teacher", 4]["prompt_accuracy"] >= 0.9
+    assert rows["teacher", 4]["fd"] < rows["ddim", 1]["fd"]
+    assert rows["teacher", 4]["to_teacher"] == 0 < rows["lcm", 2]["to_teacher"]
     assert all(row["seconds_per_image"] > 0 for row in scores["rows"])
     assert "teacher" in done.stdout
     assert Image.open(out / "grid.png").width > 500
@@ -196,7 +196,7 @@ assert "bitsandbytes" not in sys.modules
 from bitsandbytes.optim import AdamW8bit
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")  # nor does what is imported say anything
 
 
 @pytest.mark.parametrize(

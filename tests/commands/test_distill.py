@@ -1,12 +1,8 @@
 """`distill` and `generate` through the real command, on random weights and on real photographs."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +14,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 
 import fewstep
+from warm_command import Warm
 
 SMALL = ("--batch-size", 4, "--pictures", 24, "--log-every", 1, "--sample-every", 0)
 
@@ -49,15 +46,12 @@ def test_killed_and_run_again_equals_undisturbed(random_teacher, tmp_path, fewst
         "--keep-checkpoints", 9, "--seed", 3, "--shrink", 0.7,
     ]  # fmt: skip
     assert fewstep_command(*arguments, "--out", tmp_path / "straight").returncode == 0
-    killed = [sys.executable, "-m", "fewstep", *map(str, arguments), "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    for _ in range(6000):
-        if (tmp_path / "killed/checkpoints/step-0000004").exists() or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    assert process.poll() is None, "it ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    killed = Warm([*arguments, "--out", tmp_path / "killed"])
+    while killed.process.is_alive() and not (tmp_path / "killed/checkpoints/step-0000004").exists():
+        time.sleep(0.02)
+    assert killed.process.is_alive(), "it ended before it could be killed"
+    killed.process.kill()
+    killed.wait()
     assert not (tmp_path / "killed" / "model").exists()
     again = fewstep_command(*arguments, "--out", tmp_path / "killed")
     assert again.returncode == 0, again.stderr

@@ -12,6 +12,7 @@ from fewstep.commands.prepare import EncodingStudio, Prepare, Stages, encode_par
 from fewstep.models import loading
 from fewstep.models.families import stable_diffusion_parts
 from fewstep.models.loading import load_codec, load_latent_model, pick_device
+from warm_command import start_server
 
 CPU = torch.device("cpu")
 
@@ -82,6 +83,7 @@ def test_pictures_are_read_by_threads_while_others_are_encoded_and_become_the_sa
 
 
 def test_the_rate_of_each_stage_is_told(tmp_path, capsys):
+    start_server()  # that workers are forked from, too
     main(["prepare", "--model", "scenes", "--pictures", "6", "--workers", "2", "--part", "3", "--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert re.search(

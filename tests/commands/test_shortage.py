@@ -1,8 +1,9 @@
 """Where memory runs out, the command says what needs less of it."""
 
 import dataclasses
-import subprocess
+import resource
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +13,16 @@ from fewstep.errors import UserError
 from fewstep.parallel.processes import OTHER_GONE
 from fewstep.recipes.distill import Distill
 from fewstep.runs.shortage import explain_out_of_memory
+from warm_command import Warm
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded by Linux's limit of addresses")
 def test_a_real_process_that_runs_out_says_what_needs_less(random_teacher, tmp_path):
-    options = f"--teacher {random_teacher} --pictures 16 --batch-size 16384 --steps 2 --sample-every 0"
-    command = f"exec {sys.executable} -m fewstep distill scenes {options} --out {tmp_path}/run"
-    bounded = f"ulimit -v 3000000; OMP_NUM_THREADS=1 {command}"
-    done = subprocess.run(["bash", "-c", bounded], capture_output=True, text=True, check=False)
+    options = ("--pictures", 16, "--batch-size", 16384, "--steps", 2, "--sample-every", 0, "--out", tmp_path / "run")
+    command = Warm(("distill", "scenes", "--teacher", random_teacher, *options), env={"OMP_NUM_THREADS": "1"})
+    held = int(Path(f"/proc/{command.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(command.process.pid, resource.RLIMIT_AS, (held + (1 << 30),) * 2)
+    done = command.wait()
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("fewstep: error: out of memory; these need less: --accumulation 2 or more")

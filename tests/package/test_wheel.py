@@ -18,6 +18,7 @@ from diffusers import StableDiffusionPipeline
 import fewstep
 from fewstep import assets
 from fewstep.cli import main
+main(["generate", "--prompt", "a red star", "--out", "pictures"])
 main("distill --steps 2 --batch-size 2 --pictures 8 --out run".split())
 main(["generate", "--model", "run/model", "--prompt", "a red star", "--out", "pictures"])
 assert "env/lib" in fewstep.__file__, fewstep.__file__
@@ -39,13 +40,14 @@ def test_wheel_installs_and_paints(tmp_path):
 
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", CHECKOUT)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     binaries = tmp_path / "env" / "bin"
     # The libraries are those of this environment: to unpack torch once more takes a minute and shows nothing.
     own = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
     (own / "libraries.pth").write_text(sysconfig.get_path("purelib"))
-    run(binaries / "python", "-m", "pip", "install", "-q", "--no-compile", "--ignore-installed", "--no-deps", wheel)
-    run(binaries / "fewstep", "generate", "--prompt", "a red star", "--out", "pictures")
+    pip = (sys.executable, "-m", "pip", "--python", binaries / "python")
+    run(*pip, "install", "-q", "--no-compile", "--ignore-installed", "--no-deps", wheel)
+    assert run(binaries / "fewstep", "--version").stdout.startswith("fewstep ")
     run(binaries / "python", "-c", PAINT)  # distils and paints in one process, which imports once
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
     assert (tmp_path / "teacher.png").exists()

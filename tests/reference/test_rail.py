@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 
 from fewstep import assets
 from miniatures import FAMILIES, save_miniature
-from warm_command import run_warm
+from warm_command import Warm
 
 RECORD = Path(__file__).parent / "rail.json"
 UPDATES = 3
@@ -75,7 +75,7 @@ def prepare(folder: Path) -> None:
 
 def measure(name: str, arguments: list[Any], folder: Path) -> dict[str, Any]:
     """Trains in `folder`, exports and paints with what was exported; gives losses, files and pictures."""
-    done = run_warm([*map(str, arguments), "--out", name], folder)
+    done = Warm([*arguments, "--out", name], folder).wait()
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     model = folder / name / "model"
@@ -85,10 +85,10 @@ def measure(name: str, arguments: list[Any], folder: Path) -> dict[str, Any]:
     }
     loras = ["--lora", f"{name}:0.7"] if name == "style" else []
     shown = "scenes-lcm" if name == "style" else f"{name}/model"
-    painted = run_warm(
+    painted = Warm(
         ["generate", "--model", shown, *loras, "--prompt", "a red star", "--steps", "2", "--seed", "3", "--count", "2",
          "--out", f"{name}-pictures", "--device", "cpu"], folder,
-    )  # fmt: skip
+    ).wait()  # fmt: skip
     assert painted.returncode == 0, painted.stderr
     pictures = [np.asarray(Image.open(file)) for file in sorted((folder / f"{name}-pictures").iterdir())]
     return found | {"pictures": [[_sha256(each.tobytes()), round(float(each.mean()), 3)] for each in pictures]}

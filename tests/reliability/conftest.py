@@ -17,10 +17,10 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """A folder of 80 captioned pictures."""
+    """A folder of 40 captioned pictures."""
     folder = tmp_path_factory.mktemp("photos")
     scenes = Scenes(3)
-    for i in range(80):
+    for i in range(40):
         scenes[i].image.save(folder / f"{i:03}.png")
         (folder / f"{i:03}.txt").write_text(scenes[i].caption)
     return folder

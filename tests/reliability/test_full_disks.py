@@ -102,7 +102,7 @@ def test_a_run_goes_on_when_there_is_room_again(tiny, photos, disk, room, tmp_pa
 
 
 def test_prepared_shards_and_pictures_on_a_full_disk(tiny, photos, disk, room, capsys):
-    prepare = ("prepare", "--model", tiny, "--data", photos, "--resolution", 16, "--workers", 1, "--part", 40,
+    prepare = ("prepare", "--model", tiny, "--data", photos, "--resolution", 16, "--workers", 1, "--part", 20,
                "--out", disk / "latents")  # fmt: skip
     for pages in (0, 2, 7):
         filler = room(pages)

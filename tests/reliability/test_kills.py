@@ -9,9 +9,9 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from warm_command import Warm
+from warm_command import Warm, start_server
 
-STEPS, BATCH, PICTURES = 60, 4, 80
+STEPS, BATCH, PICTURES = 30, 4, 40
 
 
 def arguments(tiny, photos, out, *more):
@@ -46,6 +46,7 @@ def samples(run):
 def undisturbed(tiny, photos, tmp_path_factory):
     """The run, and how long it took."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
+    start_server()
     begun = time.monotonic()
     done = Warm(arguments(tiny, photos, out)).wait()
     assert done.returncode == 0, done.stderr
@@ -124,11 +125,11 @@ def test_a_run_goes_on_with_settings_that_may_change(tiny, photos, tmp_path):
     """More steps of a constant learning rate: as if they had been asked for at once."""
     plain = ("--lr-decay", "constant")
     assert Warm(arguments(tiny, photos, tmp_path / "long", *plain)).wait().returncode == 0
-    short, out = (*plain, "--steps", 25), tmp_path / "run"
+    short, out = (*plain, "--steps", 12), tmp_path / "run"
     assert Warm(arguments(tiny, photos, out, *short)).wait().returncode == 0
     refused = Warm(arguments(tiny, photos, out, *plain)).wait()
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "steps is 25 there and 60 here" in refused.stderr
+    assert "steps is 12 there and 30 here" in refused.stderr
     assert "go on with the new ones: --change steps" in refused.stderr
     wrong = Warm(arguments(tiny, photos, out, *plain, "--change", "stepz")).wait()
     assert "change names stepz, which is no setting" in wrong.stderr
@@ -136,5 +137,5 @@ def test_a_run_goes_on_with_settings_that_may_change(tiny, photos, tmp_path):
     assert done.returncode == 0, done.stderr
     assert same(tmp_path / "long", out)
     assert (out / "model-before-1").is_dir()
-    assert "steps: 25" in (out / "config-before-1.yaml").read_text()
-    assert "steps: 60" in (out / "config.yaml").read_text()
+    assert "steps: 12" in (out / "config-before-1.yaml").read_text()
+    assert "steps: 30" in (out / "config.yaml").read_text()

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -85,10 +83,7 @@ def test_a_batch_that_cannot_be_shared(tiny, photos, tmp_path):
 def test_the_error_is_the_culprits_where_it_is_alone_before_training_begins(tiny, photos, tmp_path):
     """The first process alone looks at the folder; the other finds it gone, and may leave before it."""
     (tmp_path / "something").write_text("of mine")
-    done = subprocess.run(
-        [sys.executable, "-m", "fewstep", *map(str, small(tiny, photos, tmp_path, "--processes", 2))],
-        capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
+    done = Warm(small(tiny, photos, tmp_path, "--processes", 2)).wait(200)
     assert done.returncode == 2
     assert f"{tmp_path} is not empty and holds no run of fewstep" in done.stderr
     assert "another process has gone" not in done.stderr

@@ -15,25 +15,25 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 import attacks
-from serving import Command
+from serving import Command, WarmCommand
 
 PROMPT = "a small red star above a blue ring on a white background"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_finishes_what_it_accepted(number):
-    served = Command("--batch", 4)
+@pytest.mark.parametrize(("number", "started"), [(signal.SIGTERM, Command), (signal.SIGINT, WarmCommand)])
+def test_told_to_stop_it_finishes_what_it_accepted(number, started):
+    served = started("--batch", 4)
     answers, begun = [], threading.Barrier(9)
     page, paused = connect(f"{served.url.replace('http', 'ws')}ws"), attacks.open_page(served.url)
     paused.sendall(attacks.frame(b'{"seq": 1, "prom', fin=False))  # the rest of which does not come
-    page.send(json.dumps({"seq": 1, "prompt": PROMPT, "compare": [20] * 8}))
+    page.send(json.dumps({"seq": 1, "prompt": PROMPT, "compare": [10] * 8}))
 
     def ask(i):
         with httpx.Client(base_url=served.url, timeout=60) as client:
             client.get("/healthz")
             begun.wait()
             answers.append(
-                client.post("/v1/images/generations", json={"prompt": PROMPT, "seed": i, "steps": 8, "n": 4})
+                client.post("/v1/images/generations", json={"prompt": PROMPT, "seed": i, "steps": 4, "n": 4})
             )
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
@@ -43,11 +43,11 @@ def test_told_to_stop_it_finishes_what_it_accepted(number):
     with httpx.Client(base_url=served.url) as client:
         while "fewstep_batches_total 0.0" in client.get("/metrics").text:
             pass
-    served.process.send_signal(number)
+    served.send_signal(number)
     painted = [page.recv(30) for _ in range(8)]
     with pytest.raises(ConnectionClosed) as closed:
         page.recv(30)
-    status, said, wrong = served.process.wait(60), served.process.stdout.read(), served.process.stderr.read()
+    status, said, wrong = served.wait()
     for thread in threads:
         thread.join()
     paused.close()
@@ -75,7 +75,7 @@ def lcm_lora(fewstep_command, tmp_path):
 
 
 def test_loras_have_sliders(lcm_lora):
-    served = Command("--model", "scenes", "--lora", lcm_lora)
+    served = WarmCommand("--model", "scenes", "--lora", lcm_lora)
     with httpx.Client(base_url=served.url, timeout=60) as client:
         assert client.get("/api/model").json()["loras"] == {"few": 1.0}
 
@@ -96,18 +96,18 @@ def test_loras_have_sliders(lcm_lora):
 
 
 def test_a_token_of_any_letters_is_in_the_link_and_a_signal_at_once_is_heeded():
-    served = Command("--token", "a+b/c&d#e", "--allowed-host", "MyBox.local")
+    served = WarmCommand("--token", "a+b/c&d#e", "--allowed-host", "MyBox.local")
     assert httpx.get(served.url).status_code == 200
     here = served.url.split("//")[1].split("/")[0].split(":")[1]
     assert httpx.get(served.url, headers={"host": f"mybox.local:{here}"}).status_code == 200
     assert served.end()[0] == 0
-    at_once = Command()  # it has only just told its address
+    at_once = WarmCommand()  # it has only just told its address
     status, said, _ = at_once.end()
     assert (status, said.strip()) == (0, "fewstep: stopped; what was accepted is done")
 
 
 def test_a_made_up_token_is_printed_and_needed():
-    served = Command("--token", "random")
+    served = WarmCommand("--token", "random")
     address, token = served.url.split("/?token=")
     assert len(token) >= 20
     assert httpx.get(f"{address}/api/model").status_code == 401

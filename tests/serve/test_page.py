@@ -6,8 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from fewstep.models.pipeline import Pipeline
-from serving import serving, with_loras
+from serving import WarmCommand, serving, with_loras
 
 PROMPT = "a small red star above a blue ring"
 
@@ -320,31 +318,22 @@ def free_port():
         return one.getsockname()[1]
 
 
-def start(port):
-    command = [sys.executable, "-m", "fewstep", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert f"scenes-lcm at http://127.0.0.1:{port}/" in process.stdout.readline()
-    return process
-
-
 def test_a_server_that_dies_is_missed_and_found_again(browser):
     port = free_port()
-    process = start(port)
+    server = WarmCommand(port=port)
     page = browser.new_page()
     page.goto(f"http://127.0.0.1:{port}/")
     page.wait_for_selector("#state:has-text('ready')")
     picture(page, lambda: page.fill("#prompt", PROMPT))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert server.end(signal.SIGKILL)[0] == -signal.SIGKILL
     page.wait_for_selector("#state.bad:has-text('the server does not answer')")
-    process = start(port)
+    server = WarmCommand(port=port)
     page.wait_for_selector("#state:has-text('ready')", timeout=30_000)
     picture(page, lambda: page.fill("#prompt", "a pink heart"))
     assert page.input_value("#prompt") == "a pink heart"
     page.close()
-    process.terminate()
-    said, wrong = process.communicate(timeout=30)
-    assert (process.returncode, wrong) == (0, "")
+    status, said, wrong = server.end()
+    assert (status, wrong) == (0, "")
     assert "what was accepted is done" in said
 
 

@@ -28,7 +28,7 @@ def test_the_text_encoder_learns_what_captions_state(tmp_path):
     task = CaptionTask(scenes_model.build_text_encoder(tokenizer), tokens, stated, seed=0)
     wanted = torch.tensor([list_answers(scene) for scene in stated])
 
-    fit(task, LoopConfig(steps=400, batch_size=64, lr=2e-3, warmup_steps=40, ema_decay=0.9), tmp_path, "text")
+    fit(task, LoopConfig(steps=200, batch_size=64, lr=2e-3, warmup_steps=20, ema_decay=0.9), tmp_path, "text")
     with torch.no_grad():
         found = torch.stack([logits.argmax(1) for logits in task.logits(task.averaged, tokens)], dim=1)
     share = (found == wanted).float().mean(0)
