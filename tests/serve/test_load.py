@@ -92,7 +92,7 @@ def test_bytes_that_are_no_requests_hurt_nobody(command):
     assert httpx.get(f"{command.url}healthz").json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [12, pytest.param(600, marks=pytest.mark.slow)])
 def test_overload_is_refused_in_words_with_memory_flat(command, seconds):
     """96 clients that never rest, of two pictures each, where 16 may wait and 16 are painted together."""
     answers, lock = [], threading.Lock()
