@@ -173,6 +173,9 @@ def test_adapters_learn_what_needs_no_input(random_teacher, tmp_path):
         ({"method": "magic"}, "allowed are"),
         ({"method": "ect"}, "has no teacher, nor guidance: give it to `fewstep finetune`"),
         ({"method": "guided-distill", "shrink": 0.5}, "has a distance of its own; give --shrink 0"),
+        ({"method": "any-step", "shrink": 0.5}, "equal steps, and --shrink wants others; give --states data"),
+        ({"method": "any-step", "times": "any"}, "equal steps, and --times any wants others"),
+        ({"method": "guided-distill", "states": "walkers"}, "equal steps, and --method guided-distill wants others"),
     ],
 )
 def test_phases_that_no_method_has_are_refused(settings, said):
@@ -294,3 +297,26 @@ def test_the_sampler_that_is_asked_for_paints_and_is_recorded(name, runs, tmp_pa
     for odd in ("euler", "2", "-1", "nan", ""):
         with pytest.raises(UserError, match="known are auto, deterministic, consistency, and numbers from 0 to 1"):
             pipeline.use_sampler(odd)
+
+
+def test_where_an_update_learns_is_a_value(random_teacher, tmp_path):
+    """Each on walkers and on pictures with noise, as whatever learns; a fine-tuning follows nobody."""
+    common = {
+        "teacher": str(random_teacher), "steps": 2, "batch_size": 4, "pictures": 8, "skip": 25, "ema_decay": 0.5,
+        "guidance_range": (5.0, 5.0), "device": "cpu", "sample_every": 0, "log_every": 1,
+    }  # fmt: skip
+    losses = {}
+    for method, states, rank in (
+        ("any-step", "auto", 0), ("any-step", "walkers", 0), ("any-step", "data", 0), ("lcm", "walkers", 0),
+        ("lcm", "auto", 0), ("pcm", "walkers", 2), ("pcm", "data", 2),
+    ):  # fmt: skip
+        out = tmp_path / f"{method}-{states}-{rank}"
+        distill(Distill(**common, method=method, states=states, lora_rank=rank, out=out))
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+        losses[method, states] = [line["loss"] for line in lines]
+    assert losses["any-step", "auto"] == losses["any-step", "walkers"] != losses["any-step", "data"]
+    assert losses["lcm", "auto"] != losses["lcm", "walkers"]
+    assert losses["pcm", "walkers"] != losses["pcm", "data"]
+    with pytest.raises(UserError, match="a fine-tuning has none; give --states data"):
+        Finetune(states="walkers")
+    assert not Finetune(method="any-step", shrink=0.5).has_walkers

@@ -109,6 +109,11 @@ class ConsistencyConfig(TrainingConfig):
         if self.huber_c <= 0:
             raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
 
+    @property
+    def has_walkers(self) -> bool:
+        """Whether updates learn where the teacher's own steps have led."""
+        return METHODS[self.method].choose_states(self.states) == "walkers"
+
     def _check_method(self) -> None:
         """Raises UserError for what the method has no use for."""
         named = METHODS[self.method]
@@ -120,9 +125,6 @@ class ConsistencyConfig(TrainingConfig):
             raise UserError(f"phases are {self.phases} and {self.method} takes one number; give --method any-step")
         if self.shrink and named.gap != "fixed":
             raise UserError(f"shrink is {self.shrink:g} and {self.method} has a distance of its own; give --shrink 0")
-        walk = named.choose_states(self.states) == "walkers"
-        if walk and (self.shrink or self.times == "any" or named.gap != "fixed"):
-            raise UserError(
-                f"walkers go on by equal steps, and {self.method}, --shrink or --times any want others; give --states "
-                "data"
-            )
+        others = "--shrink" if self.shrink else "--times any" if self.times == "any" else f"--method {self.method}"
+        if self.has_walkers and (named.gap != "fixed" or not others.startswith("--method")):
+            raise UserError(f"walkers go on by equal steps, and {others} wants others; give --states data")

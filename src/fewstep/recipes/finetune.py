@@ -21,6 +21,10 @@ class Finetune(ConsistencyConfig):
     out: Path = Path("runs/finetuned")
     """Run folder. Give the same command again to resume an interrupted run."""
 
+    @property
+    def has_walkers(self) -> bool:
+        return False  # nobody is followed
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.states == "walkers":

@@ -10,7 +10,7 @@ from fewstep.data.latents import LatentSource
 from fewstep.errors import UserError
 from fewstep.method.distances import DISTANCES
 from fewstep.method.named import METHODS
-from fewstep.method.paths import Path, TeacherPath
+from fewstep.method.paths import Path
 from fewstep.method.step import Method
 from fewstep.method.times import shrinking_gap
 from fewstep.method.walks import make_walk
@@ -73,7 +73,7 @@ def make_task(
         skip=config.skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
         phases=choose_phases(config, model),
     )  # fmt: skip
-    if named.choose_states(config.states) == "walkers" and isinstance(path, TeacherPath):
+    if config.has_walkers:
         walk = make_walk(model.schedule, config.skip, drawn.phases, config.batch_size)
         return WalkTask(student.learner, method, latents, drawn, config.seed, named.target, walk=walk)
     return DistillTask(student.learner, method, latents, drawn, config.seed, named.target)
