@@ -202,3 +202,17 @@ def test_every_row_of_compatibility_names_a_test_that_is_there():
     ]
     assert len(rows) > 40
     assert [row for row in rows if "`test_" not in row.split("|")[-2]] == []
+
+
+def test_the_closed_form_is_what_was_measured_and_any_step_stays_near_it():
+    held = json.loads((ROOT / "docs/studies/methods-closed-form.json").read_text())["rows"]
+    rows = [row for row in held if row["method"] == "any-step"]
+    assert {row["seed"] for row in rows} == {0, 1, 2}
+    document = (ROOT / "docs/methods.md").read_text()
+    for omega in (0.0, 2.0, 5.0):
+        cells = []
+        for steps in (1, 2, 4, 8):
+            own = [row for row in rows if (row["omega"], row["steps"]) == (omega, steps)]
+            assert max(row["energy"] for row in own) <= 10
+            cells.append(f"{max(row['energy'] for row in own):.1f} / {max(row['rms'] for row in own):.2f}")
+        assert f"| {omega:g} | {' | '.join(cells)} |" in document

@@ -215,6 +215,6 @@ def tabulate(rows: Sequence[dict[str, Any]], omega: float, steps: Sequence[int])
         for count in steps:
             own = [row for row in rows if (row["method"], row["omega"], row["steps"]) == (name, omega, count)]
             energy, rms = (sum(row[column] for row in own) / len(own) for column in ("energy", "rms"))
-            cells.append(f"{energy:.0f} / {rms:.2f}")
+            cells.append(f"{round(energy)} / {rms:.2f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
