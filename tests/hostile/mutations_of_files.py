@@ -134,7 +134,7 @@ def _lay_out(header: dict[str, Any], body: bytes) -> bytes:
             size = _BYTES.get(entry["dtype"], 1)
             for length in entry["shape"]:
                 size *= length
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, OverflowError):  # a text times a huge number
             continue
         if isinstance(size, int) and 0 <= size <= 2**22:
             entry["data_offsets"] = [place, place + size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class EvaluationStudio:
             precision=config.precision, offload="off", allow_download=config.allow_download,
         )  # fmt: skip
         self.student.use_sampler(config.sampler)
-        single = base_config if Path(self.teacher_source).is_file() else ""
+        single = base_config if os.path.isfile(self.teacher_source) else ""
         # A UNet that stands in for the model's own is the student's.
         said = read_overrides({**self.card.to_json(), **config.stated(network=False)})
         data = self.data if "://" in self.data and not config.data else ""

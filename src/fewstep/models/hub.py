@@ -25,12 +25,17 @@ def is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
+_LONGEST = 255
+"""Bytes of a name on any disk."""
 _ALLOW = "name it yourself, or let files name what is fetched with --allow-download"
 
 
 def check_asked(source: str | None, named_in: object, *, allowed: bool = False, remedy: str = _ALLOW) -> None:
-    """Raises UserError where a file names what the person at the terminal neither named nor allowed to be fetched."""
-    if allowed or not source or Path(source).exists() or not ("://" in source or is_hub_id(source)):
+    """Raises UserError where a file names what the person at the terminal neither named nor allowed to be fetched, or
+    what nothing is called."""
+    if source and any(len(os.fsencode(part)) > _LONGEST for part in Path(source).parts):
+        raise UserError(f"{named_in} names {source[:60]}…, which is no name of a file or of a repository")
+    if allowed or not source or os.path.exists(source) or not ("://" in source or is_hub_id(source)):
         return
     raise UserError(f"{named_in} names {source}, which is not here and would be fetched; {remedy}")
 

@@ -92,7 +92,7 @@ def check_index(index: Mapping[str, Any], source: str) -> None:
 
 def _is_pipeline(pipelines: Path, name: Any) -> bool:
     """Says whether diffusers has pipelines of that name, after which it calls their own parts."""
-    return isinstance(name, str) and name.isidentifier() and (pipelines / name).is_dir()
+    return isinstance(name, str) and name.isidentifier() and os.path.isdir(pipelines / name)
 
 
 def stage_tokenizer(folder: Path, place: Path) -> None:

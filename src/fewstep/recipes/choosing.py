@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def check_named(config: Any, source: str, named: Collection[str]) -> None:
             if option not in named and (option not in ("data", "mix") or "://" in each):
                 check_asked(each, source, remedy=_name_yourself(option, each))
     program = getattr(config, _PROGRAM, "")
-    if _PROGRAM not in named and Path(program).is_file():
+    if _PROGRAM not in named and os.path.isfile(program):
         raise UserError(
             f"{source} names {program}, which is a program that would be run; {_name_yourself(_PROGRAM, program)}"
         )
