@@ -161,13 +161,26 @@ def test_a_bar_is_shown_on_a_terminal(is_terminal, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "header", [{"fewstep.teacher": MODEL}, {"fewstep.teacher": "scenes", "fewstep.unet": ALONE}], ids=str
-)
+    "header",
+    [
+        {"fewstep.teacher": MODEL}, {"fewstep.teacher": "scenes", "fewstep.unet": ALONE},
+        {"fewstep.teacher": "scenes", "fewstep.base_config": MODEL},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_what_a_lora_names_is_fetched_only_where_that_is_allowed(header, hub, tmp_path):
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "pytorch_lora_weights.safetensors", header)
     with pytest.raises(UserError, match=r"names somebody/\w+, which is not here .*--allow-download"):
         load_pipeline(tmp_path, "cpu")
     assert hub.fetched == []
-    with pytest.raises(UserError, match=r"does not fit this base|has a UNet of 4 input"):
+    with pytest.raises(UserError, match=r"does not fit this base|has a UNet of 4 input|leave --base-config out"):
         load_pipeline(tmp_path, "cpu", allow_download=True)
-    assert hub.fetched
+    assert hub.fetched or "fewstep.base_config" in header
+
+
+def test_a_name_that_no_disk_holds_is_refused_in_a_line(tmp_path):
+    header = {"fewstep.teacher": "a" * 300}
+    safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "pytorch_lora_weights.safetensors", header)
+    for allowed in (False, True):
+        with pytest.raises(UserError, match="names a{60}…, which is no name of a file or of a repository"):
+            load_pipeline(tmp_path, "cpu", allow_download=allowed)

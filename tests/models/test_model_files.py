@@ -91,6 +91,11 @@ def test_an_index_of_strangers_is_not_followed(part, named, copied, edit_json):
         assert "names 'evil.safetensors.index.json' as its weights" in refusal(load)
 
 
+def test_a_part_of_a_class_that_no_disk_holds_is_refused(copied, edit_json):
+    edit_json(copied / "sd15" / "model_index.json", unet=["a" * 300, "Network"])
+    assert "which is code of its own" in refusal(lambda: load_latent_model(copied / "sd15", CPU))
+
+
 FILES = [
     "model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json",
     "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "text_encoder/config.json",
