@@ -37,6 +37,13 @@ def test_equal_jumps_undo_what_a_jump_makes_of_an_error(schedule, request):
     assert WEIGHTS["equal-jumps"](schedule)(t[:1], t[:1], t[:1]) == MOST
 
 
+def test_the_inverse_jump_undoes_it_up_to_three_times(sd_schedule):
+    t, e = torch.tensor([999.0, 700.0, 300.0, 999.0]), torch.tensor([0.0, 200.0, 0.0, 990.0])
+    square = WEIGHTS["equal-jumps"](sd_schedule)(t, e, e)
+    assert (square[:3] < 9).all()
+    torch.testing.assert_close(WEIGHTS["inverse-jump"](sd_schedule)(t, e, e), square.sqrt().clamp(max=3))
+
+
 def test_the_inverse_gap_is_that_of_the_noise_beside_the_picture(sd_schedule):
     t, s = torch.tensor([999.0, 500.0]), torch.tensor([900.0, 480.0])
     noise = [sd_schedule.sigma(time) / sd_schedule.alpha(time) for time in (t, s)]

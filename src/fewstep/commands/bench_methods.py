@@ -203,7 +203,7 @@ def draw(named: NamedMethod, config: BenchMethods) -> TimeAndGuidance:
     schedule, pictures = Tabulated.from_config(STABLE_DIFFUSION), config.updates * config.batch_size
     return TimeAndGuidance(
         skip=config.skip, times="grid", gap=named.make_gap(schedule, config.skip, pictures), omega_range=OMEGA_RANGE,
-        end=named.end, phases=named.phases,
+        end=named.end, phases=named.phases, joining=named.count_before_joining(config.updates, config.batch_size),
     )  # fmt: skip
 
 

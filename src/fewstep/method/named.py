@@ -28,6 +28,8 @@ class NamedMethod:
     path: PathName = "teacher"
     end: End = ZERO
     phases: tuple[int, ...] = ()
+    joining: float = 0.0
+    """Share of a run after which each smaller number of phases joins those that are drawn."""
     told_end: bool = False
     """Whether the network has an input for the end."""
     gap: GapName = "fixed"
@@ -51,6 +53,10 @@ class NamedMethod:
     def choose_states(self, asked: str) -> str:
         """Returns the states that were asked for, or with `auto` its own."""
         return asked if asked != "auto" else self.states
+
+    def count_before_joining(self, updates: int, batch_size: int) -> int:
+        """Returns after how many pictures of a run each smaller number of phases joins, at the start of an update."""
+        return round(self.joining * updates) * batch_size
 
     def choose_weight(self, asked: str) -> str:
         """Returns the weight that was asked for, or with `auto` its own."""
@@ -98,7 +104,7 @@ _LISTED = (
     NamedMethod(name="pcm", source="arXiv 2405.18407", end=PHASE, phases=(4,)),
     NamedMethod(
         name="any-step", source="this project, docs/methods.md", end=DRAWN_PHASE, phases=(1, 2, 4, 8), told_end=True,
-        states="walkers",
+        states="walkers", joining=0.07, weight="inverse-jump",
     ),
     NamedMethod(name="tcd", source="arXiv 2402.19159", end=ANYWHERE, gamma=0.3),
     NamedMethod(

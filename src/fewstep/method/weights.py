@@ -42,6 +42,17 @@ def equal_jumps(schedule: Schedule) -> Weight:
     return weight
 
 
+def inverse_jump(schedule: Schedule) -> Weight:
+    """Makes 1/(σ_t·α_e − α_t·σ_e), at most 3: a jump from t to e scales the error of v̂ by its inverse. Without a bound
+    short jumps would be learnt at the cost of all others."""
+
+    def weight(t: Tensor, _s: Tensor, e: Tensor) -> Tensor:
+        share = schedule.sigma(t) * schedule.alpha(e) - schedule.alpha(t) * schedule.sigma(e)
+        return share.clamp(min=1 / 3).reciprocal().to(t.dtype)
+
+    return weight
+
+
 def inverse_gap(schedule: Schedule) -> Weight:
     """Makes 1/(x_t − x_s) for the noise x = σ/α beside a picture of weight 1, at most MOST (ECT, arXiv 2406.14548)."""
 
@@ -53,7 +64,8 @@ def inverse_gap(schedule: Schedule) -> Weight:
 
 
 WEIGHTS: dict[str, Callable[[Schedule], Weight]] = {
-    "constant": constant, "truncated-snr": truncated_snr, "equal-jumps": equal_jumps, "inverse-gap": inverse_gap,
+    "constant": constant, "truncated-snr": truncated_snr, "equal-jumps": equal_jumps, "inverse-jump": inverse_jump,
+    "inverse-gap": inverse_gap,
 }  # fmt: skip
 """By name."""
 

@@ -34,7 +34,8 @@ class ConsistencyConfig(TrainingConfig):
     lora_alpha: float = 0.0
     """The LoRA's effect is multiplied by alpha / rank; 0 takes the rank, so that the factor is 1."""
     skip: int = 20
-    """Distance t − s, in time steps of the schedule, between the two times that an update compares: k in the papers."""
+    """Distance t − s, in time steps of the schedule, between the two times that an update compares: k in the papers.
+    Walkers stop at the begin of every phase too: with 125 they take one step for each of 8 phases."""
     shrink: float = 0.0
     """Fraction of the run, 0 to 1, over which the distance t − s shrinks from the whole schedule to --skip; 0 keeps it
     at --skip, as in the papers."""
@@ -88,7 +89,7 @@ class ConsistencyConfig(TrainingConfig):
                 f"guidance_range is {low:g} to {high:g} and guidance_scale {self.guidance_scale:g}; "
                 "needed is 1 ≤ low ≤ guidance_scale ≤ high"
             )
-        check_between(self, 1, 100, "skip")
+        check_between(self, 1, 500, "skip")
         if not 0 <= self.shrink <= 1:
             raise UserError(f"shrink is {self.shrink:g}; it is a part of the run, 0 to 1")
         check_not_negative(self, "lora_rank", "lora_alpha", "sample_every", "eval_every")

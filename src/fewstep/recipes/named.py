@@ -33,6 +33,13 @@ def scenes_lora() -> Distill:
     )
 
 
+def scenes_any_step() -> Distill:
+    """Distils the bundled teacher into a student for any number of steps, guided everywhere (docs/methods.md)."""
+    return dataclasses.replace(
+        scenes(), method="any-step", steps=600, skip=125, guidance_range=(5.0, 5.0), guided_from=0
+    )
+
+
 def sd15() -> Distill:
     """Distils Stable Diffusion 1.x at 512 pixels, with the paper's values for 2.1-base.
 
@@ -73,7 +80,7 @@ def make_lora(recipe: Callable[[], Distill], accumulation: int) -> Callable[[], 
 DISTILL: dict[str, Callable[[], Distill]] = {
     "scenes": scenes, "sd15": sd15, "sd21-base": sd21_base, "sd21": sd21, "sdxl": sdxl,
     "scenes-lora": scenes_lora, "sd15-lora": make_lora(sd15, 2), "sd21-base-lora": make_lora(sd21_base, 2),
-    "sd21-lora": make_lora(sd21, 4), "sdxl-lora": make_lora(sdxl, 4),
+    "sd21-lora": make_lora(sd21, 4), "sdxl-lora": make_lora(sdxl, 4), "scenes-any-step": scenes_any_step,
 }  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def make_task(
         gap = shrinking_gap(model.schedule.num_steps, config.skip, pictures)
     drawn = TimeAndGuidance(
         skip=config.skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
-        phases=choose_phases(config, model),
+        phases=choose_phases(config, model), joining=named.count_before_joining(config.steps, config.batch_size),
     )  # fmt: skip
     if config.has_walkers:
         walk = make_walk(model.schedule, config.skip, drawn.phases, config.batch_size)
