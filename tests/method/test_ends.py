@@ -158,5 +158,5 @@ def test_longer_jumps_join_in_the_course_of_a_run():
         (8,), (8,), (8, 4), (8, 4, 2), (8, 4, 2), (8, 4, 2, 1), (8, 4, 2, 1),
     ]  # fmt: skip
     assert dataclasses.replace(drawn, joining=0).list_phases(0) == (1, 2, 4, 8)
-    assert METHODS["any-step"].count_before_joining(600, 32) == 42 * 32
+    assert METHODS["any-step"].count_before_joining(600, 32) == 30 * 32
     assert METHODS["pcm"].count_before_joining(600, 32) == 0

@@ -104,7 +104,7 @@ _LISTED = (
     NamedMethod(name="pcm", source="arXiv 2405.18407", end=PHASE, phases=(4,)),
     NamedMethod(
         name="any-step", source="this project, docs/methods.md", end=DRAWN_PHASE, phases=(1, 2, 4, 8), told_end=True,
-        states="walkers", joining=0.07, weight="inverse-jump",
+        states="walkers", joining=0.05, weight="inverse-jump",
     ),
     NamedMethod(name="tcd", source="arXiv 2402.19159", end=ANYWHERE, gamma=0.3),
     NamedMethod(
