@@ -9,6 +9,8 @@ Guidance is one value at every t, so that what guidance does to many steps is in
 were the predictions: LCM loses accuracy with every doubling of the steps from 2 on, the more the longer it is trained;
 PCM is at its best at its own number of phases and useless below it; TCD lies between LCM and PCM by its γ; any-step
 stays within a few points from 1 to 8 steps; no student is nearer to its teacher in 8 steps than DDIM's 8.
+
+The study is not complete: any-step and LCM have been run, with one seed, by 512 prompts.
 """
 
 from __future__ import annotations
@@ -38,9 +40,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "PCM, 8 phases": {"method": "pcm", "phases": (8,)},
     "TCD": {"method": "tcd"},
     "guided-distill": {"method": "guided-distill"},
-    "any-step": {"method": "any-step"},
+    "any-step": {"method": "any-step", "skip": 125},
+    "any-step, steps of 25": {"method": "any-step"},
     "any-step, from data": {"method": "any-step", "states": "data"},
-    "any-step, λ = 1": {"method": "any-step", "loss_weight": "constant"},
+    "any-step, λ = 1": {"method": "any-step", "skip": 125, "loss_weight": "constant"},
 }
 
 
