@@ -173,6 +173,8 @@ def test_adapters_learn_what_needs_no_input(random_teacher, tmp_path):
         ({"method": "magic"}, "allowed are"),
         ({"method": "ect"}, "has no teacher, nor guidance: give it to `fewstep finetune`"),
         ({"method": "guided-distill", "shrink": 0.5}, "has a distance of its own; give --shrink 0"),
+        ({"target": "average", "ema_decay": 0.0}, "give --ema-decay, or --target itself"),
+        ({"method": "guided-distill", "target": "itself"}, "guided-distill has none; give --target auto"),
         ({"method": "any-step", "shrink": 0.5}, "equal steps, and --shrink wants others; give --states data"),
         ({"method": "any-step", "times": "any"}, "equal steps, and --times any wants others"),
         ({"method": "guided-distill", "states": "walkers"}, "equal steps, and --method guided-distill wants others"),
@@ -320,3 +322,19 @@ def test_where_an_update_learns_is_a_value(random_teacher, tmp_path):
     with pytest.raises(UserError, match="a fine-tuning has none; give --states data"):
         Finetune(states="walkers")
     assert not Finetune(method="any-step", shrink=0.5).has_walkers
+
+
+def test_who_answers_at_the_earlier_time_is_a_value(random_teacher, tmp_path):
+    losses, exported = {}, {}
+    for target in ("auto", "average", "itself"):
+        config = Distill(
+            teacher=str(random_teacher), steps=3, batch_size=4, pictures=8, ema_decay=0.9, lr=1e-2, device="cpu",
+            sample_every=0, log_every=1, target=target, out=tmp_path / target,
+        )  # fmt: skip
+        distill(config)
+        losses[target] = [json.loads(line)["loss"] for line in (config.out / "metrics.jsonl").open()]
+        (weights,) = (config.out / "model" / "unet").glob("*.safetensors")
+        exported[target] = weights.read_bytes()
+    assert losses["auto"] == losses["average"] != losses["itself"]
+    assert losses["auto"][0] == losses["itself"][0]  # until the first update they are one
+    assert exported["auto"] == exported["average"] != exported["itself"]

@@ -54,6 +54,10 @@ class NamedMethod:
         """Returns the states that were asked for, or with `auto` its own."""
         return asked if asked != "auto" else self.states
 
+    def choose_target(self, asked: Literal["auto", "average", "itself"]) -> TargetName:
+        """Returns the target that was asked for, or with `auto` its own."""
+        return asked if asked != "auto" else self.target
+
     def count_before_joining(self, updates: int, batch_size: int) -> int:
         """Returns after how many pictures of a run each smaller number of phases joins, at the start of an update."""
         return round(self.joining * updates) * batch_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
@@ -48,6 +49,9 @@ class ConsistencyConfig(TrainingConfig):
     phases: tuple[int, ...] = ()
     """Numbers of phases that `pcm` (one) or `any-step` (several) is trained for; a model is at its best in as many
     steps. Without a value the method takes its own."""
+    target: Literal["auto", "average", "itself"] = "auto"
+    """Who answers at the earlier time: the moving `average` of the weights, which is what is exported too, or the
+    student `itself`, without gradient. `auto` is what the method names."""
     states: StatesName = "auto"
     """What an update learns at: `data`, pictures with noise; or `walkers`, where the teacher's own steps have led from
     noise, for which captions alone are needed. `auto` is what the method names, and `data` without a teacher."""
@@ -127,5 +131,9 @@ class ConsistencyConfig(TrainingConfig):
         if self.shrink and named.gap != "fixed":
             raise UserError(f"shrink is {self.shrink:g} and {self.method} has a distance of its own; give --shrink 0")
         others = "--shrink" if self.shrink else "--times any" if self.times == "any" else f"--method {self.method}"
+        if self.target != "auto" and named.target == "none":
+            raise UserError(f"target is {self.target} and {self.method} has none; give --target auto")
+        if self.target == "average" and not self.ema_decay:
+            raise UserError("target is the average and ema_decay 0 keeps none; give --ema-decay, or --target itself")
         if self.has_walkers and (named.gap != "fixed" or not others.startswith("--method")):
             raise UserError(f"walkers go on by equal steps, and {others} wants others; give --states data")

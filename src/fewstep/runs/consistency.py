@@ -73,10 +73,11 @@ def make_task(
         skip=config.skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
         phases=choose_phases(config, model), joining=named.count_before_joining(config.steps, config.batch_size),
     )  # fmt: skip
+    target = named.choose_target(config.target)
     if config.has_walkers:
         walk = make_walk(model.schedule, config.skip, drawn.phases, config.batch_size)
-        return WalkTask(student.learner, method, latents, drawn, config.seed, named.target, walk=walk)
-    return DistillTask(student.learner, method, latents, drawn, config.seed, named.target)
+        return WalkTask(student.learner, method, latents, drawn, config.seed, target, walk=walk)
+    return DistillTask(student.learner, method, latents, drawn, config.seed, target)
 
 
 def fit_and_save(
