@@ -216,3 +216,18 @@ def test_the_closed_form_is_what_was_measured_and_any_step_stays_near_it():
             assert max(row["energy"] for row in own) <= 10
             cells.append(f"{max(row['energy'] for row in own):.1f} / {max(row['rms'] for row in own):.2f}")
         assert f"| {omega:g} | {' | '.join(cells)} |" in document
+
+
+def test_the_methods_on_pictures_are_what_was_measured_and_any_step_stays_near_its_teacher():
+    rows = json.loads((ROOT / "docs/studies/methods.json").read_text())["rows"]
+    document = (ROOT / "docs/methods.md").read_text()
+    (teacher,) = (row for row in rows if row["steps"] == 50)
+    for model, title in (("teacher", "teacher, DDIM"), ("any-step", "`any-step`"), ("LCM", "`lcm`")):
+        cells = []
+        for steps in (1, 2, 3, 4, 6, 8):
+            (row,) = (each for each in rows if (each["model"], each["steps"]) == (model, steps))
+            cells.append(f"{100 * row['prompt_accuracy']:.1f}, {row['fd']:.0f}, {row['to_teacher']:.2f}")
+            if model == "any-step" and steps > 1:
+                assert row["fd"] <= 1.15 * teacher["fd"]
+                assert row["prompt_accuracy"] >= teacher["prompt_accuracy"] - 0.02
+        assert f"| {title} | {' | '.join(cells)} |" in document
