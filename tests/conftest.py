@@ -12,7 +12,7 @@ import torch
 from closed_forms import SD_CONFIG
 from fewstep.cli import QUIET
 from fewstep.diffusion.schedule import Tabulated
-from warm_command import Warm
+from warm_command import Warm, start_server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.update(QUIET)  # as the command sets it, before transformers is imported by any test
@@ -108,3 +108,9 @@ def random_student(random_teacher, tmp_path_factory, fewstep_command):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out
+
+
+def pytest_sessionstart():
+    """Starts the server of warm processes before any test, in a run of many, so that no other takes its place."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        start_server()

@@ -95,7 +95,6 @@ def _main(
     # Python's own streams, which the fork server shares, are bound to these files anew.
     sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for stream in (1, 2))
     os.chdir(cwd)
-    assert "warm_imports" in sys.modules  # else each process imports everything anew
     os.environ.update(env)
     for name, value in constants.items():
         module, _, constant = name.rpartition(".")

@@ -22,7 +22,7 @@ from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
-from warm_command import FORK
+from warm_command import FORK, start_server
 from written_shards import picture, write_parquet
 
 
@@ -178,6 +178,7 @@ def test_a_small_file_cannot_stand_for_gigabytes(tmp_path: Path, column: str):
     nothing = {"image": pa.nulls(5_000_000, pa.binary()), "text": pa.nulls(5_000_000, pa.string())}
     pq.write_table(pa.table(nothing), tmp_path / "nothing.parquet")
     tarfile.open(tmp_path / "nothing.tar", "w").close()
+    start_server()
     process = FORK.Process(target=open_in_little_memory, args=(str(tmp_path),))
     process.start()
     process.join()

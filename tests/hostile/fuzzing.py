@@ -154,7 +154,9 @@ def _cap_memory() -> None:
 
 def run_all(seed: int, count: int, folder: Path, only: str = "", batch: int = 5000) -> dict[str, Any]:
     """Runs `count` inputs in processes of `batch` of them, each begun anew after one that died; returns the sums."""
-    from warm_command import FORK
+    from warm_command import FORK, start_server
+
+    start_server()
 
     faults: list[dict[str, Any]] = []
     counts: dict[str, Counter[str]] = {}
