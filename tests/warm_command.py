@@ -95,6 +95,8 @@ def _main(
     # Python's own streams, which the fork server shares, are bound to these files anew.
     sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for stream in (1, 2))
     os.chdir(cwd)
+    # Else each process imports everything anew; alone in one process, another test may have started the server.
+    assert "warm_imports" in sys.modules or "PYTEST_XDIST_WORKER" not in os.environ
     os.environ.update(env)
     for name, value in constants.items():
         module, _, constant = name.rpartition(".")
