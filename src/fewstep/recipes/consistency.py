@@ -116,7 +116,7 @@ class ConsistencyConfig(TrainingConfig):
 
     @property
     def has_walkers(self) -> bool:
-        """Whether updates learn where the teacher's own steps have led."""
+        """Returns whether updates learn where the teacher's own steps have led."""
         return METHODS[self.method].choose_states(self.states) == "walkers"
 
     def _check_method(self) -> None:

@@ -18,7 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fewstep.data.reading import Sizes
-from fewstep.data.shards.tables import MOST_BYTES, check_rows, read_parquet
+from fewstep.data.shards.tables import MOST_BYTES, open_parquet, read_parquet
 from fewstep.documents import load_json, parse_json
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors, read_safetensors_header, write_whole
@@ -214,8 +214,7 @@ def _sizes(numbers: Sequence[int]) -> Sizes:
 def _read_rows(content: bytes, source: str) -> list[PreparedRow]:
     """Reads the rows of a table that have a latent. Raises UserError where it is none that fewstep writes."""
     try:
-        parquet = pq.ParquetFile(io.BytesIO(content))
-        check_rows(parquet.metadata.num_rows, len(content))
+        parquet = open_parquet(io.BytesIO(content))
         table = read_parquet(parquet, parquet.schema_arrow.names)
         kinds = {field.name: field.type for field in _COLUMNS}
         if any(table.schema.field(name).type != kind for name, kind in kinds.items()):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from fewstep.data.shards.tables import check_rows, read_parquet
+from fewstep.data.shards.tables import open_parquet, read_parquet
 from fewstep.data.sources import captions
 from fewstep.data.sources.metadata import PictureMetadata, read_rows, read_texts, select_columns
 
@@ -19,8 +17,7 @@ _KEY = ("key",)
 def read_sidecar(file: BinaryIO, wanted: Sequence[str]) -> dict[str, PictureMetadata]:
     """Reads what is said of the pictures, by key. Raises ValueError where the file cannot be read."""
     try:
-        parquet = pq.ParquetFile(file)
-        check_rows(parquet.metadata.num_rows, file.seek(0, os.SEEK_END))
+        parquet = open_parquet(file)
         names = parquet.schema_arrow.names
         keys = captions.find_columns(names, _KEY)
         if not keys:

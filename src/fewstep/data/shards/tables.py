@@ -52,7 +52,14 @@ def read_parquet(file: pq.ParquetFile, columns: Sequence[str], groups: Sequence[
     return pa.Table.from_batches(batches, schema).combine_chunks()
 
 
-def check_rows(rows: int, size: int) -> None:
+def open_parquet(file: BinaryIO) -> pq.ParquetFile:
+    """Opens a parquet file. Raises pa.ArrowInvalid where it has more rows than its bytes can mean."""
+    parquet = pq.ParquetFile(file)
+    _check_rows(parquet.metadata.num_rows, file.seek(0, os.SEEK_END))
+    return parquet
+
+
+def _check_rows(rows: int, size: int) -> None:
     """Raises pa.ArrowInvalid where a file of `size` bytes has more rows than bytes, which nothing worth reading has."""
     if rows > size:
         raise pa.ArrowInvalid(f"{rows:,} rows in {size:,} bytes")
@@ -62,8 +69,7 @@ class ParquetTable:
     """A parquet file, of which only what is asked for is read."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = pq.ParquetFile(file)
-        check_rows(self._file.metadata.num_rows, file.seek(0, os.SEEK_END))
+        self._file = open_parquet(file)
         self.schema = self._file.schema_arrow
         groups = [self._file.metadata.row_group(number) for number in range(self._file.num_row_groups)]
         self.starts = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
@@ -91,7 +97,7 @@ class ArrowTable:
         with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped) as reader:
             self._table = reader.read_all()
         self._table.validate()
-        check_rows(len(self._table), os.fstat(self.file.fileno()).st_size)
+        _check_rows(len(self._table), os.fstat(self.file.fileno()).st_size)
         self.schema = self._table.schema
         batches = [len(batch) for batch in self._table.to_batches()]
         self.starts = list(itertools.accumulate(batches, initial=0))
