@@ -7,6 +7,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,16 +22,17 @@ from fewstep.models.lora.decomposed import Decomposed
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.network import BackboneNetwork
 
-_TRAINED = "default"
+STUDENT = "default"
+"""Name of the adapters that make a student of their base."""
 
 
 class AdapterWeights(nn.Module):
-    """A and B of every adapted module: the very parameters that the network uses."""
+    """A and B of every module that adapters of one name hang on: the very parameters that the network uses."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, adapter: str) -> None:
         super().__init__()
         for name, parameter in network.named_parameters():
-            if f".{_TRAINED}." in name:
+            if f".{adapter}." in name:
                 self.register_parameter(name.replace(".", "/"), parameter)
 
     def by_name(self) -> dict[str, Tensor]:
@@ -39,57 +41,70 @@ class AdapterWeights(nn.Module):
 
 
 @torch.no_grad()
-def _draw(weights: AdapterWeights, rank: int, seed: int) -> None:
+def _draw(weights: AdapterWeights, rank: int, seed: int, stream: str) -> None:
     for name, value in weights.by_name().items():
         if ".lora_A." in name and not value.is_meta:
-            generator = draws.generator(seed, f"adapter {name}", 0)
+            generator = draws.generator(seed, f"{stream} {name}", 0)
             value.copy_((2 * torch.rand(value.shape, generator=generator) - 1) * (rank / value.numel()) ** 0.5)
 
 
 class AdaptedNetwork:
-    """Three networks with one base in memory: with adapters, without, and with other adapters in their place."""
+    """Networks with one base in memory: with adapters, without, and with other adapters in their place.
 
-    def __init__(
+    Several can share a base, each with adapters of another name. Where gradients are built the adapters that answered
+    are left in place, since a checkpointed pass is computed again in the backward pass; elsewhere all is as before.
+    """
+
+    def __init__(  # what peft wants, and where it starts from
         self, network: BackboneNetwork, rank: int, alpha: float, target_modules: tuple[str, ...],
-        base_dtype: torch.dtype = torch.float32, seed: int = 0,
+        base_dtype: torch.dtype = torch.float32, seed: int = 0, name: str = STUDENT,
     ) -> None:  # fmt: skip
         """Hangs fresh adapters, in fp32 and of no effect, on `network`; the rest of it is stored in `base_dtype`.
 
-        A is uniform within ±1/√(inputs), as torch's own layers begin, and follows from `seed`; B is zero.
+        A is uniform within ±1/√(inputs), as torch's own layers begin, and follows from `seed` and `name`; B is zero.
         """
         scale: Any = alpha  # peft annotates a whole number, and divides by the rank whatever it is
         config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(target_modules))
-        network.backbone.add_adapter(config, _TRAINED)
-        self.network, self.alpha = network, alpha
-        self.weights = AdapterWeights(network)
-        _draw(self.weights, rank, seed)
-        for parameter in network.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(base_dtype)
+        network.backbone.add_adapter(config, name)
+        self.network, self.alpha, self._name = network, alpha, name
+        self.weights = AdapterWeights(network, name)
+        for key, parameter in network.named_parameters():
+            adapts = ".lora_" in key
+            parameter.requires_grad_(adapts)
+            parameter.data = parameter.data.to(torch.float32 if adapts else base_dtype)
+        _draw(self.weights, rank, seed, "adapter" if name == STUDENT else name)
         self._rank = rank
         self._learning = sum(p.numel() for p in self.weights.parameters())
-        self._base = sum(p.numel() for p in network.parameters()) - self._learning
+        self._base = sum(value.numel() for key, value in network.named_parameters() if ".lora_" not in key)
         self._layers: dict[str, Any] = {
-            name: layer for name, layer in network.named_modules()
-            if isinstance(layer, LoraLayer) and _TRAINED in layer.lora_A
+            key: layer for key, layer in network.named_modules() if isinstance(layer, LoraLayer) and name in layer.lora_A
         }  # fmt: skip
 
     def student(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         """The base with its adapters."""
         answer: Prediction
-        if not self._sums_first(z_t):
+        if self._sums_first(z_t):
+            sums = {f"{key}.base_layer.weight": self._sum(layer) for key, layer in self._layers.items()}
+            with self._acting(None):
+                answer = functional_call(self.network, sums, (z_t, t, cond, omega))
+            return answer
+        if torch.is_grad_enabled():
+            self._switch(self._name)
             answer = self.network(z_t, t, cond, omega)
             return answer
-        sums = {f"{name}.base_layer.weight": _sum(layer) for name, layer in self._layers.items()}
-        with self._without_adapters():
-            answer = functional_call(self.network, sums, (z_t, t, cond, omega))
+        with self.acting():
+            answer = self.network(z_t, t, cond, omega)
         return answer
 
     def teacher(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         """Runs the base alone, bit for bit."""
-        with self._without_adapters():
+        with self._acting(None):
             answer: Prediction = self.network(z_t, t, cond, omega)
         return answer
+
+    def acting(self) -> AbstractContextManager[None]:
+        """Lets these adapters act, and no others, while it lasts."""
+        return self._acting(self._name)
 
     def _sums_first(self, z_t: Tensor) -> bool:
         """Says whether (W + BA)x takes less work than Wx + B(Ax), and is the same to within fp32's rounding.
@@ -105,13 +120,36 @@ class AdaptedNetwork:
         positions = z_t[:, 0].numel() / 3  # of a weight on average: inner levels have fewer
         return self._base * (positions + 3 * self._rank) < 3 * self._learning * positions
 
+    def _sum(self, layer: Any) -> Tensor:
+        """Computes W + α/r·BA; a convolution's A has its kernel."""
+        own = (layer.base_layer, layer.lora_A[self._name], layer.lora_B[self._name])
+        weight, down, up = (each.weight for each in own)
+        total = torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=layer.scaling[self._name])
+        return total.view_as(weight)
+
     @contextlib.contextmanager
-    def _without_adapters(self) -> Iterator[None]:
-        self.network.backbone.disable_adapters()
+    def _acting(self, name: str | None) -> Iterator[None]:
+        """Lets the adapters of that name act alone, or none, while it lasts."""
+        before = self._switch(name)
         try:
             yield
         finally:
-            self.network.backbone.enable_adapters()
+            self._switch(before)
+
+    def _switch(self, name: str | None) -> str | None:
+        """Lets the adapters of that name act alone, or none; returns what acted. Which of them learn stays as it is:
+        peft would stop all that do not act, after which their gradients are zero without a word."""
+        first = next(iter(self._layers.values()))
+        before: str | None = None if first.disable_adapters else first.active_adapters[0]
+        if before != name:
+            learning = [(value, value.requires_grad) for value in self.network.parameters()]
+            for layer in self._layers.values():
+                layer.enable_adapters(enabled=name is not None)
+                if name is not None:
+                    layer.set_adapter(name)
+            for value, learns in learning:
+                value.requires_grad_(learns)
+        return before
 
     @contextlib.contextmanager
     def using(self, weights: AdapterWeights) -> Iterator[None]:
@@ -135,17 +173,10 @@ class AdaptedNetwork:
         named = weights.by_name()
         pairs: Lora = {}
         for name, down in named.items():
-            if f".lora_A.{_TRAINED}." in name:
+            if f".lora_A.{self._name}." in name:
                 up = named[name.replace(".lora_A.", ".lora_B.")]
                 pairs[name.split(".lora_A.")[0]] = Pair(down.detach().float(), up.detach().float(), self.alpha)
         return pairs
-
-
-def _sum(layer: Any) -> Tensor:
-    """Computes W + α/r·BA; a convolution's A has its kernel."""
-    weight, down, up = (each.weight for each in (layer.base_layer, layer.lora_A[_TRAINED], layer.lora_B[_TRAINED]))
-    scale = layer.scaling[_TRAINED]
-    return torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale).view_as(weight)
 
 
 def attach(parts: Mapping[str, nn.Module], pairs: Lora, name: str, scale: float) -> None:
