@@ -140,6 +140,7 @@ def _write_run(folder: Path) -> None:
     sha256 = hashlib.sha256((folder / "encoded.safetensors").read_bytes()).hexdigest()
     (folder / "encoded.json").write_text(json.dumps({"made_of": {}, "sha256": sha256, "rows": [[0]], "reasons": [""]}))
     rows = [{"sampler": "lcm", "model": "x", "steps": 4, "fid": 1.0}]
+    (folder / "made_of.json").write_text(json.dumps({"n": 1}))
     (folder / "results.json").write_text(json.dumps({"rows": rows, "protocol": {"n": 1, "judge": {"sha256": "a"}}}))
 
 

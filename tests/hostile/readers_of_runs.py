@@ -77,7 +77,12 @@ def read_lines_of_a_run(corpus: Corpus, folder: Path, rng: Random) -> None:
         "run",
         folder / "run",
         rng,
-        {".jsonl": mutate_lines, "encoded.json": mutate_json, "results.json": mutate_json},
+        {
+            ".jsonl": mutate_lines,
+            "encoded.json": mutate_json,
+            "results.json": mutate_json,
+            "made_of.json": mutate_json,
+        },
         many=True,
     )
     Ledger(place, 100, samples=True)
@@ -85,7 +90,6 @@ def read_lines_of_a_run(corpus: Corpus, folder: Path, rng: Random) -> None:
     log.RunLog(place, "x", 3, 2)
     read_encoded(place, {})
     list(rows_beside(place, {"n": 1, "judge": {"sha256": "a"}}))
-    take_file(corpus, "run/results.json", folder, rng, mutate_json).rename(place / "made_of.json")
     claim_report_folder(place, {"n": 1})
 
 
