@@ -77,7 +77,8 @@ class AdaptedNetwork:
         self._learning = sum(p.numel() for p in self.weights.parameters())
         self._base = sum(value.numel() for key, value in network.named_parameters() if ".lora_" not in key)
         self._layers: dict[str, Any] = {
-            key: layer for key, layer in network.named_modules() if isinstance(layer, LoraLayer) and name in layer.lora_A
+            key: layer for key, layer in network.named_modules()
+            if isinstance(layer, LoraLayer) and name in layer.lora_A
         }  # fmt: skip
 
     def student(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
