@@ -7,6 +7,7 @@ import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -43,16 +44,18 @@ class Command:
     """Whether several processes can do its work: together, as torchrun starts them, or each a part of its own."""
     owns_out: bool = False
     """Whether its `out` is a folder that nobody else may write into meanwhile."""
+    paints: bool = False
+    """Whether what it leaves in its `out` can be painted with."""
 
 
 COMMANDS = {
     "demo": Command(
         "commands.demo:demo", "commands.demo:default_demo",
-        "distil the bundled teacher and score the result, in a few minutes", _RESUMES, owns_out=True,
+        "distil the bundled teacher and score the result, in a few minutes", _RESUMES, owns_out=True, paints=True,
     ),
     "distill": Command(
         "commands.distill:distill", "",
-        "turn a teacher into a model that paints in 1 to 8 steps", _RESUMES, "together", owns_out=True,
+        "turn a teacher into a model that paints in 1 to 8 steps", _RESUMES, "together", owns_out=True, paints=True,
     ),
     "evaluate": Command(
         "commands.evaluate:evaluate", "evaluate.config:default_evaluate",
@@ -69,6 +72,7 @@ COMMANDS = {
     "finetune": Command(
         "commands.finetune:finetune", "",
         "fine-tune a few-step model on your own pictures, without a teacher", _RESUMES, "together", owns_out=True,
+        paints=True,
     ),
     "inspect": Command(
         "commands.inspect:inspect", "commands.inspect:Inspect",
@@ -82,7 +86,7 @@ COMMANDS = {
     "serve": Command("commands.serve:serve", "commands.serve:Serve", "serve a web page and an HTTP API that paint"),
     "train-lora": Command(
         "commands.train_lora:train_lora", "",
-        "train a style LoRA on pictures of that style", _RESUMES, "together", owns_out=True,
+        "train a style LoRA on pictures of that style", _RESUMES, "together", owns_out=True, paints=True,
     ),
     "train-teacher": Command(
         "commands.train_teacher:train_teacher", "commands.train_teacher:TrainTeacher",
@@ -130,6 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\nfewstep: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is to say so
         command = COMMANDS.get(arguments[0])
         advice = command.interrupted if command else ""
         print(f"\nfewstep: stopped{advice}", file=sys.stderr)
@@ -190,6 +195,10 @@ def _run_explained(command: Command, run: Callable[[Any], object], parsed: Any) 
     writes = command.owns_out and not getattr(parsed, "dry_run", False) and current_world().main
     with hold_folder(parsed.out) if writes else contextlib.nullcontext(), explain_out_of_memory(parsed):
         run(parsed)
+        if writes and command.paints:
+            from fewstep.runs.advice import advise_painting
+
+            print(*map(show, advise_painting(parsed.out / "model")), sep="\n", flush=True)
 
 
 def parse_training(name: str, arguments: list[str]) -> Any:

@@ -248,7 +248,10 @@ def open_safetensors(path: Path, *, advice: str = _ADVICE) -> Any:
 
     with explain_damage(path, advice):
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if length > _LONGEST_HEADER and all(32 <= letter < 127 or letter in b"\t\r\n" for letter in first):
+            raise ValueError("it begins as a text does")
         if length > _LONGEST_HEADER:
             raise ValueError(f"its header has {length:,} bytes, at most {_LONGEST_HEADER:,} are read")
         return safetensors.safe_open(path, "pt")

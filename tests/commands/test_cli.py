@@ -40,8 +40,21 @@ BAD_INPUT = {
     "guidance outside its range": (("distill", "--guidance-scale", "12"), "guidance_range is 2 to 9"),
     "no prompt": (("generate",), "--prompt"),
     "no model": (("generate", "--prompt", "a", "--model", "/no/such/model"), "/no/such/model is neither a folder"),
+    "no file but a folder for pictures": (("generate", "--prompt", "a", "--out", "{empty}/a.png"), "give a folder"),
+    "no model in the folder": (
+        ("generate", "--prompt", "a", "--model", "{empty}"),
+        "{empty} is not a pipeline: model_index.json is missing; give a diffusers folder (with",
+    ),
+    "scale of a LoRA": (
+        ("generate", "--prompt", "a", "--lora", "{empty}:much"),
+        "--lora {empty}:much has the scale much, which is not a number; give {empty}:0.8 or the like",
+    ),
     "resolution": (("distill", "--resolution", "60"), "resolution is 60; the model needs a multiple of 8"),
     "skip": (("distill", "--skip", "0"), "skip is 0; allowed are 1 to 500"),
+    "no pictures, and a folder of something else": (
+        ("train-lora", "--data", "{empty}", "--out", "{full}"),
+        "{full} is not empty and holds no run of fewstep",
+    ),
     "folder of something else": (("distill", "--out", "{full}"), "is not empty and holds no run of fewstep"),
     "broken yaml": (("distill", "{full}/broken.yaml"), "cannot be read as YAML"),
     "yaml of something else": (("distill", "{full}/other.yaml"), "sets colour, which Distill does not have"),

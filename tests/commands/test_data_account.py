@@ -1,8 +1,10 @@
 """The account of a run's pictures in its folder: there at the end, whatever became of it in the middle."""
 
+import dataclasses
 import json
 
 import pytest
+from PIL import Image
 
 from fewstep.commands.distill import distill
 from fewstep.commands.finetune import finetune
@@ -55,3 +57,20 @@ def test_a_run_that_goes_on_without_its_account_says_so(random_teacher, tmp_path
         (config.out / "data.json").write_text(content)
         with pytest.raises(UserError, match="is not what a run wrote there"):
             claim_data(config, {}, "abc")
+
+
+def test_a_run_that_learns_from_little_says_so(random_teacher, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (64, 64), "red").save(pictures / "a.png")
+    (pictures / "a.txt").write_text("red")
+    for name in "bc":
+        (pictures / f"{name}.png").write_bytes(b"none")
+    small = {**SMALL, "data": str(pictures), "steps": 1}
+    config = TrainLora(**small, lora_rank=2, model=str(random_teacher), out=tmp_path / "run")
+    train_lora(dataclasses.replace(config, batch_size=2))
+    said = capsys.readouterr().out
+    assert f"warning: 2 of the 3 pictures of {pictures} are not used; see above why" in said
+    assert "fewer pictures (1) than an update takes (2)" in said
+    train_lora(dataclasses.replace(config, out=tmp_path / "other"))
+    assert "fewer pictures" not in capsys.readouterr().out

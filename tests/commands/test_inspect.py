@@ -21,6 +21,7 @@ from fewstep.commands.inspect import Inspect, describe, inspect
 from fewstep.data.infotext import Infotext, build_png_info, read_infotext
 from fewstep.errors import UserError
 from fewstep.models.families import family_of_file
+from fewstep.runs.advice import advise_lora
 
 NAMES = st.from_regex(r"[A-Z][a-z ]{0,8}[a-z]", fullmatch=True)
 
@@ -88,12 +89,15 @@ def test_a_picture_can_be_painted_again(random_student, fewstep_command, tmp_pat
 
 def test_what_is_none_of_these(tmp_path):
     (tmp_path / "x.txt").write_text("x")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/x.safetensors").write_text("a text of another name")
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     for path, said in (
         (tmp_path / "absent", "does not exist"),
         (tmp_path / "x.txt", "neither a picture"),
         (tmp_path / "plain.png", "does not say what painted it"),
-        (tmp_path, "is no pipeline"),
+        (tmp_path, "is no pipeline.*; give a model, a LoRA, a run folder"),
+        (tmp_path / "text/x.safetensors", "not a safetensors file .it begins as a text does"),
     ):
         with pytest.raises(UserError, match=said):
             list(describe(path))
@@ -164,3 +168,14 @@ def test_a_model_in_the_hubs_cache_is_described(random_teacher, tmp_path):
         file.rename(blobs / str(i))
         file.symlink_to(blobs / str(i))
     assert [*describe(snapshot)][:-1] == [*describe(random_teacher)][:-1]
+
+
+def test_a_style_is_painted_on_what_is_few_step(tmp_path):
+    of_scenes = list(
+        advise_lora(tmp_path / "a b.safetensors", {"fewstep.teacher": "scenes", "fewstep.method": "style"})
+    )
+    file = f"'{tmp_path}/a b.safetensors'"
+    assert of_scenes == [f'paint with it: fewstep generate --model scenes-lcm --lora {file}:0.8 --prompt "…"']
+    of_others = list(advise_lora(tmp_path / "a b.safetensors", {"fewstep.teacher": "some/base"}))
+    assert "few-step model of some/base" in of_others[1]
+    assert of_others[2].endswith(f"--model some/base --lora LCM-LORA --lora {file}:0.8")

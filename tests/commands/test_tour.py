@@ -95,6 +95,16 @@ def test_the_commands_that_inspect_gives_are_the_right_ones(tour, random_student
     assert (tmp_path / "again" / weights).read_bytes() == (folder / "tuned" / weights).read_bytes()
 
 
+def test_a_run_ends_with_how_to_paint_with_it(tour):
+    folder, teacher, _, said = tour
+    for name, painting in {
+        "lcm-lora": f"--model {teacher} --lora {folder / 'lcm-lora' / 'model' / DIFFUSERS_FILE}",
+        "style": f"--model FEW-STEP --lora {folder / 'style' / 'model' / DIFFUSERS_FILE}:0.8",
+        "tuned": f"--model {folder / 'tuned' / 'model'}",
+    }.items():
+        assert f'paint with it: fewstep generate {painting} --prompt "…"' in said[name]
+
+
 def test_the_header_holds_what_others_look_for(tour):
     folder, _, _, _ = tour
     with safetensors.safe_open(folder / "lcm-lora" / "model" / DIFFUSERS_FILE, "pt") as file:

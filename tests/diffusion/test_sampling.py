@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from closed_forms import Gaussian
+from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.sampling import (
     sample_dpm_solver_pp_2m,
     sample_euler,
@@ -11,7 +12,6 @@ from fewstep.diffusion.sampling import (
     sample_unipc,
     sampling_times,
 )
-from fewstep.diffusion.schedule import Flow
 
 SAMPLERS = {
     "ddim": sample_ode, "euler": sample_euler, "dpm++": sample_dpm_solver_pp_2m, "unipc": sample_unipc,

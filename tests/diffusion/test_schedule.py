@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from closed_forms import SD_CONFIG
-from fewstep.diffusion.schedule import Flow, ScheduleError, Tabulated
+from fewstep.diffusion.flow import Flow
+from fewstep.diffusion.schedule import ScheduleError, Tabulated
 
 
 def test_sd_schedule_has_the_published_ends(sd_schedule):

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fewstep.diffusion.schedule import Flow, Tabulated
+from fewstep.diffusion.flow import Flow
+from fewstep.diffusion.schedule import Tabulated
 from fewstep.method.sampling import consistency_times
 from fewstep.method.times import draw_times, fixed_gap, shrinking_gap, step_back
 

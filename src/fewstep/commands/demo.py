@@ -65,7 +65,7 @@ def demo(config: Demo) -> None:
     write_model_card(model, read_card(model), markdown_table(results["rows"]))
     with write_whole(config.out / GRID_FILE) as draft:
         shutil.copyfile(evaluation.out / GRID_FILE, draft)
-    print(f"model: {config.out / 'model'}")
+    print(f"model: {config.out / 'model'}", flush=True)
 
 
 def make_evaluation(config: Demo) -> Evaluate:

@@ -66,6 +66,8 @@ class Generate(PainterOptions):
         for text in (*self.prompt, self.negative_prompt):
             if any("\ud800" <= letter <= "\udfff" for letter in text):
                 raise UserError(f"the prompt {ascii(text)[:80]} is not UTF-8; give it as UTF-8")
+        if self.out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and not self.out.is_dir():
+            raise UserError(f"out is {self.out}; give a folder: each picture is named by its prompt and seed")
         check_seed(self.seed, max(1, self.count * len(self.prompt)))
         if self.init_image is None and self.strength != Generate.strength:
             raise UserError(f"strength is {self.strength:g} without a picture to start from; give --init-image too")

@@ -19,18 +19,18 @@ from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
-from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
 from fewstep.models.model_files import find_file, read_json
-from fewstep.models.scheduler import read_overrides
 from fewstep.recipes.plain import read_config_file
 from fewstep.roots import open_regular
+from fewstep.runs.advice import advise_lora, advise_painting
 from fewstep.runs.folder import CONFIG_FILE
 from fewstep.runs.unfinished import CHECKPOINTS
 from fewstep.train.checkpoint import Checkpoints
 
 MODEL_INDEX = "model_index.json"
 _MOST_ENTRIES = 200
+_WANTED = "give a model, a LoRA, a run folder, or a PNG that `fewstep generate` wrote"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def inspect(config: Inspect) -> None:
 def describe(path: Path) -> Iterator[str]:
     """Yields the lines for `path`. Raises UserError where it is of no known kind."""
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a pipeline, a LoRA, a run folder or a PNG")
+        raise UserError(f"{path} does not exist; {_WANTED}")
     if path.is_dir():
         yield from _describe_folder(path)
     elif path.suffix == ".safetensors":
@@ -72,7 +72,8 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         yield from _describe_lora(files[-1], read_safetensors_header(files[-1]))
     else:
         raise UserError(
-            f"{folder} is no pipeline (no {MODEL_INDEX}), no run folder (no {CONFIG_FILE}) and holds no .safetensors"
+            f"{folder} is no pipeline (no {MODEL_INDEX}), no run folder (no {CONFIG_FILE}) and holds no .safetensors; "
+            f"{_WANTED}"
         )
 
 
@@ -129,7 +130,7 @@ def _describe_run(folder: Path) -> Iterator[str]:
     done = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
     yield f"done: {done} of {settings.get('steps', '?')} updates"
     if (folder / "model").is_dir():
-        yield from _advise_painting(folder / "model")
+        yield from advise_painting(folder / "model")
     elif checkpoints:
         yield f'paint with its newest checkpoint: fewstep generate --model {shlex.quote(str(folder))} --prompt "…"'
     command = next((command for name, command in _COMMAND_BY_SETTING.items() if name in settings), None)
@@ -144,24 +145,6 @@ def _list_entries(entries: Sequence[tuple[str, object]]) -> Iterator[str]:
         yield f"{name}: {' '.join(str(value).split())}"
     if (more := len(entries) - _MOST_ENTRIES) > 0:
         yield f"and {more:,} entries more"
-
-
-def _advise_painting(model: Path) -> Iterator[str]:
-    if (file := model / DIFFUSERS_FILE).is_file():
-        yield _format_painting(file, read_safetensors_header(file).metadata)
-    else:
-        yield f'paint with it: fewstep generate --model {shlex.quote(str(model))} --prompt "…"'
-
-
-def _format_painting(lora: Path, header: dict[str, str]) -> str:
-    base, here = shlex.quote(header.get("fewstep.teacher", "BASE")), shlex.quote(str(lora))
-    if "fewstep.base_config" in header:
-        base += f" --base-config {shlex.quote(header['fewstep.base_config'])}"
-    said = read_overrides({name.removeprefix("fewstep."): value for name, value in header.items()}).stated()
-    for name, value in said.items():
-        base += f" --{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
-    loras = f"--lora {here}" if header.get("fewstep.method") == LCM_LORA else f"--lora LCM-LORA --lora {here}:0.8"
-    return f'paint with it: fewstep generate --model {base} {loras} --prompt "…"'
 
 
 def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
@@ -180,7 +163,7 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
         yield f"words for prompts: {', '.join(' '.join(word.split()) for word in sorted(words))}"
     said = (each for each in sorted(header.metadata.items()) if each[0].startswith(("fewstep.", "modelspec.")))
     yield from _list_entries([*said])
-    yield _format_painting(path, header.metadata)
+    yield from advise_lora(path, header.metadata)
 
 
 def _describe_picture(path: Path) -> Iterator[str]:
@@ -191,7 +174,7 @@ def _describe_picture(path: Path) -> Iterator[str]:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged data
-        raise UserError(f"{path} is neither a picture nor a .safetensors file") from error
+        raise UserError(f"{path} is neither a picture nor a .safetensors file; {_WANTED}") from error
     if not isinstance(text, str):
         raise UserError(f"{path} does not say what painted it (no `parameters` in it)")
     infotext = read_infotext(text)

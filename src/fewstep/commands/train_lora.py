@@ -7,7 +7,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.train_lora import TrainLora
-from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished
+from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.learning import choose_frozen_dtype
 from fewstep.runs.material import forget_encoded, open_material
 from fewstep.train.config import check_given
@@ -20,6 +20,7 @@ def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
+    refuse_others(config.out)
     material = open_material(config, model, run=config.out)
     claim_run_folder(config.out, config)
     if finished(config.out):

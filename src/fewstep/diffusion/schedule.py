@@ -1,4 +1,4 @@
-"""The noise schedule α(t), σ(t), λ(t) = log(α/σ) at whole and at fractional times: tabulated, or of a flow."""
+"""The noise schedule α(t), σ(t), λ(t) = log(α/σ) at whole and at fractional times, and tabulated ones."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Schedule(ABC):
         """Returns the same schedule with its tables, if any, on `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tables = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        dtype = _precision(torch.device(device))
+        dtype = float_dtype(torch.device(device))
         return replace(self, **{name: table.to(device, dtype) for name, table in tables.items()})
 
 
@@ -158,50 +158,8 @@ class Tabulated(Schedule):
         return torch.log(self.alphas) - torch.log(self.sigmas)
 
 
-@dataclass(frozen=True)
-class Flow(Schedule):
-    """α = 1 − σ with σ = shift(t/N) for t = 0 … N, where shift(u) = s·u/(1 + (s − 1)·u) (arXiv 2403.03206, eq. 23).
-
-    Time 0 is the data, σ = 0 exactly, and time N noise alone, σ = 1: λ is +∞ and −∞ there.
-    """
-
-    num_steps: int = 1000
-    """N."""
-    shift: float = 1.0
-    """s: above 1 it moves times towards noise, as large pictures want."""
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1 or not 0 < self.shift < float("inf"):
-            raise ScheduleError(f"num_steps is {self.num_steps} and shift {self.shift}; both must be above 0")
-
-    @property
-    def last(self) -> int:
-        """N."""
-        return self.num_steps
-
-    def alpha(self, t: Tensor) -> Tensor:
-        signal, noise = self._parts(t)
-        return signal / (signal + noise)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        signal, noise = self._parts(t)
-        return noise / (signal + noise)
-
-    def lam(self, t: Tensor) -> Tensor:
-        signal, noise = self._parts(t)
-        return torch.log(signal / noise)
-
-    def time_of_lam(self, lam: Tensor) -> Tensor:
-        # σ = 1/(1 + e^λ), with u for σ where the shift is undone
-        return self.num_steps / (1 + self.shift * torch.exp(lam.to(_precision(lam.device))))
-
-    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what stands to each other as α to σ: N − t and s·t, exact at both ends."""
-        t = t.to(_precision(t.device))
-        return self.num_steps - t, self.shift * t
-
-
-def _precision(device: torch.device) -> torch.dtype:
+def float_dtype(device: torch.device) -> torch.dtype:
+    """Returns the finest floating type that a device has."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

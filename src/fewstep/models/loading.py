@@ -12,7 +12,7 @@ from fewstep.models.codec import Codec
 from fewstep.models.families import family_of_file, family_of_folder, list_families, list_parts
 from fewstep.models.family import LatentModel
 from fewstep.models.hub import fetch_configurations, fetch_pipeline, is_hub_id
-from fewstep.models.model_files import read_json
+from fewstep.models.model_files import MODEL_WANTED, read_index
 from fewstep.models.scheduler import Overrides
 from fewstep.precision import Storage
 
@@ -67,7 +67,7 @@ def load_latent_model(
             raise UserError(f"{source} is not there; a base that a LoRA names is looked for from where you are")
         raise UserError(f"{source} is no single file and has its own configurations; leave --base-config out")
     folder = find_files(source, overrides)
-    index = read_json(folder / "model_index.json", f"{source} is not a pipeline")
+    index = read_index(folder, source)
     return family_of_folder(folder, index, str(source)).load_folder(folder, str(source), index, storage, overrides)
 
 
@@ -83,7 +83,7 @@ def load_codec(source: str | Path, device: torch.device, base_config: str = "") 
         codecs = {family.codec_part for family in list_families()}
         place = fetch_pipeline(str(source), list_parts(), without=set(list_parts()) - codecs)
     folder = find_files(place if place.is_dir() else source, Overrides())
-    index = read_json(folder / "model_index.json", f"{source} is not a pipeline")
+    index = read_index(folder, source)
     return family_of_folder(folder, index, str(source)).load_codec(folder, base_config, device)
 
 
@@ -93,10 +93,7 @@ def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True
     if folder.is_dir():
         return folder
     if not is_hub_id(str(source)):
-        raise UserError(
-            f"{source} is neither a folder nor a file; give a diffusers folder (with model_index.json), a single-file "
-            f".safetensors checkpoint, a Hub id, or the name of a bundled model: {' or '.join(assets.MODELS)}"
-        )
+        raise UserError(f"{source} is neither a folder nor a file; {MODEL_WANTED}")
     if not weights:
         return fetch_configurations(str(source), list_parts())
     networks = {family.lora.part for family in list_families()} if overrides.network else set()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep import documents
+from fewstep import assets, documents
 from fewstep.errors import UserError
 from fewstep.roots import OutsideError, Root
 
@@ -53,6 +53,19 @@ def find_file(folder: Path, name: str) -> Path:
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     """Reads a JSON object of a model's folder. Raises UserError, which begins with `otherwise`, where there is none."""
     return documents.read_json(find_file(path.parent, path.name), otherwise)
+
+
+MODEL_WANTED = (
+    f"give a diffusers folder (with {INDEX}), a run, a single-file .safetensors checkpoint, a Hub id, or "
+    f"the name of a bundled model: {' or '.join(assets.MODELS)}"
+)
+
+
+def read_index(folder: Path, source: str | Path) -> dict[str, Any]:
+    """Reads the model_index.json of the model that `source` names. Raises UserError where there is none."""
+    if not (folder / INDEX).exists():
+        raise UserError(f"{source} is not a pipeline: {INDEX} is missing; {MODEL_WANTED}")
+    return read_json(folder / INDEX, f"{source} is not a pipeline")
 
 
 def check_config(config: Mapping[str, Any], where: Path) -> None:

@@ -10,7 +10,7 @@ from fewstep.models.card import StudentCard, read_card
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.family import Family
 from fewstep.models.loading import find_files
-from fewstep.models.model_files import read_json
+from fewstep.models.model_files import read_index, read_json
 from fewstep.models.scheduler import Overrides
 
 
@@ -40,7 +40,7 @@ def recognise(source: str | Path, base_config: str = "") -> Recognised:
             return Recognised(family, family.released_side, few_step=False, parameterisation="", card=card)
     else:
         folder = find_files(path if path.exists() else source, Overrides(), weights=False)
-        index = read_json(folder / "model_index.json", f"{source} is not a pipeline")
+        index = read_index(folder, source)
         family, card = family_of_folder(folder, index, str(source)), read_card(folder)
     network = read_json(folder / family.lora.part / "config.json", f"{source} is not a whole pipeline")
     codec = read_json(assets.find_part(folder, "vae") / "config.json", f"{source} is not a whole pipeline")

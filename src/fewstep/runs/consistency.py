@@ -17,7 +17,7 @@ from fewstep.method.walks import make_walk
 from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
-from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished
+from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.learning import choose_phases
 from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.train.config import LoopConfig
@@ -38,6 +38,8 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
         raise UserError(f"skip is {config.skip} and the schedule has {model.schedule.num_steps} times; give less")
     few = config.batch_size if config.dry_run else 0
     run = None if config.dry_run else config.out
+    if run:
+        refuse_others(run)
     material = open_material(config, model, captions=SAMPLE_PROMPTS, most=few, run=run)
     if config.dry_run:
         return material

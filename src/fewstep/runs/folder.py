@@ -26,6 +26,12 @@ CONFIG_FILE = "config.yaml"
 BASE_FILE = "base.json"
 
 
+def refuse_others(out: Path) -> None:
+    """Raises UserError where a folder is there that has something in it, and no run."""
+    if not (out / CONFIG_FILE).exists() and not is_vacant(out):
+        raise UserError(f"{out} is not empty and holds no run of fewstep; choose another --out")
+
+
 def claim_run_folder(out: Path, config: Any) -> None:
     """Writes the resolved `config` into `out`, or checks that it is the one already there.
 
@@ -62,8 +68,7 @@ def _claim(out: Path, config: Any) -> None:
             _set_aside(out)
             _write(file, wanted)
         return
-    if not is_vacant(out):
-        raise UserError(f"{out} is not empty and holds no run of fewstep; choose another --out")
+    refuse_others(out)
     try:
         _write(file, wanted)
     except OSError as error:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from fewstep.data.latents import LatentSource
 from fewstep.data.opening import open_pictures
 from fewstep.data.reading import CropSettings, PictureReader
 from fewstep.data.shards.prepared import PreparedShards, is_prepared
-from fewstep.data.sources.base import DroppedError, Source
+from fewstep.data.sources.base import DroppedError, Source, SourceReport
 from fewstep.data.sources.selection import Selection
-from fewstep.errors import UserError
+from fewstep.errors import UserError, show
 from fewstep.models.encoded import Keeping
 from fewstep.models.encoding import encode
 from fewstep.models.family import LatentModel
@@ -106,10 +106,25 @@ def open_material(
         | ({"told": dict(r.told)} if r.told else {})
         for data, r in reports
     }
+    for line in _list_shortages(config, dict(reports)):
+        print(line, flush=True)
     keeping = None if run is None else Keeping(run / ENCODED, describe_pictures(config))
     return Material(
         lambda: encode(model, reading, config.keep_gib, keeping), count, words, account, reading.hash_contents()
     )
+
+
+def _list_shortages(config: TrainingConfig, reports: Mapping[str, SourceReport]) -> Iterator[str]:
+    """Yields a warning for each source of which most is lost, and one where a batch holds pictures several times."""
+    for data, report in reports.items():
+        if (lost := sum(report.dropped.values())) > report.used:
+            yield show(f"warning: {lost} of the {report.found} pictures of {data} are not used; see above why")
+    count, batch = sum(report.used for report in reports.values()), config.batch_size
+    if count < batch:
+        yield (
+            f"warning: there are fewer pictures ({count}) than an update takes ({batch}), so it sees some several "
+            "times; give more pictures, or a smaller --batch-size"
+        )
 
 
 def describe_pictures(config: TrainingConfig) -> dict[str, Any]:

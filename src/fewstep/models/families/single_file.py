@@ -16,7 +16,7 @@ from fewstep.files import SafetensorsHeader
 from fewstep.models.families import list_families
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_configurations
-from fewstep.models.model_files import INDEX, check_index, read_json, stage_configurations
+from fewstep.models.model_files import check_index, read_index, read_json, stage_configurations
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def find_configurations(family: Family, base_config: str, header: SafetensorsHea
         folder / part / "config.json",
         f"--base-config {folder} has no readable {part}/config.json, as the folder of a diffusers pipeline has",
     )
-    check_index(read_json(folder / INDEX, f"{folder} is not a pipeline"), str(folder))
+    check_index(read_index(folder, folder), str(folder))
     if not family.recognises(config):
         other = next((each.title for each in list_families() if each.recognises(config)), "of no family known here")
         raise UserError(f"{path} is {family.title} and --base-config {folder} is {other}")

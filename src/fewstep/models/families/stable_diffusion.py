@@ -43,7 +43,7 @@ from fewstep.models.families.stable_diffusion_parts import (
 )
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
-from fewstep.models.model_files import read_json
+from fewstep.models.model_files import read_index, read_json
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.scheduler import Overrides, read_schedule, settle_schedule
 from fewstep.precision import Storage
@@ -163,7 +163,7 @@ class StableDiffusion(Family):
         parts, folder = load_parts_of_file(self, path, base_config, overrides.network, storage)
         config = read_json(folder / "scheduler" / "scheduler_config.json", f"{folder} has no scheduler")
         config = settle_schedule(config, path, overrides, read_statements(read_safetensors_header(path)))
-        index = read_json(folder / "model_index.json", f"{folder} is not a pipeline")
+        index = read_index(folder, folder)
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
         return self.assemble(str(path), parts, config, storage.device, zero_null=zero_null)
 

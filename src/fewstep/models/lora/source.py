@@ -25,8 +25,12 @@ def parse_lora(given: str) -> tuple[Path, float]:
     name, colon, number = given.rpartition(":")
     try:
         scale = float(number) if colon else 1.0
-    except ValueError:  # the colon belongs to the name
-        name, scale = given, 1.0
+    except ValueError as error:
+        if not Path(given).exists() and Path(name).exists():
+            raise UserError(
+                f"--lora {given} has the scale {number}, which is not a number; give {name}:0.8 or the like"
+            ) from error
+        name, scale = given, 1.0  # the colon belongs to the name
     if not math.isfinite(scale):
         raise UserError(f"--lora {given} has scale {scale:g}; a finite number is wanted")
     return _find(name if colon and name else given), scale
