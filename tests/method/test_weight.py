@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fewstep.diffusion.schedule import Flow
+from fewstep.diffusion.flow import Flow
 from fewstep.method.weights import MOST, WEIGHTS
 
 TIMES = [torch.tensor([0.0, 500.0, 999.0])] * 3

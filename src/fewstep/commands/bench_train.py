@@ -35,6 +35,7 @@ from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.folder import made_with
 from fewstep.runs.material import choose_resolution, open_material
+from fewstep.train.distill_task import DistillTask
 from fewstep.train.loop import begin, one_update
 
 OURS, PLAIN = "fewstep", "plain"
@@ -91,7 +92,10 @@ class Ours:
         student.learner = dataclasses.replace(learner, student=network, target=target)
         path = watch.around("teacher", make_path(config, student, model))
         self._latents = open_material(config, model, most=config.pictures).latents()
-        self._task = make_task(config, student, path, model, self._latents)
+        task = make_task(config, student, path, model, self._latents)
+        if not isinstance(task, DistillTask):
+            raise UserError(f"{config.method} has no one step of a teacher that could be timed; give another --method")
+        self._task = task
         draw_batch = watch.around("data", self._task.draw_batch)
         self._task.draw_batch = draw_batch  # type: ignore[method-assign]  # of this task alone
         self.state = begin(self._task.roles, config)

@@ -50,9 +50,14 @@ def load_teacher(config: Distill) -> LatentModel:
 
 def make_student(config: Distill, teacher: LatentModel) -> Trainable:
     """Makes what learns; with adapters `teacher` itself is given them."""
+    begun = None
+    if config.start:
+        from fewstep.runs.begun import load_begun  # few runs go on from a student
+
+        begun = load_begun(config, teacher)
     return make_trainable(
         config, teacher, method=LCM_LORA if config.lora_rank else "LCD", teacher=config.teacher, solver=config.solver,
-        guided_from=config.guided_from,
+        guided_from=config.guided_from, begun=begun,
     )  # fmt: skip
 
 

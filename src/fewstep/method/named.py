@@ -120,6 +120,9 @@ _LISTED = (
         distance="root",
         gamma=1.0, passes=4.0,
     ),
+    NamedMethod(
+        name="tdm", source="arXiv 2503.06674", end=PHASE, phases=(4,), target="none", states="own", passes=10.5,
+    ),
 )  # fmt: skip
 SAMPLERS = {"deterministic": 0.0, "consistency": 1.0}
 """γ by the names that it has for people."""

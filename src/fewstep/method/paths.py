@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.prediction import Cond, Network
+from fewstep.diffusion.prediction import Cond, Network, Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers.base import Solver
 from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
@@ -38,12 +39,15 @@ class TeacherPath:
     """As `Guided` has it."""
 
     def __call__(self, z_t: Tensor, batch: TrainingBatch) -> Tensor:
-        t, s, cond, omega = batch.t, batch.s, batch.cond, batch.omega
+        return self.solver.step(self.schedule, self.field(batch.cond, batch.omega), z_t, batch.t, batch.s)
+
+    def field(self, cond: Cond, omega: Tensor | None) -> Callable[[Tensor, Tensor], Prediction]:
+        """Returns what the teacher says of z_t at t, guided by ω `[b]`, under a condition `[b, …]`."""
         if self.null_cond is None or omega is None:
-            return self.solver.step(self.schedule, lambda z, at: self.teacher(z, at, cond, None), z_t, t, s)
+            return lambda z_t, t: self.teacher(z_t, t, cond, None)
         # What the empty condition does not say (a picture's sizes) is as it is.
-        null = cond | {name: value.expand(len(z_t), *value.shape[1:]) for name, value in self.null_cond.items()}
-        return self.solver.step(self.schedule, Guided(self.teacher, cond, null, omega, self.guided_from), z_t, t, s)
+        null = cond | {name: value.expand(len(omega), *value.shape[1:]) for name, value in self.null_cond.items()}
+        return Guided(self.teacher, cond, null, omega, self.guided_from)
 
 
 @dataclass(frozen=True)

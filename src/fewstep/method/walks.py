@@ -14,8 +14,8 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.ends import edges
 
-STATES = ("data", "walkers")
-"""What an update learns at: pictures with noise, or where the teacher's own steps have led."""
+STATES = ("data", "walkers", "own")
+"""What an update learns at: pictures with noise, or where the teacher's or the student's own steps have led."""
 
 if TYPE_CHECKING:
     StatesName = str

@@ -62,6 +62,8 @@ class StudentCard:
     """Name of the consistency method whose sampler paints it; without one it is lcm."""
     phases: tuple[int, ...] | None = None
     """Numbers of phases that it was trained for."""
+    refined_by: str | None = None
+    """The method by which it went on from a student of that one."""
     guided_from: int | None = None
     sampling_steps: int | None = None
     """How many steps it paints in when none are asked for."""

@@ -33,6 +33,7 @@ from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.few_step import DEFAULT_STEPS, find_few_step, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of
+from fewstep.models.model_files import find_exported
 from fewstep.models.offload import check_offload, settle
 from fewstep.models.options import Engine, Offload
 from fewstep.models.scheduler import Overrides, read_overrides
@@ -218,8 +219,7 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
     networks are kept and compute in; matrix products in fp32 are TF32's on GPUs that have it. `allow_download` lets a
     LoRA's header name what is fetched from the Hub.
     """
-    if (exported := Path(source) / "model").is_dir() and not (Path(source) / "model_index.json").exists():
-        source = exported  # of a run folder
+    source = find_exported(source)
     lora = Path(source) / DIFFUSERS_FILE
     if lora.is_file():
         header = read_safetensors_header(lora).metadata

@@ -53,8 +53,9 @@ class ConsistencyConfig(TrainingConfig):
     """Who answers at the earlier time: the moving `average` of the weights, which is what is exported too, or the
     student `itself`, without gradient. `auto` is what the method names."""
     states: StatesName = "auto"
-    """What an update learns at: `data`, pictures with noise; or `walkers`, where the teacher's own steps have led from
-    noise, for which captions alone are needed. `auto` is what the method names, and `data` without a teacher."""
+    """What an update learns at: `data`, pictures with noise; `walkers`, where the teacher's own steps have led from
+    noise; or `own`, where the student's have, as `tdm` does. The last two need captions alone. `auto` is what the
+    method names, and `data` without a teacher."""
     distance: DistanceName = "auto"
     """How the answers of student and target are compared; `auto` is what the method names, or `huber`."""
     huber_c: float = 0.03
@@ -135,5 +136,7 @@ class ConsistencyConfig(TrainingConfig):
             raise UserError(f"target is {self.target} and {self.method} has none; give --target auto")
         if self.target == "average" and not self.ema_decay:
             raise UserError("target is the average and ema_decay 0 keeps none; give --ema-decay, or --target itself")
+        if (states := named.choose_states(self.states)) != named.states and "own" in (states, named.states):
+            raise UserError(f"states are {states} and {self.method} learns at {named.states}; give --states auto")
         if self.has_walkers and (named.gap != "fixed" or not others.startswith("--method")):
             raise UserError(f"walkers go on by equal steps, and {others} wants others; give --states data")

@@ -11,6 +11,7 @@ from fewstep.errors import UserError
 from fewstep.method.named import METHODS
 from fewstep.models.families import FamilyChoice
 from fewstep.recipes.consistency import ConsistencyConfig
+from fewstep.train.config import check_at_least, check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,9 @@ class Distill(ConsistencyConfig):
     teacher: str = assets.SCENES
     """The model to distil: `scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a single-file
     checkpoint or a Hub id."""
+    start: str = ""
+    """A few-step model of this teacher to go on from, in place of the teacher's own weights: a run folder, or with
+    --lora-rank a LoRA's file. `tdm` wants one by any-step or pcm."""
     out: Path = Path("runs/scenes")
     """Run folder. Give the same command again to resume an interrupted run."""
     family: FamilyChoice = "any"
@@ -30,8 +34,15 @@ class Distill(ConsistencyConfig):
     """Lowest time step at which the teacher is guided; 0 guides it everywhere, as in the paper. Raise it when pictures
     of many steps look over-guided (docs/results.md)."""
 
+    fake_rank: int = 64
+    """Rank of the adapters by which the teacher tells the student's pictures too; for `tdm`."""
+    fake_lr: float = 0.0
+    """Learning rate of these adapters; 0 takes 10 times --lr."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_at_least(self, 1, "fake_rank")
+        check_not_negative(self, "fake_lr")
         if self.guided_from < 0:
             raise UserError(f"guided_from is {self.guided_from}; it is a time of the schedule, 0 or later")
         if METHODS[self.method].path == "data":
@@ -39,6 +50,11 @@ class Distill(ConsistencyConfig):
                 f"{self.method} learns from pictures and has no teacher, nor guidance: give it to `fewstep finetune`"
             )
         low, high = self.guidance_range
+        if METHODS[self.method].states == "own" and low != high:
+            raise UserError(
+                f"{self.method} matches the pictures of one guidance and guidance_range is {low:g} to {high:g}; give "
+                f"one value twice: --guidance-range {self.guidance_scale:g} {self.guidance_scale:g}"
+            )
         if self.lora_rank and low != high:
             raise UserError(
                 f"a LoRA has no input for guidance and guidance_range is {low:g} to {high:g}; "

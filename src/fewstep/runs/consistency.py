@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable
 
@@ -18,10 +19,10 @@ from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
-from fewstep.runs.learning import choose_phases
 from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
+from fewstep.train.latent_task import LatentTask
 from fewstep.train.loop import fit
 from fewstep.train.trainable import Trainable
 from fewstep.train.walk_task import WalkTask
@@ -55,9 +56,14 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
 
 def make_task(
     config: ConsistencyConfig, student: Trainable, path: Path, model: LatentModel, latents: LatentSource
-) -> DistillTask:
+) -> LatentTask:
     """Sets the seams of the method as the configuration says."""
     named = METHODS[config.method]
+    if named.states == "own":
+        # imported only where a run wants it
+        matching = importlib.import_module("fewstep.runs.matching")
+        task: LatentTask = matching.make_matching_task(config, student, path, model, latents)
+        return task
     method = Method(
         schedule=model.schedule,
         path=path,
@@ -73,7 +79,7 @@ def make_task(
         gap = shrinking_gap(model.schedule.num_steps, config.skip, pictures)
     drawn = TimeAndGuidance(
         skip=config.skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
-        phases=choose_phases(config, model), joining=named.count_before_joining(config.steps, config.batch_size),
+        phases=student.card.phases or (), joining=named.count_before_joining(config.steps, config.batch_size),
     )  # fmt: skip
     target = named.choose_target(config.target)
     if config.has_walkers:
@@ -83,7 +89,7 @@ def make_task(
 
 
 def fit_and_save(
-    config: ConsistencyConfig, task: DistillTask, student: Trainable, title: str, observe: Callable[[int], None]
+    config: ConsistencyConfig, task: LatentTask, student: Trainable, title: str, observe: Callable[[int], None]
 ) -> None:
     """Trains to the end, calling `observe(n)` after update n, and exports to `config.out / "model"`."""
     claim_base(config, student.card)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from fewstep.errors import UserError
@@ -15,16 +17,23 @@ from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.material import choose_resolution
 from fewstep.train.trainable import LoraWeights, Trainable, WholeWeights
 
+if TYPE_CHECKING:
+    from fewstep.runs.begun import Begun
+
 
 def make_trainable(
     config: ConsistencyConfig, model: LatentModel, *, method: str, teacher: str, solver: str,
-    guided_from: int | None = None,
+    guided_from: int | None = None, begun: Begun | None = None,
 ) -> Trainable:  # fmt: skip
-    """Makes adapters on `model`, `model` itself where it is few-step already, or a few-step copy of it.
+    """Makes adapters on `model`, `model` itself where it is few-step already, or a few-step copy of it; or what goes on
+    from a student that has `begun`.
 
     `method`, `teacher`, `solver` and `guided_from` are recorded beside the weights.
     """
-    named, phases = METHODS[config.method], choose_phases(config, model)
+    phases = choose_phases(config, model, begun)
+    consistency, refined_by = config.method, None
+    if begun is not None and config.method != (was := begun.card.consistency or "lcm"):
+        consistency, refined_by = was, config.method
     adapters = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or float(config.lora_rank)}
     card = StudentCard(
         name=config.out.resolve().name, data=config.data, steps=config.steps, batch_size=config.batch_size,
@@ -33,16 +42,20 @@ def make_trainable(
         grid_size=model.schedule.grid_size(config.skip), teacher_sha256=weights_sha256(model.network.backbone),
         base_config=config.base_config or None, **config.stated(),
         method=method, teacher=teacher, solver=solver, guided_from=guided_from,
-        consistency=None if config.method == "lcm" else config.method,
-        phases=phases or None, sampling_steps=phases[0] if named.end is PHASE else None,
+        consistency=None if consistency == "lcm" else consistency, refined_by=refined_by,
+        phases=phases or None, sampling_steps=phases[0] if METHODS[consistency].end is PHASE else None,
         **(adapters if config.lora_rank else {}),  # type: ignore[arg-type]  # one of them is a whole number
     )  # fmt: skip
     told_end = check_end(config, model)
     frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model.device)
     ema, checkpointing = config.ema_decay > 0, config.gradient_checkpointing
     if config.lora_rank:
-        return LoraWeights(model, card, ema=ema, checkpointing=checkpointing, frozen=frozen)
-    if model.network.takes_omega:
+        start = None if begun is None else begun.pairs
+        return LoraWeights(model, card, ema=ema, checkpointing=checkpointing, frozen=frozen, start=start)
+    if begun is not None and begun.network is not None:
+        network = begun.network.requires_grad_(True)
+        model.network.backbone.to(frozen)
+    elif model.network.takes_omega:
         network = model.network.requires_grad_(True)
     else:
         side = choose_resolution(config, model) // model.codec.multiple
@@ -71,9 +84,10 @@ def check_end(config: ConsistencyConfig, model: LatentModel) -> bool:
     return told
 
 
-def choose_phases(config: ConsistencyConfig, model: LatentModel) -> tuple[int, ...]:
+def choose_phases(config: ConsistencyConfig, model: LatentModel, begun: Begun | None = None) -> tuple[int, ...]:
     """Returns the numbers of phases to train for: those asked for, those of the model that goes on, or the method's."""
-    return config.phases or model.card.phases or METHODS[config.method].phases
+    own = model.card.phases if begun is None else begun.card.phases
+    return config.phases or own or METHODS[config.method].phases
 
 
 def choose_frozen_dtype(frozen: Precision, computing: Precision, device: torch.device) -> torch.dtype:

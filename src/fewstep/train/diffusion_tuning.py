@@ -10,10 +10,10 @@ from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_
 from fewstep.diffusion.schedule import Schedule
 from fewstep.train.latent_task import LatentTask
 from fewstep.train.learner import Learner
-from fewstep.train.task import Loss
+from fewstep.train.task import Loss, StudentTask
 
 
-class DiffusionTuningTask(LatentTask):
+class DiffusionTuningTask(LatentTask, StudentTask):
     """‖output − wanted output‖² in the network's own parameterisation, t uniform, captions dropped at times."""
 
     DROP_RATE = 0.1

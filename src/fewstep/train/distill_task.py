@@ -15,7 +15,7 @@ from fewstep.method.step import Method, TargetName, consistency_losses
 from fewstep.method.times import Gap, Times, draw_times, step_back
 from fewstep.train.latent_task import LatentTask
 from fewstep.train.learner import TARGETS, Learner
-from fewstep.train.task import Loss
+from fewstep.train.task import Loss, StudentTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class TimeAndGuidance:
         return tuple(sorted(self.phases, reverse=True)[: 1 + counter // self.joining])
 
 
-class DistillTask(LatentTask):
+class DistillTask(LatentTask, StudentTask):
     """The student learns to answer at t as its target answers at s, one solver step of the teacher earlier."""
 
     def __init__(

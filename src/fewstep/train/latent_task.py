@@ -10,14 +10,13 @@ from fewstep.data import draws
 from fewstep.data.latents import DroppedPicture, LatentSource
 from fewstep.train.learner import Learner
 from fewstep.train.role import Role
-from fewstep.train.task import StudentTask
+from fewstep.train.task import Task
 
 
-class LatentTask(StudentTask):
+class LatentTask(Task):
     """Trains a learner on a source."""
 
     def __init__(self, learner: Learner, source: LatentSource, seed: int) -> None:
-        self.student, self.averaged = learner.weights, learner.averaged
         self._learner, self._source, self._seed = learner, source, seed
         self._device = next(learner.weights.parameters()).device
 

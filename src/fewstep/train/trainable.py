@@ -19,6 +19,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.models.lora.file import read_lora
+from fewstep.models.lora.pair import Lora
 from fewstep.models.network import BackboneNetwork
 from fewstep.parallel.world import current_world
 from fewstep.train.learner import Distribution, Learner, learn_every_weight, replicate, shard
@@ -33,6 +34,10 @@ class Trainable(Protocol):
     """The base as it was: the teacher of a distillation."""
     card: StudentCard
     """What is recorded beside the weights."""
+
+    def add_fake(self, rank: int) -> Learner:
+        """Hangs adapters of that rank on the base, whose answers with them are a fake score's."""
+        ...
 
     def exported(self) -> AbstractContextManager[LatentModel]:
         """Gives the student, while it lasts, with the weights that would be exported now."""
@@ -63,6 +68,12 @@ class WholeWeights:
             self.learner = _spread(self.learner, distribution)
         self._model, self.card = model, card
 
+    def add_fake(self, rank: int) -> Learner:
+        base = self._model.network
+        fake = _hang_fake(self._model, rank, base.backbone.dtype, self.card)
+        self.base = fake.teacher
+        return _learn_adapters(fake)
+
     @property
     def _network(self) -> BackboneNetwork:
         network = self.learner.averaged or self.learner.weights
@@ -89,15 +100,18 @@ class LoraWeights:
 
     def __init__(
         self, model: LatentModel, card: StudentCard, *, ema: bool, checkpointing: bool = False,
-        frozen: torch.dtype = torch.float32,
+        frozen: torch.dtype = torch.float32, start: Lora | None = None,
     ) -> None:  # fmt: skip
-        """Hangs adapters on `model`, whose base is stored in `frozen`; `card` is as `save_lora` wants it."""
+        """Hangs adapters on `model`, whose base is stored in `frozen`, and which are those of `start` if there are any;
+        `card` is as `save_lora` wants it."""
         assert card.lora_rank is not None
         assert card.lora_alpha is not None
         assert card.seed is not None
         self._adapted = AdaptedNetwork(
             model.network, card.lora_rank, card.lora_alpha, model.family.lora.targets, frozen, card.seed
         )
+        if start is not None:
+            self._adapted.take_over(start, "the LoRA to start from")
         self._average = self._adapted.copy_of_weights() if ema else None
         if checkpointing:
             model.network.backbone.enable_gradient_checkpointing()
@@ -108,7 +122,10 @@ class LoraWeights:
         )  # fmt: skip
         if current_world().size > 1:
             self.learner = replicate(self.learner)
-        self._model, self.card = model, card
+        self._model, self.card, self._frozen = model, card, frozen
+
+    def add_fake(self, rank: int) -> Learner:
+        return _learn_adapters(_hang_fake(self._model, rank, self._frozen, self.card))
 
     def _averaged(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         with self._using_average():
@@ -121,7 +138,7 @@ class LoraWeights:
 
     @contextlib.contextmanager
     def exported(self) -> Iterator[LatentModel]:
-        with self._using_average(), self._model.awake():
+        with self._adapted.acting(), self._using_average(), self._model.awake():
             yield _as_student(self._model, self.card, self._model.network)
 
     def save(self, folder: Path) -> None:
@@ -133,6 +150,16 @@ class LoraWeights:
 
     def reload(self, folder: Path) -> None:
         read_lora(folder / LORA_FILE, self._model.parts, self._model.family.lora)
+
+
+def _hang_fake(model: LatentModel, rank: int, frozen: torch.dtype, card: StudentCard) -> AdaptedNetwork:
+    assert card.seed is not None
+    return AdaptedNetwork(model.network, rank, float(rank), model.family.lora.targets, frozen, card.seed, name="fake")
+
+
+def _learn_adapters(adapted: AdaptedNetwork) -> Learner:
+    learner = Learner(weights=adapted.weights, student=adapted.student)
+    return replicate(learner) if current_world().size > 1 else learner
 
 
 def _spread(learner: Learner, distribution: Distribution) -> Learner:

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from fewstep.data import draws
 from fewstep.diffusion.prediction import Cond, Prediction
+from fewstep.errors import UserError
 from fewstep.models.lora.decomposed import Decomposed
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.network import BackboneNetwork
@@ -168,6 +169,20 @@ class AdaptedNetwork:
     def copy_of_weights(self) -> AdapterWeights:
         """Copies them; a moving average starts from that."""
         return copy.deepcopy(self.weights).requires_grad_(False)
+
+    @torch.no_grad()
+    def take_over(self, pairs: Lora, source: str) -> None:
+        """Makes the adapters those of a file; `pairs` by their names in the network. Raises UserError for others than
+        hang here."""
+        own = self.pairs(self.weights)
+        if own.keys() != pairs.keys() or any(own[name].rank != pair.rank for name, pair in pairs.items()):
+            raise UserError(f"{source} has adapters on other modules, or of another rank than {self._rank}")
+        if any(pair.alpha != self.alpha for pair in pairs.values()):
+            raise UserError(f"{source} has another alpha than {self.alpha:g}; give --lora-alpha")
+        named = self.weights.by_name()
+        for name, pair in pairs.items():
+            named[f"{name}.lora_A.{self._name}.weight"].copy_(pair.down)
+            named[f"{name}.lora_B.{self._name}.weight"].copy_(pair.up)
 
     def pairs(self, weights: AdapterWeights) -> Lora:
         """Returns the adapters as a LoRA file has them."""

@@ -1,0 +1,71 @@
+"""The few-step model that a distillation goes on from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.errors import UserError
+from fewstep.files import read_safetensors_header
+from fewstep.method.named import METHODS
+from fewstep.models.card import LCM_LORA, StudentCard, read_method
+from fewstep.models.family import LatentModel
+from fewstep.models.hashes import weights_sha256
+from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.few_step import read_few_step
+from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
+from fewstep.models.lora.pair import Lora
+from fewstep.models.lora.source import parse_lora
+from fewstep.models.model_files import find_exported
+from fewstep.models.network import BackboneNetwork
+from fewstep.recipes.distill import Distill
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What has learnt already: a network, or a LoRA's adapters."""
+
+    card: StudentCard
+    network: BackboneNetwork | None = None
+    pairs: Lora | None = None
+
+
+def load_begun(config: Distill, teacher: LatentModel) -> Begun | None:
+    """Loads what `--start` names. Raises UserError where it does not fit the teacher, or cannot go on by the method."""
+    if not config.start:
+        return None
+    begun = _read_adapters(config, teacher) if config.lora_rank else _load_network(config, teacher)
+    if begun.card.teacher_sha256 not in (None, weights_sha256(teacher.network.backbone)):
+        print(f"note: {config.start} was made from other weights than those of {config.teacher}", flush=True)
+    was = read_method(begun.card, config.start)
+    if METHODS[config.method].states == "own" and was.gamma:
+        raise UserError(
+            f"{config.method} follows a student from end to end, which {config.start} by {was.name} cannot go; start "
+            "from one by any-step or pcm"
+        )
+    if METHODS[config.method].states != "own" and was.name != config.method:
+        raise UserError(f"{config.start} was made by {was.name} and cannot go on by {config.method}; give --method "
+                        f"{was.name}, or tdm")  # fmt: skip
+    return begun
+
+
+def _load_network(config: Distill, teacher: LatentModel) -> Begun:
+    folder = Path(find_exported(config.start))
+    if folder.suffix == ".safetensors" or (folder / DIFFUSERS_FILE).is_file():
+        raise UserError(f"{config.start} is a LoRA, which goes on as one; give its --lora-rank too")
+    model = load_latent_model(folder, teacher.device)
+    if not model.network.takes_omega:
+        raise UserError(f"{config.start} is not a few-step model with an input for guidance; give one")
+    if model.family is not teacher.family or model.network.parameterisation != teacher.network.parameterisation:
+        raise UserError(f"{config.start} is of another kind than {config.teacher}; give a student of this teacher")
+    return Begun(model.card, network=model.network)
+
+
+def _read_adapters(config: Distill, teacher: LatentModel) -> Begun:
+    path, _ = parse_lora(config.start)
+    file = read_lora(path, teacher.parts, teacher.family.lora)
+    header = read_safetensors_header(path).metadata
+    if header.get("fewstep.method") != LCM_LORA:
+        raise UserError(f"{path} is no few-step LoRA that fewstep made; give one")
+    card, _ = read_few_step(header, str(path), teacher.family)
+    return Begun(card, pairs=file.pairs)
