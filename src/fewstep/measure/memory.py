@@ -87,9 +87,9 @@ def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedu
         modules: list[nn.Module] = [base.backbone, adapted.weights]
     else:
         learning = family.shaped_network(few_step=True).requires_grad_(True)
-        learner = learn_every_weight(learning, ema=config.ema_decay > 0)
+        learner = learn_every_weight(learning, ema=config.ema_decay > 0, target_decay=config.second_decay)
         teacher = base.to(torch.bfloat16)
-        modules = [base.backbone, learner.weights, *([learner.averaged] if learner.averaged else [])]
+        modules = [base.backbone, *filter(None, (learner.weights, learner.averaged, learner.target_average))]
     if config.gradient_checkpointing:
         learning.backbone.train()
         learning.backbone.enable_gradient_checkpointing()
