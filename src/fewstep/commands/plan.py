@@ -11,6 +11,7 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.memory import GIB, MOMENTS, Need, need
+from fewstep.method.walks import StatesName
 from fewstep.models.families import find_family
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
@@ -39,6 +40,8 @@ class Plan:
     """Side length of the pictures in pixels; 0 takes the recipe's."""
     batch_size: int = 0
     """Pictures in one update, over all GPUs together; 0 takes the recipe's."""
+    states: StatesName = "auto"
+    """As for `distill`: with `trajectories` there is no teacher to count."""
     target_decay: float | None = None
     """As for `distill`: a value other than the recipe's --ema-decay is a second average, which is counted."""
 
@@ -77,7 +80,9 @@ class MemoryPlan:
 
 def plan(config: Plan) -> list[dict[str, Any]]:
     """Prints the memory for all settings, and the command with the best."""
-    recipe = dataclasses.replace(named.find_recipe(config.recipe), target_decay=config.target_decay)
+    recipe = dataclasses.replace(
+        named.find_recipe(config.recipe), states=config.states, target_decay=config.target_decay
+    )  # fmt: skip
     batch = config.batch_size or recipe.batch_size
     share, budget = batch // config.gpus, config.gpu_memory * GIB
     side = config.resolution or named.RELEASED[config.recipe.removesuffix("-lora")].side
@@ -160,5 +165,6 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
     options += [f"--processes {config.gpus}"] if config.gpus > 1 else []
     options += [f"--batch-size {batch}"] if batch != recipe.batch_size else []
     options += [f"--resolution {config.resolution}"] if config.resolution else []
+    options += [f"--states {config.states}"] if config.states != "auto" else []
     options += [] if config.target_decay is None else [f"--target-decay {config.target_decay:g}"]
     return f"best: fewstep distill {config.recipe} --teacher PATH --data PATH {' '.join(options)}"

@@ -56,8 +56,10 @@ class ConsistencyConfig(TrainingConfig):
     """Decay of the average that answers at the earlier time, where it is to differ from --ema-decay, which is then that
     of the exported average alone: a second copy of the weights. By default one average does both."""
     states: StatesName = "auto"
-    """What an update learns at: `data`, pictures with noise; or `walkers`, where the teacher's own steps have led from
-    noise, for which captions alone are needed. `auto` is what the method names, and `data` without a teacher."""
+    """What an update learns at: `data`, pictures with noise; `walkers`, where the teacher's own steps have led from
+    noise, for which captions alone are needed; or `trajectories`, such steps that `fewstep prepare --trajectories` took
+    beforehand, for which no teacher is asked. `auto` is what --data holds, else what the method names, and `data`
+    without a teacher."""
     distance: DistanceName = "auto"
     """How the answers of student and target are compared; `auto` is what the method names, or `huber`."""
     huber_c: float = 0.03
@@ -138,12 +140,18 @@ class ConsistencyConfig(TrainingConfig):
             raise UserError(f"phases are {self.phases} and {self.method} takes one number; give --method any-step")
         if self.shrink and named.gap != "fixed":
             raise UserError(f"shrink is {self.shrink:g} and {self.method} has a distance of its own; give --shrink 0")
-        others = "--shrink" if self.shrink else "--times any" if self.times == "any" else f"--method {self.method}"
         if self.target != "auto" and named.target == "none":
             raise UserError(f"target is {self.target} and {self.method} has none; give --target auto")
         self._check_averages(named)
-        if self.has_walkers and (named.gap != "fixed" or not others.startswith("--method")):
-            raise UserError(f"walkers go on by equal steps, and {others} wants others; give --states data")
+        if self.has_walkers or self.states == "trajectories":
+            self.check_equal_steps("walkers" if self.has_walkers else self.states)
+
+    def check_equal_steps(self, states: str) -> None:
+        """Raises UserError where the method wants other steps than walkers take, or trajectories have."""
+        others = "--shrink" if self.shrink else "--times any" if self.times == "any" else ""
+        if others or METHODS[self.method].gap != "fixed":
+            others = others or f"--method {self.method}"
+            raise UserError(f"{states} go on by equal steps, and {others} wants others; give --states data")
 
     def _check_averages(self, named: NamedMethod) -> None:
         """Raises UserError for an average that nobody keeps, or nobody asks."""
