@@ -34,6 +34,10 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
         frozen_precision="bf16", precision="bf16", device="cpu",
     )  # fmt: skip
     counted = need(config, family, 8)
+    if not rank:  # adapters hang on their teacher
+        without = need(dataclasses.replace(config, states="trajectories"), family, 8)
+        weights = sum(p.numel() for p in model.network.parameters())
+        assert counted.peak - without.peak == pytest.approx(2 * weights, rel=0.05)
     ours = Ours(config, model, Stopwatch(CPU))
     ours.update()
     (student,) = ours.state.roles
@@ -74,6 +78,8 @@ def test_the_advice_follows_the_memory(capsys):
     changed = best(Plan(gpu_memory=80, batch_size=8, resolution=256), capsys)
     assert "--accumulation 1" in changed
     assert "--batch-size 8 --resolution 256" in changed
+    lighter = best(Plan(gpu_memory=80, states="trajectories", target_decay=0.95), capsys)
+    assert lighter.endswith(" --states trajectories --target-decay 0.95")
 
 
 @pytest.mark.parametrize("config", [Plan(gpu_memory=18.3), Plan(gpu_memory=12, gpus=4), Plan(recipe="sdxl-lora")])
