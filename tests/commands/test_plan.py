@@ -30,16 +30,20 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
     monkeypatch.setattr("fewstep.models.families.stable_diffusion.TOKENS", tokens)
     config = Distill(
         teacher=str(random_teacher), batch_size=16, pictures=16, lora_rank=rank, guidance_range=(5.0, 5.0),
-        ema_decay=0.0 if rank else 0.9, gradient_checkpointing=checkpointing, frozen_precision="bf16",
-        precision="bf16", device="cpu",
+        ema_decay=0.0 if rank else 0.9, target_decay=None if rank else 0.5, gradient_checkpointing=checkpointing,
+        frozen_precision="bf16", precision="bf16", device="cpu",
     )  # fmt: skip
     counted = need(config, family, 8)
+    if not rank:  # adapters hang on their teacher
+        without = need(dataclasses.replace(config, states="trajectories"), family, 8)
+        weights = sum(p.numel() for p in model.network.parameters())
+        assert counted.peak - without.peak == pytest.approx(2 * weights, rel=0.05)
     ours = Ours(config, model, Stopwatch(CPU))
     ours.update()
     (student,) = ours.state.roles
     tensors = [*student.role.weights.parameters(), *model.network.parameters()]
     tensors += [value for each in student.optimizer.state.values() for value in each.values()]
-    tensors += [] if student.role.average is None else list(student.role.average.parameters())
+    tensors += [value for each in (student.role.average, student.role.target) if each for value in each.parameters()]
     with norms_in_fp32(enabled=True):  # as CUDA has it
         measured = most_bytes(ours.update, tensors)
     assert counted.peak == pytest.approx(measured, rel=0.2)
@@ -74,6 +78,8 @@ def test_the_advice_follows_the_memory(capsys):
     changed = best(Plan(gpu_memory=80, batch_size=8, resolution=256), capsys)
     assert "--accumulation 1" in changed
     assert "--batch-size 8 --resolution 256" in changed
+    lighter = best(Plan(gpu_memory=80, states="trajectories", target_decay=0.95), capsys)
+    assert lighter.endswith(" --states trajectories --target-decay 0.95")
 
 
 @pytest.mark.parametrize("config", [Plan(gpu_memory=18.3), Plan(gpu_memory=12, gpus=4), Plan(recipe="sdxl-lora")])

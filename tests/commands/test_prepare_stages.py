@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from fewstep.cli import main
-from fewstep.commands.prepare import EncodingStudio, Prepare, Stages, encode_parts, sum_stages
+from fewstep.commands.prepare import EncodingStudio, Prepare
 from fewstep.models import loading
 from fewstep.models.families import stable_diffusion_parts
 from fewstep.models.loading import load_codec, load_latent_model, pick_device
+from fewstep.runs.preparing import Stages, run_parts, sum_stages
 from warm_command import start_server
 
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def test_pictures_are_read_by_threads_while_others_are_encoded_and_become_the_sa
         if threads:  # as on a GPU
             studio._pool = ThreadPoolExecutor(threads)
             names = watch_threads(studio._reading)
-        stages = encode_parts(config, studio, studio.parts)
+        stages = run_parts(config, studio, studio.parts)
         assert stages.pictures == 20
         assert min(stages.decoding, stages.encoding, stages.writing) > 0
         held.append({file.name: file.read_bytes() for file in config.out.glob("*.safetensors")})

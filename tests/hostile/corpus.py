@@ -65,6 +65,7 @@ def build_corpus(folder: Path, outside: Path) -> Corpus:
     _write_loras(corpus)
     _write_run(folder / "run")
     _write_prepared(folder / "prepared")
+    _write_trajectories(folder / "walked")
     _write_pictures(folder / "pictures")
     _write_shards(folder / "shards")
     return corpus
@@ -149,6 +150,14 @@ def _write_prepared(folder: Path) -> None:
     latents = {"mean": torch.zeros(2, 4, 2, 2, dtype=torch.float16), "std": torch.ones(2, 4, 2, 2, dtype=torch.float16)}
     write_shard(folder, "0-0-0", rows, latents, MADE_OF)
     write_manifest(folder, ["0-0-0"], MADE_OF, {"found": 2, "used": 2})
+
+
+def _write_trajectories(folder: Path) -> None:
+    rows = [PreparedRow(name, "one", (8, 8, 0, 0, 8, 8)) for name in "ab"]
+    made_of = {**MADE_OF, "kind": "trajectories", "stops": [999, 499, 0], "latent_shape": [4, 2, 2]}
+    walked = {"states": torch.zeros(2, 3, 4, 2, 2, dtype=torch.float16), "omega": torch.ones(2)}
+    write_shard(folder, "0-0-trajectories", rows, walked, made_of)
+    write_manifest(folder, ["0-0-trajectories"], made_of, {"found": 2, "used": 2})
 
 
 def draw_picture(kind: str, **more: Any) -> bytes:

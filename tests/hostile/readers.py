@@ -42,6 +42,7 @@ READERS = {
     "sealed checkpoint": Reader(90, readers_of_runs.read_checkpoints),
     "lines of a run": Reader(50, readers_of_runs.read_lines_of_a_run),
     "prepared latents": Reader(60, readers_of_runs.read_prepared),
+    "prepared trajectories": Reader(40, readers_of_runs.read_trajectories),
     "folder of pictures": Reader(60, readers_of_data.read_folder),
     "parquet": Reader(60, readers_of_data.read_parquet),
     "tar": Reader(60, readers_of_data.read_tar),

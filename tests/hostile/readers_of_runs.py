@@ -1,4 +1,4 @@
-"""Readers of runs: their configuration, checkpoints, logs, reports and prepared latents."""
+"""Readers of runs: their configuration, checkpoints, logs, reports, prepared latents and trajectories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from mutations_of_files import mutate_safetensors
 
 from fewstep.commands.inspect import describe
 from fewstep.data.shards.index import ShardIndex
-from fewstep.data.shards.prepared import PreparedShards, is_prepared
+from fewstep.data.shards.prepared import PreparedShards, is_prepared, read_kind
+from fewstep.data.shards.trajectories import TrajectoryShards
 from fewstep.evaluate.protocol import claim_report_folder, rows_beside
 from fewstep.models.encoded import read_encoded
 from fewstep.recipes.named import RECIPES, find_recipe
@@ -111,6 +112,19 @@ def read_prepared(corpus: Corpus, folder: Path, rng: Random) -> None:
         shards.read_row(shard, row)
         for part in ("mean", "std")[: 1 + bool(shards.made_of.get("std"))]:
             shards.read_latent(shard, row, part)
+
+
+def read_trajectories(corpus: Corpus, folder: Path, rng: Random) -> None:
+    kinds = {"prepared.json": mutate_json, ".parquet": mutate_bytes, ".safetensors": mutate_safetensors}
+    place = copy_folder(corpus, "walked", folder / "walked", rng, kinds)
+    read_kind(place)
+    shards = TrajectoryShards(place)
+    shards.hash_contents()
+    for index in range(min(4, len(shards))):
+        shard, row = shards.locate(index)
+        shards.read_omega(shard, row)
+        for hop in range(min(2, shards.hops)):
+            shards.read_step(shard, row, hop)
 
 
 def _forge_table(corpus: Corpus, place: Path, rng: Random) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from closed_forms import Gaussian
-from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.flow import Flow
+from fewstep.diffusion.prediction import to_prediction
 from fewstep.measure.mixture import CLASSES, MEANS, STD, ExactMap, Mixture
 from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances.l2 import l2

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from closed_forms import SD_CONFIG
 from fewstep.data import draws
 from fewstep.data.order import SampleOrder
+from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import to_prediction
-from fewstep.diffusion.schedule import Flow, Tabulated
+from fewstep.diffusion.schedule import Tabulated
 from fewstep.method.sampling import consistency_times
 from fewstep.method.times import draw_times, fixed_gap, shrinking_gap, step_back
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from torch import Tensor
 
+from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.sampling import sample_euler, sample_ode, sampling_times
-from fewstep.diffusion.schedule import Flow
 
 SHAPE = (2, 4, 8, 8)
 

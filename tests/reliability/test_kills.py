@@ -18,7 +18,8 @@ def arguments(tiny, photos, out, *more):
     return (
         "distill", "scenes", "--teacher", tiny, "--data", photos, "--resolution", 16, "--out", out, "--steps", STEPS,
         "--batch-size", BATCH, "--lr-decay", "cosine", "--lr", 1e-3, "--checkpoint-every", 4, "--log-every", 3,
-        "--sample-every", 0, "--record-samples", "--guidance-range", 2, 5, "--guidance-scale", 3, *more,
+        "--sample-every", 0, "--record-samples", "--guidance-range", 2, 5, "--guidance-scale", 3,
+        "--target-decay", 0.9, *more,
     )  # fmt: skip
 
 

@@ -54,7 +54,9 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
 
 
-@pytest.mark.parametrize("changes", [{"distribution": "ddp"}, {"distribution": "fsdp"}, {"ema_decay": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"distribution": "ddp"}, {"distribution": "fsdp", "target_decay": 0.8}, {"ema_decay": 0.0}], ids=str
+)
 def test_two_processes_learn_what_one_does(tiny, photos, tmp_path, changes):
     for size in (1, 2):
         run_ranks(size, learn, tiny, photos, tmp_path / str(size), changes)

@@ -111,7 +111,7 @@ class Ours:
         model = self._model
         modules: list[nn.Module | None] = [model.network, model.codec.autoencoder, *model.conditioner.encoders.values()]
         for role in self.state.roles:
-            modules += [role.role.weights, role.role.average]
+            modules += role.copies.values()
             for moments in role.optimizer.state.values():
                 yield from (moment for moment in moments.values() if isinstance(moment, Tensor))
         for module in modules:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
 from fewstep.method.paths import TeacherPath
@@ -15,6 +17,7 @@ from fewstep.runs.material import choose_resolution
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
+from fewstep.train.kept_task import KeptTask
 from fewstep.train.trainable import Trainable
 
 
@@ -27,6 +30,8 @@ def distill(config: Distill) -> None:
     student = make_student(config, teacher)
     path = make_path(config, student, teacher)
     task = make_task(config, student, path, teacher, material.latents())
+    if isinstance(task, KeptTask) and not config.lora_rank:
+        teacher.network.backbone.to("meta")  # nobody asks it any more
     if config.dry_run:
         return try_out(config, student, task, material.count)
     resolution = choose_resolution(config, teacher)
@@ -45,7 +50,7 @@ def load_teacher(config: Distill) -> LatentModel:
             f"this recipe is for the family {config.family} and {config.teacher} is of {teacher.family.name} "
             f"({teacher.family.title}); choose a recipe of that family, or --family any"
         )
-    return teacher
+    return dataclasses.replace(teacher, home=teacher.device)  # even where its network is given up
 
 
 def make_student(config: Distill, teacher: LatentModel) -> Trainable:

@@ -11,6 +11,7 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.memory import GIB, MOMENTS, Need, need
+from fewstep.method.walks import StatesName
 from fewstep.models.families import find_family
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
@@ -39,6 +40,10 @@ class Plan:
     """Side length of the pictures in pixels; 0 takes the recipe's."""
     batch_size: int = 0
     """Pictures in one update, over all GPUs together; 0 takes the recipe's."""
+    states: StatesName = "auto"
+    """As for `distill`: with `trajectories` there is no teacher to count."""
+    target_decay: float | None = None
+    """As for `distill`: a value other than the recipe's --ema-decay is a second average, which is counted."""
 
     def __post_init__(self) -> None:
         if self.recipe not in named.MEMORY_GIB:
@@ -75,7 +80,9 @@ class MemoryPlan:
 
 def plan(config: Plan) -> list[dict[str, Any]]:
     """Prints the memory for all settings, and the command with the best."""
-    recipe = named.find_recipe(config.recipe)
+    recipe = dataclasses.replace(
+        named.find_recipe(config.recipe), states=config.states, target_decay=config.target_decay
+    )  # fmt: skip
     batch = config.batch_size or recipe.batch_size
     share, budget = batch // config.gpus, config.gpu_memory * GIB
     side = config.resolution or named.RELEASED[config.recipe.removesuffix("-lora")].side
@@ -118,20 +125,24 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
             for checkpointing, (one, each) in counted.items():
                 alone = one.peak - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning
                 if fsdp:
-                    alone = _count_sharded(one, alone, config.gpus, ema=recipe.ema_decay > 0)
+                    alone = _count_sharded(one, alone, config.gpus, _count_averages(recipe))
                 whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT + (NCCL if config.gpus > 1 else 0)
                 yield MemoryPlan(
                     optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each
                 )  # fmt: skip
 
 
-def _count_sharded(one: Need, alone: int, gpus: int, *, ema: bool) -> int:
-    """Counts the bytes of one GPU when weights, average, gradients and moments are split among several.
+def _count_averages(recipe: Distill) -> int:
+    return (recipe.ema_decay > 0) + (recipe.second_decay is not None)
+
+
+def _count_sharded(one: Need, alone: int, gpus: int, averages: int) -> int:
+    """Counts the bytes of one GPU when weights, averages, gradients and moments are split among several.
 
     While a block computes, all of it, at most a quarter of the weights, is gathered. Before that each GPU has built
-    student and average whole.
+    student and averages whole.
     """
-    bytes_each = 4 + (4 if ema else 0) + 4 + MOMENTS["adamw"]
+    bytes_each = 4 + 4 * averages + 4 + MOMENTS["adamw"]
     parts = alone - int(bytes_each * one.learning * (1 - 1 / gpus)) + one.learning
     return max(parts, one.weights)
 
@@ -154,4 +165,6 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
     options += [f"--processes {config.gpus}"] if config.gpus > 1 else []
     options += [f"--batch-size {batch}"] if batch != recipe.batch_size else []
     options += [f"--resolution {config.resolution}"] if config.resolution else []
+    options += [f"--states {config.states}"] if config.states != "auto" else []
+    options += [] if config.target_decay is None else [f"--target-decay {config.target_decay:g}"]
     return f"best: fewstep distill {config.recipe} --teacher PATH --data PATH {' '.join(options)}"

@@ -1,159 +1,48 @@
-"""`fewstep prepare`: encodes pictures into shards of latents, in any number of processes on one machine or many."""
+"""`fewstep prepare`: encodes pictures into shards of latents, or walks trajectories of a teacher into shards of states,
+in any number of processes on one machine or many."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import hashlib
 import json
 import os
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import torch
 
-from fewstep import assets
 from fewstep.data.pictures import to_pixels
 from fewstep.data.reading import CropSettings, PictureReader, Square, hash_sources
-from fewstep.data.shards.prepared import (
-    PreparedRow,
-    check_written,
-    is_written,
-    read_statuses,
-    write_manifest,
-    write_shard,
-)
-from fewstep.data.sources.base import Source, escape_line, list_repeats
-from fewstep.errors import UserError
-from fewstep.files import remove_abandoned
-from fewstep.models.libraries import PRELOAD
+from fewstep.data.shards.prepared import PreparedRow, is_written, write_shard
+from fewstep.data.sources.base import Source, list_repeats
 from fewstep.models.loading import load_codec, pick_device
-from fewstep.models.options import DeviceOptions, SingleFileOptions
 from fewstep.models.prepared_latents import made_of
-from fewstep.parallel.workers import Workers, count_cores, use_one_thread
-from fewstep.recipes.pictures import PictureOptions
+from fewstep.recipes.prepare import Prepare
 from fewstep.runs.lock import hold_folder
 from fewstep.runs.material import choose_side, open_source
-from fewstep.train.config import check_at_least
-from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
+from fewstep.runs.preparing import Part, Stages, Studio, check_readable, fill, make_row
+from fewstep.runs.walking import WalkingStudio
 
 _BATCHES_AHEAD = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepare(PictureOptions, SingleFileOptions, DeviceOptions):
-    """Encodes pictures into a folder that a training takes as --data.
-
-    Give the same command again to resume it, or several times at once, on one machine or many, to share the work.
-    """
-
-    model: str = assets.SCENES
-    """The model whose autoencoder encodes the pictures: `scenes` (bundled), a diffusers folder in Stable Diffusion's
-    layout, a single-file checkpoint or a Hub id."""
-    out: Path = Path("prepared")
-    """Folder for the shards of latents: one for each shard of the source, or several for a long one (--part)."""
-    std: bool = True
-    """Also store the standard deviations of the latents, so that training can sample them; --no-std halves the disk
-    space."""
-    part: int = 10_000
-    """Most pictures in a shard of latents."""
-    batch_size: int = 16
-    """Pictures encoded together. Latents depend on it, but only by rounding."""
-    workers: int = 0
-    """Processes on this machine; 0 takes one for each GPU, or without one for each core, of one thread each."""
-    read_ahead: int = 4
-    """Threads of each process on a GPU that read and decode the next pictures while it encodes; 0 reads them in
-    between."""
-    seed: int = 0
-    """Seed of random crops and of scenes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(self, 1, "part", "batch_size")
-        check_at_least(self, 0, "workers", "read_ahead")
-
-
-@dataclass(frozen=True)
-class Part:
-    """Consecutive pictures of a source, and the name of the shard that they become."""
-
-    name: str
-    pictures: range
-    times: int = 1
-    """How often an epoch goes through it."""
+_PART = 10_000
 
 
 def prepare(config: Prepare) -> None:
-    """Fills `config.out`, and prints how many pictures were used and dropped."""
-    studio = EncodingStudio(config)
+    """Fills `config.out`, and prints how much was used and dropped."""
+    studio: Studio = WalkingStudio(config) if config.trajectories else EncodingStudio(config)
     made_of = json.dumps(studio.made_of, sort_keys=True)
     with hold_folder(config.out, sharing=hashlib.sha256(made_of.encode()).hexdigest()):
         fill(config, studio)
 
 
-def fill(config: Prepare, studio: EncodingStudio) -> None:
-    """Writes what is not there yet, and the list of all. Raises UserError where a shard is of something else."""
-    remove_abandoned(config.out)
-    parts = studio.parts
-    for file in sorted(config.out.glob("*.safetensors")):
-        check_written(config.out, file.stem, studio.made_of)
-    left = [part for part in _order_for_process(parts) if not is_written(config.out, part.name)]
-    print(f"{len(parts)} shards of latents, {len(parts) - len(left)} of them there already", flush=True)
-    begun = time.perf_counter()
-    stages = encode_parts(config, studio, left)
-    if stages.pictures:
-        print(stages.describe(time.perf_counter() - begun), flush=True)
-    statuses: Counter[str] = Counter()
-    for part in parts:
-        statuses.update(read_statuses(config.out, part.name))
-    used = statuses.pop("", 0)
-    dropped = dict(sorted(statuses.items()))
-    report = {"found": used + statuses.total(), "used": used, "dropped": dropped}
-    write_manifest(config.out, [part.name for part in parts], studio.made_of, report)
-    said = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-    print(f"prepared: {report['found']} pictures, {used} used{f', {said}' if said else ''}: {config.out}", flush=True)
-
-
-def encode_parts(config: Prepare, studio: EncodingStudio, left: list[Part]) -> Stages:
-    """Encodes what is left, in this process or in several; returns the time that it took."""
-    count = min(config.workers or (count_cores() if studio.on_cpu else studio.gpus), len(left))
-    if count > 1:
-        with Workers(count, EncodingStudio, (config,), PRELOAD) as workers:
-            return sum_stages(workers.run(left))
-    with use_one_thread() if studio.on_cpu else contextlib.nullcontext():  # more would round otherwise
-        return sum_stages([studio.run(part) for part in left])
-
-
-@dataclass(frozen=True)
-class Stages:
-    """How long the stages of some pictures' preparation took, in seconds of all processes together."""
-
-    pictures: int = 0
-    decoding: float = 0.0
-    """What all threads took together."""
-    encoding: float = 0.0
-    writing: float = 0.0
-
-    def describe(self, seconds: float) -> str:
-        """Returns how many pictures a second each stage does alone, and all of them did in `seconds`."""
-        named = {"decode": self.decoding, "encode": self.encoding, "write": self.writing}
-        rates = ", ".join(f"{name} {self.pictures / max(taken, 1e-9):.0f}" for name, taken in named.items())
-        return f"pictures a second: {rates} (of one thread or process), {self.pictures / max(seconds, 1e-9):.0f} in all"
-
-
-def sum_stages(parts: Iterable[Stages]) -> Stages:
-    """Adds them up."""
-    rows = [dataclasses.astuple(part) for part in parts]
-    return Stages(*(sum(column) for column in zip(*rows, strict=True))) if rows else Stages()
-
-
 class EncodingStudio:
     """Holds the autoencoder and the source in each of the processes."""
+
+    noun, kind, verb = "pictures", "latents", "encode"
 
     def __init__(self, config: Prepare, number: int = 0) -> None:
         """`number` is that of the process on this machine, each of which has a GPU of its own as long as there are
@@ -171,11 +60,12 @@ class EncodingStudio:
         self._reading = PictureReader(
             [self._source], [1.0], CropSettings(resolution=resolution, crop=config.crop), config.seed
         )
-        self.parts = list(_split(self._source, config.part))
+        part = config.part or _PART
+        self.parts = list(_split(self._source, part))
         self.made_of = made_of(
             self._codec, resolution=resolution, crop=config.crop, std=config.std, seed=config.seed
         ) | {
-            "data": config.data, "batch_size": config.batch_size, "part": config.part,
+            "data": config.data, "batch_size": config.batch_size, "part": part,
             "pictures_sha256": hash_sources([self._source]),
         }  # fmt: skip
         if repeats := {part.name: part.times for part in self.parts if part.times != 1}:
@@ -198,8 +88,8 @@ class EncodingStudio:
             for name, value in zip(("mean", "std"), self._codec.encode(to_pixels(filled)), strict=True):
                 latents[name].append(value[: len(squares)].cpu()[kept].half())
             encoding += time.perf_counter() - begun
-            rows += [_make_row(self._reading, i, square) for i, square in zip(indices, squares, strict=True)]
-            _check(rows, part)
+            rows += [make_row(self._reading, i, square) for i, square in zip(indices, squares, strict=True)]
+            check_readable(rows, part)
         joined = {name: torch.cat(values) for name, values in latents.items() if name == "mean" or self._config.std}
         begun = time.perf_counter()
         write_shard(self._config.out, part.name, rows, joined, self.made_of)
@@ -232,24 +122,6 @@ class EncodingStudio:
         return [square for square, _ in read], sum(seconds for _, seconds in read)
 
 
-def _make_row(reading: PictureReader, index: int, square: Square) -> PreparedRow:
-    first, *others = square.captions
-    return PreparedRow(reading.key(index), first, square.sizes, square.reason, tuple(others))
-
-
-def _check(rows: list[PreparedRow], part: Part) -> None:
-    """Raises UserError where so much cannot be read that something must be wrong."""
-    lost = [row for row in rows if is_broken(row.status)]
-    last = rows[-MOST_IN_A_ROW:]
-    if len(last) == MOST_IN_A_ROW and all(is_broken(row.status) for row in last):
-        raise UserError(f"{MOST_IN_A_ROW} pictures in a row of {part.name} cannot be read ({last[-1].status}); mend it")
-    if len(lost) >= MOST_IN_A_ROW and len(lost) > MOST_DROPPED * len(part.pictures):
-        raise UserError(
-            f"{len(lost)} of {len(part.pictures)} pictures of {part.name} cannot be read, more than "
-            f"{MOST_DROPPED:.0%}; the last is {escape_line(lost[-1].key)} ({lost[-1].status})"
-        )
-
-
 def _split(source: Source, most: int) -> Iterator[Part]:
     """Yields a part for each shard of the source, and for each `most` pictures of a longer one."""
     first = 0
@@ -261,13 +133,3 @@ def _split(source: Source, most: int) -> Iterator[Part]:
             pictures = range(first + start, first + min(start + most, size))
             yield Part(f"{number:05d}-{start // most:04d}-{word}", pictures, times)
         first += size
-
-
-def _order_for_process(parts: list[Part]) -> list[Part]:
-    """Returns the parts in the order for this process of several: its own share first, then what others may leave."""
-    rank, size = (
-        next((int(os.environ[name]) for name in names if name in os.environ), default)
-        for names, default in ((("RANK", "SLURM_ARRAY_TASK_ID"), 0), (("WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT"), 1))
-    )
-    start = len(parts) * (rank % size) // size
-    return parts[start:] + parts[:start]

@@ -22,6 +22,18 @@ class LatentBatch:
 
 
 @dataclass(frozen=True)
+class StepBatch(LatentBatch):
+    """Steps of trajectories, each from z_t to z_s `[b, c, h, w]`; z_0 is where its trajectory ends."""
+
+    z_t: Tensor
+    z_s: Tensor
+    hops: Tensor
+    """How many steps of its trajectory lie behind each, `[b]`, on the CPU."""
+    omega: Tensor
+    """What the trajectories were guided by, `[b]`."""
+
+
+@dataclass(frozen=True)
 class DroppedPicture:
     """A picture that a run could not read."""
 

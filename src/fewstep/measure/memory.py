@@ -16,7 +16,7 @@ from fewstep.measure.stopwatch import LiveBytes
 from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances import DISTANCES
 from fewstep.method.named import METHODS
-from fewstep.method.paths import TeacherPath
+from fewstep.method.paths import TeacherPath, kept_path
 from fewstep.method.step import Method, consistency_losses
 from fewstep.models.family import Family
 from fewstep.models.lora.adapters import AdaptedNetwork
@@ -52,9 +52,11 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         null = {name: value[:1] for name, value in family.shaped_condition(1).items()}
         named = METHODS[config.method]
         distance = DISTANCES[named.choose_distance(config.distance)].make(config.huber_c)
-        method = Method(schedule, TeacherPath(teacher, schedule, null), distance, landing=named.landing)
+        kept = config.states == "trajectories"
+        path = kept_path if kept else TeacherPath(teacher, schedule, null)
+        method = Method(schedule, path, distance, landing=named.landing)
         target = TARGETS[named.target](learner)
-        batch = _batch(family, side, config.batch_size // config.accumulation)
+        batch = _batch(family, side, config.batch_size // config.accumulation, kept=kept)
         live = LiveBytes.with_weights(modules)
         weights = live.now
         with live:
@@ -87,16 +89,18 @@ def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedu
         modules: list[nn.Module] = [base.backbone, adapted.weights]
     else:
         learning = family.shaped_network(few_step=True).requires_grad_(True)
-        learner = learn_every_weight(learning, ema=config.ema_decay > 0)
+        learner = learn_every_weight(learning, ema=config.ema_decay > 0, target_decay=config.second_decay)
         teacher = base.to(torch.bfloat16)
-        modules = [base.backbone, learner.weights, *([learner.averaged] if learner.averaged else [])]
+        asked = [] if config.states == "trajectories" else [base.backbone]  # the teacher, where it is
+        modules = [*asked, *filter(None, (learner.weights, learner.averaged, learner.target_average))]
     if config.gradient_checkpointing:
         learning.backbone.train()
         learning.backbone.enable_gradient_checkpointing()
     return learner, teacher, base.schedule, modules
 
 
-def _batch(family: Family, side: int, count: int) -> TrainingBatch:
+def _batch(family: Family, side: int, count: int, *, kept: bool) -> TrainingBatch:
     latents = torch.randn(2, count, family.released_latent_channels, side, side)
     t = torch.zeros(count, dtype=torch.long)
-    return TrainingBatch(latents[0], family.shaped_condition(count), t, t, t, latents[1], torch.zeros(count))
+    step = {"z_t": latents[0], "z_s": latents[1]} if kept else {}
+    return TrainingBatch(latents[0], family.shaped_condition(count), t, t, t, latents[1], torch.zeros(count), **step)

@@ -23,3 +23,5 @@ class TrainingBatch:
     omega: Tensor | None
     z_t: Tensor | None = None
     """Where the batch stands at t, if that is not z_0 with the noise ε."""
+    z_s: Tensor | None = None
+    """Where the path leads from z_t, if that is known."""

@@ -58,3 +58,9 @@ class DataPath:
 
     def __call__(self, z_t: Tensor, batch: TrainingBatch) -> Tensor:  # noqa: ARG002  # z_0 and ε say it all
         return self.schedule.diffuse(batch.z_0, batch.epsilon, batch.s)
+
+
+def kept_path(z_t: Tensor, batch: TrainingBatch) -> Tensor:  # noqa: ARG001  # where it led is known
+    """Returns what is kept of the step that was taken beforehand."""
+    assert batch.z_s is not None
+    return batch.z_s

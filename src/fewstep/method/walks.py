@@ -14,8 +14,9 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.ends import edges
 
-STATES = ("data", "walkers", "own")
-"""What an update learns at: pictures with noise, or where the teacher's or the student's own steps have led."""
+STATES = ("data", "walkers", "trajectories", "own")
+"""What an update learns at: pictures with noise; where the teacher's own steps have led; where they led once, which was
+kept; or where the student's own steps have led."""
 
 if TYPE_CHECKING:
     StatesName = str
@@ -52,10 +53,15 @@ class Walk:
 
 
 def make_walk(schedule: Schedule, skip: int, phases: Sequence[int], walkers: int) -> Walk:
-    """Makes the walk whose stops are the beginnings of all phases and, between them, equal hops of at most `skip`."""
+    """Makes the walk whose stops `find_stops` gives."""
+    return Walk(find_stops(schedule, skip, phases), walkers)
+
+
+def find_stops(schedule: Schedule, skip: int, phases: Sequence[int]) -> Tensor:
+    """Returns the beginnings of all phases and, between them, equal hops of at most `skip`, latest first."""
     begins = torch.cat([torch.tensor([0, schedule.last]), *(edges(schedule, count) for count in phases)]).unique()
     stops = [0]
     for begin, end in itertools.pairwise(begins.tolist()):
         hops = math.ceil((end - begin) / skip)
         stops += [begin + round((end - begin) * (hop + 1) / hops) for hop in range(hops)]
-    return Walk(torch.tensor(stops[::-1]), walkers)
+    return torch.tensor(stops[::-1])

@@ -38,6 +38,8 @@ class StudentCard:
     batch_size: int | None = None
     lr: float | None = None
     ema_decay: float | None = None
+    target_decay: float | None = None
+    """Of the average that it was compared with, where that is not the one that is exported."""
     skip: int | None = None
     shrink: float | None = None
     guidance_scale: float | None = None

@@ -23,6 +23,7 @@ from fewstep.data.reading import PictureReader
 from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, write_whole
+from fewstep.models.conditioner import Conditioner
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.parallel.world import current_world
@@ -78,14 +79,18 @@ def encode_pictures(model: LatentModel, reading: PictureReader) -> Encoded:
         sizes += [square.sizes for square in part]
         rows += [[numbers.setdefault(caption, len(numbers)) for caption in square.captions] for square in part]
         reasons += [square.reason for square in part]
-    captions = list(numbers)
-    parts = (model.conditioner.encode(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK))
-    texts = [{name: value.cpu() for name, value in part.items()} for part in parts]
     return Encoded(
         mean=torch.cat(means), std=torch.cat(stds), rows=rows, reasons=reasons,
-        text={name: torch.cat([part[name] for part in texts]) for name in texts[0]},
+        text=encode_captions(model.conditioner, list(numbers)),
         sizes={name: value.cpu() for name, value in model.conditioner.tell_sizes(sizes).items()},
     )  # fmt: skip
+
+
+def encode_captions(conditioner: Conditioner, captions: Sequence[str]) -> dict[str, Tensor]:
+    """Encodes captions, in parts, into main memory: `[captions, …]`."""
+    parts = (conditioner.encode(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK))
+    texts = [{name: value.cpu() for name, value in part.items()} for part in parts]
+    return {name: torch.cat([part[name] for part in texts]) for name in texts[0]}
 
 
 @dataclass(frozen=True)

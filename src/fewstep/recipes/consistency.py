@@ -9,7 +9,7 @@ from typing import Literal
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
 from fewstep.method.distances import DistanceName
-from fewstep.method.named import METHODS, MethodName
+from fewstep.method.named import METHODS, MethodName, NamedMethod
 from fewstep.method.times import Times
 from fewstep.method.walks import StatesName
 from fewstep.method.weights import WeightName
@@ -50,12 +50,16 @@ class ConsistencyConfig(TrainingConfig):
     """Numbers of phases that `pcm` (one) or `any-step` (several) is trained for; a model is at its best in as many
     steps. Without a value the method takes its own."""
     target: Literal["auto", "average", "itself"] = "auto"
-    """Who answers at the earlier time: the moving `average` of the weights, which is what is exported too, or the
-    student `itself`, without gradient. `auto` is what the method names."""
+    """Who answers at the earlier time: the moving `average` of the weights, or the student `itself`, without gradient.
+    `auto` is what the method names."""
+    target_decay: float | None = None
+    """Decay of the average that answers at the earlier time, where it is to differ from --ema-decay, which is then that
+    of the exported average alone: a second copy of the weights. By default one average does both."""
     states: StatesName = "auto"
     """What an update learns at: `data`, pictures with noise; `walkers`, where the teacher's own steps have led from
-    noise; or `own`, where the student's have, as `tdm` does. The last two need captions alone. `auto` is what the
-    method names, and `data` without a teacher."""
+    noise, for which captions alone are needed; `trajectories`, such steps that `fewstep prepare --trajectories` took
+    beforehand, for which no teacher is asked; or `own`, where the student's own steps have led, as `tdm` does. `auto`
+    is what --data holds, else what the method names, and `data` without a teacher."""
     distance: DistanceName = "auto"
     """How the answers of student and target are compared; `auto` is what the method names, or `huber`."""
     huber_c: float = 0.03
@@ -116,6 +120,11 @@ class ConsistencyConfig(TrainingConfig):
             raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
 
     @property
+    def second_decay(self) -> float | None:
+        """Returns the decay of the target's average where that is not the exported one; None where there is one."""
+        return None if self.target_decay == self.ema_decay else self.target_decay
+
+    @property
     def has_walkers(self) -> bool:
         """Returns whether updates learn where the teacher's own steps have led."""
         return METHODS[self.method].choose_states(self.states) == "walkers"
@@ -131,12 +140,32 @@ class ConsistencyConfig(TrainingConfig):
             raise UserError(f"phases are {self.phases} and {self.method} takes one number; give --method any-step")
         if self.shrink and named.gap != "fixed":
             raise UserError(f"shrink is {self.shrink:g} and {self.method} has a distance of its own; give --shrink 0")
-        others = "--shrink" if self.shrink else "--times any" if self.times == "any" else f"--method {self.method}"
         if self.target != "auto" and named.target == "none":
             raise UserError(f"target is {self.target} and {self.method} has none; give --target auto")
-        if self.target == "average" and not self.ema_decay:
-            raise UserError("target is the average and ema_decay 0 keeps none; give --ema-decay, or --target itself")
+        self._check_averages(named)
         if (states := named.choose_states(self.states)) != named.states and "own" in (states, named.states):
             raise UserError(f"states are {states} and {self.method} learns at {named.states}; give --states auto")
-        if self.has_walkers and (named.gap != "fixed" or not others.startswith("--method")):
-            raise UserError(f"walkers go on by equal steps, and {others} wants others; give --states data")
+        if self.has_walkers or self.states == "trajectories":
+            self.check_equal_steps("walkers" if self.has_walkers else self.states)
+
+    def check_equal_steps(self, states: str) -> None:
+        """Raises UserError where the method wants other steps than walkers take, or trajectories have."""
+        others = "--shrink" if self.shrink else "--times any" if self.times == "any" else ""
+        if others or METHODS[self.method].gap != "fixed":
+            others = others or f"--method {self.method}"
+            raise UserError(f"{states} go on by equal steps, and {others} wants others; give --states data")
+
+    def _check_averages(self, named: NamedMethod) -> None:
+        """Raises UserError for an average that nobody keeps, or nobody asks."""
+        target, decay = named.choose_target(self.target), self.target_decay
+        if self.target == "average" and not (self.ema_decay or decay):
+            raise UserError("target is the average and ema_decay 0 keeps none; give --ema-decay, or --target itself")
+        if decay is None:
+            return
+        if target != "average":
+            has = "no target" if target == "none" else "the student itself for a target"
+            raise UserError(f"target_decay is {decay:g} and {self.method} has {has}; leave --target-decay out")
+        if not 0 < decay < 1:
+            raise UserError(
+                f"target_decay is {decay:g}; it must be above 0 and below 1; without an average give --target itself"
+            )

@@ -27,10 +27,10 @@ class Finetune(ConsistencyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.states == "walkers":
-            raise UserError("walkers follow a teacher, and a fine-tuning has none; give --states data")
         if METHODS[self.method].states == "own":
             raise UserError(f"{self.method} asks a teacher, and a fine-tuning has none; give it to `fewstep distill`")
+        if self.states not in ("auto", "data"):
+            raise UserError(f"{self.states} follow a teacher, and a fine-tuning has none; give --states data")
         if METHODS[self.method].target == "none":
             raise UserError(
                 f"{self.method} learns a teacher's guided steps, and a fine-tuning has none; give another --method"

@@ -17,11 +17,13 @@ from fewstep.method.times import shrinking_gap
 from fewstep.method.walks import make_walk
 from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
+from fewstep.models.prepared_trajectories import KeptTrajectories
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
+from fewstep.train.kept_task import KeptTask
 from fewstep.train.latent_task import LatentTask
 from fewstep.train.loop import fit
 from fewstep.train.trainable import Trainable
@@ -82,6 +84,8 @@ def make_task(
         phases=student.card.phases or (), joining=named.count_before_joining(config.steps, config.batch_size),
     )  # fmt: skip
     target = named.choose_target(config.target)
+    if isinstance(latents, KeptTrajectories):
+        return KeptTask(student.learner, method, latents, drawn, config.seed, target, stops=latents.stops)
     if config.has_walkers:
         walk = make_walk(model.schedule, config.skip, drawn.phases, config.batch_size)
         return WalkTask(student.learner, method, latents, drawn, config.seed, target, walk=walk)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,10 +37,11 @@ def make_trainable(
     adapters = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha or float(config.lora_rank)}
     card = StudentCard(
         name=config.out.resolve().name, data=config.data, steps=config.steps, batch_size=config.batch_size,
-        lr=config.lr, ema_decay=config.ema_decay, skip=config.skip, shrink=config.shrink, seed=config.seed,
-        guidance_scale=config.guidance_scale, guidance_range=config.guidance_range,
-        grid_size=model.schedule.grid_size(config.skip), teacher_sha256=weights_sha256(model.network.backbone),
-        base_config=config.base_config or None, **config.stated(),
+        lr=config.lr, ema_decay=config.ema_decay, target_decay=config.second_decay, skip=config.skip,
+        shrink=config.shrink, seed=config.seed, guidance_scale=config.guidance_scale,
+        guidance_range=config.guidance_range, grid_size=model.schedule.grid_size(config.skip),
+        teacher_sha256=weights_sha256(model.network.backbone), base_config=config.base_config or None,
+        **config.stated(),
         method=method, teacher=teacher, solver=solver, guided_from=guided_from,
         consistency=None if consistency == "lcm" else consistency, refined_by=refined_by,
         phases=phases or None, sampling_steps=phases[0] if METHODS[consistency].end is PHASE else None,
@@ -48,10 +49,13 @@ def make_trainable(
     )  # fmt: skip
     told_end = check_end(config, model)
     frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model.device)
-    ema, checkpointing = config.ema_decay > 0, config.gradient_checkpointing
+    kept: Any = {
+        "ema": config.ema_decay > 0, "target_decay": config.second_decay,
+        "checkpointing": config.gradient_checkpointing,
+    }  # fmt: skip
     if config.lora_rank:
         start = None if begun is None else begun.pairs
-        return LoraWeights(model, card, ema=ema, checkpointing=checkpointing, frozen=frozen, start=start)
+        return LoraWeights(model, card, frozen=frozen, start=start, **kept)
     if begun is not None and begun.network is not None:
         network = begun.network.requires_grad_(True)
         model.network.backbone.to(frozen)
@@ -61,9 +65,7 @@ def make_trainable(
         side = choose_resolution(config, model) // model.codec.multiple
         network = model.network.to_student(side, told_end=told_end)
         model.network.backbone.to(frozen)
-    return WholeWeights(
-        network, model, card, ema=ema, checkpointing=checkpointing, distribution=config.distribution
-    )  # fmt: skip
+    return WholeWeights(network, model, card, distribution=config.distribution, **kept)
 
 
 def check_end(config: ConsistencyConfig, model: LatentModel) -> bool:

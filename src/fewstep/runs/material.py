@@ -15,7 +15,7 @@ from fewstep.data.kind import SourceRequest
 from fewstep.data.latents import LatentSource
 from fewstep.data.opening import open_pictures
 from fewstep.data.reading import CropSettings, PictureReader
-from fewstep.data.shards.prepared import PreparedShards, is_prepared
+from fewstep.data.shards.prepared import TRAJECTORIES, PreparedShards, is_prepared, read_kind
 from fewstep.data.sources.base import DroppedError, Source, SourceReport
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError, show
@@ -27,6 +27,7 @@ from fewstep.parallel.world import current_world
 from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
 from fewstep.recipes.plain import to_plain
 from fewstep.roots import Root
+from fewstep.runs.trajectories import keep_trajectories, open_trajectories
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Material:
     latents: Callable[[], LatentSource]
     """Encodes the pictures, if they are to be kept encoded."""
     count: int
-    """Pictures that there are."""
+    """Pictures that there are, or steps of trajectories."""
     captions: list[str]
     """The first few."""
     account: dict[str, Any]
@@ -86,6 +87,8 @@ def open_material(
     resolution = choose_resolution(config, model)
     if is_prepared(Path(config.data)):
         return _open_prepared(config, model, resolution, captions)
+    if getattr(config, "states", "") == TRAJECTORIES:
+        raise UserError(f"{config.data} holds no trajectories; `fewstep prepare --trajectories` makes a folder of them")
     given = [(config.data, 1.0), *map(split_weight, config.mix)]
     sources = [open_source(config, data, resolution, config.seed) for data, _ in given]
     count = sum(map(len, sources))
@@ -159,12 +162,23 @@ def forget_encoded(run: Path) -> None:
 
 
 def _open_prepared(config: TrainingConfig, model: LatentModel, resolution: int, captions: int) -> Material:
+    if read_kind(Path(config.data)) == TRAJECTORIES:
+        walked = open_trajectories(config, model, resolution)
+        return _of_shards(
+            config, walked, captions, len(walked) * walked.hops, lambda: keep_trajectories(config, model, walked)
+        )
     shards = PreparedShards(Path(config.data), follow_links=config.follow_links)
-    _check_free(config, shards)
     check_made_for(shards, model, resolution)
+    return _of_shards(config, shards, captions, len(shards), lambda: PreparedLatents(model, shards, config.seed))
+
+
+def _of_shards(
+    config: TrainingConfig, shards: PreparedShards, captions: int, count: int, latents: Callable[[], LatentSource]
+) -> Material:  # fmt: skip
+    _check_free(config, shards)
     return Material(
-        latents=lambda: PreparedLatents(model, shards, config.seed),
-        count=len(shards),
+        latents=latents,
+        count=count,
         captions=[shards.read_row(*shards.locate(i)).caption for i in range(min(captions, len(shards)))],
         account={config.data: shards.report},
         identity=shards.hash_contents(),
@@ -183,7 +197,7 @@ def _check_free(config: TrainingConfig, shards: PreparedShards) -> None:
         asked.append("crop")
     if asked:
         raise UserError(
-            f"{shards.folder} holds latents, for which {', '.join(asked)} was settled when they were prepared"
+            f"{shards.folder} holds {shards.kind}, for which {', '.join(asked)} was settled when they were prepared"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,12 @@ class TimeAndGuidance:
         return tuple(sorted(self.phases, reverse=True)[: 1 + counter // self.joining])
 
 
+def draw_omega(seed: int, counters: Sequence[int], within: tuple[float, float]) -> Tensor:
+    """Draws ω `[len(counters)]`, fp32, independently for each counter."""
+    low, high = within
+    return (low + (high - low) * draws.uniform(seed, "omega", counters)).float()
+
+
 class DistillTask(LatentTask, StudentTask):
     """The student learns to answer at t as its target answers at s, one solver step of the teacher earlier."""
 
@@ -80,9 +87,7 @@ class DistillTask(LatentTask, StudentTask):
     def _draw_omega(self, counters: range) -> Tensor | None:
         if self._drawn.omega_range is None:
             return None
-        low, high = self._drawn.omega_range
-        omega = low + (high - low) * draws.uniform(self._seed, "omega", counters)
-        return omega.float().to(self._device, non_blocking=True)
+        return draw_omega(self._seed, counters, self._drawn.omega_range).to(self._device, non_blocking=True)
 
     def loss(self, counters: range) -> Loss:
         batch, valid = self.draw_batch(counters)

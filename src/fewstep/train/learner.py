@@ -25,13 +25,18 @@ Distribution = Literal["ddp", "fsdp"]
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """The weights that learn, their moving average, and the networks that answer with each."""
+    """The weights that learn, their moving averages, and the networks that answer with each."""
 
     weights: nn.Module
     student: Network
     averaged: nn.Module | None = None
+    """The average that is exported."""
     target: Network | None = None
-    """Answers with `averaged`; None: the student is its own target, without gradient."""
+    """Answers with `target_average`, or with `averaged`; None: the student is its own target, without gradient."""
+    target_average: nn.Module | None = None
+    """A second average, where the target's has a decay of its own."""
+    target_decay: float = 0.0
+    """The decay of `target_average`."""
     student_without_exchange: Network | None = None
     """`student` as it answers where no gradient is exchanged, if that is another."""
 
@@ -49,7 +54,7 @@ class Learner:
         """Returns what the loop trains of it."""
         return Role(
             name=name, weights=self.weights, network=self.student, average=self.averaged, optimisation=optimisation,
-            every=every,
+            every=every, target=self.target_average, target_decay=self.target_decay,
         )  # fmt: skip
 
 
@@ -62,10 +67,16 @@ TARGETS: dict[TargetName, Callable[[Learner], Network | None]] = {
 path ends at the end itself."""
 
 
-def learn_every_weight(network: nn.Module, *, ema: bool) -> Learner:
-    """Returns the learner of a whole `network` (a Network)."""
+def learn_every_weight(network: nn.Module, *, ema: bool, target_decay: float | None = None) -> Learner:
+    """Returns the learner of a whole `network` (a Network); with `target_decay` its target is a second average."""
     averaged = copy.deepcopy(network).requires_grad_(False) if ema else None
-    return Learner(weights=network, student=network, averaged=averaged, target=averaged)
+    if target_decay is None:
+        return Learner(weights=network, student=network, averaged=averaged, target=averaged)
+    target = copy.deepcopy(network).requires_grad_(False)
+    return Learner(
+        weights=network, student=network, averaged=averaged, target=target, target_average=target,
+        target_decay=target_decay,
+    )  # fmt: skip
 
 
 class _AsModule(nn.Module):

@@ -104,10 +104,12 @@ def _apply_gradients(role: RoleState, lr: float, norm: Tensor, vetoed: Tensor) -
 
 
 def update_averages(due: Sequence[RoleState], vetoed: Tensor) -> None:
-    """Moves the averages of the roles that are `due`, of those that have one."""
+    """Moves the averages of the roles that are `due`, of those that have some."""
     for each in due:
-        if each.role.average is not None:
-            update_average(each.role.average, each.role.weights, each.optimisation.ema_decay, vetoed)
+        role = each.role
+        for average, decay in ((role.average, each.optimisation.ema_decay), (role.target, role.target_decay)):
+            if average is not None:
+                update_average(average, role.weights, decay, vetoed)
 
 
 @torch.no_grad()

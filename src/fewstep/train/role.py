@@ -16,7 +16,7 @@ from fewstep.train.config import Optimisation
 
 STUDENT = "student"
 """Name of every task's first role."""
-_RESERVED = ("averaged", "optimizer", "losses")  # what the student's tensors are called in a checkpoint
+_RESERVED = ("averaged", "target", "optimizer", "losses")  # what the student's tensors are called in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,10 @@ class Role:
     which the role's own loss asks once for each part of a batch."""
     average: nn.Module | None = None
     """A copy of `weights` that the loop keeps as their moving average."""
+    target: nn.Module | None = None
+    """A second one, for what the role is compared with, where that has a decay of its own."""
+    target_decay: float = 0.0
+    """The decay of `target`."""
     optimisation: Optimisation | None = None
     """None takes the run's own."""
     every: int = 1

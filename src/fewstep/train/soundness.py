@@ -50,9 +50,8 @@ class _Wanted:
         """Whose moments are those of torch's AdamW, which counts its steps in floats."""
         self._losses = {role.file_name("losses") for role in state.roles}
         for role in state.roles:
-            for what, module in (("weights", role.role.weights), ("average", role.role.average)):
-                own = {} if module is None else module.state_dict()
-                self._weights |= {f"{role.file_name(what)}.{name}": value for name, value in own.items()}
+            for begin, module in role.copies.items():
+                self._weights |= {f"{begin}.{name}": value for name, value in module.state_dict().items()}
             self._parameters[role.file_name("optimizer")] = dict(role.role.weights.named_parameters())
 
     def list_lacks(self, names: list[str]) -> Iterator[str]:

@@ -38,15 +38,22 @@ class RoleState:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def file_name(self, what: str) -> str:
-        """Returns what its weights, average, optimizer or losses are called in a checkpoint."""
+        """Returns what its weights, average, target, optimizer or losses are called in a checkpoint."""
         return _STUDENTS_NAMES.get(what, what) if self.role.name == STUDENT else f"{self.role.name}.{what}"
+
+    @property
+    def copies(self) -> dict[str, nn.Module]:
+        """Returns its weights and those of their averages that there are, by what they are called in a checkpoint."""
+        role = self.role
+        given = {"weights": role.weights, "average": role.average, "target": role.target}
+        return {self.file_name(what): module for what, module in given.items() if module is not None}
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns every tensor of it under a name that says what it is."""
-        weights, average, optimizer = map(self.file_name, ("weights", "average", "optimizer"))
-        named = {f"{weights}.{name}": value for name, value in self.role.weights.state_dict().items()}
-        if self.role.average is not None:
-            named |= {f"{average}.{name}": value for name, value in self.role.average.state_dict().items()}
+        optimizer = self.file_name("optimizer")
+        named: dict[str, Tensor] = {}
+        for begin, module in self.copies.items():
+            named |= {f"{begin}.{name}": value for name, value in module.state_dict().items()}
         for name, parameter in self.role.weights.named_parameters():
             for moment, value in self.optimizer.state.get(parameter, {}).items():
                 # bitsandbytes counts in Python, and its weights share tables of levels, which no file can.
@@ -57,9 +64,8 @@ class RoleState:
 
     def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         """Takes over what `tensors` gave."""
-        _load(self.role.weights, _part(tensors, self.file_name("weights")))
-        if self.role.average is not None:
-            _load(self.role.average, _part(tensors, self.file_name("average")))
+        for begin, module in self.copies.items():
+            _load(module, _part(tensors, begin))
         moments: dict[str, dict[str, Tensor]] = {}
         for key, value in _part(tensors, self.file_name("optimizer")).items():
             moment, name = key.split(".", 1)
@@ -109,7 +115,7 @@ class RunState:
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Takes over a saved state, of which every tensor must have its place. Raises KeyError or RuntimeError."""
-        known = tuple(role.file_name(what) for role in self.roles for what in ("weights", "average", "optimizer"))
+        known = [name for role in self.roles for name in (*role.copies, role.file_name("optimizer"))]
         losses = [role.file_name("losses") for role in self.roles]
         for name in tensors:
             if name not in losses and not name.startswith(tuple(f"{each}." for each in known)):

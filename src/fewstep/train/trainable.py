@@ -17,7 +17,7 @@ from fewstep.models.card import LORA_FILE, StudentCard
 from fewstep.models.export import save_lora, save_student
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
-from fewstep.models.lora.adapters import AdaptedNetwork
+from fewstep.models.lora.adapters import AdaptedNetwork, AdapterWeights
 from fewstep.models.lora.file import read_lora
 from fewstep.models.lora.pair import Lora
 from fewstep.models.network import BackboneNetwork
@@ -57,13 +57,13 @@ class WholeWeights:
 
     def __init__(
         self, network: BackboneNetwork, model: LatentModel, card: StudentCard, *, ema: bool,
-        checkpointing: bool = False, distribution: Distribution = "ddp",
+        target_decay: float | None = None, checkpointing: bool = False, distribution: Distribution = "ddp",
     ) -> None:  # fmt: skip
         """Takes all but the network from `model`; `card` is as `save_student` wants it."""
         self.base: Network = model.network
         if checkpointing:
             network.backbone.enable_gradient_checkpointing()
-        self.learner = learn_every_weight(network, ema=ema)
+        self.learner = learn_every_weight(network, ema=ema, target_decay=target_decay)
         if current_world().size > 1:
             self.learner = _spread(self.learner, distribution)
         self._model, self.card = model, card
@@ -99,8 +99,8 @@ class LoraWeights:
     """Adapters learn; the base serves teacher and student alike, so that there is one copy of it in memory."""
 
     def __init__(
-        self, model: LatentModel, card: StudentCard, *, ema: bool, checkpointing: bool = False,
-        frozen: torch.dtype = torch.float32, start: Lora | None = None,
+        self, model: LatentModel, card: StudentCard, *, ema: bool, target_decay: float | None = None,
+        checkpointing: bool = False, frozen: torch.dtype = torch.float32, start: Lora | None = None,
     ) -> None:  # fmt: skip
         """Hangs adapters on `model`, whose base is stored in `frozen`, and which are those of `start` if there are any;
         `card` is as `save_lora` wants it."""
@@ -113,12 +113,14 @@ class LoraWeights:
         if start is not None:
             self._adapted.take_over(start, "the LoRA to start from")
         self._average = self._adapted.copy_of_weights() if ema else None
+        self._target = self._average if target_decay is None else self._adapted.copy_of_weights()
         if checkpointing:
             model.network.backbone.enable_gradient_checkpointing()
         self.base: Network = self._adapted.teacher
         self.learner = Learner(
             weights=self._adapted.weights, student=self._adapted.student, averaged=self._average,
-            target=self._averaged if ema else None,
+            target=self._answer_as_target if self._target is not None else None,
+            target_average=None if target_decay is None else self._target, target_decay=target_decay or 0.0,
         )  # fmt: skip
         if current_world().size > 1:
             self.learner = replicate(self.learner)
@@ -127,18 +129,16 @@ class LoraWeights:
     def add_fake(self, rank: int) -> Learner:
         return _learn_adapters(_hang_fake(self._model, rank, self._frozen, self.card))
 
-    def _averaged(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
-        with self._using_average():
+    def _answer_as_target(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        with self._using(self._target):
             return self._adapted.student(z_t, t, cond, omega)
 
-    @contextlib.contextmanager
-    def _using_average(self) -> Iterator[None]:
-        with self._adapted.using(self._average) if self._average is not None else contextlib.nullcontext():
-            yield
+    def _using(self, average: AdapterWeights | None) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if average is None else self._adapted.using(average)
 
     @contextlib.contextmanager
     def exported(self) -> Iterator[LatentModel]:
-        with self._adapted.acting(), self._using_average(), self._model.awake():
+        with self._adapted.acting(), self._using(self._average), self._model.awake():
             yield _as_student(self._model, self.card, self._model.network)
 
     def save(self, folder: Path) -> None:
@@ -168,7 +168,7 @@ def _spread(learner: Learner, distribution: Distribution) -> Learner:
         case "ddp":
             return replicate(learner)
         case "fsdp":
-            for network in filter(None, (learner.weights, learner.averaged)):
+            for network in filter(None, (learner.weights, learner.averaged, learner.target_average)):
                 assert isinstance(network, BackboneNetwork)
                 shard(network.backbone, network.blocks)
             return learner

@@ -25,6 +25,8 @@ from fewstep.files import open_safetensors, read_safetensors_header, write_whole
 from fewstep.roots import OutsideError, Root, open_regular
 
 MANIFEST = "prepared.json"
+TRAJECTORIES = "trajectories"
+"""The kind of what a folder holds, where it is not latents."""
 _HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
 _MOST_NAME = 200
@@ -32,7 +34,7 @@ _MOST_NAME = 200
 _OTHERS = "other_captions"
 """Column that a table has where any of its pictures has several captions."""
 _DTYPES = ("F16", "F32", "BF16")
-_ADVICE = "delete it and prepare it again"
+ADVICE = "delete it and prepare it again"
 _COLUMNS = pa.schema(
     [("key", pa.string()), ("caption", pa.string()), ("sizes", pa.list_(pa.int32(), 6)), ("status", pa.string()),
      ("row", pa.int32())]
@@ -82,6 +84,14 @@ def write_shard(
         draft.write_bytes(safetensors.torch.save(dict(latents), header))
 
 
+def read_kind(folder: Path) -> str:
+    """Returns what the folder holds, by its list of shards; `latents` where that does not say."""
+    try:
+        return str(load_json(folder / MANIFEST)["made_of"].get("kind", "latents"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "latents"  # whose reader says what is wrong with it
+
+
 def is_written(folder: Path, name: str) -> bool:
     """Tells whether the shard of that name is complete."""
     return (folder / f"{name}.safetensors").exists()
@@ -97,14 +107,15 @@ def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
     file = folder / f"{name}.safetensors"
     if not file.exists():
         return
-    metadata = read_safetensors_header(file, advice=_ADVICE).metadata
+    metadata = read_safetensors_header(file, advice=ADVICE).metadata
     try:
         held = parse_json(metadata[_HEADER])["made_of"]
         if not isinstance(held, dict):
             raise ValueError("it does not say what it was made of")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({error}); {_ADVICE}") from error
-    for field in sorted({*held, *made_of}):
+        raise UserError(f"{file} is damaged ({error}); {ADVICE}") from error
+    # What a person chose comes first, and then what followed from it.
+    for field in sorted({*held, *made_of}, key=lambda name: (isinstance(made_of.get(name), list | dict), name)):
         if held.get(field) != made_of.get(field):
             raise UserError(
                 f"{file} was prepared with {field} {held.get(field)}, not {made_of.get(field)}; choose another --out"
@@ -133,6 +144,8 @@ def _check_manifest(held: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str
 
 class PreparedShards:
     """The latents in a folder that `fewstep prepare` filled; a shard is opened when it is first read."""
+
+    kind = "latents"
 
     def __init__(self, folder: Path, *, follow_links: bool = False) -> None:
         """With `follow_links`, files of the folder may be links out of it. Raises UserError."""
@@ -178,19 +191,19 @@ class PreparedShards:
         try:
             return self._root.resolve(name)
         except OutsideError as error:
-            advice = "follow it with --follow-links" if error.linked else _ADVICE
+            advice = "follow it with --follow-links" if error.linked else ADVICE
             raise UserError(f"{self.folder} names {name[:100]!a}, which leads out of it; {advice}") from error
 
     def _open(self, shard: int) -> tuple[Any, list[PreparedRow]]:
         name = self.names[shard]
         self._find(f"{name}.safetensors")
         check_written(self.folder, name, self.made_of)
-        latents = open_safetensors(self.folder / f"{name}.safetensors", advice=_ADVICE)
+        latents = open_safetensors(self.folder / f"{name}.safetensors", advice=ADVICE)
         try:
             with open_regular(self._find(f"{name}.parquet")) as file:
                 content = file.read(MOST_BYTES)
         except OSError as error:
-            raise UserError(f"{self.folder / name}.parquet cannot be read ({error.strerror}); {_ADVICE}") from error
+            raise UserError(f"{self.folder / name}.parquet cannot be read ({error.strerror}); {ADVICE}") from error
         if hashlib.sha256(content).hexdigest() != parse_json(latents.metadata()[_HEADER]).get(_TABLE):
             raise UserError(
                 f"{self.folder / name}.parquet is not the table of the latents beside it; delete both and prepare them "
@@ -199,10 +212,15 @@ class PreparedShards:
         rows = _read_rows(content, f"{self.folder / name}.parquet")
         slices = {part: latents.get_slice(part) for part in latents.keys()}  # noqa: SIM118  # no mapping
         held = {part: tuple(each.get_shape()) for part, each in slices.items() if each.get_dtype() in _DTYPES}
-        shapes = {held.get("mean", ()), held.get("std", () if self.made_of.get("std") else held.get("mean", ()))}
-        if {shape[:1] for shape in shapes} != {(len(rows),)} or len(rows) != self.shard_sizes[shard] or len(shapes) > 1:
-            raise UserError(f"{self.folder / name}.safetensors does not hold the latents of its table; {_ADVICE}")
+        if not self._fit(held, len(rows)) or len(rows) != self.shard_sizes[shard]:
+            raise UserError(f"{self.folder / name}.safetensors does not hold the {self.kind} of its table; {ADVICE}")
         return latents, rows
+
+    def _fit(self, shapes: Mapping[str, tuple[int, ...]], rows: int) -> bool:
+        """Tells whether tensors of these shapes are what so many rows have."""
+        mean = shapes.get("mean", ())
+        std = shapes.get("std", () if self.made_of.get("std") else mean)
+        return mean[:1] == (rows,) and std == mean
 
 
 def _sizes(numbers: Sequence[int]) -> Sizes:
@@ -227,12 +245,13 @@ def _read_rows(content: bytes, source: str) -> list[PreparedRow]:
             for each in entries
         ]
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source} is damaged ({' '.join(str(error).split())[:120]}); {_ADVICE}") from error
+        raise UserError(f"{source} is damaged ({' '.join(str(error).split())[:120]}); {ADVICE}") from error
 
 
 def count_pictures(file: Path) -> int:
-    """Counts the pictures in a shard of latents from its header."""
-    return read_safetensors_header(file, advice=_ADVICE).shapes["mean"][0]
+    """Counts the pictures, or the trajectories, in a shard from its header."""
+    shapes = read_safetensors_header(file, advice=ADVICE).shapes
+    return shapes["mean" if "mean" in shapes else "states"][0]
 
 
 def write_manifest(folder: Path, names: Sequence[str], made_of: Mapping[str, Any], report: Mapping[str, Any]) -> None:

@@ -1,0 +1,60 @@
+"""Shards of trajectories that `fewstep prepare` writes: where the teacher stood after each of its steps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from fewstep.data.shards.prepared import TRAJECTORIES, PreparedShards
+from fewstep.errors import UserError
+
+_MOST_STOPS = 10_000
+
+
+class TrajectoryShards(PreparedShards):
+    """Each row has its states `[stops, c, h, w]`, from noise to the picture, and the ω that it was guided by."""
+
+    kind = TRAJECTORIES
+
+    def __init__(self, folder: Path, *, follow_links: bool = False) -> None:
+        super().__init__(folder, follow_links=follow_links)
+        stops, shape = self.made_of.get("stops"), self.made_of.get("latent_shape")
+        if not _are_whole(stops) or not _are_whole(shape):
+            raise UserError(f"{folder} does not say at which times its trajectories stop; prepare them again")
+        assert isinstance(stops, list)
+        assert isinstance(shape, list)
+        self.stops: tuple[int, ...] = tuple(stops)
+        self.latent_shape: tuple[int, ...] = tuple(shape)
+        falling = all(later > earlier for later, earlier in itertools.pairwise(stops))
+        if len(stops) < 2 or stops[-1] != 0 or not falling:
+            raise UserError(f"{folder} has trajectories that do not lead from noise to t = 0; prepare them again")
+
+    @property
+    def hops(self) -> int:
+        """Counts the steps of a trajectory."""
+        return len(self.stops) - 1
+
+    def read_step(self, shard: int, row: int, hop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Reads where one step began, where it led, and where its trajectory ends, `[c, h, w]` each."""
+        states = self._shard(shard)[0].get_slice("states")
+        both, end = states[row, hop : hop + 2], states[row, self.hops]
+        return both[0], both[1], end
+
+    def read_omega(self, shard: int, row: int) -> float:
+        """Reads what a trajectory was guided by."""
+        return float(self._shard(shard)[0].get_slice("omega")[row])
+
+    def _fit(self, shapes: Mapping[str, tuple[int, ...]], rows: int) -> bool:
+        states = (rows, len(self.stops), *self.latent_shape)
+        return shapes.get("states") == states and shapes.get("omega") == (rows,)
+
+
+def _are_whole(numbers: object) -> bool:
+    return (
+        isinstance(numbers, list)
+        and 0 < len(numbers) <= _MOST_STOPS
+        and all(type(number) is int and number >= 0 for number in numbers)
+    )

@@ -1,0 +1,80 @@
+"""Trajectories opened for a run, where they are of its teacher and its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fewstep.data.shards.prepared import TRAJECTORIES
+from fewstep.data.shards.trajectories import TrajectoryShards
+from fewstep.errors import UserError
+from fewstep.method.ends import edges
+from fewstep.method.named import METHODS
+from fewstep.models.family import LatentModel
+from fewstep.models.prepared_trajectories import KeptTrajectories, describe_teacher
+from fewstep.recipes.distill import Distill
+from fewstep.recipes.pictures import TrainingConfig
+
+
+def open_trajectories(config: TrainingConfig, model: LatentModel, resolution: int) -> TrajectoryShards:
+    """Opens those of a folder. Raises UserError where the run is of another kind, or they do not fit it."""
+    folder = config.data
+    if not isinstance(config, Distill):
+        raise UserError(f"{folder} holds trajectories of a teacher, which only `fewstep distill` learns from")
+    if METHODS[config.method].states == "own":
+        raise UserError(
+            f"{folder} holds trajectories of a teacher and {config.method} follows the student; give --data pictures"
+        )
+    if config.states not in ("auto", TRAJECTORIES):
+        raise UserError(f"{folder} holds trajectories, and states is {config.states}; give --states {TRAJECTORIES}")
+    config.check_equal_steps(TRAJECTORIES)
+    shards = TrajectoryShards(Path(folder), follow_links=config.follow_links)
+    _check_settings(shards, config)
+    _check_teacher(shards, config, model, resolution)
+    _check_stops(shards, config, model)
+    return shards
+
+
+def _check_settings(shards: TrajectoryShards, config: Distill) -> None:
+    """Raises UserError naming the setting in which trajectories and a run do not agree."""
+    wanted = {
+        "skip": config.skip, "solver": config.solver, "guidance_range": list(config.guidance_range),
+        "guided_from": config.guided_from,
+    }  # fmt: skip
+    for name, value in wanted.items():
+        held = shards.made_of.get(name)
+        if held != value:
+            said, here = (" ".join(map(str, each)) if isinstance(each, list) else each for each in (held, value))
+            option = name.replace("_", "-")
+            raise UserError(
+                f"{shards.folder} was walked with {name} {said} and this run has {here}; give --{option} {said}, or "
+                f"prepare trajectories with --{option} {here}"
+            )
+
+
+def _check_teacher(shards: TrajectoryShards, config: Distill, model: LatentModel, resolution: int) -> None:
+    held = shards.made_of
+    wanted = describe_teacher(model, resolution, torch.tensor(shards.stops).clamp(max=model.schedule.last))
+    for name, value in wanted.items():
+        if held.get(name) != value:
+            raise UserError(
+                f"{shards.folder} was not walked by {config.teacher} at this resolution: {name} is "
+                f"{str(held.get(name))[:60]} there and {str(value)[:60]} here; give the teacher that walked, or "
+                "prepare trajectories of this one"
+            )
+
+
+def _check_stops(shards: TrajectoryShards, config: Distill, model: LatentModel) -> None:
+    phases = config.phases or METHODS[config.method].phases
+    lacking = [count for count in phases if not set(edges(model.schedule, count).tolist()) <= set(shards.stops)]
+    if lacking:
+        raise UserError(
+            f"{shards.folder} does not stop where {' or '.join(map(str, lacking))} phases begin; prepare trajectories "
+            f"with --phases {' '.join(map(str, phases))}"
+        )
+
+
+def keep_trajectories(config: TrainingConfig, model: LatentModel, shards: TrajectoryShards) -> KeptTrajectories:
+    """Makes them a source of steps, in the order of the run."""
+    return KeptTrajectories(model, shards, config.seed, config.keep_gib)
