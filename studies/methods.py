@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,14 @@ ROWS: dict[str, dict[str, Any]] = {
     "any-step, steps of 25": {"method": "any-step"},
     "any-step, from data": {"method": "any-step", "states": "data"},
     "any-step, λ = 1": {"method": "any-step", "skip": 125, "loss_weight": "constant"},
+    "any-step, whole jumps half the time": {"method": "any-step", "skip": 125, "phases": (1, 1, 1, 2, 4, 8)},
+    "any-step, then TDM": {
+        "method": "tdm",
+        "after": "any-step",
+        "steps": 200,
+        "lr": 1e-4,
+        "fake_lr": 5e-4,
+    },
 }
 
 
@@ -81,18 +90,31 @@ def main(study: Study) -> None:
         for name in study.rows:
             for updates in study.updates:
                 for seed in study.seeds:
-                    slug = f"methods-{name.replace(', ', '-').replace(' ', '-')}-{guidance:g}-{updates}-{seed}"
-                    settings = {
-                        "guided_from": 0, "guidance_range": (guidance, guidance), "guidance_scale": guidance,
-                        "skip": study.skip, "steps": updates, "seed": seed, **ROWS[name],
-                    }  # fmt: skip
-                    student = load_pipeline(trained(configured(slug, **settings)), "cpu")
+                    folder = train_row(name, guidance, updates, seed, study.skip)
+                    student = load_pipeline(folder, "cpu")
                     for count in study.steps:
                         cell = Cell("lcm", count, "lcm", guidance)
                         row, _ = score(
-                            bench, cell, painter_of(cell, None, student), name, folder=RUNS / "methods" / slug
+                            bench,
+                            cell,
+                            painter_of(cell, None, student),
+                            name,
+                            folder=RUNS / "methods" / folder.parent.name,
                         )
                         publish(table, row, model=name, updates=updates, seed=seed)
+
+
+def train_row(name: str, guidance: float, updates: int, seed: int, skip: int) -> Path:
+    """Trains the student of a row, and before it the one that it goes on from; returns its model's folder."""
+    changes = dict(ROWS[name])
+    if after := changes.pop("after", None):
+        changes["start"] = str(train_row(after, guidance, updates, seed, skip))
+    settings = {
+        "guided_from": 0, "guidance_range": (guidance, guidance), "guidance_scale": guidance, "skip": skip,
+        "steps": updates, "seed": seed, **changes,
+    }  # fmt: skip
+    slug = f"methods-{name.replace(', ', '-').replace(' ', '-')}-{guidance:g}-{updates}-{seed}"
+    return trained(configured(slug, **settings))
 
 
 def publish(table: Table, row: dict[str, Any], **labels: Any) -> None:

@@ -40,7 +40,7 @@ class MatchingTask(LatentTask):
     """The student paints from noise as its sampler does, in a number of steps drawn for each update, up to a step that
     is drawn too; there it learns that its answers be distributed as the teacher's pictures (TDM, arXiv 2503.06674).
 
-    Pictures are read for their captions alone. Student and fake score learn in turns, one update each.
+    Pictures are read for their captions alone. Both learn at every update.
     """
 
     def __init__(  # noqa: PLR0913  # what two roles need
