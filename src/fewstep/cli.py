@@ -76,7 +76,7 @@ COMMANDS = {
     ),
     "plan": Command("commands.plan:plan", "commands.plan:Plan", "find the fastest settings that fit a GPU's memory"),
     "prepare": Command(
-        "commands.prepare:prepare", "commands.prepare:Prepare", "encode pictures, or walk a teacher, once for many runs",
+        "commands.prepare:prepare", "commands.prepare:Prepare", "encode pictures or walk a teacher, once for many runs",
         "; the same command goes on, and makes nothing twice", "apart",
     ),
     "serve": Command("commands.serve:serve", "commands.serve:Serve", "serve a web page and an HTTP API that paint"),
