@@ -170,6 +170,17 @@ def test_it_goes_on_bit_for_bit_after_a_stop(method, rank, begun, random_teacher
         assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.parametrize("method", ["any-step", "tdm"])
+def test_prompts_are_enough_where_no_picture_is_looked_at(method, random_teacher, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a red star\n\na blue ring\n")
+    given = {**COMMON, "method": method, "data": str(tmp_path / "prompts.txt"), "teacher": str(random_teacher)}
+    distill(Distill(**given, skip=125, out=tmp_path / "run"))
+    assert "3 lines found, 2 used, 1 dropped" in capsys.readouterr().out
+    assert fewstep.load(tmp_path / "run", "cpu")("a red star", steps=2)
+    with pytest.raises(UserError, match="holds prompts and no pictures"):
+        distill(Distill(**{**given, "method": "lcm"}, out=tmp_path / "other"))
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

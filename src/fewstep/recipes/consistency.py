@@ -129,6 +129,11 @@ class ConsistencyConfig(TrainingConfig):
         """Returns whether updates learn where the teacher's own steps have led."""
         return METHODS[self.method].choose_states(self.states) == "walkers"
 
+    @property
+    def reads_captions_alone(self) -> bool:
+        """Returns whether updates learn where somebody's own steps have led, so that no picture is looked at."""
+        return METHODS[self.method].choose_states(self.states) in ("walkers", "own")
+
     def _check_method(self) -> None:
         """Raises UserError for what the method has no use for."""
         named = METHODS[self.method]

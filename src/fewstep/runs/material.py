@@ -17,6 +17,7 @@ from fewstep.data.opening import open_pictures
 from fewstep.data.reading import CropSettings, PictureReader
 from fewstep.data.shards.prepared import TRAJECTORIES, PreparedShards, is_prepared, read_kind
 from fewstep.data.sources.base import DroppedError, Source, SourceReport
+from fewstep.data.sources.prompts import is_prompt_file, open_prompts
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError, show
 from fewstep.models.encoded import Keeping
@@ -90,7 +91,7 @@ def open_material(
     if getattr(config, "states", "") == TRAJECTORIES:
         raise UserError(f"{config.data} holds no trajectories; `fewstep prepare --trajectories` makes a folder of them")
     given = [(config.data, 1.0), *map(split_weight, config.mix)]
-    sources = [open_source(config, data, resolution, config.seed) for data, _ in given]
+    sources = [_open(config, data, resolution) for data, _ in given]
     count = sum(map(len, sources))
     if most:
         sources, given = [_First(sources[0], most)], given[:1]
@@ -115,6 +116,18 @@ def open_material(
     return Material(
         lambda: encode(model, reading, config.keep_gib, keeping), count, words, account, reading.hash_contents()
     )
+
+
+def _open(config: TrainingConfig, data: str, resolution: int) -> Source:
+    """Opens pictures, or prompts where a run looks at no picture."""
+    if not is_prompt_file(data):
+        return open_source(config, data, resolution, config.seed)
+    if not getattr(config, "reads_captions_alone", False):
+        raise UserError(
+            f"{data} holds prompts and no pictures, which are enough for `fewstep distill` with --states walkers or "
+            "--method tdm; give pictures"
+        )
+    return open_prompts(data, resolution)
 
 
 def _list_shortages(config: TrainingConfig, reports: Mapping[str, SourceReport]) -> Iterator[str]:

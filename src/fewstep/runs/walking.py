@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from fewstep.data import draws
 from fewstep.data.reading import CropSettings, PictureReader, Square, hash_sources
 from fewstep.data.shards.prepared import TRAJECTORIES, PreparedRow, is_written, write_shard
 from fewstep.data.sources.base import Source, escape_line
-from fewstep.data.sources.prompts import PromptFile, is_prompt_file
+from fewstep.data.sources.prompts import PromptFile, is_prompt_file, open_prompts
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
 from fewstep.method.batch import TrainingBatch
@@ -161,9 +160,7 @@ def load_teacher(config: Prepare, device: torch.device) -> LatentModel:
 
 def _open_captions(config: Prepare, resolution: int) -> Source:
     if is_prompt_file(config.data):
-        source = PromptFile(Path(config.data), resolution)
-        print(source.report.format_report().replace("picture", "line"), flush=True)
-        return source
+        return open_prompts(config.data, resolution)
     return open_source(config, config.data, resolution, config.seed)
 
 

@@ -23,6 +23,13 @@ def is_prompt_file(data: str) -> bool:
     return data.lower().endswith(SUFFIX) and not os.path.isdir(data)
 
 
+def open_prompts(data: str, side: int) -> PromptFile:
+    """Opens such a file, and prints how many prompts are used and how many lines are empty."""
+    source = PromptFile(Path(data), side)
+    print(source.report.format_report().replace("picture", "line"), flush=True)
+    return source
+
+
 class PromptFile:
     """One shard, whose pictures are grey: nobody is to look at them."""
 
