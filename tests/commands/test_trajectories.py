@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import fewstep
 from fewstep.commands.distill import distill, load_teacher, make_path, make_student
+from fewstep.commands.inspect import describe
 from fewstep.commands.prepare import prepare
 from fewstep.data.shards.prepared import MANIFEST
 from fewstep.data.shards.trajectories import TrajectoryShards
@@ -307,3 +308,10 @@ def test_a_shard_of_other_shapes_is_refused(kept, tmp_path):
     (folder / MANIFEST).write_text(json.dumps(held))
     with pytest.raises(UserError, match="does not hold the trajectories of its table"):
         TrajectoryShards(folder).read_step(0, 0, 0)
+
+
+def test_a_folder_of_them_is_described(kept):
+    said = list(describe(kept))
+    assert said[0] == "prepared: 10 trajectories in 3 shards"
+    assert said[1] == f"learn from it: fewstep distill --data {kept} --out RUN"
+    assert "skip: 125" in said

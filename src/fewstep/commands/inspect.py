@@ -15,6 +15,7 @@ from PIL import Image
 from fewstep import assets
 from fewstep.data.infotext import read_infotext
 from fewstep.data.pictures import FORMATS
+from fewstep.data.shards.prepared import MANIFEST, PreparedShards, read_kind
 from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
@@ -67,6 +68,8 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         yield from _describe_pipeline(folder)
     elif (folder / CONFIG_FILE).is_file():
         yield from _describe_run(folder)
+    elif (folder / MANIFEST).is_file():
+        yield from _describe_prepared(folder)
     elif files := sorted(folder.glob("*.safetensors")):
         find_file(folder, files[-1].name)  # refuses a link out of it
         yield from _describe_lora(files[-1], read_safetensors_header(files[-1]))
@@ -117,6 +120,13 @@ def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str
     yield f"parameters: {header.parameters:,} in {len(header.shapes)} tensors"
     yield "parameterisation and resolution: not in the file; those of --base-config, or of the Hub's configuration"
     yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))} --data PICTURES --out RUN"
+
+
+def _describe_prepared(folder: Path) -> Iterator[str]:
+    shards = PreparedShards(folder)
+    yield f"prepared: {len(shards):,} {read_kind(folder)} in {len(shards.names)} shards"
+    yield f"learn from it: fewstep distill --data {shlex.quote(str(folder))} --out RUN"
+    yield from _list_entries([*shards.made_of.items()])
 
 
 _COMMAND_BY_SETTING = {"teacher": "distill", "skip": "finetune", "lora_rank": "train-lora"}
