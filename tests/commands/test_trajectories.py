@@ -201,6 +201,7 @@ def test_distilled_from_what_is_kept(run, kept, tmp_path, capsys):
         ({"times": "any", "method": "lcm"}, "trajectories go on by equal steps, and --times any wants others"),
         ({"resolution": 32}, "latent_shape is .* there and .* here; give the teacher that walked"),
         ({"teacher": "scenes"}, "not walked by scenes at this resolution: teacher_sha256 is"),
+        ({"method": "tdm", "guidance_range": (5.0, 5.0)}, "tdm follows the student; give --data pictures"),
         ({"flip": True}, "holds trajectories, for which flip was settled"),
         ({"data": "scenes", "states": "trajectories"}, "scenes holds no trajectories; `fewstep prepare --traj"),
     ],
