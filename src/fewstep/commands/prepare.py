@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from fewstep import assets
+from fewstep.data.draws import check_seed
 from fewstep.data.pictures import to_pixels
 from fewstep.data.reading import CropSettings, PictureReader, Square, hash_sources
 from fewstep.data.shards.prepared import (
@@ -76,6 +77,7 @@ class Prepare(PictureOptions, SingleFileOptions, DeviceOptions):
         super().__post_init__()
         check_at_least(self, 1, "part", "batch_size")
         check_at_least(self, 0, "workers", "read_ahead")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
