@@ -12,6 +12,8 @@ from PIL import Image
 
 from fewstep.arguments import read_help
 from fewstep.cli import COMMANDS, _explain_end, main
+from fewstep.errors import UserError
+from fewstep.models.pipeline import NO_PROMPT
 from fewstep.recipes.named import RECIPES
 
 BAD_INPUT = {
@@ -68,6 +70,10 @@ BAD_INPUT = {
     "not finite": (("distill", "--lr", "nan"), "lr is nan; it must be a finite number"),
     "infinite guidance": (("distill", "--guidance-range", "3", "inf"), "guidance_range is inf"),
     "huge seed": (("generate", "--prompt", "a", "--seed", "99999999999999999999"), "seed is 99999999999999999999"),
+    "negative seed": (
+        ("generate", "--prompt", "a", "--seed", "-1"),
+        f"seed is -1; allowed are 0 to {2**63 - 1}",
+    ),
     "unknown device": (("distill", "--device", "meta"), "is not to be had here; give one of auto, cpu"),
     "stage seed": (("train-teacher", "--reader.seed", "3"), "all stages follow from --seed"),
     "demo of another teacher": (("demo", "--teacher", "/some/where"), "use `fewstep distill`"),
@@ -93,6 +99,33 @@ def test_bad_input_gets_one_clear_line(case, tmp_path, monkeypatch, capsys):
     assert said.startswith("fewstep: error: ")
     assert expected.format(**places) in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]  # nothing was begun
+
+
+def make_default(name):
+    """The configuration of a command as it is without any option."""
+    module, _, config = COMMANDS[name].config.partition(":")
+    made = getattr(importlib.import_module(f"fewstep.{module}"), config) if config else RECIPES[name]["scenes"]
+    return made()
+
+
+def test_every_commands_seeds_are_from_0_to_63_bits():
+    found = set()
+    for name in COMMANDS:
+        default = make_default(name)
+        for field in (each.name for each in dataclasses.fields(default) if each.name.endswith(("seed", "seeds"))):
+            for seed in (-1, 2**63):
+                value = (0, seed) if field == "seeds" else seed
+                with pytest.raises(UserError, match=rf"^{field} is {seed}; allowed are 0 to \d+$"):
+                    dataclasses.replace(default, **{field: value})
+            found.add((name, field))
+    assert {("generate", "seed"), ("demo", "score_seed"), ("bench methods", "seeds")} < found
+    assert len(found) >= 10
+
+
+def test_an_empty_prompt_is_painted_with_a_word(tmp_path, capsys):
+    main(["generate", "--prompt", "", "--steps", "1", "--out", str(tmp_path)])
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"warning: {NO_PROMPT}", str(tmp_path / "picture-seed0.png")]
 
 
 def test_a_mistake_ends_the_process_with_status_2(fewstep_command):
@@ -131,9 +164,7 @@ def test_help_of_a_command_explains_every_option(fewstep_command, command):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_a_sentence_of_its_own(name):
-    module, _, config = COMMANDS[name].config.partition(":")
-    made = getattr(importlib.import_module(f"fewstep.{module}"), config) if config else RECIPES[name]["scenes"]
-    default = made()
+    default = make_default(name)
     shared = [kind for kind in type(default).__mro__ if dataclasses.is_dataclass(kind)]
     texts = {option: text for kind in shared for option, text in read_help(kind).items()}
     assert texts.keys() >= {field.name for field in dataclasses.fields(default)}

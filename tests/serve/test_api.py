@@ -93,9 +93,8 @@ def test_pictures_come_in_the_format_that_is_asked_for(served, form):
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
-        ({}, "prompt", "Field required"),
-        ({"prompt": " "}, "prompt", "say what to paint"),
-        ({"prompt": "x" * 2001}, "prompt", "at most 2000"),
+        ({}, "prompt", "prompt is missing; send it too"),
+        ({"prompt": "x" * 2001}, "prompt", "has 2001 letters; send at most 2000"),
         ({"prompt": PROMPT, "n": 9}, "n", "allowed are 1 to 8"),
         ({"prompt": PROMPT, "steps": 51}, "steps", "allowed are 1 to 50"),
         ({"prompt": PROMPT, "steps": 0}, "steps", "allowed are 1 to 50"),
@@ -105,9 +104,9 @@ def test_pictures_come_in_the_format_that_is_asked_for(served, form):
         ({"prompt": PROMPT, "output_compression": 101}, "output_compression", "allowed are 0 to 100"),
         ({"prompt": PROMPT, "partial_images": 9}, "partial_images", "allowed are 0 to 8"),
         ({"prompt": PROMPT, "loras": {"style": 1.0}}, "loras", "there are: none"),
-        ({"prompt": PROMPT, "stepz": 4}, "stepz", "there is no such field"),
-        ({"promt": PROMPT}, "promt", "there is no such field"),
-        ({"prompt": PROMPT, "steps": "4"}, "steps", "valid integer"),
+        ({"prompt": PROMPT, "stepz": 4}, "stepz", "there is no such field; did you mean steps?"),
+        ({"promt": PROMPT}, "promt", "there is no such field; did you mean prompt?"),
+        ({"prompt": PROMPT, "steps": "4"}, "steps", 'is "4"; send a whole number, without quotes'),
     ],
 )
 def test_what_is_refused_names_field_limit_and_remedy(served, body, param, message):
@@ -122,7 +121,7 @@ def test_half_a_letter_is_refused(served, path, name):
     body = json.dumps({"prompt": "a", name: "a \ud800"})
     answer = served.http.post(path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"] == f"{name} has half a letter, \\ud800"
+    assert answer.json()["error"]["message"] == f"{name} has half a letter, \\ud800; send whole ones, in UTF-8"
 
 
 def test_a_pictures_sides_are_refused_before_they_are_drawn_out(served):
@@ -138,7 +137,7 @@ def test_bodies_without_pictures_are_small(served):
     served.post("/sdapi/v1/img2img", 413, prompt=PROMPT, init_images=[0] * 1_000_000)
     assert time.monotonic() - begun < 2  # one error is told, not a million
     assert (
-        "more than 2000"
+        "has 2001 letters"
         in served.post("/v1/images/generations", 400, prompt="a", negative_prompt="b" * 2001)["error"]["message"]
     )
 
@@ -146,9 +145,9 @@ def test_bodies_without_pictures_are_small(served):
 @pytest.mark.parametrize(
     ("body", "kind", "message"),
     [
-        ('{"prompt": ', "application/json", "the body is no JSON (Expecting value)"),
-        ("prompt=a+red+star", "application/x-www-form-urlencoded", "send one, with content-type application/json"),
-        ('["a red star"]', "application/json", "the body is no JSON object"),
+        ('{"prompt": ', "application/json", "the body cannot be read: it is no JSON (Expecting value)"),
+        ("prompt=a+red+star", "application/x-www-form-urlencoded", "form-urlencoded; send a JSON object, with Content"),
+        ('["a red star"]', "application/json", 'the body is ["a red star"]; send a JSON object'),
     ],
 )
 def test_what_is_no_json_object_is_told_so(served, body, kind, message):

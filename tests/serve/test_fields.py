@@ -23,8 +23,12 @@ PUBLISHED = {
     "edits": [*get_type_hints(image_edit_params.ImageEditParamsBase), "stream"],
 }
 MODELS = {"txt2img": TextToImage, "img2img": ImageToImage, "options": Options, "generations": ObeyedFields}
-OUTLANDISH = {"hr_additional_modules": ["other"], "styles": ["x"], "alwayson_scripts": {"ControlNet": {"args": [1]}}}
-"""Values that no rule takes for neutral; of the other fields 0.123 is one."""
+OUTLANDISH = {"text": "xyz", "list": ["xyz"], "object": {"ControlNet": {"args": [1]}}, "number": 0.123, None: 0.123}
+"""Values that no rule takes for neutral, by their kind; of true and false it is the other one."""
+
+
+def outlandish(rule):
+    return rule.neutral == () or not rule.neutral[0] if rule.kind == "boolean" else OUTLANDISH[rule.kind]
 
 
 def png(image):
@@ -90,7 +94,7 @@ def test_what_is_not_obeyed_is_refused_or_noted_or_harmless(ask, kind):
     before, notes = read(ask(kind))
     assert notes == []
     others = {name: rule for name, rule in read_rules(kind).items() if rule.treatment != "obeyed"}
-    asked = {name: OUTLANDISH.get(name, 0.123) for name in others}
+    asked = {name: outlandish(rule) for name, rule in others.items()}
     for name in [name for name, rule in others.items() if rule.treatment == "refused"]:
         answer = ask(kind, **{name: asked.pop(name)})
         assert (answer.status_code, name in answer.json()["error"]["message"]) == (400, True)
@@ -184,10 +188,10 @@ def test_settings_of_one_request_and_of_the_server_are_noted_where_they_would_ch
     assert ask("txt2img", override_settings={"sd_model_checkpoint": "another"}).status_code == 404
     held = served.http.get("/sdapi/v1/options").json()
     assert served.post("/sdapi/v1/options", **held) is None
-    noted = {name for name, rule in read_rules("options").items() if rule.treatment == "noted"}
-    assert noted <= set(held)
-    told = served.post("/sdapi/v1/options", **dict.fromkeys(noted, 0.123))["notes"]
-    assert {note.split(" ")[0] for note in told} == noted
+    noted = {name: rule for name, rule in read_rules("options").items() if rule.treatment == "noted"}
+    assert set(noted) <= set(held)
+    told = served.post("/sdapi/v1/options", **{name: outlandish(rule) for name, rule in noted.items()})["notes"]
+    assert {note.split(" ")[0] for note in told} == set(noted) - {"enable_emphasis"}  # of which both are neutral
 
 
 def test_fields_that_nobody_knows_are_named(ask):
@@ -215,7 +219,7 @@ def test_a_form_with_a_field_too_many_is_refused_and_with_another_noted(served, 
 
     others = {name: rule for name, rule in read_rules("edits").items() if rule.treatment != "obeyed"}
     for name, rule in others.items():
-        answer = edit(**{name: "0.123"})
+        answer = edit(**{name: str(outlandish(rule))})
         assert answer.status_code == (400 if rule.treatment == "refused" else 200), answer.text
         if rule.treatment == "noted":
             assert [name in note for note in answer.json()["notes"]] == [True]

@@ -181,7 +181,7 @@ def test_resize_modes_are_heeded(img2img):
         ({"mask": b64(right_half()), "inpaint_full_res_padding": 999}, "inpaint_full_res_padding is 999"),
         ({"mask": b64(right_half()), "inpainting_fill": 4}, "inpainting_fill"),
         ({"resize_mode": 7}, "resize_mode"),
-        ({"init_images": []}, "0 were sent and one is wanted"),
+        ({"init_images": []}, "0 pictures were sent; send one"),
     ],
 )
 def test_masks_that_cannot_be_painted_are_refused(img2img, fields, message):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.data.draws import check_seed
 from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule, Tabulated
 from fewstep.errors import UserError
@@ -78,6 +79,8 @@ class BenchMethods:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "updates", "batch_size", "skip")
         check_at_least(self, 16, "points")
+        for seed in self.seeds:
+            check_seed(seed, name="seeds")
         low, high = OMEGA_RANGE
         if not (self.methods and self.steps and self.seeds and self.omega):
             raise UserError("methods, steps, seeds and omega must name at least one each")

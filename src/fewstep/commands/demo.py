@@ -9,6 +9,7 @@ from pathlib import Path
 from fewstep import assets
 from fewstep.commands.distill import distill
 from fewstep.commands.evaluate import evaluate
+from fewstep.data.draws import check_seed
 from fewstep.errors import UserError
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.reader import FEATURES
@@ -43,6 +44,7 @@ class Demo(Distill):
             raise UserError(f"n is {self.n}; at least {2 * FEATURES} are needed")
         if {self.teacher, self.data} != {assets.SCENES}:
             raise UserError("the demo's scores are about the scenes world; for your own teacher use `fewstep distill`")
+        check_seed(self.score_seed, self.n, "score_seed")
         make_evaluation(self)  # refuses now what would be refused after the training
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__
+from fewstep.data.draws import check_seed
 from fewstep.data.infotext import Infotext, build_png_info
 from fewstep.data.pictures import FORMATS
 from fewstep.errors import UserError, show
@@ -25,7 +26,7 @@ from fewstep.models.options import PainterOptions
 from fewstep.models.pipeline import Pipeline
 from fewstep.roots import open_regular
 from fewstep.runs.unfinished import load_painter
-from fewstep.train.config import check_at_least, check_between, check_seed, check_values
+from fewstep.train.config import check_at_least, check_between, check_values
 
 
 @dataclass(frozen=True, kw_only=True)

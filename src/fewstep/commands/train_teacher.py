@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fewstep.data.draws import check_seed
 from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.diffusion.schedule import Tabulated
@@ -20,7 +21,7 @@ from fewstep.models import scenes_model
 from fewstep.runs.folder import claim_run_folder
 from fewstep.teacher.reader_task import ReaderTask
 from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask
-from fewstep.train.config import LoopConfig, check_at_least, check_seed
+from fewstep.train.config import LoopConfig, check_at_least
 from fewstep.train.loop import fit
 
 TOKENIZER_CAPTIONS = 5000

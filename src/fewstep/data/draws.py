@@ -8,6 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
+
+SEEDS = 2**63
+"""How many seeds there are, from 0 on, for every command and for the server."""
+
+
+def check_seed(seed: int, count: int = 1, name: str = "seed") -> None:
+    """Raises UserError unless this seed, and those of `count` pictures or stages from it on, are there."""
+    if not 0 <= seed <= SEEDS - count:
+        raise UserError(f"{name} is {seed}; allowed are 0 to {SEEDS - count}")
+
 
 def key(seed: int, stream: str, counter: int) -> int:
     """Returns 63 bits that identify one draw."""

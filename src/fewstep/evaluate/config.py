@@ -9,13 +9,14 @@ from pathlib import Path
 import tyro
 
 from fewstep import assets
+from fewstep.data.draws import check_seed
 from fewstep.diffusion.sampling import Spacing
 from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.cell import TEACHER_STEPS
 from fewstep.models.options import FewStepOptions
 from fewstep.precision import Precision
-from fewstep.train.config import check_not_negative, check_seed, check_values
+from fewstep.train.config import check_not_negative, check_values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,10 @@ class Conditioner(Protocol):
         """Says whether the end of `prompt` is not read."""
         ...
 
+    def count_tokens(self, prompt: str) -> int:
+        """Returns how many tokens of `prompt` are read."""
+        ...
+
 
 @dataclass(frozen=True)
 class TextEncoder:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep import assets
+from fewstep.data.draws import check_seed
 from fewstep.data.masks import feather, read_mask
 from fewstep.data.pictures import to_images
 from fewstep.data.sources.fitting import fit_square
@@ -42,6 +43,7 @@ from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.precision import Precision, Storage, choose_dtype, name_dtype
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
+NO_PROMPT = "the prompt is empty: what is painted is left to the model"
 logger = logging.getLogger(__name__)
 
 
@@ -115,7 +117,10 @@ class Pipeline:
             warnings.warn("this model has guidance built in and ignores the negative prompt", stacklevel=2)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [each for each in prompts for _ in range(count)]
+        check_seed(seed, max(1, len(prompts)))
         for each in dict.fromkeys(prompts):
+            if not each.strip():
+                warnings.warn(NO_PROMPT, stacklevel=2)
             if self.model.conditioner.truncates(each):
                 limit = self.model.conditioner.limit
                 warnings.warn(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fewstep import assets
+from fewstep.data.draws import check_seed
 from fewstep.diffusion.solvers import SolverName
 from fewstep.errors import UserError
 from fewstep.models.card import MAX_STEPS
@@ -15,7 +16,7 @@ from fewstep.models.options import DeviceOptions, ModelOptions
 from fewstep.models.scheduler import Overrides
 from fewstep.precision import Precision
 from fewstep.recipes.pictures import PictureOptions
-from fewstep.train.config import check_at_least, check_between, check_seed, check_values
+from fewstep.train.config import check_at_least, check_between, check_values
 
 
 @dataclass(frozen=True, kw_only=True)

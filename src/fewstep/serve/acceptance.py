@@ -8,14 +8,18 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
+from fewstep.data.draws import check_seed
 from fewstep.data.masks import Fill
+from fewstep.errors import UserError
 from fewstep.models.card import MAX_STEPS
-from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline import NO_PROMPT, Pipeline
+from fewstep.serve.documents import check_letters
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.jobs import PictureSpec
 from fewstep.serve.settings import ServerSettings
 
-_SEEDS = 2**32
+_RANDOM_SEEDS = 2**32
+"""Of which one is drawn where a client names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +93,7 @@ class Acceptance:
         steps = self.pipeline.steps if request.steps is None else request.steps
         check_between("steps", steps, 1, self.most_steps)
         steps, strength = self._fit_steps(request, steps, notes)
-        seed = random.randrange(_SEEDS) if request.seed is None else request.seed
-        check_between("seed", seed, 0, 2**63 - self.settings.pictures)
+        seed = _choose_seed(request)
         size = request.sides or self.choose_size(request.size, notes)
         self.check_work(size, request.n * steps)
         omega = self.pipeline.model.family.omega_of(self._choose_guidance(request.guidance_scale, notes))
@@ -128,17 +131,12 @@ class Acceptance:
 
     def _check_texts(self, request: PaintRequest, notes: list[str]) -> None:
         limit = self.settings.prompt_letters
-        if not request.prompt.strip():
-            raise RefusedError("prompt is empty; say what to paint", param="prompt")
-        if len(request.prompt) > limit:
-            raise RefusedError(f"prompt has {len(request.prompt)} letters; at most {limit} are read", param="prompt")
-        if len(request.negative_prompt) > limit:
-            raise RefusedError(f"negative_prompt has more than {limit} letters", param="negative_prompt")
         for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise RefusedError(f"{name} has half a letter, \\u{ord(text[error.start]):x}", param=name) from error
+            if len(text) > limit:
+                raise RefusedError(f"{name} has {len(text)} letters; send at most {limit}", param=name)
+            check_letters(name, text)
+        if not request.prompt.strip():
+            notes.append(NO_PROMPT)
         if self.pipeline.model.conditioner.truncates(request.prompt):
             most = self.pipeline.model.conditioner.limit
             notes.append(f"the model reads the first {most} tokens of the prompt and ignores the rest")
@@ -200,6 +198,16 @@ class Acceptance:
             if not -4 <= scale <= 4:
                 raise RefusedError(f"the scale of lora {name!r} is {scale:g}; allowed are -4 to 4", param="loras")
         return tuple((name, float(given[name][1] if name in given else scale)) for name, scale in otherwise.items())
+
+
+def _choose_seed(request: PaintRequest) -> int:
+    if request.seed is None:
+        return random.randrange(_RANDOM_SEEDS)
+    try:
+        check_seed(request.seed, request.n)
+    except UserError as error:
+        raise RefusedError(str(error), param="seed") from error
+    return request.seed
 
 
 def check_between(name: str, value: int, low: int, high: int) -> None:

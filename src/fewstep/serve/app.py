@@ -11,7 +11,8 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from fewstep import __version__
-from fewstep.serve import errors, openai_routes, sdapi_lookups, sdapi_routes, socket_route
+from fewstep.serve import openai_routes, sdapi_lookups, sdapi_routes, socket_route
+from fewstep.serve.error_handlers import install_handlers
 from fewstep.serve.guard import Guard
 from fewstep.serve.metrics import Metrics
 from fewstep.serve.service import PaintService
@@ -31,10 +32,10 @@ _POLICY = "default-src 'self'; img-src 'self' blob: data:; connect-src 'self'; s
 def make_app(service: PaintService, vocabulary: dict[str, list[str]]) -> FastAPI:
     """Makes the application; `vocabulary` holds words, in groups, that the page offers for prompts."""
     app = FastAPI(title="fewstep", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-    errors.install_handlers(app)
     metrics = Metrics(service.engine)
-    for routes in (openai_routes, sdapi_routes, sdapi_lookups, socket_route):
-        app.include_router(routes.make_routes(service))
+    routers = [part.make_routes(service) for part in (openai_routes, sdapi_routes, sdapi_lookups, socket_route)]
+    for router in routers:
+        app.include_router(router)
     for path, name in _FILES.items():
         app.add_api_route(path, _file(name), include_in_schema=False)
 
@@ -65,6 +66,8 @@ def make_app(service: PaintService, vocabulary: dict[str, list[str]]) -> FastAPI
     async def model() -> dict[str, Any]:
         return describe_model(service, vocabulary)
 
+    own = [route for route in app.routes if hasattr(route, "path")]
+    install_handlers(app, [*own, *(route for router in routers for route in router.routes)])
     app.add_middleware(metrics.middleware)
     app.add_middleware(Guard, settings=service.settings, budget=service.budget)
     app.state.reading = service.reading

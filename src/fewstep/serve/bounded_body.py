@@ -38,7 +38,11 @@ class BoundedBody:
                 message = await self._receive()
             self._count_bytes(len(message.get("body", b"")))
         except TimeoutError:
-            self._refusal = RefusedError(f"the body took more than {self._seconds:g} s", status=408, code="too_slow")
+            self._refusal = RefusedError(
+                f"the body took more than {self._seconds:g} s to arrive; send it faster, or less",
+                status=408,
+                code="too_slow",
+            )
             return {"type": "http.disconnect"}
         except RefusedError as error:
             self._refusal = error

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Collection
+from functools import partial
 from typing import Any, NoReturn
 
 from fewstep.serve.errors import RefusedError
@@ -28,17 +30,22 @@ def parse_document(text: str, pictures: Collection[str] = (), name: str = "body"
     if len(text) > MOST_LETTERS:
         _check_structure(text, name)
     try:
-        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_parse_float)
+        content = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_parse_float,
+            object_pairs_hook=partial(_collect_fields, name),
+        )  # fmt: skip
     except json.JSONDecodeError as error:
-        raise RefusedError(f"the {name} is no JSON ({error.msg})") from error
+        what = f"it is no JSON ({error.msg})" if text.strip() else "it is empty"
+        raise RefusedError(f"the {name} cannot be read: {what}; send a JSON object") from error
     except RecursionError as error:
-        raise _refuse_nesting(name) from error
+        raise _refuse_nesting(f"the {name}") from error
     except ValueError as error:  # digits without end
-        raise RefusedError(f"the {name} has a number of too many digits, or one that is none") from error
+        message = f"the {name} has a number of too many digits, or one that is none; send finite numbers"
+        raise RefusedError(message) from error
     parts = content.items() if isinstance(content, dict) else [("", content)]
     left = MOST_LETTERS
     for field, value in parts:
-        left -= len(field) + _count_letters(value, left, name, field in pictures)
+        left -= len(field) + _count_letters(value, left, field or f"the {name}", field in pictures)
         if left < 0:
             at = f"{field[:60]}: {_too_long(name)}" if field else _too_long(name)
             raise RefusedError(at, param=field[:60] or None, status=413, code="body_too_large")
@@ -59,7 +66,7 @@ def _check_structure(text: str, name: str) -> None:
         for bracket in _BRACKETS.findall(text[begin:end]):
             depth += 1 if bracket in "[{" else -1
             if depth > MOST_NESTING:
-                raise _refuse_nesting(name)
+                raise _refuse_nesting(f"the {name}")
         begin = end + 1
         while (close := text.find('"', begin)) >= 0 and _is_escaped(text, end + 1, close) and escaped <= MOST_LETTERS:
             escaped, begin = escaped + 1, close + 1
@@ -74,8 +81,33 @@ def _is_escaped(text: str, begin: int, place: int) -> bool:
     return count % 2 == 1
 
 
+def _collect_fields(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of a document. Raises RefusedError for a name that stands in it twice, or has half a letter."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = Counter(field for field, _ in pairs).most_common(1)[0][0][:60]
+        raise RefusedError(f"{twice} stands more than once in one object of the {name}; send it once", param=twice)
+    for field in fields:
+        check_letters(f"a name in the {name}", field)
+    return fields
+
+
+def check_letters(name: str, text: str) -> None:
+    """Raises RefusedError for half a letter, which no answer could hold."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):x}"
+        raise RefusedError(f"{name} has half a letter, {half}; send whole ones, in UTF-8", param=name) from error
+
+
 def _count_letters(value: Any, most: int, name: str, is_picture: bool) -> int:
-    """Counts the letters of a value, about; stops above `most`. The strings of a picture's field count as one each."""
+    """Counts the letters of a value, about; stops above `most`. The strings of a picture's field count as one each.
+
+    Raises RefusedError, which names the value, for half a letter and for what is nested too deeply.
+    """
     count, waiting = 0, [(value, 1)]
     while waiting and count <= most:
         item, depth = waiting.pop()
@@ -83,6 +115,7 @@ def _count_letters(value: Any, most: int, name: str, is_picture: bool) -> int:
             raise _refuse_nesting(name)
         count += 1
         if isinstance(item, str):
+            check_letters(name[:60], item)
             count += 0 if is_picture else len(item)
         elif isinstance(item, dict):
             count += sum(map(len, item))
@@ -97,7 +130,7 @@ def _too_long(name: str) -> str:
 
 
 def _refuse_nesting(name: str) -> RefusedError:
-    return RefusedError(f"the {name} is nested deeper than {MOST_NESTING} levels; send a flat one")
+    return RefusedError(f"{name} is nested deeper than {MOST_NESTING} levels; send a flat one")
 
 
 def _refuse_constant(constant: str) -> NoReturn:

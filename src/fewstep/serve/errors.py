@@ -1,16 +1,16 @@
-"""Errors as OpenAI's API words them, with the field, the limit and the remedy."""
+"""Errors as OpenAI's API words them, with the field, the limit and the remedy, in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
+from fewstep.errors import show
 from fewstep.serve.jobs import BusyError, CancelledError, ClosedError, DeadlineError, ShortOfMemoryError
+
+_MOST_LETTERS = 1000
+"""Of a message."""
 
 
 class RefusedError(Exception):
@@ -18,8 +18,9 @@ class RefusedError(Exception):
 
     def __init__(self, message: str, *, param: str | None = None, status: int = 400, code: str = "invalid_value",
                  headers: dict[str, str] | None = None) -> None:  # fmt: skip
-        super().__init__(message)
-        self.param, self.status, self.code, self.headers = param, status, code, headers or {}
+        super().__init__(_write_line(message))
+        self.param = None if param is None else _write_line(param)
+        self.status, self.code, self.headers = status, code, headers or {}
 
     def content(self) -> dict[str, Any]:
         """Returns the error as what JSON can hold."""
@@ -29,6 +30,11 @@ class RefusedError(Exception):
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.content(), self.status, self.headers)
+
+
+def _write_line(text: str) -> str:
+    """Returns a text, what clients sent in it, as one line that JSON and a terminal can hold."""
+    return show(text, _MOST_LETTERS).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def to_refusal(error: Exception) -> RefusedError:
@@ -47,38 +53,3 @@ def to_refusal(error: Exception) -> RefusedError:
     if isinstance(error, ClosedError):
         return RefusedError(str(error), status=503, code="shutting_down", headers={"Retry-After": "5"})
     return RefusedError("the server has failed; its log says how", status=500, code="internal_error")
-
-
-def explain_invalid_fields(errors: Sequence[Any]) -> RefusedError:
-    """Puts pydantic's errors into one sentence, about a misspelt field before one that is missing because of it."""
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    if first["type"] == "json_invalid":
-        return RefusedError(f"the body is no JSON ({first.get('ctx', {}).get('error', first['msg'])})")
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    if not place and first["type"] in ("model_attributes_type", "dict_type", "model_type"):
-        return RefusedError("the body is no JSON object; send one, with content-type application/json")
-    param = ".".join(place) or None
-    reason = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
-    return RefusedError(f"{param or 'the body'}: {reason}", param=param)
-
-
-def install_handlers(app: FastAPI) -> None:
-    """Makes `app` answer every error in one shape."""
-
-    @app.exception_handler(RefusedError)
-    async def refused(_: Request, error: RefusedError) -> JSONResponse:
-        return error.response()
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return explain_invalid_fields(error.errors()).response()
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return to_refusal(error).response()  # and the server's log has the rest
-
-    @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        headers = dict(error.headers or {})
-        return RefusedError(str(error.detail), status=error.status_code, code=code, headers=headers).response()

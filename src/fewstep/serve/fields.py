@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from fewstep.serve.errors import RefusedError
+from fewstep.serve.sdapi_fields import Number
+from fewstep.serve.validation import MOST_SAID, explain_invalid_fields, refuse_unknown_field, say
 
 Request = Literal["txt2img", "img2img", "options", "generations", "edits", "lora tag"]
 Treatment = Literal["obeyed", "refused", "noted", "harmless"]
 _MOST_NAMES = 20
 """Unknown fields that are named in a note."""
-_MOST_LETTERS = 60
-"""Letters of a value, or of a name, that are said again."""
+_KINDS: dict[str, TypeAdapter[Any]] = {
+    "text": TypeAdapter(str), "boolean": TypeAdapter(bool), "number": TypeAdapter(Number),
+    "list": TypeAdapter(list[Any]), "object": TypeAdapter(dict[str, Any]),
+}  # fmt: skip
+"""What a value may be, read as leniently as the fields that are obeyed."""
+_NAMES = {str: "text", bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}
+"""The same by the type of a neutral value."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class FieldRule:
     why: str
     neutral: tuple[Any, ...]
     """Values that ask for nothing."""
+    kind: str | None
+    """What its values are, a name of `_KINDS`; None where nobody says."""
 
     def asks_for_nothing(self, value: object) -> bool:
         return value is None or any(_fold(value) == _fold(each) for each in self.neutral)
@@ -43,33 +52,43 @@ def read_rules(request: Request) -> dict[str, FieldRule]:
             fields = group["fields"]
             for name in fields:
                 neutral = tuple(fields[name]) if isinstance(fields, dict) else ()
-                rules[name] = FieldRule(group["treatment"], group.get("why", ""), neutral)
+                kind = group.get("kind") or (_NAMES[type(neutral[0])] if neutral else None)
+                rules[name] = FieldRule(group["treatment"], group.get("why", ""), neutral, kind)
     return rules
 
 
 def review(request: Request, body: Mapping[str, Any], place: str = "") -> list[str]:
-    """Returns the notes on what will not be obeyed. Raises RefusedError for a field that is refused.
+    """Returns the notes on what will not be obeyed. Raises RefusedError for a field that is refused or of a wrong kind.
 
     `place` stands before the fields' names, where the body is part of another.
     """
     rules, notes, unknown = read_rules(request), list[str](), list[str]()
     for name, value in body.items():
         rule = rules.get(name)
+        if rule is not None and rule.kind is not None and value is not None:
+            _check_kind(f"{place}{name}", value, rule.kind)
         if rule is None:
             unknown.append(name)
         elif rule.treatment == "refused" and not rule.asks_for_nothing(value):
             raise RefusedError(f"{place}{name}: {rule.why}", param=f"{place}{name}")
         elif rule.treatment == "noted" and not rule.asks_for_nothing(value):
-            notes.append(f"{place}{name} {_say(value)} has no effect: {rule.why}")
+            notes.append(f"{place}{name} {say(value)} has no effect: {rule.why}")
     return [*notes, *_note_unknown(unknown, place)]
+
+
+def _check_kind(name: str, value: object, kind: str) -> None:
+    """Raises RefusedError for a value that the field cannot have in the program that it is of."""
+    try:
+        _KINDS[kind].validate_python(value)
+    except ValidationError as error:
+        raise explain_invalid_fields([{**error.errors()[0], "loc": ()}], place=name) from error
 
 
 def refuse_unknown(request: Request, names: Iterable[str]) -> None:
     """Raises RefusedError for a field that the request does not have."""
     for name in names:
         if name not in read_rules(request):
-            short = name[:_MOST_LETTERS]
-            raise RefusedError(f"{short}: there is no such field", param=short)
+            raise refuse_unknown_field(name, read_rules(request))
 
 
 def list_defaults(request: Request) -> dict[str, Any]:
@@ -83,15 +102,9 @@ def list_defaults(request: Request) -> dict[str, Any]:
 def _note_unknown(names: list[str], place: str) -> list[str]:
     if not names:
         return []
-    said = ", ".join(place + name[:_MOST_LETTERS] for name in names[:_MOST_NAMES])
+    said = ", ".join(place + name[:MOST_SAID] for name in names[:_MOST_NAMES])
     more = f" and {len(names) - _MOST_NAMES} others" if len(names) > _MOST_NAMES else ""
     return [f"not known here and without effect: {said}{more}"]
-
-
-def _say(value: object) -> str:
-    """Says a value as JSON, shortened; of an object its names alone."""
-    text = ", ".join(map(str, value)) if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
 
 
 def _fold(value: object) -> object:

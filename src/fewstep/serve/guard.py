@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fewstep.serve.bounded_body import BoundedBody, refuse_large
 from fewstep.serve.budget import Budget, Hold
 from fewstep.serve.crossing import add_headers, answer_preflight, is_allowed, is_preflight
+from fewstep.serve.error_handlers import SOCKET, refuse_path
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.settings import ServerSettings
 from fewstep.serve.turnstile import Turnstile
@@ -56,12 +57,10 @@ class Guard:
             await self._pass_on(scope, receive, send, _list_headers(cookie))
         elif refusal is None:
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
+        else:
             response = refusal.response()
             response.headers["connection"] = "close"  # its body is not read
             await response(scope, receive, send)
-        else:
-            await send({"type": "websocket.close", "code": 1008, "reason": str(refusal)[:100]})
 
     async def _pass_on(
         self, scope: Scope, receive: Receive, send: Send, headers: Sequence[tuple[bytes, bytes]]
@@ -103,6 +102,8 @@ class Guard:
                 "the page", status=401, code="invalid_api_key",
                 headers={"WWW-Authenticate": 'Bearer, Basic realm="fewstep"'},
             )  # fmt: skip
+        if scope["type"] == "websocket" and scope["path"] != SOCKET:
+            return refuse_path(scope["path"], [SOCKET])
         coding = headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("", "identity"):
             return RefusedError(

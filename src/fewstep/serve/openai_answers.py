@@ -20,8 +20,6 @@ from fewstep.serve.service import PaintService
 
 FILES = "images/files"
 """Where pictures behind links are, under `/v1`."""
-_NO_TOKENS = {"image_tokens": 0, "text_tokens": 0}
-_USAGE = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": _NO_TOKENS}
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,9 @@ class Answer:
         data = [await self._describe(image, accepted, i, request) for i, image in enumerate(images)]
         height, width = accepted.specs[0].size
         return JSONResponse({
-            "created": int(time.time()), "data": data, "usage": _USAGE, "output_format": self.asked.output_format,
-            "size": f"{width}x{height}", "background": "opaque", "quality": "auto", "notes": accepted.notes,
+            "created": int(time.time()), "data": data, "usage": self._count_usage(), "size": f"{width}x{height}",
+            "output_format": self.asked.output_format, "background": "opaque", "quality": "auto",
+            "notes": accepted.notes,
         })  # fmt: skip
 
     async def _describe(
@@ -80,7 +79,7 @@ class Answer:
             "created_at": int(time.time()), "size": f"{width}x{height}", "quality": "auto", "background": "opaque",
             "output_format": self.asked.output_format,
         }  # fmt: skip
-        sent = 0
+        sent, usage = 0, self._count_usage()
         try:
             async for step, images in self.service.follow(specs):
                 if step is not None and sent < self.asked.partial_images:
@@ -90,11 +89,17 @@ class Answer:
                     yield _format_event(f"{self.kind}.partial_image", content | common)
                     sent += 1
                 for i, image in enumerate(images if step is None else []):
-                    content = {"b64_json": await self._encode_b64(image, accepted, i), "usage": _USAGE}
+                    content = {"b64_json": await self._encode_b64(image, accepted, i), "usage": usage}
                     content |= {"seed": specs[i].seed, "notes": accepted.notes}
                     yield _format_event(f"{self.kind}.completed", content | common)
         except RefusedError as error:
             yield _format_event("error", error.content())
+
+    def _count_usage(self) -> dict[str, Any]:
+        """Counts the tokens of the prompt that the model reads; pictures are none here, neither sent nor painted."""
+        count = self.service.pipeline.model.conditioner.count_tokens(self.asked.prompt)
+        details = {"image_tokens": 0, "text_tokens": count}
+        return {"input_tokens": count, "output_tokens": 0, "total_tokens": count, "input_tokens_details": details}
 
 
 def _format_event(kind: str, content: dict[str, Any]) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from fewstep.serve.client_pictures import Format
+from fewstep.serve.documents import parse_document
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.fields import read_rules
 from fewstep.serve.sdapi_fields import Integer, Nullable, Number
+from fewstep.serve.validation import explain_invalid_fields
 
 ResponseFormat = Literal["b64_json", "url"]
 
@@ -29,7 +30,7 @@ class ObeyedFields(Nullable):
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    prompt: Annotated[str, bounds_in_schema(minLength=1, maxLength=2000)]
+    prompt: Annotated[str, bounds_in_schema(maxLength=2000)]
     model: str | None = None
     n: Annotated[Integer, bounds_in_schema(minimum=1, maximum=8)] = 1
     size: Annotated[str, bounds_in_schema(enum=["auto"])] | None = None
@@ -79,12 +80,10 @@ def check_answer(asked: ObeyedFields) -> None:
         raise RefusedError("a stream holds its pictures; leave response_format out", param="response_format")
 
 
-def parse_scales(text: str) -> dict[str, float]:
-    """Parses scales of LoRAs in a form's field. Raises RefusedError."""
-    if not text:
-        return {}
+def read_form(*, loras: str, **given: Any) -> ObeyedFields:
+    """Reads the fields of a form, in which `loras` is JSON. Raises RefusedError."""
+    scales = parse_document(loras, name="field loras") if loras else {}
     try:
-        found = json.loads(text)
-        return {str(name): float(scale) for name, scale in found.items()}
-    except (ValueError, AttributeError, TypeError, RecursionError, OverflowError) as error:
-        raise RefusedError('loras is no JSON object of numbers, as {"style": 0.8}', param="loras") from error
+        return ObeyedFields(loras=scales, **given)
+    except ValidationError as error:
+        raise explain_invalid_fields(error.errors()) from error

@@ -23,7 +23,7 @@ from fewstep.serve.openai_fields import (
     ResponseFormat,
     check_answer,
     list_others,
-    parse_scales,
+    read_form,
 )
 from fewstep.serve.reading import Reader
 from fewstep.serve.sdapi_fields import Integer, Number
@@ -79,15 +79,15 @@ def make_routes(service: PaintService) -> APIRouter:
         given = {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
         fields.refuse_unknown("edits", await request.form())
         notes = fields.review("edits", given)
-        asked = ObeyedFields(
+        asked = read_form(
             prompt=prompt, model=model, n=n, size=size, response_format=response_format, output_format=output_format,
             output_compression=output_compression, stream=stream, partial_images=partial_images, steps=steps, seed=seed,
-            guidance_scale=guidance_scale, negative_prompt=negative_prompt, loras=parse_scales(loras),
+            guidance_scale=guidance_scale, negative_prompt=negative_prompt, loras=loras,
         )  # fmt: skip
         answer = Answer(service, asked, "image_edit", notes)
         pictures = [*(image or []), *(images or [])]
         if len(pictures) != 1:
-            raise RefusedError(f"image: {len(pictures)} were sent and one is wanted", param="image")
+            raise RefusedError(f"image: {len(pictures)} pictures were sent; send one", param="image")
         content, masked = await pictures[0].read(), None if mask is None else await mask.read()
         wanted = service.acceptance.choose_size(size, [])
         reading = partial(_read_pictures, content, masked, wanted, service.settings)

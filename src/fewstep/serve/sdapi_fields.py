@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+
+def _refuse_boolean(wanted: str) -> BeforeValidator:
+    """Returns what keeps true from being read as 1; a text of digits is read, as that program does."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(wanted)
+        return value
+
+    return BeforeValidator(check)
+
+
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63), _refuse_boolean("a whole number")]
+Number = Annotated[float, Field(allow_inf_nan=False), _refuse_boolean("a number")]
 
 
 class Nullable(BaseModel):

@@ -50,7 +50,7 @@ def read_beginning(
 ) -> Beginning:  # fmt: skip
     """Reads the pictures of a request that is painted in `size`, a height and width. Raises RefusedError."""
     if len(asked.init_images) != 1:
-        raise RefusedError(f"init_images: {len(asked.init_images)} were sent and one is wanted", param="init_images")
+        raise RefusedError(f"init_images: {len(asked.init_images)} pictures were sent; send one", param="init_images")
     with open_pictures(settings, reader, init_images=asked.init_images[0], mask=asked.mask) as (sent, *masks):
         image = flatten(sent.decode(reader, transparency=True))
         if not masks:

@@ -74,9 +74,9 @@ def review(service: PaintService, kind: fields.Request, asked: PaintingFields) -
     """Returns the notes on fields that are not obeyed, those of the settings for this request alone among them."""
     notes = fields.review(kind, asked.model_extra or {})
     settings = asked.override_settings
-    model = settings.get("sd_model_checkpoint")
-    service.acceptance.check_model(model if model is None else str(model))
-    return notes + fields.review("options", settings, "override_settings.")
+    notes += fields.review("options", settings, "override_settings.")
+    service.acceptance.check_model(settings.get("sd_model_checkpoint"))
+    return notes
 
 
 def _make_request(

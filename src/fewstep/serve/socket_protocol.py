@@ -74,6 +74,11 @@ class BoundedSocket(WebSocketsSansIOProtocol):
                 return
         super().send_receive_event_to_app()
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True  # by a refusal, which the library would log as a fault
+
     def _count_frame(self) -> None:
         """Ends the connection of a client that sends more frames than anyone needs."""
         now = time.monotonic()

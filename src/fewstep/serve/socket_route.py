@@ -25,13 +25,15 @@ from fewstep.serve.acceptance import PaintRequest
 from fewstep.serve.budget import Hold
 from fewstep.serve.client_pictures import check_mask, count_bytes, open_pictures
 from fewstep.serve.documents import SMALL, parse_document
-from fewstep.serve.errors import RefusedError, explain_invalid_fields, to_refusal
+from fewstep.serve.error_handlers import SOCKET
+from fewstep.serve.errors import RefusedError, to_refusal
 from fewstep.serve.jobs import PictureSpec
 from fewstep.serve.pages import Page
 from fewstep.serve.reading import Reader, ReadingPool
 from fewstep.serve.sdapi_fields import Integer, Nullable, Number
 from fewstep.serve.service import PaintService
 from fewstep.serve.settings import ServerSettings
+from fewstep.serve.validation import explain_invalid_fields
 
 _FIELDS = 64
 _PICTURES = frozenset(("image", "mask"))
@@ -66,7 +68,7 @@ def make_routes(service: PaintService) -> APIRouter:
     """Makes the routes of one model."""
     router = APIRouter()
 
-    @router.websocket("/ws")
+    @router.websocket(SOCKET)
     async def paint_as_typed(socket: WebSocket) -> None:
         page, pages = Page(socket), service.pages
         await socket.accept()  # else the page cannot read why it is closed
@@ -76,9 +78,12 @@ def make_routes(service: PaintService) -> APIRouter:
             return
         try:
             while True:
-                message = await socket.receive_text()
+                message = await _receive(socket)
                 if pages.going_down:
                     await _refuse(socket, None, RefusedError("the server goes down", status=503, code="shutting_down"))
+                    continue
+                if message is None:
+                    await _refuse(socket, None, RefusedError("the message is binary; send JSON, as text"))
                     continue
                 if page.task is not None:
                     page.task.cancel()  # latest wins
@@ -87,7 +92,7 @@ def make_routes(service: PaintService) -> APIRouter:
                 page.last = time.monotonic()
                 page.task = asyncio.create_task(_answer(service, page, message))
                 del message  # it may be large, and the next one may be long in coming
-        except (WebSocketDisconnect, RuntimeError, KeyError):  # gone, or binary where text is wanted
+        except (WebSocketDisconnect, RuntimeError):  # gone
             pass
         finally:
             pages.leave(page)
@@ -97,6 +102,14 @@ def make_routes(service: PaintService) -> APIRouter:
     return router
 
 
+async def _receive(socket: WebSocket) -> str | None:
+    """Returns the next message, None for a binary one. Raises WebSocketDisconnect when the page has gone."""
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message["code"])
+    return message.get("text")
+
+
 async def _answer(service: PaintService, page: Page, message: str) -> None:
     seq: int | None = None
     hold = Hold(service.budget)
@@ -104,11 +117,8 @@ async def _answer(service: PaintService, page: Page, message: str) -> None:
         hold.add_body(2 * len(message))  # as it came, and what is read from it
         content = await _parse_message(message, service.reading)
         del message
-        try:
-            live_request = LiveRequest.model_validate(content)
-        except ValidationError as error:
-            raise explain_invalid_fields(error.errors()) from error
-        seq = live_request.seq
+        seq = _find_number(content)
+        live_request = _read_request(content)
         await _paint(service, page.socket, live_request, hold)
     except WebSocketDisconnect:
         pass
@@ -135,8 +145,23 @@ async def _parse_message(message: str, pool: ReadingPool) -> Any:
     if isinstance(content, dict) and (
         len(content) > _FIELDS or _is_long(content.get("loras")) or _is_long(content.get("compare"))
     ):
-        raise RefusedError(f"the message has more than {_FIELDS} fields, or loras or compare more than as many")
+        raise RefusedError(f"the message has more than {_FIELDS} fields, or loras or compare do; send fewer")
     return content
+
+
+def _find_number(content: Any) -> int | None:
+    """Returns the number of a message, whatever else is in it, so that its page knows what was refused."""
+    number = content.get("seq") if isinstance(content, dict) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def _read_request(content: Any) -> LiveRequest:
+    try:
+        return LiveRequest.model_validate(content)
+    except ValidationError as error:
+        known = LiveRequest.model_fields
+        listed = f"the fields are {', '.join(known)}"
+        raise explain_invalid_fields(error.errors(), known, listed=listed) from error
 
 
 def _is_long(value: object) -> bool:

@@ -10,6 +10,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from fewstep.data.draws import check_seed
 from fewstep.errors import UserError
 from fewstep.precision import Precision
 
@@ -34,12 +35,6 @@ def _choices(hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-
-
-def check_seed(seed: int, count: int = 1) -> None:
-    """Refuses what torch's generators cannot hold, for `count` seeds from this one on."""
-    if not -(2**63) <= seed <= 2**63 - count:
-        raise UserError(f"seed is {seed}; allowed are whole numbers of 64 bits, with sign")
 
 
 def check_at_least(config: Any, least: float, *names: str) -> None:

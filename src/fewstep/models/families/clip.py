@@ -70,5 +70,8 @@ class ClipConditioner:
             assert encoder is not None
             encoder.add_word(word, own)
 
+    def count_tokens(self, prompt: str) -> int:
+        return min(self.first.counts(prompt) - self.first.counts(""), self.limit)
+
     def truncates(self, prompt: str) -> bool:
         return self.first.counts(prompt) > int(self.first.tokenizer.model_max_length)
