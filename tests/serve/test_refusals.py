@@ -220,6 +220,25 @@ def test_settings_have_their_kind_of_value_or_are_refused(served):
         check_line(post(served, "/sdapi/v1/txt2img", {"prompt": "a", "steps": 0, **fields}), "steps is 0")
 
 
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"cfg_scale": 0.5}, "cfg_scale is 0.5; "), ({"batch_size": 4, "n_iter": 4}, "batch_size times n_iter is 16; "),
+        ({"denoising_strength": 2}, "denoising_strength is 2; "), ({"hr_cfg": 0.5}, "hr_cfg is 0.5; "),
+        ({"hr_second_pass_steps": 99}, "hr_second_pass_steps is 99; "), ({"hr_prompt": "x" * 2001}, "hr_prompt has "),
+        ({"hr_negative_prompt": "x" * 2001}, "hr_negative_prompt has "), ({"steps": 99}, "steps is 99; "),
+    ],
+)  # fmt: skip
+def test_fields_are_called_what_the_client_calls_them(served, fields, wanted):
+    answer = post(served, "/sdapi/v1/txt2img", {"prompt": "a", "enable_hr": True, **fields})
+    assert check_line(answer).startswith(wanted)
+
+
+def test_steps_side_by_side_are_called_what_the_page_calls_them(page):
+    told = ask_page(page, '{"seq": 1, "prompt": "a", "compare": [1, 99]}')["error"]
+    assert (told["param"], told["message"]) == ("compare", "compare is 99; allowed are 1 to 50")
+
+
 def test_what_was_used_is_counted_in_tokens_of_the_prompt(served, bundled):
     prompts = ("a red star", "a red star and " * 20, "")
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:

@@ -47,6 +47,12 @@ class PaintRequest:
     previews: bool = False
     told: Mapping[str, str] = field(default_factory=dict)
     """Further settings that the picture's text names."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the client calls its fields, by the names here, where it calls them otherwise."""
+
+    def name_of(self, name: str) -> str:
+        """Returns what the client calls a field."""
+        return self.names.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,14 @@ class Acceptance:
         """Checks a request. Raises RefusedError, which names the field, its limit and what to do."""
         notes = list[str]()
         self._check_texts(request, notes)
-        check_between("n", request.n, 1, self.settings.pictures)
+        check_between(request.name_of("n"), request.n, 1, self.settings.pictures)
         steps = self.pipeline.steps if request.steps is None else request.steps
-        check_between("steps", steps, 1, self.most_steps)
+        check_between(request.name_of("steps"), steps, 1, self.most_steps)
         steps, strength = self._fit_steps(request, steps, notes)
         seed = _choose_seed(request)
         size = request.sides or self.choose_size(request.size, notes)
         self.check_work(size, request.n * steps)
-        omega = self.pipeline.model.family.omega_of(self._choose_guidance(request.guidance_scale, notes))
+        omega = self.pipeline.model.family.omega_of(self._choose_guidance(request, notes))
         loras = self._choose_scales(request.loras, self.loras)
         on_text = self._choose_scales(request.text_loras, dict(loras))
         spec = PictureSpec(
@@ -132,9 +138,10 @@ class Acceptance:
     def _check_texts(self, request: PaintRequest, notes: list[str]) -> None:
         limit = self.settings.prompt_letters
         for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+            theirs = request.name_of(name)
             if len(text) > limit:
-                raise RefusedError(f"{name} has {len(text)} letters; send at most {limit}", param=name)
-            check_letters(name, text)
+                raise RefusedError(f"{theirs} has {len(text)} letters; send at most {limit}", param=theirs)
+            check_letters(theirs, text)
         if not request.prompt.strip():
             notes.append(NO_PROMPT)
         if self.pipeline.model.conditioner.truncates(request.prompt):
@@ -147,15 +154,15 @@ class Acceptance:
         """Returns the steps, and the strength, that there is room for in the part of the schedule of that strength."""
         if request.start is None:
             return steps, 1.0
-        strength = request.strength
-        if not 0 <= strength <= 1:
-            raise RefusedError(f"strength is {strength:g}; allowed are 0 to 1", param="strength")
+        strength, name = request.strength, request.name_of("strength")
+        check_between(name, strength, 0, 1)
         if self.pipeline.most_steps(strength) < 1:
             strength = next(i / 100 for i in range(1, 101) if self.pipeline.most_steps(i / 100) >= 1)
-            notes.append(f"strength is {request.strength:g}; {strength:g} was taken, the least that this model has")
+            notes.append(f"{name} is {request.strength:g}; {strength:g} was taken, the least that this model has")
         most = self.pipeline.most_steps(strength)
         if steps > most:
-            notes.append(f"steps is {steps}; strength {strength:g} has room for {most}, which were taken")
+            theirs = request.name_of("steps")
+            notes.append(f"{theirs} is {steps}; {name} {strength:g} has room for {most}, which were taken")
         return min(steps, most), strength
 
     def choose_size(self, size: str | None, notes: list[str]) -> tuple[int, int]:
@@ -175,19 +182,19 @@ class Acceptance:
             notes.append(f"size is {width}x{height}; this model paints {name}, which is nearest")
         return nearest
 
-    def _choose_guidance(self, asked: float | None, notes: list[str]) -> float:
-        own = self.pipeline.guidance_scale
+    def _choose_guidance(self, request: PaintRequest, notes: list[str]) -> float:
+        own, asked, name = self.pipeline.guidance_scale, request.guidance_scale, request.name_of("guidance_scale")
         if asked is None:
             return own
         if not 1 <= asked <= 100:
-            raise RefusedError(f"guidance_scale is {asked:g}; allowed are 1 (none) to 100", param="guidance_scale")
+            raise RefusedError(f"{name} is {asked:g}; allowed are 1 (none) to 100", param=name)
         if not self.pipeline.takes_guidance:
             if asked not in (1.0, own):
-                notes.append(f"guidance is built into the LCM-LoRA: guidance_scale {asked:g} has no effect")
+                notes.append(f"guidance is built into the LCM-LoRA: {name} {asked:g} has no effect")
             return own
         low, high = self.pipeline.model.card.guidance_range or (asked, asked)
         if not low <= asked <= high:
-            notes.append(f"guidance_scale is {asked:g}; this model was trained for {low:g} to {high:g}")
+            notes.append(f"{name} is {asked:g}; this model was trained for {low:g} to {high:g}")
         return asked
 
     def _choose_scales(
@@ -210,10 +217,11 @@ def _choose_seed(request: PaintRequest) -> int:
     return request.seed
 
 
-def check_between(name: str, value: int, low: int, high: int) -> None:
+def check_between(name: str, value: float, low: float, high: float) -> None:
     """Raises RefusedError where a value is not within bounds."""
     if not low <= value <= high:
-        raise RefusedError(f"{name} is {value}; allowed are {low} to {high}", param=name)
+        said = f"{value:g}" if isinstance(value, float) else value
+        raise RefusedError(f"{name} is {said}; allowed are {low} to {high}", param=name)
 
 
 def _list_sizes(resolution: int) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
+from fewstep.serve.acceptance import check_between
 from fewstep.serve.client_pictures import Format
 from fewstep.serve.documents import parse_document
 from fewstep.serve.errors import RefusedError
@@ -71,11 +72,9 @@ def list_others(asked: ObeyedFields) -> Mapping[str, Any]:
 
 def check_answer(asked: ObeyedFields) -> None:
     """Raises RefusedError for an answer that cannot be given."""
-    if not 0 <= asked.partial_images <= 8:
-        raise RefusedError(f"partial_images is {asked.partial_images}; allowed are 0 to 8", param="partial_images")
-    if asked.output_compression is not None and not 0 <= asked.output_compression <= 100:
-        value = asked.output_compression
-        raise RefusedError(f"output_compression is {value}; allowed are 0 to 100", param="output_compression")
+    check_between("partial_images", asked.partial_images, 0, 8)
+    if asked.output_compression is not None:
+        check_between("output_compression", asked.output_compression, 0, 100)
     if asked.stream and asked.response_format == "url":
         raise RefusedError("a stream holds its pictures; leave response_format out", param="response_format")
 

@@ -102,7 +102,9 @@ def make_routes(service: PaintService) -> APIRouter:
     async def kept_picture(name: str) -> Response:
         found = service.kept.find(name)
         if found is None:
-            raise RefusedError("there is no such picture; they are kept for an hour", status=404, code="not_found")
+            raise RefusedError(
+                "there is no such picture; they are kept for an hour, so paint it again", status=404, code="not_found"
+            )
         # Whoever has the link may show the picture, on whatever page.
         headers = {"Cache-Control": "private, max-age=3600", "Cross-Origin-Resource-Policy": "cross-origin"}
         return Response(found.content, media_type=found.media_type, headers=headers)

@@ -42,6 +42,7 @@ def accept_second(service: PaintService, asked: TextToImage, first: AcceptedRequ
         negative_prompt=asked.hr_negative_prompt or request.negative_prompt,
         guidance_scale=request.guidance_scale if asked.hr_cfg is None else asked.hr_cfg,
         start=Image.new("RGB", (1, 1)), strength=asked.denoising_strength,
+        names={**request.names, **_list_names(asked)},
     )  # fmt: skip
     accepted = service.accept(second)
     first.notes.extend(note for note in accepted.notes if note not in first.notes)
@@ -54,6 +55,16 @@ def accept_second(service: PaintService, asked: TextToImage, first: AcceptedRequ
     service.acceptance.check_work((height, width), steps)
     told |= {"Hires steps": str(accepted.specs[0].steps), "Denoising strength": f"{accepted.specs[0].strength:g}"}
     return replace(accepted, request=_with_told(accepted.request, told))
+
+
+def _list_names(asked: TextToImage) -> dict[str, str]:
+    """Lists the fields that the second pass has of its own, by what they are called elsewhere."""
+    own = {
+        "steps": ("hr_second_pass_steps", asked.hr_second_pass_steps), "prompt": ("hr_prompt", asked.hr_prompt),
+        "negative_prompt": ("hr_negative_prompt", asked.hr_negative_prompt),
+        "guidance_scale": ("hr_cfg", asked.hr_cfg is not None),
+    }  # fmt: skip
+    return {name: theirs for name, (theirs, is_given) in own.items() if is_given}
 
 
 def _with_told(request: PaintRequest, told: dict[str, str]) -> PaintRequest:

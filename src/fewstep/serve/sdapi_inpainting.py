@@ -9,6 +9,7 @@ from typing import Literal
 from PIL import Image, ImageOps
 
 from fewstep.data.masks import Fill, feather, lay_over, read_mask
+from fewstep.serve.acceptance import check_between
 from fewstep.serve.client_pictures import Box, check_mask, find_inside, fit, flatten, open_pictures
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.reading import Reader
@@ -80,11 +81,9 @@ def _choose_blurs(asked: ImageToImage) -> tuple[int, int]:
 
 
 def _check_blurs(asked: ImageToImage) -> None:
-    blurs = _choose_blurs(asked)
-    for name, value in (("mask_blur", max(blurs)), ("mask_blur", min(blurs)),
-                        ("inpaint_full_res_padding", asked.inpaint_full_res_padding)):  # fmt: skip
-        if not 0 <= value <= _MOST_BLUR:
-            raise RefusedError(f"{name} is {value}; allowed are 0 to {_MOST_BLUR}", param=name)
+    names = ("mask_blur_x", "mask_blur_y") if asked.mask_blur is None else ("mask_blur",)
+    for name in (*names, "inpaint_full_res_padding"):
+        check_between(name, getattr(asked, name), 0, _MOST_BLUR)
 
 
 def _read_mask(asked: ImageToImage, image: Image.Image, given: Image.Image) -> Image.Image:

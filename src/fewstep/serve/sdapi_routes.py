@@ -88,16 +88,14 @@ def _make_request(
     height, width = (own[0] if asked.height is None else asked.height, own[1] if asked.width is None else asked.width)
     for name, side in (("height", height), ("width", width)):
         check_between(name, side, 1, 8192)
-    if not 0 <= asked.denoising_strength <= 1:
-        raise RefusedError(
-            f"denoising_strength is {asked.denoising_strength:g}; allowed are 0 to 1", param="denoising_strength"
-        )
+    check_between("denoising_strength", asked.denoising_strength, 0, 1)
     return PaintRequest(
         prompt=tagged.text, negative_prompt=asked.negative_prompt, n=asked.batch_size * asked.n_iter,
         seed=None if asked.seed == -1 else asked.seed, steps=asked.steps, guidance_scale=asked.cfg_scale,
         size=f"{width}x{height}", loras=tagged.loras, text_loras=tagged.text_loras,
         start=None if begin is None else begin.image, mask=None if begin is None else begin.mask,
         fill="original" if begin is None else begin.fill, strength=asked.denoising_strength,
+        names={"guidance_scale": "cfg_scale", "strength": "denoising_strength", "n": "batch_size times n_iter"},
     )  # fmt: skip
 
 

@@ -182,6 +182,7 @@ async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest,
         steps=max(message.compare, default=message.steps), guidance_scale=message.guidance_scale, size=message.size,
         loras=message.loras, start=start, mask=mask,
         strength=message.strength, previews=message.previews and not message.compare,
+        names={"steps": "compare"} if message.compare else {},
     )  # fmt: skip
     accepted = service.accept(paint_request)
     spec = accepted.specs[0]
