@@ -21,6 +21,7 @@ from fewstep.commands.distill import make_path
 from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.measure.stopwatch import Stopwatch
+from fewstep.models.card import StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.models.pipeline import Pipeline
@@ -37,7 +38,7 @@ class PlainStudent:
 
     def __init__(self, config: Distill, model: LatentModel) -> None:
         teacher = copy.deepcopy(model.network)
-        self.base = teacher
+        self.base, self.card = teacher, StudentCard(phases=config.phases or None)
         if config.lora_rank:
             network = copy.deepcopy(model.network)
             rank = config.lora_rank

@@ -88,7 +88,8 @@ def test_the_rate_of_each_stage_is_told(tmp_path, capsys):
     main(["prepare", "--model", "scenes", "--pictures", "6", "--workers", "2", "--part", "3", "--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert re.search(
-        r"pictures a second: decode \d+, encode \d+, write \d+ \(of one thread or process\), \d+ in all", said
+        r"pictures a second: decode [\d.]+, encode [\d.]+, write [\d.]+ \(of one thread or process\), [\d.]+ in all",
+        said,
     )
     assert sum_stages([Stages(2, 1.0, 2.0, 0.5), Stages(4, 1.0, 1.0, 0.5)]) == Stages(6, 2.0, 3.0, 1.0)
     assert sum_stages([]) == Stages()

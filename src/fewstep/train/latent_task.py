@@ -17,6 +17,7 @@ class LatentTask(Task):
     """Trains a learner on a source."""
 
     def __init__(self, learner: Learner, source: LatentSource, seed: int) -> None:
+        self.student, self.averaged = learner.weights, learner.averaged
         self._learner, self._source, self._seed = learner, source, seed
         self._device = next(learner.weights.parameters()).device
 
