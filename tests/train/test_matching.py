@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import fewstep
+from fewstep.commands.bench_methods import BenchMethods
 from fewstep.commands.distill import distill, load_teacher, make_path, make_student
 from fewstep.diffusion.prediction import Prediction
 from fewstep.errors import UserError
@@ -28,6 +29,7 @@ COMMON = {
     "method": "tdm", "data": "scenes", "pictures": 8, "steps": 2, "batch_size": 4, "guidance_range": (5.0, 5.0),
     "lr": 1e-3, "ema_decay": 0.5, "device": "cpu", "sample_every": 0, "log_every": 1, "fake_rank": 2,
 }  # fmt: skip
+OTHERS = {name: value for name, value in COMMON.items() if name != "fake_rank"}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,7 @@ def begun(random_teacher, tmp_path_factory):
     """Run folders of students to go on from."""
     folder = tmp_path_factory.mktemp("begun")
     for method, rank in (("any-step", 0), ("pcm", 2), ("lcm", 0)):
-        settings = {**COMMON, "method": method, "skip": 125, "lr": 1e-2, "lora_rank": rank}
-        settings.pop("fake_rank")
+        settings = {**OTHERS, "method": method, "skip": 125, "lr": 1e-2, "lora_rank": rank}
         distill(Distill(**settings, teacher=str(random_teacher), out=folder / method))
     return folder
 
@@ -173,12 +174,16 @@ def test_it_goes_on_bit_for_bit_after_a_stop(method, rank, begun, random_teacher
 @pytest.mark.parametrize("method", ["any-step", "tdm"])
 def test_prompts_are_enough_where_no_picture_is_looked_at(method, random_teacher, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a red star\n\na blue ring\n")
-    given = {**COMMON, "method": method, "data": str(tmp_path / "prompts.txt"), "teacher": str(random_teacher)}
+    given = {**OTHERS, "method": method, "data": str(tmp_path / "prompts.txt"), "teacher": str(random_teacher)}
     distill(Distill(**given, skip=125, out=tmp_path / "run"))
     assert "3 lines found, 2 used, 1 dropped" in capsys.readouterr().out
     assert fewstep.load(tmp_path / "run", "cpu")("a red star", steps=2)
     with pytest.raises(UserError, match="holds prompts and no pictures"):
         distill(Distill(**{**given, "method": "lcm"}, out=tmp_path / "other"))
+    (tmp_path / "prompts.txt").write_text("a red star\n\na green ring\n")
+    shutil.rmtree(tmp_path / "run" / "model")
+    with pytest.raises(UserError, match="are not those that"):
+        distill(Distill(**given, skip=125, out=tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -189,11 +194,12 @@ def test_prompts_are_enough_where_no_picture_is_looked_at(method, random_teacher
         ({"start": "pcm"}, "is a LoRA, which goes on as one; give its --lora-rank too"),
         ({"start": "pcm", "lora_rank": 4}, "of another rank than 4"),
         ({"start": "pcm", "lora_rank": 2, "lora_alpha": 1.0}, "another alpha than 1"),
+        ({"start": "pcm:0.5", "lora_rank": 2}, "has the scale 0.5; adapters go on as they are"),
         ({"start": "any-step", "method": "pcm"}, "was made by any-step and cannot go on by pcm"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(settings, said, begun, random_teacher, tmp_path):
-    given = {**COMMON, **settings, "start": str(begun / settings["start"])}
+    given = {**OTHERS, **settings, "start": str(begun / settings["start"])}
     with pytest.raises(UserError, match=said):
         distill(Distill(**given, teacher=str(random_teacher), out=tmp_path / "run"))
 
@@ -201,14 +207,29 @@ def test_a_start_that_does_not_fit_is_refused(settings, said, begun, random_teac
 @pytest.mark.parametrize(
     ("make", "settings", "said"),
     [
-        (Distill, {"guidance_range": (2.0, 9.0)}, "matches the pictures of one guidance"),
+        (
+            Distill,
+            {"guidance_range": (2.0, 9.0)},
+            "matches pictures of one guidance and guidance_range is 2 to 9; give one value twice: --guidance-range 5 5",
+        ),
         (Distill, {"states": "walkers"}, "states are walkers and tdm learns at own"),
         (Distill, {"method": "any-step", "states": "own"}, "states are own and any-step learns at walkers"),
         (Distill, {"fake_rank": 0}, "fake_rank"),
+        (Distill, {"distance": "l2"}, "distance is l2 and tdm compares no steps of a teacher; leave --distance out"),
+        (Distill, {"solver": "midpoint"}, "leave --solver out"),
+        (Distill, {"times": "any"}, "leave --times out"),
+        (Distill, {"shrink": 0.5}, "leave --shrink out"),
+        (Distill, {"loss_weight": "constant"}, "leave --loss-weight out"),
+        (Distill, {"target": "average"}, "tdm has none"),
+        (Distill, {"method": "pcm", "fake_lr": 1e-3}, "fake_lr is 0.001 and pcm learns no fake score"),
+        (Distill, {"method": "lcm", "fake_rank": 2}, "fake_rank is 2 and lcm learns no fake score"),
         (Finetune, {}, "tdm asks a teacher, and a fine-tuning has none"),
+        (BenchMethods, {}, "tdm goes on from a student, which is not measured here"),
     ],
 )
 def test_settings_that_do_not_go_with_it_are_refused(make, settings, said):
     given = {"method": "tdm", "guidance_range": (5.0, 5.0), **settings}
+    if make is BenchMethods:
+        given = {"methods": ("lcm", "tdm")}
     with pytest.raises(UserError, match=said):
         make(**given)

@@ -79,6 +79,9 @@ class BenchMethods:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "updates", "batch_size", "skip")
         check_at_least(self, 16, "points")
+        for name in self.methods:
+            if METHODS[name].states == "own":
+                raise UserError(f"{name} goes on from a student, which is not measured here; leave it out")
         for seed in self.seeds:
             check_seed(seed, name="seeds")
         low, high = OMEGA_RANGE

@@ -21,7 +21,7 @@ from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
-from fewstep.models.model_files import find_file, read_json
+from fewstep.models.model_files import INDEX, find_file, read_json
 from fewstep.recipes.plain import read_config_file
 from fewstep.roots import open_regular
 from fewstep.runs.advice import advise_lora, advise_painting
@@ -29,7 +29,6 @@ from fewstep.runs.folder import CONFIG_FILE
 from fewstep.runs.unfinished import CHECKPOINTS
 from fewstep.train.checkpoint import Checkpoints
 
-MODEL_INDEX = "model_index.json"
 _MOST_ENTRIES = 200
 _WANTED = "give a model, a LoRA, a run folder, or a PNG that `fewstep generate` wrote"
 
@@ -64,7 +63,7 @@ def describe(path: Path) -> Iterator[str]:
 
 
 def _describe_folder(folder: Path) -> Iterator[str]:
-    if (folder / MODEL_INDEX).is_file():
+    if (folder / INDEX).is_file():
         yield from _describe_pipeline(folder)
     elif (folder / CONFIG_FILE).is_file():
         yield from _describe_run(folder)
@@ -75,16 +74,14 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         yield from _describe_lora(files[-1], read_safetensors_header(files[-1]))
     else:
         raise UserError(
-            f"{folder} is no pipeline (no {MODEL_INDEX}), no run folder (no {CONFIG_FILE}) and holds no .safetensors; "
+            f"{folder} is no pipeline (no {INDEX}), no run folder (no {CONFIG_FILE}) and holds no .safetensors; "
             f"{_WANTED}"
         )
 
 
 def _describe_pipeline(folder: Path) -> Iterator[str]:
     otherwise = f"{folder} is not a whole pipeline"
-    index, scheduler = (
-        read_json(folder / name, otherwise) for name in (MODEL_INDEX, "scheduler/scheduler_config.json")
-    )
+    index, scheduler = (read_json(folder / name, otherwise) for name in (INDEX, "scheduler/scheduler_config.json"))
     try:
         family = family_of_folder(folder, index, str(folder))
     except UserError as error:

@@ -175,6 +175,7 @@ def hash_sources(sources: Sequence[Source]) -> str:
         total.update(f"{len(sizes)} shards\n".encode())
         if (repeats := list_repeats(source)) != (1,) * len(sizes):
             total.update(f"repeated {repeats}\n".encode())
+        total.update(getattr(source, "contents_sha256", "").encode())  # of what has no names that change with it
         if sum(sizes) <= _MOST_KEYS:
             names = [source.key(i) for i in range(sum(sizes))]
         else:

@@ -1,4 +1,4 @@
-"""The noise schedule α(t), σ(t), λ(t) = log(α/σ) at whole and at fractional times, and tabulated ones."""
+"""What a noise schedule is, α(t), σ(t) and λ(t) = log(α/σ) at whole and at fractional times; and the tabulated one."""
 
 from __future__ import annotations
 

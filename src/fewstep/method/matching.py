@@ -17,8 +17,8 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.method.sampling import renoise
 
 FIRST, LAST = 0.02, 0.98
-"""Shares of the schedule's times between which answers are compared: before there is too little noise, and behind it
-nothing of them is left (DMD)."""
+"""Shares of the schedule's times between which answers are compared: below the first there is too little noise to tell
+them apart, and above the last nothing of them is left (DMD)."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fewstep import assets
@@ -12,6 +12,9 @@ from fewstep.method.named import METHODS
 from fewstep.models.families import FamilyChoice
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.train.config import check_at_least, check_not_negative
+
+_OF_STEPS, _OF_MATCHING = ("solver", "times", "shrink", "distance", "loss_weight"), ("fake_rank", "fake_lr")
+"""Settings of what compares two steps of a teacher's, and of what matches distributions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +52,14 @@ class Distill(ConsistencyConfig):
             raise UserError(
                 f"{self.method} learns from pictures and has no teacher, nor guidance: give it to `fewstep finetune`"
             )
-        low, high = self.guidance_range
-        if METHODS[self.method].states == "own" and low != high:
-            raise UserError(
-                f"{self.method} matches the pictures of one guidance and guidance_range is {low:g} to {high:g}; give "
-                f"one value twice: --guidance-range {self.guidance_scale:g} {self.guidance_scale:g}"
-            )
-        if self.lora_rank and low != high:
-            raise UserError(
-                f"a LoRA has no input for guidance and guidance_range is {low:g} to {high:g}; "
-                f"give one value twice: --guidance-range {self.guidance_scale:g} {self.guidance_scale:g}"
-            )
+        matches, (low, high) = METHODS[self.method].states == "own", self.guidance_range
+        if low != high and (self.lora_rank or matches):
+            who = f"{self.method} matches pictures of one guidance" if matches else "a LoRA has no input for guidance"
+            twice = f"--guidance-range {self.guidance_scale:g} {self.guidance_scale:g}"
+            raise UserError(f"{who} and guidance_range is {low:g} to {high:g}; give one value twice: {twice}")
+        for field in fields(Distill):
+            value = getattr(self, field.name)
+            if field.name in (_OF_STEPS if matches else _OF_MATCHING) and value != field.default:
+                why = "compares no steps of a teacher" if matches else "learns no fake score"
+                option = field.name.replace("_", "-")
+                raise UserError(f"{field.name} is {value} and {self.method} {why}; leave --{option} out")

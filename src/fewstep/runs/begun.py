@@ -30,10 +30,8 @@ class Begun:
     pairs: Lora | None = None
 
 
-def load_begun(config: Distill, teacher: LatentModel) -> Begun | None:
+def load_begun(config: Distill, teacher: LatentModel) -> Begun:
     """Loads what `--start` names. Raises UserError where it does not fit the teacher, or cannot go on by the method."""
-    if not config.start:
-        return None
     begun = _read_adapters(config, teacher) if config.lora_rank else _load_network(config, teacher)
     if begun.card.teacher_sha256 not in (None, weights_sha256(teacher.network.backbone)):
         print(f"note: {config.start} was made from other weights than those of {config.teacher}", flush=True)
@@ -44,8 +42,8 @@ def load_begun(config: Distill, teacher: LatentModel) -> Begun | None:
             "from one by any-step or pcm"
         )
     if METHODS[config.method].states != "own" and was.name != config.method:
-        raise UserError(f"{config.start} was made by {was.name} and cannot go on by {config.method}; give --method "
-                        f"{was.name}, or tdm")  # fmt: skip
+        asked = f"cannot go on by {config.method}; give --method {was.name}, or tdm"
+        raise UserError(f"{config.start} was made by {was.name} and {asked}")
     return begun
 
 
@@ -62,7 +60,9 @@ def _load_network(config: Distill, teacher: LatentModel) -> Begun:
 
 
 def _read_adapters(config: Distill, teacher: LatentModel) -> Begun:
-    path, _ = parse_lora(config.start)
+    path, scale = parse_lora(config.start)
+    if scale != 1:
+        raise UserError(f"--start {config.start} has the scale {scale:g}; adapters go on as they are, leave it out")
     file = read_lora(path, teacher.parts, teacher.family.lora)
     header = read_safetensors_header(path).metadata
     if header.get("fewstep.method") != LCM_LORA:

@@ -16,7 +16,7 @@ from fewstep.data import draws
 from fewstep.data.reading import CropSettings, PictureReader, Square, hash_sources
 from fewstep.data.shards.prepared import TRAJECTORIES, PreparedRow, is_written, write_shard
 from fewstep.data.sources.base import Source, escape_line
-from fewstep.data.sources.prompts import PromptFile, is_prompt_file, open_prompts
+from fewstep.data.sources.prompts import is_prompt_file, open_prompts
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
 from fewstep.method.batch import TrainingBatch
@@ -70,7 +70,7 @@ class WalkingStudio:
         ]
         self.made_of = _describe(config, model, resolution, self._stops) | {
             "precision": name_dtype(self._dtype), "part": part,
-            "pictures_sha256": source.sha256 if isinstance(source, PromptFile) else hash_sources([source]),
+            "pictures_sha256": hash_sources([source]),
         }  # fmt: skip
         model.network.backbone.to(self._dtype)  # as a training holds its teacher
         self._path = TeacherPath(

@@ -11,8 +11,8 @@ from PIL import Image
 
 from fewstep.data.sources.base import Example, Reason, SourceReport, Tally
 from fewstep.data.sources.captions import MAX_CHARACTERS
+from fewstep.documents import load_bytes
 from fewstep.errors import UserError
-from fewstep.roots import open_regular
 
 SUFFIX = ".txt"
 _MOST_BYTES = 2**30
@@ -50,7 +50,7 @@ class PromptFile:
         self.shard_sizes = (len(self._prompts),)
 
     @property
-    def sha256(self) -> str:
+    def contents_sha256(self) -> str:
         """Hashes the prompts that are used, with their lines."""
         return hashlib.sha256(repr(self._prompts).encode()).hexdigest()
 
@@ -77,15 +77,10 @@ class PromptFile:
 def _read_lines(path: Path) -> list[str]:
     """Reads them. Raises UserError."""
     try:
-        with open_regular(path) as file:
-            content = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a text file of prompts") from error
-    if len(content) > _MOST_BYTES:
-        raise UserError(f"{path} has more than {_MOST_BYTES:,} bytes; split it")
-    try:
-        text = content.decode("utf-8-sig")
+        return load_bytes(path, _MOST_BYTES).decode("utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path} is not UTF-8 text (line {line}); save it as UTF-8") from error
-    return text.removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({why}); give a text file of prompts") from error
