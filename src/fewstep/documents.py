@@ -15,7 +15,7 @@ _MOST_JSON, _MOST_YAML = 64 * 2**20, 2**20
 _MOST_NESTED = 64
 """Lists and objects within each other."""
 _MOST_DIGITS = 40
-"""Of a whole number: transformers writes 10^30 where it means that a tokenizer has no limit."""
+"""Bounds a whole number: transformers writes 10^30 where it means that a tokenizer has no limit."""
 
 
 class DocumentError(ValueError):

@@ -90,7 +90,7 @@ class Root:
 
     @functools.cached_property
     def _homes(self) -> tuple[str, ...]:
-        """The folders in which real paths may lie."""
+        """Returns the folders in which real paths may lie."""
         real = PurePath(os.path.realpath(self.folder))
         homes = [str(real)]
         for place in (real, *real.parents):

@@ -164,7 +164,7 @@ def _describe_start(config: Generate) -> dict[str, str]:
 
 
 _MOST_PIXELS = 10_000**2
-"""Of a picture to start from."""
+"""Bounds a picture to start from."""
 
 
 def read_picture(path: Path, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Image:

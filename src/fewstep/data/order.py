@@ -153,7 +153,7 @@ class MixedSampleOrder:
 
     @functools.cached_property
     def _quotas(self) -> Indices:
-        """Each source's number of positions in a block, by the method of largest remainders."""
+        """Returns each source's number of positions in a block, by the method of largest remainders."""
         wanted = np.asarray(self.weights) * (_BLOCK / sum(self.weights))
         quotas = np.floor(wanted).astype(np.int64)
         most_left = np.argsort(quotas - wanted, kind="stable")

@@ -33,7 +33,7 @@ class CropSettings:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether a picture gives the same square at every position."""
+        """Tells whether a picture gives the same square at every position."""
         return self.crop == "middle" and not self.flip
 
 

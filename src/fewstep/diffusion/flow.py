@@ -28,7 +28,7 @@ class Flow(Schedule):
 
     @property
     def last(self) -> int:
-        """N."""
+        """Returns N."""
         return self.num_steps
 
     def alpha(self, t: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def sample_ode(schedule: Schedule, field: Field, z_T: Tensor, times: list[int], 
 
 
 def sample_euler(schedule: Schedule, field: Field, z_T: Tensor, times: list[int]) -> Tensor:
-    """Euler's method on z/α over σ/α (arXiv 2206.00364, algorithm 1 without its correction), to σ = 0.
+    """Steps by Euler's method on z/α over σ/α (arXiv 2206.00364, algorithm 1 without its correction), to σ = 0.
 
     Step by step that is DDIM, which ends at t = 0, where Stable Diffusion still has noise; this ends in the last ẑ_0.
     """
@@ -71,7 +71,8 @@ def sample_dpm_solver_pp_2m(schedule: Schedule, field: Field, z_T: Tensor, times
 
 
 def sample_unipc(schedule: Schedule, field: Field, z_T: Tensor, times: list[int]) -> Tensor:
-    """UniPC of order 2 with B₂(h) (arXiv 2302.04867, algorithms 1 and 2, on ẑ_0), at last of first order and to σ = 0.
+    """Steps by UniPC of order 2 with B₂(h) (arXiv 2302.04867, algorithms 1 and 2, on ẑ_0), at last of first
+    order and to σ = 0.
 
     The predictor is DPM-Solver++ (2M). Once ẑ_0 at its end s is known, a corrector takes the step again:
     D = ẑ_0(z_t) + ρ₁/r·(ẑ_0(z_t) − ẑ_0(before)) + ρ₂·(ẑ_0(z_s) − ẑ_0(z_t)); in the first step ρ₁ = 0, ρ₂ = 1/2.
@@ -102,7 +103,7 @@ class _Span:
         return self._ratio * z_t - self._alpha_s * torch.expm1(torch.tensor(-self.h, dtype=d.dtype)).item() * d
 
     def history(self, z_0: Tensor) -> tuple[Tensor, _Span] | None:
-        """What the next step leans on; nothing from noise alone, where λ = −∞."""
+        """Returns what the next step leans on; nothing from noise alone, where λ = −∞."""
         return (z_0, self) if math.isfinite(self.h) else None
 
 

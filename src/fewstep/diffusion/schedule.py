@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MOST_TIMES = 100_000
-"""Of a tabulated schedule; models have 1,000."""
+"""Bounds a tabulated schedule; models have 1,000."""
 
 
 class ScheduleError(ValueError):
@@ -28,12 +28,12 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def num_steps(self) -> int:
-        """T, of which skips and grids are parts."""
+        """Returns T, of which skips and grids are parts."""
 
     @property
     @abstractmethod
     def last(self) -> int:
-        """The latest time, which holds the most noise."""
+        """Returns the latest time, which holds the most noise."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Schedule(ABC):
 
     @property
     def has_zero_terminal_snr(self) -> bool:
-        """Whether the last time holds noise alone, so that an ε-network has no answer there."""
+        """Tells whether the last time holds noise alone, so that an ε-network has no answer there."""
         return float(self.alpha(torch.tensor(self.last))) == 0.0
 
     def grid(self, count: int) -> Tensor:
@@ -118,12 +118,12 @@ class Tabulated(Schedule):
 
     @property
     def num_steps(self) -> int:
-        """T, the number of whole times."""
+        """Returns T, the number of whole times."""
         return len(self.alphas)
 
     @property
     def last(self) -> int:
-        """T − 1."""
+        """Returns T − 1."""
         return self.num_steps - 1
 
     def alpha(self, t: Tensor) -> Tensor:

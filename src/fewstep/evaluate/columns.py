@@ -39,12 +39,12 @@ class Column:
 
     @property
     def label(self) -> str:
-        """The name as people read it."""
+        """Returns the name as people read it."""
         return self.name.replace("_", " ")
 
     @property
     def is_headline(self) -> bool:
-        """Whether a terminal reads it while an evaluation goes on: it has curves, and values that are better."""
+        """Tells whether a terminal reads it while an evaluation goes on: it has curves, and values that are better."""
         return bool(self.curve_label and self.better)
 
 

@@ -50,7 +50,7 @@ class Evaluate(FewStepOptions):
     """Pictures in each row; at least twice the number of the extractor's features. Below 5000 Fréchet distances are
     biased upwards."""
     n_unseen: int = 64
-    """For scenes: further pictures in each row, of shapes in colours never trained on, scored apart."""
+    """Further pictures of scenes in each row, of shapes in colours never trained on; they are scored apart."""
     n_repeated: int = 16
     """Number of prompts that are painted four more times, to measure the diversity within a prompt; 0 measures none."""
     n_tuning: int = 32

@@ -33,7 +33,7 @@ class Need:
     """What one update takes, in bytes but for the last."""
 
     peak: int
-    """At the worst moment: weights, average, gradients, moments, activations."""
+    """What there is at the worst moment: weights, averages, gradients, moments, activations."""
     weights: int
     """Weights and average alone."""
     learning: int

@@ -61,7 +61,7 @@ PHASE = End("phase", several=False, choose=choose_edge)
 DRAWN_PHASE = End("drawn-phase", several=True, choose=choose_edge)
 ANYWHERE = End("anywhere", several=True, choose=choose_anywhere)
 ENDS: dict[str, End] = {end.name: end for end in (ZERO, PHASE, DRAWN_PHASE, ANYWHERE)}
-"""By name."""
+"""Holds every end by its name."""
 
 if TYPE_CHECKING:
     EndName = str

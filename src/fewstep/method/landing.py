@@ -63,7 +63,7 @@ def _shape(values: Tensor, z: Tensor) -> Tensor:
 BOUNDARY = Landing("boundary", anywhere=False, land=land_by_boundary)
 BY_DDIM = Landing("ddim", anywhere=True, land=land_by_ddim)
 LANDINGS: dict[str, Landing] = {landing.name: landing for landing in (BOUNDARY, BY_DDIM)}
-"""By name."""
+"""Holds every landing by its name."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ WEIGHTS: dict[str, Callable[[Schedule], Weight]] = {
     "constant": constant, "truncated-snr": truncated_snr, "equal-jumps": equal_jumps, "inverse-jump": inverse_jump,
     "inverse-gap": inverse_gap,
 }  # fmt: skip
-"""By name."""
+"""Holds every weight by its name."""
 
 if TYPE_CHECKING:
     WeightName = str

@@ -45,7 +45,7 @@ class Codec:
 
     @property
     def scale(self) -> float:
-        """What latents are multiplied by before the network sees them."""
+        """Returns what latents are multiplied by before the network sees them."""
         return float(self.autoencoder.config.scaling_factor)
 
     def shape(self, height: int, width: int | None = None) -> tuple[int, int, int]:

@@ -26,7 +26,7 @@ class Conditioner(Protocol):
 
     @property
     def encoders(self) -> dict[str, nn.Module]:
-        """The text encoders, under the names that LoRA files use."""
+        """Returns the text encoders, under the names that LoRA files use."""
         ...
 
     def with_encoders(self, encoders: Mapping[str, nn.Module]) -> Conditioner:
@@ -35,7 +35,7 @@ class Conditioner(Protocol):
 
     @property
     def limit(self) -> int:
-        """How many tokens of a prompt are read."""
+        """Returns how many tokens of a prompt are read."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> Cond:

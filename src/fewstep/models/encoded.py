@@ -38,14 +38,14 @@ class Encoded:
     """All pictures of a source and their captions, in main memory."""
 
     mean: Tensor
-    """Of the latents' posterior, `[n, c, h, w]`."""
+    """Is the mean of the latents' posterior, `[n, c, h, w]`; `std` is its deviation."""
     std: Tensor
     text: dict[str, Tensor]
     """Conditions of every caption once, `[captions, …]`."""
     sizes: dict[str, Tensor]
     """Conditions of every picture's sizes, where the network takes them."""
     rows: list[list[int]]
-    """Of each picture, the numbers of its captions."""
+    """Holds the numbers of each picture's captions."""
     reasons: list[str]
     """Why a picture could not be read; empty where it could."""
 

@@ -34,7 +34,7 @@ class KeptLatents(_Latents):
     wherever it stands. What encoded it is put off the card."""
 
     def __init__(self, model: LatentModel, reading: PictureReader, keeping: Keeping | None = None) -> None:
-        """What is encoded is kept as `keeping` says, if it is given, and read from there where it is whole."""
+        """Encodes pictures, or reads them from where `keeping` says, if it is given and they are whole there."""
         super().__init__(reading)
         encoded = encode_pictures(model, reading) if keeping is None else share_encoded(model, reading, keeping)
         self._device = model.device

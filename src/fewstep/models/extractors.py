@@ -31,7 +31,7 @@ class Extractor:
 
     name: str
     sha256: str
-    """Of the weights' files."""
+    """Is the hash of the weights' files."""
     resize: str
     """What is done to a picture before the network sees it."""
     features: Callable[[Tensor], Tensor]
@@ -123,8 +123,8 @@ def _in_parts(side: int, network: Callable[[Tensor], Tensor], device: torch.devi
 
 
 def resized(pictures: Tensor, side: int) -> Tensor:
-    """uint8 `[n, h, w, 3]` → fp32 `[n, 3, side, side]` in [0, 1]: the middle square, by Pillow's bicubic on floats,
-    antialiased when it shrinks; how pictures are resized moves FID by whole points (arXiv 2104.11222)."""
+    """Turns uint8 `[n, h, w, 3]` into fp32 `[n, 3, side, side]` in [0, 1]: the middle square, by Pillow's bicubic on
+    floats, antialiased when it shrinks; how pictures are resized moves FID by whole points (arXiv 2104.11222)."""
     height, width = pictures.shape[1:3]
     short = min(height, width)
     left, top = (width - short) // 2, (height - short) // 2

@@ -44,7 +44,7 @@ class LatentModel:
 
     @property
     def is_few_step(self) -> bool:
-        """Whether it paints in a few steps as it is, with guidance as an input or built in."""
+        """Tells whether it paints in a few steps as it is, with guidance as an input or built in."""
         return self.network.takes_omega or self.card.method == LCM_LORA
 
     home: torch.device | None = None
@@ -57,7 +57,7 @@ class LatentModel:
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """What LoRA files may adapt, under the names that they use."""
+        """Returns what LoRA files may adapt, under the names that they use."""
         return {self.family.lora.part: self.network.backbone, **self.conditioner.encoders}
 
     @property
@@ -66,7 +66,7 @@ class LatentModel:
 
     @property
     def resolution(self) -> int:
-        """Side in pixels of the pictures that the model was trained on."""
+        """Returns the side in pixels of the pictures that the model was trained on."""
         return int(self.network.backbone.config.sample_size) * self.codec.multiple
 
     def share_encoders(self, other: LatentModel) -> LatentModel:
@@ -233,7 +233,7 @@ class Family(ABC):
     """Side in pixels of the released models' pictures."""
     released_latent_channels: int
     encoder_bytes: int
-    """Of the released autoencoder and text encoders, in fp32."""
+    """Counts the released autoencoder and text encoders, in fp32."""
 
     @abstractmethod
     def random_model(self, device: torch.device, *, few_step: bool = False, side: int = 0) -> LatentModel:

@@ -22,17 +22,17 @@ class BackboneNetwork(nn.Module, ABC):
     @property
     @abstractmethod
     def backbone(self) -> Any:
-        """The library's own module, with its `config`."""
+        """Returns the library's own module, with its `config`."""
 
     @property
     @abstractmethod
     def takes_omega(self) -> bool:
-        """Whether guidance is an input, as it is of a few-step model."""
+        """Tells whether guidance is an input, as it is of a few-step model."""
 
     @property
     @abstractmethod
     def takes_end(self) -> bool:
-        """Whether where its answer shall land is an input, `cond["end"]` `[b]`."""
+        """Tells whether where its answer shall land is an input, `cond["end"]` `[b]`."""
 
     @abstractmethod
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
@@ -55,4 +55,4 @@ class BackboneNetwork(nn.Module, ABC):
     @property
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
-        """The parts that are put together one at a time where every process keeps a share of the weights."""
+        """Returns the parts that are put together one at a time where every process keeps a share of the weights."""

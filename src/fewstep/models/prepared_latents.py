@@ -19,7 +19,7 @@ from fewstep.models.family import LatentModel
 
 
 class PreparedLatents:
-    """Of one folder, in an order of its own."""
+    """Reads the latents of one folder, in an order of its own."""
 
     def __init__(self, model: LatentModel, shards: PreparedShards, seed: int) -> None:
         self._model, self._shards = model, shards

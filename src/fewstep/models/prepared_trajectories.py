@@ -22,7 +22,7 @@ from fewstep.models.hashes import weights_sha256
 
 
 class KeptTrajectories:
-    """Of one folder, in an order of its own: every step of every trajectory once an epoch."""
+    """Reads the trajectories of one folder, in an order of its own: every step of each once an epoch."""
 
     def __init__(self, model: LatentModel, shards: TrajectoryShards, seed: int, keep_gib: float) -> None:
         self._model, self._shards = model, shards

@@ -47,7 +47,7 @@ class Overrides:
 
     @property
     def network(self) -> str:
-        """The repository or folder whose network stands in for the model's own, or empty."""
+        """Returns the repository or folder whose network stands in for the model's own, or empty."""
         return self.unet
 
     def stated(self, *, network: bool = True) -> dict[str, Any]:

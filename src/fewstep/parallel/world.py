@@ -29,7 +29,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Tells whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, counters: range) -> range:

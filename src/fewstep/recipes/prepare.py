@@ -37,7 +37,7 @@ class TrajectoryOptions:
     guided_from: int = 0
     """Of trajectories: lowest time step at which the teacher is guided; as in the `distill` to come."""
     solver: SolverName = "ddim"
-    """Of trajectories: solver by which the teacher steps; as in the `distill` to come."""
+    """Of trajectories: the solver that the teacher takes its steps by; as in the `distill` to come."""
     precision: Precision = "auto"
     """Of trajectories: number format that the teacher computes in. `auto` takes bf16 on a GPU that computes in it, fp16
     on an older GPU, else fp32."""

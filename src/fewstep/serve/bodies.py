@@ -23,7 +23,7 @@ PICTURES = frozenset(("image", "init_images", "mask", "alwayson_scripts"))
 _FORMS = {"multipart/form-data": MultiPartParser, "application/x-www-form-urlencoded": FormParser}
 _OBJECT, _JSON = "a JSON object", "Content-Type: application/json"
 _MOST_PARTS = 64
-"""Of a form."""
+"""Bounds a form."""
 _PIECE = 16 << 10
 """Bytes of a form that are parsed at a time."""
 

@@ -15,7 +15,7 @@ from fewstep.serve.errors import RefusedError
 SMALL = 16 << 10
 """Letters up to which a document is parsed where it is, rather than in the pool."""
 MOST_LETTERS = 64 << 10
-"""Of a document without its pictures."""
+"""Bounds a document without its pictures."""
 MOST_NESTING = 32
 _MOST_ESCAPES = 1 << 19
 """Backslashes in all: some clients write every slash of base64 with one, which is one letter in 64."""

@@ -10,7 +10,7 @@ from fewstep.errors import show
 from fewstep.serve.jobs import BusyError, CancelledError, ClosedError, DeadlineError, ShortOfMemoryError
 
 _MOST_LETTERS = 1000
-"""Of a message."""
+"""Bounds a message."""
 
 
 class RefusedError(Exception):

@@ -120,7 +120,7 @@ class PaintJob:
 
     @property
     def stands(self) -> int:
-        """The time that z stands at: noise at the first time already, and what is clean at 0."""
+        """Returns the time that z stands at: noise at the first time already, and what is clean at 0."""
         if self.step:
             return self.ends[self.step - 1]
         return self.times[0] if self.spec.start is None else 0

@@ -25,7 +25,7 @@ class Ledger:
     """Is kept by a run's main process; goes on at `counter`, and forgets what was written after it."""
 
     def __init__(self, folder: Path, counter: int, *, samples: bool) -> None:
-        """With `samples`, the keys of every update's samples are written too."""
+        """Opens the ledger; `samples` has it write the keys of every update's samples too."""
         self._dropped, self._samples = folder / DROPPED_FILE, folder / SAMPLES_FILE if samples else None
         self._count, self._last, self._in_a_row, self._longest = 0, -1, 0, 0
         for path in (self._dropped, self._samples):

@@ -40,7 +40,7 @@ class _Walkers:
     held: dict[str, Tensor] = field(default_factory=dict)
     """Of every row: `z`, where it stands; `valid`; `omega`, and its condition by name."""
     dropped: dict[int, DroppedPicture] = field(default_factory=dict)
-    """By their rows, those whose picture could not be read."""
+    """Holds those whose picture could not be read, by their rows."""
 
     def put(self, rows: slice, new: dict[str, Tensor], count: int) -> None:
         """Puts what is new into some of `count` rows."""

@@ -37,7 +37,7 @@ class NamedShard:
 
     @property
     def exists(self) -> bool:
-        """Whether the shard was found."""
+        """Tells whether the shard was found."""
         return bool(self.shard.version.tag)
 
 

@@ -148,7 +148,7 @@ class PreparedShards:
     kind = "latents"
 
     def __init__(self, folder: Path, *, follow_links: bool = False) -> None:
-        """With `follow_links`, files of the folder may be links out of it. Raises UserError."""
+        """Reads the list of shards; `follow_links` lets files be links out of the folder. Raises UserError."""
         self.folder, self._root = folder, Root(str(folder), follow_links)
         try:
             held = load_json(Path(self._find(MANIFEST)))

@@ -181,12 +181,12 @@ class Source(Protocol):
 
     @property
     def report(self) -> SourceReport:
-        """What was found when the source was opened, and what of it is used."""
+        """Returns what was found when the source was opened, and what of it is used."""
         ...
 
     @property
     def shard_sizes(self) -> Sequence[int]:
-        """Number of usable pictures in each shard, in order; a folder is one shard."""
+        """Returns the number of usable pictures in each shard, in order; a folder is one shard."""
         ...
 
     def __len__(self) -> int:

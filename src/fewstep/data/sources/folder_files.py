@@ -58,7 +58,7 @@ class Listing:
 
     @functools.cached_property
     def pictures(self) -> tuple[str, ...]:
-        """The pictures, sorted by code points."""
+        """Returns the pictures, sorted by code points."""
         return tuple(sorted(self._list(SUFFIXES)))
 
     @functools.cached_property

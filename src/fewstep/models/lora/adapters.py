@@ -37,7 +37,7 @@ class AdapterWeights(nn.Module):
                 self.register_parameter(name.replace(".", "/"), parameter)
 
     def by_name(self) -> dict[str, Tensor]:
-        """Under the names they have in the network."""
+        """Returns them under the names they have in the network."""
         return {name.replace("/", "."): value for name, value in self.named_parameters()}
 
 
@@ -83,7 +83,7 @@ class AdaptedNetwork:
         }  # fmt: skip
 
     def student(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
-        """The base with its adapters."""
+        """Returns the base with its adapters."""
         answer: Prediction
         if self._sums_first(z_t):
             sums = {f"{key}.base_layer.weight": self._sum(layer) for key, layer in self._layers.items()}

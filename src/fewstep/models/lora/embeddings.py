@@ -16,7 +16,7 @@ _MOST_WORDS = 256
 _MOST_VECTORS = 75
 """A text encoder reads 77 tokens, the first and the last of which are its own."""
 Embeddings = dict[str, dict[str, Tensor]]
-"""By the word, then by the text encoder: vectors `[tokens, width]`."""
+"""Holds vectors `[tokens, width]` by the word, then by the text encoder."""
 
 
 def read_embeddings(

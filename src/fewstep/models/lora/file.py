@@ -196,7 +196,7 @@ def _difference(found: Lora, pairs: Lora) -> float:
 
 
 def _adapter_metadata(pairs: Lora) -> dict[str, Any]:
-    """peft's configuration of each part's adapter, as diffusers packs it."""
+    """Returns peft's configuration of each part's adapter, as diffusers packs it."""
     said: dict[str, Any] = {}
     for part in dict.fromkeys(name.split(".", 1)[0] for name in pairs):
         own = {name.split(".", 1)[1]: pair for name, pair in pairs.items() if name.startswith(f"{part}.")}
