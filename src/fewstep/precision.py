@@ -35,8 +35,7 @@ class Storage:
     @property
     def codec_dtype(self) -> torch.dtype:
         """Returns what an autoencoder that half precision does no harm is kept in: bf16, whose numbers reach as far
-        as fp32's,
-        where the device has it."""
+        as fp32's, where the device has it."""
         home = self.home or self.device
         if self.dtype == torch.float16 and (home.type != "cuda" or has_bf16(home)):
             return torch.bfloat16
