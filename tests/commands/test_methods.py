@@ -122,7 +122,11 @@ def test_a_run_that_has_not_ended_paints_by_its_method(name, runs, tmp_path):
     going = shutil.copytree(runs(name), tmp_path / "run", ignore=shutil.ignore_patterns("model"))
     pipeline = load_painter(going, "cpu")
     assert pipeline.method is METHODS[name]
-    assert np.array_equal(paint(pipeline, 3), paint(fewstep.load(runs(name), "cpu"), 3))
+    ended = fewstep.load(runs(name), "cpu")
+    going_on, weights = (each.model.network.backbone.state_dict() for each in (pipeline, ended))
+    assert all(torch.equal(weights[key], going_on[key]) for key in weights)
+    # Weights that lie elsewhere in memory, as those of a mapped file do, may be multiplied in another order.
+    assert abs(paint(pipeline, 3) - paint(ended, 3)).max() <= 1
 
 
 def test_a_student_goes_on_by_the_method_that_made_it(runs, tmp_path):

@@ -1,6 +1,7 @@
 """`prepare --trajectories`: what is kept is where walkers stand, and an update on it asks no teacher."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -78,12 +79,11 @@ def test_what_is_kept_is_where_walkers_stand(run, teacher, kept):
         task.loss(counters)
         for row, (number, hop) in enumerate(zip(*task._walk.locate(counters), strict=True)):
             place = shards.locate(number)
-            z_t, z_s, end = shards.read_step(*place, hop)
+            z_t, z_e = (shards.read_state(*place, stop) for stop in (hop, shards.stops.index(batch.e[row])))
             torch.testing.assert_close(z_t, batch.z_t[row], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(z_s, task._path.led_to[row], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(end, shards.read_step(*place, HOPS - 1)[1])
+            torch.testing.assert_close(z_e, batch.z_s[row], rtol=1e-4, atol=1e-5)
             assert shards.read_omega(*place) == batch.omega[row]
-            assert (shards.stops[hop], shards.stops[hop + 1]) == (batch.t[row], batch.s[row])
+            assert shards.stops[hop] == batch.t[row] > batch.e[row] == batch.s[row]
             text = model.conditioner.encode([shards.read_row(*place).caption])["text"][0]
             torch.testing.assert_close(text, batch.cond["text"][row], rtol=1e-4, atol=1e-5)
             seen += 1
@@ -137,7 +137,7 @@ def test_every_step_of_every_trajectory_comes_once_an_epoch_however_it_is_shared
         for name in ("z_0", "z_t", "z_s", "t", "s", "e", "omega"):
             assert torch.equal(getattr(late, name), getattr(whole, name)[2:])
         assert torch.equal(late.cond["text"], whole.cond["text"][2:])
-        assert bool((whole.e <= whole.s).all() & (whole.s < whole.t).all())
+        assert bool((whole.e == whole.s).all() & (whole.s < whole.t).all())
     fresh, _, _ = start(dataclasses.replace(run, keep_gib=0.0), teacher)
     torch.testing.assert_close(fresh.draw_batch(range(4))[0].cond["text"], batches[0][0].cond["text"])
     assert task.keys(range(4)) != start(dataclasses.replace(run, seed=4), teacher)[0].keys(range(4))
@@ -149,15 +149,19 @@ def test_every_step_of_every_trajectory_comes_once_an_epoch_however_it_is_shared
     ids=str,
 )
 def test_no_method_asks_the_teacher(run, teacher, change, monkeypatch):
-    """Its loss is that of the same steps taken by the teacher."""
+    """What it learns is where the teacher's steps lead, one after the other, to the end that was drawn."""
     guidance = {"guidance_range": (5.0, 5.0)} if "lora_rank" in change else {}
     monkeypatch.setattr("fewstep.runs.trajectories._check_settings", lambda *_: None)  # of a LoRA's one guidance
     config = dataclasses.replace(run, **change, **guidance)
     task, student, model = start(config, load_teacher(config) if guidance else teacher)
     counters = range(8, 12)
     batch, _ = task.draw_batch(counters)
-    asked = make_path(run, student, model)(batch.z_t, batch)
-    torch.testing.assert_close(asked, batch.z_s, rtol=1e-4, atol=1e-5)
+    path, stops, z = make_path(run, student, model), task._trajectories.stops, batch.z_t
+    for t, s in itertools.pairwise(stops):
+        further = path(z, dataclasses.replace(batch, t=t.expand(4), s=s.expand(4)))
+        on_its_way = (t <= batch.t) & (t > batch.e)
+        z = torch.where(on_its_way.view(-1, 1, 1, 1), further, z)
+    torch.testing.assert_close(z, batch.z_s, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(TeacherPath, "__call__", None)
     loss = task.loss(counters)
     assert loss.total > 0
@@ -308,7 +312,7 @@ def test_a_shard_of_other_shapes_is_refused(kept, tmp_path):
     held["shards"][first] = 3
     (folder / MANIFEST).write_text(json.dumps(held))
     with pytest.raises(UserError, match="does not hold the trajectories of its table"):
-        TrajectoryShards(folder).read_step(0, 0, 0)
+        TrajectoryShards(folder).read_state(0, 0, 0)
 
 
 def test_a_folder_of_them_is_described(kept):

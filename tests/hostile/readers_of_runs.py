@@ -124,7 +124,7 @@ def read_trajectories(corpus: Corpus, folder: Path, rng: Random) -> None:
         shard, row = shards.locate(index)
         shards.read_omega(shard, row)
         for hop in range(min(2, shards.hops)):
-            shards.read_step(shard, row, hop)
+            shards.read_state(shard, row, hop)
 
 
 def _forge_table(corpus: Corpus, place: Path, rng: Random) -> None:

@@ -11,13 +11,12 @@ from fewstep.diffusion.prediction import to_prediction
 from fewstep.measure.mixture import CLASSES, MEANS, STD, ExactMap, Mixture
 from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances.l2 import l2
-from fewstep.method.ends import DRAWN_PHASE, ENDS, ZERO, edges
+from fewstep.method.ends import ENDS, ZERO, edges
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction
 from fewstep.method.named import METHODS
 from fewstep.method.sampling import jump_times, sample_consistency
 from fewstep.method.step import Method, consistency_losses
 from fewstep.method.times import fixed_gap, ratio_gap, step_back, whole_gap
-from fewstep.train.distill_task import TimeAndGuidance
 
 SCHEDULES = {"tabulated": "sd_schedule", "flow": Flow(1000, 3.0)}
 
@@ -148,15 +147,3 @@ def test_a_new_method_is_a_value(sd_schedule):
     assert [*times, 0] == [999, *ends]
     gap = new.make_gap(sd_schedule, 25, 1)
     assert gap(torch.tensor([999]), torch.tensor([0])) == fixed_gap(25)(torch.tensor([999]), torch.tensor([0])) == 25
-
-
-def test_longer_jumps_join_in_the_course_of_a_run():
-    drawn = TimeAndGuidance(
-        skip=25, times="grid", gap=fixed_gap(25), omega_range=None, end=DRAWN_PHASE, phases=(1, 2, 4, 8), joining=64
-    )
-    assert [drawn.list_phases(counter) for counter in (0, 63, 64, 128, 191, 192, 10**6)] == [
-        (8,), (8,), (8, 4), (8, 4, 2), (8, 4, 2), (8, 4, 2, 1), (8, 4, 2, 1),
-    ]  # fmt: skip
-    assert dataclasses.replace(drawn, joining=0).list_phases(0) == (1, 2, 4, 8)
-    assert METHODS["any-step"].count_before_joining(600, 32) == 30 * 32
-    assert METHODS["pcm"].count_before_joining(600, 32) == 0

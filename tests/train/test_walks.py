@@ -140,7 +140,8 @@ def test_a_picture_is_read_when_its_trajectory_begins_and_counted_at_every_step(
         assert int(loss.valid) == 8 - len(out)
         assert task.keys(counters) == [source.keys(range(i, i + 1))[0] for i in numbers]
     assert source.read == sorted(set(source.read))
-    assert len(source.read) == 8 + 20 - 1  # eight on their way, then one of sixteen steps begins at each update
+    # Eight that are learnt and eight on their way; then at each update one begins, and at the last one's end.
+    assert len(source.read) == 2 * 8 + 20 - 1
 
 
 def test_a_run_cut_and_taken_up_ends_with_the_same_weights(make, tmp_path):

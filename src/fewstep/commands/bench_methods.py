@@ -190,7 +190,7 @@ def make_task(named: NamedMethod, config: BenchMethods, world: World, learner: L
     method, source, drawn = make_method(named, world), Points(world.teacher), draw(named, config)
     if named.states == "walkers":
         walk = make_walk(world.schedule, config.skip, named.phases, config.batch_size)
-        return WalkTask(learner, method, source, drawn, seed, named.target, walk=walk)
+        return WalkTask(learner, method, source, drawn, seed, walk=walk)
     return DistillTask(learner, method, source, drawn, seed, named.target)
 
 
@@ -209,7 +209,7 @@ def draw(named: NamedMethod, config: BenchMethods) -> TimeAndGuidance:
     schedule, pictures = Tabulated.from_config(STABLE_DIFFUSION), config.updates * config.batch_size
     return TimeAndGuidance(
         skip=config.skip, times="grid", gap=named.make_gap(schedule, config.skip, pictures), omega_range=OMEGA_RANGE,
-        end=named.end, phases=named.phases, joining=named.count_before_joining(config.updates, config.batch_size),
+        end=named.end, phases=named.phases,
     )  # fmt: skip
 
 

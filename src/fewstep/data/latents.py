@@ -23,10 +23,9 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class StepBatch(LatentBatch):
-    """Steps of trajectories, each from z_t to z_s `[b, c, h, w]`; z_0 is where its trajectory ends."""
+    """Places z_t `[b, c, h, w]` on trajectories; z_0 is where each ends."""
 
     z_t: Tensor
-    z_s: Tensor
     hops: Tensor
     """How many steps of its trajectory lie behind each, `[b]`, on the CPU."""
     omega: Tensor

@@ -18,6 +18,7 @@ from fewstep.method.distances import DISTANCES
 from fewstep.method.named import METHODS
 from fewstep.method.paths import TeacherPath, kept_path
 from fewstep.method.step import Method, consistency_losses
+from fewstep.method.walks import find_stops
 from fewstep.models.family import Family
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.recipes.distill import Distill
@@ -55,7 +56,7 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         kept = config.states == "trajectories"
         path = kept_path if kept else TeacherPath(teacher, schedule, null)
         method = Method(schedule, path, distance, landing=named.landing)
-        target = TARGETS[named.target](learner)
+        target = TARGETS[named.choose_target(config.target, config.learns_at)](learner)
         batch = _batch(family, side, config.batch_size // config.accumulation, kept=kept)
         live = LiveBytes.with_weights(modules)
         weights = live.now
@@ -65,7 +66,8 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
                     loss = consistency_losses(method, learner.student, target, batch).mean()
                 loss.backward()
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
-    return Need(peak=live.most + MOMENTS[config.optimizer] * learning, weights=weights, learning=learning)
+    held = MOMENTS[config.optimizer] * learning + _count_walkers(config, family, side, schedule)
+    return Need(peak=live.most + held, weights=weights, learning=learning)
 
 
 def activations(act: Callable[[], object]) -> int:
@@ -97,6 +99,14 @@ def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedu
         learning.backbone.train()
         learning.backbone.enable_gradient_checkpointing()
     return learner, teacher, base.schedule, modules
+
+
+def _count_walkers(config: Distill, family: Family, side: int, schedule: Schedule) -> int:
+    """Counts the bytes of the trajectories that walkers are on and have been on, in fp32."""
+    if not config.has_walkers:
+        return 0
+    stops = len(find_stops(schedule, config.skip, config.phases or METHODS[config.method].phases))
+    return 2 * 4 * config.batch_size * stops * family.released_latent_channels * side**2
 
 
 def _batch(family: Family, side: int, count: int, *, kept: bool) -> TrainingBatch:

@@ -13,6 +13,7 @@ from fewstep.method.landing import BOUNDARY, BY_DDIM, Landing
 from fewstep.method.sampling import consistency_times, jump_times
 from fewstep.method.step import TargetName
 from fewstep.method.times import Gap, fixed_gap, ratio_gap, whole_gap
+from fewstep.method.walks import WALKED
 
 GapName = Literal["fixed", "whole", "ratio"]
 PathName = Literal["teacher", "data"]
@@ -28,8 +29,6 @@ class NamedMethod:
     path: PathName = "teacher"
     end: End = ZERO
     phases: tuple[int, ...] = ()
-    joining: float = 0.0
-    """Share of a run after which each smaller number of phases joins those that are drawn."""
     told_end: bool = False
     """Whether the network has an input for the end."""
     gap: GapName = "fixed"
@@ -54,13 +53,11 @@ class NamedMethod:
         """Returns the states that were asked for, or with `auto` its own."""
         return asked if asked != "auto" else self.states
 
-    def choose_target(self, asked: Literal["auto", "average", "itself"]) -> TargetName:
-        """Returns the target that was asked for, or with `auto` its own."""
+    def choose_target(self, asked: Literal["auto", "average", "itself"], states: str = "data") -> TargetName:
+        """Returns the target that was asked for, or with `auto` its own; none where the way to the end is walked."""
+        if states in WALKED:
+            return "none"
         return asked if asked != "auto" else self.target
-
-    def count_before_joining(self, updates: int, batch_size: int) -> int:
-        """Returns after how many pictures of a run each smaller number of phases joins, at the start of an update."""
-        return round(self.joining * updates) * batch_size
 
     def choose_weight(self, asked: str) -> str:
         """Returns the weight that was asked for, or with `auto` its own."""
@@ -108,7 +105,7 @@ _LISTED = (
     NamedMethod(name="pcm", source="arXiv 2405.18407", end=PHASE, phases=(4,)),
     NamedMethod(
         name="any-step", source="this project, docs/methods.md", end=DRAWN_PHASE, phases=(1, 2, 4, 8), told_end=True,
-        states="walkers", joining=0.05, weight="inverse-jump",
+        states="walkers", passes=5.0,
     ),
     NamedMethod(name="tcd", source="arXiv 2402.19159", end=ANYWHERE, gamma=0.3),
     NamedMethod(

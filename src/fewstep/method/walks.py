@@ -18,6 +18,9 @@ STATES = ("data", "walkers", "trajectories", "own")
 """What an update learns at: pictures with noise; where the teacher's own steps have led; where they led once, which was
 kept; or where the student's own steps have led."""
 
+WALKED = ("walkers", "trajectories")
+"""Those of them where the teacher's whole way is known, so that an answer is compared with where it leads."""
+
 if TYPE_CHECKING:
     StatesName = str
 else:
@@ -41,7 +44,7 @@ class Walk:
         """Returns the number of the trajectory that each counter is on, and how many of its hops lie behind.
 
         Of any consecutive counters those at hop 0 are consecutive, and so are the numbers of their trajectories. Before
-        the run began, counters and numbers are below 0.
+        the first trajectory began, numbers are below 0.
         """
         numbers, hops = [], []
         for counter in counters:
@@ -65,3 +68,8 @@ def find_stops(schedule: Schedule, skip: int, phases: Sequence[int]) -> Tensor:
         hops = math.ceil((end - begin) / skip)
         stops += [begin + round((end - begin) * (hop + 1) / hops) for hop in range(hops)]
     return torch.tensor(stops[::-1])
+
+
+def find_stop(stops: Tensor, times: Tensor) -> Tensor:
+    """Returns the numbers of the latest stops, which are listed latest first, at or below each of the `times` `[b]`."""
+    return len(stops) - torch.searchsorted(stops.flip(0), times, right=True)

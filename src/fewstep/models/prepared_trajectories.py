@@ -42,12 +42,22 @@ class KeptTrajectories:
     def batch(self, counters: range, noise: Tensor) -> StepBatch:  # noqa: ARG002  # what is kept is no posterior
         places = [self._locate(int(i)) for i in self._order(counters)]
         rows = [self._shards.read_row(shard, row) for shard, row, _ in places]
-        steps = [self._shards.read_step(*place) for place in places]
-        z_t, z_s, z_0 = (self._put(torch.stack(states).float()) for states in zip(*steps, strict=True))
         omega = torch.tensor([self._shards.read_omega(shard, row) for shard, row, _ in places])
         valid = torch.ones(len(rows), dtype=torch.bool)
         hops = torch.tensor([hop for *_, hop in places])
-        return StepBatch(z_0, self._tell(rows), self._put(valid), z_t, z_s, hops, self._put(omega))
+        z_t, z_0 = self._read(places, hops), self._read(places, torch.full_like(hops, self._shards.hops))
+        return StepBatch(z_0, self._tell(rows), self._put(valid), z_t, hops, self._put(omega))
+
+    def read_states(self, counters: range, stops: Tensor) -> Tensor:
+        """Returns where the trajectories at these positions stood at each of the `stops` `[b]`, by number."""
+        return self._read([self._locate(int(i)) for i in self._order(counters)], stops)
+
+    def _read(self, places: Sequence[tuple[int, int, int]], stops: Tensor) -> Tensor:
+        states = [
+            self._shards.read_state(shard, row, stop)
+            for (shard, row, _), stop in zip(places, stops.tolist(), strict=True)
+        ]
+        return self._put(torch.stack(states).float())
 
     def keys(self, counters: range) -> list[str]:
         places = [self._locate(int(i)) for i in self._order(counters)]

@@ -11,7 +11,7 @@ from fewstep.errors import UserError
 from fewstep.method.distances import DistanceName
 from fewstep.method.named import METHODS, MethodName, NamedMethod
 from fewstep.method.times import Times
-from fewstep.method.walks import StatesName
+from fewstep.method.walks import WALKED, StatesName
 from fewstep.method.weights import WeightName
 from fewstep.models.card import MAX_STEPS
 from fewstep.recipes.pictures import TrainingConfig
@@ -51,7 +51,7 @@ class ConsistencyConfig(TrainingConfig):
     steps. Without a value the method takes its own."""
     target: Literal["auto", "average", "itself"] = "auto"
     """Who answers at the earlier time: the moving `average` of the weights, or the student `itself`, without gradient.
-    `auto` is what the method names."""
+    `auto` is what the method names. Walkers and trajectories ask nobody: they know where the teacher's way leads."""
     target_decay: float | None = None
     """Decay of the average that answers at the earlier time, where it is to differ from --ema-decay, which is then that
     of the exported average alone: a second copy of the weights. By default one average does both."""
@@ -125,14 +125,19 @@ class ConsistencyConfig(TrainingConfig):
         return None if self.target_decay == self.ema_decay else self.target_decay
 
     @property
+    def learns_at(self) -> str:
+        """Returns which of the STATES updates learn at, where --data does not hold trajectories."""
+        return METHODS[self.method].choose_states(self.states)
+
+    @property
     def has_walkers(self) -> bool:
         """Returns whether updates learn where the teacher's own steps have led."""
-        return METHODS[self.method].choose_states(self.states) == "walkers"
+        return self.learns_at == "walkers"
 
     @property
     def reads_captions_alone(self) -> bool:
         """Returns whether updates learn where somebody's own steps have led, so that no picture is looked at."""
-        return METHODS[self.method].choose_states(self.states) in ("walkers", "own")
+        return self.learns_at in ("walkers", "own")
 
     def _check_method(self) -> None:
         """Raises UserError for what the method has no use for."""
@@ -148,13 +153,16 @@ class ConsistencyConfig(TrainingConfig):
         if self.target != "auto" and named.target == "none":
             raise UserError(f"target is {self.target} and {self.method} has none; give --target auto")
         self._check_averages(named)
-        if (states := named.choose_states(self.states)) != named.states and "own" in (states, named.states):
+        if (states := self.learns_at) != named.states and "own" in (states, named.states):
             raise UserError(f"states are {states} and {self.method} learns at {named.states}; give --states auto")
-        if self.has_walkers or self.states == "trajectories":
-            self.check_equal_steps("walkers" if self.has_walkers else self.states)
+        if states in WALKED:
+            self.check_walked(states)
 
-    def check_equal_steps(self, states: str) -> None:
-        """Raises UserError where the method wants other steps than walkers take, or trajectories have."""
+    def check_walked(self, states: str) -> None:
+        """Raises UserError for what walkers, or trajectories, cannot do: other steps than theirs; asking a target."""
+        if self.target != "auto" or self.target_decay is not None:
+            option = "--target-decay" if self.target == "auto" else "--target"
+            raise UserError(f"where {states} lead is known, and no target is asked; leave {option} out")
         others = "--shrink" if self.shrink else "--times any" if self.times == "any" else ""
         if others or METHODS[self.method].gap != "fixed":
             others = others or f"--method {self.method}"

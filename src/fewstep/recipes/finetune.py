@@ -22,8 +22,8 @@ class Finetune(ConsistencyConfig):
     """Run folder. Give the same command again to resume an interrupted run."""
 
     @property
-    def has_walkers(self) -> bool:
-        return False  # nobody is followed
+    def learns_at(self) -> str:
+        return "data"  # nobody is followed
 
     def __post_init__(self) -> None:
         super().__post_init__()

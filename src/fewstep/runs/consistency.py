@@ -81,14 +81,14 @@ def make_task(
         gap = shrinking_gap(model.schedule.num_steps, config.skip, pictures)
     drawn = TimeAndGuidance(
         skip=config.skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
-        phases=student.card.phases or (), joining=named.count_before_joining(config.steps, config.batch_size),
+        phases=student.card.phases or (),
     )  # fmt: skip
-    target = named.choose_target(config.target)
     if isinstance(latents, KeptTrajectories):
-        return KeptTask(student.learner, method, latents, drawn, config.seed, target, stops=latents.stops)
+        return KeptTask(student.learner, method, latents, drawn, config.seed)
     if config.has_walkers:
         walk = make_walk(model.schedule, config.skip, drawn.phases, config.batch_size)
-        return WalkTask(student.learner, method, latents, drawn, config.seed, target, walk=walk)
+        return WalkTask(student.learner, method, latents, drawn, config.seed, walk=walk)
+    target = named.choose_target(config.target, config.learns_at)
     return DistillTask(student.learner, method, latents, drawn, config.seed, target)
 
 

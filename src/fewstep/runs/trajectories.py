@@ -28,7 +28,7 @@ def open_trajectories(config: TrainingConfig, model: LatentModel, resolution: in
         )
     if config.states not in ("auto", TRAJECTORIES):
         raise UserError(f"{folder} holds trajectories, and states is {config.states}; give --states {TRAJECTORIES}")
-    config.check_equal_steps(TRAJECTORIES)
+    config.check_walked(TRAJECTORIES)
     shards = TrajectoryShards(Path(folder), follow_links=config.follow_links)
     _check_settings(shards, config)
     _check_teacher(shards, config, model, resolution)

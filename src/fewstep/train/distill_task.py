@@ -31,17 +31,6 @@ class TimeAndGuidance:
     end: End = ZERO
     phases: tuple[int, ...] = ()
     """Numbers of phases among which an end that is the beginning of one is drawn."""
-    joining: int = 0
-    """Pictures after which each smaller number of phases joins those drawn from; 0: all are from the first on."""
-
-    def list_phases(self, counter: int) -> tuple[int, ...]:
-        """Returns the numbers of phases that are drawn from at this picture of the run.
-
-        A long jump is learnt from shorter ones, so these come first.
-        """
-        if not self.joining:
-            return self.phases
-        return tuple(sorted(self.phases, reverse=True)[: 1 + counter // self.joining])
 
 
 def draw_omega(seed: int, counters: Sequence[int], within: tuple[float, float]) -> Tensor:
@@ -81,8 +70,7 @@ class DistillTask(LatentTask, StudentTask):
 
     def _draw_end(self, t: Tensor, counters: range) -> Tensor:
         u = draws.uniform(self._seed, "e", counters)
-        phases = self._drawn.list_phases(max(0, counters.start))
-        return self._drawn.end.choose(self.method.schedule, t, u, phases)
+        return self._drawn.end.choose(self.method.schedule, t, u, self._drawn.phases)
 
     def _draw_omega(self, counters: range) -> Tensor | None:
         if self._drawn.omega_range is None:

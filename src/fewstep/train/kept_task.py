@@ -1,4 +1,4 @@
-"""Distillation on trajectories that the teacher went beforehand: an update asks no teacher."""
+"""Distillation on trajectories that the teacher went beforehand: an update asks no teacher, and no target."""
 
 from __future__ import annotations
 
@@ -7,32 +7,29 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from fewstep.data.latents import LatentSource, StepBatch
 from fewstep.method.batch import TrainingBatch
 from fewstep.method.paths import kept_path
-from fewstep.method.step import Method, TargetName
+from fewstep.method.step import Method
+from fewstep.method.walks import find_stop
+from fewstep.models.prepared_trajectories import KeptTrajectories
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.learner import Learner
 
 
 class KeptTask(DistillTask):
-    """Every row of a batch is one step of a trajectory, with its caption and its ω."""
+    """Every row of a batch is a jump along a trajectory, from one of its stops to a later one."""
 
     def __init__(
-        self, learner: Learner, method: Method, source: LatentSource, drawn: TimeAndGuidance, seed: int,
-        target: TargetName = "average", *, stops: Tensor,
-    ) -> None:  # fmt: skip
-        """`source` gives StepBatches, whose steps lead from each of `stops` to the next."""
-        super().__init__(learner, dataclasses.replace(method, path=kept_path), source, drawn, seed, target)
-        self._stops = stops
+        self, learner: Learner, method: Method, source: KeptTrajectories, drawn: TimeAndGuidance, seed: int
+    ) -> None:
+        super().__init__(learner, dataclasses.replace(method, path=kept_path), source, drawn, seed, "none")
+        self._trajectories = source
 
     def draw_batch(self, counters: range) -> tuple[TrainingBatch, Tensor]:
-        kept = self._source.batch(counters, torch.empty(0))
-        assert isinstance(kept, StepBatch)
-        t, s = self._stops[kept.hops], self._stops[kept.hops + 1]
-        e = torch.minimum(self._draw_end(t, counters), s)  # an end anywhere below t may lie above s
-        t, s, e = (time.to(self._device, non_blocking=True) for time in (t, s, e))
-        batch = TrainingBatch(
-            kept.z_0, kept.cond, t, s, e, epsilon=kept.z_t, omega=kept.omega, z_t=kept.z_t, z_s=kept.z_s
-        )
+        kept, stops = self._trajectories.batch(counters, torch.empty(0)), self._trajectories.stops
+        t = stops[kept.hops]
+        to = find_stop(stops, self._draw_end(t, counters))
+        z_e = self._trajectories.read_states(counters, to)
+        t, e = (time.to(self._device, non_blocking=True) for time in (t, stops[to]))
+        batch = TrainingBatch(kept.z_0, kept.cond, t, e, e, epsilon=kept.z_t, omega=kept.omega, z_t=kept.z_t, z_s=z_e)
         return batch, kept.valid

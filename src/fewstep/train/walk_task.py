@@ -1,4 +1,4 @@
-"""Distillation on the teacher's own way: where one update's step of it has led, a later update begins."""
+"""Distillation on the teacher's own way: a trajectory is walked step by step, and learnt once its end is known."""
 
 from __future__ import annotations
 
@@ -11,24 +11,38 @@ from torch import Tensor
 
 from fewstep.data.latents import DroppedPicture, LatentSource
 from fewstep.method.batch import TrainingBatch
-from fewstep.method.paths import Path
-from fewstep.method.step import Method, TargetName
-from fewstep.method.walks import Walk
+from fewstep.method.paths import kept_path
+from fewstep.method.step import Method
+from fewstep.method.walks import Walk, find_stop
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.learner import Learner
 from fewstep.train.task import Loss
 
 
-class _Remembering:
-    """A path that remembers where it led."""
+@dataclass
+class _Trajectories:
+    """A trajectory for each row of a part of a batch."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.led_to: Tensor
+    held: dict[str, Tensor] = field(default_factory=dict)
+    """Of every row: its `states` `[stops, …]`, as far as it has been walked; `valid`; `omega`, and its condition by
+    name."""
+    dropped: dict[int, DroppedPicture] = field(default_factory=dict)
+    """Holds those whose picture could not be read, by their rows."""
 
-    def __call__(self, z_t: Tensor, batch: TrainingBatch) -> Tensor:
-        self.led_to = self._path(z_t, batch)
-        return self.led_to
+    def put(self, rows: slice, new: dict[str, Tensor], lost: dict[int, DroppedPicture], count: int) -> None:
+        """Puts others into these of `count` rows."""
+        for name, values in new.items():
+            if name not in self.held:
+                self.held[name] = values.new_zeros(count, *values.shape[1:])
+            self.held[name][rows] = values
+        within = range(rows.start, rows.stop)
+        self.dropped = {row: each for row, each in self.dropped.items() if row not in within} | lost
+
+    def take(self, rows: slice) -> tuple[dict[str, Tensor], dict[int, DroppedPicture]]:
+        """Returns what these rows hold."""
+        within = range(rows.start, rows.stop)
+        lost = {row: each for row, each in self.dropped.items() if row in within}
+        return {name: values[rows] for name, values in self.held.items()}, lost
 
 
 @dataclass
@@ -37,55 +51,55 @@ class _Walkers:
 
     visit: int
     """How often all walkers have gone on before this."""
-    held: dict[str, Tensor] = field(default_factory=dict)
-    """Of every row: `z`, where it stands; `valid`; `omega`, and its condition by name."""
-    dropped: dict[int, DroppedPicture] = field(default_factory=dict)
-    """Holds those whose picture could not be read, by their rows."""
-
-    def put(self, rows: slice, new: dict[str, Tensor], count: int) -> None:
-        """Puts what is new into some of `count` rows."""
-        for name, values in new.items():
-            if name not in self.held:
-                self.held[name] = values.new_zeros(count, *values.shape[1:])
-            self.held[name][rows] = values
+    begun: bool = False
+    """Whether those that came to their end have another trajectory by now."""
+    walked: _Trajectories = field(default_factory=_Trajectories)
+    """Those that the teacher is on."""
+    known: _Trajectories = field(default_factory=_Trajectories)
+    """Those that it walked before, which are learnt."""
 
 
 _COND = "cond."
 
 
 class WalkTask(DistillTask):
-    """Every row of a batch is a walker: it starts from noise, and each update takes it one step of the teacher on.
+    """Every row of a batch is a walker: each update takes it one step of the teacher on, from noise to its end.
 
-    Where it stands follows from its noise, its caption and the frozen teacher alone. So a run that goes on takes the
-    steps behind it again, at most those of one trajectory, in the batches that it had.
+    What is learnt meanwhile is the trajectory that it walked before, whose ends are known: so nobody need be asked
+    where a jump from t to e lands. Where a walker stands follows from its noise, its caption and the frozen teacher
+    alone. So a run that goes on takes the steps behind it again, at most those of two trajectories, in the batches that
+    it had.
     """
 
-    def __init__(  # a walk more than its base
-        self, learner: Learner, method: Method, source: LatentSource, drawn: TimeAndGuidance, seed: int,
-        target: TargetName = "average", *, walk: Walk,
-    ) -> None:  # fmt: skip
-        self._path = _Remembering(method.path)
-        super().__init__(learner, dataclasses.replace(method, path=self._path), source, drawn, seed, target)
-        self._walk = walk
+    def __init__(  # a walk in place of a target
+        self, learner: Learner, method: Method, source: LatentSource, drawn: TimeAndGuidance, seed: int, *, walk: Walk
+    ) -> None:
+        super().__init__(learner, dataclasses.replace(method, path=kept_path), source, drawn, seed, "none")
+        self._lead, self._walk = method.path, walk
         self._parts: dict[tuple[int, int], _Walkers] = {}
         self._lost: list[DroppedPicture] = []
 
     def loss(self, counters: range) -> Loss:
+        walkers = self._find_walkers(counters)
+        self._go_on(walkers, self._look_ahead(counters))  # before the student's activations take their memory
         loss = super().loss(counters)
-        walkers = self._parts[self._find_part(counters)]
-        walkers.held["z"], walkers.visit = self._path.led_to, walkers.visit + 1
+        walkers.visit, walkers.begun = walkers.visit + 1, False
         self._lost += [
-            dataclasses.replace(each, counter=counters[row]) for row, each in sorted(walkers.dropped.items())
+            dataclasses.replace(each, counter=counters[row]) for row, each in sorted(walkers.known.dropped.items())
         ]
         return loss
 
     def draw_batch(self, counters: range) -> tuple[TrainingBatch, Tensor]:
-        part, visit = self._find_part(counters), counters.start // self._walk.walkers
-        if part not in self._parts or self._parts[part].visit != visit:
-            self._parts[part] = self._catch_up(counters, visit)
-        walkers = self._parts[part]
-        self._begin(walkers, counters)
-        return self._draw(walkers, counters), walkers.held["valid"]
+        known = self._find_walkers(counters).known.held
+        hops = torch.tensor(self._walk.locate(counters)[1])
+        t = self._walk.stops[hops]
+        to = find_stop(self._walk.stops, self._draw_end(t, counters))
+        e, rows = self._walk.stops[to], torch.arange(len(hops))
+        t, e, hops, to, rows = (each.to(self._device, non_blocking=True) for each in (t, e, hops, to, rows))
+        z_t, z_e = known["states"][rows, hops], known["states"][rows, to]
+        # z_t stands for a picture and its noise too, which nothing here asks for
+        batch = TrainingBatch(z_t, _cond_of(known), t, e, e, z_t, known.get("omega"), z_t=z_t, z_s=z_e)
+        return batch, known["valid"]
 
     def keys(self, counters: range) -> Sequence[str]:
         return [key for i in self._walk.locate(counters)[0] for key in self._source.keys(range(i, i + 1))]
@@ -94,41 +108,64 @@ class WalkTask(DistillTask):
         lost, self._lost = self._lost, []
         return lost
 
-    def _find_part(self, counters: range) -> tuple[int, int]:
-        return counters.start % self._walk.walkers, len(counters)
+    def _look_ahead(self, counters: range) -> range:
+        """Returns when these rows will learn what the teacher walks now."""
+        ahead = self._walk.hops * self._walk.walkers
+        return range(counters.start + ahead, counters.stop + ahead)
 
-    @torch.no_grad()
+    def _find_walkers(self, counters: range) -> _Walkers:
+        """Returns the walkers of these counters, each with one trajectory behind it and another under way."""
+        part, visit = (counters.start % self._walk.walkers, len(counters)), counters.start // self._walk.walkers
+        walkers = self._parts.get(part)
+        if walkers is None or walkers.visit != visit:
+            walkers = self._parts[part] = self._catch_up(counters, visit)
+        if not walkers.begun:
+            self._begin(walkers, self._look_ahead(counters))
+        return walkers
+
     def _catch_up(self, counters: range, visit: int) -> _Walkers:
-        """Takes the steps before this visit again, from where the last walker of the part began."""
-        walkers = _Walkers(visit)
-        for back in range(self._walk.hops - 1, 0, -1):
+        """Takes the steps before this visit again, from where the first of the trajectories that are learnt began."""
+        walkers, now = _Walkers(visit), self._look_ahead(counters)
+        for back in range(2 * self._walk.hops - 1, 0, -1):
             ago = back * self._walk.walkers
-            then = range(counters.start - ago, counters.stop - ago)
+            then = range(now.start - ago, now.stop - ago)
             self._begin(walkers, then)
-            if walkers.held:
-                walkers.held["z"] = self._path(walkers.held["z"], self._draw(walkers, then))
+            if walkers.walked.held:
+                self._go_on(walkers, then)
+        walkers.begun = False
         return walkers
 
     def _begin(self, walkers: _Walkers, counters: range) -> None:
-        """Puts each walker that has come to its end at the start of another trajectory."""
+        """Hands over what has been walked to its end, and puts these walkers at the start of another trajectory."""
+        walkers.begun = True
         numbers, hops = self._walk.locate(counters)
         rows = [row for row, hop in enumerate(hops) if hop == 0 and numbers[row] >= 0]
         if not rows:
             return
         new, where = range(numbers[rows[0]], numbers[rows[-1]] + 1), slice(rows[0], rows[-1] + 1)
+        if walkers.walked.held:
+            walkers.known.put(where, *walkers.walked.take(where), len(counters))
         data = self._source.batch(new, self._normal("vae", new, self._source.latent_shape))
-        begun = {"z": self._normal("epsilon", new, self._source.latent_shape), "valid": data.valid}
+        z = self._normal("epsilon", new, self._source.latent_shape)
+        states = z.new_zeros(len(z), self._walk.hops + 1, *z.shape[1:])
+        states[:, 0] = z
+        begun = {"states": states, "valid": data.valid} | {_COND + name: value for name, value in data.cond.items()}
         if (omega := self._draw_omega(new)) is not None:
             begun["omega"] = omega
-        walkers.put(where, begun | {_COND + name: value for name, value in data.cond.items()}, len(counters))
         lost = {each.counter - new.start + rows[0]: each for each in self._source.dropped()}
-        walkers.dropped = {row: each for row, each in walkers.dropped.items() if row not in rows} | lost
+        walkers.walked.put(where, begun, lost, len(counters))
 
-    def _draw(self, walkers: _Walkers, counters: range) -> TrainingBatch:
-        hops = torch.tensor(self._walk.locate(counters)[1])
+    @torch.no_grad()
+    def _go_on(self, walkers: _Walkers, counters: range) -> None:
+        """Takes every walker one step of the teacher on."""
+        held, hops = walkers.walked.held, torch.tensor(self._walk.locate(counters)[1])
         t, s = self._walk.stops[hops], self._walk.stops[hops + 1]
-        e = torch.minimum(self._draw_end(t, counters), s)  # an end anywhere below t may lie above s
-        t, s, e = (time.to(self._device, non_blocking=True) for time in (t, s, e))
-        cond = {name.removeprefix(_COND): value for name, value in walkers.held.items() if name.startswith(_COND)}
-        z = walkers.held["z"]  # in place of a picture and its noise too, which nothing here asks for
-        return TrainingBatch(z, cond, t, s, e, z, walkers.held.get("omega"), z_t=z)
+        rows = torch.arange(len(hops))
+        t, s, hops, rows = (each.to(self._device, non_blocking=True) for each in (t, s, hops, rows))
+        z = held["states"][rows, hops]
+        batch = TrainingBatch(z, _cond_of(held), t, s, s, z, held.get("omega"), z_t=z)
+        held["states"][rows, hops + 1] = self._lead(z, batch).to(z.dtype)
+
+
+def _cond_of(held: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_COND): value for name, value in held.items() if name.startswith(_COND)}

@@ -37,11 +37,11 @@ class TrajectoryShards(PreparedShards):
         """Counts the steps of a trajectory."""
         return len(self.stops) - 1
 
-    def read_step(self, shard: int, row: int, hop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads where one step began, where it led, and where its trajectory ends, `[c, h, w]` each."""
+    def read_state(self, shard: int, row: int, stop: int) -> Tensor:
+        """Reads where a trajectory stood after so many steps, `[c, h, w]`."""
         states = self._shard(shard)[0].get_slice("states")
-        both, end = states[row, hop : hop + 2], states[row, self.hops]
-        return both[0], both[1], end
+        state: Tensor = states[row, stop]
+        return state
 
     def read_omega(self, shard: int, row: int) -> float:
         """Reads what a trajectory was guided by."""
