@@ -42,6 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "TCD": {"method": "tcd"},
     "guided-distill": {"method": "guided-distill"},
     "any-step": {"method": "any-step", "skip": 125},
+    "any-step LoRA": {"method": "any-step", "skip": 125, "lora_rank": 64, "lr": 1e-3},
     "any-step, steps of 25": {"method": "any-step"},
     "any-step, from data": {"method": "any-step", "states": "data"},
     "any-step, λ = 1": {"method": "any-step", "skip": 125, "loss_weight": "constant"},

@@ -1,6 +1,5 @@
 """`distill --method`: every method trains, exports, paints by its own sampler, and opens in stock diffusers."""
 
-import dataclasses
 import json
 import shutil
 
@@ -147,8 +146,6 @@ def test_adapters_learn_what_needs_no_input(random_teacher, tmp_path):
         teacher=str(random_teacher), method="pcm", phases=(2,), steps=1, batch_size=2, pictures=4, lora_rank=2,
         guidance_range=(5.0, 5.0), sample_every=0, out=tmp_path / "run", device="cpu",
     )  # fmt: skip
-    with pytest.raises(UserError, match="for which a LoRA has no input; give --method pcm"):
-        distill(dataclasses.replace(lora, method="any-step", phases=(), out=tmp_path / "any"))
     distill(lora)
     ours = fewstep.load(tmp_path / "run", "cpu")
     assert (ours.method, ours.steps) == (METHODS["pcm"], 2)

@@ -78,6 +78,7 @@ def test_the_advice_follows_the_memory(capsys):
     changed = best(Plan(gpu_memory=80, batch_size=8, resolution=256), capsys)
     assert "--accumulation 1" in changed
     assert "--batch-size 8 --resolution 256" in changed
+    assert best(Plan(gpu_memory=80, method="any-step"), capsys).endswith(" --method any-step")
     lighter = best(Plan(gpu_memory=80, states="trajectories", target_decay=0.95), capsys)
     assert lighter.endswith(" --states trajectories --target-decay 0.95")
 
@@ -112,6 +113,8 @@ def test_no_way_promises_more_than_fits():
         ({"gpu_memory": 0.0}, "both must be above 0"),
         ({"gpus": 7}, "no multiple of 7 GPUs"),
         ({"resolution": 100}, "multiple of 64"),
+        ({"method": "tdm"}, "whose updates are others than are counted here"),
+        ({"method": "ect"}, "whose updates are others than are counted here"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(wrong, message):

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 from fewstep import assets
 from fewstep.errors import UserError
@@ -92,3 +93,18 @@ def test_without_openvino_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"pip install 'fewstep\[openvino\]'"):
         load_pipeline(assets.SCENES_LCM, engine="openvino")
+
+
+def test_what_embeds_the_end_beside_a_lora_is_merged_in_at_its_scale(tmp_path):
+    tokenizer = CLIPTokenizer.from_pretrained(assets.scenes_teacher() / "tokenizer")
+    model = load_latent_model(save_miniature("sd15", tokenizer, tmp_path / "sd15"), CPU)
+    end = {name: 0.3 * torch.randn_like(value) for name, value in model.network.hang_end().state_dict().items()}
+    model.network.load_end(end, "few", 0.5)
+    asked = torch.randn(1, 4, 8, 8), torch.tensor([999]), model.conditioner.encode([PROMPTS[0]])
+    ends = [asked[2] | {"end": torch.tensor([e])} for e in (0, 900)]
+    with torch.no_grad():
+        wanted = [model.network(*asked[:2], cond, None).z_0 for cond in ends]
+        network = on_openvino(model, "fp32", tmp_path / "compiled").network
+        found = [network(*asked[:2], cond, None).z_0 for cond in ends]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    assert float((wanted[0] - wanted[1]).abs().max()) > 1e-2

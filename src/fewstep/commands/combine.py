@@ -12,7 +12,8 @@ from fewstep.models.card import LCM_LORA
 from fewstep.models.export import save_combined, save_merged
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.combining import combined, merge
-from fewstep.models.lora.few_step import recognise
+from fewstep.models.lora.end import scaled
+from fewstep.models.lora.few_step import check_told, find_told, recognise
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, read_lora
 from fewstep.models.lora.header import DIFFUSERS_ENTRY
 from fewstep.models.lora.source import parse_lora
@@ -42,6 +43,8 @@ def combine(config: Combine) -> None:
     given = [parse_lora(text) for text in config.lora]
     files = [read_lora(path, model.parts, model.family.lora) for path, _ in given]
     loras = [(file.pairs, scale) for file, (_, scale) in zip(files, given, strict=True)]
+    told = find_told(files, model)
+    end = {} if told is None else scaled(told.end, given[files.index(told)][1])
     for file in files:
         for line in file.notes:
             print(show(line))
@@ -49,12 +52,16 @@ def combine(config: Combine) -> None:
             words = ", ".join(file.embeddings)
             print(show(f"warning: {file.source} brings {words} for prompts, which the result will not know"))
     # The few-step LoRA's header says how its combinations are painted with.
-    lcm_lora = None if model.is_few_step else recognise(files, model)
+    lcm_lora = told or (None if model.is_few_step else recognise(files, model))
+    if lcm_lora:
+        check_told(lcm_lora)
     header = {} if lcm_lora is None else {**lcm_lora.header, "fewstep.method": LCM_LORA}
     header = {name: value for name, value in header.items() if name not in ("format", DIFFUSERS_ENTRY)}
     header |= {"modelspec.title": config.out.name, "fewstep.combined": ", ".join(config.lora)}
     if config.merged:
         merge(model.parts, loras)
+        if end:
+            model.network.load_end(end, "", 1.0)
         save_merged(config.out, model, header)
         print(f"pipeline: {config.out}")
         return
@@ -62,5 +69,6 @@ def combine(config: Combine) -> None:
     if config.base_config:
         header["fewstep.base_config"] = config.base_config
     header |= {f"fewstep.{name}": str(value) for name, value in config.stated().items()}
-    difference = save_combined(config.out, model, combined(loras), header)
-    print(f"LoRA: {config.out / DIFFUSERS_FILE} and {KOHYA_FILE}, read back: largest difference {difference:g}")
+    difference = save_combined(config.out, model, combined(loras), header, end)
+    spelt = "" if end else f" and {KOHYA_FILE}"
+    print(f"LoRA: {config.out / DIFFUSERS_FILE}{spelt}, read back: largest difference {difference:g}")

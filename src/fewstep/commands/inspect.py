@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import family_of_file, family_of_folder
+from fewstep.models.lora.end import KEYS
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
 from fewstep.models.model_files import INDEX, find_file, read_json
 from fewstep.recipes.plain import read_config_file
@@ -166,6 +168,8 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
     yield f"modules: {len(down)}"
     yield f"rank: {', '.join(map(str, ranks))}"
     yield f"parameters: {header.parameters:,}"
+    if end := sum(math.prod(shape) for key, shape in header.shapes.items() if key.startswith(KEYS)):
+        yield f"tells its base where to land: {end:,} of the parameters; paints with fewstep alone"
     if words := {key.removeprefix(EMBEDDING).split(".")[0] for key in header.shapes if key.startswith(EMBEDDING)}:
         yield f"words for prompts: {', '.join(' '.join(word.split()) for word in sorted(words))}"
     said = (each for each in sorted(header.metadata.items()) if each[0].startswith(("fewstep.", "modelspec.")))

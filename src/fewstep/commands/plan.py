@@ -11,6 +11,7 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.memory import GIB, MOMENTS, Need, need
+from fewstep.method.named import METHODS, MethodName
 from fewstep.method.walks import StatesName
 from fewstep.models.families import find_family
 from fewstep.recipes import named
@@ -42,12 +43,16 @@ class Plan:
     """Pictures in one update, over all GPUs together; 0 takes the recipe's."""
     states: StatesName = "auto"
     """As for `distill`: with `trajectories` there is no teacher to count."""
+    method: MethodName = "lcm"
+    """As for `distill`: what is told where to land (`any-step`) has an input more."""
     target_decay: float | None = None
     """As for `distill`: a value other than the recipe's --ema-decay is a second average, which is counted."""
 
     def __post_init__(self) -> None:
         if self.recipe not in named.MEMORY_GIB:
             raise UserError(f"recipe is {self.recipe}; full-size ones are {', '.join(named.MEMORY_GIB)}")
+        if METHODS[self.method].states == "own" or METHODS[self.method].path == "data":
+            raise UserError(f"method is {self.method}, whose updates are others than are counted here; give another")
         if not 0 < self.gpu_memory < float("inf") or self.gpus < 1:
             raise UserError(f"gpu_memory is {self.gpu_memory:g} and gpus {self.gpus}; both must be above 0")
         if self.resolution % 64 or self.resolution < 0:
@@ -81,7 +86,7 @@ class MemoryPlan:
 def plan(config: Plan) -> list[dict[str, Any]]:
     """Prints the memory for all settings, and the command with the best."""
     recipe = dataclasses.replace(
-        named.find_recipe(config.recipe), states=config.states, target_decay=config.target_decay
+        named.find_recipe(config.recipe), states=config.states, target_decay=config.target_decay, method=config.method
     )  # fmt: skip
     batch = config.batch_size or recipe.batch_size
     share, budget = batch // config.gpus, config.gpu_memory * GIB
@@ -165,6 +170,7 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
     options += [f"--processes {config.gpus}"] if config.gpus > 1 else []
     options += [f"--batch-size {batch}"] if batch != recipe.batch_size else []
     options += [f"--resolution {config.resolution}"] if config.resolution else []
+    options += [f"--method {config.method}"] if config.method != "lcm" else []
     options += [f"--states {config.states}"] if config.states != "auto" else []
     options += [] if config.target_decay is None else [f"--target-decay {config.target_decay:g}"]
     return f"best: fewstep distill {config.recipe} --teacher PATH --data PATH {' '.join(options)}"

@@ -55,7 +55,7 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         distance = DISTANCES[named.choose_distance(config.distance)].make(config.huber_c)
         kept = config.states == "trajectories"
         path = kept_path if kept else TeacherPath(teacher, schedule, null)
-        method = Method(schedule, path, distance, landing=named.landing)
+        method = Method(schedule, path, distance, landing=named.landing, told_end=named.told_end)
         target = TARGETS[named.choose_target(config.target, config.learns_at)](learner)
         batch = _batch(family, side, config.batch_size // config.accumulation, kept=kept)
         live = LiveBytes.with_weights(modules)
@@ -80,9 +80,11 @@ def activations(act: Callable[[], object]) -> int:
 
 def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedule, list[nn.Module]]:
     """Returns what learns, its teacher, and all that has weights; the base in bf16."""
-    base = family.shaped_network()
+    base, told_end = family.shaped_network(), METHODS[config.method].told_end
     if config.lora_rank:
         with torch.device("meta"):  # peft moves what it makes, which fake tensors do not allow
+            if told_end:
+                base.hang_end()
             adapted = AdaptedNetwork(
                 base, config.lora_rank, float(config.lora_rank), family.lora.targets, torch.bfloat16
             )
@@ -90,7 +92,10 @@ def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedu
         teacher: Network = adapted.teacher
         modules: list[nn.Module] = [base.backbone, adapted.weights]
     else:
-        learning = family.shaped_network(few_step=True).requires_grad_(True)
+        learning = family.shaped_network(few_step=True)
+        if told_end:
+            learning.hang_end()
+        learning.requires_grad_(True)
         learner = learn_every_weight(learning, ema=config.ema_decay > 0, target_decay=config.second_decay)
         teacher = base.to(torch.bfloat16)
         asked = [] if config.states == "trajectories" else [base.backbone]  # the teacher, where it is

@@ -239,6 +239,11 @@ def _eta(card: StudentCard) -> str:
 
 
 def _lora_usage(card: StudentCard) -> list[str]:
+    if card.method == LCM_LORA and read_method(card, "the card").told_end:
+        return [
+            "import fewstep  # which tells the network where each step lands: no other tool has a place for that", "",
+            'pipe = fewstep.load("this folder")', 'image = pipe("a prompt", steps=4)[0]',
+        ]  # fmt: skip
     few_step = card.method == LCM_LORA
     kind, steps = read_method(card, "the card").scheduler, card.sampling_steps or 4
     settings = {

@@ -15,6 +15,7 @@ from diffusers.utils import logging as diffusers_logging
 from fewstep.files import replace_folder
 from fewstep.models.card import LCM_LORA, StudentCard, read_method, write_model_card
 from fewstep.models.family import LatentModel
+from fewstep.models.lora.end import End
 from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import Lora, write_lora
 from fewstep.models.network import BackboneNetwork
@@ -33,8 +34,7 @@ def save_student(folder: Path, teacher: LatentModel, network: BackboneNetwork, c
     assert card.grid_size is not None
     with replace_folder(folder) as draft:
         _save_pipeline(draft, teacher, network, _make_scheduler(teacher, card, card.grid_size))
-        if network.takes_end:
-            (draft / "pipeline.py").write_text(teacher.family.write_any_step_pipeline())
+        _write_any_step_pipeline(draft, teacher, network)
         card.write(draft)
         write_model_card(draft, card)
 
@@ -63,7 +63,7 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
         steps = few_step.sampling_steps if few_step.sampling_steps != DEFAULT_STEPS else None
         card = dataclasses.replace(
             card, method=LCM_LORA, guidance_scale=few_step.guidance_scale, sampling_steps=steps,
-            consistency=few_step.consistency,
+            consistency=few_step.consistency, phases=few_step.phases,
         )  # fmt: skip
     else:
         kind = str(model.scheduler_config.get("_class_name"))
@@ -71,6 +71,7 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
         scheduler = known.from_config(model.scheduler_config)
     with replace_folder(folder) as draft:
         _save_pipeline(draft, model, model.network, scheduler)
+        _write_any_step_pipeline(draft, model, model.network)
         card.write(draft)
 
 
@@ -81,33 +82,43 @@ def _lcm_scheduler(model: LatentModel, grid_size: int) -> LCMScheduler:
     return LCMScheduler(**schedule, original_inference_steps=grid_size, clip_sample=False, set_alpha_to_one=False)
 
 
+def _write_any_step_pipeline(draft: Path, model: LatentModel, network: BackboneNetwork) -> None:
+    if network.takes_end:
+        (draft / "pipeline.py").write_text(model.family.write_any_step_pipeline())
+
+
 def _save_pipeline(draft: Path, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> None:
     diffusers_logging.disable_progress_bar()
     model.family.make_pipeline(model, network, scheduler).save_pretrained(draft, safe_serialization=True)
     write_for_every_version(draft, model.conditioner.encoders)
 
 
-def save_combined(folder: Path, model: LatentModel, pairs: Lora, header: Mapping[str, str]) -> float:
-    """Writes LoRAs that are one now, in both spellings; returns the largest difference on reloading."""
+def save_combined(
+    folder: Path, model: LatentModel, pairs: Lora, header: Mapping[str, str], end: End | None = None
+) -> float:
+    """Writes LoRAs that are one now, as `write_lora` does; returns the largest difference on reloading."""
     with replace_folder(folder) as draft:
-        return write_lora(draft, pairs, header, model.parts, model.family.lora)
+        return write_lora(draft, pairs, header, model.parts, model.family.lora, end)
 
 
-def save_lora(folder: Path, model: LatentModel, pairs: Lora, card: StudentCard) -> float:
-    """Writes a LoRA in both spellings, `fewstep.json` and the card; returns the largest difference on reloading.
+def save_lora(folder: Path, model: LatentModel, pairs: Lora, card: StudentCard, end: End | None = None) -> float:
+    """Writes a LoRA as `write_lora` does, `fewstep.json` and the card; returns the largest difference on reloading.
 
     `card` must hold what a student's does, and `lora_rank`, `lora_alpha` and `teacher_sha256`.
     """
     with replace_folder(folder) as draft:
-        difference = write_lora(draft, pairs, lora_header(model, card), model.parts, model.family.lora)
+        difference = write_lora(draft, pairs, lora_header(model, card), model.parts, model.family.lora, end)
         card.write(draft)
         write_model_card(draft, card)
     return difference
 
 
 def _hint(card: StudentCard, source: str) -> str:
-    """Says which settings of other tools paint as the method's own sampler does."""
-    gamma = read_method(card, source).gamma
+    """Says which settings of other tools paint as the method's own sampler does, if any do."""
+    method = read_method(card, source)
+    gamma = method.gamma
+    if method.told_end:
+        return "fewstep alone, 1 to 8 steps: it tells the network where each lands, for which no other tool has a place"
     if gamma == 1:
         return "LCM sampler, 2 to 8 steps, guidance scale 1"
     if gamma:
@@ -153,4 +164,6 @@ def lora_header(model: LatentModel, card: StudentCard) -> dict[str, str]:
             "fewstep.steps": card.sampling_steps or DEFAULT_STEPS,
             **({} if card.consistency is None else {"fewstep.consistency": card.consistency}),
         }
+        if read_method(card, model.source).told_end and card.phases:
+            said["fewstep.phases"] = ",".join(map(str, card.phases))
     return {name: str(value) for name, value in said.items()}

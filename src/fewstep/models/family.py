@@ -139,6 +139,8 @@ class LoraLayout:
     """What files called a module of a part before, in its place."""
     embedding_parts: Mapping[str, str]
     """The text encoder of each kind of embedding that a file may bring along."""
+    time_mlp: str = ""
+    """The network's module that embeds its time, after which what embeds the end is made; empty where none can be."""
 
     def in_files(self, part: str, module: str) -> str:
         """Returns a module's name as files have it: transformers' own prefix comes and goes with its version."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction
 from fewstep.diffusion.schedule import Schedule
+from fewstep.models.lora.end import End, EndEmbedding
 
 
 class BackboneNetwork(nn.Module, ABC):
@@ -42,6 +43,16 @@ class BackboneNetwork(nn.Module, ABC):
     def to_student(self, latent_side: int, *, told_end: bool = False) -> BackboneNetwork:
         """Copies it with an input for ω, and one for the end if it is to be told, that start without effect;
         `latent_side` is what samplers paint by default."""
+
+    @abstractmethod
+    def hang_end(self) -> EndEmbedding:
+        """Gives this very network an input for the end, that starts without effect and can be switched off again."""
+
+    def load_end(self, end: End, adapter: str, scale: float) -> None:
+        """Gives this very network a LoRA's input for the end, frozen, beside `adapter` at its `scale`."""
+        hung = self.hang_end().requires_grad_(False)
+        hung.load_state_dict(end)
+        hung.adapter, hung.scale = adapter, scale
 
     @abstractmethod
     def with_backbone(self, backbone: Any) -> BackboneNetwork:

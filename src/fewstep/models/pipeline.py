@@ -31,7 +31,7 @@ from fewstep.models.hashes import weights_sha256
 from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
-from fewstep.models.lora.few_step import DEFAULT_STEPS, find_few_step, read_few_step
+from fewstep.models.lora.few_step import DEFAULT_STEPS, check_told, find_few_step, find_told, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of
 from fewstep.models.model_files import find_exported
@@ -284,14 +284,19 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     held = weights_sha256(model.network.backbone) if hashes and whole else None
     if hashes and not whole:
         logger.info("note: whether LoRAs were made for these very weights is looked at with --precision fp32 alone")
-    makes = None if model.is_few_step else find_few_step(files, model)
+    told = find_told(files, model)
+    makes = told or (None if model.is_few_step else find_few_step(files, model))
     few_step = None if makes is None else read_few_step(makes.header, makes.source, model.family)
+    if makes is not None:
+        check_told(makes)
     for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):
         for line in (file.matched(), *file.notes):
             logger.info(line)
         if held and file.note("teacher_sha256") not in (None, held):
             logger.info(f"note: {file.source} was made for other weights than those of {model.source}")
         attach(model.parts, file.pairs, f"lora{i}", scale)
+        if file is told:
+            model.network.load_end(file.end, f"lora{i}", scale)
         for word, vectors in file.embeddings.items():
             model.conditioner.add_word(word, vectors)
     if model.is_few_step:

@@ -12,9 +12,8 @@ from fewstep.models.card import LCM_LORA, StudentCard, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
-from fewstep.models.lora.few_step import read_few_step
-from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
-from fewstep.models.lora.pair import Lora
+from fewstep.models.lora.few_step import check_told, read_few_step
+from fewstep.models.lora.file import DIFFUSERS_FILE, LoraFile, read_lora
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork
@@ -23,11 +22,11 @@ from fewstep.recipes.distill import Distill
 
 @dataclass(frozen=True)
 class Begun:
-    """What has learnt already: a network, or a LoRA's adapters."""
+    """What has learnt already: a network, or what a LoRA's file holds."""
 
     card: StudentCard
     network: BackboneNetwork | None = None
-    pairs: Lora | None = None
+    lora: LoraFile | None = None
 
 
 def load_begun(config: Distill, teacher: LatentModel) -> Begun:
@@ -67,5 +66,6 @@ def _read_adapters(config: Distill, teacher: LatentModel) -> Begun:
     header = read_safetensors_header(path).metadata
     if header.get("fewstep.method") != LCM_LORA:
         raise UserError(f"{path} is no few-step LoRA that fewstep made; give one")
+    check_told(file)
     card, _ = read_few_step(header, str(path), teacher.family)
-    return Begun(card, pairs=file.pairs)
+    return Begun(card, lora=file)

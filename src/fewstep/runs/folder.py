@@ -150,7 +150,8 @@ def _read_identity(file: Path) -> str | None:
 
 
 def claim_base(config: Any, card: StudentCard) -> None:
-    """Writes the hash of the base's weights into the run folder, or checks that it is the one already there.
+    """Writes the hash of the base's weights into the run folder, or checks that it is the one already there; and by
+    which method a student was made that goes on by another.
 
     Raises UserError where it is another, unless `config.change` says that the base may change.
     """
@@ -165,7 +166,9 @@ def claim_base(config: Any, card: StudentCard) -> None:
                 f"another --out, or go on with these: --change {option}"
             )
         with write_whole(file) as draft:
-            draft.write_text(json.dumps({"base": card.teacher, "sha256": card.teacher_sha256}, indent=2) + "\n")
+            began = {"consistency": card.consistency} if card.refined_by else {}
+            said = {"base": card.teacher, "sha256": card.teacher_sha256, **began}
+            draft.write_text(json.dumps(said, indent=2) + "\n")
     world.wait()
 
 

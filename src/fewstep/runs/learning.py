@@ -54,7 +54,7 @@ def make_trainable(
         "checkpointing": config.gradient_checkpointing,
     }  # fmt: skip
     if config.lora_rank:
-        start = None if begun is None else begun.pairs
+        start = None if begun is None else begun.lora
         return LoraWeights(model, card, frozen=frozen, start=start, **kept)
     if begun is not None and begun.network is not None:
         network = begun.network.requires_grad_(True)
@@ -74,11 +74,6 @@ def check_end(config: ConsistencyConfig, model: LatentModel) -> bool:
     told, was = METHODS[config.method].told_end, model.card.consistency or "lcm"
     if model.network.takes_omega and was != config.method:
         raise UserError(f"{model.source} was made by {was} and cannot go on by {config.method}; give --method {was}")
-    if told and config.lora_rank and not model.network.takes_end:
-        raise UserError(
-            f"{config.method} tells the network where to land, for which a LoRA has no input; give --method pcm, or "
-            "--lora-rank 0"
-        )
     if config.method == "ect" and model.schedule.has_zero_terminal_snr:
         raise UserError(
             f"the last time of {model.source} is noise alone, which ect never reaches; give another --method"

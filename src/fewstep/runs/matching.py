@@ -6,8 +6,8 @@ import dataclasses
 
 from fewstep.data.latents import LatentSource
 from fewstep.method.paths import TeacherPath
+from fewstep.models.card import read_method
 from fewstep.models.family import LatentModel
-from fewstep.models.network import BackboneNetwork
 from fewstep.recipes.distill import Distill
 from fewstep.train.config import Optimisation
 from fewstep.train.matching_task import MatchingTask
@@ -21,9 +21,9 @@ def make_matching_task(
     fake = student.add_fake(config.fake_rank)
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(Optimisation)}
     optimisation = Optimisation(**{**own, "lr": config.fake_lr or 10 * config.lr, "lr_decay": "constant"})
-    network, (guidance, _) = student.learner.weights, config.guidance_range
+    guidance, _ = config.guidance_range
     return MatchingTask(
         student.learner, fake, dataclasses.replace(path, teacher=student.base), latents, config.seed,
         batch_size=config.batch_size, phases=student.card.phases or (), omega=model.family.omega_of(guidance),
-        told_end=isinstance(network, BackboneNetwork) and network.takes_end, optimisation=optimisation,
+        told_end=read_method(student.card, config.start).told_end, optimisation=optimisation,
     )  # fmt: skip

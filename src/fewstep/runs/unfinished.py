@@ -22,6 +22,7 @@ from fewstep.models.hashes import weights_sha256
 from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
+from fewstep.models.lora.end import pick_end
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import Engine, Offload
@@ -146,7 +147,10 @@ def check_base(run: Path, model: LatentModel) -> None:
 def _put_in(model: LatentModel, tensors: dict[str, Tensor], settings: _Settings, storage: Storage) -> BackboneNetwork:
     """Returns the network of a model with what its run has learnt. Raises many an error where that is of another."""
     if rank := settings.number("lora_rank", 0):
-        attach(model.parts, _make_pairs(tensors, settings.number("lora_alpha", 0) or rank), "run", 1.0)
+        named = {name.replace("/", "."): value for name, value in tensors.items()}
+        attach(model.parts, _make_pairs(named, settings.number("lora_alpha", 0) or rank), "run", 1.0)
+        if end := pick_end(named):
+            model.network.load_end(end, "run", 1.0)
         return model.network
     side = int(settings.number("resolution", 0)) or model.resolution
     side //= model.codec.multiple
@@ -162,6 +166,8 @@ class _Settings:
 
     def __init__(self, file: Path) -> None:
         self.held, self._file = read_config_file(file), file
+        base = file.parent / BASE_FILE
+        self._began = read_json(base, f"{base} cannot be read").get("consistency") if base.exists() else None
 
     def text(self, name: str) -> str:
         """Returns a text, empty where there is none."""
@@ -186,8 +192,9 @@ class _Settings:
         return int(held[0])
 
     def method(self) -> NamedMethod:
-        """Returns the consistency method."""
-        return read_method(StudentCard(consistency=self.text("method") or None), str(self._file))
+        """Returns the consistency method, of what went on by another the one that it began by."""
+        name = self._began if isinstance(self._began, str) else self.text("method")
+        return read_method(StudentCard(consistency=name or None), str(self._file))
 
     def range(self, name: str) -> tuple[float, float]:
         """Returns two numbers."""
@@ -217,9 +224,8 @@ def _read_exported(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
     return {name.partition(".")[2]: value for name, value in tensors.items()}, step
 
 
-def _make_pairs(tensors: dict[str, Tensor], alpha: float) -> Lora:
-    """Makes pairs of what adapters are called in a state."""
-    named = {name.replace("/", "."): value for name, value in tensors.items()}
+def _make_pairs(named: dict[str, Tensor], alpha: float) -> Lora:
+    """Makes pairs of adapters by their names in the network."""
     return {
         name.split(".lora_A.")[0]: Pair(down.float(), named[name.replace(".lora_A.", ".lora_B.")].float(), alpha)
         for name, down in named.items()

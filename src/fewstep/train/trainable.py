@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Cond, Network, Prediction
-from fewstep.models.card import LORA_FILE, StudentCard
+from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.export import save_lora, save_student
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import AdaptedNetwork, AdapterWeights
-from fewstep.models.lora.file import read_lora
-from fewstep.models.lora.pair import Lora
+from fewstep.models.lora.file import LoraFile, read_lora
 from fewstep.models.network import BackboneNetwork
 from fewstep.parallel.world import current_world
 from fewstep.train.learner import Distribution, Learner, learn_every_weight, replicate, shard
@@ -100,18 +99,20 @@ class LoraWeights:
 
     def __init__(
         self, model: LatentModel, card: StudentCard, *, ema: bool, target_decay: float | None = None,
-        checkpointing: bool = False, frozen: torch.dtype = torch.float32, start: Lora | None = None,
+        checkpointing: bool = False, frozen: torch.dtype = torch.float32, start: LoraFile | None = None,
     ) -> None:  # fmt: skip
         """Hangs adapters on `model`, whose base is stored in `frozen`, and which are those of `start` if there are any;
-        `card` is as `save_lora` wants it."""
+        with an input for the end where its method tells it. `card` is as `save_lora` wants it."""
         assert card.lora_rank is not None
         assert card.lora_alpha is not None
         assert card.seed is not None
+        if read_method(card, model.source).told_end and not model.network.takes_end:
+            model.network.hang_end()
         self._adapted = AdaptedNetwork(
             model.network, card.lora_rank, card.lora_alpha, model.family.lora.targets, frozen, card.seed
         )
         if start is not None:
-            self._adapted.take_over(start, "the LoRA to start from")
+            self._adapted.take_over(start.pairs, "the LoRA to start from", start.end)
         self._average = self._adapted.copy_of_weights() if ema else None
         self._target = self._average if target_decay is None else self._adapted.copy_of_weights()
         if checkpointing:
@@ -142,10 +143,12 @@ class LoraWeights:
             yield _as_student(self._model, self.card, self._model.network)
 
     def save(self, folder: Path) -> None:
-        pairs = self._adapted.pairs(self._average or self._adapted.weights)
+        exported = self._average or self._adapted.weights
+        pairs, end = self._adapted.pairs(exported), self._adapted.end(exported)
         if current_world().main:
-            difference = save_lora(folder, self._model, pairs, self.card)
-            print(f"LoRA written in two spellings and read back: largest difference {difference:g}", flush=True)
+            difference = save_lora(folder, self._model, pairs, self.card, end)
+            spelt = "without kohya's spelling, whose readers have no place for the end," if end else "in two spellings"
+            print(f"LoRA written {spelt} and read back: largest difference {difference:g}", flush=True)
         current_world().wait()
 
     def reload(self, folder: Path) -> None:

@@ -14,9 +14,11 @@ from diffusers import StableDiffusionPipeline
 
 
 class AnyStepPipeline(StableDiffusionPipeline):  # type: ignore[misc]  # diffusers has no types
-    """Paints in as many steps as it is asked for. `guidance_scale` is an input of the network."""
+    """Paints in as many steps as it is asked for. `guidance_scale` is an input of the network, or built into it."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self.unet.config.time_cond_proj_dim is None:
+            named["guidance_scale"] = 1.0  # no second pass for what is built in
         plain = self.unet.forward
 
         def forward(sample: torch.Tensor, timestep: torch.Tensor, *more: Any, **others: Any) -> Any:

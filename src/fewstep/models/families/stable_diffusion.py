@@ -70,6 +70,7 @@ LORA = LoraLayout(
         "clip_l": "text_encoder", "clip_g": "text_encoder_2", "string_to_param": "text_encoder",
         "emb_params": "text_encoder",
     },
+    time_mlp="time_embedding",
 )  # fmt: skip
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TOKENS = 77
@@ -154,9 +155,7 @@ class StableDiffusion(Family):
         card = StudentCard(name=Path(overrides.network).name) if overrides.network else read_card(folder)
         parts = load_parts_of_folder(self, folder, source, overrides.network, storage)
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
-        model = dataclasses.replace(
-            self.assemble(source, parts, config, storage.device, zero_null=zero_null), card=card
-        )
+        model = self.assemble(source, parts, config, storage.device, zero_null=zero_null, card=card)
         return model if overrides.network else _recognise_merged(model)
 
     def load_single_file(self, path: Path, base_config: str, storage: Storage, overrides: Overrides) -> LatentModel:
@@ -175,11 +174,12 @@ class StableDiffusion(Family):
 
     def assemble(
         self, source: str, parts: Mapping[str, Any], scheduler_config: dict[str, Any], device: torch.device, *,
-        zero_null: bool,
+        zero_null: bool, card: StudentCard | None = None,
     ) -> LatentModel:  # fmt: skip
         """Checks that the parts fit each other, and puts them on `device`."""
         schedule, parameterisation = read_schedule(scheduler_config, source)
-        check_parts(self, source, parts)
+        card = card or StudentCard()
+        check_parts(self, source, parts, card)
         unet = parts["unet"]
         codec = Codec(parts["vae"].to(device, memory_format=torch.channels_last))
         second = None
@@ -195,6 +195,7 @@ class StableDiffusion(Family):
                 takes_sizes=second is not None, zero_null=zero_null,
             ),
             scheduler_config=scheduler_config,
+            card=card,
         )  # fmt: skip
 
     def make_pipeline(self, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> Any:

@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
+from fewstep.models.card import LCM_LORA, StudentCard
 from fewstep.models.config_sizes import check_layers
 from fewstep.models.families.original_names import (
     open_clip_names,
@@ -179,7 +180,7 @@ def _text_tensors(part: str, folder: Path) -> list[str]:
 _MOST_SIDE = 2**12
 
 
-def check_parts(family: Family, source: str, parts: Mapping[str, Any]) -> None:
+def check_parts(family: Family, source: str, parts: Mapping[str, Any], card: StudentCard) -> None:
     """Raises UserError where the parts do not fit each other, or make a model that is told more than a prompt."""
     unet, vae = parts["unet"].config, parts["vae"].config
     if not (type(unet.sample_size) is int and 0 < unet.sample_size < _MOST_SIDE):
@@ -195,7 +196,8 @@ def check_parts(family: Family, source: str, parts: Mapping[str, Any]) -> None:
     if unet.out_channels != unet.in_channels:
         raise UserError(f"{source} has a UNet of {unet.out_channels} output channels for {unet.in_channels}; not read")
     for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
-        told_end = unet.get(name) == AS_TIMES and unet.get("time_cond_proj_dim") is not None  # as fewstep's any-step is
+        few_step = unet.get("time_cond_proj_dim") is not None or card.method == LCM_LORA
+        told_end = few_step and unet.get(name) == AS_TIMES  # as fewstep's any-step is
         if unet.get(name) is not None and not told_end:
             raise UserError(f"{source} has a UNet with {name} {unet[name]}, which is told more than a prompt; not read")
     widths = [parts[name].config.hidden_size for name in _KINDS if name in family.parts]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.omega_embedding import OMEGA_WIDTH, embed_omega
+from fewstep.models.lora.end import EndEmbedding
 from fewstep.models.network import BackboneNetwork
 
 AS_TIMES = "timestep"
@@ -63,11 +64,17 @@ class UNetNetwork(BackboneNetwork):
             t.float() if t.is_floating_point() else t,
             encoder_hidden_states=cond["text"].to(dtype),
             timestep_cond=omega_embedding,
-            class_labels=cond["end"].float() if self.takes_end else None,
+            class_labels=self._end(t, cond).float() if self.takes_end else None,
             added_cond_kwargs=self._sizes(z_t, cond, dtype) if "pooled" in cond else None,
         ).sample
         alpha, sigma = self.schedule.coefficients(t, z_t)
         return to_prediction(self.parameterisation, output, z_t, alpha, sigma)
+
+    def _end(self, t: Tensor, cond: Cond) -> Tensor:
+        hung = getattr(self.unet, "class_embedding", None)
+        if isinstance(hung, EndEmbedding) and not hung.scale:
+            return t  # diffusers wants something there, and nothing comes of it
+        return cond["end"]
 
     def _sizes(self, z_t: Tensor, cond: Cond, dtype: torch.dtype) -> Cond:
         """Returns XL's added conditions: original size, crop's corner, target size (arXiv 2307.01952, 2.2)."""
@@ -94,6 +101,12 @@ class UNetNetwork(BackboneNetwork):
             copy.class_embedding.linear_2.weight.zero_()
             copy.class_embedding.linear_2.bias.zero_()
         return self.with_backbone(copy)
+
+    @torch.no_grad()
+    def hang_end(self) -> EndEmbedding:
+        hung = self.unet.class_embedding = EndEmbedding(self.unet.time_embedding)
+        self.unet.register_to_config(class_embed_type=AS_TIMES)
+        return hung
 
     def with_backbone(self, backbone: Any) -> UNetNetwork:
         return UNetNetwork(backbone, self.schedule, self.parameterisation, self.pixels_per_latent)

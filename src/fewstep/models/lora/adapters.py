@@ -20,6 +20,7 @@ from fewstep.data import draws
 from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.errors import UserError
 from fewstep.models.lora.decomposed import Decomposed
+from fewstep.models.lora.end import End, EndEmbedding, find_end, pick_end
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.network import BackboneNetwork
 
@@ -28,12 +29,14 @@ STUDENT = "default"
 
 
 class AdapterWeights(nn.Module):
-    """A and B of every module that adapters of one name hang on: the very parameters that the network uses."""
+    """A and B of every module that adapters of one name hang on, and what embeds the end beside them if anything does:
+    the very parameters that the network uses."""
 
-    def __init__(self, network: nn.Module, adapter: str) -> None:
+    def __init__(self, network: nn.Module, adapter: str, end: nn.Module | None = None) -> None:
         super().__init__()
+        beside = {id(each) for each in end.parameters()} if end else set()
         for name, parameter in network.named_parameters():
-            if f".{adapter}." in name:
+            if f".{adapter}." in name or id(parameter) in beside:
                 self.register_parameter(name.replace(".", "/"), parameter)
 
     def by_name(self) -> dict[str, Tensor]:
@@ -68,9 +71,11 @@ class AdaptedNetwork:
         config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(target_modules))
         network.backbone.add_adapter(config, name)
         self.network, self.alpha, self._name = network, alpha, name
-        self.weights = AdapterWeights(network, name)
+        self._end = find_end(network)
+        told = {id(each) for each in self._end.parameters()} if self._end else set()
+        self.weights = AdapterWeights(network, name, self._end if name == STUDENT else None)
         for key, parameter in network.named_parameters():
-            adapts = ".lora_" in key
+            adapts = ".lora_" in key or id(parameter) in told
             parameter.requires_grad_(adapts)
             parameter.data = parameter.data.to(torch.float32 if adapts else base_dtype)
         _draw(self.weights, rank, seed, "adapter" if name == STUDENT else name)
@@ -87,7 +92,7 @@ class AdaptedNetwork:
         answer: Prediction
         if self._sums_first(z_t):
             sums = {f"{key}.base_layer.weight": self._sum(layer) for key, layer in self._layers.items()}
-            with self._acting(None):
+            with self._acting(None), self._telling():
                 answer = functional_call(self.network, sums, (z_t, t, cond, omega))
             return answer
         if torch.is_grad_enabled():
@@ -138,9 +143,24 @@ class AdaptedNetwork:
         finally:
             self._switch(before)
 
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Lets a student be told the end, whatever adapters act, while it lasts."""
+        if self._end is None or self._name != STUDENT:
+            yield
+            return
+        before, self._end.scale = self._end.scale, 1.0
+        try:
+            yield
+        finally:
+            self._end.scale = before
+
     def _switch(self, name: str | None) -> str | None:
         """Lets the adapters of that name act alone, or none; returns what acted. Which of them learn stays as it is:
-        peft would stop all that do not act, after which their gradients are zero without a word."""
+        peft would stop all that do not act, after which their gradients are zero without a word. The student's adapters
+        alone are told the end."""
+        if self._end is not None:
+            self._end.scale = float(name == STUDENT)
         first = next(iter(self._layers.values()))
         before: str | None = None if first.disable_adapters else first.active_adapters[0]
         if before != name:
@@ -171,9 +191,9 @@ class AdaptedNetwork:
         return copy.deepcopy(self.weights).requires_grad_(False)
 
     @torch.no_grad()
-    def take_over(self, pairs: Lora, source: str) -> None:
-        """Makes the adapters those of a file; `pairs` by their names in the network. Raises UserError for others than
-        hang here."""
+    def take_over(self, pairs: Lora, source: str, end: End | None = None) -> None:
+        """Makes the adapters those of a file; `pairs` by their names in the network, and the `end` of its embedding if
+        there is one here. Raises UserError for others than hang here."""
         own = self.pairs(self.weights)
         if own.keys() != pairs.keys() or any(own[name].rank != pair.rank for name, pair in pairs.items()):
             raise UserError(f"{source} has adapters on other modules, or of another rank than {self._rank}")
@@ -183,6 +203,12 @@ class AdaptedNetwork:
         for name, pair in pairs.items():
             named[f"{name}.lora_A.{self._name}.weight"].copy_(pair.down)
             named[f"{name}.lora_B.{self._name}.weight"].copy_(pair.up)
+        if self._end is not None:
+            self._end.load_state_dict(end or {})
+
+    def end(self, weights: AdapterWeights) -> End:
+        """Returns what embeds the end beside them as a LoRA file has it."""
+        return {name: value.detach().float() for name, value in pick_end(weights.by_name()).items()}
 
     def pairs(self, weights: AdapterWeights) -> Lora:
         """Returns the adapters as a LoRA file has them."""
@@ -236,6 +262,8 @@ def rescale(parts: Mapping[str, nn.Module], scales: Mapping[str, float]) -> None
     """Makes adapters act at these scales, others as they did; one at scale 0 costs nothing."""
     for network in parts.values():
         for layer in network.modules():
+            if isinstance(layer, EndEmbedding):
+                layer.scale = scales.get(layer.adapter, layer.scale)
             if isinstance(layer, LoraLayer):
                 own = [name for name in scales if name in layer.lora_A]
                 for name in own:

@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.models.lora.end import EndEmbedding
 from fewstep.models.lora.pair import Pair
 
 
@@ -47,6 +48,9 @@ class Decomposed:
 @torch.no_grad()
 def merge_attached(network: nn.Module) -> None:
     """Adds what hangs on a network to the weights themselves, and takes it off."""
+    for module in network.modules():
+        if isinstance(module, EndEmbedding):
+            module.merge()
     layers: list[Any] = [module for module in network.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         if layer.disable_adapters:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.models.card import LCM_LORA, StudentCard, read_method
+from fewstep.models.card import LCM_LORA, MAX_STEPS, StudentCard, read_method
 from fewstep.models.family import Family, LatentModel
 from fewstep.models.lora.file import LoraFile, adaptable_modules
 from fewstep.models.lora.source import name_of
@@ -60,6 +60,36 @@ def _why_few_step(file: LoraFile, model: LatentModel) -> str | None:
     return None
 
 
+def find_told(files: Sequence[LoraFile], model: LatentModel) -> LoraFile | None:
+    """Finds the LoRA that tells its base where to land. Raises UserError where others make that few-step too."""
+    told = next((file for file in files if file.end), None)
+    if told is None:
+        return None
+    others = (file for file in files if file is not told)
+    if other := next((file for file in others if file.end or file.note("method") == LCM_LORA), None):
+        raise UserError(
+            f"{told.source} tells its base where to land, beside which no second few-step LoRA can be: give it or "
+            f"{other.source}, and styles with it"
+        )
+    if model.is_few_step:
+        raise UserError(
+            f"{model.source} is few-step already, and {told.source} tells its base where to land; give the base that "
+            "it is for"
+        )
+    return told
+
+
+def check_told(file: LoraFile) -> None:
+    """Raises UserError where the header of a few-step LoRA names a method that tells the end, and it carries nothing
+    that does; or the other way round."""
+    method = read_method(StudentCard(consistency=file.note("consistency")), file.source)
+    if method.told_end != bool(file.end):
+        raise UserError(
+            f"{file.source} is by {method.name} as its header says, and carries {'an' if file.end else 'no'} input for "
+            "where to land; take the file as fewstep wrote it"
+        )
+
+
 def read_few_step(header: Mapping[str, str], source: str, family: Family) -> tuple[StudentCard, int]:
     """Returns the card of a base with that LoRA, and how many times its sampler may choose from.
 
@@ -75,9 +105,19 @@ def read_few_step(header: Mapping[str, str], source: str, family: Family) -> tup
         method=LCM_LORA,
         consistency=consistency,
         guidance_scale=family.guidance_of(_read_number(header, source, "fewstep.omega", 0.0)),
+        phases=_read_phases(header, source),
         sampling_steps=_read_count(header, source, "fewstep.steps", DEFAULT_STEPS),
     )
     return card, _read_count(header, source, "fewstep.original_inference_steps", _DEFAULT_GRID)
+
+
+def _read_phases(header: Mapping[str, str], source: str) -> tuple[int, ...] | None:
+    if (said := header.get("fewstep.phases")) is None:
+        return None
+    words = said.split(",")
+    if not all(each.isascii() and each.isdigit() and 1 <= int(each[:4]) <= MAX_STEPS for each in words):
+        raise UserError(f"{source} has fewstep.phases {said!r:.60} in its header; whole numbers are wanted, as 1,2,4,8")
+    return tuple(int(each) for each in words)
 
 
 def _read_number(header: Mapping[str, str], source: str, name: str, default: float) -> float:

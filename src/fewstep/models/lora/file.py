@@ -19,6 +19,7 @@ from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.card import LORA_FILE
 from fewstep.models.family import LoraLayout
 from fewstep.models.lora.embeddings import Embeddings, read_embeddings
+from fewstep.models.lora.end import KEYS, End, read_end
 from fewstep.models.lora.fitting import make_pair, read_number
 from fewstep.models.lora.header import DIFFUSERS_ENTRY, PEFT_FILE, Adapter, read_adapters
 from fewstep.models.lora.pair import Lora, Pair
@@ -42,13 +43,16 @@ class LoraFile:
     """Words that it brings along for the text encoders."""
     notes: tuple[str, ...] = ()
     """What was assumed in reading it, a line each."""
+    end: End = field(default_factory=dict)
+    """What embeds the end beside its adapters, if it tells its base where to land."""
 
     def matched(self) -> str:
         """Says how many modules of which parts it adapts; all of its tensors have their place there."""
         parts = [name.split(".", 1)[0] for name in self.pairs]
         counts = ", ".join(f"{parts.count(part)} modules of {part}" for part in dict.fromkeys(parts))
         words = f"; it brings a word for prompts: {', '.join(self.embeddings)}" if self.embeddings else ""
-        return f"{self.source}: {counts}; every tensor matched{words}"
+        told = "; it tells its base where to land" if self.end else ""
+        return f"{self.source}: {counts}; every tensor matched{words}{told}"
 
     def note(self, name: str) -> str | None:
         """Returns what fewstep wrote under `fewstep.<name>`."""
@@ -63,6 +67,7 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module], layout: LoraLayout) ->
     """
     tensors, header = read_safetensors(path, advice=_ADVICE), read_safetensors_header(path, advice=_ADVICE).metadata
     carried = {key: tensors.pop(key) for key in list(tensors) if key.startswith(EMBEDDING)}
+    ends = {key: tensors.pop(key) for key in list(tensors) if key.startswith(KEYS)}
     modules = adaptable_modules(parts)
     halves = _sort_halves(path, tensors, list_spellings(modules, layout))
     is_peft = any(key.startswith(PEFT) for key in tensors)
@@ -72,7 +77,9 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module], layout: LoraLayout) ->
         for name, half in halves.items()
     }
     notes = scales.list_notes(pairs, header)
-    return LoraFile(str(path), pairs, header, read_embeddings(path, carried, parts, layout), notes)
+    time_mlp = parts[layout.part].get_submodule(layout.time_mlp) if ends and layout.time_mlp else None
+    embeddings = read_embeddings(path, carried, parts, layout)
+    return LoraFile(str(path), pairs, header, embeddings, notes, read_end(path, ends, time_mlp))
 
 
 def _sort_halves(path: Path, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
@@ -159,12 +166,14 @@ def adaptable_modules(parts: Mapping[str, nn.Module]) -> dict[str, nn.Linear | n
 
 
 def write_lora(
-    folder: Path, pairs: Lora, header: Mapping[str, str], parts: Mapping[str, nn.Module], layout: LoraLayout
-) -> float:
+    folder: Path, pairs: Lora, header: Mapping[str, str], parts: Mapping[str, nn.Module], layout: LoraLayout,
+    end: End | None = None,
+) -> float:  # fmt: skip
     """Writes both spellings, reads them back, and returns the largest difference of any weight (it should be 0).
 
     diffusers' file carries alpha in `lora_adapter_metadata`: without it, it would be loaded at the wrong scale
-    wherever alpha ≠ rank. kohya's carries a tensor `.alpha` for every module.
+    wherever alpha ≠ rank. kohya's carries a tensor `.alpha` for every module; it is not written with an `end`, since
+    no tool that reads it has a place for one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain: dict[str, Tensor] = {}
@@ -180,18 +189,21 @@ def write_lora(
         kohya[f"{spelt}.alpha"] = torch.tensor(pair.alpha)
     said = {"format": "pt", **header}
     adapter = json.dumps(_adapter_metadata(pairs), sort_keys=True)
+    plain |= {f"{KEYS}{name}": value.contiguous().cpu() for name, value in (end or {}).items()}
     safetensors.torch.save_file(plain, folder / DIFFUSERS_FILE, {**said, "lora_adapter_metadata": adapter})
-    safetensors.torch.save_file(kohya, folder / KOHYA_FILE, said)
-    return max(
-        _difference(read_lora(folder / file, parts, layout).pairs, pairs) for file in (DIFFUSERS_FILE, KOHYA_FILE)
-    )
+    if not end:
+        safetensors.torch.save_file(kohya, folder / KOHYA_FILE, said)
+    written = (DIFFUSERS_FILE,) if end else (DIFFUSERS_FILE, KOHYA_FILE)
+    return max(_difference(read_lora(folder / file, parts, layout), pairs, end or {}) for file in written)
 
 
-def _difference(found: Lora, pairs: Lora) -> float:
-    if found.keys() != pairs.keys():
+def _difference(file: LoraFile, pairs: Lora, end: End) -> float:
+    found = file.pairs
+    if found.keys() != pairs.keys() or file.end.keys() != end.keys():
         return float("inf")
     halves = [(one, pairs[name]) for name, one in found.items()]
     tensors = [(a, b.cpu()) for one, two in halves for a, b in ((one.down, two.down), (one.up, two.up))]
+    tensors += [(value, end[name].cpu()) for name, value in file.end.items()]
     return max(*(float((a - b).abs().max()) for a, b in tensors), *(abs(a.alpha - b.alpha) for a, b in halves))
 
 
