@@ -14,9 +14,8 @@ from fewstep.method.batch import TrainingBatch
 from fewstep.method.paths import Path
 from fewstep.method.step import Method, TargetName
 from fewstep.method.walks import Walk
-from fewstep.train.distill_task import DistillTask, TimeAndGuidance
+from fewstep.train.distill_task import Answers, DistillTask, TimeAndGuidance
 from fewstep.train.learner import Learner
-from fewstep.train.task import Loss
 
 
 class _Remembering:
@@ -70,14 +69,14 @@ class WalkTask(DistillTask):
         self._parts: dict[tuple[int, int], _Walkers] = {}
         self._lost: list[DroppedPicture] = []
 
-    def loss(self, counters: range) -> Loss:
-        loss = super().loss(counters)
+    def answer(self, counters: range) -> Answers:
+        answers = super().answer(counters)
         walkers = self._parts[self._find_part(counters)]
         walkers.held["z"], walkers.visit = self._path.led_to, walkers.visit + 1
         self._lost += [
             dataclasses.replace(each, counter=counters[row]) for row, each in sorted(walkers.dropped.items())
         ]
-        return loss
+        return answers
 
     def draw_batch(self, counters: range) -> tuple[TrainingBatch, Tensor]:
         part, visit = self._find_part(counters), counters.start // self._walk.walkers
