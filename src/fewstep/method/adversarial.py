@@ -29,7 +29,7 @@ class Head(nn.Module):
         self.last = nn.Conv2d(width, 1, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        inner = self.first(features)
+        inner = self.first(features.to(self.last.weight.dtype))
         verdicts: Tensor = self.last(self.second(inner) + inner)
         return verdicts
 
@@ -43,7 +43,7 @@ class Heads(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Returns a `[b, 1, h, w]` for each level."""
-        return [head(each.float()) for head, each in zip(self.levels, features, strict=True)]
+        return [head(each) for head, each in zip(self.levels, features, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -82,4 +82,5 @@ def heads_losses(
 
 def _mean(maps: Sequence[Tensor]) -> Tensor:
     """Returns the mean over levels, each counting alike `[b]`."""
-    return torch.stack([each.float().flatten(1).mean(1) for each in maps]).mean(0)
+    at_least = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in maps]
+    return torch.stack([each.flatten(1).mean(1) for each in at_least]).mean(0)
