@@ -80,6 +80,7 @@ def test_the_advice_follows_the_memory(capsys):
     assert "--batch-size 8 --resolution 256" in changed
     lighter = best(Plan(gpu_memory=80, states="trajectories", target_decay=0.95), capsys)
     assert lighter.endswith(" --states trajectories --target-decay 0.95")
+    assert best(Plan(gpu_memory=80, adversarial=0.1), capsys).endswith(" --no-gradient-checkpointing --adversarial 0.1")
 
 
 @pytest.mark.parametrize("config", [Plan(gpu_memory=18.3), Plan(gpu_memory=12, gpus=4), Plan(recipe="sdxl-lora")])
