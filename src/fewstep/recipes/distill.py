@@ -40,8 +40,8 @@ class Distill(ConsistencyConfig):
 
     adversarial: float = 0.0
     """Weight of an adversarial loss beside the consistency loss; 0 adds none. Small heads on the teacher's features
-    learn to tell the student's answers from its target's, and the student to be taken for it, for pictures of one or
-    two steps that are less blurred. Its authors take 0.1 (docs/methods.md)."""
+    learn to tell the student's answers from its target's, and the student to be taken for it. PCM's authors take 0.1,
+    for fewer than 4 steps; on the bundled world it has not helped (docs/methods.md)."""
     adversarial_lr: float = 0.0
     """Learning rate of these heads; 0 takes twice --lr. Lower it when the loss of the heads falls to 0."""
     fake_rank: int = 64
