@@ -7,6 +7,7 @@ import torch
 
 from fewstep.arguments import parse_arguments
 from fewstep.commands.bench_train import Ours
+from fewstep.commands.distill import make_path, make_student
 from fewstep.commands.plan import MemoryPlan, Plan, list_plans, plan
 from fewstep.errors import UserError
 from fewstep.measure.memory import GIB, Need, need
@@ -14,8 +15,13 @@ from fewstep.measure.shapes import norms_in_fp32
 from fewstep.measure.stopwatch import Stopwatch, most_bytes
 from fewstep.models.families.stable_diffusion import SD1
 from fewstep.models.loading import load_latent_model
+from fewstep.parallel.world import current_world
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
+from fewstep.runs.adversarial import add_heads
+from fewstep.runs.consistency import make_task
+from fewstep.runs.material import open_material
+from fewstep.train.loop import begin, one_update
 
 CPU = torch.device("cpu")
 
@@ -50,6 +56,34 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
     assert counted.learning == sum(p.numel() for p in student.parameters)
 
 
+def test_heads_and_what_they_read_are_counted(random_teacher, monkeypatch):
+    model = load_latent_model(random_teacher, CPU)
+    own = {name: value for name, value in model.network.backbone.config.items() if not name.startswith("_")}
+    family = dataclasses.replace(SD1, unet=own, released_latent_channels=model.codec.channels)
+    tokens = model.conditioner.first.tokenizer.model_max_length
+    monkeypatch.setattr("fewstep.models.families.stable_diffusion.TOKENS", tokens)
+    config = Distill(
+        teacher=str(random_teacher), batch_size=8, pictures=8, lora_rank=8, guidance_range=(5.0, 5.0),
+        adversarial=0.1, gradient_checkpointing=True, frozen_precision="bf16", precision="bf16", device="cpu",
+    )  # fmt: skip
+    counted, base = need(config, family, 8), sum(p.numel() for p in model.network.parameters())
+    student = make_student(config, model)
+    plain = make_task(
+        config, student, make_path(config, student, model), model, open_material(config, model).latents()
+    )  # fmt: skip
+    task = add_heads(config, plain, student, model)
+    assert counted.weights == 2 * base + 4 * sum(p.numel() for role in task.roles for p in role.weights.parameters())
+    state, world = begin(task.roles, config), current_world()
+    one_update(task, state, config, world)
+    tensors = [*model.network.parameters()]
+    for role in state.roles:
+        tensors += role.role.weights.parameters()
+        tensors += [value for each in role.optimizer.state.values() for value in each.values()]
+    with norms_in_fp32(enabled=True):
+        measured = most_bytes(lambda: one_update(task, state, config, world), tensors)
+    assert counted.peak == pytest.approx(measured, rel=0.2)
+
+
 def counted(config, _family, _side):
     """A model of memory in round numbers: 10 GiB of weights, 2 GiB a picture, a quarter of that when checkpointed."""
     part = config.batch_size // config.accumulation
@@ -81,6 +115,7 @@ def test_the_advice_follows_the_memory(capsys):
     assert best(Plan(gpu_memory=80, method="any-step"), capsys).endswith(" --method any-step")
     lighter = best(Plan(gpu_memory=80, states="trajectories", target_decay=0.95), capsys)
     assert lighter.endswith(" --states trajectories --target-decay 0.95")
+    assert best(Plan(gpu_memory=80, adversarial=0.1), capsys).endswith(" --no-gradient-checkpointing --adversarial 0.1")
 
 
 @pytest.mark.parametrize("config", [Plan(gpu_memory=18.3), Plan(gpu_memory=12, gpus=4), Plan(recipe="sdxl-lora")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
@@ -18,6 +19,7 @@ from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
 from fewstep.train.kept_task import KeptTask
+from fewstep.train.task import Task
 from fewstep.train.trainable import Trainable
 
 
@@ -29,9 +31,12 @@ def distill(config: Distill) -> None:
         return None
     student = make_student(config, teacher)
     path = make_path(config, student, teacher)
-    task = make_task(config, student, path, teacher, material.latents())
+    task: Task = make_task(config, student, path, teacher, material.latents())
     if isinstance(task, KeptTask) and not config.lora_rank:
         teacher.network.backbone.to("meta")  # nobody asks it any more
+    if config.adversarial:
+        # imported only where a run wants it
+        task = importlib.import_module("fewstep.runs.adversarial").add_heads(config, task, student, teacher)
     if config.dry_run:
         return try_out(config, student, task, material.count)
     resolution = choose_resolution(config, teacher)

@@ -47,6 +47,8 @@ class Plan:
     """As for `distill`: what is told where to land (`any-step`) has an input more."""
     target_decay: float | None = None
     """As for `distill`: a value other than the recipe's --ema-decay is a second average, which is counted."""
+    adversarial: float = 0.0
+    """As for `distill`: above 0, heads and what they read are counted."""
 
     def __post_init__(self) -> None:
         if self.recipe not in named.MEMORY_GIB:
@@ -86,7 +88,8 @@ class MemoryPlan:
 def plan(config: Plan) -> list[dict[str, Any]]:
     """Prints the memory for all settings, and the command with the best."""
     recipe = dataclasses.replace(
-        named.find_recipe(config.recipe), states=config.states, target_decay=config.target_decay, method=config.method
+        named.find_recipe(config.recipe), states=config.states, target_decay=config.target_decay,
+        method=config.method, adversarial=config.adversarial,
     )  # fmt: skip
     batch = config.batch_size or recipe.batch_size
     share, budget = batch // config.gpus, config.gpu_memory * GIB
@@ -172,5 +175,6 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
     options += [f"--resolution {config.resolution}"] if config.resolution else []
     options += [f"--method {config.method}"] if config.method != "lcm" else []
     options += [f"--states {config.states}"] if config.states != "auto" else []
+    options += [f"--adversarial {config.adversarial:g}"] if config.adversarial else []
     options += [] if config.target_decay is None else [f"--target-decay {config.target_decay:g}"]
     return f"best: fewstep distill {config.recipe} --teacher PATH --data PATH {' '.join(options)}"

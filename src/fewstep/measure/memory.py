@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule
 from fewstep.measure.shapes import make_fake, norms_in_fp32
 from fewstep.measure.stopwatch import LiveBytes
+from fewstep.method.adversarial import Heads, Renoising, heads_losses
 from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances import DISTANCES
 from fewstep.method.named import METHODS
 from fewstep.method.paths import TeacherPath, kept_path
-from fewstep.method.step import Method, consistency_losses
+from fewstep.method.step import Method, answer_both, compare, consistency_losses
 from fewstep.method.walks import find_stops
 from fewstep.models.family import Family
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.recipes.distill import Distill
+from fewstep.train.adversarial_task import Judge
 from fewstep.train.learner import TARGETS, Learner, learn_every_weight
 
 GIB = 2**30
@@ -47,7 +50,7 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
     One whole update is run, teacher, target, student, backward pass and all, and every tensor's bytes are followed from
     its making to its end (torch's fake tensors); networks compute in bf16 under autocast, norms in fp32 as on CUDA.
     """
-    learner, teacher, schedule, modules = _networks(config, family)
+    learner, teacher, judge, schedule, modules = _networks(config, family)
     with FakeTensorMode(allow_non_fake_inputs=True), norms_in_fp32(enabled=in_bf16):
         make_fake(modules)
         null = {name: value[:1] for name, value in family.shaped_condition(1).items()}
@@ -63,11 +66,26 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         with live:
             for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients
                 with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
-                    loss = consistency_losses(method, learner.student, target, batch).mean()
+                    if judge is None:
+                        loss = consistency_losses(method, learner.student, target, batch).mean()
+                    else:
+                        loss = _judge(judge, method, learner.student, target, batch)
                 loss.backward()
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
-    held = MOMENTS[config.optimizer] * learning + _count_walkers(config, family, side, schedule)
+    judging = 0 if judge is None else sum(p.numel() for p in judge.heads.parameters())
+    held = MOMENTS[config.optimizer] * (learning + judging) + _count_walkers(config, family, side, schedule)
     return Need(peak=live.most + held, weights=weights, learning=learning)
+
+
+def _judge(judge: Judge, method: Method, student: Network, target: Network | None, batch: TrainingBatch) -> Tensor:
+    """Computes the heads' loss with its gradient, and returns that of the student, whose graph is there meanwhile."""
+    from_t, from_s = answer_both(method, student, target, batch)
+    renoising = Renoising(method.schedule, batch.e, batch.t, batch.epsilon)
+    judged, fake = judge.judge(from_t, renoising, batch.cond)
+    with torch.no_grad():
+        real = judge.read(from_s, renoising, batch.cond)
+    heads_losses(judge.heads, fake, real).mean().backward()
+    return (compare(method, batch, from_t, from_s) + judged).mean()
 
 
 def activations(act: Callable[[], object]) -> int:
@@ -78,8 +96,11 @@ def activations(act: Callable[[], object]) -> int:
     return live.most
 
 
-def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedule, list[nn.Module]]:
-    """Returns what learns, its teacher, and all that has weights; the base in bf16."""
+def _networks(
+    config: Distill, family: Family
+) -> tuple[Learner, Network, Judge | None, Schedule, list[nn.Module]]:  # fmt: skip
+    """Returns what learns, its teacher, its judge if it has one, the schedule, and all that has weights; the base in
+    bf16."""
     base, told_end = family.shaped_network(), METHODS[config.method].told_end
     if config.lora_rank:
         with torch.device("meta"):  # peft moves what it makes, which fake tensors do not allow
@@ -90,6 +111,7 @@ def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedu
             )
         learner, learning = Learner(weights=adapted.weights, student=adapted.student), base
         teacher: Network = adapted.teacher
+        alone = adapted.alone
         modules: list[nn.Module] = [base.backbone, adapted.weights]
     else:
         learning = family.shaped_network(few_step=True)
@@ -98,12 +120,19 @@ def _networks(config: Distill, family: Family) -> tuple[Learner, Network, Schedu
         learning.requires_grad_(True)
         learner = learn_every_weight(learning, ema=config.ema_decay > 0, target_decay=config.second_decay)
         teacher = base.to(torch.bfloat16)
+        alone = contextlib.nullcontext
         asked = [] if config.states == "trajectories" else [base.backbone]  # the teacher, where it is
         modules = [*asked, *filter(None, (learner.weights, learner.averaged, learner.target_average))]
     if config.gradient_checkpointing:
         learning.backbone.train()
-        learning.backbone.enable_gradient_checkpointing()
-    return learner, teacher, base.schedule, modules
+        for each in (learning, base) if config.adversarial else (learning,):
+            each.backbone.enable_gradient_checkpointing()
+    judge = None
+    if config.adversarial:
+        with torch.device("meta"):
+            judge = Judge(Heads(base.feature_widths), base, alone)
+        modules.append(judge.heads)
+    return learner, teacher, judge, base.schedule, modules
 
 
 def _count_walkers(config: Distill, family: Family, side: int, schedule: Schedule) -> int:

@@ -33,6 +33,13 @@ def edges(schedule: Schedule, count: int) -> Tensor:
     return torch.tensor([0, *reversed(sampling_times(schedule, count, "trailing")[1:])])
 
 
+def phase_lengths(schedule: Schedule, u: Tensor, phases: Sequence[int]) -> Tensor:
+    """Returns how many times a phase has for each `u` `[b]`, of the number of phases that `choose_edge` takes for it;
+    without phases all that there are."""
+    counts = torch.tensor(phases or (1,), device=u.device)
+    return schedule.num_steps / counts[(u * len(counts)).long()]
+
+
 def choose_zero(_schedule: Schedule, t: Tensor, _u: Tensor, _phases: Sequence[int]) -> Tensor:
     """Chooses 0 (LCM)."""
     return torch.zeros_like(t)

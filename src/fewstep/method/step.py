@@ -41,13 +41,27 @@ def consistency_losses(method: Method, student: Network, target: Network | None,
     """Returns λ(t, s, e)·d(f_θ(z_t, ω, c, t), f_θ⁻(ẑ_s, ω, c, s)) `[b]`, both landed at e; its mean is the loss (LCM,
     eq. 17 and algorithm 1, with λ = 1 and e = 0).
 
-    Gradient flows into `student` alone; `target` is its EMA, or the student itself, or None: then the wanted answer is
-    ẑ_s itself, which has landed where s = e.
+    Gradient flows into `student` alone.
+    """
+    return compare(method, batch, *answer_both(method, student, target, batch))
+
+
+def answer_both(
+    method: Method, student: Network, target: Network | None, batch: TrainingBatch
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Returns the student's answer at t, and the wanted one at s, which has no gradient; both landed at e.
+
+    `target` is the student's EMA, or the student itself, or None: then the wanted answer is ẑ_s itself, which has
+    landed where s = e.
     """
     z_t = method.schedule.diffuse(batch.z_0, batch.epsilon, batch.t) if batch.z_t is None else batch.z_t
     with torch.no_grad():
         z_s = method.path(z_t, batch)
         from_s = z_s if target is None else method.consistency_function(target, batch)(z_s, batch.s, batch.e)
-    from_t = method.consistency_function(student, batch)(z_t, batch.t, batch.e)
+    return method.consistency_function(student, batch)(z_t, batch.t, batch.e), from_s
+
+
+def compare(method: Method, batch: TrainingBatch, from_t: Tensor, from_s: Tensor) -> Tensor:
+    """Returns λ(t, s, e)·d of both answers `[b]`."""
     t, s, e = (time.to(from_t.dtype) for time in (batch.t, batch.s, batch.e))
     return method.weight(t, s, e) * method.distance(from_t, from_s)

@@ -67,6 +67,8 @@ class StudentCard:
     refined_by: str | None = None
     """The method by which it went on from a student of that one."""
     guided_from: int | None = None
+    adversarial: float | None = None
+    """Weight of the loss by which heads judged it, where some did."""
     sampling_steps: int | None = None
     """How many steps it paints in when none are asked for."""
     others: dict[str, Any] = field(default_factory=dict)

@@ -63,6 +63,16 @@ class BackboneNetwork(nn.Module, ABC):
         """Returns the same network computed by what `compile_module(module, weights)` gives: a module all of whose
         inputs are tensors that have a place, and the module whose weights it computes with."""
 
+    @abstractmethod
+    def features(self, z_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+        """Returns what it makes of z_t at t on the way to its innermost level, a `[b, c, h, w]` for each, outermost
+        first, and goes no further; differentiable in z_t."""
+
+    @property
+    @abstractmethod
+    def feature_widths(self) -> Sequence[int]:
+        """Returns the channels of each of its `features`."""
+
     @property
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:

@@ -13,7 +13,8 @@ from fewstep.models.families import FamilyChoice
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.train.config import check_at_least, check_not_negative
 
-_OF_STEPS, _OF_MATCHING = ("solver", "times", "shrink", "distance", "loss_weight"), ("fake_rank", "fake_lr")
+_OF_STEPS = ("solver", "times", "shrink", "distance", "loss_weight", "adversarial", "adversarial_lr")
+_OF_MATCHING = ("fake_rank", "fake_lr")
 """Settings of what compares two steps of a teacher's, and of what matches distributions."""
 
 
@@ -37,6 +38,12 @@ class Distill(ConsistencyConfig):
     """Lowest time step at which the teacher is guided; 0 guides it everywhere, as in the paper. Raise it when pictures
     of many steps look over-guided (docs/results.md)."""
 
+    adversarial: float = 0.0
+    """Weight of an adversarial loss beside the consistency loss; 0 adds none. Small heads on the teacher's features
+    learn to tell the student's answers from its target's, and the student to be taken for it. PCM's authors take 0.1,
+    for fewer than 4 steps; on the bundled world it has not helped (docs/methods.md)."""
+    adversarial_lr: float = 0.0
+    """Learning rate of these heads; 0 takes twice --lr. Lower it when the loss of the heads falls to 0."""
     fake_rank: int = 64
     """Rank of the adapters by which the teacher tells the student's pictures too; for `tdm`."""
     fake_lr: float = 0.0
@@ -45,7 +52,7 @@ class Distill(ConsistencyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 1, "fake_rank")
-        check_not_negative(self, "fake_lr")
+        check_not_negative(self, "fake_lr", "adversarial", "adversarial_lr")
         if self.guided_from < 0:
             raise UserError(f"guided_from is {self.guided_from}; it is a time of the schedule, 0 or later")
         if METHODS[self.method].path == "data":
@@ -63,3 +70,15 @@ class Distill(ConsistencyConfig):
                 why = "compares no steps of a teacher" if matches else "learns no fake score"
                 option = field.name.replace("_", "-")
                 raise UserError(f"{field.name} is {value} and {self.method} {why}; leave --{option} out")
+        if self.adversarial_lr and not self.adversarial:
+            raise UserError(f"adversarial_lr is {self.adversarial_lr:g} without heads; give --adversarial too")
+        if self.states == "trajectories":
+            self.check_judged()
+
+    def check_judged(self) -> None:
+        """Raises UserError where heads are to read the features of a teacher that trajectories let go."""
+        if self.adversarial and not self.lora_rank:
+            raise UserError(
+                f"adversarial is {self.adversarial:g} and trajectories give up the teacher, whose features are judged; "
+                "give other --data and --states walkers, or --lora-rank"
+            )

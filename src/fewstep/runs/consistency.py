@@ -26,6 +26,7 @@ from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.kept_task import KeptTask
 from fewstep.train.latent_task import LatentTask
 from fewstep.train.loop import fit
+from fewstep.train.task import Task
 from fewstep.train.trainable import Trainable
 from fewstep.train.walk_task import WalkTask
 
@@ -93,7 +94,7 @@ def make_task(
 
 
 def fit_and_save(
-    config: ConsistencyConfig, task: LatentTask, student: Trainable, title: str, observe: Callable[[int], None]
+    config: ConsistencyConfig, task: Task, student: Trainable, title: str, observe: Callable[[int], None]
 ) -> None:
     """Trains to the end, calling `observe(n)` after update n, and exports to `config.out / "model"`."""
     claim_base(config, student.card)

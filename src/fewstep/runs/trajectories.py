@@ -29,6 +29,7 @@ def open_trajectories(config: TrainingConfig, model: LatentModel, resolution: in
     if config.states not in ("auto", TRAJECTORIES):
         raise UserError(f"{folder} holds trajectories, and states is {config.states}; give --states {TRAJECTORIES}")
     config.check_walked(TRAJECTORIES)
+    config.check_judged()
     shards = TrajectoryShards(Path(folder), follow_links=config.follow_links)
     _check_settings(shards, config)
     _check_teacher(shards, config, model, resolution)

@@ -11,8 +11,8 @@ from torch import Tensor
 from fewstep.data import draws
 from fewstep.data.latents import LatentSource
 from fewstep.method.batch import TrainingBatch
-from fewstep.method.ends import ZERO, End, edges
-from fewstep.method.step import Method, TargetName, consistency_losses
+from fewstep.method.ends import ZERO, End, edges, phase_lengths
+from fewstep.method.step import Method, TargetName, answer_both, compare
 from fewstep.method.times import Gap, Times, draw_times, step_back
 from fewstep.train.latent_task import LatentTask
 from fewstep.train.learner import TARGETS, Learner
@@ -37,6 +37,18 @@ def draw_omega(seed: int, counters: Sequence[int], within: tuple[float, float]) 
     """Draws ω `[len(counters)]`, fp32, independently for each counter."""
     low, high = within
     return (low + (high - low) * draws.uniform(seed, "omega", counters)).float()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What student and target said of a batch."""
+
+    batch: TrainingBatch
+    valid: Tensor
+    from_t: Tensor
+    """The student's, at e, with its gradient."""
+    from_s: Tensor
+    """The target's, at e."""
 
 
 class DistillTask(LatentTask, StudentTask):
@@ -77,7 +89,20 @@ class DistillTask(LatentTask, StudentTask):
             return None
         return draw_omega(self._seed, counters, self._drawn.omega_range).to(self._device, non_blocking=True)
 
-    def loss(self, counters: range) -> Loss:
+    def draw_phase_lengths(self, counters: range) -> Tensor:
+        """Returns how many times the phase has that each sample's end begins `[b]`; all that there are without one."""
+        u = draws.uniform(self._seed, "e", counters)
+        return phase_lengths(self.method.schedule, u, self._drawn.phases)
+
+    def answer(self, counters: range) -> Answers:
+        """Asks student and target."""
         batch, valid = self.draw_batch(counters)
-        losses = consistency_losses(self.method, self._learner.student, self._target, batch)
-        return Loss(torch.where(valid, losses, 0).sum(), valid.sum())
+        return Answers(batch, valid, *answer_both(self.method, self._learner.student, self._target, batch))
+
+    def loss(self, counters: range) -> Loss:
+        answers = self.answer(counters)
+        return Loss.of_valid(self.compare(answers), answers.valid)
+
+    def compare(self, answers: Answers) -> Tensor:
+        """Returns the consistency loss of every sample `[b]`."""
+        return compare(self.method, answers.batch, answers.from_t, answers.from_s)

@@ -82,7 +82,7 @@ def learn_every_weight(network: nn.Module, *, ema: bool, target_decay: float | N
 class _AsModule(nn.Module):
     """Makes a network a module that holds the weights which learn, and no others: so DDP sees them alone."""
 
-    def __init__(self, weights: nn.Module, network: Network) -> None:
+    def __init__(self, weights: nn.Module, network: Callable[..., Any]) -> None:
         super().__init__()
         self.weights = weights
         self._network = (network,)  # in a tuple: no submodule
@@ -93,12 +93,18 @@ class _AsModule(nn.Module):
 
 def replicate(learner: Learner) -> Learner:
     """Returns the learner whole in every process: gradients are summed while the backward pass goes on (DDP)."""
-    network = DistributedDataParallel(
-        _AsModule(learner.weights, learner.student), broadcast_buffers=False, gradient_as_bucket_view=True
-    )
-    # DDP itself divides by the number of processes. The loss is a share of the whole batch's, so a sum is right.
-    network.register_comm_hook(None, _sum)
+    network = replicate_module(learner.weights, learner.student)
     return dataclasses.replace(learner, student=network, student_without_exchange=learner.student)
+
+
+def replicate_module(weights: nn.Module, network: Callable[..., Any]) -> DistributedDataParallel:
+    """Returns a network that exchanges the gradients of `weights`, which it answers with."""
+    replicated = DistributedDataParallel(
+        _AsModule(weights, network), broadcast_buffers=False, gradient_as_bucket_view=True
+    )  # fmt: skip
+    # DDP itself divides by the number of processes. The loss is a share of the whole batch's, so a sum is right.
+    replicated.register_comm_hook(None, _sum)
+    return replicated
 
 
 def _sum(_, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotation that is a string

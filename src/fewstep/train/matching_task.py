@@ -63,11 +63,11 @@ class MatchingTask(LatentTask):
             with torch.no_grad():
                 real = self._teacher.field(answer.cond, self._omegas(len(judged.tau)))(judged.z_tau, judged.tau)
                 fake = self._fake.student_without_gradient(judged.z_tau, judged.tau, answer.cond, None)
-            yield STUDENT, _sum(matching_losses(answer.z_0, real.z_0, fake.z_0), answer.valid)
+            yield STUDENT, Loss.of_valid(matching_losses(answer.z_0, real.z_0, fake.z_0), answer.valid)
         if FAKE in due:
             judged = self._noise_on("fake", answer, counters)
             told = self._fake.student(judged.z_tau, judged.tau, answer.cond, None)
-            yield FAKE, _sum(fake_losses(self._schedule, told, judged), answer.valid)
+            yield FAKE, Loss.of_valid(fake_losses(self._schedule, told, judged), answer.valid)
 
     def draw_step(self, counters: range) -> tuple[int, int]:
         """Returns in how many steps the update of these counters paints, and which of them learns, from 0.
@@ -110,7 +110,3 @@ class MatchingTask(LatentTask):
     def _stretch(self, time: int, end: int, count: int) -> tuple[Tensor, Tensor]:
         t, e = (torch.full((count,), each, dtype=torch.long, device=self._device) for each in (time, end))
         return t, e
-
-
-def _sum(losses: Tensor, valid: Tensor) -> Loss:
-    return Loss(torch.where(valid, losses, 0).sum(), valid.sum())

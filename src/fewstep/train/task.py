@@ -26,6 +26,11 @@ class Loss(NamedTuple):
         """Makes it from the mean over samples that are all valid."""
         return cls(mean * len(counters), torch.tensor(float(len(counters)), device=mean.device))
 
+    @classmethod
+    def of_valid(cls, losses: Tensor, valid: Tensor) -> Self:
+        """Makes it from the loss of every sample `[b]` and whether it counts `[b]`."""
+        return cls(torch.where(valid, losses, 0).sum(), valid.sum())
+
 
 class Task(ABC):
     """What is trained, and on what."""

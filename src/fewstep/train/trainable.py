@@ -38,6 +38,10 @@ class Trainable(Protocol):
         """Hangs adapters of that rank on the base, whose answers with them are a fake score's."""
         ...
 
+    def base_alone(self) -> AbstractContextManager[None]:
+        """Lets the base's own network answer as `base` does, while it lasts."""
+        ...
+
     def exported(self) -> AbstractContextManager[LatentModel]:
         """Gives the student, while it lasts, with the weights that would be exported now."""
         ...
@@ -72,6 +76,9 @@ class WholeWeights:
         fake = _hang_fake(self._model, rank, base.backbone.dtype, self.card)
         self.base = fake.teacher
         return _learn_adapters(fake)
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     @property
     def _network(self) -> BackboneNetwork:
@@ -129,6 +136,9 @@ class LoraWeights:
 
     def add_fake(self, rank: int) -> Learner:
         return _learn_adapters(_hang_fake(self._model, rank, self._frozen, self.card))
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        return self._adapted.alone()
 
     def _answer_as_target(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         with self._using(self._target):

@@ -14,9 +14,8 @@ from fewstep.method.batch import TrainingBatch
 from fewstep.method.paths import kept_path
 from fewstep.method.step import Method
 from fewstep.method.walks import Walk, find_stop
-from fewstep.train.distill_task import DistillTask, TimeAndGuidance
+from fewstep.train.distill_task import Answers, DistillTask, TimeAndGuidance
 from fewstep.train.learner import Learner
-from fewstep.train.task import Loss
 
 
 @dataclass
@@ -79,15 +78,15 @@ class WalkTask(DistillTask):
         self._parts: dict[tuple[int, int], _Walkers] = {}
         self._lost: list[DroppedPicture] = []
 
-    def loss(self, counters: range) -> Loss:
+    def answer(self, counters: range) -> Answers:
         walkers = self._find_walkers(counters)
         self._go_on(walkers, self._look_ahead(counters))  # before the student's activations take their memory
-        loss = super().loss(counters)
+        answers = super().answer(counters)
         walkers.visit, walkers.begun = walkers.visit + 1, False
         self._lost += [
             dataclasses.replace(each, counter=counters[row]) for row, each in sorted(walkers.known.dropped.items())
         ]
-        return loss
+        return answers
 
     def draw_batch(self, counters: range) -> tuple[TrainingBatch, Tensor]:
         known = self._find_walkers(counters).known.held

@@ -21,6 +21,10 @@ AS_TIMES = "timestep"
 _END_WEIGHTS = [f"class_embedding.linear_{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")]
 
 
+class _InnermostError(Exception):
+    """Says that a UNet need not compute any further."""
+
+
 class UNetNetwork(BackboneNetwork):
     """`cond["text"]` is `[b, tokens, width]`, with `"pooled"` `[b, width]` for Stable Diffusion XL, and `"sizes"`
     `[b, 6]`, without which its sizes and crop are those of a whole picture."""
@@ -49,8 +53,35 @@ class UNetNetwork(BackboneNetwork):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
+        return [*self._inward, *self.unet.up_blocks]
+
+    @property
+    def _inward(self) -> list[nn.Module]:
         middle = [] if self.unet.mid_block is None else [self.unet.mid_block]
-        return [*self.unet.down_blocks, *middle, *self.unet.up_blocks]
+        return [*self.unet.down_blocks, *middle]
+
+    @property
+    def feature_widths(self) -> Sequence[int]:
+        widths = self.unet.config.block_out_channels
+        return [*widths, *widths[-1:]][: len(self._inward)]
+
+    def features(self, z_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+        blocks, found = self._inward, []
+
+        def keep(block: nn.Module, _given: Any, output: Any) -> None:
+            found.append(output[0] if isinstance(output, tuple) else output)  # the rest is for the way out
+            if block is blocks[-1]:
+                raise _InnermostError
+
+        hooks = [block.register_forward_hook(keep) for block in blocks]
+        try:
+            self(z_t, t, cond, None)
+        except _InnermostError:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         # diffusers' own property looks at every weight, which takes longer than some layers do.

@@ -105,9 +105,13 @@ class AdaptedNetwork:
 
     def teacher(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         """Runs the base alone, bit for bit."""
-        with self._acting(None):
+        with self.alone():
             answer: Prediction = self.network(z_t, t, cond, omega)
         return answer
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Lets the base answer without adapters while it lasts."""
+        return self._acting(None)
 
     def acting(self) -> AbstractContextManager[None]:
         """Lets these adapters act, and no others, while it lasts."""
