@@ -158,6 +158,7 @@ def claim_base(config: Any, card: StudentCard) -> None:
     if world.main:
         file, option = config.out / BASE_FILE, "teacher" if hasattr(config, "teacher") else "model"
         said = read_json(file, f"{config.out} does not say which base it began with") if file.exists() else {}
+        _check_followed(config, card, said)
         held = said.get("sha256", card.teacher_sha256)
         if held != card.teacher_sha256 and option not in config.change:
             raise UserError(
@@ -165,8 +166,21 @@ def claim_base(config: Any, card: StudentCard) -> None:
                 f"another --out, or go on with these: --change {option}"
             )
         with write_whole(file) as draft:
-            draft.write_text(json.dumps({"base": card.teacher, "sha256": card.teacher_sha256}, indent=2) + "\n")
+            followed = {} if card.followed_sha256 is None else {"followed_sha256": card.followed_sha256}
+            held = {"base": card.teacher, "sha256": card.teacher_sha256, **followed}
+            draft.write_text(json.dumps(held, indent=2) + "\n")
     world.wait()
+
+
+def _check_followed(config: Any, card: StudentCard, said: dict[str, Any]) -> None:
+    """Raises UserError where a run follows a student that is another now, unless `config.change` says that it may."""
+    held = said.get("followed_sha256", card.followed_sha256)
+    if held != card.followed_sha256 and not {"start", "follow"} & set(config.change):
+        option = "follow" if config.follow else "start"
+        raise UserError(
+            f"the weights of {card.followed} are not those that {config.out} began with; put them back, choose another "
+            f"--out, or go on with these: --change {option}"
+        )
 
 
 def made_with() -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fewstep.errors import UserError
-from fewstep.models.card import LCM_LORA, StudentCard, read_method
+from fewstep.models.card import LCM_LORA, MAX_STEPS, StudentCard, read_method
 from fewstep.models.family import Family, LatentModel
 from fewstep.models.lora.file import LoraFile, adaptable_modules
 from fewstep.models.lora.source import name_of
@@ -76,8 +76,18 @@ def read_few_step(header: Mapping[str, str], source: str, family: Family) -> tup
         consistency=consistency,
         guidance_scale=family.guidance_of(_read_number(header, source, "fewstep.omega", 0.0)),
         sampling_steps=_read_count(header, source, "fewstep.steps", DEFAULT_STEPS),
+        phases=_read_phases(header, source),
     )
     return card, _read_count(header, source, "fewstep.original_inference_steps", _DEFAULT_GRID)
+
+
+def _read_phases(header: Mapping[str, str], source: str) -> tuple[int, ...] | None:
+    if (said := header.get("fewstep.phases")) is None:
+        return None
+    words = said.split(",")
+    if not all(each.isascii() and each.isdigit() and 1 <= int(each[:4]) <= MAX_STEPS for each in words):
+        raise UserError(f"{source} has fewstep.phases {said!r:.60} in its header; whole numbers are wanted, as 1,2,4,8")
+    return tuple(int(each) for each in words)
 
 
 def _read_number(header: Mapping[str, str], source: str, name: str, default: float) -> float:
