@@ -84,7 +84,7 @@ class Distill(ConsistencyConfig):
 
     @property
     def has_walkers(self) -> bool:
-        return super().has_walkers or (bool(self.follow) and self.states == "auto")
+        return super().has_walkers or (self.states == "auto" and bool(self.follow) and not self.to_steps)
 
     @property
     def reads_captions_alone(self) -> bool:
@@ -106,7 +106,7 @@ class Distill(ConsistencyConfig):
             )
         if self.states == "trajectories":
             raise UserError(
-                "states are trajectories, which a teacher walked, and a student is followed; give --states auto"
+                "trajectories are a teacher's, and a student is followed; give other --data, and --states auto"
             )
         plain = Distill()
         for name in _OF_TEACHERS:

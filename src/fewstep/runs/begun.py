@@ -21,7 +21,6 @@ from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork
 from fewstep.recipes.distill import Distill
 
-
 _ROUNDING = 1e-6
 """Of a guidance scale that a file's header holds as ω."""
 
