@@ -279,7 +279,7 @@ def test_a_lora_learns_to_paint_as_the_model_does(first, tmp_path):
             first,
             steps=updates,
             lr=lr,
-            batch_size=8,
+            batch_size=4,
             lora_rank=16,
             phases=4,
             out=tmp_path / str(updates),

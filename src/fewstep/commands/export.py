@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.commands.distill import distill
+from fewstep.data.draws import check_seed
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
 from fewstep.models.card import MAX_STEPS, StudentCard, read_card
@@ -54,6 +55,7 @@ class Export(ModelOptions, DeviceOptions):
     """Run folder; the LoRA is in its folder `model`. Give the same command again to resume an interrupted run."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         check_at_least(self, 1, "lora_rank", "steps")
         check_not_negative(self, "guidance_scale", "batch_size", "lr")
         check_between(self, 1, MAX_STEPS, "phases")
