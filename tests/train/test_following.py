@@ -190,6 +190,9 @@ def test_stock_diffusers_paints_a_second_stage_the_same(rank, first, teacher, tm
 @pytest.mark.parametrize("rank", [0, 2])
 def test_it_goes_on_bit_for_bit_and_paints_before_its_end(rank, first, teacher, tmp_path):
     start = shutil.copytree(first / str(rank), tmp_path / "start")
+    before = second_of(first, teacher, rank, to_steps=0, steps=1, seed=1, out=tmp_path / "before")
+    distill(before)  # goes on in the first stage
+    assert "phases" not in json.loads((before.out / "model/fewstep.json").read_text())
     config = second_of(
         first, teacher, rank, start=str(start), steps=3, checkpoint_every=1, keep_checkpoints=3,
         out=tmp_path / "run",
@@ -209,9 +212,7 @@ def test_it_goes_on_bit_for_bit_and_paints_before_its_end(rank, first, teacher, 
     assert all(torch.equal(last[key], again[key]) for key in last)
     shutil.rmtree(config.out / "model")
     shutil.rmtree(start / "model")
-    other = second_of(first, teacher, rank, out=tmp_path / "other", to_steps=0, seed=1)
-    distill(dataclasses.replace(other, start=""))
-    shutil.copytree(other.out / "model", start / "model")
+    shutil.copytree(tmp_path / "before" / "model", start / "model")
     with pytest.raises(UserError, match=r"the weights of .*start are not those that .*run began with"):
         distill(config)
 
@@ -290,7 +291,7 @@ def test_a_lora_learns_to_paint_as_the_model_does(first, tmp_path):
         painted = [each.latents(cond, seeds, 4, omega=4.0) for each in (model, lora)]
         return float((painted[0] - painted[1]).square().mean().sqrt())
 
-    assert distance(40, 1e-2) < 0.5 * distance(1, 1e-12)
+    assert distance(24, 1e-2) < 0.6 * distance(1, 1e-12)
 
 
 def test_walkers_of_a_followed_model_go_its_own_steps(first, teacher, tmp_path):
