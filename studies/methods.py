@@ -42,6 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "PCM 4, adversarial": {"method": "pcm", "phases": (4,), "adversarial": 0.1},
     "TCD": {"method": "tcd"},
     "guided-distill": {"method": "guided-distill"},
+    "guided-distill, 8 → 4 → 2 → 1": {"after": "guided-distill", "halved": (4, 2, 1)},
     "any-step": {"method": "any-step", "skip": 125},
     "any-step LoRA": {"method": "any-step", "skip": 125, "lora_rank": 64, "lr": 1e-3},
     "any-step, adversarial": {"method": "any-step", "skip": 125, "adversarial": 0.1},
@@ -93,9 +94,8 @@ def main(study: Study) -> None:
         for name in study.rows:
             for updates in study.updates:
                 for seed in study.seeds:
-                    folder = train_row(name, guidance, updates, seed, study.skip)
-                    student = load_pipeline(folder, "cpu")
-                    for count in study.steps:
+                    for count, folder in train_students(name, guidance, updates, seed, study).items():
+                        student = load_pipeline(folder, "cpu")
                         cell = Cell("lcm", count, "lcm", guidance)
                         row, _ = score(
                             bench,
@@ -105,6 +105,21 @@ def main(study: Study) -> None:
                             folder=RUNS / "methods" / folder.parent.name,
                         )
                         publish(table, row, model=name, updates=updates, seed=seed)
+
+
+def train_students(name: str, guidance: float, updates: int, seed: int, study: Study) -> dict[int, Path]:
+    """Returns the model that paints in each number of steps: one for all, or where a row halves them each its own."""
+    if not (halved := ROWS[name].get("halved")):
+        return dict.fromkeys(study.steps, train_row(name, guidance, updates, seed, study.skip))
+    folders = {2 * halved[0]: train_row(ROWS[name]["after"], guidance, updates, seed, study.skip)}
+    for count in halved:
+        start = str(folders[2 * count])
+        settings = {"method": "guided-distill", "start": start, "to_steps": count, "steps": updates, "seed": seed}
+        guided = {"guided_from": 0, "guidance_range": (guidance, guidance), "guidance_scale": guidance}
+        folders[count] = trained(
+            configured(f"methods-halved-to-{count}-{guidance:g}-{updates}-{seed}", **settings, **guided)
+        )
+    return {count: folder for count, folder in folders.items() if count in study.steps}
 
 
 def train_row(name: str, guidance: float, updates: int, seed: int, skip: int) -> Path:

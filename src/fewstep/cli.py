@@ -69,6 +69,10 @@ COMMANDS = {
         "commands.combine:combine", "commands.combine:Combine", "combine LoRAs into one, or merge them into their base",
         owns_out=True,
     ),
+    "export": Command(
+        "commands.export:export", "commands.export:Export",
+        "make a LoRA for other tools of an any-step model", _RESUMES, owns_out=True, paints=True,
+    ),
     "finetune": Command(
         "commands.finetune:finetune", "",
         "fine-tune a few-step model on your own pictures, without a teacher", _RESUMES, "together", owns_out=True,

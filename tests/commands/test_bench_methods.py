@@ -5,7 +5,14 @@ import json
 import pytest
 import torch
 
-from fewstep.commands.bench_methods import STABLE_DIFFUSION, BenchMethods, World, bench_methods, train_and_measure
+from fewstep.commands.bench_methods import (
+    STABLE_DIFFUSION,
+    BenchMethods,
+    World,
+    bench_methods,
+    tabulate,
+    train_and_measure,
+)
 from fewstep.diffusion.schedule import Tabulated
 from fewstep.errors import UserError
 from fewstep.measure.mixture import energy_distance
@@ -45,6 +52,18 @@ def test_every_method_learns(name, world):
     settings = [BenchMethods(omega=(0.0,), steps=(4,), updates=updates, points=64) for updates in (1, 40)]
     before, after = (train_and_measure(METHODS[name], each, world, 0)[0]["rms"] for each in settings)
     assert after < before
+
+
+def test_the_second_stage_is_measured_at_its_own_steps(world):
+    """The first student stands for its 8 steps; of 3 there is none."""
+    config = BenchMethods(omega=(0.0,), steps=(8, 4, 3, 1), updates=40, points=64)
+    rows = train_and_measure(METHODS["guided-distill"], config, world, 0)
+    first = {row["steps"]: row["rms"] for row in rows if row["method"] == "guided-distill"}
+    halved = {row["steps"]: row["rms"] for row in rows if row["method"] == "guided-distill, halved"}
+    assert list(halved) == [8, 4, 1]
+    assert halved[8] == first[8]
+    assert halved[1] < 0.8 * first[1]
+    assert tabulate(rows, 0.0, config.steps)[-1].count("/") == 3
 
 
 def test_an_energy_distance_is_zero_for_the_same_law_and_grows():

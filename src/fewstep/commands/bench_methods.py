@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,8 @@ from fewstep.measure.mixture import (
 )  # fmt: skip
 from fewstep.method.distances import DISTANCES
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction, Landing
-from fewstep.method.named import METHODS, MethodName, NamedMethod
-from fewstep.method.paths import DataPath, TeacherPath
+from fewstep.method.named import HALVING, METHODS, MethodName, NamedMethod
+from fewstep.method.paths import DataPath, StudentPath, TeacherPath
 from fewstep.method.sampling import jump_times, sample_consistency
 from fewstep.method.step import Method
 from fewstep.method.walks import make_walk
@@ -46,6 +48,8 @@ from fewstep.train.loop import begin, one_update
 from fewstep.train.walk_task import WalkTask
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+HALVED = (4, 2, 1)
+"""Numbers of steps that the second stage of `guided-distill` is for, one after the other."""
 ORACLES = (0.0, 0.3, 0.5, 1.0)
 """Each γ that the exact map is sampled with."""
 
@@ -58,7 +62,8 @@ class BenchMethods:
     """
 
     methods: tuple[MethodName, ...] = tuple(name for name, method in METHODS.items() if method.states != "own")
-    """Methods to train, a row each."""
+    """Methods to train, a row each, and for guided-distill a second one: of students made from it by its second stage
+    for 4, 2 and 1 steps, each measured in as many and trained as long again."""
     omega: tuple[float, ...] = (0.0, 2.0, 5.0)
     """Guidance to measure at, in the papers' convention: 0 is none, and diffusers' guidance_scale is 1 more."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
@@ -161,27 +166,53 @@ def train_and_measure(named: NamedMethod, config: BenchMethods, world: World, se
     A method without a teacher knows nothing of guidance, and is measured at ω = 0 alone.
     """
     torch.manual_seed(seed)
-    student = Student(world.schedule, told_end=named.told_end)
-    learner = learn_every_weight(student, ema=True)
+    learner = learn_every_weight(Student(world.schedule, told_end=named.told_end), ema=True)
+    network, seconds = _train(make_task(named, config, world, learner, seed), learner, config, seed)
+    made = dict.fromkeys(config.steps, network)
+    rows = _measure(named.name, named, made, config, world, seed=seed, seconds=seconds)
+    return rows + (halve_and_measure(network, config, world, seed) if named.name == HALVING.name else [])
+
+
+def halve_and_measure(first: Student, config: BenchMethods, world: World, seed: int) -> list[dict[str, Any]]:
+    """Halves the steps of what `guided-distill` made, again and again, and measures each student at its own number of
+    steps alone."""
+    made, seconds = {2 * HALVED[0]: first}, 0.0
+    for count in HALVED:
+        last = made[2 * count]
+        learner = learn_every_weight(copy.deepcopy(last).requires_grad_(True), ema=True)
+        path = StudentPath(last, world.schedule, 2 * count, jumps=2, clean=True)
+        drawn = dataclasses.replace(draw(HALVING, config), skip=world.schedule.num_steps, phases=(count,))
+        method = dataclasses.replace(make_method(HALVING, world), path=path)
+        task = DistillTask(learner, method, Points(world.teacher), drawn, seed, HALVING.target)
+        made[count], took = _train(task, learner, config, seed)
+        seconds += took
+    made = {count: network for count, network in made.items() if count in config.steps}
+    return _measure(f"{HALVING.name}, halved", METHODS[HALVING.name], made, config, world, seed=seed, seconds=seconds)
+
+
+def _train(task: DistillTask, learner: Learner, config: BenchMethods, seed: int) -> tuple[Student, float]:
+    """Returns the average of what learnt, and the seconds that it took."""
     loop = LoopConfig(
         steps=config.updates, batch_size=config.batch_size, lr=5e-3, lr_decay="cosine", ema_decay=0.95,
         precision="fp32", seed=seed,
     )  # fmt: skip
-    task = make_task(named, config, world, learner, seed)
     state, begun = begin(task.roles, loop), time.perf_counter()
     for _ in range(config.updates):
         one_update(task, state, loop, current_world())
-    seconds, network = time.perf_counter() - begun, learner.averaged
-    assert isinstance(network, Student)
+    assert isinstance(learner.averaged, Student)
+    return learner.averaged, time.perf_counter() - begun
+
+
+def _measure(
+    name: str, named: NamedMethod, made: Mapping[int, Network], config: BenchMethods, world: World, **told: float
+) -> list[dict[str, Any]]:
+    """Measures the network of each number of steps by the method's sampler; a row for every ω."""
     rows = []
     for omega in config.omega if named.path == "teacher" else [each for each in config.omega if each == 0]:
-        for count in config.steps:
+        for count, network in made.items():
             times, ends = named.sampling(world.schedule, world.schedule.grid_size(config.skip), count)
             found = world.measure(network, named.landing, omega, times, ends, told_end=named.told_end)
-            rows.append({
-                "method": named.name, "omega": omega, "steps": count, "seed": seed, "seconds": seconds,
-                "passes": named.passes, **found,
-            })  # fmt: skip
+            rows.append({"method": name, "omega": omega, "steps": count, **told, "passes": named.passes, **found})
     return rows
 
 
@@ -220,7 +251,7 @@ def tabulate(rows: Sequence[dict[str, Any]], omega: float, steps: Sequence[int])
         cells = []
         for count in steps:
             own = [row for row in rows if (row["method"], row["omega"], row["steps"]) == (name, omega, count)]
-            energy, rms = (sum(row[column] for row in own) / len(own) for column in ("energy", "rms"))
-            cells.append(f"{round(energy)} / {rms:.2f}")
+            energy, rms = (sum(row[column] for row in own) / max(1, len(own)) for column in ("energy", "rms"))
+            cells.append(f"{round(energy)} / {rms:.2f}" if own else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines

@@ -7,7 +7,7 @@ import importlib
 
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
-from fewstep.method.paths import TeacherPath
+from fewstep.method.paths import Path, TeacherPath
 from fewstep.models.card import LCM_LORA
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
@@ -32,7 +32,7 @@ def distill(config: Distill) -> None:
     student = make_student(config, teacher)
     path = make_path(config, student, teacher)
     task: Task = make_task(config, student, path, teacher, material.latents())
-    if isinstance(task, KeptTask) and not config.lora_rank:
+    if (isinstance(task, KeptTask) or config.to_steps) and not config.lora_rank:
         teacher.network.backbone.to("meta")  # nobody asks it any more
     if config.adversarial:
         # imported only where a run wants it
@@ -71,7 +71,11 @@ def make_student(config: Distill, teacher: LatentModel) -> Trainable:
     )  # fmt: skip
 
 
-def make_path(config: Distill, student: Trainable, teacher: LatentModel) -> TeacherPath:
-    """Makes one step of the solver along the teacher's guided ODE."""
+def make_path(config: Distill, student: Trainable, teacher: LatentModel) -> Path:
+    """Makes one step of the solver along the teacher's guided ODE, or the steps of a student that is followed."""
+    if config.follows_student:
+        # imported only where a run wants it
+        followed: Path = importlib.import_module("fewstep.runs.following").follow_student(config, student, teacher)
+        return followed
     null_cond = teacher.conditioner.null()
     return TeacherPath(student.base, teacher.schedule, null_cond, SOLVERS[config.solver], config.guided_from)

@@ -55,6 +55,18 @@ def land_by_ddim(schedule: Schedule, answer: Prediction, z_t: Tensor, t: Tensor,
     return torch.where(_shape(e == t, z_t), z_t, alpha * answer.z_0 + sigma * answer.epsilon)
 
 
+def land_clean(_schedule: Schedule, answer: Prediction, _z_t: Tensor, _t: Tensor, _e: Tensor) -> Tensor:
+    """Returns ẑ_0 wherever it shall land: answers are compared clean (arXiv 2202.00512, algorithm 2)."""
+    return answer.z_0
+
+
+def solve_clean(schedule: Schedule, z_t: Tensor, z_e: Tensor, t: Tensor, e: Tensor) -> Tensor:
+    """Returns the ẑ_0 for which `land_by_ddim` leads from z_t to z_e, where e < t (arXiv 2202.00512, eq. 9): with
+    neither α_t nor σ_e in a denominator alone, so that both may be 0."""
+    (alpha_t, sigma_t), (alpha_e, sigma_e) = (schedule.coefficients(time, z_t) for time in (t, e))
+    return (z_t * sigma_e - z_e * sigma_t) / (alpha_t * sigma_e - sigma_t * alpha_e)
+
+
 def _shape(values: Tensor, z: Tensor) -> Tensor:
     """Shapes `[b]` to multiply `[b, …]`."""
     return values.view((-1,) + (1,) * (z.ndim - 1))
@@ -62,6 +74,8 @@ def _shape(values: Tensor, z: Tensor) -> Tensor:
 
 BOUNDARY = Landing("boundary", anywhere=False, land=land_by_boundary)
 BY_DDIM = Landing("ddim", anywhere=True, land=land_by_ddim)
+CLEAN = Landing("clean", anywhere=True, land=land_clean)
+"""Of what is compared clean, and so no consistency function: no sampler takes it."""
 LANDINGS: dict[str, Landing] = {landing.name: landing for landing in (BOUNDARY, BY_DDIM)}
 """Holds every landing by its name."""
 

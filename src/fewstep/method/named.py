@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.ends import ANYWHERE, DRAWN_PHASE, PHASE, ZERO, End
-from fewstep.method.landing import BOUNDARY, BY_DDIM, Landing
+from fewstep.method.landing import BOUNDARY, BY_DDIM, CLEAN, Landing
 from fewstep.method.sampling import consistency_times, jump_times
 from fewstep.method.step import TargetName
 from fewstep.method.times import Gap, fixed_gap, ratio_gap, whole_gap
@@ -121,6 +121,16 @@ _LISTED = (
         name="tdm", source="arXiv 2503.06674", end=PHASE, phases=(4,), target="none", states="own", passes=10.5,
     ),
 )  # fmt: skip
+HALVING = NamedMethod(
+    name="guided-distill", source="arXiv 2210.03142, second stage", end=PHASE, gap="whole", landing=CLEAN,
+    target="none", weight="truncated-snr", passes=5.0,
+)  # fmt: skip
+"""What `guided-distill` does once two steps of the student before lead from t to s, and not its teacher."""
+FOLLOWING = NamedMethod(
+    name="pcm", source="this project, docs/methods.md", end=PHASE, gap="whole", target="none", states="walkers",
+    passes=4.0,
+)  # fmt: skip
+"""What `pcm` does where a step of an any-step student leads from t to s, and not its teacher."""
 SAMPLERS = {"deterministic": 0.0, "consistency": 1.0}
 """γ by the names that it has for people."""
 METHODS: dict[str, NamedMethod] = {method.name: method for method in _LISTED}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fewstep.diffusion.guidance import Guided
@@ -14,6 +15,8 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers.base import Solver
 from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
 from fewstep.method.batch import TrainingBatch
+from fewstep.method.ends import choose_edge
+from fewstep.method.landing import BY_DDIM, ConsistencyFunction, solve_clean
 
 
 class Path(Protocol):
@@ -58,6 +61,28 @@ class DataPath:
 
     def __call__(self, z_t: Tensor, batch: TrainingBatch) -> Tensor:  # noqa: ARG002  # z_0 and ε say it all
         return self.schedule.diffuse(batch.z_0, batch.epsilon, batch.s)
+
+
+@dataclass(frozen=True)
+class StudentPath:
+    """Where a student that has learnt leads from z_t by its own sampler of so many `phases`, from begin to begin."""
+
+    student: Network
+    schedule: Schedule
+    phases: int
+    jumps: int
+    """How many of its steps lie between t, where one of them begins, and s."""
+    told_end: bool = False
+    clean: bool = False
+    """Returns, in place of z_s, the clean latents whose one step of DDIM from z_t leads there."""
+
+    def __call__(self, z_t: Tensor, batch: TrainingBatch) -> Tensor:
+        f = ConsistencyFunction(self.student, batch.cond, batch.omega, self.schedule, BY_DDIM, self.told_end)
+        z, t = z_t, batch.t
+        for _ in range(self.jumps):
+            e = choose_edge(self.schedule, t, torch.zeros_like(t, dtype=torch.double), (self.phases,))
+            z, t = f(z, t, e), e
+        return solve_clean(self.schedule, z_t, z, batch.t, batch.s) if self.clean else z
 
 
 def kept_path(z_t: Tensor, batch: TrainingBatch) -> Tensor:  # noqa: ARG001  # where it led is known

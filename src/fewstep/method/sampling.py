@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.diffusion.sampling import sampling_times
 from fewstep.diffusion.schedule import Schedule
-from fewstep.method.landing import ConsistencyFunction, Landing
+from fewstep.method.landing import ConsistencyFunction, Landing, solve_clean
 
 
 def consistency_times(schedule: Schedule, grid_size: int, count: int, strength: float = 1.0) -> list[int]:
@@ -73,9 +73,7 @@ def bring(schedule: Schedule, z: Tensor, t: Tensor, noise: Tensor | None, before
 
 def find_clean(schedule: Schedule, z_t: Tensor, z_e: Tensor, t: Tensor, e: Tensor) -> Tensor:
     """Returns the ẑ_0 by which DDIM's formula has led from z_t to z_e, and z_e itself where that is clean, at e = 0."""
-    (alpha_t, sigma_t), (alpha_e, sigma_e) = (schedule.coefficients(time, z_t) for time in (t, e))
-    z_0 = (z_t * sigma_e - z_e * sigma_t) / (alpha_t * sigma_e - sigma_t * alpha_e)
-    return torch.where((e == 0).view((-1,) + (1,) * (z_t.ndim - 1)), z_e, z_0)
+    return torch.where((e == 0).view((-1,) + (1,) * (z_t.ndim - 1)), z_e, solve_clean(schedule, z_t, z_e, t, e))
 
 
 def jump_times(

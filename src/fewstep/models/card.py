@@ -66,6 +66,9 @@ class StudentCard:
     """Numbers of phases that it was trained for."""
     refined_by: str | None = None
     """The method by which it went on from a student of that one."""
+    followed: str | None = None
+    """The student whose steps it learnt in place of a teacher's."""
+    followed_sha256: str | None = None
     guided_from: int | None = None
     adversarial: float | None = None
     """Weight of the loss by which heads judged it, where some did."""

@@ -9,13 +9,16 @@ from fewstep import assets
 from fewstep.diffusion.solvers import SolverName
 from fewstep.errors import UserError
 from fewstep.method.named import METHODS
+from fewstep.models.card import MAX_STEPS
 from fewstep.models.families import FamilyChoice
 from fewstep.recipes.consistency import ConsistencyConfig
-from fewstep.train.config import check_at_least, check_not_negative
+from fewstep.train.config import check_at_least, check_between, check_not_negative
 
 _OF_STEPS = ("solver", "times", "shrink", "distance", "loss_weight", "adversarial", "adversarial_lr")
 _OF_MATCHING = ("fake_rank", "fake_lr")
 """Settings of what compares two steps of a teacher's, and of what matches distributions."""
+_OF_TEACHERS = ("solver", "skip", "times", "shrink", "target", "target_decay")
+"""Settings of what a student has no use for that follows another student."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,15 @@ class Distill(ConsistencyConfig):
     checkpoint or a Hub id."""
     start: str = ""
     """A few-step model of this teacher to go on from, in place of the teacher's own weights: a run folder, or with
-    --lora-rank a LoRA's file. `tdm` wants one by any-step or pcm."""
+    --lora-rank a LoRA's file. `tdm` wants one by any-step or pcm, and `guided-distill` with --to-steps one by
+    guided-distill."""
+    to_steps: int = 0
+    """Number of steps that the second stage of `guided-distill` is for, half of those that --start paints in: the
+    student learns to go in one step where that one goes in two. From there half as many are the next stage. 0 is the
+    first stage, which follows the teacher."""
+    follow: str = ""
+    """An any-step model (a run folder, say) whose steps `pcm` learns as a LoRA of --teacher, for tools that cannot
+    paint with that model; `fewstep export` sets all that goes with it."""
     out: Path = Path("runs/scenes")
     """Run folder. Give the same command again to resume an interrupted run."""
     family: FamilyChoice = "any"
@@ -59,6 +70,8 @@ class Distill(ConsistencyConfig):
             raise UserError(
                 f"{self.method} learns from pictures and has no teacher, nor guidance: give it to `fewstep finetune`"
             )
+        check_between(self, 0, MAX_STEPS // 2, "to_steps")
+        self._check_followed()
         matches, (low, high) = METHODS[self.method].states == "own", self.guidance_range
         if low != high and (self.lora_rank or matches):
             who = f"{self.method} matches pictures of one guidance" if matches else "a LoRA has no input for guidance"
@@ -82,3 +95,36 @@ class Distill(ConsistencyConfig):
                 f"adversarial is {self.adversarial:g} and trajectories give up the teacher, whose features are judged; "
                 "give other --data and --states walkers, or --lora-rank"
             )
+
+    @property
+    def follows_student(self) -> bool:
+        """Returns whether the path is that of another student, and not of the teacher."""
+        return bool(self.to_steps or self.follow)
+
+    @property
+    def learns_at(self) -> str:
+        return "walkers" if self.states == "auto" and self.follow and not self.to_steps else super().learns_at
+
+    def _check_followed(self) -> None:
+        """Raises UserError for what does not go with a student that is followed."""
+        if not self.follows_student:
+            return
+        if self.to_steps and (self.method != "guided-distill" or not self.start):
+            raise UserError(
+                f"to_steps is {self.to_steps}, which is of the second stage of guided-distill; give --method "
+                "guided-distill and the model of the first with --start"
+            )
+        if self.follow and (self.method != "pcm" or not self.lora_rank or self.start or self.guided_from):
+            raise UserError(
+                f"follow is {self.follow}, whose steps a fresh LoRA learns at one number of steps; give --method pcm "
+                "and --lora-rank, and neither --start nor --guided-from"
+            )
+        if self.states == "trajectories":
+            raise UserError(
+                "trajectories are a teacher's, and a student is followed; give other --data, and --states auto"
+            )
+        plain = Distill()
+        for name in _OF_TEACHERS:
+            if (value := getattr(self, name)) != getattr(plain, name):
+                option = name.replace("_", "-")
+                raise UserError(f"{name} is {value} and no teacher is followed, but a student; leave --{option} out")

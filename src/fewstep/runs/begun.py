@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
-from fewstep.method.named import METHODS
+from fewstep.method.named import HALVING, METHODS
 from fewstep.models.card import LCM_LORA, StudentCard, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
@@ -19,6 +20,9 @@ from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork
 from fewstep.recipes.distill import Distill
 
+_ROUNDING = 1e-6
+"""Of a guidance scale that a file's header holds as ω."""
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -27,6 +31,8 @@ class Begun:
     card: StudentCard
     network: BackboneNetwork | None = None
     lora: LoraFile | None = None
+    phases: tuple[int, ...] = ()
+    """Numbers of phases to go on for, where they are known."""
 
 
 def load_begun(config: Distill, teacher: LatentModel) -> Begun:
@@ -43,7 +49,32 @@ def load_begun(config: Distill, teacher: LatentModel) -> Begun:
     if METHODS[config.method].states != "own" and was.name != config.method:
         asked = f"cannot go on by {config.method}; give --method {was.name}, or tdm"
         raise UserError(f"{config.start} was made by {was.name} and {asked}")
-    return begun
+    if config.method == HALVING.name:
+        _check_stage(config, begun.card)
+    return dataclasses.replace(begun, phases=(config.to_steps,) if config.to_steps else begun.card.phases or ())
+
+
+def _check_stage(config: Distill, card: StudentCard) -> None:
+    """Raises UserError where a student by guided-distill does not paint in twice as many steps as are wanted, or was
+    guided otherwise: what guides is in it."""
+    made, wanted = (card.phases or (0,))[0], config.to_steps
+    if made and made != 2 * wanted:
+        advice = f"half of that is --to-steps {made // 2}" if made % 2 == 0 else "that has no half; go on from another"
+        raise UserError(f"{config.start} paints in {made} steps and to_steps is {wanted}; {advice}")
+    if not wanted:
+        return
+    known = card.guidance_range or (card.guidance_scale or 0.0,) * 2
+    (low, high), (least, most) = config.guidance_range, known
+    if low < least - _ROUNDING or high > most + _ROUNDING:
+        raise UserError(
+            f"guidance_range is {low:g} to {high:g} and {config.start} knows {least:g} to {most:g}; give "
+            f"--guidance-range {least:g} {most:g}, or less"
+        )
+    if card.guided_from not in (None, config.guided_from):
+        raise UserError(
+            f"guided_from is {config.guided_from} and {config.start} learnt what guides with {card.guided_from}; give "
+            f"--guided-from {card.guided_from}"
+        )
 
 
 def _load_network(config: Distill, teacher: LatentModel) -> Begun:

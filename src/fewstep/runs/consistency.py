@@ -10,8 +10,8 @@ from collections.abc import Callable
 from fewstep.data.latents import LatentSource
 from fewstep.errors import UserError
 from fewstep.method.distances import DISTANCES
-from fewstep.method.named import METHODS
-from fewstep.method.paths import Path
+from fewstep.method.named import FOLLOWING, HALVING, METHODS
+from fewstep.method.paths import Path, StudentPath
 from fewstep.method.step import Method
 from fewstep.method.times import shrinking_gap
 from fewstep.method.walks import make_walk
@@ -61,7 +61,9 @@ def make_task(
     config: ConsistencyConfig, student: Trainable, path: Path, model: LatentModel, latents: LatentSource
 ) -> LatentTask:
     """Sets the seams of the method as the configuration says."""
-    named = METHODS[config.method]
+    named, skip = METHODS[config.method], config.skip
+    if isinstance(path, StudentPath):  # whose sampler stops where phases begin, and nowhere between
+        named, skip = HALVING if path.clean else FOLLOWING, model.schedule.num_steps
     if named.states == "own":
         # imported only where a run wants it
         matching = importlib.import_module("fewstep.runs.matching")
@@ -76,18 +78,18 @@ def make_task(
         told_end=named.told_end,
     )
     low, high = map(model.family.omega_of, config.guidance_range)
-    gap = named.make_gap(model.schedule, config.skip, config.steps * config.batch_size)
+    gap = named.make_gap(model.schedule, skip, config.steps * config.batch_size)
     if config.shrink:
         pictures = math.ceil(config.shrink * config.steps * config.batch_size)
         gap = shrinking_gap(model.schedule.num_steps, config.skip, pictures)
     drawn = TimeAndGuidance(
-        skip=config.skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
+        skip=skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
         phases=student.card.phases or (),
     )  # fmt: skip
     if isinstance(latents, KeptTrajectories):
         return KeptTask(student.learner, method, latents, drawn, config.seed)
     if config.has_walkers:
-        walk = make_walk(model.schedule, config.skip, drawn.phases, config.batch_size)
+        walk = make_walk(model.schedule, skip, drawn.phases, config.batch_size)
         return WalkTask(student.learner, method, latents, drawn, config.seed, walk=walk)
     target = named.choose_target(config.target, config.learns_at)
     return DistillTask(student.learner, method, latents, drawn, config.seed, target)

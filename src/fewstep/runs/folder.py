@@ -159,6 +159,7 @@ def claim_base(config: Any, card: StudentCard) -> None:
     if world.main:
         file, option = config.out / BASE_FILE, "teacher" if hasattr(config, "teacher") else "model"
         said = read_json(file, f"{config.out} does not say which base it began with") if file.exists() else {}
+        _check_followed(config, card, said)
         held = said.get("sha256", card.teacher_sha256)
         if held != card.teacher_sha256 and option not in config.change:
             raise UserError(
@@ -167,9 +168,21 @@ def claim_base(config: Any, card: StudentCard) -> None:
             )
         with write_whole(file) as draft:
             began = {"consistency": card.consistency} if card.refined_by else {}
-            said = {"base": card.teacher, "sha256": card.teacher_sha256, **began}
+            followed = {} if card.followed_sha256 is None else {"followed_sha256": card.followed_sha256}
+            said = {"base": card.teacher, "sha256": card.teacher_sha256, **began, **followed}
             draft.write_text(json.dumps(said, indent=2) + "\n")
     world.wait()
+
+
+def _check_followed(config: Any, card: StudentCard, said: dict[str, Any]) -> None:
+    """Raises UserError where a run follows a student that is another now, unless `config.change` says that it may."""
+    held = said.get("followed_sha256", card.followed_sha256)
+    if held != card.followed_sha256 and not {"start", "follow"} & set(config.change):
+        option = "follow" if config.follow else "start"
+        raise UserError(
+            f"the weights of {card.followed} are not those that {config.out} began with; put them back, choose another "
+            f"--out, or go on with these: --change {option}"
+        )
 
 
 def made_with() -> dict[str, str]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fewstep.errors import UserError
-from fewstep.method.ends import PHASE
 from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
 from fewstep.models.family import LatentModel
@@ -44,7 +43,8 @@ def make_trainable(
         **config.stated(),
         method=method, teacher=teacher, solver=solver, guided_from=guided_from,
         consistency=None if consistency == "lcm" else consistency, refined_by=refined_by,
-        phases=phases or None, sampling_steps=phases[0] if METHODS[consistency].end is PHASE else None,
+        phases=phases or None,
+        sampling_steps=phases[0] if phases and not METHODS[consistency].told_end else None,
         **(adapters if config.lora_rank else {}),  # type: ignore[arg-type]  # one of them is a whole number
     )  # fmt: skip
     told_end = check_end(config, model)
@@ -83,7 +83,7 @@ def check_end(config: ConsistencyConfig, model: LatentModel) -> bool:
 
 def choose_phases(config: ConsistencyConfig, model: LatentModel, begun: Begun | None = None) -> tuple[int, ...]:
     """Returns the numbers of phases to train for: those asked for, those of the model that goes on, or the method's."""
-    own = model.card.phases if begun is None else begun.card.phases
+    own = model.card.phases if begun is None else begun.phases
     return config.phases or own or METHODS[config.method].phases
 
 

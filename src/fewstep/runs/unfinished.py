@@ -184,6 +184,8 @@ class _Settings:
 
     def phase(self) -> int | None:
         """Returns the number of steps that a run for one number of phases paints in."""
+        if to_steps := int(self.number("to_steps", 0)):
+            return to_steps
         if self.method().end is not PHASE:
             return None
         held = self.held.get("phases") or self.method().phases

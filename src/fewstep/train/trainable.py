@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -40,6 +41,9 @@ class Trainable(Protocol):
 
     def base_alone(self) -> AbstractContextManager[None]:
         """Lets the base's own network answer as `base` does, while it lasts."""
+
+    def freeze_copy(self) -> Network:
+        """Returns the student as it is now, which stays so: a copy of what learns, and of nothing else."""
         ...
 
     def exported(self) -> AbstractContextManager[LatentModel]:
@@ -79,6 +83,11 @@ class WholeWeights:
 
     def base_alone(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    def freeze_copy(self) -> BackboneNetwork:
+        network = copy.deepcopy(_with_whole_weights(self._network)).requires_grad_(False)
+        network.backbone.to(self._model.device, self._model.network.backbone.dtype)
+        return network
 
     @property
     def _network(self) -> BackboneNetwork:
@@ -140,6 +149,14 @@ class LoraWeights:
     def base_alone(self) -> AbstractContextManager[None]:
         return self._adapted.alone()
 
+    def freeze_copy(self) -> Network:
+        rank, alpha = self._adapted.rank, self._adapted.alpha
+        targets = self._model.family.lora.targets
+        last = AdaptedNetwork(self._model.network, rank, alpha, targets, self._frozen, name="last")
+        last.take_over(self._adapted.pairs(self._adapted.weights), "the student")
+        last.weights.requires_grad_(False)
+        return last.student
+
     def _answer_as_target(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         with self._using(self._target):
             return self._adapted.student(z_t, t, cond, omega)
@@ -194,9 +211,9 @@ def _with_whole_weights(network: BackboneNetwork) -> BackboneNetwork:
     if not is_spread(network):
         return network
     state = {name: gather_tensor(value) for name, value in network.backbone.state_dict().items()}
-    copy = type(network.backbone).from_config(network.backbone.config)
-    copy.load_state_dict(state)
-    return network.with_backbone(copy)
+    whole = type(network.backbone).from_config(network.backbone.config)
+    whole.load_state_dict(state)
+    return network.with_backbone(whole)
 
 
 def _as_student(model: LatentModel, card: StudentCard, network: BackboneNetwork) -> LatentModel:

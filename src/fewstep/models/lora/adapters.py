@@ -79,7 +79,7 @@ class AdaptedNetwork:
             parameter.requires_grad_(adapts)
             parameter.data = parameter.data.to(torch.float32 if adapts else base_dtype)
         _draw(self.weights, rank, seed, "adapter" if name == STUDENT else name)
-        self._rank = rank
+        self.rank = rank
         self._learning = sum(p.numel() for p in self.weights.parameters())
         self._base = sum(value.numel() for key, value in network.named_parameters() if ".lora_" not in key)
         self._layers: dict[str, Any] = {
@@ -129,7 +129,7 @@ class AdaptedNetwork:
         if not exact or self.network.backbone.is_gradient_checkpointing:
             return False
         positions = z_t[:, 0].numel() / 3  # of a weight on average: inner levels have fewer
-        return self._base * (positions + 3 * self._rank) < 3 * self._learning * positions
+        return self._base * (positions + 3 * self.rank) < 3 * self._learning * positions
 
     def _sum(self, layer: Any) -> Tensor:
         """Computes W + α/r·BA; a convolution's A has its kernel."""
@@ -200,7 +200,7 @@ class AdaptedNetwork:
         there is one here. Raises UserError for others than hang here."""
         own = self.pairs(self.weights)
         if own.keys() != pairs.keys() or any(own[name].rank != pair.rank for name, pair in pairs.items()):
-            raise UserError(f"{source} has adapters on other modules, or of another rank than {self._rank}")
+            raise UserError(f"{source} has adapters on other modules, or of another rank than {self.rank}")
         if any(pair.alpha != self.alpha for pair in pairs.values()):
             raise UserError(f"{source} has another alpha than {self.alpha:g}; give --lora-alpha")
         named = self.weights.by_name()

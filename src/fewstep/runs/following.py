@@ -1,0 +1,68 @@
+"""The student that another one follows, in place of a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from torch import nn
+
+from fewstep.errors import UserError
+from fewstep.method.paths import StudentPath
+from fewstep.models.card import StudentCard, read_method
+from fewstep.models.family import LatentModel
+from fewstep.models.hashes import weights_sha256
+from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.file import DIFFUSERS_FILE
+from fewstep.models.model_files import find_exported
+from fewstep.models.network import BackboneNetwork
+from fewstep.recipes.distill import Distill
+from fewstep.runs.learning import choose_frozen_dtype
+from fewstep.train.trainable import Trainable
+
+
+def follow_student(config: Distill, student: Trainable, teacher: LatentModel) -> StudentPath:
+    """Makes the path of the student that `config` names, and records on the card of the one that learns which it is.
+
+    With `--to-steps` it is the student that learns, as it is now: two of its steps. With `--follow` it is an any-step
+    model: one of its steps. Raises UserError where that does not fit.
+    """
+    if config.to_steps:
+        last = student.freeze_copy()
+        weights = last if isinstance(last, nn.Module) else student.learner.weights  # adapters, which are whole
+        _record(student, config.start, weights)
+        return StudentPath(last, teacher.schedule, 2 * config.to_steps, jumps=2, clean=True)
+    network = _load_any_step(config, teacher, student.card)
+    _record(student, config.follow, network)
+    (phases,) = student.card.phases or ()
+    return StudentPath(network, teacher.schedule, phases, jumps=1, told_end=True)
+
+
+def _record(student: Trainable, followed: str, weights: nn.Module) -> None:
+    student.card = dataclasses.replace(student.card, followed=followed, followed_sha256=weights_sha256(weights))
+
+
+def _load_any_step(config: Distill, teacher: LatentModel, card: StudentCard) -> BackboneNetwork:
+    """Loads the network that `--follow` names. Raises UserError for one that is not any-step, of another kind than the
+    teacher, or not made for this guidance."""
+    folder = Path(find_exported(config.follow))
+    if folder.suffix == ".safetensors" or (folder / DIFFUSERS_FILE).is_file():
+        raise UserError(f"{config.follow} is a LoRA; give a whole model by any-step")
+    model = load_latent_model(folder, teacher.device)
+    if not model.network.takes_end:
+        made = read_method(model.card, config.follow).name if model.is_few_step else "nobody as a few-step model"
+        raise UserError(f"{config.follow} was made by {made}; give a model by any-step, which is told where to land")
+    if model.family is not teacher.family or model.network.parameterisation != teacher.network.parameterisation:
+        raise UserError(
+            f"{config.follow} is of another kind than {config.teacher}; give the base that it was made from"
+        )
+    low, high = model.card.guidance_range or config.guidance_range
+    if not low <= config.guidance_scale <= high:
+        raise UserError(
+            f"guidance_scale is {config.guidance_scale:g} and {config.follow} was made for {low:g} to {high:g}; give "
+            "one of these"
+        )
+    if model.card.teacher_sha256 not in (None, card.teacher_sha256):
+        print(f"note: {config.follow} was made from other weights than those of {config.teacher}", flush=True)
+    model.network.backbone.to(choose_frozen_dtype(config.frozen_precision, config.precision, teacher.device))
+    return model.network.requires_grad_(False)
