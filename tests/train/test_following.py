@@ -351,8 +351,9 @@ def test_what_a_record_leaves_open_is_asked_for(card, said, first):
         ({"lora_rank": 0}, "give --method pcm and --lora-rank"),
         ({"start": "x"}, "neither --start nor --guided-from"),
         ({"method": "lcm"}, "give --method pcm"),
-        ({"target": "itself"}, "target is itself and no teacher is followed"),
+        ({"target": "itself"}, "where walkers lead is known, and no target is asked; leave --target out"),
         ({"target_decay": 0.9}, "leave --target-decay out"),
+        ({"adversarial": 0.1}, "adversarial is 0.1 and no teacher is followed"),
         ({"states": "trajectories"}, "trajectories are a teacher's"),
     ],
 )

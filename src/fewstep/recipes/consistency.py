@@ -153,10 +153,10 @@ class ConsistencyConfig(TrainingConfig):
         if self.target != "auto" and named.target == "none":
             raise UserError(f"target is {self.target} and {self.method} has none; give --target auto")
         self._check_averages(named)
-        if (states := self.learns_at) != named.states and "own" in (states, named.states):
+        if (states := named.choose_states(self.states)) != named.states and "own" in (states, named.states):
             raise UserError(f"states are {states} and {self.method} learns at {named.states}; give --states auto")
-        if states in WALKED:
-            self.check_walked(states)
+        if self.learns_at in WALKED:
+            self.check_walked(self.learns_at)
 
     def check_walked(self, states: str) -> None:
         """Raises UserError for what walkers, or trajectories, cannot do: other steps than theirs; asking a target."""

@@ -17,7 +17,7 @@ from fewstep.train.config import check_at_least, check_between, check_not_negati
 _OF_STEPS = ("solver", "times", "shrink", "distance", "loss_weight", "adversarial", "adversarial_lr")
 _OF_MATCHING = ("fake_rank", "fake_lr")
 """Settings of what compares two steps of a teacher's, and of what matches distributions."""
-_OF_TEACHERS = ("solver", "skip", "times", "shrink", "target", "target_decay")
+_OF_TEACHERS = ("solver", "skip", "times", "shrink", "target", "target_decay", "adversarial")
 """Settings of what a student has no use for that follows another student."""
 
 
