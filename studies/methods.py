@@ -48,7 +48,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "any-step, adversarial": {"method": "any-step", "skip": 125, "adversarial": 0.1},
     "any-step, steps of 25": {"method": "any-step"},
     "any-step, from data": {"method": "any-step", "states": "data"},
-    "any-step, λ = 1": {"method": "any-step", "skip": 125, "loss_weight": "constant"},
+    "any-step, λ = 1/jump": {"method": "any-step", "skip": 125, "loss_weight": "inverse-jump"},
     "any-step, whole jumps half the time": {"method": "any-step", "skip": 125, "phases": (1, 1, 1, 2, 4, 8)},
     "any-step, then TDM": {
         "method": "tdm",
