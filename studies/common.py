@@ -41,7 +41,9 @@ class Table:
     """A study's published rows. A run of the same configuration that they hold already is not made again, though its
     folder be gone."""
 
-    def __init__(self, name: str, n: int, **protocol: Any) -> None:
+    def __init__(self, name: str, n: int, *, keep: bool = False, **protocol: Any) -> None:
+        """With `keep`, rows of the same protocol stay that are not made anew."""
+        self._keep = keep
         self._file = OUT / f"{name}.json"
         self._protocol = {"n": n, "prompts_sha256": scenes_roster(n).sha256, **protocol}
         held = json.loads(self._file.read_text()) if self._file.exists() else {}
@@ -86,6 +88,13 @@ class Table:
         """Adds rows, writes all so far, and prints them."""
         self.rows += rows
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        held = {"protocol": self._protocol, "runs": self._runs, "rows": self.rows}
+        known = [_name(row) for row in self.rows]
+        kept = [row for row in self._before.get("rows", []) if self._keep and _name(row) not in known]
+        held = {"protocol": self._protocol, "runs": self._runs, "rows": kept + self.rows}
         self._file.write_text(json.dumps(held, indent=2) + "\n")
         print("\n".join(markdown_table(rows)), flush=True)
+
+
+def _name(row: Row) -> Row:
+    """Returns what says of which model, and at which setting, a row's figures are."""
+    return {name: value for name, value in row.items() if name not in (*SHOWN[2:], "to_teacher")}

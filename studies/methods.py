@@ -79,7 +79,7 @@ class Study:
 
 
 def main(study: Study) -> None:
-    table = Table("methods", study.n)
+    table = Table("methods", study.n, keep=True)
     teacher = load_latent_model(assets.scenes_teacher(), torch.device("cpu"))
     for guidance in study.guidance:
         bench = scenes_bench(scenes_roster(study.n, repeated=16))
