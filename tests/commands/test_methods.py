@@ -152,6 +152,7 @@ def test_adapters_learn_what_needs_no_input(random_teacher, tmp_path):
     with safe_open(tmp_path / "run" / "model" / "pytorch_lora_weights.safetensors", "pt") as file:
         header = file.metadata()
     assert (header["fewstep.scheduler"], header["fewstep.steps"]) == ("DDIMScheduler", "2")
+    assert header["fewstep.phases"] == "2"  # which a second stage goes on for
     assert header["modelspec.usage_hint"].startswith("Euler with the schedule Simple, or DDIM with trailing spacing, 2")
     combine(Combine(lora=(f"{tmp_path / 'run'}",), base=str(random_teacher), merged=True, out=tmp_path / "merged"))
     for folder in (random_teacher, tmp_path / "merged"):

@@ -164,6 +164,6 @@ def lora_header(model: LatentModel, card: StudentCard) -> dict[str, str]:
             "fewstep.steps": card.sampling_steps or DEFAULT_STEPS,
             **({} if card.consistency is None else {"fewstep.consistency": card.consistency}),
         }
-        if card.phases and ((method := read_method(card, model.source)).told_end or not method.phases):
+        if card.phases:
             said["fewstep.phases"] = ",".join(map(str, card.phases))
     return {name: str(value) for name, value in said.items()}
