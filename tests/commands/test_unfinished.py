@@ -59,8 +59,8 @@ def test_the_last_checkpoint_paints_what_the_finished_run_paints(kind, request, 
         pipeline = fewstep.load(going, "cpu")
     assert caplog.messages == [f"{going} has not ended: painting from step-0000003 of 3 updates"]
     whole = fewstep.load(run, "cpu")
-    painting, weights = (each.model.network.backbone.state_dict() for each in (pipeline, whole))
-    assert all(torch.equal(weights[key], painting[key]) for key in weights)
+    painting, weights = (each.model.network.backbone.state_dict().values() for each in (pipeline, whole))
+    assert all(torch.equal(*pair) for pair in zip(painting, weights, strict=True))
     # Weights that lie elsewhere in memory, as those of a mapped file do, may be multiplied in another order.
     assert abs(paint(pipeline) - paint(whole)).max() <= 1
     assert (pipeline.guidance_scale, pipeline.grid_size) == (whole.guidance_scale, whole.grid_size)
