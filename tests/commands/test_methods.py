@@ -312,7 +312,7 @@ def test_the_sampler_that_is_asked_for_paints_and_is_recorded(name, runs, tmp_pa
 def test_where_an_update_learns_is_a_value(random_teacher, tmp_path):
     """Each on walkers and on pictures with noise, as whatever learns; a fine-tuning follows nobody."""
     common = {
-        "teacher": str(random_teacher), "steps": 2, "batch_size": 4, "pictures": 8, "skip": 25, "ema_decay": 0.5,
+        "teacher": str(random_teacher), "steps": 2, "batch_size": 4, "pictures": 8, "skip": 125, "ema_decay": 0.5,
         "guidance_range": (5.0, 5.0), "device": "cpu", "sample_every": 0, "log_every": 1,
     }  # fmt: skip
     losses = {}
