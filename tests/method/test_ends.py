@@ -55,10 +55,22 @@ def test_a_phase_ends_at_its_edge(schedule):
     assert e.tolist() == [0, 0, int(begins[1]), int(begins[2]), int(begins[3])]
 
 
-def test_numbers_of_phases_are_equally_likely(sd_schedule):
-    u = torch.linspace(0, 1, 4001, dtype=torch.float64)[:-1] + 1e-6
-    e = ENDS["drawn-phase"].choose(sd_schedule, torch.full_like(u, 999).long(), u, (1, 2, 4, 8))
-    assert {int(each): int((e == each).sum()) for each in e.unique()} == {0: 1000, 499: 1000, 749: 1000, 874: 1000}
+@pytest.mark.parametrize(
+    ("t", "phases", "ends"),
+    [
+        (999, (1, 2, 4, 8), {0: 3 / 6, 499: 1 / 6, 749: 1 / 6, 874: 1 / 6}),
+        (999, (1, 1, 1, 1, 2), {0: 4 / 5, 499: 1 / 5}),
+        (999, (4,), {749: 1}),
+        (874, (1, 2, 4, 8), {749: 1}),  # eight steps alone ask there
+        (749, (1, 2, 4, 8), {499: 1 / 2, 624: 1 / 2}),
+        (499, (1, 2, 4, 8), {0: 1 / 3, 249: 1 / 3, 374: 1 / 3}),
+        (500, (1, 2, 4, 8), {0: 1 / 4, 499: 3 / 4}),  # none asks there
+    ],
+)
+def test_jumps_are_those_of_its_own_samplers_where_one_asks(t, phases, ends, sd_schedule):
+    u = torch.linspace(0, 1, 6001, dtype=torch.float64)[:-1] + 1e-6
+    e = ENDS["drawn-phase"].choose(sd_schedule, torch.full_like(u, t).long(), u, phases)
+    assert {int(each): float((e == each).double().mean()) for each in e.unique()} == pytest.approx(ends, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ENDS)

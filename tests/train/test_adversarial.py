@@ -132,7 +132,7 @@ def test_both_hinges_in_closed_form():
 def test_tau_lies_in_the_phase_of_the_end_and_covers_it(sd_schedule, phases):
     for i, count in enumerate(phases or (1,)):
         u = torch.full((4000,), (i + 0.5) / max(1, len(phases)), dtype=torch.float64)
-        lengths = phase_lengths(sd_schedule, u, phases)
+        lengths = phase_lengths(sd_schedule, torch.full((4000,), 500), u, phases)  # where no sampler asks
         assert lengths.unique().tolist() == [1000 / count]
         for e in edges(sd_schedule, count)[:-1]:
             v = torch.linspace(0, 1 - 1e-9, 4000, dtype=torch.float64)

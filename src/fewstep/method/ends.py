@@ -33,11 +33,30 @@ def edges(schedule: Schedule, count: int) -> Tensor:
     return torch.tensor([0, *reversed(sampling_times(schedule, count, "trailing")[1:])])
 
 
-def phase_lengths(schedule: Schedule, u: Tensor, phases: Sequence[int]) -> Tensor:
-    """Returns how many times a phase has for each `u` `[b]`, of the number of phases that `choose_edge` takes for it;
-    without phases all that there are."""
-    counts = torch.tensor(phases or (1,), device=u.device)
-    return schedule.num_steps / counts[(u * len(counts)).long()]
+def draw_counts(schedule: Schedule, t: Tensor, u: Tensor, phases: Sequence[int]) -> Tensor:
+    """Draws for each t `[b]` one of the numbers of `phases`, by `u` `[b]`: of those at whose steps a sampler asks at t,
+    and where there is none, of all.
+
+    They are equally likely but at the last time, where every sampler begins: there the fewest phases have half, since
+    nowhere else is a single step learnt that starts from noise.
+    """
+    counts = torch.tensor(phases, device=t.device)
+    ends = [torch.cat([edges(schedule, count)[1:], torch.tensor([schedule.last])]) for count in phases]
+    shares = torch.stack([torch.isin(t, end.to(t.device)) for end in ends], dim=-1).double()  # [b, phases]
+    shares[(shares.sum(-1) == 0)] = 1.0
+    fewest, others = counts == counts.min(), counts != counts.min()
+    if bool(others.any()):
+        half = torch.where(fewest, int(others.sum()) / int(fewest.sum()), 1.0).clamp(min=1.0)
+        shares = torch.where((t == schedule.last)[:, None], half, shares)
+    reached = shares.cumsum(-1) / shares.sum(-1, keepdim=True)
+    return counts[(reached <= u.to(t.device)[:, None]).sum(-1).clamp(max=len(phases) - 1)]
+
+
+def phase_lengths(schedule: Schedule, t: Tensor, u: Tensor, phases: Sequence[int]) -> Tensor:
+    """Returns how many times a phase has of the number that `draw_counts` draws; without phases all that there are."""
+    if not phases:
+        return torch.full_like(u, schedule.num_steps)
+    return schedule.num_steps / draw_counts(schedule, t, u, phases)
 
 
 def choose_zero(_schedule: Schedule, t: Tensor, _u: Tensor, _phases: Sequence[int]) -> Tensor:
@@ -46,15 +65,15 @@ def choose_zero(_schedule: Schedule, t: Tensor, _u: Tensor, _phases: Sequence[in
 
 
 def choose_edge(schedule: Schedule, t: Tensor, u: Tensor, phases: Sequence[int]) -> Tensor:
-    """Chooses the beginning of the phase that t lies in, for one of the numbers of `phases`, equally likely.
+    """Chooses the beginning of the phase that t lies in, for the number of phases that `draw_counts` draws.
 
     A time at an edge ends the phase before it.
     """
-    index, e = (u * len(phases)).long(), torch.zeros_like(t)
-    for i, count in enumerate(phases):
+    drawn, e = draw_counts(schedule, t, u, phases), torch.zeros_like(t)
+    for count in set(phases):
         begin = edges(schedule, count).to(t.device)
         own = begin[(torch.searchsorted(begin, t) - 1).clamp(min=0)]
-        e = torch.where(index == i, own, e)
+        e = torch.where(drawn == count, own, e)
     return e
 
 

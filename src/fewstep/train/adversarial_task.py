@@ -125,6 +125,6 @@ class AdversarialTask(Task):
     def _draw_renoising(self, answers: Answers, counters: range) -> Renoising:
         e, schedule = answers.batch.e, self._task.method.schedule
         u = draws.uniform(self._seed, "tau", counters)
-        tau = draw_tau(schedule, e, self._task.draw_phase_lengths(counters), u)
+        tau = draw_tau(schedule, e, self._task.draw_phase_lengths(answers.batch.t, counters), u)
         noise = draws.normal(self._seed, "noise of tau", counters, answers.from_t.shape[1:])
         return Renoising(schedule, e, tau, noise.to(e.device, non_blocking=True))

@@ -89,10 +89,10 @@ class DistillTask(LatentTask, StudentTask):
             return None
         return draw_omega(self._seed, counters, self._drawn.omega_range).to(self._device, non_blocking=True)
 
-    def draw_phase_lengths(self, counters: range) -> Tensor:
+    def draw_phase_lengths(self, t: Tensor, counters: range) -> Tensor:
         """Returns how many times the phase has that each sample's end begins `[b]`; all that there are without one."""
         u = draws.uniform(self._seed, "e", counters)
-        return phase_lengths(self.method.schedule, u, self._drawn.phases)
+        return phase_lengths(self.method.schedule, t.cpu(), u, self._drawn.phases)
 
     def answer(self, counters: range) -> Answers:
         """Asks student and target."""
