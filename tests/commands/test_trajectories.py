@@ -25,6 +25,7 @@ from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs import walking
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
+from fewstep.runs.unfinished import load_painter
 from fewstep.train.loop import fit
 from written_shards import picture, sample, write_tar
 
@@ -216,6 +217,20 @@ def test_what_does_not_fit_a_run_is_refused_in_a_line(run, teacher, change, said
     with pytest.raises(UserError, match=said) as refused:
         open_material(config, load_teacher(config) if "teacher" in change else teacher)
     assert "\n" not in str(refused.value)
+
+
+def test_a_student_that_goes_on_needs_the_stops_of_its_own_phases(run, tmp_path):
+    pcm = dataclasses.replace(run, method="pcm", steps=1, states="walkers")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red star\n")
+    distill(dataclasses.replace(pcm, data=str(prompts), phases=(7,), out=tmp_path / "seven"))
+    again = dataclasses.replace(pcm, states="auto", start=str(tmp_path / "seven"), out=tmp_path / "again")
+    with pytest.raises(UserError, match="does not stop where 7 phases begin; prepare trajectories with --phases 7"):
+        distill(again)
+    walkers = dataclasses.replace(again, states="walkers", data=str(prompts), out=tmp_path / "walkers")
+    distill(walkers)  # whose phases its configuration does not say
+    (walkers.out / "model").rename(tmp_path / "model")
+    assert load_painter(walkers.out, "cpu").steps == fewstep.load(tmp_path / "model", "cpu").steps == 7
 
 
 def test_only_a_distillation_takes_them(teacher, kept):

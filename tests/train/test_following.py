@@ -16,8 +16,10 @@ from transformers import CLIPTokenizer
 
 import fewstep
 from fewstep import assets
+from fewstep.commands.combine import Combine, combine
 from fewstep.commands.distill import distill, load_teacher, make_path, make_student
 from fewstep.commands.export import Export, as_distillation, export
+from fewstep.commands.prepare import prepare
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Prediction, to_prediction
 from fewstep.errors import UserError
@@ -28,6 +30,7 @@ from fewstep.method.paths import StudentPath
 from fewstep.method.sampling import jump_times
 from fewstep.models.card import StudentCard
 from fewstep.recipes.distill import Distill
+from fewstep.recipes.prepare import Prepare
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
 from fewstep.runs.unfinished import load_painter
@@ -144,6 +147,11 @@ def test_it_learns_at_the_times_of_its_sampler_alone_what_two_frozen_steps_say(r
             p.add_(0.1)
     assert torch.equal(path(batch.z_0, batch), before)  # what is followed stays as it was
     assert task.loss(range(4)).total != loss
+
+
+def test_adapters_are_hung_beside_others_without_a_word(first, teacher, tmp_path, recwarn):
+    make(second_of(first, teacher, 2, out=tmp_path))
+    assert not [each for each in recwarn if "peft_config" in str(each.message)]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -311,6 +319,28 @@ def test_walkers_of_a_followed_model_go_its_own_steps(first, teacher, tmp_path):
     assert all(p.grad is None for p in path.student.parameters())
     noisy = make(dataclasses.replace(config, states="data", data=str(teacher.parent / "photos")))[2]
     assert set(noisy.draw_batch(range(64))[0].t.tolist()) == {999, 499}
+
+
+def test_a_merged_model_is_followed_at_the_guidance_that_is_in_it(first, teacher, tmp_path):
+    lora = {**COMMON, "method": "any-step", "guidance_range": (5.0, 5.0), "skip": 125, "lora_rank": 2, "steps": 1}
+    prompts = str(teacher.parent / "prompts.txt")
+    distill(Distill(**lora, teacher=str(teacher), data=prompts, out=tmp_path / "lora"))
+    combine(Combine(lora=(str(tmp_path / "lora"),), base=str(teacher), merged=True, out=tmp_path / "merged"))
+    config = make_export(first, model=str(tmp_path / "merged"), base=str(teacher), out=tmp_path / "run")
+    with pytest.raises(UserError, match=r"guidance_scale is 7 and .*merged was made for 5 to 5"):
+        export(dataclasses.replace(config, guidance_scale=7.0, out=tmp_path / "other"))
+    export(config)
+    assert fewstep.load(tmp_path / "run", "cpu").guidance_scale == 5.0
+
+
+def test_no_trajectories_are_taken_for_what_a_followed_model_does(first, teacher, tmp_path):
+    kept = tmp_path / "kept"
+    prompts = str(teacher.parent / "prompts.txt")
+    walk = {"skip": 20, "guidance_range": (5.0, 5.0), "phases": (4,), "device": "cpu", "trajectories": 2}
+    prepare(Prepare(model=str(teacher), data=prompts, out=kept, **walk))
+    config = make_export(first, data=str(kept), out=tmp_path / "run")
+    with pytest.raises(UserError, match="kept holds trajectories of a teacher, and a student is followed"):
+        export(config)
 
 
 @pytest.mark.parametrize(

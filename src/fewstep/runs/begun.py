@@ -20,7 +20,7 @@ from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork
 from fewstep.recipes.distill import Distill
 
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 """Of a guidance scale that a file's header holds as ω."""
 
 
@@ -65,7 +65,7 @@ def _check_stage(config: Distill, card: StudentCard) -> None:
         return
     known = card.guidance_range or (card.guidance_scale or 0.0,) * 2
     (low, high), (least, most) = config.guidance_range, known
-    if low < least - _ROUNDING or high > most + _ROUNDING:
+    if low < least - ROUNDING or high > most + ROUNDING:
         raise UserError(
             f"guidance_range is {low:g} to {high:g} and {config.start} knows {least:g} to {most:g}; give "
             f"--guidance-range {least:g} {most:g}, or less"

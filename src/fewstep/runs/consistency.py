@@ -21,6 +21,7 @@ from fewstep.models.prepared_trajectories import KeptTrajectories
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.material import Material, forget_encoded, open_material
+from fewstep.runs.trajectories import check_stops
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.kept_task import KeptTask
@@ -87,6 +88,7 @@ def make_task(
         phases=student.card.phases or (),
     )  # fmt: skip
     if isinstance(latents, KeptTrajectories):
+        check_stops(config.data, latents.stops.tolist(), drawn.phases, model)  # of a student that goes on, its own
         return KeptTask(student.learner, method, latents, drawn, config.seed)
     if config.has_walkers:
         walk = make_walk(model.schedule, skip, drawn.phases, config.batch_size)

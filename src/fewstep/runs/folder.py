@@ -168,8 +168,10 @@ def claim_base(config: Any, card: StudentCard) -> None:
             )
         with write_whole(file) as draft:
             began = {"consistency": card.consistency} if card.refined_by else {}
+            # What is not in the configuration was that of a model that goes on, or the method's.
+            phases = {"phases": list(card.phases)} if card.phases and not config.phases else {}
             followed = {} if card.followed_sha256 is None else {"followed_sha256": card.followed_sha256}
-            said = {"base": card.teacher, "sha256": card.teacher_sha256, **began, **followed}
+            said = {"base": card.teacher, "sha256": card.teacher_sha256, **began, **phases, **followed}
             draft.write_text(json.dumps(said, indent=2) + "\n")
     world.wait()
 

@@ -17,6 +17,7 @@ from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork
 from fewstep.recipes.distill import Distill
+from fewstep.runs.begun import ROUNDING
 from fewstep.runs.learning import choose_frozen_dtype
 from fewstep.train.trainable import Trainable
 
@@ -56,8 +57,8 @@ def _load_any_step(config: Distill, teacher: LatentModel, card: StudentCard) -> 
         raise UserError(
             f"{config.follow} is of another kind than {config.teacher}; give the base that it was made from"
         )
-    low, high = model.card.guidance_range or config.guidance_range
-    if not low <= config.guidance_scale <= high:
+    low, high = model.card.guidance_range or (model.card.guidance_scale or config.guidance_scale,) * 2
+    if not low - ROUNDING <= config.guidance_scale <= high + ROUNDING:
         raise UserError(
             f"guidance_scale is {config.guidance_scale:g} and {config.follow} was made for {low:g} to {high:g}; give "
             "one of these"

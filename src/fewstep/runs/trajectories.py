@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -28,12 +29,15 @@ def open_trajectories(config: TrainingConfig, model: LatentModel, resolution: in
         )
     if config.states not in ("auto", TRAJECTORIES):
         raise UserError(f"{folder} holds trajectories, and states is {config.states}; give --states {TRAJECTORIES}")
+    if config.follows_student:
+        raise UserError(f"{folder} holds trajectories of a teacher, and a student is followed; give other --data")
     config.check_walked(TRAJECTORIES)
     config.check_judged()
     shards = TrajectoryShards(Path(folder), follow_links=config.follow_links)
     _check_settings(shards, config)
     _check_teacher(shards, config, model, resolution)
-    _check_stops(shards, config, model)
+    if config.phases or not config.start:  # else they are the student's, which is not read yet
+        check_stops(config.data, shards.stops, config.phases or METHODS[config.method].phases, model)
     return shards
 
 
@@ -66,13 +70,13 @@ def _check_teacher(shards: TrajectoryShards, config: Distill, model: LatentModel
             )
 
 
-def _check_stops(shards: TrajectoryShards, config: Distill, model: LatentModel) -> None:
-    phases = config.phases or METHODS[config.method].phases
-    lacking = [count for count in phases if not set(edges(model.schedule, count).tolist()) <= set(shards.stops)]
+def check_stops(data: str, stops: Collection[int], phases: Collection[int], model: LatentModel) -> None:
+    """Raises UserError where the trajectories in `data` do not stop where each of these numbers of phases begin."""
+    lacking = [count for count in phases if not set(edges(model.schedule, count).tolist()) <= set(stops)]
     if lacking:
         raise UserError(
-            f"{shards.folder} does not stop where {' or '.join(map(str, lacking))} phases begin; prepare trajectories "
-            f"with --phases {' '.join(map(str, phases))}"
+            f"{data} does not stop where {' or '.join(map(str, lacking))} phases begin; prepare trajectories with "
+            f"--phases {' '.join(map(str, phases))}"
         )
 
 

@@ -167,7 +167,7 @@ class _Settings:
     def __init__(self, file: Path) -> None:
         self.held, self._file = read_config_file(file), file
         base = file.parent / BASE_FILE
-        self._began = read_json(base, f"{base} cannot be read").get("consistency") if base.exists() else None
+        self._base = read_json(base, f"{base} cannot be read") if base.exists() else {}
 
     def text(self, name: str) -> str:
         """Returns a text, empty where there is none."""
@@ -188,14 +188,15 @@ class _Settings:
             return to_steps
         if self.method().end is not PHASE:
             return None
-        held = self.held.get("phases") or self.method().phases
+        held = self.held.get("phases") or self._base.get("phases") or self.method().phases
         if not isinstance(held, list | tuple) or not all(type(each) is int and 1 <= each <= MAX_STEPS for each in held):
             raise UserError(f"{self._file} has phases {held!r:.60}; a list of whole numbers is wanted")
         return int(held[0])
 
     def method(self) -> NamedMethod:
         """Returns the consistency method, of what went on by another the one that it began by."""
-        name = self._began if isinstance(self._began, str) else self.text("method")
+        began = self._base.get("consistency")
+        name = began if isinstance(began, str) else self.text("method")
         return read_method(StudentCard(consistency=name or None), str(self._file))
 
     def range(self, name: str) -> tuple[float, float]:

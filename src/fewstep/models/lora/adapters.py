@@ -69,7 +69,8 @@ class AdaptedNetwork:
         """
         scale: Any = alpha  # peft annotates a whole number, and divides by the rank whatever it is
         config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(target_modules))
-        network.backbone.add_adapter(config, name)
+        with _unwarned():
+            network.backbone.add_adapter(config, name)
         self.network, self.alpha, self._name = network, alpha, name
         self._end = find_end(network)
         told = {id(each) for each in self._end.parameters()} if self._end else set()
@@ -225,6 +226,14 @@ class AdaptedNetwork:
         return pairs
 
 
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """Keeps peft from warning of several adapters on one network, which are meant here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+        yield
+
+
 def attach(parts: Mapping[str, nn.Module], pairs: Lora, name: str, scale: float) -> None:
     """Hangs `scale`·ΔW on the modules of `parts`, beside adapters that hang there already."""
     for part, network in parts.items():
@@ -242,8 +251,7 @@ def attach(parts: Mapping[str, nn.Module], pairs: Lora, name: str, scale: float)
             rank_pattern={f"^{module}": pair.rank for module, pair in own.items()},
             alpha_pattern={f"^{module}": pair.alpha for module, pair in own.items()},
         )  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are meant here
+        with _unwarned():
             inject_adapter_in_model(config, network, name)
         for module, pair in own.items():
             layer = network.get_submodule(module)
