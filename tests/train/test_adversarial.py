@@ -26,6 +26,7 @@ from fewstep.recipes.distill import Distill
 from fewstep.recipes.prepare import Prepare
 from fewstep.runs.adversarial import add_heads
 from fewstep.runs.consistency import make_task
+from fewstep.runs.folder import claim_run_folder
 from fewstep.runs.material import open_material
 from fewstep.train.adversarial_task import HEADS, AdversarialTask
 from fewstep.train.checkpoint import TENSORS_FILE
@@ -346,3 +347,16 @@ def test_the_task_is_one_of_two_roles(settings):
     task, _, plain = make(settings(method="any-step"))
     assert isinstance(task, AdversarialTask)
     assert (task.keys(range(4)), task.dropped()) == (plain.keys(range(4)), [])
+
+
+def test_heads_neither_join_a_run_nor_leave_it(tmp_path):
+    plain = Distill(out=tmp_path / "run")
+    claim_run_folder(plain.out, plain)
+    with pytest.raises(UserError, match="of a run with a student alone and this is one with heads; choose another"):
+        claim_run_folder(plain.out, dataclasses.replace(plain, adversarial=0.1, change=("adversarial",)))
+    claim_run_folder(plain.out, plain)  # is as it was
+    judged = Distill(out=tmp_path / "judged", adversarial=0.1)
+    claim_run_folder(judged.out, judged)
+    with pytest.raises(UserError, match="of a run with heads and this is one with a student alone"):
+        claim_run_folder(judged.out, dataclasses.replace(judged, adversarial=0.0, change=("adversarial",)))
+    claim_run_folder(judged.out, dataclasses.replace(judged, adversarial=0.2, change=("adversarial",)))

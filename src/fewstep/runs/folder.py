@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ def _claim(out: Path, config: Any) -> None:
                 f"{out} already holds another run: {said}; choose another --out, or those settings, or go on with the "
                 f"new ones: --change {' '.join(refused)}"
             )
+        if _list_helpers(held) != _list_helpers(wanted):
+            raise UserError(
+                f"{out} has checkpoints of a run with {_list_helpers(held)} and this is one with "
+                f"{_list_helpers(wanted)}; choose another --out"
+            )
         remove_abandoned(out)
         if different:
             _set_aside(out)
@@ -73,6 +78,13 @@ def _claim(out: Path, config: Any) -> None:
         _write(file, wanted)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); mend that, or choose another --out") from error
+
+
+def _list_helpers(settings: Mapping[str, Any]) -> str:
+    """Names what learns beside the student, which can neither join a run nor leave it."""
+    named = METHODS.get(str(settings.get("method")))
+    beside = {"a fake score": named is not None and named.states == "own", "heads": bool(settings.get("adversarial"))}
+    return " and ".join(name for name, learns in beside.items() if learns) or "a student alone"
 
 
 def _name_values(settings: dict[str, Any]) -> None:
