@@ -26,14 +26,21 @@ from fewstep.train.loop import begin, one_update
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("rank", [0, 8])
-def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher, monkeypatch, rank, checkpointing):
+@pytest.fixture
+def miniature(random_teacher, monkeypatch):
+    """Returns the model and its family, as `plan` would count it."""
     model = load_latent_model(random_teacher, CPU)
     own = {name: value for name, value in model.network.backbone.config.items() if not name.startswith("_")}
     family = dataclasses.replace(SD1, unet=own, released_latent_channels=model.codec.channels)
     tokens = model.conditioner.first.tokenizer.model_max_length
     monkeypatch.setattr("fewstep.models.families.stable_diffusion.TOKENS", tokens)
+    return model, family
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("rank", [0, 8])
+def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher, miniature, rank, checkpointing):
+    model, family = miniature
     config = Distill(
         teacher=str(random_teacher), batch_size=16, pictures=16, lora_rank=rank, guidance_range=(5.0, 5.0),
         ema_decay=0.0 if rank else 0.9, target_decay=None if rank else 0.5, gradient_checkpointing=checkpointing,
@@ -60,12 +67,8 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
     assert counted.learning == sum(p.numel() for p in student.parameters)
 
 
-def test_heads_and_what_they_read_are_counted(random_teacher, monkeypatch):
-    model = load_latent_model(random_teacher, CPU)
-    own = {name: value for name, value in model.network.backbone.config.items() if not name.startswith("_")}
-    family = dataclasses.replace(SD1, unet=own, released_latent_channels=model.codec.channels)
-    tokens = model.conditioner.first.tokenizer.model_max_length
-    monkeypatch.setattr("fewstep.models.families.stable_diffusion.TOKENS", tokens)
+def test_heads_and_what_they_read_are_counted(random_teacher, miniature):
+    model, family = miniature
     config = Distill(
         teacher=str(random_teacher), batch_size=8, pictures=8, lora_rank=8, guidance_range=(5.0, 5.0),
         adversarial=0.1, gradient_checkpointing=True, frozen_precision="bf16", precision="bf16", device="cpu",

@@ -75,7 +75,7 @@ def _shape(values: Tensor, z: Tensor) -> Tensor:
 BOUNDARY = Landing("boundary", anywhere=False, land=land_by_boundary)
 BY_DDIM = Landing("ddim", anywhere=True, land=land_by_ddim)
 CLEAN = Landing("clean", anywhere=True, land=land_clean)
-"""Of what is compared clean, and so no consistency function: no sampler takes it."""
+"""Serves answers that are compared clean. It lands nowhere: it is no consistency function, and no sampler takes it."""
 LANDINGS: dict[str, Landing] = {landing.name: landing for landing in (BOUNDARY, BY_DDIM)}
 """Holds every landing by its name."""
 

@@ -39,7 +39,7 @@ class StudentCard:
     lr: float | None = None
     ema_decay: float | None = None
     target_decay: float | None = None
-    """Of the average that it was compared with, where that is not the one that is exported."""
+    """Is the decay of the average that it was compared with, where another average is exported."""
     skip: int | None = None
     shrink: float | None = None
     guidance_scale: float | None = None

@@ -15,7 +15,7 @@ from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 
 MOST_LAYERS = 4096
-"""Of a network whose weights are not at hand."""
+"""Bounds a network whose weights are not at hand."""
 _SLACK = 16
 """So many times as large as its weights a network may be described: it is made on no device, and compared then."""
 _FEW_LAYERS = 1000

@@ -21,7 +21,7 @@ from fewstep.models.network import BackboneNetwork
 from fewstep.recipes.distill import Distill
 
 ROUNDING = 1e-6
-"""Of a guidance scale that a file's header holds as ω."""
+"""Bounds what a guidance scale loses that a file's header holds as ω."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from fewstep.runs.preparing import Part, Stages, check_readable, make_row
 from fewstep.train.distill_task import draw_omega
 
 _MOST_BYTES, _MOST_EACH = 128 * 2**20, 256
-"""Of a shard: what an interrupted command does again, and what processes share out."""
+"""Bound a shard, which is what an interrupted command does again, and what processes share out."""
 _READERS = 4
 """Threads that read captions, and for their sizes pictures."""
 

@@ -19,7 +19,7 @@ from fewstep.serve.jobs import PictureSpec
 from fewstep.serve.settings import ServerSettings
 
 _RANDOM_SEEDS = 2**32
-"""Of which one is drawn where a client names none."""
+"""Counts the seeds of which one is drawn where a client names none."""
 
 
 @dataclass(frozen=True, kw_only=True)

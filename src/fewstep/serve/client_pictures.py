@@ -25,7 +25,7 @@ Format = Literal["png", "jpeg", "webp"]
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
 QUALITY = 95
-"""Of JPEG and WebP, where a client names none."""
+"""Is the quality of JPEG and WebP, where a client names none."""
 _MOST_ASPECT = 32
 """Largest ratio of the sides of a picture that a client sends."""
 _DECODING, _DECODED = 12, 4

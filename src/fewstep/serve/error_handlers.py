@@ -17,7 +17,7 @@ from fewstep.serve.validation import explain_invalid_fields
 SOCKET = "/ws"
 """The one route of WebSockets."""
 _MOST_LETTERS = 100
-"""Of a path that is said again."""
+"""Bounds how much of a path is said again."""
 
 
 def install_handlers(app: FastAPI, routes: Sequence[Any]) -> None:

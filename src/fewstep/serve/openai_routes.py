@@ -31,7 +31,7 @@ from fewstep.serve.service import PaintService
 from fewstep.serve.settings import ServerSettings
 
 _STRENGTH = 0.6
-"""Of an edit of the whole picture, where the client names none; under a mask it is 1."""
+"""Is the strength of an edit of the whole picture, where the client names none; under a mask it is 1."""
 
 
 def make_routes(service: PaintService) -> APIRouter:

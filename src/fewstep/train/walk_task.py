@@ -23,8 +23,8 @@ class _Trajectories:
     """A trajectory for each row of a part of a batch."""
 
     held: dict[str, Tensor] = field(default_factory=dict)
-    """Of every row: its `states` `[stops, …]`, as far as it has been walked; `valid`; `omega`, and its condition by
-    name."""
+    """Holds for every row its `states` `[stops, …]`, as far as it has been walked; `valid`; `omega`, and its condition
+    by name."""
     dropped: dict[int, DroppedPicture] = field(default_factory=dict)
     """Holds those whose picture could not be read, by their rows."""
 
