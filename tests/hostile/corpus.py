@@ -24,6 +24,7 @@ from fewstep.data.worlds.scenes import Scenes
 from fewstep.models import scenes_model
 from fewstep.models.card import StudentCard
 from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.end import EndEmbedding
 from fewstep.models.lora.file import write_lora
 from fewstep.models.lora.pair import Pair
 from fewstep.recipes.named import find_recipe
@@ -91,6 +92,9 @@ def _write_loras(corpus: Corpus) -> None:
         "modelspec.title": "x",
     }
     write_lora(corpus / "loras", pairs, header, model.parts, model.family.lora)
+    told = {**header, "fewstep.consistency": "any-step", "fewstep.phases": "1,2,4,8"}
+    end = EndEmbedding(model.network.backbone.time_embedding).state_dict()
+    write_lora(corpus / "told", pairs, told, model.parts, model.family.lora, end)
     plain = safetensors.torch.load_file(corpus / "loras" / "pytorch_lora_weights.safetensors")
     dora = {
         **plain,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from random import Random
@@ -20,7 +21,7 @@ from fewstep.models.card import read_card
 from fewstep.models.families import family_of_file
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach, detach
-from fewstep.models.lora.few_step import read_few_step
+from fewstep.models.lora.few_step import check_told, find_told, read_few_step
 from fewstep.models.lora.file import read_lora
 from fewstep.models.parts import check_tokenizer, load_tokenizer
 from fewstep.models.recognising import recognise
@@ -38,11 +39,12 @@ def read_header(corpus: Corpus, folder: Path, rng: Random) -> None:
 
 
 def read_loras(corpus: Corpus, folder: Path, rng: Random) -> None:
-    names = ("pytorch_lora_weights", "lora-kohya", "dora", "adapter_model")
+    names = ("pytorch_lora_weights", "lora-kohya", "dora", "adapter_model", "told")
     name = rng.choice(names)
     is_peft = name == "adapter_model"
     mutation = leave if is_peft and rng.random() < 0.7 else mutate_safetensors
-    path = take_file(corpus, f"loras/{name}.safetensors", folder, rng, mutation)
+    own = "told/pytorch_lora_weights" if name == "told" else f"loras/{name}"
+    path = take_file(corpus, f"{own}.safetensors", folder, rng, mutation)
     if is_peft:
         take_file(corpus, "loras/adapter_config.json", folder, rng, mutate_json)
     if rng.random() < 0.3:
@@ -51,7 +53,10 @@ def read_loras(corpus: Corpus, folder: Path, rng: Random) -> None:
     found = read_lora(path, model.parts, model.family.lora)
     found.matched()
     if found.note("method") is not None:
+        check_told(found)
         read_few_step(found.header, found.source, model.family)
+    if find_told([found], model) and rng.random() < 0.2:
+        copy.deepcopy(model.network).load_end(found.end, "x", 0.5)
     if rng.random() < 0.2:
         attach(model.parts, found.pairs, "x", 0.5)
         detach(model.parts, "x")
