@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from random import Random
@@ -131,12 +132,13 @@ def _lay_out(header: dict[str, Any], body: bytes) -> bytes:
         if name == "__metadata__" or not isinstance(entry, dict):
             continue
         try:
-            size = _BYTES.get(entry["dtype"], 1)
-            for length in entry["shape"]:
-                size *= length
-        except (KeyError, TypeError, OverflowError):  # a text times a huge number
+            lengths, width = list(entry["shape"]), _BYTES.get(entry["dtype"], 1)
+        except (KeyError, TypeError):
             continue
-        if isinstance(size, int) and 0 <= size <= 2**22:
+        if not all(isinstance(length, int) for length in lengths):  # a text times a huge number fills the memory
+            continue
+        size = width * math.prod(lengths)
+        if 0 <= size <= 2**22:
             entry["data_offsets"] = [place, place + size]
             place += size
     return _pack(dump(header), (body * (place // max(1, len(body)) + 1))[:place] if body else b"\0" * place)
