@@ -179,6 +179,48 @@ def test_from_shards_to_a_student_in_two_processes_with_a_kill(undisturbed, tiny
         assert all(one[name].equal(two[name]) for name in one), file
 
 
+def test_a_process_that_comes_late_takes_what_the_first_has_written_for_its_own(undisturbed, tiny, tmp_path):
+    """The second process looks at the folder of the run when the first has begun to write into it."""
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "import fewstep.runs.consistency as runs\n"
+        "from fewstep.cli import main\n"
+        "look = runs.refuse_others\n"
+        "def come_late(out):\n"
+        "    if os.environ.get('RANK') == '1':\n"
+        "        written = Path(out, 'config.yaml')\n"
+        "        while not written.exists():\n"
+        "            time.sleep(0.01)\n"
+        "        draft = written.rename(written.with_name('config.yaml.tmp-1'))\n"
+        "        try:\n"
+        "            look(out)\n"
+        "        finally:\n"
+        "            draft.rename(written)\n"
+        "    else:\n"
+        "        look(out)\n"
+        "runs.refuse_others = come_late\n"
+        "main(sys.argv[1:])\n"
+    )
+    (tmp_path / "fewstep_late.py").write_text(code)
+    run = tmp_path / "run"
+    done = launch("fewstep_late", tmp_path, "distill", "scenes", "--teacher", tiny, "--data", undisturbed,
+                  "--resolution", 16, "--out", run, "--steps", 1, "--batch-size", 4, "--sample-every", 0)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (run / "model").is_dir()
+
+
+def launch(module, folder, *command):
+    """Runs a command in two processes of a module of the folder that stands for fewstep's own."""
+    launcher = (
+        f"import sys, fewstep.parallel.processes as p\np.MODULE = '{module}'\nsys.exit(p.launch(2, sys.argv[1:]))\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", launcher, *map(str, command)], capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )  # fmt: skip
+
+
 def test_the_error_of_the_process_that_failed_is_shown(undisturbed, tiny, tmp_path):
     """Only the second process cannot write its part of the work."""
     code = (
@@ -196,14 +238,7 @@ def test_the_error_of_the_process_that_failed_is_shown(undisturbed, tiny, tmp_pa
         "distill", "scenes", "--teacher", tiny, "--data", undisturbed, "--resolution", 16, "--out", tmp_path / "run",
         "--steps", 4, "--batch-size", 4, "--sample-every", 0,
     )  # fmt: skip
-    launcher = (
-        "import sys, fewstep.parallel.processes as p\np.MODULE = 'fewstep_broken'\n"
-        "sys.exit(p.launch(2, sys.argv[1:]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", launcher, *map(str, command)], capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+    done = launch("fewstep_broken", tmp_path, *command)
     assert done.returncode == 2
     assert "process 1 of 2 failed:\nfewstep: error: the second process has lost its mind" in done.stderr
     assert "Traceback" not in done.stderr

@@ -27,7 +27,12 @@ BASE_FILE = "base.json"
 
 
 def refuse_others(out: Path) -> None:
-    """Raises UserError where a folder is there that has something in it, and no run."""
+    """Raises UserError where a folder is there that has something in it, and no run.
+
+    The main process looks: to another, which may come late, what the main one has begun to write would be another's.
+    """
+    if not current_world().main:
+        return
     if not (out / CONFIG_FILE).exists() and not is_vacant(out):
         raise UserError(f"{out} is not empty and holds no run of fewstep; choose another --out")
 
