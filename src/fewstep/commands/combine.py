@@ -14,7 +14,7 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.combining import combined, merge
 from fewstep.models.lora.end import scaled
 from fewstep.models.lora.few_step import check_told, find_told, recognise
-from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, read_lora
+from fewstep.models.lora.file import list_written, read_lora
 from fewstep.models.lora.header import DIFFUSERS_ENTRY
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.options import LoraOptions
@@ -70,5 +70,5 @@ def combine(config: Combine) -> None:
         header["fewstep.base_config"] = config.base_config
     header |= {f"fewstep.{name}": str(value) for name, value in config.stated().items()}
     difference = save_combined(config.out, model, combined(loras), header, end)
-    spelt = "" if end else f" and {KOHYA_FILE}"
-    print(f"LoRA: {config.out / DIFFUSERS_FILE}{spelt}, read back: largest difference {difference:g}")
+    written = " and ".join(list_written(model.family.lora, end))
+    print(f"LoRA: {config.out}/{written}, read back: largest difference {difference:g}")

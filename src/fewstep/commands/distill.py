@@ -8,7 +8,7 @@ import importlib
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
 from fewstep.method.paths import Path, TeacherPath
-from fewstep.models.card import LCM_LORA
+from fewstep.models.card import LCD, LCM_LORA
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.distill import Distill
@@ -66,7 +66,7 @@ def make_student(config: Distill, teacher: LatentModel) -> Trainable:
 
         begun = load_begun(config, teacher)
     return make_trainable(
-        config, teacher, method=LCM_LORA if config.lora_rank else "LCD", teacher=config.teacher, solver=config.solver,
+        config, teacher, method=LCM_LORA if config.lora_rank else LCD, teacher=config.teacher, solver=config.solver,
         guided_from=config.guided_from, begun=begun,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fewstep.errors import UserError
 from fewstep.method.paths import DataPath
-from fewstep.models.card import LCM_LORA
+from fewstep.models.card import LCF, LCM_LORA
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.finetune import Finetune
@@ -36,13 +36,13 @@ def finetune(config: Finetune) -> None:
 
 def check_grid(config: Finetune, model: LatentModel) -> None:
     """Raises UserError where a few-step model cannot be trained on, or paints at other times than it would be."""
-    if model.is_few_step and not model.network.takes_omega:
+    if model.is_few_step and not model.is_student:
         raise UserError(
             f"{config.model} has its guidance built in and no input for it, so it cannot be fine-tuned as it is: "
             "fine-tune its base, or train a style on that (train-lora) and paint with both"
         )
     grid_size = model.schedule.grid_size(config.skip)
-    if model.network.takes_omega and (own := model.read_grid_size(default=grid_size)) != grid_size:
+    if model.is_student and (own := model.read_grid_size(default=grid_size)) != grid_size:
         raise UserError(
             f"{config.model} paints at {own} times and skip {config.skip} would train it at {grid_size}; "
             f"give --skip {model.schedule.num_steps // own}"
@@ -51,5 +51,5 @@ def check_grid(config: Finetune, model: LatentModel) -> None:
 
 def make_student(config: Finetune, model: LatentModel) -> Trainable:
     """Makes what learns: all of the few-step model, adapters on it, or a student made from a teacher."""
-    method = LCM_LORA if config.lora_rank and not model.network.takes_omega else "LCF"
+    method = LCM_LORA if config.lora_rank and not model.is_student else LCF
     return make_trainable(config, model, method=method, teacher=config.model, solver="none (algorithm 4)")

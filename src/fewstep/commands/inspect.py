@@ -95,7 +95,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     side = family.read_side(network, codec)
     yield f"pipeline: {index.get('_class_name')}"
     yield f"family: {family.describe(network)}"
-    yield f"parameterisation: {scheduler.get('prediction_type', 'epsilon')}"
+    yield f"parameterisation: {family.predicts(scheduler)}"
     yield f"resolution: {side}×{side}"
     for part in family.parts:
         place = assets.find_part(folder, part)

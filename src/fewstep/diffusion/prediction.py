@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, Protocol, assert_never
 import torch
 from torch import Tensor
 
-Parameterisation = Literal["epsilon", "v_prediction", "sample"]
-"""diffusers' names for ε-, v- and x0-prediction."""
+Parameterisation = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+"""diffusers' names for ε-, v- and x0-prediction, and for the velocity of a flow."""
 
 Cond = dict[str, Tensor]
 """What a network is conditioned on; every tensor has the batch in front."""
@@ -40,6 +40,8 @@ def to_prediction(kind: Parameterisation, output: Tensor, z_t: Tensor, alpha: Te
             return Prediction(alpha * z_t - sigma * output, alpha * output + sigma * z_t)
         case "sample":
             return Prediction(output, (z_t - alpha * output) / sigma)
+        case "flow_prediction":  # ε − z_0, on a flow, where α + σ = 1 (arXiv 2403.03206, eq. 13)
+            return Prediction(z_t - sigma * output, z_t + alpha * output)
         case _:
             assert_never(kind)
 
@@ -53,6 +55,8 @@ def to_output(kind: Parameterisation, prediction: Prediction, alpha: Tensor, sig
             return alpha * prediction.epsilon - sigma * prediction.z_0
         case "sample":
             return prediction.z_0
+        case "flow_prediction":
+            return prediction.epsilon - prediction.z_0
         case _:
             assert_never(kind)
 

@@ -69,6 +69,11 @@ class NamedMethod:
         return {1.0: "LCMScheduler", 0.0: "DDIMScheduler"}.get(self.gamma, "TCDScheduler")
 
     @property
+    def flow_scheduler(self) -> str:
+        """Names it for a flow; where it would share the way with noise there is none, and the one without does."""
+        return "FlowMatchLCMScheduler" if self.gamma == 1.0 else "FlowMatchEulerDiscreteScheduler"
+
+    @property
     def label(self) -> str:
         """Names the sampler as other tools do in the settings of a picture."""
         return self.scheduler.removesuffix("Scheduler")

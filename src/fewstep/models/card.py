@@ -18,8 +18,12 @@ from fewstep.method.named import METHODS, NamedMethod
 from fewstep.models.model_files import find_file
 
 CARD_FILE = "fewstep.json"
+SHOWN_STEPS = tuple(range(1, 9))
+"""Numbers of steps that are spelt out for other tools."""
 MAX_STEPS = 50
 """The most steps that any model is asked to paint in."""
+LCD, LCF = "LCD", "LCF"
+"""The methods of few-step models: distilled from a teacher, and fine-tuned on pictures."""
 LCM_LORA = "LCM-LoRA"
 """The method of a LoRA that makes its base a few-step model."""
 STYLE_LORA = "style"
@@ -74,6 +78,10 @@ class StudentCard:
     """Weight of the loss by which heads judged it, where some did."""
     sampling_steps: int | None = None
     """How many steps it paints in when none are asked for."""
+    shift: float | None = None
+    """Of a flow: the shift of its times, whatever the size of its pictures."""
+    sigmas: dict[str, list[float]] | None = None
+    """Of a flow: what a stock pipeline is to be given as `sigmas`, by the number of steps."""
     others: dict[str, Any] = field(default_factory=dict)
     """Entries of a file that another version wrote, kept as they are."""
 
@@ -137,6 +145,8 @@ def make_card(content: dict[str, Any], source: str) -> StudentCard:
     for name in _WORDS:
         if name in values and not isinstance(values[name], str):
             raise UserError(f"{source} has {name} {values[name]!r} in {CARD_FILE}; a text is wanted")
+    if (shift := values.get("shift")) is not None and not (is_number(shift) and shift > 0):
+        raise UserError(f"{source} has shift {shift!r:.60} in {CARD_FILE}; a number above 0 is wanted")
     if (limits := values.get("guidance_range")) is not None:
         if not isinstance(limits, list | tuple) or len(limits) != 2 or not all(map(is_number, limits)):
             raise UserError(f"{source} has guidance_range {limits!r} in {CARD_FILE}; two numbers are wanted")
@@ -157,11 +167,11 @@ def is_number(value: object) -> bool:
 
 
 _KINDS = {
-    "LCD": (
+    LCD: (
         "A Latent Consistency Model (arXiv 2310.04378) distilled with fewstep",
         "latent-consistency-model, few-step",
     ),
-    "LCF": (
+    LCF: (
         "A Latent Consistency Model (arXiv 2310.04378) fine-tuned with fewstep",
         "latent-consistency-model, few-step",
     ),
@@ -170,7 +180,7 @@ _KINDS = {
 }
 
 
-_ORIGIN = {"LCF": "started from", STYLE_LORA: "base"}
+_ORIGIN = {LCF: "started from", STYLE_LORA: "base"}
 
 
 def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
@@ -220,27 +230,46 @@ def _guidance(card: StudentCard) -> str:
     assert card.guidance_range is not None
     low, high = card.guidance_range
     scale = f"{card.guidance_scale:g}"
-    if card.method == LCM_LORA:
+    if card.method == LCM_LORA or card.shift is not None:
         return f"diffusers' `guidance_scale` {scale} (ω + 1), built in"
     return f"diffusers' `guidance_scale` {low:g} to {high:g} (ω + 1), {scale} by default"
 
 
 def _usage(card: StudentCard) -> list[str]:
-    own, steps = read_method(card, "the card").told_end, card.sampling_steps or 4
+    own = read_method(card, "the card").told_end
     code = ', custom_pipeline="this folder", trust_remote_code=True' if own else ""
-    asked = f"num_inference_steps={steps}, guidance_scale={card.guidance_scale:g}"
+    scale = f"{card.guidance_scale:g}" if card.shift is None else "1"
+    asked = f"{_ask_steps(card)}, guidance_scale={scale}"
     return [
+        *(["import torch"] if _draws_from_torch(card) else []),
         "from diffusers import DiffusionPipeline",
         "",
         f'pipe = DiffusionPipeline.from_pretrained("this folder"{code})',
+        *_seed_lines(card),
         f'image = pipe("a prompt", {asked}{_eta(card)}).images[0]',
     ]
+
+
+def _ask_steps(card: StudentCard) -> str:
+    """Returns how a pipeline of diffusers is asked for a number of steps: of a flow, by where they stand."""
+    steps = card.sampling_steps or 4
+    sigmas = (card.sigmas or {}).get(str(steps))
+    return f"num_inference_steps={steps}" if sigmas is None else f"sigmas={sigmas}"
+
+
+def _seed_lines(card: StudentCard) -> list[str]:
+    """Returns what makes a picture of a flow the same again: its noise between steps is torch's own."""
+    return ["torch.manual_seed(7)"] if _draws_from_torch(card) else []
+
+
+def _draws_from_torch(card: StudentCard) -> bool:
+    return card.shift is not None and card.method != STYLE_LORA and read_method(card, "the card").gamma == 1
 
 
 def _eta(card: StudentCard) -> str:
     """Returns the share of noise that a pipeline of diffusers must be told at each call, or nothing."""
     gamma = read_method(card, "the card").gamma
-    return f", eta={gamma:g}" if 0 < gamma < 1 else ""
+    return f", eta={gamma:g}" if 0 < gamma < 1 and card.shift is None else ""
 
 
 def _lora_usage(card: StudentCard) -> list[str]:
@@ -250,26 +279,29 @@ def _lora_usage(card: StudentCard) -> list[str]:
             'pipe = fewstep.load("this folder")', 'image = pipe("a prompt", steps=4)[0]',
         ]  # fmt: skip
     few_step = card.method == LCM_LORA
-    kind, steps = read_method(card, "the card").scheduler, card.sampling_steps or 4
+    method = read_method(card, "the card")
+    kind = method.scheduler if card.shift is None else method.flow_scheduler
     settings = {
         "LCMScheduler": f"original_inference_steps={card.grid_size}",
         "DDIMScheduler": 'timestep_spacing="trailing", clip_sample=False',
         "TCDScheduler": "original_inference_steps=1000, clip_sample=False",
     }.get(kind, "")
     name = "lcm" if kind == "LCMScheduler" else "settings"
-    scheduler = [
+    scheduler = [f"pipe.scheduler = {kind}(shift={card.shift:g})"] if card.shift is not None else [
         f"{name} = dict({settings})", f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config, **{name})",
     ]  # fmt: skip
-    asked = f", num_inference_steps={steps}, guidance_scale=1{_eta(card)}" if few_step else ""
+    asked = f", {_ask_steps(card)}, guidance_scale=1{_eta(card)}" if few_step else ""
     bundled = card.teacher == assets.SCENES
     base = "assets.scenes_teacher()" if bundled else f'"{card.teacher}"'
     return [
+        *(["import torch"] if _draws_from_torch(card) else []),
         "from diffusers import DiffusionPipeline" + (f", {kind}" if few_step else ""),
         *(["from fewstep import assets"] if bundled else []),
         "",
         f"pipe = DiffusionPipeline.from_pretrained({base})",
         *(scheduler if few_step else []),
         f'pipe.load_lora_weights("this folder", weight_name="{LORA_FILE}")',
+        *_seed_lines(card),
         f'image = pipe("a prompt"{asked}).images[0]',
     ]
 

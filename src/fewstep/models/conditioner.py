@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.prediction import Cond
 
-_TOKENIZING = threading.Lock()
+TOKENIZING = threading.Lock()
 """A fast tokenizer remembers the last padding and truncation that it was called with, for all threads."""
 _EMBEDDING = threading.Lock()
 """A hook on an encoder's table is for the prompts of one thread."""
@@ -81,7 +81,7 @@ class TextEncoder:
     def run(self, prompts: Sequence[str], *, hidden_states: bool) -> Any:
         """Returns transformers' output for prompts padded to the tokenizer's length."""
         given = [self._expand(prompt) for prompt in prompts]
-        with _TOKENIZING:
+        with TOKENIZING:
             tokens = self.tokenizer(given, padding="max_length", truncation=True, return_tensors="pt")
         tokens = tokens.to(next(self.network.parameters()).device)
         # The few text encoders that want a mask say so, as diffusers has it.
@@ -91,7 +91,7 @@ class TextEncoder:
 
     def counts(self, prompt: str) -> int:
         """Returns how many tokens a prompt has, its begin and end among them."""
-        with _TOKENIZING:
+        with TOKENIZING:
             return len(self.tokenizer(self._expand(prompt)).input_ids)
 
     def _expand(self, prompt: str) -> str:

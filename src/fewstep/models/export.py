@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 from diffusers.utils import logging as diffusers_logging
 
+from fewstep.diffusion.flow import Flow
 from fewstep.files import replace_folder
 from fewstep.models.card import LCM_LORA, StudentCard, read_method, write_model_card
-from fewstep.models.family import LatentModel
+from fewstep.models.family import Family, LatentModel
 from fewstep.models.lora.end import End
 from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import Lora, write_lora
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.parts import write_for_every_version
-from fewstep.models.scheduler import read_overrides, resolve_schedule
+from fewstep.models.scheduler import read_overrides
+from fewstep.models.stock_scheduler import describe_sampling, make_scheduler
 
 _TEACHERS_SCHEDULER = "DDIMScheduler"
 """The class of a scheduler whose configuration does not name one of diffusers'."""
@@ -32,26 +34,13 @@ def save_student(folder: Path, teacher: LatentModel, network: BackboneNetwork, c
     `card` must hold `grid_size`, and `guidance_scale` and `guidance_range` in diffusers' convention.
     """
     assert card.grid_size is not None
+    card = dataclasses.replace(card, **describe_sampling(teacher, card))
+    scheduler = make_scheduler(teacher, read_method(card, teacher.source), card.grid_size)
     with replace_folder(folder) as draft:
-        _save_pipeline(draft, teacher, network, _make_scheduler(teacher, card, card.grid_size))
+        _save_pipeline(draft, teacher, network, scheduler)
         _write_any_step_pipeline(draft, teacher, network)
         card.write(draft)
         write_model_card(draft, card)
-
-
-def _make_scheduler(model: LatentModel, card: StudentCard, grid_size: int) -> Any:
-    """Makes the scheduler of diffusers that asks and lands where the method's own sampler does."""
-    gamma = read_method(card, model.source).gamma
-    if gamma == 1:
-        return _lcm_scheduler(model, grid_size)
-    schedule = resolve_schedule(model.scheduler_config, model.source)
-    if gamma:
-        # It chooses n times of so many: of all, they are those of equal strides.
-        every = {"original_inference_steps": model.schedule.num_steps}
-        return TCDScheduler(**schedule, **every, clip_sample=False, set_alpha_to_one=False)
-    # An offset of 1 changes no trailing time; without it the pipeline of diffusers warns.
-    settings = {"timestep_spacing": "trailing", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
-    return DDIMScheduler(**schedule, **settings)
 
 
 def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> None:
@@ -59,11 +48,11 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
     card = dataclasses.replace(model.card, name=folder.resolve().name)
     if header.get("fewstep.method") == LCM_LORA:
         few_step, grid_size = read_few_step(header, "the LCM-LoRA", model.family)
-        scheduler = _make_scheduler(model, few_step, grid_size)
+        scheduler = make_scheduler(model, read_method(few_step, model.source), grid_size)
         steps = few_step.sampling_steps if few_step.sampling_steps != DEFAULT_STEPS else None
         card = dataclasses.replace(
             card, method=LCM_LORA, guidance_scale=few_step.guidance_scale, sampling_steps=steps,
-            consistency=few_step.consistency, phases=few_step.phases,
+            consistency=few_step.consistency, phases=few_step.phases, shift=few_step.shift, sigmas=few_step.sigmas,
         )  # fmt: skip
     else:
         kind = str(model.scheduler_config.get("_class_name"))
@@ -73,13 +62,6 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
         _save_pipeline(draft, model, model.network, scheduler)
         _write_any_step_pipeline(draft, model, model.network)
         card.write(draft)
-
-
-def _lcm_scheduler(model: LatentModel, grid_size: int) -> LCMScheduler:
-    # What a file leaves out has one default in its own class and another in LCMScheduler.
-    schedule = resolve_schedule(model.scheduler_config, model.source)
-    # What sampling starts from; our own sampler follows the same rule.
-    return LCMScheduler(**schedule, original_inference_steps=grid_size, clip_sample=False, set_alpha_to_one=False)
 
 
 def _write_any_step_pipeline(draft: Path, model: LatentModel, network: BackboneNetwork) -> None:
@@ -106,6 +88,7 @@ def save_lora(folder: Path, model: LatentModel, pairs: Lora, card: StudentCard, 
 
     `card` must hold what a student's does, and `lora_rank`, `lora_alpha` and `teacher_sha256`.
     """
+    card = dataclasses.replace(card, **describe_sampling(model, card))
     with replace_folder(folder) as draft:
         difference = write_lora(draft, pairs, lora_header(model, card), model.parts, model.family.lora, end)
         card.write(draft)
@@ -113,20 +96,28 @@ def save_lora(folder: Path, model: LatentModel, pairs: Lora, card: StudentCard, 
     return difference
 
 
-def _hint(card: StudentCard, source: str) -> str:
+def _hint(card: StudentCard, family: Family, source: str) -> str:
     """Says which settings of other tools paint as the method's own sampler does, if any do."""
-    method = read_method(card, source)
+    method, off = read_method(card, source), f"{family.guidance_of(0.0):g}"
     gamma = method.gamma
     if method.told_end:
         return "fewstep alone, 1 to 8 steps: it tells the network where each lands, for which no other tool has a place"
     if gamma == 1:
-        return "LCM sampler, 2 to 8 steps, guidance scale 1"
+        shift = "" if card.shift is None else f"shift {card.shift:g}, "
+        return f"LCM sampler, {shift}2 to 8 steps, guidance scale {off}"
     if gamma:
-        return f"TCD sampler with eta {gamma:g}, guidance scale 1"
+        return f"TCD sampler with eta {gamma:g}, guidance scale {off}"
+    steps = card.sampling_steps or DEFAULT_STEPS
+    if card.shift is not None:
+        return f"Euler with the schedule Simple and shift {card.shift:g}, {steps} steps, guidance scale {off}"
     return (
-        f"Euler with the schedule Simple, or DDIM with trailing spacing, {card.sampling_steps or DEFAULT_STEPS} steps, "
-        "guidance scale 1"
+        f"Euler with the schedule Simple, or DDIM with trailing spacing, {steps} steps, guidance scale {off}"
     )
+
+
+def _name_scheduler(card: StudentCard, model: LatentModel) -> str:
+    method = read_method(card, model.source)
+    return method.flow_scheduler if isinstance(model.schedule, Flow) else method.scheduler
 
 
 def lora_header(model: LatentModel, card: StudentCard) -> dict[str, str]:
@@ -157,13 +148,15 @@ def lora_header(model: LatentModel, card: StudentCard) -> dict[str, str]:
     if card.method == LCM_LORA:
         assert card.guidance_scale is not None
         said |= {
-            "modelspec.usage_hint": _hint(card, model.source),
+            "modelspec.usage_hint": _hint(card, model.family, model.source),
             "fewstep.omega": model.family.omega_of(card.guidance_scale),
             "fewstep.original_inference_steps": card.grid_size,
-            "fewstep.scheduler": read_method(card, model.source).scheduler,
+            "fewstep.scheduler": _name_scheduler(card, model),
             "fewstep.steps": card.sampling_steps or DEFAULT_STEPS,
             **({} if card.consistency is None else {"fewstep.consistency": card.consistency}),
         }
+        if card.shift is not None:
+            said |= {"fewstep.shift": card.shift, "fewstep.sigmas": json.dumps(card.sigmas)}
         if card.phases:
             said["fewstep.phases"] = ",".join(map(str, card.phases))
     return {name: str(value) for name, value in said.items()}

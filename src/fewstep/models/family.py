@@ -19,7 +19,7 @@ from torch import nn
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
-from fewstep.models.card import LCM_LORA, StudentCard
+from fewstep.models.card import LCD, LCF, LCM_LORA, StudentCard
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
 from fewstep.models.hashes import have_same_weights
@@ -45,7 +45,12 @@ class LatentModel:
     @property
     def is_few_step(self) -> bool:
         """Tells whether it paints in a few steps as it is, with guidance as an input or built in."""
-        return self.network.takes_omega or self.card.method == LCM_LORA
+        return self.is_student or self.card.method == LCM_LORA
+
+    @property
+    def is_student(self) -> bool:
+        """Tells whether it is a few-step model whose weights can go on learning as such."""
+        return self.network.takes_omega or (not self.family.embeds_guidance and self.card.method in (LCD, LCF))
 
     home: torch.device | None = None
     """Where its parts compute, if they rest elsewhere."""
@@ -139,12 +144,17 @@ class LoraLayout:
     """What files called a module of a part before, in its place."""
     embedding_parts: Mapping[str, str]
     """The text encoder of each kind of embedding that a file may bring along."""
+    bare_parts: tuple[str, ...] = ()
+    """The text encoders whose modules have no prefix within them."""
+    portable: bool = False
+    """Whether tools load one spelling of diffusers alone rightly: with alpha as part of the weights, and kohya's by
+    none of them."""
     time_mlp: str = ""
     """The network's module that embeds its time, after which what embeds the end is made; empty where none can be."""
 
     def in_files(self, part: str, module: str) -> str:
         """Returns a module's name as files have it: transformers' own prefix comes and goes with its version."""
-        if part == self.part or module == "text_projection":  # which has never been within the prefix
+        if part in (self.part, *self.bare_parts) or module == "text_projection":  # which has never been within the prefix
             return module
         return f"text_model.{module.removeprefix('text_model.')}"
 
@@ -159,6 +169,12 @@ class Family(ABC):
     """The folders of a diffusers pipeline of it; the network's is `lora.part`."""
     pipeline_classes: tuple[str, ...]
     """The classes of such pipelines."""
+    is_flow: bool = False
+    """Whether its schedule is a flow's, and its schedulers those of flow matching."""
+    embeds_guidance: bool = True
+    """Whether a student's network has an input for guidance; else one value is built into it."""
+    embeds_end: bool = True
+    """Whether a student's whole network has an input for where to land; else LoRAs alone can carry one."""
 
     def omega_of(self, guidance_scale: float) -> float:
         """Returns the paper's ω of diffusers' `guidance_scale`, whose 1 is no guidance. Nothing else converts."""
@@ -175,6 +191,10 @@ class Family(ABC):
     @abstractmethod
     def is_few_step(self, network_config: Mapping[str, Any]) -> bool:
         """Says whether a network with these settings has an input for guidance."""
+
+    def predicts(self, scheduler_config: Mapping[str, Any]) -> str:
+        """Returns what a network beside such a scheduler predicts, in diffusers' words."""
+        return "flow_prediction" if self.is_flow else str(scheduler_config.get("prediction_type", "epsilon"))
 
     @abstractmethod
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:

@@ -147,7 +147,9 @@ def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
             f"{where} has {words} tokens and its text encoder knows {known}; give the tokenizer that the text encoder "
             "was trained with"
         )
-    length, places = tokenizer.model_max_length, int(encoder_config.max_position_embeddings)
+    length = tokenizer.model_max_length
+    # T5 knows no places: it reads as much as it is given.
+    places = int(getattr(encoder_config, "max_position_embeddings", 0) or _MOST_TOKENS)
     if type(length) is not int:
         raise UserError(f"{where} has model_max_length {length!r:.60} in tokenizer_config.json; set it to {places}")
     if length > places:
@@ -159,13 +161,14 @@ def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
         raise UserError(f"{where} reads up to {length} tokens; a prompt has two beside its own")
 
 
+_MOST_TOKENS = 2**20
 _SPARE = 128
 """Fewer rows than this a text encoder may have without a token: tables are rounded up, and tokens taken out again."""
 
 
 def write_for_every_version(folder: Path, encoders: Iterable[str]) -> None:
     """Writes the text encoders and tokenizers of a pipeline once more, so that transformers 4 and 5 both read them."""
-    for place in (folder / encoder for encoder in encoders):
+    for place in (folder / encoder for encoder in encoders if _is_clip(folder / encoder)):
         for file in sorted(place.glob("*.safetensors")):
             tensors = {_full_name(name): value for name, value in read_safetensors(file).items()}
             _write(file, tensors)
@@ -175,6 +178,10 @@ def write_for_every_version(folder: Path, encoders: Iterable[str]) -> None:
             file.write_text(json.dumps(index, indent=2))
     for place in sorted(folder.glob("tokenizer*/")):
         write_vocabulary(place)
+
+
+def _is_clip(folder: Path) -> bool:
+    return str(load_json(folder / "config.json").get("model_type")).startswith("clip")
 
 
 def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -191,7 +198,7 @@ def _full_name(name: str) -> str:
 def write_vocabulary(folder: Path) -> None:
     """Writes vocab.json and merges.txt, where transformers 4 looks, from tokenizer.json, if that is all there is."""
     whole = folder / "tokenizer.json"
-    if not whole.is_file() or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+    if not whole.is_file() or load_json(whole)["model"]["type"] != "BPE" or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
         return
     model = load_json(whole)["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))

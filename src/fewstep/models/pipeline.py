@@ -18,6 +18,7 @@ from fewstep.data.draws import check_seed
 from fewstep.data.masks import feather, read_mask
 from fewstep.data.pictures import to_images
 from fewstep.data.sources.fitting import fit_square
+from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
@@ -309,6 +310,8 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     if makes is None or few_step is None:
         return model
     card, grid = few_step
+    if card.shift is not None:  # whatever the base's own is
+        model.network.schedule = Flow(model.schedule.num_steps, card.shift)
     card = dataclasses.replace(card, name=card.name or name_of(Path(makes.source)))
     scheduler = {**model.scheduler_config, "original_inference_steps": grid}
     return dataclasses.replace(model, card=card, scheduler_config=scheduler)

@@ -47,5 +47,5 @@ def recognise(source: str | Path, base_config: str = "") -> Recognised:
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
     return Recognised(
         family, family.read_side(network, codec), family.is_few_step(network),
-        str(scheduler.get("prediction_type", "epsilon")), card,
+        family.predicts(scheduler), card,
     )  # fmt: skip

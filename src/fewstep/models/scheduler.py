@@ -29,6 +29,7 @@ _NOT_READ = {
 """Settings that make another schedule of the betas beside them."""
 
 
+_OF_BETAS = tuple(kind for kind in get_args(Parameterisation) if kind != "flow_prediction")
 NETWORK_OPTION = "unet"
 """The option that names a repository which is a network alone."""
 
@@ -104,7 +105,7 @@ def resolve_schedule(config: Mapping[str, Any], source: str | Path) -> dict[str,
     """
     kind = str(config.get("_class_name") or "")
     if kind.startswith("FlowMatch"):
-        raise UserError(f"{source} has a {kind}; flow models are not read, give one with a noise schedule of betas")
+        raise UserError(f"{source} has a {kind}; which is a flow's, and not of this network; give the scheduler that it was trained with")
     for name, what in _NOT_READ.items():
         if config.get(name):
             raise UserError(f"{source} has a {kind} with {name}, which is {what}; give a model with plain betas")
@@ -138,8 +139,8 @@ def read_schedule(config: Mapping[str, Any], source: str | Path) -> tuple[Schedu
     """Reads a diffusers scheduler's configuration. Raises UserError where no model could be trained on it."""
     settings = resolve_schedule(config, source)
     parameterisation = settings["prediction_type"]
-    if parameterisation not in get_args(Parameterisation):
-        allowed = ", ".join(get_args(Parameterisation))
+    if parameterisation not in _OF_BETAS:
+        allowed = ", ".join(_OF_BETAS)
         raise UserError(f"{source} has prediction_type {parameterisation!r}; known are {allowed}")
     try:
         schedule = Tabulated.from_config(settings)

@@ -82,7 +82,7 @@ def _load_network(config: Distill, teacher: LatentModel) -> Begun:
     if folder.suffix == ".safetensors" or (folder / DIFFUSERS_FILE).is_file():
         raise UserError(f"{config.start} is a LoRA, which goes on as one; give its --lora-rank too")
     model = load_latent_model(folder, teacher.device)
-    if not model.network.takes_omega:
+    if not model.is_student:
         raise UserError(f"{config.start} is not a few-step model with an input for guidance; give one")
     if model.family is not teacher.family or model.network.parameterisation != teacher.network.parameterisation:
         raise UserError(f"{config.start} is of another kind than {config.teacher}; give a student of this teacher")

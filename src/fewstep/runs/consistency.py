@@ -20,6 +20,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.prepared_trajectories import KeptTrajectories
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
+from fewstep.runs.learning import check_model
 from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.runs.trajectories import check_stops
 from fewstep.train.config import LoopConfig
@@ -41,6 +42,7 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
     """
     if config.skip > model.schedule.last:
         raise UserError(f"skip is {config.skip} and the schedule has {model.schedule.num_steps} times; give less")
+    check_model(config, model)
     few = config.batch_size if config.dry_run else 0
     run = None if config.dry_run else config.out
     if run:

@@ -47,7 +47,7 @@ def make_trainable(
         sampling_steps=phases[0] if phases and not METHODS[consistency].told_end else None,
         **(adapters if config.lora_rank else {}),  # type: ignore[arg-type]  # one of them is a whole number
     )  # fmt: skip
-    told_end = check_end(config, model)
+    told_end = METHODS[config.method].told_end
     frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model.device)
     kept: Any = {
         "ema": config.ema_decay > 0, "target_decay": config.second_decay,
@@ -59,7 +59,7 @@ def make_trainable(
     if begun is not None and begun.network is not None:
         network = begun.network.requires_grad_(True)
         model.network.backbone.to(frozen)
-    elif model.network.takes_omega:
+    elif model.is_student:
         network = model.network.requires_grad_(True)
     else:
         side = choose_resolution(config, model) // model.codec.multiple
@@ -68,17 +68,25 @@ def make_trainable(
     return WholeWeights(network, model, card, distribution=config.distribution, **kept)
 
 
-def check_end(config: ConsistencyConfig, model: LatentModel) -> bool:
-    """Returns whether the student is told the end. Raises UserError where it cannot be, or a few-step model is and is
-    to learn otherwise."""
-    told, was = METHODS[config.method].told_end, model.card.consistency or "lcm"
-    if model.network.takes_omega and was != config.method:
+def check_model(config: ConsistencyConfig, model: LatentModel) -> None:
+    """Raises UserError for settings that a model, or what can be made of it, has no place for."""
+    named, was, (low, high) = METHODS[config.method], model.card.consistency or "lcm", config.guidance_range
+    if model.is_student and was != config.method:
         raise UserError(f"{model.source} was made by {was} and cannot go on by {config.method}; give --method {was}")
     if config.method == "ect" and model.schedule.has_zero_terminal_snr:
         raise UserError(
             f"the last time of {model.source} is noise alone, which ect never reaches; give another --method"
         )
-    return told
+    if low != high and not model.family.embeds_guidance:
+        raise UserError(
+            f"a student of {model.family.title} has no input for guidance and guidance_range is {low:g} to {high:g}; "
+            f"give one value twice: --guidance-range {config.guidance_scale:g} {config.guidance_scale:g}"
+        )
+    if named.told_end and not (model.family.embeds_end or config.lora_rank):
+        raise UserError(
+            f"{config.method} tells its student where to land, for which a whole {model.family.title} has no place in "
+            "diffusers' files; give --lora-rank: a LoRA carries it along"
+        )
 
 
 def choose_phases(config: ConsistencyConfig, model: LatentModel, begun: Begun | None = None) -> tuple[int, ...]:

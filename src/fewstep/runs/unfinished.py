@@ -155,7 +155,7 @@ def _put_in(model: LatentModel, tensors: dict[str, Tensor], settings: _Settings,
     side = int(settings.number("resolution", 0)) or model.resolution
     side //= model.codec.multiple
     told_end = settings.method().told_end
-    network = model.network if model.network.takes_omega else model.network.to_student(side, told_end=told_end)
+    network = model.network if model.is_student else model.network.to_student(side, told_end=told_end)
     network.load_state_dict(tensors)
     network.backbone.to(storage.dtype)
     return network
@@ -240,9 +240,9 @@ def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCar
     """Makes what would be recorded beside the weights, as far as painting asks for it."""
     if "skip" not in settings.held:
         return StudentCard(name=name, method=STYLE_LORA, teacher=model.source)
-    makes_few_step = settings.number("lora_rank", 0) and not model.network.takes_omega
+    makes_few_step = settings.number("lora_rank", 0) and not model.is_student
     return StudentCard(
-        name=name, method=LCM_LORA if makes_few_step else None, teacher=model.source,
+        name=name, method=LCM_LORA if makes_few_step else LCD, teacher=model.source,
         data=settings.text("data") or None, guidance_scale=settings.number("guidance_scale", 0),
         guidance_range=settings.range("guidance_range"),
         grid_size=model.schedule.grid_size(int(settings.number("skip", 1))),

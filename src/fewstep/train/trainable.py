@@ -19,7 +19,7 @@ from fewstep.models.export import save_lora, save_student
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import AdaptedNetwork, AdapterWeights
-from fewstep.models.lora.file import LoraFile, read_lora
+from fewstep.models.lora.file import LoraFile, list_written, read_lora
 from fewstep.models.network import BackboneNetwork
 from fewstep.parallel.world import current_world
 from fewstep.train.learner import Distribution, Learner, learn_every_weight, replicate, shard
@@ -174,7 +174,7 @@ class LoraWeights:
         pairs, end = self._adapted.pairs(exported), self._adapted.end(exported)
         if current_world().main:
             difference = save_lora(folder, self._model, pairs, self.card, end)
-            spelt = "without kohya's spelling, whose readers have no place for the end," if end else "in two spellings"
+            spelt = "in two spellings" if len(list_written(self._model.family.lora, end)) > 1 else "for diffusers"
             print(f"LoRA written {spelt} and read back: largest difference {difference:g}", flush=True)
         current_world().wait()
 

@@ -16,6 +16,7 @@ from fewstep.models.lora.source import name_of
 
 DEFAULT_STEPS = 4
 _DEFAULT_GRID = 50
+_MOST_SHIFT = 1000
 _LCM = re.compile(r"(?<![a-z])lcm(?![a-z])", re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ def read_few_step(header: Mapping[str, str], source: str, family: Family) -> tup
     Raises UserError, which names `source`, where the header asks for what cannot be done.
     """
     consistency = header.get("fewstep.consistency")
-    wanted = read_method(StudentCard(consistency=consistency), source).scheduler
+    method = read_method(StudentCard(consistency=consistency), source)
+    wanted = method.flow_scheduler if family.is_flow else method.scheduler
     kind = header.get("fewstep.scheduler", wanted)
     if kind != wanted:
         raise UserError(f"{source} asks for the scheduler {kind}; only {wanted} is known for it")
@@ -106,9 +108,19 @@ def read_few_step(header: Mapping[str, str], source: str, family: Family) -> tup
         consistency=consistency,
         guidance_scale=family.guidance_of(_read_number(header, source, "fewstep.omega", 0.0)),
         phases=_read_phases(header, source),
+        shift=_read_shift(header, source) if family.is_flow else None,
         sampling_steps=_read_count(header, source, "fewstep.steps", DEFAULT_STEPS),
     )
     return card, _read_count(header, source, "fewstep.original_inference_steps", _DEFAULT_GRID)
+
+
+def _read_shift(header: Mapping[str, str], source: str) -> float | None:
+    if "fewstep.shift" not in header:
+        return None
+    shift = _read_number(header, source, "fewstep.shift", 1.0)
+    if not 0 < shift <= _MOST_SHIFT:
+        raise UserError(f"{source} has fewstep.shift {shift:g} in its header; above 0, up to {_MOST_SHIFT} is wanted")
+    return shift
 
 
 def _read_phases(header: Mapping[str, str], source: str) -> tuple[int, ...] | None:

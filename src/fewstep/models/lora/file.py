@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -171,11 +172,14 @@ def write_lora(
 ) -> float:  # fmt: skip
     """Writes both spellings, reads them back, and returns the largest difference of any weight (it should be 0).
 
+    Of a portable layout that is one file, with alpha folded into the weights, since tools read no other rightly. Else
     diffusers' file carries alpha in `lora_adapter_metadata`: without it, it would be loaded at the wrong scale
     wherever alpha ≠ rank. kohya's carries a tensor `.alpha` for every module; it is not written with an `end`, since
     no tool that reads it has a place for one.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if layout.portable:
+        pairs = {name: _fold(pair) for name, pair in pairs.items()}
     plain: dict[str, Tensor] = {}
     kohya: dict[str, Tensor] = {}
     for name, pair in pairs.items():
@@ -191,10 +195,20 @@ def write_lora(
     adapter = json.dumps(_adapter_metadata(pairs), sort_keys=True)
     plain |= {f"{KEYS}{name}": value.contiguous().cpu() for name, value in (end or {}).items()}
     safetensors.torch.save_file(plain, folder / DIFFUSERS_FILE, {**said, "lora_adapter_metadata": adapter})
-    if not end:
+    written = list_written(layout, end)
+    if KOHYA_FILE in written:
         safetensors.torch.save_file(kohya, folder / KOHYA_FILE, said)
-    written = (DIFFUSERS_FILE,) if end else (DIFFUSERS_FILE, KOHYA_FILE)
     return max(_difference(read_lora(folder / file, parts, layout), pairs, end or {}) for file in written)
+
+
+def list_written(layout: LoraLayout, end: End | None) -> tuple[str, ...]:
+    """Returns the files that `write_lora` writes."""
+    return (DIFFUSERS_FILE,) if end or layout.portable else (DIFFUSERS_FILE, KOHYA_FILE)
+
+
+def _fold(pair: Pair) -> Pair:
+    """Returns the same with its scale in the weights, and alpha its rank."""
+    return dataclasses.replace(pair, up=pair.up * (pair.alpha / pair.rank), alpha=float(pair.rank))
 
 
 def _difference(file: LoraFile, pairs: Lora, end: End) -> float:

@@ -1,0 +1,35 @@
+"""An embedding of time and pooled text that is told a second time: where the answer shall land."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.models.lora.end import EndEmbedding
+
+
+def tell_end(embedding: Any) -> EndEmbedding:
+    """Makes diffusers' embedding of time and text take times `[2, b]`, t and e; returns what embeds e."""
+    hung = EndEmbedding(embedding.timestep_embedder)
+    kind = type(embedding)
+    # A class of its own in the same place: names of weights stay, and copies of the module are told too.
+    embedding.__class__ = type(f"Told{kind.__name__}", (_Told, kind), {})
+    embedding.end = hung
+    return hung
+
+
+class _Told:
+    """Goes before diffusers' own class."""
+
+    time_proj: Any
+    end: EndEmbedding
+
+    def forward(self, times: Tensor, *rest: Any) -> Tensor:
+        """Takes t and e `[2, b]`, or t `[b]` alone where nobody is told."""
+        if times.ndim == 1:
+            plain: Tensor = super().forward(times, *rest)  # type: ignore[misc]  # as below
+            return plain
+        t, e = times
+        answer: Tensor = super().forward(t, *rest)  # type: ignore[misc]  # of the class that this one goes before
+        return answer + self.end(self.time_proj(e)).to(answer.dtype)

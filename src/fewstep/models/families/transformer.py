@@ -1,0 +1,127 @@
+"""Flow transformers of diffusers as networks: what all of them have alike."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.flow import Flow
+from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
+from fewstep.errors import UserError
+from fewstep.models.families.told_time import tell_end
+from fewstep.models.lora.end import EndEmbedding
+from fewstep.models.network import BackboneNetwork
+
+_TAPS = 4
+"""How many of a transformer's blocks are features that heads judge by."""
+
+
+class _DeepEnoughError(Exception):
+    """Says that a transformer need not compute any further."""
+
+
+class TransformerNetwork(BackboneNetwork):
+    """A transformer that predicts the velocity of a flow, ε − z_0."""
+
+    parameterisation: Parameterisation = "flow_prediction"
+    block_lists: ClassVar[tuple[str, ...]]
+    """The transformer's lists of blocks, in the order in which they compute."""
+
+    def __init__(self, transformer: Any, schedule: Flow) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.schedule = schedule
+
+    @property
+    def backbone(self) -> Any:
+        return self.transformer
+
+    @property
+    def takes_omega(self) -> bool:
+        return False
+
+    @property
+    def takes_end(self) -> bool:
+        return self._end is not None
+
+    @property
+    @abstractmethod
+    def time_embedding(self) -> Any:
+        """Returns diffusers' embedding of time and pooled text, called with the time first."""
+
+    @property
+    def _end(self) -> EndEmbedding | None:
+        return getattr(self.time_embedding, "end", None)
+
+    def hang_end(self) -> EndEmbedding:
+        return tell_end(self.time_embedding)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return [block for name in self.block_lists for block in getattr(self.transformer, name)]
+
+    @property
+    def _taps(self) -> list[nn.Module]:
+        blocks, count = self.blocks, len(self.blocks)
+        return [blocks[i] for i in sorted({max(0, count * tap // _TAPS - 1) for tap in range(1, _TAPS + 1)})]
+
+    @property
+    def feature_widths(self) -> Sequence[int]:
+        config = self.transformer.config
+        return [config.num_attention_heads * config.attention_head_dim] * len(self._taps)
+
+    @abstractmethod
+    def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
+        """Returns v `[b, c, h, w]` at the noise shares σ `[b]`, fp32; with an end, of both, `[2, b]`."""
+
+    @abstractmethod
+    def image_tokens(self, output: Any, height: int, width: int) -> Tensor:
+        """Returns `[b, c, h, w]` of what a block outputs for latents so high and wide."""
+
+    def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
+        first = next(self.transformer.parameters(), None)
+        dtype = torch.float32 if first is None else first.dtype
+        alpha, sigma = self.schedule.coefficients(t, z_t)
+        told = self.schedule.sigma(t).float()
+        if (end := self._end) is not None and end.scale:
+            told = torch.stack([told, self.schedule.sigma(cond["end"]).float()])
+        v = self.velocity(z_t.to(dtype), told, cond, omega)
+        return to_prediction(self.parameterisation, v, z_t, alpha, sigma)
+
+    def features(self, z_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+        taps, found = self._taps, []
+
+        def keep(block: nn.Module, _given: Any, output: Any) -> None:
+            found.append(self.image_tokens(output, *z_t.shape[-2:]))
+            if block is taps[-1]:
+                raise _DeepEnoughError
+
+        hooks = [block.register_forward_hook(keep) for block in taps]
+        try:
+            self(z_t, t, cond, None)
+        except _DeepEnoughError:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    @torch.no_grad()
+    def to_student(self, latent_side: int, *, told_end: bool = False) -> Self:
+        assert not told_end, "a whole transformer has no place for it"
+        student = copy.deepcopy(self.transformer).requires_grad_(True)
+        student.register_to_config(sample_size=latent_side)
+        return self.with_backbone(student)
+
+    def with_backbone(self, backbone: Any) -> Self:
+        return type(self)(backbone, self.schedule)
+
+    def compiled_by(self, compile_module: Callable[[nn.Module, nn.Module], Callable[..., Tensor]]) -> Self:
+        raise UserError(
+            f"--engine torch alone computes a {type(self.transformer).__name__}; leave --engine out"
+        )

@@ -1,0 +1,58 @@
+"""The scheduler of diffusers that asks and lands where a method's own sampler does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
+
+from fewstep.diffusion.flow import Flow
+from fewstep.method.named import NamedMethod
+from fewstep.models.card import SHOWN_STEPS, StudentCard, read_method
+from fewstep.models.family import LatentModel
+from fewstep.models.scheduler import resolve_schedule
+
+
+def make_scheduler(model: LatentModel, method: NamedMethod, grid_size: int) -> Any:
+    """Makes it for a model that `method` has made few-step, with a grid of so many times."""
+    if isinstance(model.schedule, Flow):
+        return _make_flow(model.schedule, method)
+    # What a file leaves out has one default in its own class and another in LCMScheduler.
+    schedule = resolve_schedule(model.scheduler_config, model.source)
+    if method.gamma == 1:
+        # What sampling starts from; our own sampler follows the same rule.
+        return LCMScheduler(**schedule, original_inference_steps=grid_size, clip_sample=False, set_alpha_to_one=False)
+    if method.gamma:
+        # It chooses n times of so many: of all, they are those of equal strides.
+        every = {"original_inference_steps": model.schedule.num_steps}
+        return TCDScheduler(**schedule, **every, clip_sample=False, set_alpha_to_one=False)
+    # An offset of 1 changes no trailing time; without it the pipeline of diffusers warns.
+    settings = {"timestep_spacing": "trailing", "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
+    return DDIMScheduler(**schedule, **settings)
+
+
+def _make_flow(schedule: Flow, method: NamedMethod) -> Any:
+    # All by keywords: what is left out diffusers takes for unsaid, and lets a base's own settings decide.
+    kind = FlowMatchLCMScheduler if method.gamma == 1 else FlowMatchEulerDiscreteScheduler
+    return kind(
+        num_train_timesteps=schedule.num_steps, shift=schedule.shift, use_dynamic_shifting=False, shift_terminal=None,
+        invert_sigmas=False, use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False,
+    )  # fmt: skip
+
+
+def describe_sampling(model: LatentModel, card: StudentCard) -> dict[str, Any]:
+    """Returns what a card says of a flow's sampling: its shift, and the `sigmas` to give a stock pipeline for each
+    number of steps; nothing for other models."""
+    if not isinstance(model.schedule, Flow) or card.grid_size is None:
+        return {}
+    method = read_method(card, model.source)
+    counts = (card.sampling_steps,) if card.sampling_steps else SHOWN_STEPS
+    times = {n: method.sampling(model.schedule, card.grid_size, n)[0] for n in counts if n <= card.grid_size}
+    sigmas = {str(n): [round(t / model.schedule.num_steps, 6) for t in each] for n, each in times.items()}
+    return {"shift": model.schedule.shift, "sigmas": sigmas}
