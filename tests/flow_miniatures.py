@@ -43,14 +43,13 @@ def make_autoencoder(channels: int, scale: float, shift: float) -> AutoencoderKL
 
 
 def _clip(tokenizer: CLIPTokenizer, width: int, activation: str) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3,
-            num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length, projection_dim=width,
-            hidden_act=activation, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-    )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3,
+        num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length, projection_dim=width,
+        hidden_act=activation, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return CLIPTextModelWithProjection(config)
 
 
 def _t5(tokenizer: Any, width: int) -> T5EncoderModel:
@@ -89,3 +88,7 @@ def _settle(parts: dict[str, Any]) -> None:
                 for value in part.parameters():
                     if not value.any():
                         value.normal_(std=0.05)
+
+
+FLOWS = {"sd3": save_sd3}
+"""What writes a miniature of each family."""

@@ -137,7 +137,7 @@ def test_finetuning_a_student_whose_grid_is_none_is_refused(random_student, fews
 
 
 UNKNOWN = {
-    "another pipeline": ({"_class_name": "StableDiffusion3Pipeline"}, {}, "holds a StableDiffusion3Pipeline; known"),
+    "another pipeline": ({"_class_name": "HunyuanDiTPipeline"}, {}, "holds a HunyuanDiTPipeline; known"),
     "another network": ({}, {"_class_name": "SD3Transformer2DModel"}, "around a SD3Transformer2DModel with switches"),
     "other conditions": ({}, {"addition_embed_type": "image"}, "no family known here has"),
     "XL's network": ({}, {"addition_embed_type": "text_time"}, "known are Stable Diffusion 1.x, Stable Diffusion 2.x"),
@@ -156,7 +156,8 @@ def test_an_unknown_model_is_named_and_taken_for_no_other(case, teacher_copy, ed
 def test_every_family_recognises_its_own_network_alone():
     for family in list_families():
         assert find_family(family.name) is family
-        own = {"_class_name": "UNet2DConditionModel", **family.unet}
+        network = family.shaped_network().backbone
+        own = {"_class_name": type(network).__name__, **network.config}
         assert [each.name for each in list_families() if each.recognises(own)] == [family.name]
 
 
@@ -175,5 +176,5 @@ def test_a_folder_without_its_network_says_so(teacher_copy):
 
 def test_a_flow_scheduler_is_not_read_as_linear_betas(teacher_copy, edit_json):
     edit_json(teacher_copy / "scheduler" / "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler")
-    with pytest.raises(UserError, match="has a FlowMatchEulerDiscreteScheduler; flow models are not read"):
+    with pytest.raises(UserError, match="has a FlowMatchEulerDiscreteScheduler, which is a flow's and not of"):
         load_latent_model(teacher_copy, CPU)

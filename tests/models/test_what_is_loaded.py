@@ -289,7 +289,7 @@ def test_what_a_person_says_decides(miniatures, copy, caplog):
 SCHEDULERS = {
     "EDM": ({"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}, "which has no betas"),
     "EDM Euler": ({"_class_name": "EDMEulerScheduler"}, "which has no betas"),
-    "flow": ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "flow models are not read"),
+    "flow": ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, "which is a flow's and not of this network"),
     "flow among betas": (
         {"_class_name": "DPMSolverMultistepScheduler", "beta_start": 0.1, "use_flow_sigmas": True}, "flow matching",
     ),

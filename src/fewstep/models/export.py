@@ -34,8 +34,8 @@ def save_student(folder: Path, teacher: LatentModel, network: BackboneNetwork, c
     `card` must hold `grid_size`, and `guidance_scale` and `guidance_range` in diffusers' convention.
     """
     assert card.grid_size is not None
-    card = dataclasses.replace(card, **describe_sampling(teacher, card))
     scheduler = make_scheduler(teacher, read_method(card, teacher.source), card.grid_size)
+    card = dataclasses.replace(card, **describe_sampling(teacher, card))
     with replace_folder(folder) as draft:
         _save_pipeline(draft, teacher, network, scheduler)
         _write_any_step_pipeline(draft, teacher, network)
@@ -110,9 +110,7 @@ def _hint(card: StudentCard, family: Family, source: str) -> str:
     steps = card.sampling_steps or DEFAULT_STEPS
     if card.shift is not None:
         return f"Euler with the schedule Simple and shift {card.shift:g}, {steps} steps, guidance scale {off}"
-    return (
-        f"Euler with the schedule Simple, or DDIM with trailing spacing, {steps} steps, guidance scale {off}"
-    )
+    return f"Euler with the schedule Simple, or DDIM with trailing spacing, {steps} steps, guidance scale {off}"
 
 
 def _name_scheduler(card: StudentCard, model: LatentModel) -> str:

@@ -154,7 +154,9 @@ class LoraLayout:
 
     def in_files(self, part: str, module: str) -> str:
         """Returns a module's name as files have it: transformers' own prefix comes and goes with its version."""
-        if part in (self.part, *self.bare_parts) or module == "text_projection":  # which has never been within the prefix
+        if (
+            part in (self.part, *self.bare_parts) or module == "text_projection"
+        ):  # which has never been within the prefix
             return module
         return f"text_model.{module.removeprefix('text_model.')}"
 

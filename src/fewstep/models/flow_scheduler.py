@@ -18,9 +18,11 @@ logger = logging.getLogger(__name__)
 CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler")
 """Schedulers of diffusers that state a flow."""
 _OTHER_TIMES = {
-    "use_karras_sigmas": "Karras' times", "use_exponential_sigmas": "exponential times", "use_beta_sigmas": "beta times",
+    "use_karras_sigmas": "Karras' times",
+    "use_exponential_sigmas": "exponential times",
+    "use_beta_sigmas": "beta times",
     "invert_sigmas": "times from data to noise",
-}  # fmt: skip
+}
 _TIMES = 1000
 
 

@@ -198,7 +198,11 @@ def _full_name(name: str) -> str:
 def write_vocabulary(folder: Path) -> None:
     """Writes vocab.json and merges.txt, where transformers 4 looks, from tokenizer.json, if that is all there is."""
     whole = folder / "tokenizer.json"
-    if not whole.is_file() or load_json(whole)["model"]["type"] != "BPE" or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+    if (
+        not whole.is_file()
+        or load_json(whole)["model"]["type"] != "BPE"
+        or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file())
+    ):
         return
     model = load_json(whole)["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))

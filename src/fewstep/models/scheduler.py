@@ -63,10 +63,9 @@ class Overrides:
 
 def read_overrides(record: Mapping[str, Any]) -> Overrides:
     """Reads what `Overrides.stated` gave back from a record whose values may be text."""
-    kind = record.get("prediction_type")
-    known: dict[Any, Parameterisation] = {each: each for each in get_args(Parameterisation)}
+    kind: Any = record.get("prediction_type")
     return Overrides(
-        prediction_type=known.get(str(kind), "auto"), zero_snr=str(record.get("zero_snr", False)) == "True",
+        prediction_type=kind if kind in _OF_BETAS else "auto", zero_snr=str(record.get("zero_snr", False)) == "True",
         unet=str(record.get("unet") or ""),
     )  # fmt: skip
 
@@ -105,7 +104,10 @@ def resolve_schedule(config: Mapping[str, Any], source: str | Path) -> dict[str,
     """
     kind = str(config.get("_class_name") or "")
     if kind.startswith("FlowMatch"):
-        raise UserError(f"{source} has a {kind}; which is a flow's, and not of this network; give the scheduler that it was trained with")
+        raise UserError(
+            f"{source} has a {kind}, which is a flow's and not of this network; give the scheduler that it was "
+            "trained with"
+        )
     for name, what in _NOT_READ.items():
         if config.get(name):
             raise UserError(f"{source} has a {kind} with {name}, which is {what}; give a model with plain betas")

@@ -16,7 +16,7 @@ from fewstep.errors import UserError
 from fewstep.files import explain_damage, open_safetensors
 from fewstep.method.ends import PHASE
 from fewstep.method.named import NamedMethod
-from fewstep.models.card import LCM_LORA, MAX_STEPS, STYLE_LORA, StudentCard, is_number, read_method
+from fewstep.models.card import LCD, LCM_LORA, MAX_STEPS, STYLE_LORA, StudentCard, is_number, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.hub import check_asked

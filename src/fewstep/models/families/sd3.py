@@ -41,14 +41,14 @@ CLIP_TOKENS = 77
 _PIXELS = 8
 """Pixels a latent, of the released autoencoder."""
 _SHIFT = 3.0
-_MEDIUM = {
+_MEDIUM: dict[str, Any] = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "num_layers": 24, "attention_head_dim": 64,
     "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
     "pooled_projection_dim": 2048, "out_channels": 16, "pos_embed_max_size": 384, "qk_norm": "rms_norm",
     "dual_attention_layers": tuple(range(13)),
 }  # fmt: skip
 """Stable Diffusion 3.5 medium, 2.24 billion weights."""
-_ENCODERS = (
+_ENCODERS: tuple[dict[str, Any], ...] = (
     {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
      "projection_dim": 768},
     {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
@@ -70,8 +70,9 @@ class SD3Network(TransformerNetwork):
 
     def image_tokens(self, output: Any, height: int, width: int) -> Tensor:
         patch = self.transformer.config.patch_size
-        tokens: Tensor = output[1]  # beside those of the text
-        return tokens.transpose(1, 2).unflatten(2, (height // patch, width // patch))
+        _text, tokens = output
+        picture: Tensor = tokens.transpose(1, 2).unflatten(2, (height // patch, width // patch))
+        return picture
 
     @property
     def time_embedding(self) -> Any:
@@ -133,7 +134,8 @@ class StableDiffusion3(Family):
         return side << max(0, len(blocks) - 1)
 
     def recognises(self, network_config: Mapping[str, Any]) -> bool:
-        return network_config.get("_class_name") == SD3Transformer2DModel.__name__
+        known: str = SD3Transformer2DModel.__name__
+        return bool(network_config.get("_class_name") == known)
 
     def recognises_keys(self, keys: Sequence[str], path: Path) -> bool:
         begins = ("model.diffusion_model.joint_blocks.", "joint_blocks.")
@@ -240,7 +242,7 @@ class StableDiffusion3(Family):
     def shaped_condition(self, batch: int) -> Cond:
         return {
             "text": torch.randn(batch, CLIP_TOKENS + T5_TOKENS, 4096),
-            "pooled": torch.randn(batch, sum(int(size["projection_dim"]) for size in _ENCODERS)),
+            "pooled": torch.randn(batch, sum(size["projection_dim"] for size in _ENCODERS)),
         }
 
 
@@ -296,7 +298,9 @@ def _check_parts(source: str, parts: Mapping[str, Any]) -> None:
             f"{pooled}; they are of different models"
         )
     if sum(each.hidden_size for each in clips) > config.joint_attention_dim:
-        raise UserError(f"{source} has a transformer for text {config.joint_attention_dim} wide and wider text encoders")
+        raise UserError(
+            f"{source} has a transformer for text {config.joint_attention_dim} wide and wider text encoders"
+        )
     if _T5 in parts and parts[_T5].config.d_model != config.joint_attention_dim:
         raise UserError(
             f"{source} has a transformer for text {config.joint_attention_dim} wide and a T5 of "

@@ -32,4 +32,5 @@ class _Told:
             return plain
         t, e = times
         answer: Tensor = super().forward(t, *rest)  # type: ignore[misc]  # of the class that this one goes before
-        return answer + self.end(self.time_proj(e)).to(answer.dtype)
+        told: Tensor = self.end(self.time_proj(e))
+        return answer + told.to(answer.dtype)

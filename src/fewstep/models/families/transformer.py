@@ -29,6 +29,7 @@ class TransformerNetwork(BackboneNetwork):
     """A transformer that predicts the velocity of a flow, ε − z_0."""
 
     parameterisation: Parameterisation = "flow_prediction"
+    schedule: Flow
     block_lists: ClassVar[tuple[str, ...]]
     """The transformer's lists of blocks, in the order in which they compute."""
 
@@ -121,7 +122,5 @@ class TransformerNetwork(BackboneNetwork):
     def with_backbone(self, backbone: Any) -> Self:
         return type(self)(backbone, self.schedule)
 
-    def compiled_by(self, compile_module: Callable[[nn.Module, nn.Module], Callable[..., Tensor]]) -> Self:
-        raise UserError(
-            f"--engine torch alone computes a {type(self.transformer).__name__}; leave --engine out"
-        )
+    def compiled_by(self, _compile: Callable[[nn.Module, nn.Module], Callable[..., Tensor]]) -> Self:
+        raise UserError(f"--engine torch alone computes a {type(self.transformer).__name__}; leave --engine out")

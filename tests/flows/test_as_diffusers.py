@@ -1,0 +1,138 @@
+"""A flow transformer and what is made of it are painted by stock pipelines as by us, from the same noise."""
+
+import importlib
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from fewstep.commands.distill import distill
+from fewstep.data.pictures import to_pixels
+from fewstep.diffusion.flow import Flow
+from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.file import DIFFUSERS_FILE
+from fewstep.models.pipeline import load_pipeline, seeded_noise
+from fewstep.recipes.distill import Distill
+
+CPU, PROMPT, SEED = torch.device("cpu"), "a red star", 5
+
+
+def settings(flow, pictures, out, **changes):
+    return Distill(**{
+        "teacher": str(flow), "data": str(pictures), "out": out, "steps": 2, "batch_size": 2, "lr": 3e-3,
+        "ema_decay": 0.5, "sample_every": 0, "device": "cpu", "guidance_range": (4.0, 4.0), "guidance_scale": 4.0,
+        **changes,
+    })  # fmt: skip
+
+
+def paint_by_stock(pipe, sigmas, scale):
+    """Paints latents with a stock pipeline, whose noise between steps is torch's own: it is made to be ours."""
+    pipe.set_progress_bar_config(disable=True)
+    shape = (1, 16, 8, 8)
+    generator = torch.Generator().manual_seed(SEED)
+    latents = torch.randn(shape, generator=generator)
+    torch.set_rng_state(generator.get_state())
+    return pipe(
+        PROMPT, sigmas=sigmas, guidance_scale=scale, height=64, width=64, latents=latents, output_type="latent"
+    ).images  # fmt: skip
+
+
+def paint_by_us(pipe, steps):
+    return pipe.latents(pipe.model.conditioner.encode([PROMPT]), [SEED], steps, 0.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_one_step_from_noise_is_the_stock_pipelines(flow, scale):
+    """Sign, time and guidance of the field."""
+    model = load_latent_model(flow, CPU)
+    z = seeded_noise([SEED], (16, 8, 8), CPU)()
+    t = torch.tensor([model.schedule.last])
+    with torch.no_grad():
+        cond, null = model.conditioner.encode([PROMPT]), model.conditioner.null()
+        answer = model.network(z, t, cond, None).z_0
+        if scale != 1:
+            omega = model.family.omega_of(scale)
+            answer = (1 + omega) * answer - omega * model.network(z, t, null, None).z_0
+    theirs = paint_by_stock(DiffusionPipeline.from_pretrained(flow), [1.0], scale)
+    assert (answer - theirs).abs().max() < 1e-4
+    assert (answer - z).abs().max() > 0.1
+
+
+def test_many_steps_of_the_teacher_are_the_stock_pipelines(flow):
+    """Euler is DDIM on a flow; its default shift and times, given rightly."""
+    model = load_latent_model(flow, CPU)
+    solvers = importlib.import_module("fewstep.diffusion.sampling")
+    z, count = seeded_noise([SEED], (16, 8, 8), CPU)(), 5  # whose times are whole
+    cond = model.conditioner.encode([PROMPT])
+    times = solvers.sampling_times(model.schedule, count, "trailing")
+    with torch.no_grad():
+        mine = solvers.sample_ode(model.schedule, lambda z, t: model.network(z, t, cond, None), z, times)
+    theirs = paint_by_stock(DiffusionPipeline.from_pretrained(flow), [1 - i / count for i in range(count)], 1.0)
+    assert (mine - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("method", ["lcm", "pcm"])
+@pytest.mark.parametrize("kind", ["whole", "lora"])
+def test_a_student_is_painted_alike_by_the_stock_pipeline(flow, kind, method, flow_pictures, tmp_path):
+    lora = {"lora_rank": 3, "lora_alpha": 6.0} if kind == "lora" else {}
+    distill(settings(flow, flow_pictures, tmp_path / "run", method=method, **lora))
+    exported = tmp_path / "run" / "model"
+    card = json.loads((exported / "fewstep.json").read_text())
+    mine = load_pipeline(exported, "cpu")
+    assert isinstance(mine.model.schedule, Flow)
+    assert card["shift"] == mine.model.schedule.shift
+    if kind == "whole":
+        theirs = DiffusionPipeline.from_pretrained(exported)
+    else:
+        theirs = DiffusionPipeline.from_pretrained(flow)
+        scheduler = getattr(importlib.import_module("diffusers"), mine.method.flow_scheduler)
+        theirs.scheduler = scheduler(shift=card["shift"])
+        plain = paint_by_stock(theirs, card["sigmas"]["4"], 1.0)
+        theirs.load_lora_weights(exported, weight_name=DIFFUSERS_FILE)
+    for steps in (4,) if method == "pcm" else (1, 2, 4, 8):
+        painted = paint_by_stock(theirs, card["sigmas"][str(steps)], 1.0)
+        assert (paint_by_us(mine, steps) - painted).abs().max() < 1e-4
+        assert len(card["sigmas"][str(steps)]) == steps
+    if kind == "lora":
+        assert (paint_by_us(mine, 4) - plain).abs().max() > 1e-3
+
+
+def test_the_exported_scheduler_says_every_setting(flow, flow_pictures, tmp_path):
+    """What a file leaves out, `from_config` would take from elsewhere."""
+    distill(settings(flow, flow_pictures, tmp_path / "run"))
+    said = json.loads((tmp_path / "run" / "model" / "scheduler" / "scheduler_config.json").read_text())
+    assert said["_class_name"] == "FlowMatchLCMScheduler"
+    assert (said["use_dynamic_shifting"], said["shift_terminal"]) == (False, None)
+    assert said["shift"] == load_latent_model(flow, CPU).schedule.shift
+    assert "_use_default_values" not in said
+
+
+def test_conditions_are_those_of_the_stock_pipeline(flow):
+    """A teacher's prediction is; with several prompts at once too."""
+    model, pipe = load_latent_model(flow, CPU), DiffusionPipeline.from_pretrained(flow)
+    prompts = [PROMPT, "", "a very long prompt " * 40]
+    together = model.conditioner.encode(prompts)
+    for i, prompt in enumerate(prompts):
+        alone = model.conditioner.encode([prompt])
+        for name, value in together.items():
+            assert (value[i] - alone[name][0]).abs().max() < 1e-4
+    given = pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+    text = next(each for each in given if each is not None)
+    assert (text - together["text"]).abs().max() < 1e-4
+
+
+def test_pictures_go_through_the_autoencoder_as_they_would_alone(flow, flow_pictures):
+    """Scale and shift are undone: forgetting the shift is a constant in every latent."""
+    from PIL import Image
+
+    model = load_latent_model(flow, CPU)
+    pixels = to_pixels([Image.open(flow_pictures / "0.png").resize((64, 64))])
+    mean, _ = model.codec.encode(pixels)
+    with torch.no_grad():
+        own = model.codec.autoencoder.encode(pixels).latent_dist.mean
+        alone = model.codec.autoencoder.decode(own).sample
+    config = model.codec.autoencoder.config
+    assert torch.allclose(mean, (own - config.shift_factor) * config.scaling_factor, atol=1e-5)
+    assert config.shift_factor
+    assert torch.allclose(model.codec.decode(mean), alone, atol=1e-4)
