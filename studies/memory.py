@@ -20,12 +20,15 @@ import tyro
 
 from fewstep.measure.memory import GIB, activations, need
 from fewstep.measure.shapes import count_autoencoder
+from fewstep.models.families import find_family
 from fewstep.models.families.stable_diffusion import SD1, SD2, SDXL
 from fewstep.models.family import Family
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 
-SHAPES = {"sd15": (SD1, 64), "sd21-base": (SD2, 64), "sd21": (SD2, 96), "sdxl": (SDXL, 128)}
+SHAPES = {"sd15": (SD1, 64), "sd21-base": (SD2, 64), "sd21": (SD2, 96), "sdxl": (SDXL, 128),
+    "sd35": (find_family("sd3"), 128),
+}
 """Family and side of the latents."""
 
 

@@ -107,7 +107,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     card = read_card(folder)
     yield from _list_entries([*card.to_json().items()])
     here = shlex.quote(assets.find_name(folder))
-    is_few_step = family.is_few_step(network) or card.method == LCM_LORA
+    is_few_step = family.is_few_step(network) or family.records_student(card) or card.method == LCM_LORA
     if is_few_step or scheduler.get("_class_name") == "LCMScheduler":
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
     else:

@@ -16,7 +16,7 @@ from fewstep.models.family import Family
 
 
 def make_fake(modules: list[nn.Module]) -> None:
-    """Puts fake weights in the place of meta ones, shared where those are."""
+    """Puts fake weights and buffers in the place of meta ones, weights shared where those are."""
     made: dict[int, nn.Parameter] = {}
     kept = []  # so that no two have one id
     for module in (inner for outer in modules for inner in outer.modules()):
@@ -26,6 +26,9 @@ def make_fake(modules: list[nn.Module]) -> None:
                 fake = torch.empty(old.shape, dtype=old.dtype, device="cpu")
                 new = made.setdefault(id(old), nn.Parameter(fake, requires_grad=old.requires_grad))
                 module._parameters[name] = new
+        for name, held in module._buffers.items():
+            if held is not None and held.is_meta:
+                module._buffers[name] = torch.empty(held.shape, dtype=held.dtype, device="cpu")
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class LatentModel:
     @property
     def is_student(self) -> bool:
         """Tells whether it is a few-step model whose weights can go on learning as such."""
-        return self.network.takes_omega or (not self.family.embeds_guidance and self.card.method in (LCD, LCF))
+        return self.network.takes_omega or self.family.records_student(self.card)
 
     home: torch.device | None = None
     """Where its parts compute, if they rest elsewhere."""
@@ -193,6 +193,10 @@ class Family(ABC):
     @abstractmethod
     def is_few_step(self, network_config: Mapping[str, Any]) -> bool:
         """Says whether a network with these settings has an input for guidance."""
+
+    def records_student(self, card: StudentCard) -> bool:
+        """Says whether a card is that of a whole few-step model whose network does not tell it from a teacher."""
+        return not self.embeds_guidance and card.method in (LCD, LCF)
 
     def predicts(self, scheduler_config: Mapping[str, Any]) -> str:
         """Returns what a network beside such a scheduler predicts, in diffusers' words."""

@@ -22,7 +22,7 @@ class Recognised:
     side: int
     """Side in pixels of its pictures; where a single file does not say, that of the family's released models."""
     few_step: bool
-    """Whether it has an input for guidance."""
+    """Whether it is a few-step model whose weights can go on learning as such."""
     parameterisation: str
     """What the network predicts, in diffusers' words; empty where a single file does not say."""
     card: StudentCard
@@ -46,6 +46,6 @@ def recognise(source: str | Path, base_config: str = "") -> Recognised:
     codec = read_json(assets.find_part(folder, "vae") / "config.json", f"{source} is not a whole pipeline")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
     return Recognised(
-        family, family.read_side(network, codec), family.is_few_step(network),
+        family, family.read_side(network, codec), family.is_few_step(network) or family.records_student(card),
         family.predicts(scheduler), card,
     )  # fmt: skip
