@@ -1,0 +1,143 @@
+"""What a distillation of a flow transformer computes, and which weights it moves."""
+
+import pytest
+import torch
+
+from fewstep.commands import distill as command
+from fewstep.diffusion.solvers import SOLVERS
+from fewstep.method.landing import BY_DDIM, ConsistencyFunction
+from fewstep.models.family import LatentModel
+from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.adapters import AdaptedNetwork
+from fewstep.recipes.distill import Distill
+from fewstep.runs.consistency import make_task
+from fewstep.runs.material import open_material
+
+CPU = torch.device("cpu")
+LORA = {"lora_rank": 3, "lora_alpha": 6.0}
+
+
+def settings(flow, pictures, out, **changes):
+    return Distill(**{
+        "teacher": str(flow), "data": str(pictures), "out": out, "steps": 2, "batch_size": 2, "lr": 1e-2,
+        "ema_decay": 0.5, "sample_every": 0, "device": "cpu", "guidance_range": (4.0, 4.0), "guidance_scale": 4.0,
+        **changes,
+    })  # fmt: skip
+
+
+def first_loss(config):
+    """Of the first batch, with its gradient."""
+    teacher = command.load_teacher(config)
+    student = command.make_student(config, teacher)
+    path = command.make_path(config, student, teacher)
+    task = make_task(config, student, path, teacher, open_material(config, teacher).latents())
+    loss = task.loss(range(2)).total
+    loss.backward()
+    return loss.detach(), task, teacher
+
+
+def moved(network):
+    return {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("kind", ["whole", "lora"])
+def test_a_step_is_the_same_twice_and_moves_the_right_weights(kind, solver, flow, flow_pictures, tmp_path):
+    config = settings(flow, flow_pictures, tmp_path, solver=solver, **(LORA if kind == "lora" else {}))
+    (loss, task, teacher), (again, _, _) = first_loss(config), first_loss(config)
+    assert torch.isfinite(loss)
+    assert torch.equal(loss, again)
+    names = moved(task.student)
+    assert names
+    if kind == "lora":
+        assert all("lora_" in name for name in names)
+        learning = {name.split(".lora_")[0] for name, p in teacher.network.named_parameters() if p.requires_grad}
+        ends = tuple(f".{target}" for target in teacher.family.lora.targets)
+        modules = {name for name, module in teacher.network.named_modules() if name.endswith(ends)}
+        assert learning == {name for name in modules if ".lora_" not in name}
+    frozen = [teacher.codec.autoencoder, *teacher.conditioner.encoders.values()]
+    assert not any(p.requires_grad for module in frozen for p in module.parameters())
+
+
+@pytest.mark.parametrize("method", ["pcm", "tcd", "guided-distill"])
+@pytest.mark.parametrize("kind", ["whole", "lora"])
+def test_every_method_takes_a_step(kind, method, flow, flow_pictures, tmp_path):
+    config = settings(flow, flow_pictures, tmp_path, method=method, **(LORA if kind == "lora" else {}))
+    loss, task, _ = first_loss(config)
+    assert torch.isfinite(loss)
+    assert moved(task.student)
+
+
+def told(flow) -> tuple[LatentModel, AdaptedNetwork]:
+    model = load_latent_model(flow, CPU)
+    model.network.hang_end()
+    return model, AdaptedNetwork(model.network, 2, 2.0, model.family.lora.targets, seed=0)
+
+
+def test_the_teacher_is_not_told_the_end_and_stays_bit_for_bit(flow):
+    plain, (model, adapted) = load_latent_model(flow, CPU), told(flow)
+    z, t = torch.randn(2, 16, 8, 8), torch.tensor([700, 300])
+    cond = plain.conditioner.encode(["a red star", ""])
+    with torch.no_grad():
+        before = plain.network(z, t, cond, None)
+        assert torch.equal(adapted.teacher(z, t, cond, None).z_0, before.z_0)
+        student = adapted.student(z, t, cond | {"end": torch.tensor([200, 0])}, None)
+        assert torch.allclose(student.z_0, before.z_0, atol=1e-6)  # which begins as its teacher
+        for name, value in model.network.named_parameters():
+            if ".end." in name and "linear_2" in name:
+                value.normal_()
+        one, other = (adapted.student(z, t, cond | {"end": torch.tensor([e, e])}, None).z_0 for e in (100, 250))
+        assert (one - other).abs().max() > 1e-3  # and is told
+        assert torch.equal(adapted.teacher(z, t, cond, None).z_0, before.z_0)
+
+
+def test_the_end_learns_with_the_adapters(flow, flow_pictures, tmp_path):
+    config = settings(flow, flow_pictures, tmp_path, method="any-step", skip=125, **LORA)
+    _, task, _ = first_loss(config)
+    names = moved(task.student)
+    assert any(".lora_B." in name or "lora_B" in name for name in names)
+    assert any("end" in name and "linear_2" in name for name in names)
+
+
+@pytest.mark.parametrize("t", [1, 400, 1000])
+def test_a_jump_to_where_one_stands_leads_nowhere(t, flow):
+    model = load_latent_model(flow, CPU)
+    z, times = torch.randn(2, 16, 8, 8), torch.full((2,), t)
+    f = ConsistencyFunction(model.network, model.conditioner.encode(["a", "b"]), None, model.schedule, BY_DDIM)
+    with torch.no_grad():
+        assert torch.allclose(f(z, times, times), z, atol=1e-5)
+
+
+def test_features_are_pictures_and_have_gradients(flow):
+    model = load_latent_model(flow, CPU)
+    z, t = torch.randn(2, 16, 8, 8, requires_grad=True), torch.tensor([700, 300])
+    found = model.network.features(z, t, model.conditioner.encode(["a", "b"]))
+    assert [each.shape[1] for each in found] == list(model.network.feature_widths)
+    assert all(each.ndim == 4 and each.shape[2] == each.shape[3] for each in found)
+    sum(each.square().mean() for each in found).backward()
+    assert z.grad.abs().sum() > 0
+
+
+def test_features_stand_where_their_pictures_do(flow):
+    """A change of a corner of the latents is felt most in that corner of the first feature."""
+    model = load_latent_model(flow, CPU)
+    z = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    changed = z.clone()
+    changed[..., :2, 6:] += 3
+    cond, t = model.conditioner.encode(["a"]), torch.tensor([500])
+    with torch.no_grad():
+        one, other = (model.network.features(each, t, cond)[0] for each in (z, changed))
+    felt = (one - other).abs().sum(1)[0]
+    assert felt[0, -1] == felt.max()
+
+
+def test_checkpointing_changes_nothing(flow, flow_pictures, tmp_path):
+    plain = settings(flow, flow_pictures, tmp_path, **LORA)
+    spared = settings(flow, flow_pictures, tmp_path, gradient_checkpointing=True, **LORA)
+    (loss, one, _), (again, other, _) = first_loss(plain), first_loss(spared)
+    assert torch.allclose(loss, again, rtol=1e-5)
+    gradients = [
+        {name: p.grad for name, p in task.student.named_parameters() if p.grad is not None} for task in (one, other)
+    ]
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.allclose(value, gradients[1][name], atol=1e-6) for name, value in gradients[0].items())
