@@ -9,11 +9,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
@@ -79,6 +82,27 @@ def save_sd3(tokenizer: CLIPTokenizer, folder: Path, *, t5: bool = True, large: 
     return folder
 
 
+def save_flux(tokenizer: CLIPTokenizer, folder: Path) -> Path:
+    """Writes FLUX.1 dev's layout, whose times are shifted by the size of its pictures."""
+    torch.manual_seed(0)
+    second = make_t5_tokenizer()
+    clip = _clip(tokenizer, 16, "quick_gelu").config
+    parts = {
+        "transformer": FluxTransformer2DModel(
+            patch_size=1, in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=64, pooled_projection_dim=16, guidance_embeds=True,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        "vae": make_autoencoder(16, 0.3611, 0.1159),
+        "text_encoder": CLIPTextModel(clip), "tokenizer": tokenizer,
+        "text_encoder_2": _t5(second, 64), "tokenizer_2": second,
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    }  # fmt: skip
+    _settle(parts)
+    FluxPipeline(**parts).save_pretrained(folder)
+    return folder
+
+
 def _settle(parts: dict[str, Any]) -> None:
     """Ends dropout, and gives the last layers, which begin at zero, something to say."""
     for name, part in parts.items():
@@ -90,5 +114,5 @@ def _settle(parts: dict[str, Any]) -> None:
                         value.normal_(std=0.05)
 
 
-FLOWS = {"sd3": save_sd3}
+FLOWS = {"sd3": save_sd3, "flux": save_flux}
 """What writes a miniature of each family."""

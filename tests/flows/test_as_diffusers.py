@@ -1,7 +1,10 @@
 """A flow transformer and what is made of it are painted by stock pipelines as by us, from the same noise."""
 
+import functools
 import importlib
+import inspect
 import json
+import unittest.mock
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from diffusers import DiffusionPipeline
 from fewstep.commands.distill import distill
 from fewstep.data.pictures import to_pixels
 from fewstep.diffusion.flow import Flow
+from fewstep.method.paths import TeacherPath
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.pipeline import load_pipeline, seeded_noise
@@ -33,9 +37,16 @@ def paint_by_stock(pipe, sigmas, scale):
     generator = torch.Generator().manual_seed(SEED)
     latents = torch.randn(shape, generator=generator)
     torch.set_rng_state(generator.get_state())
-    return pipe(
-        PROMPT, sigmas=sigmas, guidance_scale=scale, height=64, width=64, latents=latents, output_type="latent"
-    ).images  # fmt: skip
+    pack = functools.partial(pipe._pack_latents, batch_size=1, num_channels_latents=16, height=8, width=8) if hasattr(
+        pipe, "_pack_latents"
+    ) else (lambda latents: latents)  # fmt: skip
+    noise = "diffusers.schedulers.scheduling_flow_match_lcm.randn_tensor"
+    with unittest.mock.patch(noise, side_effect=lambda *_, **__: pack(torch.randn(shape))):
+        painted = pipe(
+            PROMPT, sigmas=sigmas, guidance_scale=scale, height=64, width=64, latents=pack(latents),
+            output_type="latent",
+        ).images  # fmt: skip
+    return painted if painted.shape == shape else pipe._unpack_latents(painted, 64, 64, 8)
 
 
 def paint_by_us(pipe, steps):
@@ -49,11 +60,9 @@ def test_one_step_from_noise_is_the_stock_pipelines(flow, scale):
     z = seeded_noise([SEED], (16, 8, 8), CPU)()
     t = torch.tensor([model.schedule.last])
     with torch.no_grad():
-        cond, null = model.conditioner.encode([PROMPT]), model.conditioner.null()
-        answer = model.network(z, t, cond, None).z_0
-        if scale != 1:
-            omega = model.family.omega_of(scale)
-            answer = (1 + omega) * answer - omega * model.network(z, t, null, None).z_0
+        path = TeacherPath(model.network, model.schedule, model.null())
+        omega = torch.tensor([model.family.omega_of(scale)])
+        answer = path.field(model.conditioner.encode([PROMPT]), omega)(z, t).z_0
     theirs = paint_by_stock(DiffusionPipeline.from_pretrained(flow), [1.0], scale)
     assert (answer - theirs).abs().max() < 1e-4
     assert (answer - z).abs().max() > 0.1
@@ -117,9 +126,12 @@ def test_conditions_are_those_of_the_stock_pipeline(flow):
         alone = model.conditioner.encode([prompt])
         for name, value in together.items():
             assert (value[i] - alone[name][0]).abs().max() < 1e-4
-    given = pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
-    text = next(each for each in given if each is not None)
+    takes = inspect.signature(pipe.encode_prompt).parameters
+    wanted = {"prompt": prompts, "prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False}
+    text, *rest = pipe.encode_prompt(**{name: value for name, value in wanted.items() if name in takes})
     assert (text - together["text"]).abs().max() < 1e-4
+    pooled = next(each for each in rest if each is not None and each.shape == together["pooled"].shape)
+    assert (pooled - together["pooled"]).abs().max() < 1e-4
 
 
 def test_pictures_go_through_the_autoencoder_as_they_would_alone(flow, flow_pictures):

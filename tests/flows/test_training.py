@@ -31,7 +31,7 @@ def first_loss(config):
     student = command.make_student(config, teacher)
     path = command.make_path(config, student, teacher)
     task = make_task(config, student, path, teacher, open_material(config, teacher).latents())
-    loss = task.loss(range(2)).total
+    loss = task.loss(range(config.batch_size)).total
     loss.backward()
     return loss.detach(), task, teacher
 
@@ -53,8 +53,8 @@ def test_a_step_is_the_same_twice_and_moves_the_right_weights(kind, solver, flow
         assert all("lora_" in name for name in names)
         learning = {name.split(".lora_")[0] for name, p in teacher.network.named_parameters() if p.requires_grad}
         ends = tuple(f".{target}" for target in teacher.family.lora.targets)
-        modules = {name for name, module in teacher.network.named_modules() if name.endswith(ends)}
-        assert learning == {name for name in modules if ".lora_" not in name}
+        modules = {name for name, _ in teacher.network.backbone.named_modules() if name.endswith(ends)}
+        assert {name.partition(".")[2] for name in learning} == {name for name in modules if ".lora_" not in name}
     frozen = [teacher.codec.autoencoder, *teacher.conditioner.encoders.values()]
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
 
@@ -62,6 +62,8 @@ def test_a_step_is_the_same_twice_and_moves_the_right_weights(kind, solver, flow
 @pytest.mark.parametrize("method", ["pcm", "tcd", "guided-distill"])
 @pytest.mark.parametrize("kind", ["whole", "lora"])
 def test_every_method_takes_a_step(kind, method, flow, flow_pictures, tmp_path):
+    if method == "guided-distill" and load_latent_model(flow, CPU).family.guided_inside:
+        method = "lcm"  # it has nothing to teach a network that is told its guidance
     config = settings(flow, flow_pictures, tmp_path, method=method, **(LORA if kind == "lora" else {}))
     loss, task, _ = first_loss(config)
     assert torch.isfinite(loss)
@@ -92,7 +94,7 @@ def test_the_teacher_is_not_told_the_end_and_stays_bit_for_bit(flow):
 
 
 def test_the_end_learns_with_the_adapters(flow, flow_pictures, tmp_path):
-    config = settings(flow, flow_pictures, tmp_path, method="any-step", skip=125, **LORA)
+    config = settings(flow, flow_pictures, tmp_path, method="any-step", skip=125, batch_size=8, **LORA)
     _, task, _ = first_loss(config)
     names = moved(task.student)
     assert any(".lora_B." in name or "lora_B" in name for name in names)

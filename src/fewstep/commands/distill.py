@@ -77,5 +77,4 @@ def make_path(config: Distill, student: Trainable, teacher: LatentModel) -> Path
         # imported only where a run wants it
         followed: Path = importlib.import_module("fewstep.runs.following").follow_student(config, student, teacher)
         return followed
-    null_cond = teacher.conditioner.null()
-    return TeacherPath(student.base, teacher.schedule, null_cond, SOLVERS[config.solver], config.guided_from)
+    return TeacherPath(student.base, teacher.schedule, teacher.null(), SOLVERS[config.solver], config.guided_from)

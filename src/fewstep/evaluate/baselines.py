@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.sampling import (
     sample_dpm_solver_pp_2m,
@@ -22,6 +21,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers.base import Field, Solver
 from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
 from fewstep.diffusion.solvers.dpm_solver import SOLVER as DPM_SOLVER_2
+from fewstep.method.paths import TeacherPath
 from fewstep.models.family import LatentModel
 from fewstep.models.pipeline import seeded_noise
 
@@ -66,6 +66,6 @@ def teacher_latents(
 ) -> Tensor:
     """Samples z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""
     z_T = seeded_noise(seeds, teacher.codec.shape(teacher.resolution), teacher.device)()
-    null = {name: value.expand(len(z_T), *value.shape[1:]) for name, value in teacher.conditioner.null().items()}
-    field = Guided(teacher.network, cond, null, torch.full((len(z_T),), omega, device=teacher.device))
+    path = TeacherPath(teacher.network, teacher.schedule, teacher.null())
+    field = path.field(cond, torch.full((len(z_T),), omega, device=teacher.device))
     return SAMPLERS[sampler].sample(teacher.schedule, field, z_T, times)

@@ -53,7 +53,7 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
     learner, teacher, judge, schedule, modules = _networks(config, family)
     with FakeTensorMode(allow_non_fake_inputs=True), norms_in_fp32(enabled=in_bf16):
         make_fake(modules)
-        null = {name: value[:1] for name, value in family.shaped_condition(1).items()}
+        null = None if family.guided_inside else family.shaped_condition(1)
         named = METHODS[config.method]
         distance = DISTANCES[named.choose_distance(config.distance)].make(config.huber_c)
         kept = config.states == "trajectories"

@@ -30,7 +30,7 @@ class TeacherPath:
     """One solver step of the teacher's (augmented) PF-ODE (LCM, eq. 16).
 
     Guidance acts inside every evaluation, so that a second-order solver is of second order on the guided ODE.
-    With `null_cond` None, or ω None, the teacher is followed without guidance.
+    With `null_cond` None it is the teacher's own input for ω, if it has one, that guides; with ω None nothing does.
     """
 
     teacher: Network
@@ -47,7 +47,7 @@ class TeacherPath:
     def field(self, cond: Cond, omega: Tensor | None) -> Callable[[Tensor, Tensor], Prediction]:
         """Returns what the teacher says of z_t at t, guided by ω `[b]`, under a condition `[b, …]`."""
         if self.null_cond is None or omega is None:
-            return lambda z_t, t: self.teacher(z_t, t, cond, None)
+            return lambda z_t, t: self.teacher(z_t, t, cond, omega)
         # What the empty condition does not say (a picture's sizes) is as it is.
         null = cond | {name: value.expand(len(omega), *value.shape[1:]) for name, value in self.null_cond.items()}
         return Guided(self.teacher, cond, null, omega, self.guided_from)

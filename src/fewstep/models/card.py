@@ -78,6 +78,8 @@ class StudentCard:
     """Weight of the loss by which heads judged it, where some did."""
     sampling_steps: int | None = None
     """How many steps it paints in when none are asked for."""
+    resolution: int | None = None
+    """Side in pixels of its pictures, where its network does not say."""
     shift: float | None = None
     """Of a flow: the shift of its times, whatever the size of its pictures."""
     sigmas: dict[str, list[float]] | None = None
@@ -102,6 +104,7 @@ class StudentCard:
 
 _NUMBERS = ("guidance_scale",)
 _COUNTS = ("sampling_steps",)
+_MOST_SIDE = 2**15
 _WORDS = ("name", "data", "base_config", "method", "teacher", "prediction_type", "consistency")
 """The entries that something reads; what the others hold is only shown."""
 
@@ -145,6 +148,9 @@ def make_card(content: dict[str, Any], source: str) -> StudentCard:
     for name in _WORDS:
         if name in values and not isinstance(values[name], str):
             raise UserError(f"{source} has {name} {values[name]!r} in {CARD_FILE}; a text is wanted")
+    side = values.get("resolution")
+    if side is not None and not (type(side) is int and 0 < side <= _MOST_SIDE):
+        raise UserError(f"{source} has resolution {side!r:.60} in {CARD_FILE}; 1 to {_MOST_SIDE:,} is wanted")
     if (shift := values.get("shift")) is not None and not (is_number(shift) and shift > 0):
         raise UserError(f"{source} has shift {shift!r:.60} in {CARD_FILE}; a number above 0 is wanted")
     if (limits := values.get("guidance_range")) is not None:

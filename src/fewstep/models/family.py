@@ -50,7 +50,8 @@ class LatentModel:
     @property
     def is_student(self) -> bool:
         """Tells whether it is a few-step model whose weights can go on learning as such."""
-        return self.network.takes_omega or self.family.records_student(self.card)
+        told = self.network.takes_omega and not self.family.guided_inside
+        return told or self.family.records_student(self.card)
 
     home: torch.device | None = None
     """Where its parts compute, if they rest elsewhere."""
@@ -72,7 +73,8 @@ class LatentModel:
     @property
     def resolution(self) -> int:
         """Returns the side in pixels of the pictures that the model was trained on."""
-        return int(self.network.backbone.config.sample_size) * self.codec.multiple
+        side = self.family.read_side(self.network.backbone.config, self.codec.autoencoder.config)
+        return self.card.resolution or side
 
     def share_encoders(self, other: LatentModel) -> LatentModel:
         """Returns the same with the other's autoencoder and text encoders, where these have the same weights."""
@@ -96,6 +98,10 @@ class LatentModel:
     def rest(self) -> None:
         """Puts what a training does not need, once its pictures are encoded, into main memory."""
         self._move_surroundings(torch.device("cpu"))
+
+    def null(self) -> Cond | None:
+        """Returns the condition that guidance leads away from, batch of one; None where guidance is an input."""
+        return None if self.family.guided_inside else self.conditioner.null()
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
@@ -175,6 +181,8 @@ class Family(ABC):
     """Whether its schedule is a flow's, and its schedulers those of flow matching."""
     embeds_guidance: bool = True
     """Whether a student's network has an input for guidance; else one value is built into it."""
+    guided_inside: bool = False
+    """Whether its teachers have guidance as an input too: they are asked once, and nothing is added to that."""
     embeds_end: bool = True
     """Whether a student's whole network has an input for where to land; else LoRAs alone can carry one."""
 
@@ -196,7 +204,7 @@ class Family(ABC):
 
     def records_student(self, card: StudentCard) -> bool:
         """Says whether a card is that of a whole few-step model whose network does not tell it from a teacher."""
-        return not self.embeds_guidance and card.method in (LCD, LCF)
+        return (self.guided_inside or not self.embeds_guidance) and card.method in (LCD, LCF)
 
     def predicts(self, scheduler_config: Mapping[str, Any]) -> str:
         """Returns what a network beside such a scheduler predicts, in diffusers' words."""

@@ -39,6 +39,7 @@ def make_trainable(
         lr=config.lr, ema_decay=config.ema_decay, target_decay=config.second_decay, skip=config.skip,
         shrink=config.shrink, seed=config.seed, guidance_scale=config.guidance_scale,
         guidance_range=config.guidance_range, grid_size=model.schedule.grid_size(config.skip),
+        resolution=_note_resolution(config, model),
         teacher_sha256=weights_sha256(model.network.backbone), base_config=config.base_config or None,
         **config.stated(),
         method=method, teacher=teacher, solver=solver, guided_from=guided_from,
@@ -68,6 +69,11 @@ def make_trainable(
     return WholeWeights(network, model, card, distribution=config.distribution, **kept)
 
 
+def _note_resolution(config: ConsistencyConfig, model: LatentModel) -> int | None:
+    """Returns the side of the pictures that a student learns from, where its network has no place for it."""
+    return None if hasattr(model.network.backbone.config, "sample_size") else choose_resolution(config, model)
+
+
 def check_model(config: ConsistencyConfig, model: LatentModel) -> None:
     """Raises UserError for settings that a model, or what can be made of it, has no place for."""
     named, was, (low, high) = METHODS[config.method], model.card.consistency or "lcm", config.guidance_range
@@ -77,6 +83,8 @@ def check_model(config: ConsistencyConfig, model: LatentModel) -> None:
         raise UserError(
             f"the last time of {model.source} is noise alone, which ect never reaches; give another --method"
         )
+    if model.family.guided_inside:
+        _check_guided_inside(config, model)
     if low != high and not model.family.embeds_guidance:
         raise UserError(
             f"a student of {model.family.title} has no input for guidance and guidance_range is {low:g} to {high:g}; "
@@ -86,6 +94,19 @@ def check_model(config: ConsistencyConfig, model: LatentModel) -> None:
         raise UserError(
             f"{config.method} tells its student where to land, for which a whole {model.family.title} has no place in "
             "diffusers' files; give --lora-rank: a LoRA carries it along"
+        )
+
+
+def _check_guided_inside(config: ConsistencyConfig, model: LatentModel) -> None:
+    """Raises UserError for what has no meaning with a teacher that guides itself."""
+    if config.method == "guided-distill" and not getattr(config, "to_steps", 0):
+        raise UserError(
+            f"{model.family.title} is told its guidance already, which is all that the first stage of guided-distill "
+            "teaches; give another --method"
+        )
+    if since := getattr(config, "guided_from", 0):
+        raise UserError(
+            f"guided_from is {since} and {model.family.title} guides itself, at every time alike; leave it out"
         )
 
 

@@ -13,7 +13,13 @@ from fewstep.models.family import Family
 from fewstep.models.lora.spelling import split_key
 from fewstep.models.model_files import check_index, read_json
 
-_FILES = {"sd1": "stable_diffusion", "sd2": "stable_diffusion", "sdxl": "stable_diffusion", "sd3": "sd3"}
+_FILES = {
+    "sd1": "stable_diffusion",
+    "sd2": "stable_diffusion",
+    "sdxl": "stable_diffusion",
+    "sd3": "sd3",
+    "flux": "flux",
+}
 """The file of each family, which ends in its FAMILIES; it is imported only when a family is asked for."""
 
 if TYPE_CHECKING:

@@ -5,39 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.diffusion.prediction import Cond
-from fewstep.models.conditioner import TOKENIZING, TextEncoder
+from fewstep.models.conditioner import TextEncoder
+from fewstep.models.families.t5 import T5Encoder
 
 T5_TOKENS = 256
 """How many of T5's tokens stock pipelines read."""
-
-
-@dataclass(frozen=True)
-class T5Encoder:
-    """T5's encoder with its tokenizer. Padding is read as any token is: there is no mask."""
-
-    tokenizer: Any
-    network: Any
-
-    def run(self, prompts: Sequence[str]) -> Tensor:
-        """Returns `[b, 256, width]`."""
-        with TOKENIZING:
-            tokens = self.tokenizer(
-                list(prompts), padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt"
-            )
-        text: Tensor = self.network(tokens.input_ids.to(next(self.network.parameters()).device))[0]
-        return text
-
-    def counts(self, prompt: str) -> int:
-        """Returns how many tokens a prompt has, its end among them."""
-        with TOKENIZING:
-            return len(self.tokenizer(prompt).input_ids)
 
 
 @dataclass(frozen=True)
@@ -64,7 +42,7 @@ class TripleConditioner:
     @property
     def limit(self) -> int:
         if self.third is not None:
-            return T5_TOKENS - 1  # less its end
+            return self.third.limit
         return int(self.first.tokenizer.model_max_length) - 2  # less its begin and end
 
     @torch.no_grad()
@@ -97,5 +75,5 @@ class TripleConditioner:
 
     def truncates(self, prompt: str) -> bool:
         if self.third is not None:
-            return self.third.counts(prompt) > T5_TOKENS
+            return self.third.truncates(prompt)
         return self.first.counts(prompt) > int(self.first.tokenizer.model_max_length)

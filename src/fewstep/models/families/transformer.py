@@ -116,7 +116,8 @@ class TransformerNetwork(BackboneNetwork):
     def to_student(self, latent_side: int, *, told_end: bool = False) -> Self:
         assert not told_end, "a whole transformer has no place for it"
         student = copy.deepcopy(self.transformer).requires_grad_(True)
-        student.register_to_config(sample_size=latent_side)
+        if "sample_size" in student.config:
+            student.register_to_config(sample_size=latent_side)
         return self.with_backbone(student)
 
     def with_backbone(self, backbone: Any) -> Self:

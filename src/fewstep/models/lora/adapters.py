@@ -68,7 +68,13 @@ class AdaptedNetwork:
         A is uniform within ±1/√(inputs), as torch's own layers begin, and follows from `seed` and `name`; B is zero.
         """
         scale: Any = alpha  # peft annotates a whole number, and divides by the rank whatever it is
-        config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(target_modules))
+        # By their whole names: by its end alone a module of a block would be taken for one outside.
+        ends = tuple(f".{target}" for target in target_modules)
+        adapted = [
+            key for key, module in network.backbone.named_modules()
+            if key.endswith(ends) and isinstance(module, nn.Linear | nn.Conv2d | LoraLayer)
+        ]  # fmt: skip
+        config = LoraConfig(r=rank, lora_alpha=scale, target_modules=adapted)
         with _unwarned():
             network.backbone.add_adapter(config, name)
         self.network, self.alpha, self._name = network, alpha, name

@@ -1,0 +1,225 @@
+"""What the families of flow transformers have alike: parts that are loaded, checked and put together in one way."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTextConfig
+
+from fewstep import assets
+from fewstep.diffusion.flow import Flow
+from fewstep.errors import UserError
+from fewstep.models.card import StudentCard, read_card
+from fewstep.models.codec import Codec
+from fewstep.models.conditioner import Conditioner
+from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.family import Family, LatentModel
+from fewstep.models.flow_scheduler import CLASSES, read_flow
+from fewstep.models.model_files import read_json
+from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
+from fewstep.models.scheduler import Overrides
+from fewstep.precision import Storage
+
+logger = logging.getLogger(__name__)
+
+CLIP_TOKENS = 77
+CLIP_L: dict[str, Any] = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "projection_dim": 768,
+}  # fmt: skip
+CLIP_G: dict[str, Any] = {
+    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+    "projection_dim": 1280, "hidden_act": "gelu",
+}  # fmt: skip
+_MOST_LATENTS = 2**12
+_LARGE = torch.bfloat16
+"""What large text encoders are kept in on a GPU, as they were released: in fp32 one of them would fill a card."""
+
+
+class FlowFamily(Family):
+    """A transformer that predicts the velocity of a flow, between text encoders and an autoencoder."""
+
+    is_flow = True
+    transformer_class: Any
+    network_class: Callable[[Any, Any], TransformerNetwork]
+    encoders: ClassVar[Mapping[str, tuple[Any, Any]]]
+    """The classes of each text encoder and its tokenizer, by the encoder's folder."""
+    optional: tuple[str, ...] = ()
+    """Text encoders that people leave out."""
+    large: tuple[str, ...] = ()
+    """Text encoders larger than all the rest."""
+    autoencoder_class: Any = AutoencoderKL
+    released: ClassVar[Mapping[str, Any]]
+    """The settings of the released transformer."""
+    released_shift: float
+    """Of its flow, for the released pictures."""
+    released_codec: ClassVar[Mapping[str, float]]
+    """The scale and shift of the released autoencoder's latents."""
+
+    def is_few_step(self, network_config: Mapping[str, Any]) -> bool:  # noqa: ARG002  # cards alone tell
+        return False
+
+    def recognises(self, network_config: Mapping[str, Any]) -> bool:
+        known: str = self.transformer_class.__name__
+        return bool(network_config.get("_class_name") == known)
+
+    def recognises_keys(self, keys: Sequence[str], path: Path) -> bool:
+        if not any(key.startswith(self.keys_begin) for key in keys):
+            return False
+        raise UserError(
+            f"{path} holds a transformer of {self.title}, whose single files are not read yet; give a diffusers folder"
+        )
+
+    keys_begin: tuple[str, ...]
+    """How the tensors of the transformer begin in single files."""
+
+    def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
+        """Raises UserError for a model of the layout that is no teacher."""
+
+    @abstractmethod
+    def check_parts(self, source: str, parts: Mapping[str, Any]) -> None:
+        """Raises UserError where the parts do not fit each other, or make a model that is told more than a prompt."""
+
+    @abstractmethod
+    def make_conditioner(self, parts: Mapping[str, Any]) -> Conditioner:
+        """Makes what reads prompts of the parts, which are on their device."""
+
+    @abstractmethod
+    def count_tokens(self, network_config: Mapping[str, Any], side: int) -> int:
+        """Returns the length of a picture's sequence, whose latents are `side` wide."""
+
+    def load_folder(
+        self, folder: Path, source: str, index: Mapping[str, Any], storage: Storage, overrides: Overrides
+    ) -> LatentModel:
+        for option, value in overrides.stated().items():
+            raise UserError(
+                f"{source} is a flow, for which --{option.replace('_', '-')} {value} means nothing; leave it out"
+            )
+        part = self.lora.part
+        self.refuse(read_json(folder / part / "config.json", f"{source} is not a whole pipeline"), source)
+        config = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
+        named = index.get("scheduler") or [None, None]
+        config = {"_class_name": named[-1], **config} if isinstance(named, list) and named[-1] else config
+        read_flow(config, source, tokens=1)  # before the weights, which take their time
+        absent = [name for name in self.optional if index.get(name) in (None, [None, None])]
+        parts = self._load_parts(folder, source, absent, storage)
+        return self.assemble(source, parts, config, storage.device, card=read_card(folder))
+
+    def _load_parts(self, folder: Path, source: str, absent: Sequence[str], storage: Storage) -> dict[str, Any]:
+        """Loads every part of a folder but its scheduler and the text encoders that are `absent`."""
+        left_out = {"scheduler", *absent, *map(_tokenizer_of, absent)}
+        places = {part: assets.find_part(folder, part) for part in self.parts if part not in left_out}
+        for part, place in places.items():
+            if not place.is_dir():
+                raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
+        dtype = storage.dtype
+        if dtype == torch.float16:
+            logger.info(
+                f"note: {source} overflows in fp16 and is kept in fp32; bf16 (--precision bf16) takes half of that"
+            )
+            dtype = torch.float32
+        vae = read_json(places["vae"] / "config.json", f"{source} has no autoencoder")
+        codec_dtype = torch.float32 if vae.get("force_upcast", True) else dtype
+        parts: dict[str, Any] = {
+            self.lora.part: load_weights(self.transformer_class, places[self.lora.part], dtype),
+            "vae": load_weights(self.autoencoder_class, places["vae"], codec_dtype),
+        }
+        on_gpu = (storage.home or storage.device).type == "cuda"
+        for name, (kind, tokenizer_kind) in self.encoders.items():
+            if name in places:
+                tokenizer = _tokenizer_of(name)
+                parts[name] = load_weights(kind, places[name], _LARGE if name in self.large and on_gpu else dtype)
+                parts[tokenizer] = load_tokenizer(tokenizer_kind, places[tokenizer])
+                check_tokenizer(parts[tokenizer], parts[name].config, str(places[tokenizer]))
+        return parts
+
+    def load_single_file(self, path: Path, base_config: str, storage: Storage, overrides: Overrides) -> LatentModel:
+        raise AssertionError(f"{path}, {base_config}, {storage}, {overrides}: `recognises_keys` refuses them")
+
+    def load_codec(self, place: Path, base_config: str, device: torch.device) -> tuple[Codec, int]:  # noqa: ARG002
+        autoencoder = load_weights(self.autoencoder_class, assets.find_part(place, "vae"))
+        network = read_json(place / self.lora.part / "config.json", f"{place} is not a whole pipeline")
+        codec = Codec(autoencoder.to(device, memory_format=torch.channels_last))
+        return codec, self.read_side(network, autoencoder.config)
+
+    def assemble(
+        self, source: str, parts: Mapping[str, Any], scheduler_config: dict[str, Any], device: torch.device, *,
+        card: StudentCard | None = None,
+    ) -> LatentModel:  # fmt: skip
+        """Checks that the parts fit each other, and puts them on `device`."""
+        self.check_parts(source, parts)
+        card = card or StudentCard()
+        transformer, vae = parts[self.lora.part], parts["vae"]
+        codec = Codec(vae.to(device, memory_format=torch.channels_last))
+        side = (card.resolution or self.read_side(transformer.config, vae.config)) // codec.multiple
+        flow = read_flow(scheduler_config, source, self.count_tokens(transformer.config, side))
+        moved = {name: part.to(device) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()}
+        return LatentModel(
+            source=source, family=self, network=self.network_class(moved[self.lora.part], flow), codec=codec,
+            conditioner=self.make_conditioner(moved), scheduler_config=scheduler_config, card=card,
+        )  # fmt: skip
+
+    @abstractmethod
+    def random_encoders(self) -> dict[str, Any]:
+        """Makes text encoders and tokenizers of the released sizes, as far as they matter, with random weights."""
+
+    def random_model(self, device: torch.device, *, few_step: bool = False, side: int = 0) -> LatentModel:  # noqa: ARG002
+        vae = self.random_autoencoder()
+        parts = {self.lora.part: self.transformer_class(**self.released), "vae": vae, **self.random_encoders()}
+        for part in parts.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval().requires_grad_(False)
+        scheduler = {"_class_name": CLASSES[0], "shift": self.released_shift}
+        card = StudentCard(resolution=side or None)
+        return self.assemble("random weights", parts, scheduler, device, card=card)
+
+    def random_autoencoder(self) -> Any:
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, sample_size=1024,
+            use_quant_conv=False, use_post_quant_conv=False, **self.released_codec,
+        )  # fmt: skip
+
+    def shaped_network(self, *, few_step: bool = False) -> TransformerNetwork:  # noqa: ARG002  # a student's are these
+        with torch.device("meta"):
+            transformer = self.transformer_class(**self.released)
+        return self.network_class(transformer, Flow(shift=self.released_shift)).requires_grad_(False)
+
+    def write_any_step_pipeline(self) -> str:
+        raise AssertionError("no whole model of it is told where to land")
+
+    def spec_prediction(self, parameterisation: str) -> str:  # noqa: ARG002
+        return "flow"
+
+
+def read_whole_side(value: object, blocks: object, source: str) -> int:
+    """Returns a side in pixels from that in latents and an autoencoder's blocks. Raises UserError for others."""
+    if type(value) is not int or not 0 < value < _MOST_LATENTS:
+        raise UserError(f"{source} has sample_size {value!r:.60}; a number below {_MOST_LATENTS:,} is wanted")
+    if not isinstance(blocks, list | tuple) or not 0 < len(blocks) <= 16:
+        raise UserError(f"{source} has block_out_channels {blocks!r:.60}; a list is wanted")
+    return value << (len(blocks) - 1)
+
+
+def check_channels(source: str, given: int, returned: int, latents: int) -> None:
+    """Raises UserError where a transformer is for other latents than an autoencoder's."""
+    if not given == returned == latents:
+        raise UserError(
+            f"{source} has a transformer of {given} input and {returned} output channels and latents of {latents}: "
+            "inpainting, editing and control models are not read; give a text-to-image model"
+        )
+
+
+def shape_clip(size: Mapping[str, Any]) -> CLIPTextConfig:
+    """Returns the configuration of a released CLIP text encoder."""
+    return CLIPTextConfig(vocab_size=49408, max_position_embeddings=CLIP_TOKENS, **size)
+
+
+def _tokenizer_of(encoder: str) -> str:
+    return encoder.replace("text_encoder", "tokenizer")
