@@ -12,7 +12,8 @@ from fewstep.errors import UserError
 from fewstep.models.card import LORA_FILE
 from fewstep.models.loading import load_latent_model
 
-GUIDED = ("--guidance-range", 4, 4, "--guidance-scale", 4, "--guided-from", 0)
+GUIDED = ("--guidance-range", 4, 4, "--guidance-scale", 4)
+EVERYWHERE = ("--guided-from", 0)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def tour(flow, flow_pictures, fewstep_command, tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    few_step = ("scenes", "--teacher", flow, *GUIDED, *small, "--sample-every", 0)
+    few_step = ("scenes", "--teacher", flow, *GUIDED, *EVERYWHERE, *small, "--sample-every", 0)
     said = {
         "lora": run("lora", "distill", *few_step, "--lora-rank", 2, "--sample-every", 2),
         "any-step": run("any-step", "distill", *few_step, "--lora-rank", 2, "--method", "any-step", "--skip", 125),
@@ -101,13 +102,13 @@ def test_what_it_has_no_place_for_is_refused_before_a_run_begins(flow, flow_pict
     common = ("distill", "scenes", "--teacher", flow, "--data", flow_pictures, "--resolution", 64, "--steps", 1)
     several = {("--guided-from", 0, "--guidance-range", 2, 9): "has no input for guidance and guidance_range is 2 to 9"}
     inside = {
-        (*GUIDED, "--method", "guided-distill"): "is told its guidance already",
+        (*GUIDED, *EVERYWHERE, "--method", "guided-distill"): "is told its guidance already",
         (*GUIDED, "--guided-from", 300): "guided_from is 300",
     }  # fmt: skip
     told = load_latent_model(flow, torch.device("cpu")).family.guided_inside
     for more, said in {
         **(inside if told else several),
-        (*GUIDED, "--method", "any-step"): "give --lora-rank",
+        (*GUIDED, *EVERYWHERE, "--method", "any-step"): "give --lora-rank",
         (*GUIDED, "--prediction-type", "epsilon"): "is a flow, for which --prediction-type epsilon means nothing",
         (*GUIDED, "--zero-snr"): "is a flow, for which --zero-snr True means nothing",
     }.items():  # fmt: skip

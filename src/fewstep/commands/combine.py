@@ -9,7 +9,7 @@ from fewstep import assets
 from fewstep.errors import UserError, show
 from fewstep.files import is_vacant
 from fewstep.models.card import LCM_LORA
-from fewstep.models.export import save_combined, save_merged
+from fewstep.models.export import save_combined, save_merged, spell
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.combining import combined, merge
 from fewstep.models.lora.end import scaled
@@ -68,7 +68,7 @@ def combine(config: Combine) -> None:
     header["fewstep.teacher"] = config.base
     if config.base_config:
         header["fewstep.base_config"] = config.base_config
-    header |= {f"fewstep.{name}": str(value) for name, value in config.stated().items()}
+    header |= {f"fewstep.{name}": spell(value) for name, value in config.stated().items()}
     difference = save_combined(config.out, model, combined(loras), header, end)
     written = " and ".join(list_written(model.family.lora, end))
     print(f"LoRA: {config.out}/{written}, read back: largest difference {difference:g}")

@@ -24,7 +24,7 @@ from fewstep.models.extractors import load_extractor
 from fewstep.models.family import LatentModel
 from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model, pick_device
-from fewstep.models.lora.source import parse_lora
+from fewstep.models.lora.source import parse_lora, source_of
 from fewstep.models.pipeline import load_pipeline
 from fewstep.models.scheduler import read_overrides
 from fewstep.precision import choose_dtype
@@ -62,9 +62,13 @@ class EvaluationStudio:
         self.student.use_sampler(config.sampler)
         single = base_config if os.path.isfile(self.teacher_source) else ""
         # A UNet that stands in for the model's own is the student's.
-        said = read_overrides({**self.card.to_json(), **config.stated(network=False)})
+        held = self.card.to_json()
+        if config.teacher:
+            held.pop("base_lora", None)  # another is asked for, as it is
+        said = read_overrides({**held, **config.stated(network=False)})
         data = self.data if "://" in self.data and not config.data else ""
-        for named in ("" if config.teacher else self.card.teacher, said.network, data):
+        styles = [] if config.base_lora else map(source_of, said.base_lora)
+        for named in ("" if config.teacher else self.card.teacher, said.network, data, *styles):
             check_asked(named, f"the card of {config.model}", allowed=config.allow_download)
         teacher = load_latent_model(self.teacher_source, self.device, single, said, self.dtype)
         self.teacher = teacher.share_encoders(self.student.model)

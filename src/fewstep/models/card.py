@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class StudentCard:
     """As it was given for the teacher, over what its files say; so too the next two."""
     zero_snr: bool | None = None
     unet: str | None = None
+    base_lora: tuple[str, ...] | None = None
+    """LoRAs that its teacher was merged with, each with its scale."""
     lora_rank: int | None = None
     lora_alpha: float | None = None
     method: str | None = None
@@ -93,20 +95,14 @@ class StudentCard:
         known = {name: value for name, value in values.items() if value is not None}
         if self.guidance_range is not None:
             known["guidance_range"] = list(self.guidance_range)
-        if self.phases is not None:
-            known["phases"] = list(self.phases)
+        for name in ("phases", "base_lora"):
+            if (listed := getattr(self, name)) is not None:
+                known[name] = list(listed)
         return known | self.others
 
     def write(self, folder: Path) -> None:
         """Writes `fewstep.json` into a folder."""
         (folder / CARD_FILE).write_text(json.dumps(self.to_json(), indent=2) + "\n")
-
-
-_NUMBERS = ("guidance_scale",)
-_COUNTS = ("sampling_steps",)
-_MOST_SIDE = 2**15
-_WORDS = ("name", "data", "base_config", "method", "teacher", "prediction_type", "consistency")
-"""The entries that something reads; what the others hold is only shown."""
 
 
 def read_card(folder: Path) -> StudentCard:
@@ -139,37 +135,51 @@ def make_card(content: dict[str, Any], source: str) -> StudentCard:
     """Makes a card of what a file holds. Raises UserError naming the entry that is of the wrong kind."""
     names = {each.name for each in dataclasses.fields(StudentCard)} - {"others"}
     values = {name: value for name, value in content.items() if name in names and value is not None}
-    for name in _NUMBERS:
-        if name in values and not is_number(values[name]):
-            raise UserError(f"{source} has {name} {values[name]!r} in {CARD_FILE}; a number is wanted")
-    for name in _COUNTS:
-        if name in values and not (type(values[name]) is int and 1 <= values[name] <= MAX_STEPS):
-            raise UserError(f"{source} has {name} {values[name]!r:.60} in {CARD_FILE}; 1 to {MAX_STEPS} is wanted")
-    for name in _WORDS:
-        if name in values and not isinstance(values[name], str):
-            raise UserError(f"{source} has {name} {values[name]!r} in {CARD_FILE}; a text is wanted")
-    side = values.get("resolution")
-    if side is not None and not (type(side) is int and 0 < side <= _MOST_SIDE):
-        raise UserError(f"{source} has resolution {side!r:.60} in {CARD_FILE}; 1 to {_MOST_SIDE:,} is wanted")
-    if (shift := values.get("shift")) is not None and not (is_number(shift) and shift > 0):
-        raise UserError(f"{source} has shift {shift!r:.60} in {CARD_FILE}; a number above 0 is wanted")
-    if (limits := values.get("guidance_range")) is not None:
-        if not isinstance(limits, list | tuple) or len(limits) != 2 or not all(map(is_number, limits)):
-            raise UserError(f"{source} has guidance_range {limits!r} in {CARD_FILE}; two numbers are wanted")
-        values["guidance_range"] = (limits[0], limits[1])
-    if (phases := values.get("phases")) is not None:
-        whole = isinstance(phases, list | tuple) and all(
-            type(each) is int and 1 <= each <= MAX_STEPS for each in phases
-        )
-        if not whole:
-            raise UserError(f"{source} has phases {phases!r:.60} in {CARD_FILE}; a list of whole numbers is wanted")
-        values["phases"] = tuple(phases)
+    for name, (fits, wanted) in _WANTED.items():
+        if name in values and not fits(values[name]):
+            raise UserError(f"{source} has {name} {values[name]!r:.60} in {CARD_FILE}; {wanted} is wanted")
+    for name in ("guidance_range", "phases", "base_lora"):
+        if name in values:
+            values[name] = tuple(values[name])
     return StudentCard(**values, others={name: value for name, value in content.items() if name not in names})
 
 
 def is_number(value: object) -> bool:
     """Says whether a value of JSON is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MAX_STEPS
+
+
+def _lists(kind: Callable[[object], bool], length: int | None = None) -> Callable[[object], bool]:
+    """Makes what says whether a value is a list of a kind."""
+
+    def fits(value: object) -> bool:
+        return isinstance(value, list | tuple) and length in (None, len(value)) and all(map(kind, value))
+
+    return fits
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_MOST_SIDE = 2**15
+_WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("name", "data", "base_config", "method", "teacher", "prediction_type", "consistency"), (_is_text, "a text")
+    ),
+    "guidance_scale": (is_number, "a number"),
+    "guidance_range": (_lists(is_number, 2), "two numbers"),
+    "sampling_steps": (_is_count, f"1 to {MAX_STEPS}"),
+    "phases": (_lists(_is_count), "a list of whole numbers"),
+    "base_lora": (_lists(_is_text), "a list of texts"),
+    "shift": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "resolution": (lambda value: type(value) is int and 0 < value <= _MOST_SIDE, f"1 to {_MOST_SIDE:,}"),
+}
+"""What the entries that something reads must be, and that in words; what the others hold is only shown."""
 
 
 _KINDS = {
@@ -215,7 +225,7 @@ def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| {_ORIGIN.get(card.method, 'teacher')} | {card.teacher} |",
+        f"| {_ORIGIN.get(card.method, 'teacher')} | {' + '.join((str(card.teacher), *(card.base_lora or ())))} |",
         f"| data | {card.data} |",
         f"| training | {training} |",
         *([f"| guidance | {_guidance(card)} |"] if few_step else []),
@@ -236,7 +246,7 @@ def _guidance(card: StudentCard) -> str:
     assert card.guidance_range is not None
     low, high = card.guidance_range
     scale = f"{card.guidance_scale:g}"
-    if card.method == LCM_LORA or card.shift is not None:
+    if low == high and (card.method == LCM_LORA or card.shift is not None):
         return f"diffusers' `guidance_scale` {scale} (ω + 1), built in"
     return f"diffusers' `guidance_scale` {low:g} to {high:g} (ω + 1), {scale} by default"
 

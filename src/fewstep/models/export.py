@@ -155,6 +155,13 @@ def lora_header(model: LatentModel, card: StudentCard) -> dict[str, str]:
         }
         if card.shift is not None:
             said |= {"fewstep.shift": card.shift, "fewstep.sigmas": json.dumps(card.sigmas)}
+        if model.family.guided_inside and card.guidance_range is not None:
+            said["fewstep.guidance_range"] = ",".join(f"{each:g}" for each in card.guidance_range)
         if card.phases:
             said["fewstep.phases"] = ",".join(map(str, card.phases))
-    return {name: str(value) for name, value in said.items()}
+    return {name: spell(value) for name, value in said.items()}
+
+
+def spell(value: object) -> str:
+    """Returns a value as headers hold it; a list is JSON."""
+    return json.dumps(value) if isinstance(value, tuple) else str(value)

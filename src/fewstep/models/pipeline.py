@@ -34,7 +34,7 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.few_step import DEFAULT_STEPS, check_told, find_few_step, find_told, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
-from fewstep.models.lora.source import name_of
+from fewstep.models.lora.source import name_of, source_of
 from fewstep.models.model_files import find_exported
 from fewstep.models.offload import check_offload, settle
 from fewstep.models.options import Engine, Offload
@@ -237,7 +237,8 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
         base_config = base_config or named
         said = {name.removeprefix("fewstep."): value for name, value in header.items()}
         own, overrides = overrides or Overrides(), read_overrides({**said, **(overrides or Overrides()).stated()})
-        for name in (base, named, "" if own.network else overrides.network):
+        styles = [] if own.base_lora else map(source_of, overrides.base_lora)
+        for name in (base, named, "" if own.network else overrides.network, *styles):
             check_asked(name, lora, allowed=allow_download)
     storage = pick_storage(device, engine, precision, offload)
     home = storage.home or storage.device

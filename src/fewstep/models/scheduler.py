@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ class Overrides:
     """Folder or Hub id of a repository that is a UNet alone (config.json and its weights), used in place of the
     model's own."""
 
+    base_lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["--teacher-lora"])] = ()
+    """A LoRA that is merged into the model before all else, as in `style.safetensors:0.9`: so a style, or several, is
+    distilled together with its base. May be given several times."""
+
     @property
     def network(self) -> str:
         """Returns the repository or folder whose network stands in for the model's own, or empty."""
@@ -57,7 +62,7 @@ class Overrides:
         return {
             name: value
             for name, value in values.items()
-            if value not in ("", "auto", False) and (network or name != "unet")
+            if value not in ("", "auto", False, ()) and (network or name != "unet")
         }
 
 
@@ -66,8 +71,20 @@ def read_overrides(record: Mapping[str, Any]) -> Overrides:
     kind: Any = record.get("prediction_type")
     return Overrides(
         prediction_type=kind if kind in _OF_BETAS else "auto", zero_snr=str(record.get("zero_snr", False)) == "True",
-        unet=str(record.get("unet") or ""),
+        unet=str(record.get("unet") or ""), base_lora=_read_loras(record.get("base_lora")),
     )  # fmt: skip
+
+
+def _read_loras(said: object) -> tuple[str, ...]:
+    if isinstance(said, str):
+        try:
+            said = json.loads(said)
+        except ValueError:
+            said = [None]
+    held = said if isinstance(said, list | tuple) else [said] if said else []
+    if not all(isinstance(each, str) for each in held):
+        raise UserError(f"base_lora is {said!r:.60}; a list of LoRAs is wanted")
+    return tuple(held)
 
 
 def settle_schedule(

@@ -14,11 +14,12 @@ import torch
 from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.models.hub import check_asked
+from fewstep.models.lora.source import source_of
 from fewstep.models.recognising import Recognised, recognise
 from fewstep.models.scheduler import NETWORK_OPTION
 from fewstep.recipes.named import MEMORY_GIB, RECIPES, RELEASED, find_recipe
 
-FETCHED = ("teacher", "model", NETWORK_OPTION, "base_config", "data", "mix")
+FETCHED = ("teacher", "model", NETWORK_OPTION, "base_config", "base_lora", "data", "mix")
 """Options that may name what is not on this machine."""
 _PROGRAM = "eval_extractor"
 """An option that may name a program."""
@@ -68,7 +69,8 @@ def check_named(config: Any, source: str, named: Collection[str]) -> None:
         value = getattr(config, option, "")
         for each in value if isinstance(value, tuple) else (value,):
             if option not in named and (option not in ("data", "mix") or "://" in each):
-                check_asked(each, source, remedy=_name_yourself(option, each))
+                where = source_of(each) if option == "base_lora" else each
+                check_asked(where, source, remedy=_name_yourself(option, each))
     program = getattr(config, _PROGRAM, "")
     if _PROGRAM not in named and os.path.isfile(program):
         raise UserError(

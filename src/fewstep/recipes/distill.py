@@ -73,10 +73,11 @@ class Distill(ConsistencyConfig):
         check_between(self, 0, MAX_STEPS // 2, "to_steps")
         self._check_followed()
         matches, (low, high) = METHODS[self.method].states == "own", self.guidance_range
-        if low != high and (self.lora_rank or matches):
-            who = f"{self.method} matches pictures of one guidance" if matches else "a LoRA has no input for guidance"
-            twice = f"--guidance-range {self.guidance_scale:g} {self.guidance_scale:g}"
-            raise UserError(f"{who} and guidance_range is {low:g} to {high:g}; give one value twice: {twice}")
+        if low != high and matches:
+            raise UserError(
+                f"{self.method} matches pictures of one guidance and guidance_range is {low:g} to {high:g}; give one "
+                f"value twice: --guidance-range {self.guidance_scale:g} {self.guidance_scale:g}"
+            )
         for field in fields(Distill):
             value = getattr(self, field.name)
             if field.name in (_OF_STEPS if matches else _OF_MATCHING) and value != field.default:

@@ -29,7 +29,8 @@ def advise_lora(lora: Path, metadata: Mapping[str, str]) -> Iterator[str]:
         model += f" --base-config {shlex.quote(metadata['fewstep.base_config'])}"
     said = read_overrides({name.removeprefix("fewstep."): value for name, value in metadata.items()}).stated()
     for name, value in said.items():
-        model += f" --{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+        for each in value if isinstance(value, tuple) else (value,):
+            model += f" --{name.replace('_', '-')}" + ("" if each is True else f" {shlex.quote(str(each))}")
     if metadata.get("fewstep.method") == LCM_LORA:
         yield f'paint with it: fewstep generate --model {model} --lora {here} --prompt "…"'
     elif base == assets.SCENES:

@@ -13,6 +13,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.precision import Precision, choose_dtype
 from fewstep.recipes.consistency import ConsistencyConfig
+from fewstep.recipes.distill import Distill
 from fewstep.runs.material import choose_resolution
 from fewstep.train.trainable import LoraWeights, Trainable, WholeWeights
 
@@ -85,10 +86,13 @@ def check_model(config: ConsistencyConfig, model: LatentModel) -> None:
         )
     if model.family.guided_inside:
         _check_guided_inside(config, model)
-    if low != high and not model.family.embeds_guidance:
+    distils, told = isinstance(config, Distill), model.is_student or model.family.guided_inside
+    adapts = distils and config.lora_rank and not told
+    if low != high and (adapts or not model.family.embeds_guidance):
+        what = "a LoRA" if adapts else f"a student of {model.family.title}"
         raise UserError(
-            f"a student of {model.family.title} has no input for guidance and guidance_range is {low:g} to {high:g}; "
-            f"give one value twice: --guidance-range {config.guidance_scale:g} {config.guidance_scale:g}"
+            f"{what} has no input for guidance and guidance_range is {low:g} to {high:g}; give one "
+            f"value twice: --guidance-range {config.guidance_scale:g} {config.guidance_scale:g}"
         )
     if named.told_end and not (model.family.embeds_end or config.lora_rank):
         raise UserError(

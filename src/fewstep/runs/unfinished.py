@@ -24,6 +24,7 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.end import pick_end
 from fewstep.models.lora.pair import Lora, Pair
+from fewstep.models.lora.source import source_of
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import Engine, Offload
 from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pick_storage
@@ -110,7 +111,8 @@ def load_checkpoint(
     tensors, step = _read_exported(checkpoint)
     own = overrides or Overrides()
     said = read_overrides({**settings.held, **own.stated()})
-    for name in (base, settings.text("base_config"), "" if own.network else said.network):
+    styles = [] if own.base_lora else map(source_of, said.base_lora)
+    for name in (base, settings.text("base_config"), "" if own.network else said.network, *styles):
         check_asked(name, run / CONFIG_FILE, allowed=allow_download)
     model = load_latent_model(base, storage.device, settings.text("base_config"), said, storage.dtype, storage.home)
     check_base(run, model)

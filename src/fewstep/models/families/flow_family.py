@@ -98,6 +98,8 @@ class FlowFamily(Family):
         self, folder: Path, source: str, index: Mapping[str, Any], storage: Storage, overrides: Overrides
     ) -> LatentModel:
         for option, value in overrides.stated().items():
+            if option == "base_lora":
+                continue
             raise UserError(
                 f"{source} is a flow, for which --{option.replace('_', '-')} {value} means nothing; leave it out"
             )

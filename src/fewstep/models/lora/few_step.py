@@ -109,9 +109,22 @@ def read_few_step(header: Mapping[str, str], source: str, family: Family) -> tup
         guidance_scale=family.guidance_of(_read_number(header, source, "fewstep.omega", 0.0)),
         phases=_read_phases(header, source),
         shift=_read_shift(header, source) if family.is_flow else None,
+        guidance_range=_read_range(header, source) if family.guided_inside else None,
         sampling_steps=_read_count(header, source, "fewstep.steps", DEFAULT_STEPS),
     )
     return card, _read_count(header, source, "fewstep.original_inference_steps", _DEFAULT_GRID)
+
+
+def _read_range(header: Mapping[str, str], source: str) -> tuple[float, float] | None:
+    if (said := header.get("fewstep.guidance_range")) is None:
+        return None
+    try:
+        low, high = (float(each) for each in said.split(","))
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not -math.inf < low <= high < math.inf:
+        raise UserError(f"{source} has fewstep.guidance_range {said!r:.60} in its header; two numbers are wanted")
+    return low, high
 
 
 def _read_shift(header: Mapping[str, str], source: str) -> float | None:

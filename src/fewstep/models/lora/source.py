@@ -36,6 +36,16 @@ def parse_lora(given: str) -> tuple[Path, float]:
     return _find(name if colon and name else given), scale
 
 
+def source_of(given: str) -> str:
+    """Returns where a LoRA is said to be, without its scale."""
+    name, colon, number = given.rpartition(":")
+    try:
+        float(number)
+    except ValueError:
+        return given
+    return name if colon and name else given
+
+
 def name_of(path: PurePath) -> str:
     """Returns what people call a LoRA: its file, its folder where every such file has that name, or its repository."""
     parts = list(path.with_suffix("").parts)
