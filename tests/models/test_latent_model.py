@@ -103,8 +103,8 @@ def test_not_a_pipeline(tmp_path):
 
 
 def test_another_pipeline(teacher_copy, edit_json):
-    edit_json(teacher_copy / "model_index.json", _class_name="FluxPipeline")
-    assert "holds a FluxPipeline; known are StableDiffusionPipeline" in refusal(teacher_copy)
+    edit_json(teacher_copy / "model_index.json", _class_name="AuraFlowPipeline")
+    assert "holds a AuraFlowPipeline; known are StableDiffusionPipeline" in refusal(teacher_copy)
 
 
 def test_broken_json(teacher_copy):

@@ -137,7 +137,7 @@ def make_card(content: dict[str, Any], source: str) -> StudentCard:
     values = {name: value for name, value in content.items() if name in names and value is not None}
     for name, (fits, wanted) in _WANTED.items():
         if name in values and not fits(values[name]):
-            raise UserError(f"{source} has {name} {values[name]!r:.60} in {CARD_FILE}; {wanted} is wanted")
+            raise UserError(f"{source} has {name} {values[name]!r:.60} in {CARD_FILE}; {wanted} wanted")
     for name in ("guidance_range", "phases", "base_lora"):
         if name in values:
             values[name] = tuple(values[name])
@@ -169,15 +169,15 @@ def _is_text(value: object) -> bool:
 _MOST_SIDE = 2**15
 _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
-        ("name", "data", "base_config", "method", "teacher", "prediction_type", "consistency"), (_is_text, "a text")
+        ("name", "data", "base_config", "method", "teacher", "prediction_type", "consistency"), (_is_text, "a text is")
     ),
-    "guidance_scale": (is_number, "a number"),
-    "guidance_range": (_lists(is_number, 2), "two numbers"),
-    "sampling_steps": (_is_count, f"1 to {MAX_STEPS}"),
-    "phases": (_lists(_is_count), "a list of whole numbers"),
-    "base_lora": (_lists(_is_text), "a list of texts"),
-    "shift": (lambda value: is_number(value) and value > 0, "a number above 0"),
-    "resolution": (lambda value: type(value) is int and 0 < value <= _MOST_SIDE, f"1 to {_MOST_SIDE:,}"),
+    "guidance_scale": (is_number, "a number is"),
+    "guidance_range": (_lists(is_number, 2), "two numbers are"),
+    "sampling_steps": (_is_count, f"1 to {MAX_STEPS} is"),
+    "phases": (_lists(_is_count), "a list of whole numbers is"),
+    "base_lora": (_lists(_is_text), "a list of texts is"),
+    "shift": (lambda value: is_number(value) and value > 0, "a number above 0 is"),
+    "resolution": (lambda value: type(value) is int and 0 < value <= _MOST_SIDE, f"1 to {_MOST_SIDE:,} is"),
 }
 """What the entries that something reads must be, and that in words; what the others hold is only shown."""
 

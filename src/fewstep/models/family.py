@@ -150,6 +150,10 @@ class LoraLayout:
     """What files called a module of a part before, in its place."""
     embedding_parts: Mapping[str, str]
     """The text encoder of each kind of embedding that a file may bring along."""
+    original_modules: Callable[[Iterable[str]], Mapping[str, tuple[str, ...]]] = lambda _modules: {}
+    """Modules as the family's first code called them, each with those of the network whose rows are its own."""
+    is_swapped: Callable[[str, int], bool] = lambda _module, _blocks: False
+    """(module, number of blocks) → whether that code has the halves of its rows the other way round."""
     bare_parts: tuple[str, ...] = ()
     """The text encoders whose modules have no prefix within them."""
     portable: bool = False

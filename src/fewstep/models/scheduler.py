@@ -43,9 +43,9 @@ class Overrides:
     """What the network predicts. `auto` is what the model's files say; any other decides over them."""
     zero_snr: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The model was trained on a schedule that ends in noise alone (zero-terminal SNR), whatever its files say."""
-    unet: str = ""
-    """Folder or Hub id of a repository that is a UNet alone (config.json and its weights), used in place of the
-    model's own."""
+    unet: Annotated[str, tyro.conf.arg(aliases=["--transformer"])] = ""
+    """Folder or Hub id of a repository that is a UNet or a transformer alone (config.json and its weights), used in
+    place of the model's own. Of a flow transformer it may be a single file too, in fp8 or bf16."""
 
     base_lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["--teacher-lora"])] = ()
     """A LoRA that is merged into the model before all else, as in `style.safetensors:0.9`: so a style, or several, is

@@ -103,7 +103,7 @@ DISTILL: dict[str, Callable[[], Distill]] = {
 
 MEMORY_GIB: dict[str, float] = {
     "sd15": 19.92, "sd21-base": 20.05, "sd21": 20.31, "sdxl": 56.08,
-    "sd35": 49.24, "sd35-lora": 8.32, "flux": 0.0, "flux-lora": 0.0,
+    "sd35": 49.24, "sd35-lora": 8.32, "flux": 246.72, "flux-lora": 28.87,
     "sd15-lora": 5.46, "sd21-base-lora": 5.16, "sd21-lora": 5.47, "sdxl-lora": 11.62,
 }  # fmt: skip
 """GPU memory for one update in bf16, as studies/memory.py counted it (docs/memory.md)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +16,19 @@ from transformers import CLIPTextConfig
 from fewstep import assets
 from fewstep.diffusion.flow import Flow
 from fewstep.errors import UserError
+from fewstep.files import read_safetensors_header
 from fewstep.models.card import StudentCard, read_card
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
+from fewstep.models.families.original_transformers import OriginalNames, load_original
+from fewstep.models.families.single_file import check_tensors, find_configurations
 from fewstep.models.families.transformer import TransformerNetwork
 from fewstep.models.family import Family, LatentModel
 from fewstep.models.flow_scheduler import CLASSES, read_flow
-from fewstep.models.model_files import read_json
+from fewstep.models.hub import fetch_network, is_hub_id
+from fewstep.models.model_files import read_index, read_json
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
-from fewstep.models.scheduler import Overrides
+from fewstep.models.scheduler import NETWORK_OPTION, Overrides
 from fewstep.precision import Storage
 
 logger = logging.getLogger(__name__)
@@ -38,6 +43,8 @@ CLIP_G: dict[str, Any] = {
     "projection_dim": 1280, "hidden_act": "gelu",
 }  # fmt: skip
 _MOST_LATENTS = 2**12
+_WHOLE = "model.diffusion_model."
+"""Before the transformer's tensors in a file that holds more than that."""
 _LARGE = torch.bfloat16
 """What large text encoders are kept in on a GPU, as they were released: in fp32 one of them would fill a card."""
 
@@ -69,15 +76,13 @@ class FlowFamily(Family):
         known: str = self.transformer_class.__name__
         return bool(network_config.get("_class_name") == known)
 
-    def recognises_keys(self, keys: Sequence[str], path: Path) -> bool:
-        if not any(key.startswith(self.keys_begin) for key in keys):
-            return False
-        raise UserError(
-            f"{path} holds a transformer of {self.title}, whose single files are not read yet; give a diffusers folder"
-        )
+    def recognises_keys(self, keys: Sequence[str], path: Path) -> bool:  # noqa: ARG002  # names say it all
+        return any(key.startswith(self.keys_begin) for key in keys)
 
     keys_begin: tuple[str, ...]
     """How the tensors of the transformer begin in single files."""
+    original: OriginalNames
+    """What the first code calls the transformer's modules."""
 
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
         """Raises UserError for a model of the layout that is no teacher."""
@@ -98,11 +103,12 @@ class FlowFamily(Family):
         self, folder: Path, source: str, index: Mapping[str, Any], storage: Storage, overrides: Overrides
     ) -> LatentModel:
         for option, value in overrides.stated().items():
-            if option == "base_lora":
+            if option in ("base_lora", NETWORK_OPTION):
                 continue
             raise UserError(
                 f"{source} is a flow, for which --{option.replace('_', '-')} {value} means nothing; leave it out"
             )
+        network = overrides.network
         part = self.lora.part
         self.refuse(read_json(folder / part / "config.json", f"{source} is not a whole pipeline"), source)
         config = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
@@ -110,11 +116,15 @@ class FlowFamily(Family):
         config = {"_class_name": named[-1], **config} if isinstance(named, list) and named[-1] else config
         read_flow(config, source, tokens=1)  # before the weights, which take their time
         absent = [name for name in self.optional if index.get(name) in (None, [None, None])]
-        parts = self._load_parts(folder, source, absent, storage)
-        return self.assemble(source, parts, config, storage.device, card=read_card(folder))
+        parts = self._load_parts(folder, source, absent, storage, network)
+        card = StudentCard(name=Path(network).stem) if network else read_card(folder)
+        return self.assemble(source, parts, config, storage.device, card=card)
 
-    def _load_parts(self, folder: Path, source: str, absent: Sequence[str], storage: Storage) -> dict[str, Any]:
-        """Loads every part of a folder but its scheduler and the text encoders that are `absent`."""
+    def _load_parts(
+        self, folder: Path, source: str, absent: Sequence[str], storage: Storage, network: str
+    ) -> dict[str, Any]:
+        """Loads every part of a folder but its scheduler and the text encoders that are `absent`; `network` names a
+        transformer that stands in for its own."""
         left_out = {"scheduler", *absent, *map(_tokenizer_of, absent)}
         places = {part: assets.find_part(folder, part) for part in self.parts if part not in left_out}
         for part, place in places.items():
@@ -129,7 +139,7 @@ class FlowFamily(Family):
         vae = read_json(places["vae"] / "config.json", f"{source} has no autoencoder")
         codec_dtype = torch.float32 if vae.get("force_upcast", True) else dtype
         parts: dict[str, Any] = {
-            self.lora.part: load_weights(self.transformer_class, places[self.lora.part], dtype),
+            self.lora.part: self._load_network(network, places[self.lora.part], dtype),
             "vae": load_weights(self.autoencoder_class, places["vae"], codec_dtype),
         }
         on_gpu = (storage.home or storage.device).type == "cuda"
@@ -141,8 +151,43 @@ class FlowFamily(Family):
                 check_tokenizer(parts[tokenizer], parts[name].config, str(places[tokenizer]))
         return parts
 
+    def _load_network(self, network: str, own: Path, dtype: torch.dtype) -> Any:
+        """Loads the transformer in the folder `own`, or the one that stands in for it: a single file, a folder, or a
+        repository of the Hub."""
+        if not network:
+            return load_weights(self.transformer_class, own, dtype)
+        path = Path(network)
+        if path.is_file():
+            keys = list(read_safetensors_header(path).shapes)
+            if not self.recognises_keys(keys, path):
+                raise UserError(f"{path} holds no transformer of {self.title}, as its base is")
+            prefix = _WHOLE if any(key.startswith(_WHOLE) for key in keys) else ""
+            return load_original(
+                path, self.transformer_class, own, self.original, prefix, dtype,
+                lambda wanted: check_tensors(path, self, keys, wanted),
+            )  # fmt: skip
+        if not path.is_dir():
+            if not is_hub_id(network):
+                raise UserError(f"{network} is no file, no folder and no Hub id; --transformer wants one")
+            path = fetch_network(network)
+        path = path if (path / "config.json").is_file() else path / self.lora.part
+        config = read_json(path / "config.json", f"{network} holds no transformer")
+        if not self.recognises(config):
+            raise UserError(f"{network} holds no transformer of {self.title}, as its base is")
+        self.refuse(config, network)
+        return load_weights(self.transformer_class, path, dtype)
+
     def load_single_file(self, path: Path, base_config: str, storage: Storage, overrides: Overrides) -> LatentModel:
-        raise AssertionError(f"{path}, {base_config}, {storage}, {overrides}: `recognises_keys` refuses them")
+        """Takes the transformer of a file, and all else of the folder `base_config`."""
+        if not base_config:
+            raise UserError(
+                f"{path} holds a transformer of {self.title}; its text encoders and autoencoder are those of a "
+                "diffusers folder: give that with --base-config"
+            )
+        folder = find_configurations(self, base_config, read_safetensors_header(path), path)
+        others = dataclasses.replace(overrides, unet=str(path), base_lora=())
+        model = self.load_folder(folder, str(path), read_index(folder, folder), storage, others)
+        return dataclasses.replace(model, source=str(path))
 
     def load_codec(self, place: Path, base_config: str, device: torch.device) -> tuple[Codec, int]:  # noqa: ARG002
         autoencoder = load_weights(self.autoencoder_class, assets.find_part(place, "vae"))

@@ -24,6 +24,7 @@ from fewstep.models.families.flow_family import (
     read_whole_side,
     shape_clip,
 )
+from fewstep.models.families.original_transformers import FLUX_NAMES
 from fewstep.models.families.t5 import T5Encoder
 from fewstep.models.families.transformer import TransformerNetwork
 from fewstep.models.family import LatentModel, LoraLayout
@@ -136,7 +137,9 @@ LORA = LoraLayout(
         "text_encoder_2": ("lora_te2",),
     },
     original_names=lambda _modules: {},
-    original_prefixes=(),
+    original_prefixes=("diffusion_model", "model.diffusion_model"),
+    original_modules=FLUX_NAMES.list_modules,
+    is_swapped=FLUX_NAMES.is_swapped,
     former_names=lambda _part, _module: (),
     embedding_parts={"clip_l": "text_encoder"},
     time_mlp="time_text_embed.timestep_embedder",
@@ -163,6 +166,7 @@ class Flux(FlowFamily):
     }
     large = ("text_encoder_2",)
     keys_begin = ("model.diffusion_model.double_blocks.", "double_blocks.")
+    original = FLUX_NAMES
     released = _DEV
     released_shift = 3.16
     released_codec: ClassVar[Mapping[str, float]] = {"scaling_factor": 0.3611, "shift_factor": 0.1159}

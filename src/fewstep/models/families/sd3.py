@@ -23,6 +23,7 @@ from fewstep.models.families.flow_family import (
     read_whole_side,
     shape_clip,
 )
+from fewstep.models.families.original_transformers import SD3_NAMES
 from fewstep.models.families.sd3_text import T5_TOKENS, TripleConditioner
 from fewstep.models.families.t5 import T5Encoder
 from fewstep.models.families.transformer import TransformerNetwork
@@ -77,7 +78,9 @@ LORA = LoraLayout(
         "text_encoder_2": ("lora_te2",), _T5: ("lora_te3",),
     },
     original_names=lambda _modules: {},
-    original_prefixes=(),
+    original_prefixes=("diffusion_model", "model.diffusion_model"),
+    original_modules=SD3_NAMES.list_modules,
+    is_swapped=SD3_NAMES.is_swapped,
     former_names=lambda _part, _module: (),
     embedding_parts={"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
     time_mlp="time_text_embed.timestep_embedder",
@@ -103,6 +106,7 @@ class StableDiffusion3(FlowFamily):
     }  # fmt: skip
     optional = large = (_T5,)
     keys_begin = ("model.diffusion_model.joint_blocks.", "joint_blocks.")
+    original = SD3_NAMES
     released = _MEDIUM
     released_shift = 3.0
     released_codec: ClassVar[Mapping[str, float]] = {"scaling_factor": 1.5305, "shift_factor": 0.0609}

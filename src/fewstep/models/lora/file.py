@@ -22,6 +22,7 @@ from fewstep.models.family import LoraLayout
 from fewstep.models.lora.embeddings import Embeddings, read_embeddings
 from fewstep.models.lora.end import KEYS, End, read_end
 from fewstep.models.lora.fitting import make_pair, read_number
+from fewstep.models.lora.fused import take_apart
 from fewstep.models.lora.header import DIFFUSERS_ENTRY, PEFT_FILE, Adapter, read_adapters
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.lora.spelling import EMBEDDING, PEFT, list_spellings, refuse_others, split_key
@@ -70,6 +71,7 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module], layout: LoraLayout) ->
     carried = {key: tensors.pop(key) for key in list(tensors) if key.startswith(EMBEDDING)}
     ends = {key: tensors.pop(key) for key in list(tensors) if key.startswith(KEYS)}
     modules = adaptable_modules(parts)
+    tensors = take_apart(tensors, modules, layout)
     halves = _sort_halves(path, tensors, list_spellings(modules, layout))
     is_peft = any(key.startswith(PEFT) for key in tensors)
     scales = _Scales(path, read_adapters(path, header, parts=list(parts), is_peft=is_peft), layout, is_peft)

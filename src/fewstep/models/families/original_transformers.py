@@ -1,0 +1,185 @@
+"""What the first code of flow transformers calls their modules, several of which diffusers has as one's rows apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.files import explain_damage, open_safetensors, read_safetensors_header
+from fewstep.models.model_files import check_config, read_json
+
+Modules = Mapping[str, tuple[str, ...]]
+"""diffusers' modules by the original's, whose rows theirs are, one after the other."""
+_SCALED = ("scale_weight", "scale_input", "weight_scale", "input_scale")
+"""Ends of what stands beside weights in fp8 that were scaled to its range."""
+_MARKS = ("scaled_fp8",)
+
+
+@dataclass(frozen=True)
+class OriginalNames:
+    """The names of one family."""
+
+    blocks: Mapping[tuple[str, str], Modules]
+    """By the lists of blocks, the original's and diffusers'; names are within a block."""
+    outside: Modules
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    """diffusers' tensors by the original's, where neither is of a module that has the other's end."""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Ends of tensors as the original has them, by diffusers' modules' ends, where they are another's."""
+    is_swapped: Callable[[str, int], bool] = lambda module, _blocks: module == "norm_out.linear"
+    """(diffusers' module, number of blocks) → whether the original has the halves of its rows the other way round."""
+
+    def list_modules(self, modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Returns them for a transformer with these modules of diffusers'."""
+        held = set(modules)
+        found = {theirs: ours for theirs, ours in self.outside.items() if held.issuperset(ours)}
+        for (theirs, ours), names in self.blocks.items():
+            for i in range(1 + max((_number(name, ours) for name in held), default=-1)):
+                for original, own in names.items():
+                    whole = tuple(f"{ours}.{i}.{name}" for name in own)
+                    if held.issuperset(whole):
+                        found[f"{theirs}.{i}.{original}"] = whole
+        return found
+
+    def convert(self, read: Callable[[str], Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """Returns diffusers' tensors of those `shapes`, of what `read` gives by the original's names."""
+        blocks = len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")})
+        result = {ours: read(theirs).view(shapes[ours]) for theirs, ours in self.tensors.items() if ours in shapes}
+        for theirs, ours in self.list_modules({name.rpartition(".")[0] for name in shapes}).items():
+            for kind in ("weight", "bias"):
+                held = [f"{module}.{kind}" for module in ours if f"{module}.{kind}" in shapes]
+                if not held:
+                    continue
+                whole = read(f"{theirs}.{self._kind(ours[0], kind)}")
+                for name, part in zip(held, whole.split([shapes[name][0] for name in held]), strict=True):
+                    swap = self.is_swapped(name.rpartition(".")[0], blocks)
+                    result[name] = torch.cat(part.chunk(2)[::-1]) if swap else part
+        return result
+
+    def list_tensors(self, shapes: Collection[str]) -> set[str]:
+        """Returns the names of the original's tensors of a transformer with these of diffusers'."""
+        wanted = {theirs for theirs, ours in self.tensors.items() if ours in shapes}
+        for theirs, ours in self.list_modules({name.rpartition(".")[0] for name in shapes}).items():
+            kinds = {kind for kind in ("weight", "bias") if f"{ours[0]}.{kind}" in shapes}
+            wanted |= {f"{theirs}.{self._kind(ours[0], kind)}" for kind in kinds}
+        return wanted
+
+    def _kind(self, module: str, kind: str) -> str:
+        return next((said for end, said in self.kinds.items() if module.endswith(end)), kind)
+
+
+def _number(name: str, blocks: str) -> int:
+    begin, _, rest = name.removeprefix(f"{blocks}.").partition(".")
+    return int(begin) if name.startswith(f"{blocks}.") and rest and begin.isdigit() else -1
+
+
+def load_original(
+    path: Path, kind: Any, config_folder: Path, names: OriginalNames, prefix: str, dtype: torch.dtype,
+    check: Callable[[Mapping[str, Collection[str]]], None],
+) -> Any:  # fmt: skip
+    """Loads the transformer of a single file, whose keys begin with `prefix`, frozen, in `dtype`.
+
+    `check` is given the names that the file should hold, by that prefix. Weights in fp8 are scaled back.
+    """
+    config = read_json(config_folder / "config.json", f"{config_folder} is no transformer")
+    check_config(config, config_folder / "config.json")
+    with torch.device("meta"):
+        transformer = kind.from_config(config)
+    shapes = {name: tuple(value.shape) for name, value in transformer.state_dict().items()}
+    held = {key.removeprefix(prefix) for key in read_safetensors_header(path).shapes if key.startswith(prefix)}
+    beside = {key for key in held if key.endswith(_SCALED) or key in _MARKS}
+    check({prefix: names.list_tensors(shapes) | beside})
+    with open_safetensors(path) as file, explain_damage(path):
+
+        def read(name: str) -> Tensor:
+            value: Tensor = file.get_tensor(prefix + name)
+            module, _, end = name.rpartition(".")
+            scales = [f"{module}.{each}" for each in ("scale_weight", "weight_scale")] if end == "weight" else []
+            for scale in scales:
+                if scale in held:
+                    value = value.float() * file.get_tensor(prefix + scale).float()
+            return value.to(dtype)
+
+        try:
+            state = names.convert(read, shapes)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{path} has tensors of other sizes than {config_folder} describes ({error})") from error
+    wrong = [name for name, value in state.items() if tuple(value.shape) != shapes[name]]
+    if wrong:
+        raise UserError(f"{path} has tensors of other sizes than {config_folder} describes, such as {wrong[0]}")
+    transformer.load_state_dict(state, assign=True)
+    return transformer.eval().requires_grad_(False)
+
+
+_QKV = ("to_q", "to_k", "to_v")
+_ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
+
+
+def _inside(attention: str, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{attention}.{name}" for name in names)
+
+
+SD3_NAMES = OriginalNames(
+    blocks={
+        ("joint_blocks", "transformer_blocks"): {
+            "x_block.attn.qkv": _inside("attn", _QKV), "x_block.attn.proj": ("attn.to_out.0",),
+            "x_block.attn.ln_q": ("attn.norm_q",), "x_block.attn.ln_k": ("attn.norm_k",),
+            "x_block.attn2.qkv": _inside("attn2", _QKV), "x_block.attn2.proj": ("attn2.to_out.0",),
+            "x_block.attn2.ln_q": ("attn2.norm_q",), "x_block.attn2.ln_k": ("attn2.norm_k",),
+            "context_block.attn.qkv": _inside("attn", _ADDED), "context_block.attn.proj": ("attn.to_add_out",),
+            "context_block.attn.ln_q": ("attn.norm_added_q",), "context_block.attn.ln_k": ("attn.norm_added_k",),
+            "x_block.adaLN_modulation.1": ("norm1.linear",),
+            "context_block.adaLN_modulation.1": ("norm1_context.linear",),
+            "x_block.mlp.fc1": ("ff.net.0.proj",), "x_block.mlp.fc2": ("ff.net.2",),
+            "context_block.mlp.fc1": ("ff_context.net.0.proj",), "context_block.mlp.fc2": ("ff_context.net.2",),
+        }
+    },
+    outside={
+        "x_embedder.proj": ("pos_embed.proj",), "context_embedder": ("context_embedder",),
+        "t_embedder.mlp.0": ("time_text_embed.timestep_embedder.linear_1",),
+        "t_embedder.mlp.2": ("time_text_embed.timestep_embedder.linear_2",),
+        "y_embedder.mlp.0": ("time_text_embed.text_embedder.linear_1",),
+        "y_embedder.mlp.2": ("time_text_embed.text_embedder.linear_2",),
+        "final_layer.linear": ("proj_out",), "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+    },
+    tensors={"pos_embed": "pos_embed.pos_embed"},
+    # The last block's text goes no further: its norm is of the kind that the last layer has.
+    is_swapped=lambda module, blocks: (
+        module in ("norm_out.linear", f"transformer_blocks.{blocks - 1}.norm1_context.linear")
+    ),
+)  # fmt: skip
+FLUX_NAMES = OriginalNames(
+    blocks={
+        ("double_blocks", "transformer_blocks"): {
+            "img_attn.qkv": _inside("attn", _QKV), "img_attn.proj": ("attn.to_out.0",),
+            "img_attn.norm.query_norm": ("attn.norm_q",), "img_attn.norm.key_norm": ("attn.norm_k",),
+            "txt_attn.qkv": _inside("attn", _ADDED), "txt_attn.proj": ("attn.to_add_out",),
+            "txt_attn.norm.query_norm": ("attn.norm_added_q",), "txt_attn.norm.key_norm": ("attn.norm_added_k",),
+            "img_mod.lin": ("norm1.linear",), "txt_mod.lin": ("norm1_context.linear",),
+            "img_mlp.0": ("ff.net.0.proj",), "img_mlp.2": ("ff.net.2",),
+            "txt_mlp.0": ("ff_context.net.0.proj",), "txt_mlp.2": ("ff_context.net.2",),
+        },
+        ("single_blocks", "single_transformer_blocks"): {
+            "linear1": (*_inside("attn", _QKV), "proj_mlp"), "linear2": ("proj_out",),
+            "modulation.lin": ("norm.linear",),
+            "norm.query_norm": ("attn.norm_q",), "norm.key_norm": ("attn.norm_k",),
+        },
+    },
+    outside={
+        "img_in": ("x_embedder",), "txt_in": ("context_embedder",),
+        "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
+        "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
+        "vector_in.in_layer": ("time_text_embed.text_embedder.linear_1",),
+        "vector_in.out_layer": ("time_text_embed.text_embedder.linear_2",),
+        "guidance_in.in_layer": ("time_text_embed.guidance_embedder.linear_1",),
+        "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
+        "final_layer.linear": ("proj_out",), "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+    },
+    kinds=dict.fromkeys(("attn.norm_q", "attn.norm_k", "attn.norm_added_q", "attn.norm_added_k"), "scale"),
+)  # fmt: skip

@@ -1,0 +1,172 @@
+"""Transformers and LoRAs under the names that the families' first code gives their modules."""
+
+import pytest
+import torch
+from diffusers.loaders import single_file_utils
+from safetensors.torch import save_file
+
+from fewstep.errors import UserError
+from fewstep.models.families.original_transformers import FLUX_NAMES
+from fewstep.models.loading import load_latent_model
+from fewstep.models.scheduler import Overrides
+from flow_miniatures import save_sd3
+
+CPU = torch.device("cpu")
+
+
+def to_original(model):
+    """Returns the transformer's tensors as the first code has them, by the names' table read backwards."""
+    names, state = model.family.original, model.network.backbone.state_dict()
+    blocks = len({name.split(".")[1] for name in state if name.startswith("transformer_blocks.")})
+    result = {theirs: state[ours] for theirs, ours in names.tensors.items() if ours in state}
+    for theirs, ours in names.list_modules({name.rpartition(".")[0] for name in state}).items():
+        for kind in ("weight", "bias"):
+            parts = [(module, state[f"{module}.{kind}"]) for module in ours if f"{module}.{kind}" in state]
+            if parts:
+                said = [
+                    torch.cat(each.chunk(2)[::-1]) if names.is_swapped(name, blocks) else each for name, each in parts
+                ]
+                result[f"{theirs}.{names._kind(ours[0], kind)}"] = torch.cat(said)
+    return {name: value.contiguous().clone() for name, value in result.items()}
+
+
+@pytest.fixture(scope="module")
+def original(flow):
+    return to_original(load_latent_model(flow, CPU))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_transformer_alone_over_a_base(prefix, flow, original, tmp_path):
+    base, file = load_latent_model(flow, CPU), tmp_path / "transformer.safetensors"
+    save_file({prefix + name: value for name, value in original.items()}, file)
+    for model in (
+        load_latent_model(file, CPU, str(flow)), load_latent_model(flow, CPU, overrides=Overrides(unet=str(file))),
+    ):  # fmt: skip
+        mine, theirs = model.network.backbone.state_dict(), base.network.backbone.state_dict()
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+        assert not any(value.requires_grad for value in model.network.parameters())
+
+
+def test_every_tensor_has_its_place(flow, original):
+    """The table names all of them, none twice."""
+    state = load_latent_model(flow, CPU).network.backbone.state_dict()
+    assert sum(value.numel() for value in original.values()) == sum(value.numel() for value in state.values())
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_fp8_is_read(scaled, flow, original, tmp_path):
+    file, tensors = tmp_path / "transformer.safetensors", {}
+    for name, value in original.items():
+        if value.ndim < 2 or not name.endswith("weight"):
+            tensors[name] = value
+            continue
+        scale = value.abs().max() / 400 if scaled else torch.tensor(1.0)
+        tensors[name] = (value / scale).to(torch.float8_e4m3fn)
+        if scaled:
+            tensors[name.replace("weight", "scale_weight")] = scale
+    save_file(tensors, file)
+    mine = load_latent_model(file, CPU, str(flow)).network.backbone.state_dict()
+    for name, value in load_latent_model(flow, CPU).network.backbone.state_dict().items():
+        assert mine[name].dtype == torch.float32
+        assert torch.allclose(mine[name], value, rtol=0.07, atol=float(value.abs().max()) / 400 if scaled else 1e-3)
+
+
+@pytest.mark.parametrize("how", ["lacks", "left over", "size"])
+def test_what_does_not_fit_is_named(how, flow, original, tmp_path):
+    file, tensors = tmp_path / "transformer.safetensors", dict(original)
+    name = next(each for each in tensors if each.endswith("qkv.weight"))
+    if how == "lacks":
+        del tensors[name]
+    elif how == "left over":
+        tensors["another.weight"] = torch.zeros(2)
+    else:
+        tensors[name] = torch.zeros(6, 2)
+    save_file(tensors, file)
+    said = {"lacks": f"it lacks {name}", "left over": "it has left over another.weight", "size": "of other sizes than"}
+    with pytest.raises(UserError, match=said[how]):
+        load_latent_model(file, CPU, str(flow))
+
+
+def test_without_a_base_it_says_what_to_give(original, tmp_path):
+    save_file(original, tmp_path / "transformer.safetensors")
+    with pytest.raises(UserError, match="give that with --base-config"):
+        load_latent_model(tmp_path / "transformer.safetensors", CPU)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_table_of_stable_diffusion_3_is_diffusers_own(large, flow_tokenizer, tmp_path):
+    model = load_latent_model(save_sd3(flow_tokenizer, tmp_path / "sd3", large=large), CPU)
+    theirs = single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(to_original(model))
+    mine = model.network.backbone.state_dict()
+    assert theirs.keys() == mine.keys()
+    assert all(torch.equal(theirs[name], value) for name, value in mine.items())
+
+
+def test_the_table_of_flux_is_diffusers_own():
+    """At its own size, which diffusers takes for granted, with one column in place of all."""
+    width, tensors = 3072, {}
+    rows = {
+        "qkv": 3 * width, "linear1": 7 * width, "mlp.0": 4 * width, "mod.lin": 6 * width, "modulation.lin": 3 * width,
+        "adaLN_modulation.1": 2 * width, "norm": 128,
+    }  # fmt: skip
+    double, single = FLUX_NAMES.blocks.values()
+    modules = [f"double_blocks.0.{name}" for name in double] + [f"single_blocks.0.{name}" for name in single]
+    for module in [*modules, *FLUX_NAMES.outside]:
+        count = next((n for end, n in rows.items() if module.endswith(end) or (end == "norm" and end in module)), width)
+        kinds = ("scale",) if "_norm" in module else ("weight", "bias")
+        for kind in kinds:
+            tensors[f"{module}.{kind}"] = torch.rand(count, *([1] if kind == "weight" else []))
+    theirs = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers(dict(tensors))
+    shapes = {name: tuple(value.shape) for name, value in theirs.items()}
+    mine = FLUX_NAMES.convert(lambda name: tensors[name], shapes)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+
+
+SPELLINGS = {
+    "diffusion_model": ("diffusion_model.{}", "lora_A.weight", "lora_B.weight"),
+    "kohya": ("lora_unet_{}", "lora_down.weight", "lora_up.weight"),
+    "bare": ("{}", "lora_A.weight", "lora_B.weight"),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_lora_of_the_originals_modules_adds_what_it_adds_there(spelling, flow, original, tmp_path):
+    """ΔW of every original module, added to the original's weights and converted, is ΔW of the modules in diffusers."""
+    model = load_latent_model(flow, CPU)
+    form, a, b = SPELLINGS[spelling]
+    generator, tensors, moved = torch.Generator().manual_seed(0), {}, dict(original)
+    modules = {module for _, names in model.family.original.blocks.items() for module in names}
+    for key, weight in original.items():
+        module = key.removesuffix(".weight")
+        if weight.ndim != 2 or not any(module.endswith(f".{name}") for name in (*modules, "adaLN_modulation.1")):
+            continue
+        down, up = (torch.randn(shape, generator=generator) for shape in ((2, weight.shape[1]), (len(weight), 2)))
+        spelt = form.format(module.replace(".", "_") if spelling == "kohya" else module)
+        tensors |= {f"{spelt}.{a}": down, f"{spelt}.{b}": up, f"{spelt}.alpha": torch.tensor(1.0)}
+        moved[key] = weight + up @ down / 2
+    save_file(tensors, tmp_path / "lora.safetensors")
+    save_file(moved, tmp_path / "moved.safetensors")
+    wanted = load_latent_model(tmp_path / "moved.safetensors", CPU, str(flow)).network.backbone.state_dict()
+    found = load_latent_model(flow, CPU, overrides=Overrides(base_lora=(str(tmp_path / "lora.safetensors"),)))
+    before = model.network.backbone.state_dict()
+    changed = 0
+    for name, value in found.network.backbone.state_dict().items():
+        assert torch.allclose(value, wanted[name], atol=1e-5), name
+        changed += not torch.equal(value, before[name])
+    assert changed >= len(tensors) // 3
+
+
+def test_kohyas_file_of_diffusers_names_is_read_too(flow, tmp_path):
+    model = load_latent_model(flow, CPU)
+    module = "transformer_blocks.0.attn.to_q"
+    weight = model.network.backbone.get_submodule(module).weight
+    spelt = f"lora_transformer_{module.replace('.', '_')}"
+    down, up = torch.ones(1, weight.shape[1]), torch.ones(len(weight), 1)
+    save_file(
+        {f"{spelt}.lora_down.weight": down, f"{spelt}.lora_up.weight": up, f"{spelt}.alpha": torch.tensor(0.5)},
+        tmp_path / "lora.safetensors",
+    )
+    moved = load_latent_model(flow, CPU, overrides=Overrides(base_lora=(f"{tmp_path / 'lora.safetensors'}:2",)))
+    assert torch.allclose(moved.network.backbone.get_submodule(module).weight, weight + 1.0)
