@@ -13,11 +13,13 @@ from diffusers import DiffusionPipeline
 from fewstep.commands.distill import distill
 from fewstep.data.pictures import to_pixels
 from fewstep.diffusion.flow import Flow
+from fewstep.errors import UserError
 from fewstep.method.paths import TeacherPath
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.pipeline import load_pipeline, seeded_noise
 from fewstep.recipes.distill import Distill
+from flow_miniatures import FLOWS
 
 CPU, PROMPT, SEED = torch.device("cpu"), "a red star", 5
 
@@ -148,3 +150,10 @@ def test_pictures_go_through_the_autoencoder_as_they_would_alone(flow, flow_pict
     assert torch.allclose(mean, (own - config.shift_factor) * config.scaling_factor, atol=1e-5)
     assert config.shift_factor
     assert torch.allclose(model.codec.decode(mean), alone, atol=1e-4)
+
+
+def test_schnell_is_no_teacher(flow_tokenizer, tmp_path, edit_json):
+    folder = FLOWS["flux"](flow_tokenizer, tmp_path / "schnell")
+    edit_json(folder / "transformer" / "config.json", guidance_embeds=False)
+    with pytest.raises(UserError, match="paints in 4 steps already and is no teacher"):
+        load_latent_model(folder, CPU)
