@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import importlib
 from pathlib import Path
 
 import torch
@@ -17,8 +16,6 @@ from fewstep.models.hub import fetch_configurations, fetch_pipeline, is_hub_id
 from fewstep.models.model_files import MODEL_WANTED, read_index
 from fewstep.models.scheduler import Overrides
 from fewstep.precision import Storage
-
-logger = logging.getLogger(__name__)
 
 
 def pick_device(name: str = "auto", number: int = 0) -> torch.device:
@@ -65,26 +62,9 @@ def load_latent_model(
     overrides = overrides or Overrides()
     model = _load(source, base_config, overrides, Storage(device, dtype, home))
     if overrides.base_lora:
-        merge_loras(model, overrides.base_lora)
+        # few models are loaded with one
+        importlib.import_module("fewstep.models.lora.base_lora").merge_into(model, overrides.base_lora)
     return model
-
-
-def merge_loras(model: LatentModel, given: Sequence[str]) -> None:
-    """Merges LoRAs, each with its scale after a colon, into a model's weights. Raises UserError."""
-    from fewstep.models.lora.combining import merge  # few models are loaded with one
-    from fewstep.models.lora.file import read_lora
-    from fewstep.models.lora.source import parse_lora
-
-    found = [parse_lora(each) for each in given]
-    files = [read_lora(path, model.parts, model.family.lora) for path, _ in found]
-    for file in files:
-        if file.end or file.embeddings:
-            what = "tells its base where to land" if file.end else "brings a word along"
-            raise UserError(f"{file.source} {what}, which cannot be merged into weights; give it with --lora")
-        logger.info(f"{file.matched()}; merged into {model.source}")
-        for line in file.notes:
-            logger.info(line)
-    merge(model.parts, [(file.pairs, scale) for file, (_, scale) in zip(files, found, strict=True)])
 
 
 def _load(source: str | Path, base_config: str, overrides: Overrides, storage: Storage) -> LatentModel:
