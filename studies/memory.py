@@ -26,8 +26,14 @@ from fewstep.models.family import Family
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 
-SHAPES = {"sd15": (SD1, 64), "sd21-base": (SD2, 64), "sd21": (SD2, 96), "sdxl": (SDXL, 128),
-    "sd35": (find_family("sd3"), 128), "flux": (find_family("flux"), 128),
+SHAPES = {
+    "sd15": (SD1, 64),
+    "sd21-base": (SD2, 64),
+    "sd21": (SD2, 96),
+    "sdxl": (SDXL, 128),
+    "sd35": (find_family("sd3"), 128),
+    "flux": (find_family("flux"), 128),
+    "zimage": (find_family("zimage"), 128),
 }
 """Family and side of the latents."""
 

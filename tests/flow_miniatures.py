@@ -13,12 +13,18 @@ from diffusers import (
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -103,6 +109,57 @@ def save_flux(tokenizer: CLIPTokenizer, folder: Path) -> Path:
     return folder
 
 
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+"""How Qwen3 puts a conversation, as far as pipelines ask."""
+
+
+def make_qwen_tokenizer() -> Qwen2Tokenizer:
+    """Knows every byte."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = {piece: i for i, piece in enumerate([*sorted(ByteLevel.alphabet()), *special])}
+    tokenizer = Qwen2Tokenizer(vocab=words, merges=[], model_max_length=1024)
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer.chat_template = QWEN_TEMPLATE
+    return tokenizer
+
+
+def make_qwen(tokenizer: Any, width: int, layers: int = 3) -> Qwen3Model:
+    return Qwen3Model(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=1024,
+        )
+    )
+
+
+def save_zimage(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
+    """Writes Z-Image's layout."""
+    torch.manual_seed(0)
+    tokenizer = make_qwen_tokenizer()
+    parts = {
+        "transformer": ZImageTransformer2DModel(
+            dim=64, n_layers=2, n_refiner_layers=1, n_heads=4, n_kv_heads=4, cap_feat_dim=32, axes_dims=[4, 6, 6],
+            axes_lens=[1024, 32, 32],
+        ),
+        "vae": make_autoencoder(16, 0.3611, 0.1159),
+        "text_encoder": make_qwen(tokenizer, 32), "tokenizer": tokenizer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=6.0),
+    }  # fmt: skip
+    _settle(parts)
+    ZImagePipeline(**parts).save_pretrained(folder)
+    return folder
+
+
 def _settle(parts: dict[str, Any]) -> None:
     """Ends dropout, and gives the last layers, which begin at zero, something to say."""
     for name, part in parts.items():
@@ -114,5 +171,5 @@ def _settle(parts: dict[str, Any]) -> None:
                         value.normal_(std=0.05)
 
 
-FLOWS = {"sd3": save_sd3, "flux": save_flux}
+FLOWS = {"sd3": save_sd3, "flux": save_flux, "zimage": save_zimage}
 """What writes a miniature of each family."""

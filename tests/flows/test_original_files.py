@@ -160,7 +160,8 @@ def test_a_lora_of_the_originals_modules_adds_what_it_adds_there(spelling, flow,
 
 def test_kohyas_file_of_diffusers_names_is_read_too(flow, tmp_path):
     model = load_latent_model(flow, CPU)
-    module = "transformer_blocks.0.attn.to_q"
+    ends = ("transformer_blocks.0.attn.to_q", "layers.0.attention.to_q")
+    module = next(name for name, _ in model.network.backbone.named_modules() if name in ends)
     weight = model.network.backbone.get_submodule(module).weight
     spelt = f"lora_transformer_{module.replace('.', '_')}"
     down, up = torch.ones(1, weight.shape[1]), torch.ones(len(weight), 1)

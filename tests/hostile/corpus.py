@@ -93,7 +93,8 @@ def _write_loras(corpus: Corpus) -> None:
     }
     write_lora(corpus / "loras", pairs, header, model.parts, model.family.lora)
     told = {**header, "fewstep.consistency": "any-step", "fewstep.phases": "1,2,4,8"}
-    end = EndEmbedding(model.network.backbone.time_embedding).state_dict()
+    time = model.network.backbone.time_embedding
+    end = EndEmbedding(time.linear_1, time.linear_2).state_dict()
     write_lora(corpus / "told", pairs, told, model.parts, model.family.lora, end)
     plain = safetensors.torch.load_file(corpus / "loras" / "pytorch_lora_weights.safetensors")
     dora = {

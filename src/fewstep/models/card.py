@@ -84,6 +84,8 @@ class StudentCard:
     """Side in pixels of its pictures, where its network does not say."""
     shift: float | None = None
     """Of a flow: the shift of its times, whatever the size of its pictures."""
+    unguided_scale: float | None = None
+    """Of a flow: the `guidance_scale` by which a stock pipeline adds no guidance of its own; else it is 1."""
     sigmas: dict[str, list[float]] | None = None
     """Of a flow: what a stock pipeline is to be given as `sigmas`, by the number of steps."""
     others: dict[str, Any] = field(default_factory=dict)
@@ -176,6 +178,7 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sampling_steps": (_is_count, f"1 to {MAX_STEPS} is"),
     "phases": (_lists(_is_count), "a list of whole numbers is"),
     "base_lora": (_lists(_is_text), "a list of texts is"),
+    "unguided_scale": (is_number, "a number is"),
     "shift": (lambda value: is_number(value) and value > 0, "a number above 0 is"),
     "resolution": (lambda value: type(value) is int and 0 < value <= _MOST_SIDE, f"1 to {_MOST_SIDE:,} is"),
 }
@@ -245,16 +248,16 @@ def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
 def _guidance(card: StudentCard) -> str:
     assert card.guidance_range is not None
     low, high = card.guidance_range
-    scale = f"{card.guidance_scale:g}"
+    scale, omega = f"{card.guidance_scale:g}", "ω" if card.unguided_scale == 0 else "ω + 1"
     if low == high and (card.method == LCM_LORA or card.shift is not None):
-        return f"diffusers' `guidance_scale` {scale} (ω + 1), built in"
-    return f"diffusers' `guidance_scale` {low:g} to {high:g} (ω + 1), {scale} by default"
+        return f"diffusers' `guidance_scale` {scale} ({omega}), built in"
+    return f"diffusers' `guidance_scale` {low:g} to {high:g} ({omega}), {scale} by default"
 
 
 def _usage(card: StudentCard) -> list[str]:
     own = read_method(card, "the card").told_end
     code = ', custom_pipeline="this folder", trust_remote_code=True' if own else ""
-    scale = f"{card.guidance_scale:g}" if card.shift is None else "1"
+    scale = f"{card.guidance_scale:g}" if card.shift is None else _off(card)
     asked = f"{_ask_steps(card)}, guidance_scale={scale}"
     return [
         *(["import torch"] if _draws_from_torch(card) else []),
@@ -271,6 +274,10 @@ def _ask_steps(card: StudentCard) -> str:
     steps = card.sampling_steps or 4
     sigmas = (card.sigmas or {}).get(str(steps))
     return f"num_inference_steps={steps}" if sigmas is None else f"sigmas={sigmas}"
+
+
+def _off(card: StudentCard) -> str:
+    return f"{1 if card.unguided_scale is None else card.unguided_scale:g}"
 
 
 def _seed_lines(card: StudentCard) -> list[str]:
@@ -306,7 +313,7 @@ def _lora_usage(card: StudentCard) -> list[str]:
     scheduler = [f"pipe.scheduler = {kind}(shift={card.shift:g})"] if card.shift is not None else [
         f"{name} = dict({settings})", f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config, **{name})",
     ]  # fmt: skip
-    asked = f", {_ask_steps(card)}, guidance_scale=1{_eta(card)}" if few_step else ""
+    asked = f", {_ask_steps(card)}, guidance_scale={_off(card)}{_eta(card)}" if few_step else ""
     bundled = card.teacher == assets.SCENES
     base = "assets.scenes_teacher()" if bundled else f'"{card.teacher}"'
     return [

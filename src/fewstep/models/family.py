@@ -159,8 +159,8 @@ class LoraLayout:
     portable: bool = False
     """Whether tools load one spelling of diffusers alone rightly: with alpha as part of the weights, and kohya's by
     none of them."""
-    time_mlp: str = ""
-    """The network's module that embeds its time, after which what embeds the end is made; empty where none can be."""
+    time_layers: tuple[str, ...] = ()
+    """The network's two layers that embed its time, after which what embeds the end is made; none where none can be."""
 
     def in_files(self, part: str, module: str) -> str:
         """Returns a module's name as files have it: transformers' own prefix comes and goes with its version."""

@@ -17,7 +17,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "merges.txt", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
-SMALL_FILES = frozenset(("config.json", "scheduler_config.json", *TOKENIZER_FILES))
+CHAT_TEMPLATE = "chat_template.jinja"
+SMALL_FILES = frozenset(("config.json", "scheduler_config.json", CHAT_TEMPLATE, *TOKENIZER_FILES))
 """Configurations and vocabularies of the parts of a pipeline; beside them, weights in safetensors alone are read."""
 _CODE = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config", "use_kernels", "kernel_config")
 """Entries of configurations that have other code fetched or run."""

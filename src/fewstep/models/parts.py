@@ -16,7 +16,7 @@ from fewstep.documents import load_json
 from fewstep.errors import UserError, show
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models.config_sizes import check_sizes
-from fewstep.models.model_files import read_json, stage_tokenizer
+from fewstep.models.model_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, find_file, read_json, stage_tokenizer
 from fewstep.models.weight_files import choose_weights, stage_weights
 
 _NAMES_OF_VERSION_5 = {r"^(embeddings|encoder|final_layer_norm)\.": r"text_model.\1."}
@@ -117,6 +117,16 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
         raise _not_loaded(folder, kind, error) from error
 
 
+def keep_chat_template(tokenizer: Any, folder: Path) -> None:
+    """Has a tokenizer write out again how its folder puts a conversation, which is code that is not run here."""
+    config = folder / TOKENIZER_CONFIG
+    said = read_json(config, f"{folder} is no tokenizer").get("chat_template") if config.is_file() else None
+    if (file := find_file(folder, CHAT_TEMPLATE)).is_file():
+        said = file.read_text()
+    if isinstance(said, str):
+        tokenizer.chat_template = said
+
+
 def _check_vocabulary(folder: Path) -> None:
     """Raises UserError where a folder lacks what its tokenizer would then be empty without."""
     if (folder / "tokenizer.json").is_file():
@@ -142,26 +152,28 @@ def _check_names(file: Path) -> None:
 def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
     """Raises UserError where a tokenizer's words or lengths are not those of its text encoder."""
     words, known = len(tokenizer), int(encoder_config.vocab_size)
-    if words > known or words <= known - _SPARE:
+    spare = _SPARE if known < _LARGE else 8 * _SPARE
+    if words > known or words <= known - spare:
         raise UserError(
             f"{where} has {words} tokens and its text encoder knows {known}; give the tokenizer that the text encoder "
             "was trained with"
         )
-    length = tokenizer.model_max_length
-    # T5 knows no places: it reads as much as it is given.
-    places = int(getattr(encoder_config, "max_position_embeddings", 0) or _MOST_TOKENS)
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{where} names no pad_token; set it in tokenizer_config.json to the one it was trained with")
+    if not str(encoder_config.model_type).startswith("clip"):
+        return  # others read as much as they are given, which their families say
+    length, places = tokenizer.model_max_length, int(encoder_config.max_position_embeddings)
     if type(length) is not int:
         raise UserError(f"{where} has model_max_length {length!r:.60} in tokenizer_config.json; set it to {places}")
     if length > places:
         said = f"reads up to {length} tokens" if length < 10**9 else "says no model_max_length in tokenizer_config.json"
         raise UserError(f"{where} {said} and its text encoder has {places} places; set model_max_length to {places}")
-    if tokenizer.pad_token_id is None:
-        raise UserError(f"{where} names no pad_token; set it in tokenizer_config.json to the one it was trained with")
     if length < 3:
         raise UserError(f"{where} reads up to {length} tokens; a prompt has two beside its own")
 
 
-_MOST_TOKENS = 2**20
+_LARGE = 100_000
+"""Tokens from which on a table is a language model's, rounded up to more."""
 _SPARE = 128
 """Fewer rows than this a text encoder may have without a token: tables are rounded up, and tokens taken out again."""
 

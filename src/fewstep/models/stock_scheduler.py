@@ -55,4 +55,6 @@ def describe_sampling(model: LatentModel, card: StudentCard) -> dict[str, Any]:
     counts = (card.sampling_steps,) if card.sampling_steps else SHOWN_STEPS
     times = {n: method.sampling(model.schedule, card.grid_size, n)[0] for n in counts if n <= card.grid_size}
     sigmas = {str(n): [round(t / model.schedule.num_steps, 6) for t in each] for n, each in times.items()}
-    return {"shift": model.schedule.shift, "sigmas": sigmas}
+    off = model.family.guidance_of(0.0)
+    unguided = {} if off == 1 else {"unguided_scale": off}
+    return {"shift": model.schedule.shift, "sigmas": sigmas, **unguided}

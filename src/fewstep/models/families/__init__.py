@@ -19,6 +19,7 @@ _FILES = {
     "sdxl": "stable_diffusion",
     "sd3": "sd3",
     "flux": "flux",
+    "zimage": "zimage",
 }
 """The file of each family, which ends in its FAMILIES; it is imported only when a family is asked for."""
 

@@ -27,7 +27,7 @@ from fewstep.models.family import Family, LatentModel
 from fewstep.models.flow_scheduler import CLASSES, read_flow
 from fewstep.models.hub import fetch_network, is_hub_id
 from fewstep.models.model_files import read_index, read_json
-from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
+from fewstep.models.parts import check_tokenizer, keep_chat_template, load_tokenizer, load_weights
 from fewstep.models.scheduler import NETWORK_OPTION, Overrides
 from fewstep.precision import Storage
 
@@ -148,6 +148,7 @@ class FlowFamily(Family):
                 tokenizer = _tokenizer_of(name)
                 parts[name] = load_weights(kind, places[name], _LARGE if name in self.large and on_gpu else dtype)
                 parts[tokenizer] = load_tokenizer(tokenizer_kind, places[tokenizer])
+                keep_chat_template(parts[tokenizer], places[tokenizer])
                 check_tokenizer(parts[tokenizer], parts[name].config, str(places[tokenizer]))
         return parts
 
@@ -252,6 +253,17 @@ def read_whole_side(value: object, blocks: object, source: str) -> int:
     if not isinstance(blocks, list | tuple) or not 0 < len(blocks) <= 16:
         raise UserError(f"{source} has block_out_channels {blocks!r:.60}; a list is wanted")
     return value << (len(blocks) - 1)
+
+
+def read_side_of_codec(codec_config: Mapping[str, Any]) -> int:
+    """Returns the side in pixels of a model's pictures, where its autoencoder alone says it. Raises UserError."""
+    factor = read_whole_side(1, codec_config.get("block_out_channels"), "the model's vae")
+    side = codec_config.get("sample_size")
+    if type(side) is not int or side <= 0 or side % (2 * factor):
+        raise UserError(
+            f"the model's vae has sample_size {side!r:.60}; a multiple of {2 * factor} is wanted, a side in pixels"
+        )
+    return side
 
 
 def check_channels(source: str, given: int, returned: int, latents: int) -> None:

@@ -21,7 +21,7 @@ from fewstep.models.families.flow_family import (
     CLIP_TOKENS,
     FlowFamily,
     check_channels,
-    read_whole_side,
+    read_side_of_codec,
     shape_clip,
 )
 from fewstep.models.families.original_transformers import FLUX_NAMES
@@ -142,7 +142,7 @@ LORA = LoraLayout(
     is_swapped=FLUX_NAMES.is_swapped,
     former_names=lambda _part, _module: (),
     embedding_parts={"clip_l": "text_encoder"},
-    time_mlp="time_text_embed.timestep_embedder",
+    time_layers=tuple(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
     bare_parts=("text_encoder_2",),
     portable=True,
 )  # fmt: skip
@@ -186,13 +186,7 @@ class Flux(FlowFamily):
             )
 
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:  # noqa: ARG002
-        side, blocks = codec_config.get("sample_size"), codec_config.get("block_out_channels")
-        factor = read_whole_side(1, blocks, "the model's vae")
-        if type(side) is not int or side <= 0 or side % (2 * factor):
-            raise UserError(
-                f"the model's vae has sample_size {side!r:.60}; a multiple of {2 * factor} is wanted, a side in pixels"
-            )
-        return side
+        return read_side_of_codec(codec_config)
 
     def count_tokens(self, network_config: Mapping[str, Any], side: int) -> int:  # noqa: ARG002
         return (side // 2) ** 2

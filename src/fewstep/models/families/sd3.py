@@ -83,7 +83,7 @@ LORA = LoraLayout(
     is_swapped=SD3_NAMES.is_swapped,
     former_names=lambda _part, _module: (),
     embedding_parts={"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
-    time_mlp="time_text_embed.timestep_embedder",
+    time_layers=tuple(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
     bare_parts=(_T5,),
     portable=True,
 )  # fmt: skip

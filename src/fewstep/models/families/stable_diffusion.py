@@ -70,7 +70,7 @@ LORA = LoraLayout(
         "clip_l": "text_encoder", "clip_g": "text_encoder_2", "string_to_param": "text_encoder",
         "emb_params": "text_encoder",
     },
-    time_mlp="time_embedding",
+    time_layers=("time_embedding.linear_1", "time_embedding.linear_2"),
 )  # fmt: skip
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TOKENS = 77

@@ -11,7 +11,9 @@ from fewstep.models.lora.end import EndEmbedding
 
 def tell_end(embedding: Any) -> EndEmbedding:
     """Makes diffusers' embedding of time and text take times `[2, b]`, t and e; returns what embeds e."""
-    hung = EndEmbedding(embedding.timestep_embedder)
+    mlp = getattr(embedding, "timestep_embedder", None)
+    layers = (embedding.mlp[0], embedding.mlp[2]) if mlp is None else (mlp.linear_1, mlp.linear_2)
+    hung = EndEmbedding(*layers)
     kind = type(embedding)
     # A class of its own in the same place: names of weights stay, and copies of the module are told too.
     embedding.__class__ = type(f"Told{kind.__name__}", (_Told, kind), {})
@@ -22,7 +24,6 @@ def tell_end(embedding: Any) -> EndEmbedding:
 class _Told:
     """Goes before diffusers' own class."""
 
-    time_proj: Any
     end: EndEmbedding
 
     def forward(self, times: Tensor, *rest: Any) -> Tensor:
@@ -32,5 +33,14 @@ class _Told:
             return plain
         t, e = times
         answer: Tensor = super().forward(t, *rest)  # type: ignore[misc]  # of the class that this one goes before
-        told: Tensor = self.end(self.time_proj(e))
+        told: Tensor = self.end(self._read_time(e))
         return answer + told.to(answer.dtype)
+
+    def _read_time(self, time: Tensor) -> Tensor:
+        """Returns waves of a time `[b, width]`, as the network has them of its own."""
+        own: Any = self
+        if hasattr(own, "time_proj"):
+            waves: Tensor = own.time_proj(time)
+        else:
+            waves = own.timestep_embedding(time, own.frequency_embedding_size)
+        return waves

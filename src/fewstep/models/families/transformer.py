@@ -32,6 +32,8 @@ class TransformerNetwork(BackboneNetwork):
     schedule: Flow
     block_lists: ClassVar[tuple[str, ...]]
     """The transformer's lists of blocks, in the order in which they compute."""
+    tapped: ClassVar[tuple[str, ...]] = ()
+    """Those of them through which text and picture go together; none named are all."""
 
     def __init__(self, transformer: Any, schedule: Flow) -> None:
         super().__init__()
@@ -68,13 +70,19 @@ class TransformerNetwork(BackboneNetwork):
 
     @property
     def _taps(self) -> list[nn.Module]:
-        blocks, count = self.blocks, len(self.blocks)
+        blocks = [block for name in self.tapped or self.block_lists for block in getattr(self.transformer, name)]
+        count = len(blocks)
         return [blocks[i] for i in sorted({max(0, count * tap // _TAPS - 1) for tap in range(1, _TAPS + 1)})]
 
     @property
     def feature_widths(self) -> Sequence[int]:
+        return [self.width] * len(self._taps)
+
+    @property
+    def width(self) -> int:
+        """Returns the width of the transformer's tokens."""
         config = self.transformer.config
-        return [config.num_attention_heads * config.attention_head_dim] * len(self._taps)
+        return int(config.num_attention_heads * config.attention_head_dim)
 
     @abstractmethod
     def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:

@@ -135,7 +135,9 @@ class UNetNetwork(BackboneNetwork):
 
     @torch.no_grad()
     def hang_end(self) -> EndEmbedding:
-        hung = self.unet.class_embedding = EndEmbedding(self.unet.time_embedding)
+        hung = self.unet.class_embedding = EndEmbedding(
+            self.unet.time_embedding.linear_1, self.unet.time_embedding.linear_2
+        )
         self.unet.register_to_config(class_embed_type=AS_TIMES)
         return hung
 

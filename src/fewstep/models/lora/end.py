@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ class EndEmbedding(nn.Module):
     """A time MLP for the end e, in a network that was built without one. It adds at the scale of its adapters: 0 is the
     network as it was."""
 
-    def __init__(self, time_mlp: Any) -> None:
-        """Begins as a copy of a network's `time_mlp`, so that e is read as t is, and of no effect."""
+    def __init__(self, first: Any, second: Any) -> None:
+        """Begins as a copy of two layers that embed a network's time, so that e is read as t is, and of no effect."""
         super().__init__()
-        self.linear_1, self.linear_2 = (_copy(layer) for layer in (time_mlp.linear_1, time_mlp.linear_2))
+        self.linear_1, self.linear_2 = _copy(first), _copy(second)
         for value in self.linear_2.parameters():
             nn.init.zeros_(value)
         self.scale = 1.0
@@ -76,15 +76,15 @@ def scaled(end: End, scale: float) -> End:
     return {name: scale * value if name.startswith(_LAST) else value for name, value in end.items()}
 
 
-def read_end(path: Path, tensors: Mapping[str, Tensor], time_mlp: nn.Module | None) -> End:
-    """Reads tensors called `fewstep_lora_end.NAME`, for a network with that `time_mlp`. Raises UserError for others."""
+def read_end(path: Path, tensors: Mapping[str, Tensor], time_layers: Sequence[Any]) -> End:
+    """Reads tensors called `fewstep_lora_end.NAME` for a network with these `time_layers`. Raises UserError."""
     if not tensors:
         return {}
-    if time_mlp is None:
+    if not time_layers:
         raise UserError(f"{path} tells its base where to land, and this base has no place for that")
     found = {key.removeprefix(KEYS): read_values(path, key, value) for key, value in tensors.items()}
-    own = {f"{name}.{kind}": getattr(time_mlp.get_submodule(name), kind) for name in ("linear_1", "linear_2")
-           for kind in ("weight", "bias")}  # fmt: skip
+    named = zip(("linear_1", "linear_2"), time_layers, strict=True)
+    own = {f"{name}.{kind}": getattr(layer, kind) for name, layer in named for kind in ("weight", "bias")}
     if found.keys() != own.keys() or any(found[name].shape != value.shape for name, value in own.items()):
         held = ", ".join(f"{KEYS}{name} {tuple(value.shape)}" for name, value in found.items())
         wanted = ", ".join(f"{name} {tuple(value.shape)}" for name, value in own.items())

@@ -80,9 +80,9 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module], layout: LoraLayout) ->
         for name, half in halves.items()
     }
     notes = scales.list_notes(pairs, header)
-    time_mlp = parts[layout.part].get_submodule(layout.time_mlp) if ends and layout.time_mlp else None
+    time_layers = [parts[layout.part].get_submodule(name) for name in layout.time_layers if ends]
     embeddings = read_embeddings(path, carried, parts, layout)
-    return LoraFile(str(path), pairs, header, embeddings, notes, read_end(path, ends, time_mlp))
+    return LoraFile(str(path), pairs, header, embeddings, notes, read_end(path, ends, time_layers))
 
 
 def _sort_halves(path: Path, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:

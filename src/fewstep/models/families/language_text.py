@@ -1,0 +1,61 @@
+"""Prompts as language models read them: within a turn of a conversation, padded, with a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.models.conditioner import TOKENIZING
+
+
+@dataclass(frozen=True)
+class LanguageEncoder:
+    """A language model whose hidden states are the text."""
+
+    tokenizer: Any
+    network: Any
+    form: str
+    """What is read of a prompt, which stands for {} in it."""
+    length: int
+    """How many tokens are read, and padded to."""
+
+    def run(self, prompts: Sequence[str]) -> tuple[Any, Tensor]:
+        """Returns transformers' output with all hidden states, and the mask `[b, length]` of what is no padding."""
+        given = [self.form.replace("{}", prompt) for prompt in prompts]
+        with TOKENIZING:
+            tokens = self.tokenizer(
+                given, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+            )
+        tokens = tokens.to(next(self.network.parameters()).device)
+        output = self.network(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask.bool(), output_hidden_states=True
+        )
+        return output, tokens.attention_mask
+
+    def counts(self, prompt: str) -> int:
+        """Returns how many tokens a prompt has, those of its turn among them."""
+        with TOKENIZING:
+            return len(self.tokenizer(self.form.replace("{}", prompt)).input_ids)
+
+    @property
+    def limit(self) -> int:
+        """Returns how many tokens of a prompt are read."""
+        return self.length - self.counts("")
+
+    def truncates(self, prompt: str) -> bool:
+        """Says whether the end of a prompt is not read."""
+        return self.counts(prompt) > self.length
+
+
+QWEN_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+"""A question to Qwen3, which may think before it answers."""
+
+
+def pad(text: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Returns hidden states `[b, n, width]`, zero where nothing is read, and `"mask"` `[b, n]` that says where."""
+    held = mask.to(text.dtype)
+    return {"text": torch.where(held[..., None] > 0, text, 0.0), "mask": held}

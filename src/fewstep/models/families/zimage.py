@@ -1,0 +1,233 @@
+"""Z-Image: a flow transformer on text and picture in one sequence, read by a language model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers import ZImagePipeline, ZImageTransformer2DModel
+from torch import Tensor, nn
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+
+from fewstep.diffusion.prediction import Cond
+from fewstep.errors import UserError
+from fewstep.models.families.flow_family import FlowFamily, check_channels, read_side_of_codec
+from fewstep.models.families.language_text import QWEN_TURN, LanguageEncoder, pad
+from fewstep.models.families.original_transformers import OriginalNames
+from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.family import LatentModel, LoraLayout
+from fewstep.models.network import BackboneNetwork
+
+TOKENS = 512
+_BASE: dict[str, Any] = {
+    "all_patch_size": (2,), "all_f_patch_size": (1,), "in_channels": 16, "dim": 3840, "n_layers": 30,
+    "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560, "axes_dims": [32, 48, 48],
+    "axes_lens": [1024, 512, 512],
+}  # fmt: skip
+"""6.15 billion weights."""
+_BLOCK = {
+    "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"), "attention.out": ("attention.to_out.0",),
+    "attention.q_norm": ("attention.norm_q",), "attention.k_norm": ("attention.norm_k",),
+    **{
+        name: (name,)
+        for name in (
+            "feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "attention_norm1", "attention_norm2", "ffn_norm1",
+            "ffn_norm2", "adaLN_modulation.0",
+        )
+    },
+}  # fmt: skip
+_LISTS = ("noise_refiner", "context_refiner", "layers")
+NAMES = OriginalNames(
+    blocks={(name, name): _BLOCK for name in _LISTS},
+    outside={
+        "x_embedder": ("all_x_embedder.2-1",), "final_layer.linear": ("all_final_layer.2-1.linear",),
+        "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
+        **{name: (name,) for name in ("t_embedder.mlp.0", "t_embedder.mlp.2", "cap_embedder.0", "cap_embedder.1")},
+    },
+    tensors={"x_pad_token": "x_pad_token", "cap_pad_token": "cap_pad_token"},
+    is_swapped=lambda _module, _blocks: False,
+)  # fmt: skip
+
+
+class ZImageNetwork(TransformerNetwork):
+    """`cond` is as `ZImageConditioner` makes it. Its time runs from noise to data, and so does its velocity."""
+
+    block_lists = _LISTS
+    tapped = ("layers",)
+
+    @property
+    def time_embedding(self) -> Any:
+        return self.transformer.t_embedder
+
+    @property
+    def width(self) -> int:
+        return int(self.transformer.config.dim)
+
+    def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
+        # Text is not padded here: what is would be read.
+        lengths = cond["mask"].sum(1).long().tolist()
+        texts = [text[:length].to(z_t.dtype) for text, length in zip(cond["text"], lengths, strict=True)]
+        given = list(z_t.unsqueeze(2))  # with an axis of frames
+        answers: list[Tensor] = self.transformer(given, 1 - sigma, texts, return_dict=False)[0]
+        return -torch.stack(answers).squeeze(2)
+
+    def image_tokens(self, output: Any, height: int, width: int) -> Tensor:
+        picture: Tensor = output[:, : height * width // 4].transpose(1, 2).unflatten(2, (height // 2, width // 2))
+        return picture
+
+
+@dataclass(frozen=True)
+class ZImageConditioner:
+    """`{"text": [b, 512, width], "mask": [b, 512]}`."""
+
+    reader: LanguageEncoder
+
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        return {"text_encoder": self.reader.network}
+
+    def with_encoders(self, encoders: Mapping[str, nn.Module]) -> ZImageConditioner:
+        return ZImageConditioner(dataclasses.replace(self.reader, network=encoders["text_encoder"]))
+
+    @property
+    def limit(self) -> int:
+        return self.reader.limit
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        device = next(self.reader.network.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            output, mask = self.reader.run(prompts)
+        return pad(output.hidden_states[-2], mask)
+
+    def tell_sizes(self, sizes: Sequence[Sequence[int]]) -> Cond:  # noqa: ARG002  # this network is told none
+        return {}
+
+    def null(self) -> Cond:
+        return self.encode([""])
+
+    def add_word(self, word: str, vectors: Mapping[str, Tensor]) -> None:
+        raise UserError(f"{word} is a word for CLIP ({', '.join(vectors)}), which this model does not read by")
+
+    def count_tokens(self, prompt: str) -> int:
+        return min(self.reader.counts(prompt) - self.reader.counts(""), self.limit)
+
+    def truncates(self, prompt: str) -> bool:
+        return self.reader.truncates(prompt)
+
+
+LORA = LoraLayout(
+    part="transformer",
+    targets=(
+        "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "feed_forward.w1",
+        "feed_forward.w2", "feed_forward.w3",
+    ),
+    prefixes={"transformer": ("lora_transformer", "lora_unet"), "text_encoder": ("lora_te", "lora_te1")},
+    original_names=lambda _modules: {},
+    original_prefixes=("diffusion_model", "model.diffusion_model"),
+    original_modules=NAMES.list_modules,
+    is_swapped=NAMES.is_swapped,
+    former_names=lambda _part, _module: (),
+    embedding_parts={},
+    time_layers=("t_embedder.mlp.0", "t_embedder.mlp.2"),
+    bare_parts=("text_encoder",),
+    portable=True,
+)  # fmt: skip
+
+
+class ZImage(FlowFamily):
+    """Z-Image and what people have made of it."""
+
+    name = "zimage"
+    title = "Z-Image"
+    lora = LORA
+    parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    pipeline_classes = (ZImagePipeline.__name__,)
+    embeds_guidance = False
+    embeds_end = False
+    transformer_class = ZImageTransformer2DModel
+    network_class = ZImageNetwork
+    encoders: ClassVar[Mapping[str, Any]] = {"text_encoder": (Qwen3Model, Qwen2Tokenizer)}
+    large = ("text_encoder",)
+    keys_begin = tuple(
+        f"{begin}{name}" for begin in ("model.diffusion_model.", "") for name in ("cap_embedder.", "noise_refiner.")
+    )
+    original = NAMES
+    released = _BASE
+    released_shift = 6.0
+    released_codec: ClassVar[Mapping[str, float]] = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+    released_side = 1024
+    released_latent_channels = 16
+    encoder_bytes = int(7.8 * 2**30)
+
+    def omega_of(self, guidance_scale: float) -> float:
+        """Returns it as it is: here 0 is no guidance."""
+        return guidance_scale
+
+    def guidance_of(self, omega: float) -> float:
+        """Returns it as it is."""
+        return omega
+
+    def describe(self, network_config: Mapping[str, Any]) -> str:
+        return f"{self.title}, {network_config.get('n_layers')} blocks"
+
+    def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
+        if network_config.get("siglip_feat_dim") is not None:
+            raise UserError(f"{source} is told pictures too (siglip_feat_dim); give a text-to-image model")
+        names = (source, str(network_config.get("_name_or_path", "")))
+        if any("turbo" in name.rpartition("/")[2].lower() for name in names):
+            raise UserError(
+                f"{source} is called a Turbo, which paints in 8 steps already and is no teacher; give the base"
+            )
+
+    def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:  # noqa: ARG002
+        return read_side_of_codec(codec_config)
+
+    def count_tokens(self, network_config: Mapping[str, Any], side: int) -> int:  # noqa: ARG002
+        return (side // 2) ** 2
+
+    def check_parts(self, source: str, parts: Mapping[str, Any]) -> None:
+        config, vae = parts["transformer"].config, parts["vae"].config
+        check_channels(source, config.in_channels, config.in_channels, vae.latent_channels)
+        if config.cap_feat_dim != (width := parts["text_encoder"].config.hidden_size):
+            raise UserError(
+                f"{source} has a transformer for text {config.cap_feat_dim} wide and a text encoder of {width}; they "
+                "are of different models"
+            )
+
+    def make_conditioner(self, parts: Mapping[str, Any]) -> ZImageConditioner:
+        return ZImageConditioner(LanguageEncoder(parts["tokenizer"], parts["text_encoder"], QWEN_TURN, TOKENS))
+
+    def make_pipeline(self, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> Any:
+        text = model.conditioner
+        assert isinstance(text, ZImageConditioner)
+        return ZImagePipeline(
+            transformer=network.backbone, scheduler=scheduler, vae=model.codec.autoencoder,
+            text_encoder=text.reader.network, tokenizer=text.reader.tokenizer,
+        )  # fmt: skip
+
+    def spec_architecture(self, parameterisation: str) -> str:  # noqa: ARG002
+        return "Z-Image"
+
+    def kohya_header(self) -> dict[str, str]:
+        return {"ss_base_model_version": "z_image"}
+
+    def random_encoders(self) -> dict[str, Any]:
+        """Makes a reader of two layers: the released one's 36 would say nothing more."""
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        words = {letter: i for i, letter in enumerate((*ByteLevel.alphabet(), "<|endoftext|>"))}
+        size = Qwen3Config(
+            vocab_size=151_936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=2, num_attention_heads=32,
+            num_key_value_heads=8, head_dim=128,
+        )  # fmt: skip
+        return {"text_encoder": Qwen3Model(size), "tokenizer": Qwen2Tokenizer(vocab=words, merges=[])}
+
+    def shaped_condition(self, batch: int) -> Cond:
+        return {"text": torch.randn(batch, TOKENS, 2560), "mask": torch.ones(batch, TOKENS)}
+
+
+FAMILIES = {"zimage": ZImage()}
