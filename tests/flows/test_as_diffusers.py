@@ -9,6 +9,8 @@ import unittest.mock
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 
 from fewstep.commands.distill import distill
 from fewstep.data.pictures import to_pixels
@@ -106,6 +108,14 @@ def test_a_student_is_painted_alike_by_the_stock_pipeline(flow, kind, method, fl
         theirs.scheduler = scheduler(shift=card["shift"])
         plain = paint_by_stock(theirs, card["sigmas"]["4"], off(flow))
         theirs.load_lora_weights(exported, weight_name=DIFFUSERS_FILE)
+        hung = {name for name, module in theirs.transformer.named_modules() if isinstance(module, LoraLayer)}
+        held = list(load_file(exported / DIFFUSERS_FILE))
+        assert {f"transformer.{name}" for name in hung} == {key.partition(".lora_")[0] for key in held}
+        assert len(held) == 2 * len(hung)
+        # ComfyUI maps such keys by the same table, module by module: one that is not in it would be dropped.
+        modules = [name for name, _ in mine.model.network.backbone.named_modules()]
+        known = mine.model.family.original.list_modules(name.replace(".base_layer", "") for name in modules)
+        assert hung <= {name for names in known.values() for name in names}
     for steps in (4,) if method == "pcm" else (1, 2, 4, 8):
         painted = paint_by_stock(theirs, card["sigmas"][str(steps)], off(flow))
         assert (paint_by_us(mine, steps) - painted).abs().max() < 1e-4

@@ -86,7 +86,7 @@ def flux() -> Distill:
 def zimage() -> Distill:
     """Distils Z-Image at 1024 pixels, with one guidance built in. Every weight learns, which takes several cards:
     zimage-lora is for one. No paper has values for it."""
-    return dataclasses.replace(sd35(), family="zimage", guidance_range=(4.0, 4.0), guidance_scale=4.0)
+    return dataclasses.replace(sd35(), family="zimage", guidance_range=(5.0, 5.0), guidance_scale=5.0)
 
 
 def make_lora(recipe: Callable[[], Distill], accumulation: int, guidance_scale: float = 8.5) -> Callable[[], Distill]:
@@ -103,13 +103,14 @@ DISTILL: dict[str, Callable[[], Distill]] = {
     "scenes": scenes, "sd15": sd15, "sd21-base": sd21_base, "sd21": sd21, "sdxl": sdxl,
     "scenes-lora": scenes_lora, "sd15-lora": make_lora(sd15, 2), "sd21-base-lora": make_lora(sd21_base, 2),
     "sd21-lora": make_lora(sd21, 4), "sdxl-lora": make_lora(sdxl, 4), "scenes-any-step": scenes_any_step,
-    "sd35": sd35, "sd35-lora": make_lora(sd35, 8, 4.5), "flux": flux, "flux-lora": make_lora(flux, 16, 3.5), "zimage": zimage, "zimage-lora": make_lora(zimage, 16, 4.0),
+    "sd35": sd35, "sd35-lora": make_lora(sd35, 8, 4.5), "flux": flux, "flux-lora": make_lora(flux, 16, 3.5),
+    "zimage": zimage, "zimage-lora": make_lora(zimage, 16, 5.0),
 }  # fmt: skip
 
 
 MEMORY_GIB: dict[str, float] = {
     "sd15": 19.92, "sd21-base": 20.05, "sd21": 20.31, "sdxl": 56.08,
-    "sd35": 49.24, "sd35-lora": 8.32, "flux": 246.72, "zimage": 0.0, "zimage-lora": 0.0, "flux-lora": 28.87,
+    "sd35": 49.24, "sd35-lora": 8.32, "flux": 246.72, "zimage": 130.6, "zimage-lora": 16.48, "flux-lora": 28.87,
     "sd15-lora": 5.46, "sd21-base-lora": 5.16, "sd21-lora": 5.47, "sdxl-lora": 11.62,
 }  # fmt: skip
 """GPU memory for one update in bf16, as studies/memory.py counted it (docs/memory.md)."""

@@ -67,9 +67,10 @@ class ZImageNetwork(TransformerNetwork):
         return int(self.transformer.config.dim)
 
     def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
-        # Text is not padded here: what is would be read.
-        lengths = cond["mask"].sum(1).long().tolist()
-        texts = [text[:length].to(z_t.dtype) for text, length in zip(cond["text"], lengths, strict=True)]
+        texts = list(cond["text"].to(z_t.dtype))
+        if "mask" in cond:  # padding would be read as text is
+            lengths = cond["mask"].sum(1).long().tolist()
+            texts = [text[:length] for text, length in zip(texts, lengths, strict=True)]
         given = list(z_t.unsqueeze(2))  # with an axis of frames
         answers: list[Tensor] = self.transformer(given, 1 - sigma, texts, return_dict=False)[0]
         return -torch.stack(answers).squeeze(2)
@@ -227,7 +228,7 @@ class ZImage(FlowFamily):
         return {"text_encoder": Qwen3Model(size), "tokenizer": Qwen2Tokenizer(vocab=words, merges=[])}
 
     def shaped_condition(self, batch: int) -> Cond:
-        return {"text": torch.randn(batch, TOKENS, 2560), "mask": torch.ones(batch, TOKENS)}
+        return {"text": torch.randn(batch, TOKENS, 2560)}  # with no mask, whose sums would have to be known
 
 
 FAMILIES = {"zimage": ZImage()}
