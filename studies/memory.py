@@ -72,7 +72,7 @@ def variants(recipe: Distill) -> list[Distill]:
     alone = dataclasses.replace(recipe, accumulation=recipe.batch_size)
     return [
         dataclasses.replace(config, gradient_checkpointing=checkpointing)
-        for config in (recipe, alone)
+        for config in ((recipe,) if recipe == alone else (recipe, alone))
         for checkpointing in (True, False)
     ]
 
