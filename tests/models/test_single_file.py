@@ -86,7 +86,7 @@ def test_without_configurations_and_offline_one_line_says_what_to_give(models):
 def test_what_is_no_checkpoint(models, tmp_path):
     _, file, config = models["sd15"]
     flow, half = tmp_path / "flow.safetensors", tmp_path / "half.safetensors"
-    safetensors.torch.save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(2)}, flow)
+    safetensors.torch.save_file({"triple_blocks.0.img_attn.qkv.weight": torch.zeros(2)}, flow)
     tensors = safetensors.torch.load_file(file)
     safetensors.torch.save_file({n: v for n, v in tensors.items() if not n.startswith("first_stage")}, half)
     hole = tmp_path / "hole.safetensors"
@@ -96,7 +96,7 @@ def test_what_is_no_checkpoint(models, tmp_path):
     pickle = tmp_path / "model.ckpt"
     torch.save({}, pickle)
     cases = {
-        flow: "begin with double_blocks.0; known are single files of Stable Diffusion 1",
+        flow: "begin with triple_blocks.0; known are single files of Stable Diffusion 1",
         half: "no tensor begins with first_stage_model.", hole: "it lacks first_stage_model.decoder.conv_out.weight",
         cut: "is damaged or not a safetensors file",
         pickle: "not a .safetensors file",

@@ -175,6 +175,8 @@ class LoraWeights:
         if current_world().main:
             difference = save_lora(folder, self._model, pairs, self.card, end)
             spelt = "in two spellings" if len(list_written(self._model.family.lora, end)) > 1 else "for diffusers"
+            if end:
+                spelt = "without kohya's spelling, whose readers have no place for the end,"
             print(f"LoRA written {spelt} and read back: largest difference {difference:g}", flush=True)
         current_world().wait()
 
