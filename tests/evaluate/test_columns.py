@@ -135,6 +135,7 @@ def test_a_samplers_name_title_and_cost_are_its_own():
     assert all(name == sampler.name for name, sampler in SAMPLERS.items())
     assert len(set(TITLES.values())) == len(SAMPLERS) + 2
     calls = {name: Cell(name, 3, "trailing", 2.0).network_evaluations for name in SAMPLERS}
-    assert calls == {"ddim": 6, "dpm-solver-2": 12, "dpm++": 6, "euler": 6, "unipc": 6}
+    assert calls == {"ddim": 6, "dpm-solver-2": 12, "dpm++": 6, "euler": 6, "unipc": 6, "midpoint": 12}
     assert Cell("teacher", 50, "trailing", 2.0).network_evaluations == 100
+    assert Cell("teacher", 50, "trailing", 2.0, asked=1).network_evaluations == 50
     assert Cell("lcm", 4, "lcm", 2.0).network_evaluations == 4

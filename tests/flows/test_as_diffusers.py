@@ -16,6 +16,7 @@ from fewstep.commands.distill import distill
 from fewstep.data.pictures import to_pixels
 from fewstep.diffusion.flow import Flow
 from fewstep.errors import UserError
+from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.method.paths import TeacherPath
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE
@@ -122,6 +123,18 @@ def test_a_student_is_painted_alike_by_the_stock_pipeline(flow, kind, method, fl
         assert len(card["sigmas"][str(steps)]) == steps
     if kind == "lora":
         assert (paint_by_us(mine, 4) - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["euler", "midpoint", "dpm++", "unipc"])
+def test_a_baseline_asks_the_teacher_as_often_as_its_table_says(sampler, flow):
+    model, steps = load_latent_model(flow, CPU), 4
+    asked = []
+    hook = model.network.register_forward_pre_hook(lambda _module, given: asked.append(len(given[0])))
+    cell = Cell(sampler, steps, "trailing", 4.0, 1 if model.family.guided_inside else 2)
+    z_0 = painter_of(cell, model, None).latents(model.conditioner.encode([PROMPT]), [SEED])
+    hook.remove()
+    assert z_0.isfinite().all()
+    assert sum(asked) == cell.network_evaluations
 
 
 def test_the_exported_scheduler_says_every_setting(flow, flow_pictures, tmp_path):

@@ -80,3 +80,55 @@ def test_one_update_at_full_size(rank, learning, tmp_path):
     assert said["gradient"] > 0
     assert said["broken"] == 0
     assert said["peak_gib"] < 18
+
+
+ONE_UPDATE_OF_A_FLOW = """
+import json, sys
+import torch
+from fewstep.commands.distill import make_path, make_student
+from fewstep.models.families import find_family
+from fewstep.recipes.distill import Distill
+from fewstep.runs.consistency import make_task
+from fewstep.runs.material import open_material
+from fewstep.runs.trial import peak_gib
+from fewstep.train.loop import begin
+from fewstep.train.optimisation import Batch, update
+
+data, family = sys.argv[1], sys.argv[2]
+torch.manual_seed(0)
+model = find_family(family).random_model(torch.device("cpu"), side=256)
+config = Distill(
+    teacher="random", data=data, resolution=256, batch_size=1, ema_decay=0.0, frozen_precision="bf16", lora_rank=64,
+    guidance_range=(4.5, 4.5), guidance_scale=4.5, gradient_checkpointing=True, device="cpu",
+)
+student = make_student(config, model)
+task = make_task(config, student, make_path(config, student, model), model, open_material(config, model).latents())
+state = begin(task.roles, config)
+loss = task.loss(range(1)).total
+loss.backward()
+largest = max(float(p.grad.abs().max()) for p in task.student.parameters() if p.grad is not None)
+broken = update(state, state.roles, [Batch(loss.detach(), torch.ones(()), torch.ones(()))])
+print(json.dumps({
+    "loss": float(loss), "gradient": largest, "broken": float(broken), "peak_gib": peak_gib(),
+    "base": sum(p.numel() for p in model.network.backbone.parameters() if not p.requires_grad),
+}))
+"""
+
+
+@pytest.mark.slow
+def test_one_update_of_stable_diffusion_3_5_medium(tmp_path):
+    """A LoRA's, at 256 pixels, within 20 GiB."""
+    pixels = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_text("a red star")
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_UPDATE_OF_A_FLOW, str(tmp_path), "sd3"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    print(said)
+    assert 2.2e9 < said["base"] < 2.3e9
+    assert np.isfinite(said["loss"])
+    assert said["gradient"] > 0
+    assert said["broken"] == 0
+    assert said["peak_gib"] < 20

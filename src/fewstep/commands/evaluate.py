@@ -103,8 +103,11 @@ class Evaluation:
         tried: list[Row] = []
         scales = self._guidance_scales()
         first, spacings = scales[0], self.config.spacings
-        cells = [Cell("teacher", TEACHER_STEPS, "trailing", first)]
-        cells += [Cell(sampler, n, spacings[0], first) for sampler in self.config.samplers for n in self.config.steps]
+        asked = 1 if self.studio.teacher.family.guided_inside else 2
+        cells = [Cell("teacher", TEACHER_STEPS, "trailing", first, asked)]
+        cells += [
+            Cell(sampler, n, spacings[0], first, asked) for sampler in self.config.samplers for n in self.config.steps
+        ]
         cells += [Cell("lcm", n, "lcm", first) for n in self.config.steps if n <= self.studio.student.grid_size]
         rows: list[Row] = []
         pictures: list[tuple[str, list[Image.Image]]] = []

@@ -21,6 +21,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers.base import Field, Solver
 from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
 from fewstep.diffusion.solvers.dpm_solver import SOLVER as DPM_SOLVER_2
+from fewstep.diffusion.solvers.midpoint import SOLVER as MIDPOINT
 from fewstep.method.paths import TeacherPath
 from fewstep.models.family import LatentModel
 from fewstep.models.pipeline import seeded_noise
@@ -51,6 +52,7 @@ SAMPLERS: dict[str, Sampler] = {
         Sampler("dpm++", "DPM-Solver++ (2M)", 1, sample_dpm_solver_pp_2m),
         Sampler("euler", "Euler", 1, sample_euler),
         Sampler("unipc", "UniPC", 1, sample_unipc),
+        _one_solver("midpoint", "Midpoint", MIDPOINT),
     )
 }
 

@@ -48,10 +48,13 @@ class Cell:
     guidance_scale: float
     """diffusers' convention, ω + 1."""
 
+    asked: int = 2
+    """How often a guided teacher is asked for one evaluation: once where it guides itself."""
+
     @property
     def network_evaluations(self) -> int:
-        """Counts a picture's calls of the network; a guided teacher's is asked with the condition and without."""
-        return self.steps if self.sampler == "lcm" else 2 * self.steps * SAMPLERS[self.solver].evaluations
+        """Counts a picture's calls of the network; most teachers are asked with the condition and without."""
+        return self.steps * (1 if self.sampler == "lcm" else self.asked * SAMPLERS[self.solver].evaluations)
 
     @property
     def solver(self) -> str:
