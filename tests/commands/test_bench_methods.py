@@ -54,6 +54,18 @@ def test_every_method_learns(name, world):
     assert after < before
 
 
+@pytest.fixture(scope="module")
+def flow_world():
+    return World(BenchMethods(shift=3.0).schedule, (2.0,), 64)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "ect"])
+def test_every_method_learns_on_a_flow(name, flow_world):
+    settings = [BenchMethods(shift=3.0, omega=(2.0,), steps=(4,), updates=updates, points=64) for updates in (1, 60)]
+    before, after = (train_and_measure(METHODS[name], each, flow_world, 0)[0]["rms"] for each in settings)
+    assert after < before
+
+
 def test_the_second_stage_is_measured_at_its_own_steps(world):
     """The first student stands for its 8 steps; of 3 there is none."""
     config = BenchMethods(omega=(0.0,), steps=(8, 4, 3, 1), updates=40, points=64)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.draws import check_seed
+from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule, Tabulated
 from fewstep.errors import UserError
@@ -41,7 +42,7 @@ from fewstep.method.step import Method
 from fewstep.method.walks import make_walk
 from fewstep.method.weights import WEIGHTS
 from fewstep.parallel.world import current_world
-from fewstep.train.config import LoopConfig, check_at_least
+from fewstep.train.config import LoopConfig, check_at_least, check_not_negative
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.learner import Learner, learn_every_weight
 from fewstep.train.loop import begin, one_update
@@ -76,12 +77,20 @@ class BenchMethods:
     """Distance t − s between the two times that an update compares, where the method fixes it."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of trainings; the table has the mean over them, --json each one."""
+    shift: float = 0.0
+    """Shift of a flow on which the Gaussians become noise, such as 3; 0 takes Stable Diffusion's betas."""
     points: int = 4096
     """Points that each figure is measured on; with 4096 an energy distance is off by about 4."""
     json: Path | None = None
     """File to write the figures to."""
 
+    @property
+    def schedule(self) -> Schedule:
+        """Returns how the Gaussians become noise."""
+        return Flow(shift=self.shift) if self.shift else Tabulated.from_config(STABLE_DIFFUSION)
+
     def __post_init__(self) -> None:
+        check_not_negative(self, "shift")
         check_at_least(self, 1, "updates", "batch_size", "skip")
         check_at_least(self, 16, "points")
         for name in self.methods:
@@ -138,7 +147,7 @@ class World:
 def bench_methods(config: BenchMethods) -> dict[str, Any]:
     """Prints a table for each ω, writes the figures where `config.json` says, and returns them."""
     torch.manual_seed(0)
-    schedule = Tabulated.from_config(STABLE_DIFFUSION)
+    schedule = config.schedule
     world = World(schedule, config.omega, config.points)
     rows: list[dict[str, Any]] = []
     for gamma in ORACLES:
@@ -237,7 +246,7 @@ def make_method(named: NamedMethod, world: World) -> Method:
 
 def draw(named: NamedMethod, config: BenchMethods) -> TimeAndGuidance:
     """Says which times, ends and guidance are drawn."""
-    schedule, pictures = Tabulated.from_config(STABLE_DIFFUSION), config.updates * config.batch_size
+    schedule, pictures = config.schedule, config.updates * config.batch_size
     return TimeAndGuidance(
         skip=config.skip, times="grid", gap=named.make_gap(schedule, config.skip, pictures), omega_range=OMEGA_RANGE,
         end=named.end, phases=named.phases,

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from fewstep.data.latents import DroppedPicture, LatentBatch
 from fewstep.data.order import SampleOrder
+from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.prediction import Cond, Prediction, to_prediction
+from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers.dpm_solver import SOLVER as DPM_SOLVER_2
 
 MEANS = torch.tensor([[-1.2, 1.2], [-1.2, -1.2], [1.2, 1.2], [1.2, -1.2]])
 STD = 0.45
+_LARGEST = 8.0
 CLASSES = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]])
 """Weights of the four Gaussians in each class."""
 NULL_COND = {"weights": torch.full((1, 4), 0.25)}
@@ -114,14 +116,17 @@ class ExactMap:
 
 
 class Student(nn.Module):
-    """A v-predicting MLP of z_t, the class, ω, λ(t) and waves of t, and where it is told the end, of the same of e."""
+    """An MLP that predicts v, or a flow's velocity, of z_t, the class, ω, λ(t) and waves of t, and where it is told the
+    end, of the same of e."""
 
     lams: Tensor
 
     def __init__(self, schedule: Schedule, *, told_end: bool, width: int = 128) -> None:
         super().__init__()
         self._schedule, self._told_end = schedule, told_end
-        self.register_buffer("lams", schedule.lam(torch.arange(schedule.num_steps)).float())
+        # A flow's ends are ±∞.
+        self.register_buffer("lams", schedule.lam(torch.arange(schedule.last + 1)).float().clamp(-_LARGEST, _LARGEST))
+        self._outputs: Parameterisation = "flow_prediction" if isinstance(schedule, Flow) else "v_prediction"
         features = 2 + 4 + 2 + 9 * (1 + told_end)
         layers: list[nn.Module] = [nn.Linear(features, width), nn.SiLU()]
         for _ in range(2):
@@ -136,7 +141,7 @@ class Student(nn.Module):
             self._waves(t), *([self._waves(cond["end"])] if self._told_end else []),
         ]  # fmt: skip
         output = self.mlp(torch.cat(features, dim=1))
-        return to_prediction("v_prediction", output, z_t, *self._schedule.coefficients(t, z_t))
+        return to_prediction(self._outputs, output, z_t, *self._schedule.coefficients(t, z_t))
 
     def _waves(self, t: Tensor) -> Tensor:
         waves = t[:, None] / self._schedule.num_steps * torch.pi * torch.arange(1, 5, device=t.device)
