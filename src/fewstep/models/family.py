@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -213,6 +214,10 @@ class Family(ABC):
     def predicts(self, scheduler_config: Mapping[str, Any]) -> str:
         """Returns what a network beside such a scheduler predicts, in diffusers' words."""
         return "flow_prediction" if self.is_flow else str(scheduler_config.get("prediction_type", "epsilon"))
+
+    def largest_side(self, network_config: Mapping[str, Any], multiple: int) -> float:  # noqa: ARG002  # most have none
+        """Returns the largest side in pixels that a network has places for, of latents of `multiple` pixels."""
+        return math.inf
 
     @abstractmethod
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:
