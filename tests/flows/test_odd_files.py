@@ -156,3 +156,17 @@ def test_what_tells_where_to_land_is_merged_into_no_whole_model(flow, tmp_path):
     save_file(pair | end, tmp_path / "lora.safetensors", said)
     with pytest.raises(UserError, match="leave --merged out"):
         combine(Combine(base=str(flow), lora=(str(tmp_path / "lora.safetensors"),), merged=True, out=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_read_nowhere(side, flow_tokenizer, tmp_path):
+    """Of a prompt of more tokens than bf16 can count, whichever side is padded."""
+    model = load_latent_model(FLOWS["zimage"](flow_tokenizer, tmp_path / "zimage"), CPU)
+    read = []
+    model.network.backbone.cap_embedder.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    mask = torch.zeros(1, 512, dtype=torch.bfloat16)
+    mask[:, :301] = 1
+    mask = mask.flip(1) if side == "left" else mask
+    text = torch.where(mask[..., None] > 0, torch.randn(1, 512, 32), 0.0)
+    model.network(torch.randn(1, 16, 8, 8), torch.tensor([500]), {"text": text, "mask": mask}, None)
+    assert torch.equal(read[0][:301], text[0][mask[0] > 0])

@@ -54,7 +54,7 @@ _LARGE = torch.bfloat16
 class FlowFamily(Family):
     """A transformer that predicts the velocity of a flow, between text encoders and an autoencoder."""
 
-    is_flow = True
+    is_flow = overflows_in_fp16 = True
     transformer_class: Any
     network_class: Callable[[Any, Any], TransformerNetwork]
     encoders: ClassVar[Mapping[str, tuple[Any, Any]]]

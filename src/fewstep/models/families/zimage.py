@@ -70,8 +70,7 @@ class ZImageNetwork(TransformerNetwork):
     def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
         texts = list(cond["text"].to(z_t.dtype))
         if "mask" in cond:  # padding would be read as text is
-            lengths = cond["mask"].sum(1).long().tolist()
-            texts = [text[:length] for text, length in zip(texts, lengths, strict=True)]
+            texts = [text[held] for text, held in zip(texts, cond["mask"] > 0, strict=True)]
         given = list(z_t.unsqueeze(2))  # with an axis of frames
         answers: list[Tensor] = self.transformer(given, 1 - sigma, texts, return_dict=False)[0]
         return -torch.stack(answers).squeeze(2)
