@@ -141,3 +141,16 @@ def test_a_scheduler_that_states_no_flow_is_refused(change, said, flow, tmp_path
     )
     with pytest.raises(UserError, match=said):
         load_latent_model(tmp_path, torch.device("cpu"))
+
+
+def test_an_unfinished_run_paints_pictures_of_its_own_size(flow, flow_pictures, fewstep_command, tmp_path):
+    """As the model that it ends with does: two of the families say the size nowhere but in the card."""
+    few_step = (*GUIDED, *EVERYWHERE, "--data", flow_pictures, "--resolution", 96, "--batch-size", 2)
+    few = ("--steps", 1, "--ema-decay", 0, "--checkpoint-every", 1, "--sample-every", 0)
+    done = fewstep_command("distill", "scenes", "--teacher", flow, *few_step, *few, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    ended = paint(fewstep_command, tmp_path / "ended", "--model", tmp_path / "run" / "model")
+    shutil.rmtree(tmp_path / "run" / "model")
+    unfinished = paint(fewstep_command, tmp_path / "unfinished", "--model", tmp_path / "run")
+    assert unfinished.shape == ended.shape == (96, 96, 3)
+    assert np.abs(unfinished - ended).max() <= 2

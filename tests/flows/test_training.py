@@ -143,3 +143,27 @@ def test_checkpointing_changes_nothing(flow, flow_pictures, tmp_path):
     ]
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.allclose(value, gradients[1][name], atol=1e-6) for name, value in gradients[0].items())
+
+
+def test_what_is_told_already_is_told_anew(flow):
+    """As a UNet is: the last embedding of the end is the one that counts."""
+    network = load_latent_model(flow, CPU).network
+    network.hang_end()
+    assert network.hang_end() is network.time_embedding.end
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_none_computes_in_fp16(rank, flow, flow_pictures, tmp_path):
+    """In which real ones overflow: neither what learns nor what is kept frozen, on a card without bf16 either."""
+    config = settings(flow, flow_pictures, tmp_path, precision="fp16", lora_rank=rank)
+    teacher = command.load_teacher(config)
+    student = command.make_student(config, teacher)
+    block, seen = teacher.network.blocks[0], set()
+    block.register_forward_hook(lambda *told: seen.update(each.dtype for each in told[2] if torch.is_tensor(each)))
+    cond = teacher.conditioner.encode(["a red star"])
+    with torch.autocast("cpu", torch.float16):
+        for network in (student.base, student.learner.student):
+            answer = network(torch.randn(1, 16, 8, 8), torch.tensor([500]), cond, torch.tensor([3.0]))
+            assert answer.z_0.dtype == torch.float32
+    assert {each.dtype for each in teacher.network.parameters()} == {torch.float32}
+    assert seen <= {torch.float32}

@@ -55,7 +55,7 @@ class EncodingStudio:
         self.gpus = 1 if "LOCAL_RANK" in os.environ or device.type != "cuda" else torch.cuda.device_count()
         threads = 0 if self.on_cpu else config.read_ahead  # on a CPU there are as many processes as cores
         self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
-        resolution = choose_side(config, side, self._codec.multiple)
+        resolution = choose_side(config, side, self._codec.unit)
         self._source = open_source(config, config.data, resolution, config.seed)
         self._reading = PictureReader(
             [self._source], [1.0], CropSettings(resolution=resolution, crop=config.crop), config.seed

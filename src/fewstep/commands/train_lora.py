@@ -28,7 +28,7 @@ def train_lora(config: TrainLora) -> None:
         return
     keep = claim_data(config, material.account, material.identity)
     null_cond = model.conditioner.null()
-    frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model.device)
+    frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model)
     style = LoraWeights(
         model,
         make_card(config, model),

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule, ScheduleError, float_dtype
 
+MOST_SHIFT = 1000
+"""A shift beyond this is a mistake: next to all times are noise."""
+
 
 @dataclass(frozen=True)
 class Flow(Schedule):

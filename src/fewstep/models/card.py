@@ -168,7 +168,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-_MOST_SIDE = 2**15
+MOST_SIDE = 2**15
 _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("name", "data", "base_config", "method", "teacher", "prediction_type", "consistency"), (_is_text, "a text is")
@@ -180,7 +180,7 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "base_lora": (_lists(_is_text), "a list of texts is"),
     "unguided_scale": (is_number, "a number is"),
     "shift": (lambda value: is_number(value) and value > 0, "a number above 0 is"),
-    "resolution": (lambda value: type(value) is int and 0 < value <= _MOST_SIDE, f"1 to {_MOST_SIDE:,} is"),
+    "resolution": (lambda value: type(value) is int and 0 < value <= MOST_SIDE, f"1 to {MOST_SIDE:,} is"),
 }
 """What the entries that something reads must be, and that in words; what the others hold is only shown."""
 

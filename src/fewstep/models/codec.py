@@ -29,14 +29,22 @@ class Codec:
     home: torch.device | None = None
     """Where the autoencoder computes, if it rests elsewhere."""
 
+    patch: int = 1
+    """Latents that the network takes as one, in each direction."""
+
     def __post_init__(self) -> None:
         for part in filter(None, (self.autoencoder, self.tiny_decoder)):
             _check_scale(part.config)
 
     @property
     def multiple(self) -> int:
-        """Pixels a latent, in each direction; sides of pictures are multiples of it."""
+        """Pixels a latent, in each direction."""
         return int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
+
+    @property
+    def unit(self) -> int:
+        """Pixels of which the sides of pictures are multiples."""
+        return self.multiple * self.patch
 
     @property
     def channels(self) -> int:

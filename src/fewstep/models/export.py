@@ -48,11 +48,15 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
     card = dataclasses.replace(model.card, name=folder.resolve().name)
     if header.get("fewstep.method") == LCM_LORA:
         few_step, grid_size = read_few_step(header, "the LCM-LoRA", model.family)
+        if few_step.shift is not None:  # whatever the base's own is
+            model.network.schedule = Flow(model.schedule.num_steps, few_step.shift)
+        sampling = describe_sampling(model, dataclasses.replace(few_step, grid_size=grid_size))
         scheduler = make_scheduler(model, read_method(few_step, model.source), grid_size)
         steps = few_step.sampling_steps if few_step.sampling_steps != DEFAULT_STEPS else None
         card = dataclasses.replace(
             card, method=LCM_LORA, guidance_scale=few_step.guidance_scale, sampling_steps=steps,
-            consistency=few_step.consistency, phases=few_step.phases, shift=few_step.shift, sigmas=few_step.sigmas,
+            consistency=few_step.consistency, phases=few_step.phases,
+            guidance_range=few_step.guidance_range or card.guidance_range, **sampling,
         )  # fmt: skip
     else:
         kind = str(model.scheduler_config.get("_class_name"))

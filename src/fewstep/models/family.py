@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,10 @@ class LatentModel:
         """Puts what a training does not need, once its pictures are encoded, into main memory."""
         self._move_surroundings(torch.device("cpu"))
 
+    def dtype_for(self, dtype: torch.dtype) -> torch.dtype:
+        """Returns the format in which weights are kept where `dtype` is asked for."""
+        return torch.float32 if dtype == torch.float16 and self.family.overflows_in_fp16 else dtype
+
     def null(self) -> Cond | None:
         """Returns the condition that guidance leads away from, batch of one; None where guidance is an input."""
         return None if self.family.guided_inside else self.conditioner.null()
@@ -185,6 +190,8 @@ class Family(ABC):
     """Whether its schedule is a flow's, and its schedulers those of flow matching."""
     embeds_guidance: bool = True
     """Whether a student's network has an input for guidance; else one value is built into it."""
+    overflows_in_fp16: bool = False
+    """Whether the network's numbers reach further than fp16's: it is then kept, and computes, in fp32."""
     guided_inside: bool = False
     """Whether its teachers have guidance as an input too: they are asked once, and nothing is added to that."""
     embeds_end: bool = True
@@ -213,6 +220,10 @@ class Family(ABC):
     def predicts(self, scheduler_config: Mapping[str, Any]) -> str:
         """Returns what a network beside such a scheduler predicts, in diffusers' words."""
         return "flow_prediction" if self.is_flow else str(scheduler_config.get("prediction_type", "epsilon"))
+
+    def largest_side(self, network_config: Mapping[str, Any], multiple: int) -> float:  # noqa: ARG002  # most have none
+        """Returns the largest side in pixels that a network has places for, of latents of `multiple` pixels."""
+        return math.inf
 
     @abstractmethod
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:

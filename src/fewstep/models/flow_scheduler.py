@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.diffusion.flow import Flow
+from fewstep.diffusion.flow import MOST_SHIFT, Flow
 from fewstep.diffusion.schedule import ScheduleError
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
@@ -52,7 +52,10 @@ def read_flow(config: Mapping[str, Any], source: str | Path, tokens: int) -> Flo
             "does not: it paints to the end"
         )
     try:
-        return Flow(_TIMES, _find_shift(config, source, tokens))
+        shift = _find_shift(config, source, tokens)
+        if MOST_SHIFT < shift < math.inf:
+            raise ScheduleError(f"it is {shift:g}, and {MOST_SHIFT} is the most that is read")
+        return Flow(_TIMES, shift)
     except ScheduleError as error:
         raise UserError(f"{source} has no usable shift in scheduler_config.json: {error}") from error
 

@@ -223,5 +223,5 @@ def write_vocabulary(folder: Path) -> None:
 
 
 def _not_loaded(folder: Path, kind: type, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason}")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason}; fetch or export the model again")

@@ -65,5 +65,5 @@ def _load_any_step(config: Distill, teacher: LatentModel, card: StudentCard) -> 
         )
     if model.card.teacher_sha256 not in (None, card.teacher_sha256):
         print(f"note: {config.follow} was made from other weights than those of {config.teacher}", flush=True)
-    model.network.backbone.to(choose_frozen_dtype(config.frozen_precision, config.precision, teacher.device))
+    model.network.backbone.to(choose_frozen_dtype(config.frozen_precision, config.precision, teacher))
     return model.network.requires_grad_(False)

@@ -50,7 +50,7 @@ def make_trainable(
         **(adapters if config.lora_rank else {}),  # type: ignore[arg-type]  # one of them is a whole number
     )  # fmt: skip
     told_end = METHODS[config.method].told_end
-    frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model.device)
+    frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model)
     kept: Any = {
         "ema": config.ema_decay > 0, "target_decay": config.second_decay,
         "checkpointing": config.gradient_checkpointing,
@@ -120,6 +120,6 @@ def choose_phases(config: ConsistencyConfig, model: LatentModel, begun: Begun | 
     return config.phases or own or METHODS[config.method].phases
 
 
-def choose_frozen_dtype(frozen: Precision, computing: Precision, device: torch.device) -> torch.dtype:
+def choose_frozen_dtype(frozen: Precision, computing: Precision, model: LatentModel) -> torch.dtype:
     """Returns what weights that do not learn are stored in; `auto` is what networks compute in."""
-    return choose_dtype(computing if frozen == "auto" else frozen, device)
+    return model.dtype_for(choose_dtype(computing if frozen == "auto" else frozen, model.device))

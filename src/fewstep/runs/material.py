@@ -51,14 +51,17 @@ class Material:
 
 def choose_resolution(config: PictureOptions, model: LatentModel) -> int:
     """Returns the side of the pictures in pixels. Raises UserError where `model` cannot have it."""
-    return choose_side(config, model.resolution, model.codec.multiple)
+    resolution = choose_side(config, model.resolution, model.codec.unit)
+    if resolution > (most := model.family.largest_side(model.network.backbone.config, model.codec.multiple)):
+        raise UserError(f"resolution is {resolution}; the model has places for {most} pixels a side, give less")
+    return resolution
 
 
-def choose_side(config: PictureOptions, own: int, multiple: int) -> int:
+def choose_side(config: PictureOptions, own: int, unit: int) -> int:
     """Returns the side of the pictures in pixels, of a model whose `own` it is. Raises UserError."""
     resolution = config.resolution or own
-    if resolution % multiple:
-        raise UserError(f"resolution is {resolution}; the model needs a multiple of {multiple}")
+    if resolution % unit:
+        raise UserError(f"resolution is {resolution}; the model needs a multiple of {unit}")
     return resolution
 
 

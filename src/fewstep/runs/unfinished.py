@@ -242,7 +242,9 @@ def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCar
     """Makes what would be recorded beside the weights, as far as painting asks for it."""
     if "skip" not in settings.held:
         return StudentCard(name=name, method=STYLE_LORA, teacher=model.source)
-    makes_few_step = settings.number("lora_rank", 0) and not model.is_student
+    rank = settings.number("lora_rank", 0)
+    makes_few_step = rank and not model.is_student
+    notes_side = not rank and not hasattr(model.network.backbone.config, "sample_size")  # else the network says it
     return StudentCard(
         name=name, method=LCM_LORA if makes_few_step else LCD, teacher=model.source,
         data=settings.text("data") or None, guidance_scale=settings.number("guidance_scale", 0),
@@ -250,4 +252,5 @@ def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCar
         grid_size=model.schedule.grid_size(int(settings.number("skip", 1))),
         consistency=None if settings.method().name == "lcm" else settings.method().name,
         sampling_steps=settings.phase(),
+        resolution=int(settings.number("resolution", 0)) or model.card.resolution if notes_side else None,
     )  # fmt: skip

@@ -72,7 +72,7 @@ class WalkingStudio:
             "precision": name_dtype(self._dtype), "part": part,
             "pictures_sha256": hash_sources([source]),
         }  # fmt: skip
-        model.network.backbone.to(self._dtype)  # as a training holds its teacher
+        model.network.backbone.to(model.dtype_for(self._dtype))  # as a training holds its teacher
         self._path = TeacherPath(
             model.network, model.schedule, model.null(), SOLVERS[config.solver], config.guided_from
         )

@@ -17,7 +17,7 @@ from fewstep import assets
 from fewstep.diffusion.flow import Flow
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
-from fewstep.models.card import StudentCard, read_card
+from fewstep.models.card import CARD_FILE, MOST_SIDE, StudentCard, read_card
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
 from fewstep.models.families.original_transformers import OriginalNames, load_original
@@ -43,6 +43,8 @@ CLIP_G: dict[str, Any] = {
     "projection_dim": 1280, "hidden_act": "gelu",
 }  # fmt: skip
 _MOST_LATENTS = 2**12
+PATCH = 2
+"""Latents a token of the transformer, in each direction."""
 _WHOLE = "model.diffusion_model."
 """Before the transformer's tensors in a file that holds more than that."""
 _LARGE = torch.bfloat16
@@ -52,7 +54,7 @@ _LARGE = torch.bfloat16
 class FlowFamily(Family):
     """A transformer that predicts the velocity of a flow, between text encoders and an autoencoder."""
 
-    is_flow = True
+    is_flow = overflows_in_fp16 = True
     transformer_class: Any
     network_class: Callable[[Any, Any], TransformerNetwork]
     encoders: ClassVar[Mapping[str, tuple[Any, Any]]]
@@ -94,10 +96,6 @@ class FlowFamily(Family):
     @abstractmethod
     def make_conditioner(self, parts: Mapping[str, Any]) -> Conditioner:
         """Makes what reads prompts of the parts, which are on their device."""
-
-    @abstractmethod
-    def count_tokens(self, network_config: Mapping[str, Any], side: int) -> int:
-        """Returns the length of a picture's sequence, whose latents are `side` wide."""
 
     def load_folder(
         self, folder: Path, source: str, index: Mapping[str, Any], storage: Storage, overrides: Overrides
@@ -185,6 +183,8 @@ class FlowFamily(Family):
                 f"{path} holds a transformer of {self.title}; its text encoders and autoencoder are those of a "
                 "diffusers folder: give that with --base-config"
             )
+        if overrides.network:
+            raise UserError(f"{path} is a transformer already; leave --transformer {overrides.network} out")
         folder = find_configurations(self, base_config, read_safetensors_header(path), path)
         others = dataclasses.replace(overrides, unet=str(path), base_lora=())
         model = self.load_folder(folder, str(path), read_index(folder, folder), storage, others)
@@ -193,7 +193,7 @@ class FlowFamily(Family):
     def load_codec(self, place: Path, base_config: str, device: torch.device) -> tuple[Codec, int]:  # noqa: ARG002
         autoencoder = load_weights(self.autoencoder_class, assets.find_part(place, "vae"))
         network = read_json(place / self.lora.part / "config.json", f"{place} is not a whole pipeline")
-        codec = Codec(autoencoder.to(device, memory_format=torch.channels_last))
+        codec = Codec(autoencoder.to(device, memory_format=torch.channels_last), patch=PATCH)
         return codec, self.read_side(network, autoencoder.config)
 
     def assemble(
@@ -204,9 +204,14 @@ class FlowFamily(Family):
         self.check_parts(source, parts)
         card = card or StudentCard()
         transformer, vae = parts[self.lora.part], parts["vae"]
-        codec = Codec(vae.to(device, memory_format=torch.channels_last))
-        side = (card.resolution or self.read_side(transformer.config, vae.config)) // codec.multiple
-        flow = read_flow(scheduler_config, source, self.count_tokens(transformer.config, side))
+        codec = Codec(vae.to(device, memory_format=torch.channels_last), patch=PATCH)
+        side = card.resolution or self.read_side(transformer.config, vae.config)
+        if side % codec.unit or side > self.largest_side(transformer.config, codec.multiple):
+            where = f"resolution {side} in {CARD_FILE}" if card.resolution else f"pictures of {side} pixels a side"
+            raise UserError(
+                f"{source} has {where}, for which its transformer has no places; a multiple of {codec.unit} is wanted"
+            )
+        flow = read_flow(scheduler_config, source, (side // codec.unit) ** 2)
         moved = {name: part.to(device) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()}
         return LatentModel(
             source=source, family=self, network=self.network_class(moved[self.lora.part], flow), codec=codec,
@@ -259,11 +264,20 @@ def read_side_of_codec(codec_config: Mapping[str, Any]) -> int:
     """Returns the side in pixels of a model's pictures, where its autoencoder alone says it. Raises UserError."""
     factor = read_whole_side(1, codec_config.get("block_out_channels"), "the model's vae")
     side = codec_config.get("sample_size")
-    if type(side) is not int or side <= 0 or side % (2 * factor):
+    if type(side) is not int or not 0 < side <= MOST_SIDE or side % (PATCH * factor):
         raise UserError(
-            f"the model's vae has sample_size {side!r:.60}; a multiple of {2 * factor} is wanted, a side in pixels"
+            f"the model's vae has sample_size {side!r:.60}; a multiple of {PATCH * factor} up to {MOST_SIDE:,} is "
+            "wanted, a side in pixels"
         )
     return side
+
+
+def check_axes(source: str, name: str, axes: object, width: int) -> None:
+    """Raises UserError where a rotary embedding of frames, rows and columns does not fill heads `width` wide."""
+    held = list(axes) if isinstance(axes, list | tuple) else []
+    whole = len(held) == 3 and all(type(each) is int and each > 0 and each % 2 == 0 for each in held)
+    if not whole or sum(held) != width:
+        raise UserError(f"{source} has {name} {axes!r:.60}; three even numbers are wanted, {width} in sum")
 
 
 def check_channels(source: str, given: int, returned: int, latents: int) -> None:

@@ -20,6 +20,7 @@ from fewstep.models.families.flow_family import (
     CLIP_L,
     CLIP_TOKENS,
     FlowFamily,
+    check_axes,
     check_channels,
     read_side_of_codec,
     shape_clip,
@@ -188,13 +189,11 @@ class Flux(FlowFamily):
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:  # noqa: ARG002
         return read_side_of_codec(codec_config)
 
-    def count_tokens(self, network_config: Mapping[str, Any], side: int) -> int:  # noqa: ARG002
-        return (side // 2) ** 2
-
     def check_parts(self, source: str, parts: Mapping[str, Any]) -> None:
         config, vae = parts["transformer"].config, parts["vae"].config
         packed = config.out_channels or config.in_channels
         check_channels(source, config.in_channels, packed, 4 * vae.latent_channels)
+        check_axes(source, "axes_dims_rope", config.axes_dims_rope, config.attention_head_dim)
         for name, width, wanted in (
             ("pooled text", parts["text_encoder"].config.hidden_size, config.pooled_projection_dim),
             ("text", parts["text_encoder_2"].config.d_model, config.joint_attention_dim),

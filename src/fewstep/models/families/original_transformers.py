@@ -99,12 +99,19 @@ def load_original(
 
         def read(name: str) -> Tensor:
             value: Tensor = file.get_tensor(prefix + name)
+            if not value.is_floating_point():
+                raise UserError(
+                    f"{path} holds {prefix}{name} in whole numbers, which are no weights by themselves; take the file "
+                    "in fp8, bf16 or fp32"
+                )
             module, _, end = name.rpartition(".")
-            scales = [f"{module}.{each}" for each in ("scale_weight", "weight_scale")] if end == "weight" else []
-            for scale in scales:
-                if scale in held:
-                    value = value.float() * file.get_tensor(prefix + scale).float()
-            return value.to(dtype)
+            for scale in (f"{module}.{each}" for each in ("scale_weight", "weight_scale")):
+                if end == "weight" and scale in held:
+                    value = value.float() * _spread_scale(path, prefix + scale, file.get_tensor(prefix + scale), value)
+            value = value.to(dtype)
+            if not value.isfinite().all():
+                raise UserError(f"{path} is broken: NaN or infinity in {prefix}{name}")
+            return value
 
         try:
             state = names.convert(read, shapes)
@@ -115,6 +122,19 @@ def load_original(
         raise UserError(f"{path} has tensors of other sizes than {config_folder} describes, such as {wrong[0]}")
     transformer.load_state_dict(state, assign=True)
     return transformer.eval().requires_grad_(False)
+
+
+def _spread_scale(path: Path, name: str, scale: Tensor, weight: Tensor) -> Tensor:
+    """Returns a weight's scale so that it multiplies it: one number, or one for each row. Raises UserError."""
+    if scale.is_floating_point() and scale.float().isfinite().all():
+        if scale.numel() == 1:
+            return scale.float().reshape(())
+        if scale.numel() == len(weight) == len(scale):
+            return scale.float().reshape(-1, *[1] * (weight.ndim - 1))
+    raise UserError(
+        f"{path} has {name} of {str(scale.dtype).removeprefix('torch.')} {tuple(scale.shape)}, for a weight of "
+        f"{tuple(weight.shape)}; one number is read, or one for each row: take the file in bf16"
+    )
 
 
 _QKV = ("to_q", "to_k", "to_v")

@@ -18,6 +18,7 @@ from fewstep.models.families.flow_family import (
     CLIP_G,
     CLIP_L,
     CLIP_TOKENS,
+    PATCH,
     FlowFamily,
     check_channels,
     read_whole_side,
@@ -123,11 +124,16 @@ class StableDiffusion3(FlowFamily):
             network_config.get("sample_size"), codec_config.get("block_out_channels"), "the model's transformer"
         )
 
-    def count_tokens(self, network_config: Mapping[str, Any], side: int) -> int:
-        return (side // int(network_config["patch_size"])) ** 2
+    def largest_side(self, network_config: Mapping[str, Any], multiple: int) -> float:
+        return int(network_config["pos_embed_max_size"] * network_config["patch_size"]) * multiple
 
     def check_parts(self, source: str, parts: Mapping[str, Any]) -> None:
         config, vae = parts["transformer"].config, parts["vae"].config
+        if config.patch_size != PATCH or not config.pos_embed_max_size:
+            raise UserError(
+                f"{source} has patch_size {config.patch_size!r:.60} and pos_embed_max_size "
+                f"{config.pos_embed_max_size!r:.60}; {PATCH} and a number of places are wanted"
+            )
         check_channels(source, config.in_channels, config.out_channels, vae.latent_channels)
         clips = [parts[name].config for name in _CLIPS]
         if (pooled := sum(each.projection_dim for each in clips)) != config.pooled_projection_dim:

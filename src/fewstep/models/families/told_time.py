@@ -14,6 +14,9 @@ def tell_end(embedding: Any) -> EndEmbedding:
     mlp = getattr(embedding, "timestep_embedder", None)
     layers = (embedding.mlp[0], embedding.mlp[2]) if mlp is None else (mlp.linear_1, mlp.linear_2)
     hung = EndEmbedding(*layers)
+    if isinstance(embedding, _Told):
+        embedding.end = hung
+        return hung
     kind = type(embedding)
     # A class of its own in the same place: names of weights stay, and copies of the module are told too.
     embedding.__class__ = type(f"Told{kind.__name__}", (_Told, kind), {})

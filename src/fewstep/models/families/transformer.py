@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,6 +20,13 @@ from fewstep.models.network import BackboneNetwork
 
 _TAPS = 4
 """How many of a transformer's blocks are features that heads judge by."""
+
+
+def _spared_fp16(device: str) -> AbstractContextManager[object]:
+    """Lets a network compute in the format that it is kept in, while it lasts, where it would in fp16, in which it
+    overflows."""
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return torch.autocast(device, enabled=False) if half else nullcontext()
 
 
 class _DeepEnoughError(Exception):
@@ -99,7 +107,8 @@ class TransformerNetwork(BackboneNetwork):
         told = self.schedule.sigma(t).float()
         if (end := self._end) is not None and end.scale:
             told = torch.stack([told, self.schedule.sigma(cond["end"]).float()])
-        v = self.velocity(z_t.to(dtype), told, cond, omega)
+        with _spared_fp16(z_t.device.type):
+            v = self.velocity(z_t.to(dtype), told, cond, omega)
         return to_prediction(self.parameterisation, v, z_t, alpha, sigma)
 
     def features(self, z_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:

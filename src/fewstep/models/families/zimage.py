@@ -14,7 +14,8 @@ from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
-from fewstep.models.families.flow_family import FlowFamily, check_channels, read_side_of_codec
+from fewstep.models.card import is_number
+from fewstep.models.families.flow_family import PATCH, FlowFamily, check_axes, check_channels, read_side_of_codec
 from fewstep.models.families.language_text import QWEN_TURN, LanguageEncoder, pad
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.transformer import TransformerNetwork
@@ -69,8 +70,7 @@ class ZImageNetwork(TransformerNetwork):
     def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
         texts = list(cond["text"].to(z_t.dtype))
         if "mask" in cond:  # padding would be read as text is
-            lengths = cond["mask"].sum(1).long().tolist()
-            texts = [text[:length] for text, length in zip(texts, lengths, strict=True)]
+            texts = [text[held] for text, held in zip(texts, cond["mask"] > 0, strict=True)]
         given = list(z_t.unsqueeze(2))  # with an axis of frames
         answers: list[Tensor] = self.transformer(given, 1 - sigma, texts, return_dict=False)[0]
         return -torch.stack(answers).squeeze(2)
@@ -187,12 +187,21 @@ class ZImage(FlowFamily):
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:  # noqa: ARG002
         return read_side_of_codec(codec_config)
 
-    def count_tokens(self, network_config: Mapping[str, Any], side: int) -> int:  # noqa: ARG002
-        return (side // 2) ** 2
+    def largest_side(self, network_config: Mapping[str, Any], multiple: int) -> float:
+        return int(min(network_config["axes_lens"][1:]) * PATCH) * multiple
 
     def check_parts(self, source: str, parts: Mapping[str, Any]) -> None:
         config, vae = parts["transformer"].config, parts["vae"].config
         check_channels(source, config.in_channels, config.in_channels, vae.latent_channels)
+        check_axes(source, "axes_dims", config.axes_dims, config.dim // config.n_heads)
+        if "2-1" not in parts["transformer"].all_x_embedder:
+            raise UserError(f"{source} has all_patch_size {config.all_patch_size!r:.60}; 2 is to be among them")
+        places = config.axes_lens
+        if not (isinstance(places, list | tuple) and all(type(each) is int for each in places)) or places[0] <= TOKENS:
+            raise UserError(f"{source} has axes_lens {places!r:.60}; the first must be above {TOKENS}, as prompts want")
+        for name in ("t_scale", "rope_theta"):
+            if not is_number(config[name]) or config[name] <= 0:
+                raise UserError(f"{source} has {name} {config[name]!r:.60}; a number above 0 is wanted")
         if config.cap_feat_dim != (width := parts["text_encoder"].config.hidden_size):
             raise UserError(
                 f"{source} has a transformer for text {config.cap_feat_dim} wide and a text encoder of {width}; they "

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fewstep.diffusion.flow import MOST_SHIFT
 from fewstep.errors import UserError
 from fewstep.models.card import LCM_LORA, MAX_STEPS, StudentCard, read_method
 from fewstep.models.family import Family, LatentModel
@@ -16,7 +17,6 @@ from fewstep.models.lora.source import name_of
 
 DEFAULT_STEPS = 4
 _DEFAULT_GRID = 50
-_MOST_SHIFT = 1000
 _LCM = re.compile(r"(?<![a-z])lcm(?![a-z])", re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
@@ -131,8 +131,8 @@ def _read_shift(header: Mapping[str, str], source: str) -> float | None:
     if "fewstep.shift" not in header:
         return None
     shift = _read_number(header, source, "fewstep.shift", 1.0)
-    if not 0 < shift <= _MOST_SHIFT:
-        raise UserError(f"{source} has fewstep.shift {shift:g} in its header; above 0, up to {_MOST_SHIFT} is wanted")
+    if not 0 < shift <= MOST_SHIFT:
+        raise UserError(f"{source} has fewstep.shift {shift:g} in its header; above 0, up to {MOST_SHIFT} is wanted")
     return shift
 
 

@@ -71,7 +71,7 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module], layout: LoraLayout) ->
     carried = {key: tensors.pop(key) for key in list(tensors) if key.startswith(EMBEDDING)}
     ends = {key: tensors.pop(key) for key in list(tensors) if key.startswith(KEYS)}
     modules = adaptable_modules(parts)
-    tensors = take_apart(tensors, modules, layout)
+    tensors = take_apart(path, tensors, modules, layout)
     halves = _sort_halves(path, tensors, list_spellings(modules, layout))
     is_peft = any(key.startswith(PEFT) for key in tensors)
     scales = _Scales(path, read_adapters(path, header, parts=list(parts), is_peft=is_peft), layout, is_peft)

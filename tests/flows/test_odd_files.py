@@ -1,0 +1,172 @@
+"""What does not fit is refused in a line, and never read as something else."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fewstep.commands.combine import Combine, combine
+from fewstep.errors import UserError
+from fewstep.models.card import CARD_FILE
+from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.file import read_lora
+from fewstep.models.pipeline import load_pipeline
+from fewstep.models.scheduler import Overrides
+from flow_miniatures import FLOWS
+
+CPU = torch.device("cpu")
+TRANSFORMER, VAE, SCHEDULER = "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"
+ODD = [
+    ("sd3", TRANSFORMER, {"sample_size": 7}, "pictures of 56 pixels a side"),
+    ("sd3", TRANSFORMER, {"sample_size": 64}, "pictures of 512 pixels a side"),
+    ("flux", TRANSFORMER, {"axes_dims_rope": [4, 6]}, "has axes_dims_rope"),
+    ("flux", TRANSFORMER, {"axes_dims_rope": [3, 6, 7]}, "three even numbers are wanted, 16 in sum"),
+    ("flux", TRANSFORMER, {"axes_dims_rope": None}, "has axes_dims_rope None"),
+    ("zimage", TRANSFORMER, {"axes_dims": [4, 6, 8]}, "AssertionError"),
+    ("zimage", TRANSFORMER, {"axes_lens": [1, 1, 1]}, "has axes_lens"),
+    ("zimage", TRANSFORMER, {"t_scale": float("nan")}, "has t_scale nan"),
+    ("zimage", TRANSFORMER, {"rope_theta": 0}, "has rope_theta 0"),
+    ("zimage", VAE, {"sample_size": 2**20}, "up to 32,768 is wanted"),
+    *((family, SCHEDULER, {"shift": 1e30, "use_dynamic_shifting": False}, "no usable shift") for family in FLOWS),
+    *((family, CARD_FILE, {"resolution": side}, f"resolution {side}") for family in FLOWS for side in (8, 72)),
+    *((family, CARD_FILE, {"resolution": 32768}, "resolution 32768") for family in ("sd3", "zimage")),
+]
+
+
+@pytest.mark.parametrize(("family", "file", "change", "said"), ODD)
+def test_an_odd_folder_is_refused(family, file, change, said, flow_tokenizer, tmp_path):
+    folder = FLOWS[family](flow_tokenizer, tmp_path / family)
+    held = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(held | change))
+    with pytest.raises(UserError, match=said):
+        load_latent_model(folder, CPU)
+
+
+def test_pictures_are_of_whole_tokens(flow, flow_pictures, fewstep_command, tmp_path):
+    common = ("--data", flow_pictures, "--resolution", 72, "--out", tmp_path / "out")
+    guided = ("--guidance-range", 4, 4, "--guidance-scale", 4, "--guided-from", 0)
+    for command in (("distill", "scenes", "--teacher", flow, *guided), ("prepare", "--model", flow)):
+        done = fewstep_command(*command, *common)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "a multiple of 16" in done.stderr
+
+
+@pytest.fixture
+def fused(flow):
+    """The original's name of q, k and v in one, their rows, and their inputs."""
+    model = load_latent_model(flow, CPU)
+    named = dict(model.network.backbone.named_modules())
+    module, ours = next(
+        (theirs, ours) for theirs, ours in model.family.original.list_modules(named).items() if len(ours) == 3
+    )
+    return model, f"diffusion_model.{module}", named[ours[0]].weight.shape, ours
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ("rows", "for 3 of its modules"), ("inputs", "cannot be taken apart"), ("twice", "is ambiguous"),
+        ("spelt twice", "is ambiguous"),
+    ],
+)  # fmt: skip
+def test_an_odd_lora_of_modules_in_one_is_refused(odd, said, fused, tmp_path):
+    model, module, (rows, inputs), ours = fused
+    tensors = {f"{module}.lora_A.weight": torch.ones(2, inputs), f"{module}.lora_B.weight": torch.ones(3 * rows, 2)}
+    if odd == "rows":  # as many as each of the three has
+        tensors[f"{module}.lora_B.weight"] = torch.ones(rows, 2)
+    elif odd == "inputs":
+        tensors[f"{module}.dora_scale"] = torch.ones(1, inputs)
+    else:
+        again = f"model.{module}" if odd == "twice" else f"transformer.{ours[0]}"
+        tensors[f"{again}.lora_A.weight"] = torch.zeros(2, inputs)
+    save_file(tensors, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match=said):
+        read_lora(tmp_path / "odd.safetensors", model.parts, model.family.lora)
+
+
+@pytest.mark.parametrize("scale", ["rows", "columns", "blocks", "nan", "whole"])
+def test_a_scale_of_fp8_is_a_number_or_one_for_each_row(scale, flow_tokenizer, tmp_path):
+    folder = FLOWS["sd3"](flow_tokenizer, tmp_path / "sd3")
+    backbone = load_latent_model(folder, CPU).network.backbone
+    own = backbone.state_dict()
+    names = load_latent_model(folder, CPU).family.original
+    tensors = {"pos_embed": own["pos_embed.pos_embed"]}
+    blocks = backbone.config.num_layers
+    for theirs, ours in names.list_modules(dict(backbone.named_modules())).items():
+        for kind in ("weight", "bias"):
+            if parts := [own[f"{name}.{kind}"] for name in ours if f"{name}.{kind}" in own]:
+                whole = torch.cat(parts)
+                swap = names.is_swapped(ours[0], blocks)
+                tensors[f"{theirs}.{kind}"] = torch.cat(whole.chunk(2)[::-1]) if swap else whole.clone()
+    name = "joint_blocks.0.x_block.attn.proj"  # whose rows are as many as its columns
+    weight = tensors[f"{name}.weight"]
+    n = len(weight)
+    tensors[f"{name}.scale_weight"] = {
+        "rows": torch.arange(1.0, n + 1), "columns": torch.ones(1, n), "blocks": torch.ones(2, 2),
+        "nan": torch.tensor(float("nan")), "whole": torch.tensor(1),
+    }[scale]  # fmt: skip
+    save_file(tensors, tmp_path / "file.safetensors")
+    if scale == "rows":
+        found = load_latent_model(tmp_path / "file.safetensors", CPU, str(folder)).network.backbone
+        wanted = weight * torch.arange(1.0, n + 1)[:, None]
+        assert torch.equal(found.transformer_blocks[0].attn.to_out[0].weight, wanted)
+        return
+    with pytest.raises(UserError, match="one number is read, or one for each row"):
+        load_latent_model(tmp_path / "file.safetensors", CPU, str(folder))
+
+
+def test_two_transformers_are_one_too_many(flow, tmp_path):
+    model = load_latent_model(flow, CPU)
+    key = f"{model.family.keys_begin[0]}x.weight"
+    save_file({key: torch.ones(1)}, tmp_path / "file.safetensors")
+    with pytest.raises(UserError, match="is a transformer already"):
+        load_latent_model(tmp_path / "file.safetensors", CPU, str(flow), Overrides(unet="another"))
+
+
+def test_merged_it_paints_at_the_loras_own_times(flow, fused, tmp_path):
+    """Whatever the base's shift is: as it does beside the base."""
+    _, _, (rows, inputs), ours = fused
+    down, up = 0.1 * torch.ones(2, inputs), 0.1 * torch.ones(rows, 2)
+    said = {"fewstep.method": "LCM-LoRA", "fewstep.shift": "1.25", "fewstep.omega": "3", "fewstep.steps": "2"}
+    key = f"transformer.{ours[0]}"
+    save_file({f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}, tmp_path / "lora.safetensors", said)
+    combine(Combine(base=str(flow), lora=(str(tmp_path / "lora.safetensors"),), merged=True, out=tmp_path / "merged"))
+    beside = load_pipeline(str(flow), device="cpu", loras=((tmp_path / "lora.safetensors", 1.0),))
+    merged = load_pipeline(str(tmp_path / "merged"), device="cpu")
+    assert merged.model.schedule.shift == beside.model.schedule.shift == 1.25
+    assert json.loads((tmp_path / "merged" / CARD_FILE).read_text())["shift"] == 1.25
+
+
+def test_what_tells_where_to_land_is_merged_into_no_whole_model(flow, tmp_path):
+    layers = [load_latent_model(flow, CPU).network.backbone.get_submodule(name) for name in
+              load_latent_model(flow, CPU).family.lora.time_layers]  # fmt: skip
+    named = zip(("linear_1", "linear_2"), layers, strict=True)
+    end = {f"fewstep_lora_end.{name}.{kind}": getattr(layer, kind).clone() for name, layer in named
+           for kind in ("weight", "bias")}  # fmt: skip
+    module = next(
+        (name, each) for name, each in load_latent_model(flow, CPU).network.backbone.named_modules()
+        if name.endswith(".to_q")
+    )  # fmt: skip
+    rows, inputs = module[1].weight.shape
+    key = f"transformer.{module[0]}"
+    pair = {f"{key}.lora_A.weight": torch.ones(1, inputs), f"{key}.lora_B.weight": torch.ones(rows, 1)}
+    said = {"fewstep.method": "LCM-LoRA", "fewstep.consistency": "any-step"}
+    save_file(pair | end, tmp_path / "lora.safetensors", said)
+    with pytest.raises(UserError, match="leave --merged out"):
+        combine(Combine(base=str(flow), lora=(str(tmp_path / "lora.safetensors"),), merged=True, out=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_read_nowhere(side, flow_tokenizer, tmp_path):
+    """Of a prompt of more tokens than bf16 can count, whichever side is padded."""
+    model = load_latent_model(FLOWS["zimage"](flow_tokenizer, tmp_path / "zimage"), CPU)
+    read = []
+    model.network.backbone.cap_embedder.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    mask = torch.zeros(1, 512, dtype=torch.bfloat16)
+    mask[:, :301] = 1
+    mask = mask.flip(1) if side == "left" else mask
+    text = torch.where(mask[..., None] > 0, torch.randn(1, 512, 32), 0.0)
+    model.network(torch.randn(1, 16, 8, 8), torch.tensor([500]), {"text": text, "mask": mask}, None)
+    assert torch.equal(read[0][:301], text[0][mask[0] > 0])
