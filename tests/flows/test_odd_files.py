@@ -12,7 +12,7 @@ from fewstep.models.card import CARD_FILE
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import read_lora
 from fewstep.models.pipeline import load_pipeline
-from fewstep.models.scheduler import Overrides
+from fewstep.models.scheduler import Overrides, read_overrides
 from flow_miniatures import FLOWS
 
 CPU = torch.device("cpu")
@@ -170,3 +170,30 @@ def test_padding_is_read_nowhere(side, flow_tokenizer, tmp_path):
     text = torch.where(mask[..., None] > 0, torch.randn(1, 512, 32), 0.0)
     model.network(torch.randn(1, 16, 8, 8), torch.tensor([500]), {"text": text, "mask": mask}, None)
     assert torch.equal(read[0][:301], text[0][mask[0] > 0])
+
+
+def test_a_spoilt_chat_template_is_refused(flow_tokenizer, tmp_path):
+    folder = FLOWS["zimage"](flow_tokenizer, tmp_path / "zimage")
+    (folder / "tokenizer" / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
+    with pytest.raises(UserError, match="is no text in UTF-8"):
+        load_latent_model(folder, CPU)
+
+
+def test_a_turbo_is_no_teacher_and_a_student_may_be_called_so(flow_tokenizer, tmp_path):
+    folder = FLOWS["zimage"](flow_tokenizer, tmp_path / "my-turbo")
+    with pytest.raises(UserError, match="is no teacher"):
+        load_latent_model(folder, CPU)
+    (folder / CARD_FILE).write_text(json.dumps({"method": "LCM-LoRA", "grid_size": 50}))
+    assert load_latent_model(folder, CPU).is_few_step
+    file = tmp_path / "z_image_turbo.safetensors"
+    save_file({"cap_embedder.0.weight": torch.ones(1)}, file)
+    base = folder.rename(tmp_path / "base")
+    with pytest.raises(UserError, match="is no teacher"):
+        load_latent_model(base, CPU, overrides=Overrides(unet=str(file)))
+
+
+@pytest.mark.parametrize("said", ["nonsense", "[1]", '{"a": 1}'])
+def test_a_record_of_styles_that_is_none_is_shown(said):
+    with pytest.raises(UserError, match="a list of LoRAs is wanted") as caught:
+        read_overrides({"base_lora": said})
+    assert said in str(caught.value)

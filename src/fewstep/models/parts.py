@@ -122,7 +122,10 @@ def keep_chat_template(tokenizer: Any, folder: Path) -> None:
     config = folder / TOKENIZER_CONFIG
     said = read_json(config, f"{folder} is no tokenizer").get("chat_template") if config.is_file() else None
     if (file := find_file(folder, CHAT_TEMPLATE)).is_file():
-        said = file.read_text()
+        try:
+            said = file.read_text("utf-8")
+        except ValueError as error:
+            raise UserError(f"{file} is no text in UTF-8; fetch or export the model again") from error
     if isinstance(said, str):
         tokenizer.chat_template = said
 

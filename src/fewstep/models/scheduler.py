@@ -76,14 +76,14 @@ def read_overrides(record: Mapping[str, Any]) -> Overrides:
 
 
 def _read_loras(said: object) -> tuple[str, ...]:
-    if isinstance(said, str):
+    held = said or []
+    if isinstance(held, str):
         try:
-            said = json.loads(said)
+            held = json.loads(held)
         except ValueError:
-            said = [None]
-    held = said if isinstance(said, list | tuple) else [said] if said else []
-    if not all(isinstance(each, str) for each in held):
-        raise UserError(f"base_lora is {said!r:.60}; a list of LoRAs is wanted")
+            held = None
+    if not isinstance(held, list | tuple) or not all(isinstance(each, str) for each in held):
+        raise UserError(f"fewstep.base_lora is {said!r:.60} in the record of a model; a list of LoRAs is wanted")
     return tuple(held)
 
 

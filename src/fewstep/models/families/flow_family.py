@@ -108,14 +108,16 @@ class FlowFamily(Family):
             )
         network = overrides.network
         part = self.lora.part
-        self.refuse(read_json(folder / part / "config.json", f"{source} is not a whole pipeline"), source)
+        card = StudentCard(name=Path(network).stem) if network else read_card(folder)
+        # What was made few-step here may be called whatever its maker likes.
+        known = "the model" if card.method else source
+        self.refuse(read_json(folder / part / "config.json", f"{source} is not a whole pipeline"), known)
         config = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
         named = index.get("scheduler") or [None, None]
         config = {"_class_name": named[-1], **config} if isinstance(named, list) and named[-1] else config
         read_flow(config, source, tokens=1)  # before the weights, which take their time
         absent = [name for name in self.optional if index.get(name) in (None, [None, None])]
         parts = self._load_parts(folder, source, absent, storage, network)
-        card = StudentCard(name=Path(network).stem) if network else read_card(folder)
         return self.assemble(source, parts, config, storage.device, card=card)
 
     def _load_parts(
@@ -159,7 +161,11 @@ class FlowFamily(Family):
         if path.is_file():
             keys = list(read_safetensors_header(path).shapes)
             if not self.recognises_keys(keys, path):
-                raise UserError(f"{path} holds no transformer of {self.title}, as its base is")
+                raise UserError(
+                    f"{path} holds no transformer of {self.title}, as its base is, by its first code's names; of "
+                    "diffusers' names give the folder, with its config.json"
+                )
+            self.refuse(read_json(own / "config.json", f"{own} is no transformer"), network)
             prefix = _WHOLE if any(key.startswith(_WHOLE) for key in keys) else ""
             return load_original(
                 path, self.transformer_class, own, self.original, prefix, dtype,
