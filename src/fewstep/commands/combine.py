@@ -25,7 +25,7 @@ class Combine(LoraOptions):
     """Combines LoRAs, each at its scale, into one LoRA or a whole pipeline: θ + Σ λ_i·ΔW_i."""
 
     base: str = assets.SCENES
-    """The model that the LoRAs are for: `scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a
+    """The model that the LoRAs are for: `scenes` (bundled), a diffusers folder (docs/families.md), a
     single-file checkpoint or a Hub id."""
     merged: bool = False
     """Write a whole pipeline with the LoRAs merged into the base, instead of one LoRA."""

@@ -26,7 +26,7 @@ class Distill(ConsistencyConfig):
     """Turns a teacher into a model that paints in 1 to 8 steps."""
 
     teacher: str = assets.SCENES
-    """The model to distil: `scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a single-file
+    """The model to distil: `scenes` (bundled), a diffusers folder (docs/families.md), a single-file
     checkpoint or a Hub id."""
     start: str = ""
     """A few-step model of this teacher to go on from, in place of the teacher's own weights: a run folder, or with

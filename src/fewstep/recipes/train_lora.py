@@ -15,7 +15,7 @@ class TrainLora(TrainingConfig):
     """Trains a style LoRA on pictures of that style."""
 
     model: str = assets.SCENES
-    """The model to train the LoRA on: `scenes` (bundled), a diffusers folder in Stable Diffusion's layout, a
+    """The model to train the LoRA on: `scenes` (bundled), a diffusers folder (docs/families.md), a
     single-file checkpoint or a Hub id."""
     data: str = assets.SCENES_LEANING
     """Captioned pictures of the style, in any form that `fewstep distill` takes."""
