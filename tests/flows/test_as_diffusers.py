@@ -137,6 +137,21 @@ def test_a_baseline_asks_the_teacher_as_often_as_its_table_says(sampler, flow):
     assert sum(asked) == cell.network_evaluations
 
 
+@pytest.mark.parametrize("kind", ["whole", "lora"])
+def test_the_lines_of_the_card_paint_at_its_size_and_guidance(kind, flow, flow_pictures, tmp_path):
+    lora = {"lora_rank": 2} if kind == "lora" else {}
+    distill(settings(flow, flow_pictures, tmp_path / "run", resolution=32, **lora))
+    exported = tmp_path / "run" / "model"
+    lines = (exported / "README.md").read_text().split("```")[1].removeprefix("python")
+    held = {}
+    exec(lines.replace("this folder", str(exported)), held)
+    model = load_latent_model(flow, CPU)
+    small = kind == "whole" or "sample_size" not in model.network.backbone.config
+    assert held["image"].size == ((32, 32) if small else (64, 64))
+    scale = 4 if model.family.guided_inside else model.family.guidance_of(0.0)
+    assert f"guidance_scale={scale:g})" in lines
+
+
 def test_the_exported_scheduler_says_every_setting(flow, flow_pictures, tmp_path):
     """What a file leaves out, `from_config` would take from elsewhere."""
     distill(settings(flow, flow_pictures, tmp_path / "run"))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from fewstep.commands.distill import distill, load_teacher
@@ -61,6 +62,17 @@ def test_a_style_is_distilled_with_its_base(flow, style, flow_pictures, tmp_path
     one, two, other = (pipe.latents(cond, [3], 3, 0.0) for pipe in (mine, beside, alone))
     assert torch.allclose(one, two, atol=1e-4)
     assert (one - other).abs().max() > 1e-2
+
+
+def test_the_lines_of_the_card_hang_the_style_on_too(flow, style, flow_pictures, tmp_path):
+    distill(settings(flow, flow_pictures, tmp_path / "run", base_lora=(f"{style}:0.5",)))
+    exported = tmp_path / "run" / "model"
+    lines = (exported / "README.md").read_text().split("```")[1].removeprefix("python")
+    held = {}
+    exec(lines.replace("this folder", str(exported)), held)
+    assert held["pipe"].get_active_adapters() == ["style0", "few_step"]
+    layer = next(module for module in held["pipe"].transformer.modules() if isinstance(module, LoraLayer))
+    assert [layer.scaling[name] for name in ("style0", "few_step")] == [0.5, 1.0]
 
 
 def test_a_whole_student_has_it_in_its_weights(flow, style, flow_pictures, tmp_path):

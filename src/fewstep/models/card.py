@@ -84,8 +84,8 @@ class StudentCard:
     """Side in pixels of its pictures, where its network does not say."""
     shift: float | None = None
     """Of a flow: the shift of its times, whatever the size of its pictures."""
-    unguided_scale: float | None = None
-    """Of a flow: the `guidance_scale` by which a stock pipeline adds no guidance of its own; else it is 1."""
+    stock_scale: float | None = None
+    """Of a flow: the `guidance_scale` to give a stock pipeline, so that it adds none of its own; else it is 1."""
     sigmas: dict[str, list[float]] | None = None
     """Of a flow: what a stock pipeline is to be given as `sigmas`, by the number of steps."""
     others: dict[str, Any] = field(default_factory=dict)
@@ -178,7 +178,7 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sampling_steps": (_is_count, f"1 to {MAX_STEPS} is"),
     "phases": (_lists(_is_count), "a list of whole numbers is"),
     "base_lora": (_lists(_is_text), "a list of texts is"),
-    "unguided_scale": (is_number, "a number is"),
+    "stock_scale": (is_number, "a number is"),
     "shift": (lambda value: is_number(value) and value > 0, "a number above 0 is"),
     "resolution": (lambda value: type(value) is int and 0 < value <= MOST_SIDE, f"1 to {MOST_SIDE:,} is"),
 }
@@ -248,7 +248,10 @@ def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
 def _guidance(card: StudentCard) -> str:
     assert card.guidance_range is not None
     low, high = card.guidance_range
-    scale, omega = f"{card.guidance_scale:g}", "ω" if card.unguided_scale == 0 else "ω + 1"
+    scale, omega = f"{card.guidance_scale:g}", "ω" if card.stock_scale == 0 else "ω + 1"
+    inside = card.stock_scale is not None and card.stock_scale == card.guidance_scale
+    if low == high and inside:
+        return f"diffusers' `guidance_scale` {scale} ({omega})"
     if low == high and (card.method == LCM_LORA or card.shift is not None):
         return f"diffusers' `guidance_scale` {scale} ({omega}), built in"
     return f"diffusers' `guidance_scale` {low:g} to {high:g} ({omega}), {scale} by default"
@@ -273,11 +276,13 @@ def _ask_steps(card: StudentCard) -> str:
     """Returns how a pipeline of diffusers is asked for a number of steps: of a flow, by where they stand."""
     steps = card.sampling_steps or 4
     sigmas = (card.sigmas or {}).get(str(steps))
-    return f"num_inference_steps={steps}" if sigmas is None else f"sigmas={sigmas}"
+    size = "" if card.resolution is None else f", height={card.resolution}, width={card.resolution}"
+    return (f"num_inference_steps={steps}" if sigmas is None else f"sigmas={sigmas}") + size
 
 
 def _off(card: StudentCard) -> str:
-    return f"{1 if card.unguided_scale is None else card.unguided_scale:g}"
+    """Returns the `guidance_scale` that a stock pipeline is to be given."""
+    return f"{1 if card.stock_scale is None else card.stock_scale:g}"
 
 
 def _seed_lines(card: StudentCard) -> list[str]:
@@ -323,10 +328,35 @@ def _lora_usage(card: StudentCard) -> list[str]:
         "",
         f"pipe = DiffusionPipeline.from_pretrained({base})",
         *(scheduler if few_step else []),
-        f'pipe.load_lora_weights("this folder", weight_name="{LORA_FILE}")',
+        *_load_loras(card),
         *_seed_lines(card),
         f'image = pipe("a prompt"{asked}).images[0]',
     ]
+
+
+def _load_loras(card: StudentCard) -> list[str]:
+    """Returns the lines that hang a LoRA on a pipeline of diffusers, beside those that its base was merged with."""
+    if not card.base_lora:
+        return [f'pipe.load_lora_weights("this folder", weight_name="{LORA_FILE}")']
+    given = [split_scale(each) for each in card.base_lora]
+    names = [*(f"style{i}" for i in range(len(given))), "few_step"]
+    places = [*((name, "") for name, _ in given), ("this folder", f', weight_name="{LORA_FILE}"')]
+    return [
+        *(
+            f'pipe.load_lora_weights("{place}"{file}, adapter_name="{name}")'
+            for (place, file), name in zip(places, names, strict=True)
+        ),
+        f"pipe.set_adapters({json.dumps(names)}, {[*(scale for _, scale in given), 1.0]})",
+    ]
+
+
+def split_scale(given: str) -> tuple[str, float]:
+    """Splits what names a LoRA, `WHERE` or `WHERE:SCALE`, whose scale is 1 where none is said."""
+    name, colon, number = given.rpartition(":")
+    try:
+        return (name, float(number)) if colon and name else (given, 1.0)
+    except ValueError:
+        return given, 1.0
 
 
 def write_model_card(folder: Path, card: StudentCard, scores: Sequence[str] = ()) -> None:

@@ -22,7 +22,7 @@ from fewstep.models.lora.file import Lora, write_lora
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.parts import write_for_every_version
 from fewstep.models.scheduler import read_overrides
-from fewstep.models.stock_scheduler import describe_sampling, make_scheduler
+from fewstep.models.stock_scheduler import describe_sampling, make_scheduler, stock_scale
 
 _TEACHERS_SCHEDULER = "DDIMScheduler"
 """The class of a scheduler whose configuration does not name one of diffusers'."""
@@ -102,7 +102,7 @@ def save_lora(folder: Path, model: LatentModel, pairs: Lora, card: StudentCard, 
 
 def _hint(card: StudentCard, family: Family, source: str) -> str:
     """Says which settings of other tools paint as the method's own sampler does, if any do."""
-    method, off = read_method(card, source), f"{family.guidance_of(0.0):g}"
+    method, off = read_method(card, source), f"{stock_scale(family, card):g}"
     gamma = method.gamma
     if method.told_end:
         return "fewstep alone, 1 to 8 steps: it tells the network where each lands, for which no other tool has a place"

@@ -15,7 +15,7 @@ from diffusers import (
 from fewstep.diffusion.flow import Flow
 from fewstep.method.named import NamedMethod
 from fewstep.models.card import SHOWN_STEPS, StudentCard, read_method
-from fewstep.models.family import LatentModel
+from fewstep.models.family import Family, LatentModel
 from fewstep.models.scheduler import resolve_schedule
 
 
@@ -55,6 +55,14 @@ def describe_sampling(model: LatentModel, card: StudentCard) -> dict[str, Any]:
     counts = (card.sampling_steps,) if card.sampling_steps else SHOWN_STEPS
     times = {n: method.sampling(model.schedule, card.grid_size, n)[0] for n in counts if n <= card.grid_size}
     sigmas = {str(n): [round(t / model.schedule.num_steps, 6) for t in each] for n, each in times.items()}
-    off = model.family.guidance_of(0.0)
-    unguided = {} if off == 1 else {"unguided_scale": off}
-    return {"shift": model.schedule.shift, "sigmas": sigmas, **unguided}
+    asked = stock_scale(model.family, card)
+    told = {} if asked == 1 else {"stock_scale": asked}
+    return {"shift": model.schedule.shift, "sigmas": sigmas, **told}
+
+
+def stock_scale(family: Family, card: StudentCard) -> float:
+    """Returns the `guidance_scale` that a stock pipeline is to be given: the network's own input where it has one, and
+    else what adds no guidance."""
+    if family.guided_inside and card.guidance_scale is not None:
+        return card.guidance_scale
+    return family.guidance_of(0.0)

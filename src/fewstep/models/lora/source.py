@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from fewstep.errors import UserError
-from fewstep.models.card import LORA_FILE
+from fewstep.models.card import LORA_FILE, split_scale
 from fewstep.models.hub import fetch
 from fewstep.models.lora.header import PEFT_FILE
 from fewstep.models.model_files import find_file
@@ -38,12 +38,7 @@ def parse_lora(given: str) -> tuple[Path, float]:
 
 def source_of(given: str) -> str:
     """Returns where a LoRA is said to be, without its scale."""
-    name, colon, number = given.rpartition(":")
-    try:
-        float(number)
-    except ValueError:
-        return given
-    return name if colon and name else given
+    return split_scale(given)[0]
 
 
 def name_of(path: PurePath) -> str:
