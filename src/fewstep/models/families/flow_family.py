@@ -23,7 +23,7 @@ from fewstep.models.conditioner import Conditioner
 from fewstep.models.families.original_transformers import OriginalNames, load_original
 from fewstep.models.families.single_file import check_tensors, find_configurations
 from fewstep.models.families.transformer import TransformerNetwork
-from fewstep.models.family import Family, LatentModel
+from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.flow_scheduler import CLASSES, read_flow
 from fewstep.models.hub import fetch_network, is_hub_id
 from fewstep.models.model_files import read_index, read_json
@@ -49,6 +49,20 @@ _WHOLE = "model.diffusion_model."
 """Before the transformer's tensors in a file that holds more than that."""
 _LARGE = torch.bfloat16
 """What large text encoders are kept in on a GPU, as they were released: in fp32 one of them would fill a card."""
+
+
+def lay_out_loras(
+    targets: tuple[str, ...], names: OriginalNames, time_layers: tuple[str, str], *,
+    text_prefixes: Mapping[str, tuple[str, ...]], embedding_parts: Mapping[str, str], bare_parts: tuple[str, ...],
+) -> LoraLayout:  # fmt: skip
+    """Says how LoRA files call the modules of a transformer and its text encoders; arguments as `LoraLayout` has them."""
+    return LoraLayout(
+        part="transformer", targets=targets,
+        prefixes={"transformer": ("lora_transformer", "lora_unet"), **text_prefixes},
+        original_names=lambda _modules: {}, original_prefixes=("diffusion_model", "model.diffusion_model"),
+        original_modules=names.list_modules, is_swapped=names.is_swapped, former_names=lambda _part, _module: (),
+        embedding_parts=embedding_parts, time_layers=time_layers, bare_parts=bare_parts, portable=True,
+    )  # fmt: skip
 
 
 class FlowFamily(Family):

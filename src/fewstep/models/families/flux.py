@@ -22,13 +22,14 @@ from fewstep.models.families.flow_family import (
     FlowFamily,
     check_axes,
     check_channels,
+    lay_out_loras,
     read_side_of_codec,
     shape_clip,
 )
 from fewstep.models.families.original_transformers import FLUX_NAMES
 from fewstep.models.families.t5 import T5Encoder
 from fewstep.models.families.transformer import TransformerNetwork
-from fewstep.models.family import LatentModel, LoraLayout
+from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
 
 T5_TOKENS = 512
@@ -126,26 +127,17 @@ class FluxConditioner:
         return self.t5.truncates(prompt)
 
 
-LORA = LoraLayout(
-    part="transformer",
-    targets=(
+LORA = lay_out_loras(
+    (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
         "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp",
         "proj_out",
     ),
-    prefixes={
-        "transformer": ("lora_transformer", "lora_unet"), "text_encoder": ("lora_te", "lora_te1"),
-        "text_encoder_2": ("lora_te2",),
-    },
-    original_names=lambda _modules: {},
-    original_prefixes=("diffusion_model", "model.diffusion_model"),
-    original_modules=FLUX_NAMES.list_modules,
-    is_swapped=FLUX_NAMES.is_swapped,
-    former_names=lambda _part, _module: (),
+    FLUX_NAMES,
+    ("time_text_embed.timestep_embedder.linear_1", "time_text_embed.timestep_embedder.linear_2"),
+    text_prefixes={"text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)},
     embedding_parts={"clip_l": "text_encoder"},
-    time_layers=tuple(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
     bare_parts=("text_encoder_2",),
-    portable=True,
 )  # fmt: skip
 
 

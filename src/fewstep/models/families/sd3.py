@@ -21,6 +21,7 @@ from fewstep.models.families.flow_family import (
     PATCH,
     FlowFamily,
     check_channels,
+    lay_out_loras,
     read_whole_side,
     shape_clip,
 )
@@ -28,7 +29,7 @@ from fewstep.models.families.original_transformers import SD3_NAMES
 from fewstep.models.families.sd3_text import T5_TOKENS, TripleConditioner
 from fewstep.models.families.t5 import T5Encoder
 from fewstep.models.families.transformer import TransformerNetwork
-from fewstep.models.family import LatentModel, LoraLayout
+from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
 
 _CLIPS = ("text_encoder", "text_encoder_2")
@@ -71,22 +72,13 @@ _BLOCK = (
     "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2",
     "ff_context.net.0.proj", "ff_context.net.2",
 )  # fmt: skip
-LORA = LoraLayout(
-    part="transformer",
-    targets=_BLOCK,
-    prefixes={
-        "transformer": ("lora_transformer", "lora_unet"), "text_encoder": ("lora_te1",),
-        "text_encoder_2": ("lora_te2",), _T5: ("lora_te3",),
-    },
-    original_names=lambda _modules: {},
-    original_prefixes=("diffusion_model", "model.diffusion_model"),
-    original_modules=SD3_NAMES.list_modules,
-    is_swapped=SD3_NAMES.is_swapped,
-    former_names=lambda _part, _module: (),
+LORA = lay_out_loras(
+    _BLOCK,
+    SD3_NAMES,
+    ("time_text_embed.timestep_embedder.linear_1", "time_text_embed.timestep_embedder.linear_2"),
+    text_prefixes={"text_encoder": ("lora_te1",), "text_encoder_2": ("lora_te2",), _T5: ("lora_te3",)},
     embedding_parts={"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
-    time_layers=tuple(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
     bare_parts=(_T5,),
-    portable=True,
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
 from fewstep.errors import UserError
+from fewstep.models.families.tapping import tap
 from fewstep.models.families.told_time import tell_end
 from fewstep.models.lora.end import EndEmbedding
 from fewstep.models.network import BackboneNetwork
@@ -27,10 +28,6 @@ def _spared_fp16(device: str) -> AbstractContextManager[object]:
     overflows."""
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
     return torch.autocast(device, enabled=False) if half else nullcontext()
-
-
-class _DeepEnoughError(Exception):
-    """Says that a transformer need not compute any further."""
 
 
 class TransformerNetwork(BackboneNetwork):
@@ -112,22 +109,10 @@ class TransformerNetwork(BackboneNetwork):
         return to_prediction(self.parameterisation, v, z_t, alpha, sigma)
 
     def features(self, z_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
-        taps, found = self._taps, []
-
-        def keep(block: nn.Module, _given: Any, output: Any) -> None:
-            found.append(self.image_tokens(output, *z_t.shape[-2:]))
-            if block is taps[-1]:
-                raise _DeepEnoughError
-
-        hooks = [block.register_forward_hook(keep) for block in taps]
-        try:
-            self(z_t, t, cond, None)
-        except _DeepEnoughError:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found
+        height, width = z_t.shape[-2:]
+        return tap(
+            self._taps, lambda output: self.image_tokens(output, height, width), lambda: self(z_t, t, cond, None)
+        )
 
     @torch.no_grad()
     def to_student(self, latent_side: int, *, told_end: bool = False) -> Self:

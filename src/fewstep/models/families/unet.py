@@ -13,16 +13,13 @@ from torch import Tensor, nn
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.omega_embedding import OMEGA_WIDTH, embed_omega
+from fewstep.models.families.tapping import tap
 from fewstep.models.lora.end import EndEmbedding
 from fewstep.models.network import BackboneNetwork
 
 AS_TIMES = "timestep"
 """How diffusers' UNet calls a second input that is embedded as its time is: the end."""
 _END_WEIGHTS = [f"class_embedding.linear_{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")]
-
-
-class _InnermostError(Exception):
-    """Says that a UNet need not compute any further."""
 
 
 class UNetNetwork(BackboneNetwork):
@@ -66,22 +63,10 @@ class UNetNetwork(BackboneNetwork):
         return [*widths, *widths[-1:]][: len(self._inward)]
 
     def features(self, z_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
-        blocks, found = self._inward, []
+        def read(output: Any) -> Any:
+            return output[0] if isinstance(output, tuple) else output  # the rest is for the way out
 
-        def keep(block: nn.Module, _given: Any, output: Any) -> None:
-            found.append(output[0] if isinstance(output, tuple) else output)  # the rest is for the way out
-            if block is blocks[-1]:
-                raise _InnermostError
-
-        hooks = [block.register_forward_hook(keep) for block in blocks]
-        try:
-            self(z_t, t, cond, None)
-        except _InnermostError:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found
+        return tap(self._inward, read, lambda: self(z_t, t, cond, None))
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         # diffusers' own property looks at every weight, which takes longer than some layers do.

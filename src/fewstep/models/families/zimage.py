@@ -15,11 +15,18 @@ from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
-from fewstep.models.families.flow_family import PATCH, FlowFamily, check_axes, check_channels, read_side_of_codec
+from fewstep.models.families.flow_family import (
+    PATCH,
+    FlowFamily,
+    check_axes,
+    check_channels,
+    lay_out_loras,
+    read_side_of_codec,
+)
 from fewstep.models.families.language_text import QWEN_TURN, LanguageEncoder, pad
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.transformer import TransformerNetwork
-from fewstep.models.family import LatentModel, LoraLayout
+from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
 
 TOKENS = 512
@@ -120,22 +127,16 @@ class ZImageConditioner:
         return self.reader.truncates(prompt)
 
 
-LORA = LoraLayout(
-    part="transformer",
-    targets=(
+LORA = lay_out_loras(
+    (
         "attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "feed_forward.w1",
         "feed_forward.w2", "feed_forward.w3",
     ),
-    prefixes={"transformer": ("lora_transformer", "lora_unet"), "text_encoder": ("lora_te", "lora_te1")},
-    original_names=lambda _modules: {},
-    original_prefixes=("diffusion_model", "model.diffusion_model"),
-    original_modules=NAMES.list_modules,
-    is_swapped=NAMES.is_swapped,
-    former_names=lambda _part, _module: (),
+    NAMES,
+    ("t_embedder.mlp.0", "t_embedder.mlp.2"),
+    text_prefixes={"text_encoder": ("lora_te", "lora_te1")},
     embedding_parts={},
-    time_layers=("t_embedder.mlp.0", "t_embedder.mlp.2"),
     bare_parts=("text_encoder",),
-    portable=True,
 )  # fmt: skip
 
 
