@@ -55,7 +55,7 @@ def lay_out_loras(
     targets: tuple[str, ...], names: OriginalNames, time_layers: tuple[str, str], *,
     text_prefixes: Mapping[str, tuple[str, ...]], embedding_parts: Mapping[str, str], bare_parts: tuple[str, ...],
 ) -> LoraLayout:  # fmt: skip
-    """Says how LoRA files call the modules of a transformer and its text encoders; arguments as `LoraLayout` has them."""
+    """Says how LoRA files call a transformer and its text encoders; the arguments are those of `LoraLayout`."""
     return LoraLayout(
         part="transformer", targets=targets,
         prefixes={"transformer": ("lora_transformer", "lora_unet"), **text_prefixes},
