@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -171,5 +173,24 @@ def _settle(parts: dict[str, Any]) -> None:
                         value.normal_(std=0.05)
 
 
+@dataclass(frozen=True)
+class Stock:
+    """How a stock pipeline is asked for latents of 64 pixels, and what it makes of them; most as they are."""
+
+    shape: tuple[int, int, int] = (16, 8, 8)
+    pack: Callable[[Any, torch.Tensor], torch.Tensor] = lambda _pipe, latents: latents
+    unpack: Callable[[Any, torch.Tensor], torch.Tensor] = lambda _pipe, latents: latents
+    guide: Callable[[float], dict[str, Any]] = lambda scale: {"guidance_scale": scale}
+
+
+STOCK = {
+    "StableDiffusion3Pipeline": Stock(),
+    "ZImagePipeline": Stock(),
+    "FluxPipeline": Stock(
+        pack=lambda pipe, latents: pipe._pack_latents(latents, 1, 16, 8, 8),
+        unpack=lambda pipe, latents: pipe._unpack_latents(latents, 64, 64, 8),
+    ),
+}
+"""By the class of the pipeline."""
 FLOWS = {"sd3": save_sd3, "flux": save_flux, "zimage": save_zimage}
 """What writes a miniature of each family."""

@@ -1,6 +1,5 @@
 """A flow transformer and what is made of it are painted by stock pipelines as by us, from the same noise."""
 
-import functools
 import importlib
 import inspect
 import json
@@ -22,7 +21,7 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.pipeline import load_pipeline, seeded_noise
 from fewstep.recipes.distill import Distill
-from flow_miniatures import FLOWS
+from flow_miniatures import FLOWS, STOCK
 
 CPU, PROMPT, SEED = torch.device("cpu"), "a red star", 5
 
@@ -38,20 +37,18 @@ def settings(flow, pictures, out, **changes):
 def paint_by_stock(pipe, sigmas, scale):
     """Paints latents with a stock pipeline, whose noise between steps is torch's own: it is made to be ours."""
     pipe.set_progress_bar_config(disable=True)
-    shape = (1, 16, 8, 8)
+    stock = STOCK[type(pipe).__name__]
+    shape = (1, *stock.shape)
     generator = torch.Generator().manual_seed(SEED)
     latents = torch.randn(shape, generator=generator)
     torch.set_rng_state(generator.get_state())
-    pack = functools.partial(pipe._pack_latents, batch_size=1, num_channels_latents=16, height=8, width=8) if hasattr(
-        pipe, "_pack_latents"
-    ) else (lambda latents: latents)  # fmt: skip
     noise = "diffusers.schedulers.scheduling_flow_match_lcm.randn_tensor"
-    with unittest.mock.patch(noise, side_effect=lambda *_, **__: pack(torch.randn(shape))):
+    with unittest.mock.patch(noise, side_effect=lambda *_, **__: stock.pack(pipe, torch.randn(shape))):
         painted = pipe(
-            PROMPT, sigmas=sigmas, guidance_scale=scale, height=64, width=64, latents=pack(latents),
-            output_type="latent",
+            PROMPT, sigmas=sigmas, height=64, width=64, latents=stock.pack(pipe, latents), output_type="latent",
+            **stock.guide(scale),
         ).images  # fmt: skip
-    return painted if painted.shape == shape else pipe._unpack_latents(painted, 64, 64, 8)
+    return stock.unpack(pipe, painted)
 
 
 def off(flow):
@@ -67,7 +64,7 @@ def paint_by_us(pipe, steps):
 def test_one_step_from_noise_is_the_stock_pipelines(flow, scale):
     """Sign, time and guidance of the field."""
     model = load_latent_model(flow, CPU)
-    z = seeded_noise([SEED], (16, 8, 8), CPU)()
+    z = seeded_noise([SEED], model.codec.shape(64), CPU)()
     t = torch.tensor([model.schedule.last])
     with torch.no_grad():
         path = TeacherPath(model.network, model.schedule, model.null())
@@ -82,7 +79,7 @@ def test_many_steps_of_the_teacher_are_the_stock_pipelines(flow):
     """Euler is DDIM on a flow; its default shift and times, given rightly."""
     model = load_latent_model(flow, CPU)
     solvers = importlib.import_module("fewstep.diffusion.sampling")
-    z, count = seeded_noise([SEED], (16, 8, 8), CPU)(), 5  # whose times are whole
+    z, count = seeded_noise([SEED], model.codec.shape(64), CPU)(), 5  # whose times are whole
     cond = model.conditioner.encode([PROMPT])
     times = solvers.sampling_times(model.schedule, count, "trailing")
     with torch.no_grad():

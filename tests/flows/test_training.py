@@ -78,7 +78,7 @@ def told(flow) -> tuple[LatentModel, AdaptedNetwork]:
 
 def test_the_teacher_is_not_told_the_end_and_stays_bit_for_bit(flow):
     plain, (model, adapted) = load_latent_model(flow, CPU), told(flow)
-    z, t = torch.randn(2, 16, 8, 8), torch.tensor([700, 300])
+    z, t = torch.randn(2, *model.codec.shape(64)), torch.tensor([700, 300])
     cond = plain.conditioner.encode(["a red star", ""])
     with torch.no_grad():
         before = plain.network(z, t, cond, None)
@@ -104,7 +104,7 @@ def test_the_end_learns_with_the_adapters(flow, flow_pictures, tmp_path):
 @pytest.mark.parametrize("t", [1, 400, 1000])
 def test_a_jump_to_where_one_stands_leads_nowhere(t, flow):
     model = load_latent_model(flow, CPU)
-    z, times = torch.randn(2, 16, 8, 8), torch.full((2,), t)
+    z, times = torch.randn(2, *model.codec.shape(64)), torch.full((2,), t)
     f = ConsistencyFunction(model.network, model.conditioner.encode(["a", "b"]), None, model.schedule, BY_DDIM)
     with torch.no_grad():
         assert torch.allclose(f(z, times, times), z, atol=1e-5)
@@ -112,7 +112,7 @@ def test_a_jump_to_where_one_stands_leads_nowhere(t, flow):
 
 def test_features_are_pictures_and_have_gradients(flow):
     model = load_latent_model(flow, CPU)
-    z, t = torch.randn(2, 16, 8, 8, requires_grad=True), torch.tensor([700, 300])
+    z, t = torch.randn(2, *model.codec.shape(64), requires_grad=True), torch.tensor([700, 300])
     found = model.network.features(z, t, model.conditioner.encode(["a", "b"]))
     assert [each.shape[1] for each in found] == list(model.network.feature_widths)
     assert all(each.ndim == 4 and each.shape[2] == each.shape[3] for each in found)
@@ -123,7 +123,7 @@ def test_features_are_pictures_and_have_gradients(flow):
 def test_features_stand_where_their_pictures_do(flow):
     """A change of a corner of the latents is felt most in that corner of the first feature."""
     model = load_latent_model(flow, CPU)
-    z = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(1, *model.codec.shape(64), generator=torch.Generator().manual_seed(0))
     changed = z.clone()
     changed[..., :2, 6:] += 3
     cond, t = model.conditioner.encode(["a"]), torch.tensor([500])
@@ -163,7 +163,7 @@ def test_none_computes_in_fp16(rank, flow, flow_pictures, tmp_path):
     cond = teacher.conditioner.encode(["a red star"])
     with torch.autocast("cpu", torch.float16):
         for network in (student.base, student.learner.student):
-            answer = network(torch.randn(1, 16, 8, 8), torch.tensor([500]), cond, torch.tensor([3.0]))
+            answer = network(torch.randn(1, *teacher.codec.shape(64)), torch.tensor([500]), cond, torch.tensor([3.0]))
             assert answer.z_0.dtype == torch.float32
     assert {each.dtype for each in teacher.network.parameters()} == {torch.float32}
     assert seen <= {torch.float32}

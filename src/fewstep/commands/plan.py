@@ -115,7 +115,7 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
     """Yields the settings to try, from the preferred ones to the last resort."""
     assert recipe.family != "any"  # of full-size recipes
     family = find_family(recipe.family)
-    side = (config.resolution or named.RELEASED[config.recipe.removesuffix("-lora")].side) // 8
+    side = (config.resolution or named.RELEASED[config.recipe.removesuffix("-lora")].side) // family.released_multiple
     counted = {}
     for checkpointing in (False, True):
         one, two = (

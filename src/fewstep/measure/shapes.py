@@ -61,6 +61,6 @@ def count_autoencoder(family: Family, part: str, count: Callable[[Callable[[], o
     with FakeTensorMode(), torch.no_grad():
         vae = family.random_autoencoder()
         side = math.isqrt(PIXELS_AT_ONCE)
-        pixels, latents = (1, 3, side, side), (1, family.released_latent_channels, side // 8, side // 8)
-        given = torch.randn(pixels if part == "encode" else latents)
-        return count(lambda: getattr(vae, part)(given))
+        codec = family.make_codec(vae)
+        given = torch.randn((1, 3, side, side) if part == "encode" else (1, *codec.shape(side)))
+        return count(lambda: getattr(codec, part)(given))

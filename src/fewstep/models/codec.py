@@ -19,7 +19,10 @@ PIXELS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class Codec:
-    """An autoencoder in diffusers' layout, with the scale and shift that its latents are used at."""
+    """An autoencoder in diffusers' layout, with the scale and shift that its latents are used at.
+
+    A family whose autoencoder is of another layout has a subclass in its file.
+    """
 
     autoencoder: Any
     """Has `encode(pixels).latent_dist`, `decode(z).sample` and a `config`, as diffusers' AutoencoderKL."""
@@ -33,6 +36,10 @@ class Codec:
     """Latents that the network takes as one, in each direction."""
 
     def __post_init__(self) -> None:
+        self.check_scale()
+
+    def check_scale(self) -> None:
+        """Raises UserError where latents cannot be scaled by what the configurations say."""
         for part in filter(None, (self.autoencoder, self.tiny_decoder)):
             _check_scale(part.config)
 
@@ -70,29 +77,47 @@ class Codec:
         for part in pixels.split(together):
             given = part.to(device, dtype).contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, enabled=False):
-                posterior = self.autoencoder.encode(given).latent_dist
-            shift = _shift(self.autoencoder)
-            means.append(posterior.mean.float() - (shift.to(device) if isinstance(shift, Tensor) else shift))
-            stds.append(posterior.std.float())
-        scale = self.autoencoder.config.scaling_factor
+                mean, std = self.read_posterior(given)
+            means.append(mean.float())
+            stds.append(std.float())
+        mean, std = self.scale_latents(torch.cat(means), torch.cat(stds))
+        return mean.contiguous(), std.contiguous()
+
+    def read_posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation of what the autoencoder itself makes of pixels, `[b, c, h, w]`."""
+        posterior = self.autoencoder.encode(pixels).latent_dist
+        return posterior.mean, posterior.std
+
+    def scale_latents(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns them as the network sees them, of those that `read_posterior` returns, fp32."""
+        shift, scale = _shift(self.autoencoder), self.autoencoder.config.scaling_factor
         if (spread := _spread(self.autoencoder)) is not None:
-            scale = scale / spread.to(device)
-        return (torch.cat(means) * scale).contiguous(), (torch.cat(stds) * scale).contiguous()
+            scale = scale / spread.to(mean.device)
+        return (mean - (shift.to(mean.device) if isinstance(shift, Tensor) else shift)) * scale, std * scale
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
         """Returns pixels `[b, 3, h, w]` of scaled latents."""
         decoder = self.tiny_decoder or self.autoencoder
-        z = z_0 / decoder.config.scaling_factor
+        z = self.unscale_latents(z_0, decoder).to(decoder.dtype)
+        together = max(1, PIXELS_AT_ONCE // (z_0[0, 0].numel() * self.multiple**2))
+        parts = [part.contiguous(memory_format=torch.channels_last) for part in z.split(together)]
+        return torch.cat([self.paint_pixels(decoder, part).float() for part in parts])
+
+    def unscale_latents(self, z_0: Tensor, decoder: Any) -> Tensor:
+        """Undoes `scale_latents`, at the scale that a decoder's configuration says."""
+        z: Tensor = z_0 / decoder.config.scaling_factor
         if (spread := _spread(decoder)) is not None:
             z = z * spread.to(z.device)
         shift = _shift(decoder)
         if isinstance(shift, Tensor) or shift:
             z = z + (shift.to(z.device) if isinstance(shift, Tensor) else shift)
-        z = z.to(decoder.dtype)
-        together = max(1, PIXELS_AT_ONCE // (z[0, 0].numel() * self.multiple**2))
-        parts = [part.contiguous(memory_format=torch.channels_last) for part in z.split(together)]
-        return torch.cat([decoder.decode(part).sample.float() for part in parts])
+        return z
+
+    def paint_pixels(self, decoder: Any, z: Tensor) -> Tensor:
+        """Returns pixels `[b, 3, h, w]` of latents as the decoder itself has them."""
+        pixels: Tensor = decoder.decode(z).sample
+        return pixels
 
     def with_tiny_decoder(self, tiny_decoder: Any) -> Codec:
         """Returns the same with another decoder. Raises UserError where its latents would be others."""

@@ -258,6 +258,10 @@ class Family(ABC):
         """Loads the autoencoder alone out of a folder or a single file, in fp32, frozen; returns it with the side in
         pixels of the model's pictures. Raises UserError."""
 
+    def make_codec(self, autoencoder: Any) -> Codec:
+        """Puts an autoencoder of the family, on its device, to its latents' scale. Raises UserError."""
+        return Codec(autoencoder)
+
     @abstractmethod
     def make_pipeline(self, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> Any:
         """Makes the pipeline of the class that people load such a model with."""
@@ -283,6 +287,8 @@ class Family(ABC):
     released_side: int
     """Side in pixels of the released models' pictures."""
     released_latent_channels: int
+    released_multiple: int = 8
+    """Pixels a latent of theirs, in each direction."""
     encoder_bytes: int
     """Counts the released autoencoder and text encoders, in fp32."""
 

@@ -78,6 +78,9 @@ class FlowFamily(Family):
     large: tuple[str, ...] = ()
     """Text encoders larger than all the rest."""
     autoencoder_class: Any = AutoencoderKL
+    codec_class: type[Codec] = Codec
+    patch: int = PATCH
+    """Latents a token, in each direction."""
     released: ClassVar[Mapping[str, Any]]
     """The settings of the released transformer."""
     released_shift: float
@@ -210,11 +213,15 @@ class FlowFamily(Family):
         model = self.load_folder(folder, str(path), read_index(folder, folder), storage, others)
         return dataclasses.replace(model, source=str(path))
 
+    def make_codec(self, autoencoder: Any) -> Codec:
+        flat = all(value.dim() <= 4 for value in autoencoder.parameters())  # videos' weights have an axis more
+        laid = autoencoder.to(memory_format=torch.channels_last) if flat else autoencoder
+        return self.codec_class(laid, patch=self.patch)
+
     def load_codec(self, place: Path, base_config: str, device: torch.device) -> tuple[Codec, int]:  # noqa: ARG002
         autoencoder = load_weights(self.autoencoder_class, assets.find_part(place, "vae"))
         network = read_json(place / self.lora.part / "config.json", f"{place} is not a whole pipeline")
-        codec = Codec(autoencoder.to(device, memory_format=torch.channels_last), patch=PATCH)
-        return codec, self.read_side(network, autoencoder.config)
+        return self.make_codec(autoencoder.to(device)), self.read_side(network, autoencoder.config)
 
     def assemble(
         self, source: str, parts: Mapping[str, Any], scheduler_config: dict[str, Any], device: torch.device, *,
@@ -224,7 +231,7 @@ class FlowFamily(Family):
         self.check_parts(source, parts)
         card = card or StudentCard()
         transformer, vae = parts[self.lora.part], parts["vae"]
-        codec = Codec(vae.to(device, memory_format=torch.channels_last), patch=PATCH)
+        codec = self.make_codec(vae.to(device))
         side = card.resolution or self.read_side(transformer.config, vae.config)
         if side % codec.unit or side > self.largest_side(transformer.config, codec.multiple):
             where = f"resolution {side} in {CARD_FILE}" if card.resolution else f"pictures of {side} pixels a side"
