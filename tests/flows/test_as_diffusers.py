@@ -37,7 +37,8 @@ def settings(flow, pictures, out, **changes):
 def paint_by_stock(pipe, sigmas, scale):
     """Paints latents with a stock pipeline, whose noise between steps is torch's own: it is made to be ours."""
     pipe.set_progress_bar_config(disable=True)
-    stock = STOCK[type(pipe).__name__]
+    kind = type(pipe).__base__ if type(pipe).__name__ == "AnyStepPipeline" else type(pipe)
+    stock = STOCK[kind.__name__]
     shape = (1, *stock.shape)
     generator = torch.Generator().manual_seed(SEED)
     latents = torch.randn(shape, generator=generator)
@@ -122,6 +123,21 @@ def test_a_student_is_painted_alike_by_the_stock_pipeline(flow, kind, method, fl
         assert (paint_by_us(mine, 4) - plain).abs().max() > 1e-3
 
 
+def test_a_whole_any_step_student_is_painted_alike_by_its_own_pipeline(flow, flow_pictures, tmp_path):
+    """In any number of steps, by diffusers with the code that lies beside the weights, and told each time."""
+    changes = {"method": "any-step", "skip": 125, "batch_size": 8, "lr": 3e-2}
+    distill(settings(flow, flow_pictures, tmp_path / "run", **changes))
+    exported = str(tmp_path / "run" / "model")
+    mine = load_pipeline(exported, "cpu")
+    theirs = DiffusionPipeline.from_pretrained(exported, custom_pipeline=exported, trust_remote_code=True)
+    plain = DiffusionPipeline.from_pretrained(exported)
+    sigmas = json.loads((tmp_path / "run" / "model" / "fewstep.json").read_text())["sigmas"]
+    for steps in (1, 2, 4, 8):
+        painted = paint_by_stock(theirs, sigmas[str(steps)], off(flow))
+        assert (paint_by_us(mine, steps) - painted).abs().max() < 1e-4
+    assert (painted - paint_by_stock(plain, sigmas["8"], off(flow))).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("sampler", ["euler", "midpoint", "dpm++", "unipc"])
 def test_a_baseline_asks_the_teacher_as_often_as_its_table_says(sampler, flow):
     model, steps = load_latent_model(flow, CPU), 4
@@ -134,16 +150,16 @@ def test_a_baseline_asks_the_teacher_as_often_as_its_table_says(sampler, flow):
     assert sum(asked) == cell.network_evaluations
 
 
-@pytest.mark.parametrize("kind", ["whole", "lora"])
+@pytest.mark.parametrize("kind", ["whole", "any-step", "lora"])
 def test_the_lines_of_the_card_paint_at_its_size_and_guidance(kind, flow, flow_pictures, tmp_path):
-    lora = {"lora_rank": 2} if kind == "lora" else {}
-    distill(settings(flow, flow_pictures, tmp_path / "run", resolution=32, **lora))
+    changes = {"lora": {"lora_rank": 2}, "any-step": {"method": "any-step", "skip": 125}}.get(kind, {})
+    distill(settings(flow, flow_pictures, tmp_path / "run", resolution=32, **changes))
     exported = tmp_path / "run" / "model"
     lines = (exported / "README.md").read_text().split("```")[1].removeprefix("python")
     held = {}
     exec(lines.replace("this folder", str(exported)), held)
     model = load_latent_model(flow, CPU)
-    small = kind == "whole" or "sample_size" not in model.network.backbone.config
+    small = kind != "lora" or "sample_size" not in model.network.backbone.config
     assert held["image"].size == ((32, 32) if small else (64, 64))
     scale = 4 if model.family.guided_inside else model.family.guidance_of(0.0)
     assert f"guidance_scale={scale:g})" in lines

@@ -31,6 +31,7 @@ def tour(flow, flow_pictures, fewstep_command, tmp_path_factory):
         "lora": run("lora", "distill", *few_step, "--lora-rank", 2, "--sample-every", 2),
         "any-step": run("any-step", "distill", *few_step, "--lora-rank", 2, "--method", "any-step", "--skip", 125),
         "whole": run("whole", "distill", *few_step),
+        "whole-any-step": run("whole-any-step", "distill", *few_step, "--method", "any-step", "--skip", 125),
         "prepared": run("prepared", "prepare", "--model", flow, "--data", flow_pictures, "--resolution", 64),
         "of-prepared": run("of-prepared", "distill", *few_step, "--data", folder / "prepared"),
         "style": run("style", "train-lora", "scenes", "--model", flow, *small, "--lr", 0.1, "--warmup-steps", 0),
@@ -68,7 +69,7 @@ def test_a_lora_is_one_file_in_the_spelling_that_all_tools_read(tour):
         assert [path.name for path in place.glob("*.safetensors")] == [LORA_FILE]
 
 
-@pytest.mark.parametrize("name", ["whole", "tuned", "of-prepared", "any-step"])
+@pytest.mark.parametrize("name", ["whole", "tuned", "of-prepared", "any-step", "whole-any-step"])
 def test_what_was_made_paints(name, tour, fewstep_command, tmp_path):
     picture = paint(fewstep_command, tmp_path / "a", "--model", tour[0] / name / "model")
     assert picture.shape == (64, 64, 3)
@@ -108,7 +109,6 @@ def test_what_it_has_no_place_for_is_refused_before_a_run_begins(flow, flow_pict
     told = load_latent_model(flow, torch.device("cpu")).family.guided_inside
     for more, said in {
         **(inside if told else several),
-        (*GUIDED, *EVERYWHERE, "--method", "any-step"): "give --lora-rank",
         (*GUIDED, "--prediction-type", "epsilon"): "is a flow, for which --prediction-type epsilon means nothing",
         (*GUIDED, "--zero-snr"): "is a flow, for which --zero-snr True means nothing",
     }.items():  # fmt: skip

@@ -139,23 +139,28 @@ def test_merged_it_paints_at_the_loras_own_times(flow, fused, tmp_path):
     assert json.loads((tmp_path / "merged" / CARD_FILE).read_text())["shift"] == 1.25
 
 
-def test_what_tells_where_to_land_is_merged_into_no_whole_model(flow, tmp_path):
-    layers = [load_latent_model(flow, CPU).network.backbone.get_submodule(name) for name in
-              load_latent_model(flow, CPU).family.lora.time_layers]  # fmt: skip
+def test_what_tells_where_to_land_is_merged_with_its_lora(flow, tmp_path):
+    """At the LoRA's scale, and read back with the whole model."""
+    base = load_latent_model(flow, CPU)
+    layers = [base.network.backbone.get_submodule(name) for name in base.family.lora.time_layers]
     named = zip(("linear_1", "linear_2"), layers, strict=True)
-    end = {f"fewstep_lora_end.{name}.{kind}": getattr(layer, kind).clone() for name, layer in named
+    end = {f"fewstep_lora_end.{name}.{kind}": torch.randn_like(getattr(layer, kind)) for name, layer in named
            for kind in ("weight", "bias")}  # fmt: skip
-    module = next(
-        (name, each) for name, each in load_latent_model(flow, CPU).network.backbone.named_modules()
-        if name.endswith(".to_q")
-    )  # fmt: skip
-    rows, inputs = module[1].weight.shape
-    key = f"transformer.{module[0]}"
+    name, module = next((name, each) for name, each in base.network.backbone.named_modules() if name.endswith(".to_q"))
+    rows, inputs = module.weight.shape
+    key = f"transformer.{name}"
     pair = {f"{key}.lora_A.weight": torch.ones(1, inputs), f"{key}.lora_B.weight": torch.ones(rows, 1)}
-    said = {"fewstep.method": "LCM-LoRA", "fewstep.consistency": "any-step"}
-    save_file(pair | end, tmp_path / "lora.safetensors", said)
-    with pytest.raises(UserError, match="leave --merged out"):
-        combine(Combine(base=str(flow), lora=(str(tmp_path / "lora.safetensors"),), merged=True, out=tmp_path / "out"))
+    file, out = tmp_path / "lora.safetensors", tmp_path / "out"
+    save_file(pair | end, file, {"fewstep.method": "LCM-LoRA", "fewstep.consistency": "any-step", "fewstep.omega": "3"})
+    combine(Combine(base=str(flow), lora=(f"{file}:0.5",), merged=True, out=out))
+    beside, merged = load_pipeline(str(flow), device="cpu", loras=((file, 0.5),)), load_pipeline(out, device="cpu")
+    assert merged.model.network.takes_end
+    cond = base.conditioner.encode(["a red star"])
+    one, other = (pipe.latents(cond, [7], 2, 3.0) for pipe in (beside, merged))
+    assert torch.allclose(one, other, atol=1e-4)
+    (out / "end.safetensors").unlink()
+    with pytest.raises(UserError, match="has no input for where to land"):
+        load_pipeline(out, device="cpu")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -59,11 +59,6 @@ def combine(config: Combine) -> None:
     header = {name: value for name, value in header.items() if name not in ("format", DIFFUSERS_ENTRY)}
     header |= {"modelspec.title": config.out.name, "fewstep.combined": ", ".join(config.lora)}
     if config.merged:
-        if end and not model.family.embeds_end:
-            raise UserError(
-                f"{told and told.source} tells its base where to land, for which a whole {model.family.title} has no "
-                "place in diffusers' files; leave --merged out"
-            )
         merge(model.parts, loras)
         if end:
             model.network.load_end(end, "", 1.0)

@@ -11,14 +11,16 @@ from typing import Any
 
 import diffusers
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import save_file
 
 from fewstep.diffusion.flow import Flow
 from fewstep.files import replace_folder
 from fewstep.models.card import LCM_LORA, StudentCard, read_method, write_model_card
 from fewstep.models.family import Family, LatentModel
-from fewstep.models.lora.end import End
+from fewstep.models.lora.end import KEYS, End
 from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import Lora, write_lora
+from fewstep.models.model_files import END_FILE
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.parts import write_for_every_version
 from fewstep.models.scheduler import read_overrides
@@ -70,12 +72,16 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
 
 def _write_any_step_pipeline(draft: Path, model: LatentModel, network: BackboneNetwork) -> None:
     if network.takes_end:
-        (draft / "pipeline.py").write_text(model.family.write_any_step_pipeline())
+        (draft / "pipeline.py").write_text(model.family.write_any_step_pipeline(network))
 
 
 def _save_pipeline(draft: Path, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> None:
     diffusers_logging.disable_progress_bar()
-    model.family.make_pipeline(model, network, scheduler).save_pretrained(draft, safe_serialization=True)
+    with network.without_end() as end:
+        model.family.make_pipeline(model, network, scheduler).save_pretrained(draft, safe_serialization=True)
+    if end:
+        held = {f"{KEYS}{name}": value.cpu().contiguous() for name, value in end.items()}
+        save_file(held, draft / END_FILE)
     write_for_every_version(draft, model.conditioner.encoders)
 
 

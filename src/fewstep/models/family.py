@@ -194,8 +194,6 @@ class Family(ABC):
     """Whether the network's numbers reach further than fp16's: it is then kept, and computes, in fp32."""
     guided_inside: bool = False
     """Whether its teachers have guidance as an input too: they are asked once, and nothing is added to that."""
-    embeds_end: bool = True
-    """Whether a student's whole network has an input for where to land; else LoRAs alone can carry one."""
 
     def omega_of(self, guidance_scale: float) -> float:
         """Returns the paper's ω of diffusers' `guidance_scale`, whose 1 is no guidance. Nothing else converts."""
@@ -267,7 +265,7 @@ class Family(ABC):
         """Makes the pipeline of the class that people load such a model with."""
 
     @abstractmethod
-    def write_any_step_pipeline(self) -> str:
+    def write_any_step_pipeline(self, network: BackboneNetwork) -> str:
         """Writes the code of a pipeline of diffusers that tells a network where each of its answers shall land."""
 
     @abstractmethod

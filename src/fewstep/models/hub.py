@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.models.model_files import SMALL_FILES
+from fewstep.models.model_files import END_FILE, SMALL_FILES
 from fewstep.models.weight_files import choose_weights
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def fetch_pipeline(source: str, parts: Sequence[str], *, without: Collection[str
                 f"{source} holds no diffusers pipeline (it has no model_index.json); give one that does, or a UNet "
                 "alone with --unet and its base as the model"
             )
-        yield from (name for name in ("model_index.json", "fewstep.json") if name in names)
+        yield from (name for name in ("model_index.json", "fewstep.json", END_FILE) if name in names)
         for part in parts:
             yield from _of_part(names, f"{part}/", source, weights=part not in without)
 

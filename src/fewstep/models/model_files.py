@@ -32,6 +32,10 @@ _OF_TOKENIZER = frozenset(
 """Entries of a tokenizer's configuration that are heeded, with all `…_token`; others name files, or arguments."""
 
 
+END_FILE = "end.safetensors"
+"""What tells a whole model where to land, whose network has no place of its own for that; beside its folders."""
+
+
 def find_file(folder: Path, name: str) -> Path:
     """Returns where a file of a model's folder lies, or of a part's folder in it.
 

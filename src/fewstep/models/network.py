@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,6 +48,12 @@ class BackboneNetwork(nn.Module, ABC):
     @abstractmethod
     def hang_end(self) -> EndEmbedding:
         """Gives this very network an input for the end, that starts without effect and can be switched off again."""
+
+    @contextmanager
+    def without_end(self) -> Iterator[End]:
+        """Takes an input for the end that the backbone's own class has no place for out of it while it lasts, and
+        yields what that holds; most have a place."""
+        yield {}
 
     def load_end(self, end: End, adapter: str, scale: float) -> None:
         """Gives this very network a LoRA's input for the end, frozen, beside `adapter` at its `scale`."""

@@ -77,7 +77,7 @@ def _note_resolution(config: ConsistencyConfig, model: LatentModel) -> int | Non
 
 def check_model(config: ConsistencyConfig, model: LatentModel) -> None:
     """Raises UserError for settings that a model, or what can be made of it, has no place for."""
-    named, was, (low, high) = METHODS[config.method], model.card.consistency or "lcm", config.guidance_range
+    was, (low, high) = model.card.consistency or "lcm", config.guidance_range
     if model.is_student and was != config.method:
         raise UserError(f"{model.source} was made by {was} and cannot go on by {config.method}; give --method {was}")
     if config.method == "ect" and model.schedule.has_zero_terminal_snr:
@@ -93,11 +93,6 @@ def check_model(config: ConsistencyConfig, model: LatentModel) -> None:
         raise UserError(
             f"{what} has no input for guidance and guidance_range is {low:g} to {high:g}; give one "
             f"value twice: --guidance-range {config.guidance_scale:g} {config.guidance_scale:g}"
-        )
-    if named.told_end and not (model.family.embeds_end or config.lora_rank):
-        raise UserError(
-            f"{config.method} tells its student where to land, for which a whole {model.family.title} has no place in "
-            "diffusers' files; give --lora-rank: a LoRA carries it along"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -10,23 +11,26 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from transformers import CLIPTextConfig
 
 from fewstep import assets
 from fewstep.diffusion.flow import Flow
 from fewstep.errors import UserError
-from fewstep.files import read_safetensors_header
+from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.card import CARD_FILE, MOST_SIDE, StudentCard, read_card
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
+from fewstep.models.families import any_step_flow
 from fewstep.models.families.original_transformers import OriginalNames, load_original
 from fewstep.models.families.single_file import check_tensors, find_configurations
 from fewstep.models.families.transformer import TransformerNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.flow_scheduler import CLASSES, read_flow
 from fewstep.models.hub import fetch_network, is_hub_id
-from fewstep.models.model_files import read_index, read_json
+from fewstep.models.lora.end import read_end
+from fewstep.models.model_files import END_FILE, find_file, read_index, read_json
+from fewstep.models.network import BackboneNetwork
 from fewstep.models.parts import check_tokenizer, keep_chat_template, load_tokenizer, load_weights
 from fewstep.models.scheduler import NETWORK_OPTION, Overrides
 from fewstep.precision import Storage
@@ -135,7 +139,11 @@ class FlowFamily(Family):
         read_flow(config, source, tokens=1)  # before the weights, which take their time
         absent = [name for name in self.optional if index.get(name) in (None, [None, None])]
         parts = self._load_parts(folder, source, absent, storage, network)
-        return self.assemble(source, parts, config, storage.device, card=card)
+        model = self.assemble(source, parts, config, storage.device, card=card)
+        if (end := find_file(folder, END_FILE)).is_file() and not network:
+            layers = [parts[part].get_submodule(name) for name in self.lora.time_layers]
+            model.network.load_end(read_end(end, read_safetensors(end), layers), "", 1.0)
+        return model
 
     def _load_parts(
         self, folder: Path, source: str, absent: Sequence[str], storage: Storage, network: str
@@ -271,8 +279,19 @@ class FlowFamily(Family):
             transformer = self.transformer_class(**self.released)
         return self.network_class(transformer, Flow(shift=self.released_shift)).requires_grad_(False)
 
-    def write_any_step_pipeline(self) -> str:
-        raise AssertionError("no whole model of it is told where to land")
+    def write_any_step_pipeline(self, network: BackboneNetwork) -> str:
+        assert isinstance(network, TransformerNetwork)
+        named = network.backbone.named_modules()
+        embedding = next(name for name, module in named if module is network.time_embedding)
+        offset, factor = network.embedded_times
+        code = inspect.getsource(any_step_flow)
+        for written, own in (
+            (DiffusionPipeline.__name__, self.pipeline_classes[0]),
+            (repr(any_step_flow.EMBEDDING).replace("'", '"'), f'"{embedding}"'),
+            (f"= {any_step_flow.OFFSET}, {any_step_flow.FACTOR}", f"= {offset}, {factor}"),
+        ):
+            code = code.replace(written, own)
+        return code
 
     def spec_prediction(self, parameterisation: str) -> str:  # noqa: ARG002
         return "flow"

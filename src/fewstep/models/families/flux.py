@@ -150,7 +150,6 @@ class Flux(FlowFamily):
     parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
     pipeline_classes = (FluxPipeline.__name__,)
     guided_inside = True
-    embeds_end = False
     transformer_class = FluxTransformer2DModel
     network_class = FluxNetwork
     encoders: ClassVar[Mapping[str, Any]] = {

@@ -91,7 +91,6 @@ class StableDiffusion3(FlowFamily):
     parts = ("transformer", "vae", *_CLIPS, _T5, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
     pipeline_classes = (StableDiffusion3Pipeline.__name__,)
     embeds_guidance = False
-    embeds_end = False
     transformer_class = SD3Transformer2DModel
     network_class = SD3Network
     encoders: ClassVar[Mapping[str, Any]] = {

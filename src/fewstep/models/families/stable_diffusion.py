@@ -213,7 +213,7 @@ class StableDiffusion(Family):
         kind = LatentConsistencyModelPipeline if is_lcm else StableDiffusionPipeline
         return kind(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
-    def write_any_step_pipeline(self) -> str:
+    def write_any_step_pipeline(self, network: BackboneNetwork) -> str:  # noqa: ARG002
         code = inspect.getsource(any_step_pipeline)
         kind = StableDiffusionXLPipeline if self.encoder_2 else StableDiffusionPipeline
         return code.replace(StableDiffusionPipeline.__name__, kind.__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -16,7 +16,7 @@ from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_
 from fewstep.errors import UserError
 from fewstep.models.families.tapping import tap
 from fewstep.models.families.told_time import tell_end
-from fewstep.models.lora.end import EndEmbedding
+from fewstep.models.lora.end import End, EndEmbedding, scaled
 from fewstep.models.network import BackboneNetwork
 
 _TAPS = 4
@@ -63,11 +63,27 @@ class TransformerNetwork(BackboneNetwork):
         """Returns diffusers' embedding of time and pooled text, called with the time first."""
 
     @property
+    def embedded_times(self) -> tuple[float, float]:
+        """Returns what that is given of a noise share σ in the end, as an offset and what σ is multiplied by."""
+        return 0.0, 1000.0
+
+    @property
     def _end(self) -> EndEmbedding | None:
         return getattr(self.time_embedding, "end", None)
 
     def hang_end(self) -> EndEmbedding:
         return tell_end(self.time_embedding)
+
+    @contextmanager
+    def without_end(self) -> Iterator[End]:
+        if (end := self._end) is None:
+            yield {}
+            return
+        del self.time_embedding.end
+        try:
+            yield scaled(end.state_dict(), end.scale)
+        finally:
+            self.time_embedding.end = end
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -116,11 +132,13 @@ class TransformerNetwork(BackboneNetwork):
 
     @torch.no_grad()
     def to_student(self, latent_side: int, *, told_end: bool = False) -> Self:
-        assert not told_end, "a whole transformer has no place for it"
         student = copy.deepcopy(self.transformer).requires_grad_(True)
         if "sample_size" in student.config:
             student.register_to_config(sample_size=latent_side)
-        return self.with_backbone(student)
+        network = self.with_backbone(student)
+        if told_end:
+            network.hang_end()
+        return network
 
     def with_backbone(self, backbone: Any) -> Self:
         return type(self)(backbone, self.schedule)

@@ -71,6 +71,11 @@ class ZImageNetwork(TransformerNetwork):
         return self.transformer.t_embedder
 
     @property
+    def embedded_times(self) -> tuple[float, float]:
+        scale = float(self.transformer.config.t_scale)
+        return scale, -scale
+
+    @property
     def width(self) -> int:
         return int(self.transformer.config.dim)
 
@@ -149,7 +154,6 @@ class ZImage(FlowFamily):
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     pipeline_classes = (ZImagePipeline.__name__,)
     embeds_guidance = False
-    embeds_end = False
     transformer_class = ZImageTransformer2DModel
     network_class = ZImageNetwork
     encoders: ClassVar[Mapping[str, Any]] = {"text_encoder": (Qwen3Model, Qwen2Tokenizer)}
