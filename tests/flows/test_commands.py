@@ -11,6 +11,7 @@ from PIL import Image
 from fewstep.errors import UserError
 from fewstep.models.card import LORA_FILE
 from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.file import KOHYA_FILE
 
 GUIDED = ("--guidance-range", 4, 4, "--guidance-scale", 4)
 EVERYWHERE = ("--guided-from", 0)
@@ -63,10 +64,12 @@ def test_loras_apart_combined_and_merged_paint_the_same(flow, tour, fewstep_comm
         assert "largest difference 0" in said[name]
 
 
-def test_a_lora_is_one_file_in_the_spelling_that_all_tools_read(tour):
+def test_a_lora_is_written_in_the_spelling_that_all_tools_read_and_in_kohyas_where_any_does(flow, tour):
     folder, _, _ = tour
+    kohya = load_latent_model(flow, torch.device("cpu")).family.lora.kohya_modules
     for place in (folder / "lora" / "model", folder / "combined"):
-        assert [path.name for path in place.glob("*.safetensors")] == [LORA_FILE]
+        written = sorted(path.name for path in place.glob("*.safetensors"))
+        assert written == ([LORA_FILE] if kohya is None else [KOHYA_FILE, LORA_FILE])
 
 
 @pytest.mark.parametrize("name", ["whole", "tuned", "of-prepared", "any-step", "whole-any-step"])

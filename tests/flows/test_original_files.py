@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.loaders import single_file_utils
 from safetensors.torch import save_file
 
 from fewstep.errors import UserError
 from fewstep.models.families.original_transformers import FLUX_NAMES
 from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.file import KOHYA_FILE, Pair, read_lora, write_lora
 from fewstep.models.scheduler import Overrides
 from flow_miniatures import save_sd3
 
@@ -171,3 +173,48 @@ def test_kohyas_file_of_diffusers_names_is_read_too(flow, tmp_path):
     )
     moved = load_latent_model(flow, CPU, overrides=Overrides(base_lora=(f"{tmp_path / 'lora.safetensors'}:2",)))
     assert torch.allclose(moved.network.backbone.get_submodule(module).weight, weight + 1.0)
+
+
+def random_lora(model, ranks=(3,), alpha=6.0):
+    """Adapts what a LoRA adapts by default, its modules of `ranks` in turn."""
+    generator = torch.Generator().manual_seed(0)
+    ends = tuple(f".{target}" for target in model.family.lora.targets)
+    pairs = {}
+    for name, module in model.network.backbone.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.endswith(ends):
+            rank, (rows, inputs) = ranks[len(pairs) % len(ranks)], module.weight.shape
+            down, up = (torch.randn(*shape, generator=generator) for shape in ((rank, inputs), (rows, rank)))
+            pairs[f"transformer.{name}"] = Pair(down, up, alpha)
+    return pairs
+
+
+@pytest.mark.parametrize("ranks", [(3,), (2, 3)])
+def test_kohyas_file_is_read_as_diffusers_is(ranks, flow, tmp_path):
+    """Where several modules are one there, each has its own columns; of other ranks they are filled up."""
+    model = load_latent_model(flow, CPU)
+    pairs = random_lora(model, ranks)
+    del pairs[next(name for name in pairs if name.endswith("to_k"))]  # one of three that may be one
+    assert write_lora(tmp_path, pairs, {}, model.parts, model.family.lora) == 0
+    if model.family.lora.kohya_modules is None:
+        assert not (tmp_path / KOHYA_FILE).exists()
+        return
+    found = read_lora(tmp_path / KOHYA_FILE, model.parts, model.family.lora).pairs
+    assert found.keys() >= pairs.keys()
+    for name, pair in found.items():
+        wanted = pairs[name].delta() if name in pairs else torch.zeros_like(pair.delta())
+        assert torch.allclose(pair.delta(), wanted, atol=1e-5)
+        assert pair.rank <= max(ranks)
+
+
+def test_kohyas_file_is_loaded_by_diffusers(flow, tmp_path):
+    """Module by module; of FLUX's single blocks diffusers knows the released size alone."""
+    model = load_latent_model(flow, CPU)
+    if model.family.lora.kohya_modules is None:
+        return
+    pairs = {name: pair for name, pair in random_lora(model).items() if "single_" not in name}
+    write_lora(tmp_path, pairs, {}, model.parts, model.family.lora)
+    pipe = DiffusionPipeline.from_pretrained(flow)
+    pipe.load_lora_weights(tmp_path, weight_name=KOHYA_FILE)
+    for name, pair in pairs.items():
+        layer = pipe.transformer.get_submodule(name.removeprefix("transformer."))
+        assert torch.allclose(layer.get_delta_weight("default_0"), pair.delta().float(), atol=1e-4)

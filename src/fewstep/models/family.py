@@ -162,8 +162,12 @@ class LoraLayout:
     bare_parts: tuple[str, ...] = ()
     """The text encoders whose modules have no prefix within them."""
     portable: bool = False
-    """Whether tools load one spelling of diffusers alone rightly: with alpha as part of the weights, and kohya's by
-    none of them."""
+    """Whether tools load one spelling of diffusers alone rightly: with alpha as part of the weights."""
+    kohya_modules: Callable[[Iterable[str]], Mapping[str, tuple[str, ...]]] | None = lambda modules: {
+        module: (module,) for module in modules
+    }
+    """The network's modules as kohya's files have them, each with those of the network that it is; None where no tool
+    reads such files."""
     time_layers: tuple[str, ...] = ()
     """The network's two layers that embed its time, after which what embeds the end is made; none where none can be."""
 

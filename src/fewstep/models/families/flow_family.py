@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,14 +58,16 @@ _LARGE = torch.bfloat16
 def lay_out_loras(
     targets: tuple[str, ...], names: OriginalNames, time_layers: tuple[str, str], *,
     text_prefixes: Mapping[str, tuple[str, ...]], embedding_parts: Mapping[str, str], bare_parts: tuple[str, ...],
+    kohya_modules: Callable[[Iterable[str]], Mapping[str, tuple[str, ...]]] | None = None,
 ) -> LoraLayout:  # fmt: skip
     """Says how LoRA files call a transformer and its text encoders; the arguments are those of `LoraLayout`."""
     return LoraLayout(
         part="transformer", targets=targets,
-        prefixes={"transformer": ("lora_transformer", "lora_unet"), **text_prefixes},
+        prefixes={"transformer": ("lora_unet", "lora_transformer"), **text_prefixes},
         original_names=lambda _modules: {}, original_prefixes=("diffusion_model", "model.diffusion_model"),
         original_modules=names.list_modules, is_swapped=names.is_swapped, former_names=lambda _part, _module: (),
         embedding_parts=embedding_parts, time_layers=time_layers, bare_parts=bare_parts, portable=True,
+        kohya_modules=kohya_modules,
     )  # fmt: skip
 
 

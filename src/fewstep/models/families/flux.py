@@ -138,6 +138,7 @@ LORA = lay_out_loras(
     text_prefixes={"text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)},
     embedding_parts={"clip_l": "text_encoder"},
     bare_parts=("text_encoder_2",),
+    kohya_modules=FLUX_NAMES.list_modules,
 )  # fmt: skip
 
 

@@ -142,6 +142,7 @@ LORA = lay_out_loras(
     text_prefixes={"text_encoder": ("lora_te", "lora_te1")},
     embedding_parts={},
     bare_parts=("text_encoder",),
+    kohya_modules=lambda modules: {module: (module,) for module in modules},  # as its trainers do
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from fewstep.models.family import LoraLayout
 from fewstep.models.lora.embeddings import Embeddings, read_embeddings
 from fewstep.models.lora.end import KEYS, End, read_end
 from fewstep.models.lora.fitting import make_pair, read_number
-from fewstep.models.lora.fused import take_apart
+from fewstep.models.lora.fused import fuse, join_rows, take_apart
 from fewstep.models.lora.header import DIFFUSERS_ENTRY, PEFT_FILE, Adapter, read_adapters
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.lora.spelling import EMBEDDING, PEFT, list_spellings, refuse_others, split_key
@@ -174,38 +174,66 @@ def write_lora(
 ) -> float:  # fmt: skip
     """Writes both spellings, reads them back, and returns the largest difference of any weight (it should be 0).
 
-    Of a portable layout that is one file, with alpha folded into the weights, since tools read no other rightly. Else
-    diffusers' file carries alpha in `lora_adapter_metadata`: without it, it would be loaded at the wrong scale
-    wherever alpha ≠ rank. kohya's carries a tensor `.alpha` for every module; it is not written with an `end`, since
-    no tool that reads it has a place for one.
+    Of a portable layout alpha is folded into the weights, since tools read no other file rightly. Else diffusers' file
+    carries alpha in `lora_adapter_metadata`: without it, it would be loaded at the wrong scale wherever alpha ≠ rank.
+    kohya's carries a tensor `.alpha` for every module; it is not written where no tool reads one, nor with an `end`,
+    for which no tool that reads it has a place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if layout.portable:
         pairs = {name: _fold(pair) for name, pair in pairs.items()}
     plain: dict[str, Tensor] = {}
-    kohya: dict[str, Tensor] = {}
     for name, pair in pairs.items():
         part, module = name.split(".", 1)
         module = layout.in_files(part, module)
         down, up = pair.down.contiguous().cpu(), pair.up.contiguous().cpu()
         plain |= {f"{part}.{module}.lora_A.weight": down, f"{part}.{module}.lora_B.weight": up}
-        prefix = layout.prefixes[part][-1 if len(parts) > 2 else 0]
-        spelt = f"{prefix}_{module.replace('.', '_')}"
-        kohya |= {f"{spelt}.lora_down.weight": down.clone(), f"{spelt}.lora_up.weight": up.clone()}
-        kohya[f"{spelt}.alpha"] = torch.tensor(pair.alpha)
     said = {"format": "pt", **header}
     adapter = json.dumps(_adapter_metadata(pairs), sort_keys=True)
     plain |= {f"{KEYS}{name}": value.contiguous().cpu() for name, value in (end or {}).items()}
     safetensors.torch.save_file(plain, folder / DIFFUSERS_FILE, {**said, "lora_adapter_metadata": adapter})
-    written = list_written(layout, end)
-    if KOHYA_FILE in written:
+    wanted = {DIFFUSERS_FILE: pairs}
+    if KOHYA_FILE in list_written(layout, end):
+        kohya, wanted[KOHYA_FILE] = _spell_as_kohya(pairs, parts, layout)
         safetensors.torch.save_file(kohya, folder / KOHYA_FILE, said)
-    return max(_difference(read_lora(folder / file, parts, layout), pairs, end or {}) for file in written)
+    return max(_difference(read_lora(folder / file, parts, layout), held, end or {}) for file, held in wanted.items())
+
+
+def _spell_as_kohya(
+    pairs: Lora, parts: Mapping[str, nn.Module], layout: LoraLayout
+) -> tuple[dict[str, Tensor], Lora]:  # fmt: skip
+    """Returns the tensors of kohya's file, and the pairs that it holds."""
+    begin = f"{layout.part}."
+    prefixes = {part: layout.prefixes[part][-1 if len(parts) > 2 else 0] for part in parts}
+    prefixes[layout.part] = layout.prefixes[layout.part][0]
+    modules = adaptable_modules(parts)
+    own = [name.removeprefix(begin) for name in modules if name.startswith(begin)]
+    assert layout.kohya_modules is not None
+    groups = {
+        f"{prefixes[layout.part]}_{theirs.replace('.', '_')}": tuple(f"{begin}{module}" for module in ours)
+        for theirs, ours in layout.kohya_modules(own).items()
+    }
+    fused = {spelt: ours for spelt, ours in groups.items() if len(ours) > 1}
+    spelt = {ours[0]: name for name, ours in groups.items() if len(ours) == 1}
+    for name in pairs:
+        part, module = name.split(".", 1)
+        if part != layout.part:
+            spelt[name] = f"{prefixes[part]}_{layout.in_files(part, module).replace('.', '_')}"
+    found = {spelt[name]: pair for name, pair in pairs.items() if name in spelt}
+    held = {name: pair for name, pair in pairs.items() if name in spelt}
+    for name, several in fuse(pairs, fused, modules).items():
+        held |= several
+        found[name] = join_rows(several.values())
+    tensors: dict[str, Tensor] = {}
+    for name, pair in found.items():
+        halves = {"lora_down.weight": pair.down, "lora_up.weight": pair.up, "alpha": torch.tensor(pair.alpha)}
+        tensors |= {f"{name}.{half}": value.contiguous().cpu().clone() for half, value in halves.items()}
+    return tensors, held
 
 
 def list_written(layout: LoraLayout, end: End | None) -> tuple[str, ...]:
     """Returns the files that `write_lora` writes."""
-    return (DIFFUSERS_FILE,) if end or layout.portable else (DIFFUSERS_FILE, KOHYA_FILE)
+    return (DIFFUSERS_FILE,) if end or layout.kohya_modules is None else (DIFFUSERS_FILE, KOHYA_FILE)
 
 
 def _fold(pair: Pair) -> Pair:
