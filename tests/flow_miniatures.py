@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -26,6 +29,7 @@ from transformers import (
     CLIPTokenizer,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -162,6 +166,32 @@ def save_zimage(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
     return folder
 
 
+def save_klein(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
+    """Writes FLUX.2 klein base's layout, with as many layers of its reader as are read."""
+    torch.manual_seed(0)
+    tokenizer = make_qwen_tokenizer()
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=4, latent_channels=8, sample_size=64,
+    )  # fmt: skip
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    text = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=1024,
+    )  # fmt: skip
+    parts = {
+        "transformer": Flux2Transformer2DModel(
+            in_channels=32, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=48, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+        ),
+        "vae": vae, "text_encoder": Qwen3ForCausalLM(text), "tokenizer": tokenizer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }  # fmt: skip
+    _settle(parts)
+    Flux2KleinPipeline(**parts).save_pretrained(folder)
+    return folder
+
+
 def _settle(parts: dict[str, Any]) -> None:
     """Ends dropout, and gives the last layers, which begin at zero, something to say."""
     for name, part in parts.items():
@@ -180,7 +210,24 @@ class Stock:
     shape: tuple[int, int, int] = (16, 8, 8)
     pack: Callable[[Any, torch.Tensor], torch.Tensor] = lambda _pipe, latents: latents
     unpack: Callable[[Any, torch.Tensor], torch.Tensor] = lambda _pipe, latents: latents
+    pack_noise: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
+    """For noise between the steps, where that is packed otherwise than what is given at first."""
+    encode: Callable[[Any, torch.Tensor], torch.Tensor] = lambda pipe, pixels: pipe.vae.encode(pixels).latent_dist.mean
+    decode: Callable[[Any, torch.Tensor], torch.Tensor] = lambda pipe, own: pipe.vae.decode(own).sample
+    scale: Callable[[Any, torch.Tensor], torch.Tensor] = lambda pipe, own: (
+        (own - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
+    )
+    """Of what the autoencoder itself makes of pixels."""
+    shifts_by_steps: bool = False
+    """Whether the shift of its times depends on how many they are."""
     guide: Callable[[float], dict[str, Any]] = lambda scale: {"guidance_scale": scale}
+
+
+def _normalise(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Undoes what FLUX.2's pipeline does to latents before it returns them."""
+    norm = pipe.vae.bn
+    std = (norm.running_var + pipe.vae.config.batch_norm_eps).sqrt()
+    return (latents - norm.running_mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
 
 
 STOCK = {
@@ -190,7 +237,14 @@ STOCK = {
         pack=lambda pipe, latents: pipe._pack_latents(latents, 1, 16, 8, 8),
         unpack=lambda pipe, latents: pipe._unpack_latents(latents, 64, 64, 8),
     ),
+    "Flux2KleinPipeline": Stock(
+        shape=(32, 4, 4),
+        pack_noise=lambda pipe, noise: pipe._pack_latents(noise),
+        unpack=lambda pipe, latents: _normalise(pipe, pipe._patchify_latents(latents)),
+        scale=lambda pipe, own: _normalise(pipe, pipe._patchify_latents(own)),
+        shifts_by_steps=True,
+    ),
 }
 """By the class of the pipeline."""
-FLOWS = {"sd3": save_sd3, "flux": save_flux, "zimage": save_zimage}
+FLOWS = {"sd3": save_sd3, "flux": save_flux, "zimage": save_zimage, "klein": save_klein}
 """What writes a miniature of each family."""

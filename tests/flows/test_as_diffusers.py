@@ -39,14 +39,14 @@ def paint_by_stock(pipe, sigmas, scale):
     pipe.set_progress_bar_config(disable=True)
     kind = type(pipe).__base__ if type(pipe).__name__ == "AnyStepPipeline" else type(pipe)
     stock = STOCK[kind.__name__]
-    shape = (1, *stock.shape)
+    shape, pack_noise = (1, *stock.shape), stock.pack_noise or stock.pack
     generator = torch.Generator().manual_seed(SEED)
     latents = torch.randn(shape, generator=generator)
     torch.set_rng_state(generator.get_state())
     noise = "diffusers.schedulers.scheduling_flow_match_lcm.randn_tensor"
-    with unittest.mock.patch(noise, side_effect=lambda *_, **__: stock.pack(pipe, torch.randn(shape))):
+    with unittest.mock.patch(noise, side_effect=lambda *_, **__: pack_noise(pipe, torch.randn(shape))):
         painted = pipe(
-            PROMPT, sigmas=sigmas, height=64, width=64, latents=stock.pack(pipe, latents), output_type="latent",
+            prompt=PROMPT, sigmas=sigmas, height=64, width=64, latents=stock.pack(pipe, latents), output_type="latent",
             **stock.guide(scale),
         ).images  # fmt: skip
     return stock.unpack(pipe, painted)
@@ -85,7 +85,10 @@ def test_many_steps_of_the_teacher_are_the_stock_pipelines(flow):
     times = solvers.sampling_times(model.schedule, count, "trailing")
     with torch.no_grad():
         mine = solvers.sample_ode(model.schedule, lambda z, t: model.network(z, t, cond, None), z, times)
-    theirs = paint_by_stock(DiffusionPipeline.from_pretrained(flow), [1 - i / count for i in range(count)], off(flow))
+    pipe = DiffusionPipeline.from_pretrained(flow)
+    if STOCK[type(pipe).__name__].shifts_by_steps:
+        pipe.scheduler = type(pipe.scheduler)(shift=model.schedule.shift)
+    theirs = paint_by_stock(pipe, [1 - i / count for i in range(count)], off(flow))
     assert (mine - theirs).abs().max() < 1e-4
 
 
@@ -120,7 +123,7 @@ def test_a_student_is_painted_alike_by_the_stock_pipeline(flow, kind, method, fl
         assert (paint_by_us(mine, steps) - painted).abs().max() < 1e-4
         assert len(card["sigmas"][str(steps)]) == steps
     if kind == "lora":
-        assert (paint_by_us(mine, 4) - plain).abs().max() > 1e-3
+        assert (paint_by_us(mine, 4) - plain).abs().max() > 3e-4
 
 
 def test_a_whole_any_step_student_is_painted_alike_by_its_own_pipeline(flow, flow_pictures, tmp_path):
@@ -192,23 +195,27 @@ def test_conditions_are_those_of_the_stock_pipeline(flow):
             assert (mine[: int(mask.sum())] - theirs).abs().max() < 1e-4
         return
     assert (text - together["text"]).abs().max() < 1e-4
+    if "pooled" not in together:
+        return
     pooled = next(each for each in rest if each is not None and each.shape == together["pooled"].shape)
     assert (pooled - together["pooled"]).abs().max() < 1e-4
 
 
 def test_pictures_go_through_the_autoencoder_as_they_would_alone(flow, flow_pictures):
-    """Scale and shift are undone: forgetting the shift is a constant in every latent."""
+    """Scale and shift are undone: forgetting the shift is a constant in every latent; and are the stock pipeline's."""
     from PIL import Image
 
     model = load_latent_model(flow, CPU)
     pixels = to_pixels([Image.open(flow_pictures / "0.png").resize((64, 64))])
     mean, _ = model.codec.encode(pixels)
+    pipe = DiffusionPipeline.from_pretrained(flow)
+    stock = STOCK[type(pipe).__name__]
     with torch.no_grad():
-        own = model.codec.autoencoder.encode(pixels).latent_dist.mean
-        alone = model.codec.autoencoder.decode(own).sample
-    config = model.codec.autoencoder.config
-    assert torch.allclose(mean, (own - config.shift_factor) * config.scaling_factor, atol=1e-5)
-    assert config.shift_factor
+        own = stock.encode(pipe, pixels)
+        alone = stock.decode(pipe, own)
+    assert mean.shape[1:] == model.codec.shape(64)
+    assert torch.allclose(mean, stock.scale(pipe, own), atol=1e-5)
+    assert (mean - own.reshape(mean.shape)).abs().max() > 1e-3
     assert torch.allclose(model.codec.decode(mean), alone, atol=1e-4)
 
 

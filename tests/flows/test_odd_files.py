@@ -21,13 +21,18 @@ ODD = [
     ("sd3", TRANSFORMER, {"sample_size": 7}, "pictures of 56 pixels a side"),
     ("sd3", TRANSFORMER, {"sample_size": 64}, "pictures of 512 pixels a side"),
     ("flux", TRANSFORMER, {"axes_dims_rope": [4, 6]}, "has axes_dims_rope"),
-    ("flux", TRANSFORMER, {"axes_dims_rope": [3, 6, 7]}, "three even numbers are wanted, 16 in sum"),
+    ("flux", TRANSFORMER, {"axes_dims_rope": [3, 6, 7]}, "3 even numbers are wanted, 16 in sum"),
     ("flux", TRANSFORMER, {"axes_dims_rope": None}, "has axes_dims_rope None"),
     ("zimage", TRANSFORMER, {"axes_dims": [4, 6, 8]}, "AssertionError"),
     ("zimage", TRANSFORMER, {"axes_lens": [1, 1, 1]}, "has axes_lens"),
     ("zimage", TRANSFORMER, {"t_scale": float("nan")}, "has t_scale nan"),
     ("zimage", TRANSFORMER, {"rope_theta": 0}, "has rope_theta 0"),
     ("zimage", VAE, {"sample_size": 2**20}, "up to 32,768 is wanted"),
+    ("klein", TRANSFORMER, {"guidance_embeds": True}, "is FLUX.2 dev"),
+    ("klein", TRANSFORMER, {"axes_dims_rope": [4, 6, 6]}, "4 even numbers are wanted, 16 in sum"),
+    ("klein", "model_index.json", {"is_distilled": True}, "paints in 4 steps already"),
+    ("klein", VAE, {"batch_norm_eps": 0}, "has batch_norm_eps 0"),
+    ("klein", "text_encoder/config.json", {"num_hidden_layers": 9}, "has left over|of 9 layers"),
     *((family, SCHEDULER, {"shift": 1e30, "use_dynamic_shifting": False}, "no usable shift") for family in FLOWS),
     *((family, CARD_FILE, {"resolution": side}, f"resolution {side}") for family in FLOWS for side in (8, 72)),
     *((family, CARD_FILE, {"resolution": 32768}, "resolution 32768") for family in ("sd3", "zimage")),
@@ -144,8 +149,8 @@ def test_what_tells_where_to_land_is_merged_with_its_lora(flow, tmp_path):
     base = load_latent_model(flow, CPU)
     layers = [base.network.backbone.get_submodule(name) for name in base.family.lora.time_layers]
     named = zip(("linear_1", "linear_2"), layers, strict=True)
-    end = {f"fewstep_lora_end.{name}.{kind}": torch.randn_like(getattr(layer, kind)) for name, layer in named
-           for kind in ("weight", "bias")}  # fmt: skip
+    end = {f"fewstep_lora_end.{name}.{kind}": torch.randn_like(value) for name, layer in named
+           for kind, value in layer.named_parameters()}  # fmt: skip
     name, module = next((name, each) for name, each in base.network.backbone.named_modules() if name.endswith(".to_q"))
     rows, inputs = module.weight.shape
     key = f"transformer.{name}"
@@ -195,6 +200,15 @@ def test_a_turbo_is_no_teacher_and_a_student_may_be_called_so(flow_tokenizer, tm
     base = folder.rename(tmp_path / "base")
     with pytest.raises(UserError, match="is no teacher"):
         load_latent_model(base, CPU, overrides=Overrides(unet=str(file)))
+
+
+def test_a_distilled_klein_is_known_by_its_name(flow_tokenizer, tmp_path):
+    base = FLOWS["klein"](flow_tokenizer, tmp_path / "FLUX.2-klein-base-4B")
+    file = tmp_path / "flux-2-klein-4b.safetensors"
+    save_file({"double_stream_modulation_img.lin.weight": torch.ones(1)}, file)
+    with pytest.raises(UserError, match="is no teacher"):
+        load_latent_model(base, CPU, overrides=Overrides(unet=str(file)))
+    assert not load_latent_model(base, CPU).is_few_step
 
 
 @pytest.mark.parametrize("said", ["nonsense", "[1]", '{"a": 1}'])

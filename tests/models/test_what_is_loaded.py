@@ -505,6 +505,7 @@ def test_a_judge_and_a_tiny_decoder_are_made_sure_of_too(clip, tiny_decoder, tmp
         ("vae", {"scaling_factor": 0}, "scaling_factor 0; a number above 0"),
         ("vae", {"shift_factor": []}, "shift_factor []; a number is wanted"),
         ("text_encoder", {"num_hidden_layers": 10**6}, "describes 1,000,000 layers, where at most 1,0"),
+        ("text_encoder", {"max_window_layers": 10**4, "num_hidden_layers": 10**6}, "describes 1,000,000 layers"),
         ("unet", {"layers_per_block": 10**6}, "describes 2,000,000 layers"),
         ("unet", {"transformer_layers_per_block": [1, 10**6]}, "describes 2,000,000 layers"),
         ("vae", {"layers_per_block": 10**6}, "layers, where at most"),

@@ -268,7 +268,7 @@ def _usage(card: StudentCard) -> list[str]:
         "",
         f'pipe = DiffusionPipeline.from_pretrained("this folder"{code})',
         *_seed_lines(card),
-        f'image = pipe("a prompt", {asked}{_eta(card)}).images[0]',
+        f'image = pipe(prompt="a prompt", {asked}{_eta(card)}).images[0]',
     ]
 
 
@@ -330,7 +330,7 @@ def _lora_usage(card: StudentCard) -> list[str]:
         *(scheduler if few_step else []),
         *_load_loras(card),
         *_seed_lines(card),
-        f'image = pipe("a prompt"{asked}).images[0]',
+        f'image = pipe(prompt="a prompt"{asked}).images[0]',
     ]
 
 

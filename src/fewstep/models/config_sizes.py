@@ -19,6 +19,8 @@ MOST_LAYERS = 4096
 _SLACK = 16
 """So many times as large as its weights a network may be described: it is made on no device, and compared then."""
 _FEW_LAYERS = 1000
+_SAID_AGAIN = ("layer_types", "max_window_layers")
+"""What says of each layer of a language model, or of some, what it is."""
 _MOST_LABELS = 2**16
 _SMALL = 2**22
 """Layers and parameters that cost nothing."""
@@ -63,6 +65,7 @@ def check_layers(config: Mapping[str, Any], folder: Path, most: int = MOST_LAYER
 
 
 def _count_layers(config: Mapping[str, Any]) -> int:
+    config = {name: value for name, value in config.items() if name not in _SAID_AGAIN}
     inner = (_count_layers(value) for value in config.values() if isinstance(value, dict))
     counts = (_largest(value) for name, value in config.items() if "layers" in name or name.endswith("_blocks"))
     blocks = (len(value) for name, value in config.items() if isinstance(value, list) and name != "layers_per_block")

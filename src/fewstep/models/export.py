@@ -39,7 +39,7 @@ def save_student(folder: Path, teacher: LatentModel, network: BackboneNetwork, c
     scheduler = make_scheduler(teacher, read_method(card, teacher.source), card.grid_size)
     card = dataclasses.replace(card, **describe_sampling(teacher, card))
     with replace_folder(folder) as draft:
-        _save_pipeline(draft, teacher, network, scheduler)
+        _save_pipeline(draft, teacher, network, scheduler, few_step=True)
         _write_any_step_pipeline(draft, teacher, network)
         card.write(draft)
         write_model_card(draft, card)
@@ -65,7 +65,7 @@ def save_merged(folder: Path, model: LatentModel, header: Mapping[str, str]) -> 
         known = getattr(diffusers, kind, getattr(diffusers, _TEACHERS_SCHEDULER))
         scheduler = known.from_config(model.scheduler_config)
     with replace_folder(folder) as draft:
-        _save_pipeline(draft, model, model.network, scheduler)
+        _save_pipeline(draft, model, model.network, scheduler, few_step=model.is_student or card.method == LCM_LORA)
         _write_any_step_pipeline(draft, model, model.network)
         card.write(draft)
 
@@ -75,10 +75,15 @@ def _write_any_step_pipeline(draft: Path, model: LatentModel, network: BackboneN
         (draft / "pipeline.py").write_text(model.family.write_any_step_pipeline(network))
 
 
-def _save_pipeline(draft: Path, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> None:
+def _save_pipeline(
+    draft: Path, model: LatentModel, network: BackboneNetwork, scheduler: Any, *, few_step: bool
+) -> None:  # fmt: skip
     diffusers_logging.disable_progress_bar()
     with network.without_end() as end:
-        model.family.make_pipeline(model, network, scheduler).save_pretrained(draft, safe_serialization=True)
+        pipeline = model.family.make_pipeline(model, network, scheduler)
+        if few_step:
+            pipeline = model.family.mark_few_step(pipeline)
+        pipeline.save_pretrained(draft, safe_serialization=True)
     if end:
         held = {f"{KEYS}{name}": value.cpu().contiguous() for name, value in end.items()}
         save_file(held, draft / END_FILE)

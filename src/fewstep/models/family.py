@@ -268,6 +268,10 @@ class Family(ABC):
     def make_pipeline(self, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> Any:
         """Makes the pipeline of the class that people load such a model with."""
 
+    def mark_few_step(self, pipeline: Any) -> Any:
+        """Returns a pipeline whose own settings say that it paints in few steps, where the layout has such."""
+        return pipeline
+
     @abstractmethod
     def write_any_step_pipeline(self, network: BackboneNetwork) -> str:
         """Writes the code of a pipeline of diffusers that tells a network where each of its answers shall land."""

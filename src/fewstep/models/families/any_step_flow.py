@@ -37,8 +37,9 @@ class AnyStepPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has
             own = getattr(embedding, "time_proj", None)
             waves = embedding.timestep_embedding(time, embedding.frequency_embedding_size) if own is None else own(time)
             held = {name: value.to(answer) for name, value in end.items()}
-            hidden = functional.linear(waves.to(answer), held["linear_1.weight"], held["linear_1.bias"])
-            return answer + functional.linear(functional.silu(hidden), held["linear_2.weight"], held["linear_2.bias"])
+            hidden = functional.linear(waves.to(answer), held["linear_1.weight"], held.get("linear_1.bias"))
+            hidden = functional.silu(hidden)
+            return answer + functional.linear(hidden, held["linear_2.weight"], held.get("linear_2.bias"))
 
         hook = self.transformer.get_submodule(EMBEDDING).register_forward_hook(tell)
         try:

@@ -112,6 +112,10 @@ class FlowFamily(Family):
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
         """Raises UserError for a model of the layout that is no teacher."""
 
+    def read_schedule(self, config: Mapping[str, Any], source: str, tokens: int) -> Flow:
+        """Reads a scheduler's configuration, for pictures of so many tokens. Raises UserError for what is no flow."""
+        return read_flow(config, source, tokens)
+
     @abstractmethod
     def check_parts(self, source: str, parts: Mapping[str, Any]) -> None:
         """Raises UserError where the parts do not fit each other, or make a model that is told more than a prompt."""
@@ -138,7 +142,7 @@ class FlowFamily(Family):
         config = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
         named = index.get("scheduler") or [None, None]
         config = {"_class_name": named[-1], **config} if isinstance(named, list) and named[-1] else config
-        read_flow(config, source, tokens=1)  # before the weights, which take their time
+        self.read_schedule(config, source, tokens=1)  # before the weights, which take their time
         absent = [name for name in self.optional if index.get(name) in (None, [None, None])]
         parts = self._load_parts(folder, source, absent, storage, network)
         model = self.assemble(source, parts, config, storage.device, card=card)
@@ -248,7 +252,7 @@ class FlowFamily(Family):
             raise UserError(
                 f"{source} has {where}, for which its transformer has no places; a multiple of {codec.unit} is wanted"
             )
-        flow = read_flow(scheduler_config, source, (side // codec.unit) ** 2)
+        flow = self.read_schedule(scheduler_config, source, (side // codec.unit) ** 2)
         moved = {name: part.to(device) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()}
         return LatentModel(
             source=source, family=self, network=self.network_class(moved[self.lora.part], flow), codec=codec,
@@ -320,12 +324,12 @@ def read_side_of_codec(codec_config: Mapping[str, Any]) -> int:
     return side
 
 
-def check_axes(source: str, name: str, axes: object, width: int) -> None:
-    """Raises UserError where a rotary embedding of frames, rows and columns does not fill heads `width` wide."""
+def check_axes(source: str, name: str, axes: object, width: int, count: int = 3) -> None:
+    """Raises UserError where a rotary embedding of so many axes does not fill heads `width` wide."""
     held = list(axes) if isinstance(axes, list | tuple) else []
-    whole = len(held) == 3 and all(type(each) is int and each > 0 and each % 2 == 0 for each in held)
+    whole = len(held) == count and all(type(each) is int and each > 0 and each % 2 == 0 for each in held)
     if not whole or sum(held) != width:
-        raise UserError(f"{source} has {name} {axes!r:.60}; three even numbers are wanted, {width} in sum")
+        raise UserError(f"{source} has {name} {axes!r:.60}; {count} even numbers are wanted, {width} in sum")
 
 
 def check_channels(source: str, given: int, returned: int, latents: int) -> None:

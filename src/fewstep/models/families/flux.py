@@ -158,7 +158,7 @@ class Flux(FlowFamily):
         "text_encoder_2": (T5EncoderModel, T5TokenizerFast),
     }
     large = ("text_encoder_2",)
-    keys_begin = ("model.diffusion_model.double_blocks.", "double_blocks.")
+    keys_begin = ("model.diffusion_model.vector_in.", "vector_in.")
     original = FLUX_NAMES
     released = _DEV
     released_shift = 3.16

@@ -53,6 +53,8 @@ class LanguageEncoder:
 
 QWEN_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 """A question to Qwen3, which may think before it answers."""
+QWEN_ANSWER = QWEN_TURN + "<think>\n\n</think>\n\n"
+"""One that it is to answer at once."""
 
 
 def pad(text: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -55,9 +55,11 @@ class EndEmbedding(nn.Module):
 def _copy(layer: Any) -> nn.Linear:
     """Copies a linear layer without what hangs on it."""
     weight = layer.weight
-    copy = nn.Linear(layer.in_features, layer.out_features, device=weight.device, dtype=weight.dtype)
+    has_bias = layer.bias is not None
+    copy = nn.Linear(layer.in_features, layer.out_features, has_bias, device=weight.device, dtype=weight.dtype)
     copy.weight.copy_(weight)
-    copy.bias.copy_(layer.bias)
+    if has_bias:
+        copy.bias.copy_(layer.bias)
     return copy
 
 
@@ -84,7 +86,10 @@ def read_end(path: Path, tensors: Mapping[str, Tensor], time_layers: Sequence[An
         raise UserError(f"{path} tells its base where to land, and this base has no place for that")
     found = {key.removeprefix(KEYS): read_values(path, key, value) for key, value in tensors.items()}
     named = zip(("linear_1", "linear_2"), time_layers, strict=True)
-    own = {f"{name}.{kind}": getattr(layer, kind) for name, layer in named for kind in ("weight", "bias")}
+    own = {
+        f"{name}.{kind}": value for name, layer in named for kind in ("weight", "bias")
+        if (value := getattr(layer, kind)) is not None
+    }  # fmt: skip
     if found.keys() != own.keys() or any(found[name].shape != value.shape for name, value in own.items()):
         held = ", ".join(f"{KEYS}{name} {tuple(value.shape)}" for name, value in found.items())
         wanted = ", ".join(f"{name} {tuple(value.shape)}" for name, value in own.items())
