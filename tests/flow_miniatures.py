@@ -11,11 +11,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     ZImagePipeline,
@@ -27,6 +30,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -166,6 +171,37 @@ def save_zimage(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
     return folder
 
 
+def save_qwen(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
+    """Writes Qwen-Image's layout, and the size of its pictures, which that says nowhere."""
+    torch.manual_seed(0)
+    tokenizer = make_qwen_tokenizer()
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}, "bos_token_id": 256, "eos_token_id": 257,
+    }  # fmt: skip
+    sight = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    numbers = torch.rand(2, 16)
+    parts = {
+        "transformer": QwenImageTransformer2DModel(
+            num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(4, 6, 6)
+        ),
+        "vae": AutoencoderKLQwenImage(
+            base_dim=8, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
+            latents_mean=(numbers[0] - 0.5).tolist(), latents_std=(numbers[1] + 0.5).tolist(),
+        ),
+        "text_encoder": Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=sight)),
+        "tokenizer": tokenizer,
+        "scheduler": FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_image_seq_len=8192, max_shift=0.9, shift_terminal=0.02
+        ),
+    }  # fmt: skip
+    _settle(parts)
+    QwenImagePipeline(**parts).save_pretrained(folder)
+    (folder / "fewstep.json").write_text('{"resolution": 64}')
+    return folder
+
+
 def save_klein(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
     """Writes FLUX.2 klein base's layout, with as many layers of its reader as are read."""
     torch.manual_seed(0)
@@ -219,7 +255,7 @@ class Stock:
     )
     """Of what the autoencoder itself makes of pixels."""
     shifts_by_steps: bool = False
-    """Whether the shift of its times depends on how many they are."""
+    """Whether its times depend on how many they are by more than their share."""
     guide: Callable[[float], dict[str, Any]] = lambda scale: {"guidance_scale": scale}
 
 
@@ -237,6 +273,18 @@ STOCK = {
         pack=lambda pipe, latents: pipe._pack_latents(latents, 1, 16, 8, 8),
         unpack=lambda pipe, latents: pipe._unpack_latents(latents, 64, 64, 8),
     ),
+    "QwenImagePipeline": Stock(
+        pack=lambda pipe, latents: pipe._pack_latents(latents, 1, 16, 8, 8),
+        unpack=lambda pipe, latents: pipe._unpack_latents(latents, 64, 64, 8).squeeze(2),
+        encode=lambda pipe, pixels: pipe.vae.encode(pixels.unsqueeze(2)).latent_dist.mean,
+        decode=lambda pipe, own: pipe.vae.decode(own).sample.squeeze(2),
+        scale=lambda pipe, own: (
+            (own.squeeze(2) - torch.tensor(pipe.vae.config.latents_mean).view(1, -1, 1, 1))
+            / torch.tensor(pipe.vae.config.latents_std).view(1, -1, 1, 1)
+        ),
+        guide=lambda scale: {"true_cfg_scale": scale, "negative_prompt": " "},
+        shifts_by_steps=True,
+    ),
     "Flux2KleinPipeline": Stock(
         shape=(32, 4, 4),
         pack_noise=lambda pipe, noise: pipe._pack_latents(noise),
@@ -246,5 +294,7 @@ STOCK = {
     ),
 }
 """By the class of the pipeline."""
-FLOWS = {"sd3": save_sd3, "flux": save_flux, "zimage": save_zimage, "klein": save_klein}
+FLOWS = {"sd3": save_sd3, "flux": save_flux, "zimage": save_zimage, "qwen": save_qwen, "klein": save_klein}
 """What writes a miniature of each family."""
+FUSED = ("sd3", "flux", "zimage", "klein")
+"""Those whose first code has q, k and v as one module."""

@@ -77,4 +77,5 @@ def make_path(config: Distill, student: Trainable, teacher: LatentModel) -> Path
         # imported only where a run wants it
         followed: Path = importlib.import_module("fewstep.runs.following").follow_student(config, student, teacher)
         return followed
-    return TeacherPath(student.base, teacher.schedule, teacher.null(), SOLVERS[config.solver], config.guided_from)
+    solver, null = SOLVERS[config.solver], teacher.null()
+    return TeacherPath(student.base, teacher.schedule, null, solver, config.guided_from, teacher.rescale)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Cond, Network, Prediction, concatenate
+
+Rescale = Callable[[Tensor, Tensor, Prediction, Prediction], Prediction]
+"""(z_t, t, prediction under the condition, that guided) → what guidance comes to, where a family has such a rule."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Guided:
     omega: Tensor
     guided_from: int = 0
     """ω acts at t ≥ this time and is 0 below it: guidance in a limited interval (arXiv 2404.07724)."""
+    rescale: Rescale | None = None
 
     def __call__(self, z_t: Tensor, t: Tensor) -> Prediction:
         # A slice where all are guided: a GPU would have to wait for the count of some.
@@ -40,4 +45,8 @@ class Guided:
 
         # Prediction is affine in the network's output with weights that add to one, so guiding z_0 and ε
         # is guiding the output.
-        return Prediction(guide(both.z_0), guide(both.epsilon))
+        guided = Prediction(guide(both.z_0), guide(both.epsilon))
+        if self.rescale is None:
+            return guided
+        conditional = Prediction(both.z_0[: len(z_t)], both.epsilon[: len(z_t)])
+        return self.rescale(z_t, t, conditional, guided)

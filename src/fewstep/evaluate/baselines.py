@@ -68,6 +68,6 @@ def teacher_latents(
 ) -> Tensor:
     """Samples z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""
     z_T = seeded_noise(seeds, teacher.codec.shape(teacher.resolution), teacher.device)()
-    path = TeacherPath(teacher.network, teacher.schedule, teacher.null())
+    path = TeacherPath(teacher.network, teacher.schedule, teacher.null(), rescale=teacher.rescale)
     field = path.field(cond, torch.full((len(z_T),), omega, device=teacher.device))
     return SAMPLERS[sampler].sample(teacher.schedule, field, z_T, times)

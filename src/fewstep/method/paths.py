@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.guidance import Guided, Rescale
 from fewstep.diffusion.prediction import Cond, Network, Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers.base import Solver
@@ -39,7 +39,8 @@ class TeacherPath:
     """The empty condition, batch of one."""
     solver: Solver = DDIM
     guided_from: int = 0
-    """As `Guided` has it."""
+    """As `Guided` has it; so too the next one."""
+    rescale: Rescale | None = None
 
     def __call__(self, z_t: Tensor, batch: TrainingBatch) -> Tensor:
         return self.solver.step(self.schedule, self.field(batch.cond, batch.omega), z_t, batch.t, batch.s)
@@ -50,7 +51,7 @@ class TeacherPath:
             return lambda z_t, t: self.teacher(z_t, t, cond, omega)
         # What the empty condition does not say (a picture's sizes) is as it is.
         null = cond | {name: value.expand(len(omega), *value.shape[1:]) for name, value in self.null_cond.items()}
-        return Guided(self.teacher, cond, null, omega, self.guided_from)
+        return Guided(self.teacher, cond, null, omega, self.guided_from, self.rescale)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,8 @@ class StudentCard:
     """Of a flow: the shift of its times, whatever the size of its pictures."""
     stock_scale: float | None = None
     """Of a flow: the `guidance_scale` to give a stock pipeline, so that it adds none of its own; else it is 1."""
+    stock_guidance: str | None = None
+    """Of a flow: what a stock pipeline calls its guidance, where that is not `guidance_scale`."""
     sigmas: dict[str, list[float]] | None = None
     """Of a flow: what a stock pipeline is to be given as `sigmas`, by the number of steps."""
     others: dict[str, Any] = field(default_factory=dict)
@@ -261,7 +263,7 @@ def _usage(card: StudentCard) -> list[str]:
     own = read_method(card, "the card").told_end
     code = ', custom_pipeline="this folder", trust_remote_code=True' if own else ""
     scale = f"{card.guidance_scale:g}" if card.shift is None else _off(card)
-    asked = f"{_ask_steps(card)}, guidance_scale={scale}"
+    asked = f"{_ask_steps(card)}, {card.stock_guidance or 'guidance_scale'}={scale}"
     return [
         *(["import torch"] if _draws_from_torch(card) else []),
         "from diffusers import DiffusionPipeline",
@@ -318,7 +320,8 @@ def _lora_usage(card: StudentCard) -> list[str]:
     scheduler = [f"pipe.scheduler = {kind}(shift={card.shift:g})"] if card.shift is not None else [
         f"{name} = dict({settings})", f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config, **{name})",
     ]  # fmt: skip
-    asked = f", {_ask_steps(card)}, guidance_scale={_off(card)}{_eta(card)}" if few_step else ""
+    guidance = card.stock_guidance or "guidance_scale"
+    asked = f", {_ask_steps(card)}, {guidance}={_off(card)}{_eta(card)}" if few_step else ""
     bundled = card.teacher == assets.SCENES
     base = "assets.scenes_teacher()" if bundled else f'"{card.teacher}"'
     return [

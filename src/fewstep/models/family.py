@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewstep.diffusion.guidance import Rescale
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
@@ -103,6 +104,11 @@ class LatentModel:
     def dtype_for(self, dtype: torch.dtype) -> torch.dtype:
         """Returns the format in which weights are kept where `dtype` is asked for."""
         return torch.float32 if dtype == torch.float16 and self.family.overflows_in_fp16 else dtype
+
+    @property
+    def rescale(self) -> Rescale | None:
+        """Returns the rule that guidance follows, where it is not plain."""
+        return self.network.rescale if self.family.rescales_guidance else None
 
     def null(self) -> Cond | None:
         """Returns the condition that guidance leads away from, batch of one; None where guidance is an input."""
@@ -196,6 +202,10 @@ class Family(ABC):
     """Whether a student's network has an input for guidance; else one value is built into it."""
     overflows_in_fp16: bool = False
     """Whether the network's numbers reach further than fp16's: it is then kept, and computes, in fp32."""
+    rescales_guidance: bool = False
+    """Whether what guidance comes to follows a rule of its own, the network's `rescale`."""
+    guidance_argument: str = "guidance_scale"
+    """What stock pipelines call their guidance."""
     guided_inside: bool = False
     """Whether its teachers have guidance as an input too: they are asked once, and nothing is added to that."""
 

@@ -70,6 +70,10 @@ class BackboneNetwork(nn.Module, ABC):
         """Returns the same network computed by what `compile_module(module, weights)` gives: a module all of whose
         inputs are tensors that have a place, and the module whose weights it computes with."""
 
+    def rescale(self, z_t: Tensor, t: Tensor, conditional: Prediction, guided: Prediction) -> Prediction:  # noqa: ARG002
+        """Returns what guidance comes to by the family's own rule, where it has one (`Family.rescales_guidance`)."""
+        return guided
+
     @abstractmethod
     def features(self, z_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
         """Returns what it makes of z_t at t on the way to its innermost level, a `[b, c, h, w]` for each, outermost

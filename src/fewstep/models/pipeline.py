@@ -313,6 +313,7 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     card, grid = few_step
     if card.shift is not None:  # whatever the base's own is
         model.network.schedule = Flow(model.schedule.num_steps, card.shift)
-    card = dataclasses.replace(card, name=card.name or name_of(Path(makes.source)))
+    name = card.name or name_of(Path(makes.source))
+    card = dataclasses.replace(card, name=name, resolution=model.card.resolution)
     scheduler = {**model.scheduler_config, "original_inference_steps": grid}
     return dataclasses.replace(model, card=card, scheduler_config=scheduler)

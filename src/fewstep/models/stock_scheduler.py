@@ -56,7 +56,9 @@ def describe_sampling(model: LatentModel, card: StudentCard) -> dict[str, Any]:
     times = {n: method.sampling(model.schedule, card.grid_size, n)[0] for n in counts if n <= card.grid_size}
     sigmas = {str(n): [round(t / model.schedule.num_steps, 6) for t in each] for n, each in times.items()}
     asked = stock_scale(model.family, card)
-    told = {} if asked == 1 else {"stock_scale": asked}
+    told: dict[str, Any] = {} if asked == 1 else {"stock_scale": asked}
+    if (name := model.family.guidance_argument) != "guidance_scale":
+        told["stock_guidance"] = name
     return {"shift": model.schedule.shift, "sigmas": sigmas, **told}
 
 

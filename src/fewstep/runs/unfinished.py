@@ -241,7 +241,7 @@ def _make_pairs(named: dict[str, Tensor], alpha: float) -> Lora:
 def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCard:
     """Makes what would be recorded beside the weights, as far as painting asks for it."""
     if "skip" not in settings.held:
-        return StudentCard(name=name, method=STYLE_LORA, teacher=model.source)
+        return StudentCard(name=name, method=STYLE_LORA, teacher=model.source, resolution=model.card.resolution)
     rank = settings.number("lora_rank", 0)
     makes_few_step = rank and not model.is_student
     notes_side = not rank and not hasattr(model.network.backbone.config, "sample_size")  # else the network says it
@@ -252,5 +252,5 @@ def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCar
         grid_size=model.schedule.grid_size(int(settings.number("skip", 1))),
         consistency=None if settings.method().name == "lcm" else settings.method().name,
         sampling_steps=settings.phase(),
-        resolution=int(settings.number("resolution", 0)) or model.card.resolution if notes_side else None,
+        resolution=(int(settings.number("resolution", 0)) if notes_side else 0) or model.card.resolution,
     )  # fmt: skip

@@ -74,7 +74,7 @@ class WalkingStudio:
         }  # fmt: skip
         model.network.backbone.to(model.dtype_for(self._dtype))  # as a training holds its teacher
         self._path = TeacherPath(
-            model.network, model.schedule, model.null(), SOLVERS[config.solver], config.guided_from
+            model.network, model.schedule, model.null(), SOLVERS[config.solver], config.guided_from, model.rescale
         )
 
     def run(self, part: Part) -> Stages:

@@ -20,6 +20,7 @@ _FILES = {
     "sd3": "sd3",
     "flux": "flux",
     "zimage": "zimage",
+    "qwen": "qwen",
     "klein": "klein",
 }
 """The file of each family, which ends in its FAMILIES; it is imported only when a family is asked for."""

@@ -180,7 +180,8 @@ class FlowFamily(Family):
                 parts[name] = load_weights(kind, places[name], _LARGE if name in self.large and on_gpu else dtype)
                 parts[tokenizer] = load_tokenizer(tokenizer_kind, places[tokenizer])
                 keep_chat_template(parts[tokenizer], places[tokenizer])
-                check_tokenizer(parts[tokenizer], parts[name].config, str(places[tokenizer]))
+                told = parts[name].config
+                check_tokenizer(parts[tokenizer], getattr(told, "text_config", told), str(places[tokenizer]))
         return parts
 
     def _load_network(self, network: str, own: Path, dtype: torch.dtype) -> Any:

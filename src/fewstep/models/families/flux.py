@@ -27,6 +27,7 @@ from fewstep.models.families.flow_family import (
     shape_clip,
 )
 from fewstep.models.families.original_transformers import FLUX_NAMES
+from fewstep.models.families.packing import pack, unpack
 from fewstep.models.families.t5 import T5Encoder
 from fewstep.models.families.transformer import TransformerNetwork
 from fewstep.models.family import LatentModel
@@ -40,19 +41,6 @@ _DEV: dict[str, Any] = {
     "axes_dims_rope": (16, 56, 56),
 }  # fmt: skip
 """11.9 billion weights."""
-
-
-def pack(z: Tensor) -> Tensor:
-    """Makes a sequence `[b, h·w/4, 4c]` of latents `[b, c, h, w]`, two by two of them an entry."""
-    b, c, h, w = z.shape
-    return z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Undoes `pack`."""
-    b, _, c = tokens.shape
-    parts = tokens.view(b, height // 2, width // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return parts.reshape(b, c // 4, height, width)
 
 
 class FluxNetwork(TransformerNetwork):

@@ -31,7 +31,8 @@ class LanguageEncoder:
                 given, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
             )
         tokens = tokens.to(next(self.network.parameters()).device)
-        output = self.network(
+        # Without its head, whose answers nobody reads.
+        output = getattr(self.network, "model", self.network)(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask.bool(), output_hidden_states=True
         )
         return output, tokens.attention_mask
