@@ -117,21 +117,24 @@ class QwenNetwork(TransformerNetwork):
         )[0]  # fmt: skip
         return unpack(output, height, width)
 
-    def rescale(self, z_t: Tensor, t: Tensor, conditional: Prediction, guided: Prediction) -> Prediction:
+    def rescale(self, z_t: Tensor, t: Tensor, conditional: Prediction, guided: Prediction) -> Prediction:  # noqa: ARG002
         """Gives the guided velocity of each token the length that it has without guidance, as the stock pipeline does:
         that is not affine, and acts on the output alone."""
-        height, width = z_t.shape[-2:]
-        wanted, found = (pack(each.epsilon - each.z_0) for each in (conditional, guided))
-        tiny = torch.finfo(found.dtype).tiny
-        length = torch.linalg.vector_norm(found, dim=-1, keepdim=True).clamp_min(tiny)
-        v = unpack(found * torch.linalg.vector_norm(wanted, dim=-1, keepdim=True) / length, height, width)
-        alpha, sigma = self.schedule.coefficients(t, z_t)
-        return Prediction(z_t - sigma * v, z_t + alpha * v)
+        wanted, found = (_token_lengths(each.epsilon - each.z_0) for each in (conditional, guided))
+        more = wanted / found.clamp_min(torch.finfo(found.dtype).tiny) - 1
+        # z_0 and ε lie on a line through z_t, at distances from it that v is multiplied by; none moves where none should.
+        return Prediction(*(each + more * (each - z_t) for each in guided))
 
     def image_tokens(self, output: Any, height: int, width: int) -> Tensor:
         _text, tokens = output
         picture: Tensor = tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2))
         return picture
+
+
+def _token_lengths(v: Tensor) -> Tensor:
+    """Returns the length of the token that each latent of `[b, c, h, w]` is of, `[b, 1, h, w]`."""
+    lengths = torch.linalg.vector_norm(pack(v), dim=-1, keepdim=True)
+    return unpack(lengths.expand(-1, -1, 4), *v.shape[-2:])
 
 
 @dataclass(frozen=True)
