@@ -212,6 +212,21 @@ def test_conditions_are_those_of_the_stock_pipeline(flow):
     assert (pooled - together["pooled"]).abs().max() < 1e-4
 
 
+def test_text_encoders_are_asked_as_wholes_and_say_next_to_nothing(flow):
+    """Hooks on them bring them to a card that has no room for all parts; what they would say next is gigabytes."""
+    model, asked = load_latent_model(flow, CPU), set()
+    for name, encoder in model.conditioner.encoders.items():
+        encoder.register_forward_hook(lambda _module, _given, output, name=name: asked.add((name, _words(output))))
+    model.conditioner.encode([PROMPT])
+    assert {name for name, _ in asked} == set(model.conditioner.encoders)
+    assert all(words <= 1 for _, words in asked)
+
+
+def _words(output):
+    logits = getattr(output, "logits", None)
+    return 0 if logits is None else logits.shape[1]
+
+
 def test_pictures_go_through_the_autoencoder_as_they_would_alone(flow, flow_pictures):
     """Scale and shift are undone: forgetting the shift is a constant in every latent; and are the stock pipeline's."""
     from PIL import Image

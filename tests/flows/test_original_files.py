@@ -48,6 +48,10 @@ def test_a_transformer_alone_over_a_base(prefix, flow, original, tmp_path):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], value) for name, value in theirs.items())
         assert not any(value.requires_grad for value in model.network.parameters())
+        cond, z, t = base.conditioner.encode(["a red star"]), torch.zeros(1, *base.codec.shape(64)), torch.tensor([500])
+        same = base.network.with_backbone(model.network.backbone)
+        with torch.no_grad():  # with what is no weight too, such as tables of places
+            assert torch.allclose(same(z, t, cond, None).z_0, base.network(z, t, cond, None).z_0, atol=1e-5)
 
 
 def test_every_tensor_has_its_place(flow, original):

@@ -31,9 +31,10 @@ class LanguageEncoder:
                 given, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
             )
         tokens = tokens.to(next(self.network.parameters()).device)
-        # Without its head, whose answers nobody reads.
-        output = getattr(self.network, "model", self.network)(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask.bool(), output_hidden_states=True
+        # Asked as a whole, since hooks bring the whole to a card; of the words that it would say next, for one alone.
+        few = {"logits_to_keep": 1} if hasattr(self.network, "lm_head") else {}
+        output = self.network(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask.bool(), output_hidden_states=True, **few
         )
         return output, tokens.attention_mask
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 
 from fewstep.errors import UserError
@@ -89,7 +90,7 @@ def load_original(
     """
     config = read_json(config_folder / "config.json", f"{config_folder} is no transformer")
     check_config(config, config_folder / "config.json")
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):  # no file has tables that are no weights
         transformer = kind.from_config(config)
     shapes = {name: tuple(value.shape) for name, value in transformer.state_dict().items()}
     held = {key.removeprefix(prefix) for key in read_safetensors_header(path).shapes if key.startswith(prefix)}

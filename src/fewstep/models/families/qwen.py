@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -38,6 +39,11 @@ class SameNames(OriginalNames):
 
     def list_modules(self, modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
         return {module: (module,) for module in modules if module}
+
+
+_FEW_STEP = re.compile(r"lightning|turbo|(?<![a-z])distill\w*")
+_EDITS = re.compile(r"(?:(?<![a-z])|image)(?:edit|layered|controlnet|inpainting)(?![a-z])")
+"""Of released models' names."""
 
 
 NAMES = SameNames(blocks={}, outside={}, is_swapped=lambda _module, _blocks: False)
@@ -111,27 +117,41 @@ class QwenNetwork(TransformerNetwork):
     def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
         height, width = z_t.shape[-2:]
         output: Tensor = self.transformer(
-            hidden_states=pack(z_t), timestep=sigma, encoder_hidden_states=cond["text"].to(z_t.dtype),
-            encoder_hidden_states_mask=cond.get("mask"), img_shapes=[[(1, height // 2, width // 2)]] * len(z_t),
-            return_dict=False,
+            hidden_states=pack(z_t), timestep=sigma, img_shapes=[[(1, height // 2, width // 2)]] * len(z_t),
+            return_dict=False, **_trim(cond, z_t.dtype),
         )[0]  # fmt: skip
         return unpack(output, height, width)
 
-    def rescale(self, z_t: Tensor, t: Tensor, conditional: Prediction, guided: Prediction) -> Prediction:
+    def rescale(self, z_t: Tensor, t: Tensor, conditional: Prediction, guided: Prediction) -> Prediction:  # noqa: ARG002
         """Gives the guided velocity of each token the length that it has without guidance, as the stock pipeline does:
         that is not affine, and acts on the output alone."""
-        height, width = z_t.shape[-2:]
-        wanted, found = (pack(each.epsilon - each.z_0) for each in (conditional, guided))
-        tiny = torch.finfo(found.dtype).tiny
-        length = torch.linalg.vector_norm(found, dim=-1, keepdim=True).clamp_min(tiny)
-        v = unpack(found * torch.linalg.vector_norm(wanted, dim=-1, keepdim=True) / length, height, width)
-        alpha, sigma = self.schedule.coefficients(t, z_t)
-        return Prediction(z_t - sigma * v, z_t + alpha * v)
+        wanted, found = (_token_lengths(each.epsilon - each.z_0) for each in (conditional, guided))
+        more = wanted / found.clamp_min(torch.finfo(found.dtype).tiny) - 1
+        # z_0 and ε are z_t ± shares of v; as a difference, this is exactly nothing where nothing guides.
+        return Prediction(*(each + more * (each - z_t) for each in guided))
 
     def image_tokens(self, output: Any, height: int, width: int) -> Tensor:
         _text, tokens = output
         picture: Tensor = tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2))
         return picture
+
+
+def _trim(cond: Cond, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """Returns the text as the transformer takes it, no longer than the longest of the batch, and with no mask where
+    nothing is padded: prompts fill a fraction of what they are padded to, and attention without a mask is faster."""
+    text = cond["text"].to(dtype)
+    if "mask" not in cond:
+        return {"encoder_hidden_states": text, "encoder_hidden_states_mask": None}
+    held = cond["mask"] > 0
+    least, most = torch.stack(held.sum(1).aminmax()).tolist()
+    mask = held[:, :most] if least < most else None
+    return {"encoder_hidden_states": text[:, :most], "encoder_hidden_states_mask": mask}
+
+
+def _token_lengths(v: Tensor) -> Tensor:
+    """Returns the length of the token that each latent of `[b, c, h, w]` is of, `[b, 1, h, w]`."""
+    lengths = torch.linalg.vector_norm(pack(v), dim=-1, keepdim=True)
+    return unpack(lengths.expand(-1, -1, 4), *v.shape[-2:])
 
 
 @dataclass(frozen=True)
@@ -235,8 +255,16 @@ class QwenImage(FlowFamily):
                     f"{source} is told more than a prompt and a time ({name}): models that edit pictures or paint "
                     "layers are not read; give a text-to-image model"
                 )
-        if "lightning" in source.rpartition("/")[2].lower():
-            raise UserError(f"{source} is called Lightning, which paints in few steps already and is no teacher")
+        called = source.rpartition("/")[2].lower()
+        if few_step := _FEW_STEP.search(called):
+            raise UserError(
+                f"{source} is called {few_step[0]}, as are models that paint in few steps already and are no teachers; "
+                "give Qwen-Image, or a fine-tune of it"
+            )
+        if _EDITS.search(called):  # in a file alone nothing else tells them from what paints
+            raise UserError(
+                f"{source} is a model that edits pictures or paints layers, by its name; give a text-to-image model"
+            )
 
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:  # noqa: ARG002
         return SIDE
