@@ -1,10 +1,17 @@
-"""What no other family has: text that ends with the longest prompt, and names that alone tell what paints."""
+"""What no other family has: text that ends with the longest prompt, a last step that stands where it always does, and
+names that alone tell what paints."""
+
+import json
+import math
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
 from fewstep.errors import UserError
+from fewstep.evaluate.cell import Cell, painter_of
+from fewstep.models.flow_scheduler import read_flow
 from fewstep.models.loading import load_latent_model
 from fewstep.models.scheduler import Overrides
 from flow_miniatures import FLOWS
@@ -59,3 +66,34 @@ def test_a_transformers_name_tells_whether_it_paints(name, said, folder, tmp_pat
         return
     with pytest.raises(UserError, match=said):
         load_latent_model(folder, CPU, overrides=Overrides(unet=str(file)))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_a_baseline_stands_where_the_stock_pipelines_steps_do(steps, folder):
+    """To half a time of a thousand; a stock pipeline has no answer in one step."""
+    model, stood = load_latent_model(folder, CPU), []
+    model.network.register_forward_pre_hook(lambda _module, given: stood.append(model.schedule.sigma(given[1])[0]))
+    painter_of(Cell("euler", steps, "trailing", 1.0), model, None).latents(model.conditioner.encode(["a"]), [0])
+    if steps == 1:
+        assert stood == [1]
+        return
+    stock = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+    stock.set_timesteps(sigmas=[1 - i / steps for i in range(steps)], mu=math.log(model.schedule.shift))
+    assert torch.allclose(torch.stack(stood).float(), stock.sigmas[:-1], atol=0.5e-3 * model.schedule.shift)
+    assert float(stock.sigmas[-2]) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("last", ["three", 1, -0.5, float("nan")])
+def test_an_odd_end_of_its_steps_is_refused(last):
+    with pytest.raises(UserError, match="has shift_terminal"):
+        read_flow({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift_terminal": last}, "it", tokens=1)
+
+
+def test_a_reader_whose_places_do_not_fill_its_heads_is_refused(flow_tokenizer, tmp_path):
+    folder = FLOWS["qwen"](flow_tokenizer, tmp_path / "base")
+    file = folder / "text_encoder" / "config.json"
+    held = json.loads(file.read_text())
+    held["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 1]}
+    file.write_text(json.dumps(held))
+    with pytest.raises(UserError, match=r"has mrope_section \[1, 1, 1\]"):
+        load_latent_model(folder, CPU)

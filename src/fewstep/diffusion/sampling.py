@@ -38,6 +38,18 @@ def sampling_times(schedule: Schedule, count: int, spacing: Spacing) -> list[int
     return [int(time) for time in times]
 
 
+def stretch_times(schedule: Schedule, times: list[int], last_sigma: float) -> list[int]:
+    """Returns whole times of a flow whose last has σ = `last_sigma`, and whose first is as it was.
+
+    α is scaled alike at all of them (diffusers' `shift_terminal`); a step that is the only one stays.
+    """
+    alphas = schedule.alpha(torch.tensor(times))
+    if not alphas[-1]:
+        return times
+    alphas = alphas * (1 - last_sigma) / alphas[-1]
+    return [int(time) for time in schedule.time_of_lam(torch.logit(alphas)).round()]
+
+
 def sample_ode(schedule: Schedule, field: Field, z_T: Tensor, times: list[int], solver: Solver = DDIM) -> Tensor:
     """Returns z at t = 0, from z_T at `times[0]`, one `solver` step between neighbouring times and one to 0."""
     z = z_T

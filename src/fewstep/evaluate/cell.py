@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Cond
-from fewstep.diffusion.sampling import Spacing, sampling_times
+from fewstep.diffusion.sampling import Spacing, sampling_times, stretch_times
 from fewstep.evaluate.baselines import SAMPLERS, teacher_latents
 from fewstep.evaluate.columns import Column
 from fewstep.models.family import LatentModel
@@ -99,6 +99,8 @@ def painter_of(
         model = teacher
         omega = model.family.omega_of(cell.guidance_scale)
         times = sampling_times(model.schedule, cell.steps, cell.spacing)
+        if cell.spacing == "trailing" and (last := model.last_sigma):
+            times = stretch_times(model.schedule, times, last)
 
         def sample(cond: Cond, seeds: Sequence[int]) -> Tensor:
             return teacher_latents(model, cell.solver, times, cond, seeds, omega)

@@ -110,6 +110,11 @@ class LatentModel:
         """Returns the rule that guidance follows, where it is not plain."""
         return self.network.rescale if self.family.rescales_guidance else None
 
+    @property
+    def last_sigma(self) -> float:
+        """Returns σ at the last step of a flow's own sampler, where that is the same in any number of steps; else 0."""
+        return float(self.scheduler_config.get("shift_terminal") or 0.0) if self.family.is_flow else 0.0
+
     def null(self) -> Cond | None:
         """Returns the condition that guidance leads away from, batch of one; None where guidance is an input."""
         return None if self.family.guided_inside else self.conditioner.null()

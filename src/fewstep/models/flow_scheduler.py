@@ -46,9 +46,14 @@ def read_flow(config: Mapping[str, Any], source: str | Path, tokens: int) -> Flo
             f"{source} has num_train_timesteps {config['num_train_timesteps']!r:.60} in scheduler_config.json; flows "
             f"with {_TIMES} are read"
         )
-    if config.get("shift_terminal") is not None:
+    if (last := config.get("shift_terminal")) is not None:
+        if not (is_number(last) and 0 <= last < 1):
+            raise UserError(
+                f"{source} has shift_terminal {last!r:.60} in scheduler_config.json; a number from 0 and below 1 is "
+                "wanted"
+            )
         logger.info(
-            f"note: {source} ends its steps at σ = {config['shift_terminal']} (shift_terminal), which a few-step model "
+            f"note: {source} ends its steps at σ = {last} (shift_terminal), which a few-step model "
             "does not: it paints to the end"
         )
     try:

@@ -136,6 +136,19 @@ class QwenNetwork(TransformerNetwork):
         return picture
 
 
+def _check_places(source: str, text: Any) -> None:
+    """Raises UserError where a text encoder's three kinds of places do not fill its heads."""
+    said = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)  # the name before version 5
+    section = said.get("mrope_section", (16, 24, 24)) if isinstance(said, dict) else said
+    held = list(section) if isinstance(section, list | tuple) else []
+    width = text.hidden_size // text.num_attention_heads
+    if not all(type(each) is int for each in held) or 2 * sum(held) != width:
+        raise UserError(
+            f"{source} has mrope_section {section!r:.60} in text_encoder/config.json; numbers are wanted that are "
+            f"{width // 2} in sum"
+        )
+
+
 def _trim(cond: Cond, dtype: torch.dtype) -> dict[str, Tensor | None]:
     """Returns the text as the transformer takes it, no longer than the longest of the batch, and with no mask where
     nothing is padded: prompts fill a fraction of what they are padded to, and attention without a mask is faster."""
@@ -276,6 +289,9 @@ class QwenImage(FlowFamily):
         returned = 4 * (config.out_channels or config.in_channels)
         check_channels(source, config.in_channels, returned, 4 * vae.z_dim)
         check_axes(source, "axes_dims_rope", config.axes_dims_rope, config.attention_head_dim)
+        if not (is_number(vae.dropout) and 0 <= vae.dropout <= 1):
+            raise UserError(f"{source} has dropout {vae.dropout!r:.60} in vae/config.json; 0 is wanted")
+        _check_places(source, parts["text_encoder"].config.text_config)
         if config.joint_attention_dim != (width := parts["text_encoder"].config.text_config.hidden_size):
             raise UserError(
                 f"{source} has a transformer for text {config.joint_attention_dim} wide and a text encoder of {width}; "
