@@ -1,0 +1,48 @@
+"""A student of every family is served: a seed is its picture, alone or among others, from noise and from a picture."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewstep.commands.distill import distill
+from fewstep.models.pipeline import load_pipeline
+from fewstep.recipes.distill import Distill
+from serving import serving
+
+PROMPT, OTHER = "a red star", "a small blue circle on green"
+
+
+@pytest.fixture(scope="module")
+def painter(flow, flow_pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("student") / "run"
+    config = Distill(
+        teacher=str(flow), data=str(flow_pictures), out=out, steps=1, batch_size=8, lr=3e-3, ema_decay=0,
+        sample_every=0, device="cpu", guidance_range=(4.0, 4.0), guidance_scale=4.0, method="any-step", skip=125,
+        resolution=64,
+    )  # fmt: skip
+    distill(config)
+    return load_pipeline(out / "model", "cpu")
+
+
+def opened(b64):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))).convert("RGB"), dtype=int)
+
+
+def test_it_is_served(painter, flow_pictures):
+    picture = (flow_pictures / "0.png").read_bytes()
+    with serving(painter) as served:
+        both = served.post("/sdapi/v1/txt2img", prompt=PROMPT, steps=3, seed=5, batch_size=2)["images"]
+        large = served.post(
+            "/sdapi/v1/txt2img", prompt=OTHER, steps=2, seed=5, enable_hr=True, hr_scale=2, denoising_strength=0.5
+        )["images"]  # fmt: skip
+        begun = served.post(
+            "/sdapi/v1/img2img", prompt=PROMPT, steps=4, seed=5, denoising_strength=0.5, width=64, height=64,
+            init_images=[base64.b64encode(picture).decode()],
+        )["images"]  # fmt: skip
+    for i, image in enumerate(both):
+        assert np.abs(opened(image) - np.asarray(painter(PROMPT, steps=3, seed=5 + i)[0], dtype=int)).max() <= 2
+    assert opened(large[0]).shape == (128, 128, 3)
+    assert np.abs(opened(begun[0]) - opened(both[0])).max() > 2
