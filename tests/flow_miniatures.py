@@ -298,3 +298,19 @@ FLOWS = {"sd3": save_sd3, "flux": save_flux, "zimage": save_zimage, "qwen": save
 """What writes a miniature of each family."""
 FUSED = ("sd3", "flux", "zimage", "klein")
 """Those whose first code has q, k and v as one module."""
+
+
+def to_original(model: Any) -> dict[str, torch.Tensor]:
+    """Returns the transformer's tensors as the first code has them, by the names' table read backwards."""
+    names, state = model.family.original, model.network.backbone.state_dict()
+    blocks = len({name.split(".")[1] for name in state if name.startswith("transformer_blocks.")})
+    result = {theirs: state[ours] for theirs, ours in names.tensors.items() if ours in state}
+    for theirs, ours in names.list_modules({name.rpartition(".")[0] for name in state}).items():
+        for kind in ("weight", "bias"):
+            parts = [(module, state[f"{module}.{kind}"]) for module in ours if f"{module}.{kind}" in state]
+            if parts:
+                said = [
+                    torch.cat(each.chunk(2)[::-1]) if names.is_swapped(name, blocks) else each for name, each in parts
+                ]
+                result[f"{theirs}.{names._kind(ours[0], kind)}"] = torch.cat(said)
+    return {name: value.contiguous().clone() for name, value in result.items()}

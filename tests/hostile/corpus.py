@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from fewstep.train.checkpoint import Checkpoints
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import begin
 from fewstep.train.role import Role
+from flow_miniatures import FLOWS, to_original
 from miniatures import save_miniature
 from single_files import save_single_file
 
@@ -48,6 +49,10 @@ class Corpus:
     outside: Path
     """A folder that nothing may be read of."""
     model: Any = None
+    flows: dict[str, Any] = field(default_factory=dict)
+    """A model of every flow family."""
+    flow_loras: list[str] = field(default_factory=list)
+    """Names of LoRAs for them."""
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
@@ -64,12 +69,47 @@ def build_corpus(folder: Path, outside: Path) -> Corpus:
     save_single_file("sd15", pipeline, folder / "single.safetensors")
     corpus.model = load_latent_model(pipeline, torch.device("cpu"))
     _write_loras(corpus)
+    _write_flows(corpus, tokenizer)
     _write_run(folder / "run")
     _write_prepared(folder / "prepared")
     _write_trajectories(folder / "walked")
     _write_pictures(folder / "pictures")
     _write_shards(folder / "shards")
     return corpus
+
+
+def _write_flows(corpus: Corpus, tokenizer: Any) -> None:
+    (corpus / "flow-files").mkdir()
+    for name, save in FLOWS.items():
+        place = save(tokenizer, corpus / "flows" / name)
+        StudentCard(resolution=64).write(place)
+        model = corpus.flows[name] = load_latent_model(place, torch.device("cpu"))
+        safetensors.torch.save_file(to_original(model), corpus / "flow-files" / f"{name}.safetensors")
+        backbone, layout = model.network.backbone, model.family.lora
+        ends = tuple(f".{target}" for target in layout.targets)
+        pairs = {
+            f"{layout.part}.{module}": Pair(torch.ones(2, layer.in_features), torch.ones(layer.out_features, 2), 4.0)
+            for module, layer in backbone.named_modules() if isinstance(layer, nn.Linear) and module.endswith(ends)
+        }  # fmt: skip
+        header = {"fewstep.method": "LCM-LoRA", "fewstep.omega": "3", "fewstep.shift": "3", "fewstep.steps": "4"}
+        folder = corpus / "flow-loras" / name
+        write_lora(folder, pairs, header, model.parts, layout)
+        end = EndEmbedding(*(backbone.get_submodule(layer) for layer in layout.time_layers)).state_dict()
+        told = header | {"fewstep.consistency": "any-step", "fewstep.phases": "1,2,4,8"}
+        write_lora(folder / "told", pairs, told, model.parts, layout, end)
+        plain = safetensors.torch.load_file(folder / "pytorch_lora_weights.safetensors")
+        original = {}
+        for theirs, ours in layout.original_modules(name for name, _ in backbone.named_modules()).items():
+            halves = [f"{layout.part}.{module}.lora_B.weight" for module in ours]
+            if all(half in plain for half in halves):
+                original[f"diffusion_model.{theirs}.lora_A.weight"] = plain[
+                    halves[0].replace("lora_B", "lora_A")
+                ].clone()
+                original[f"diffusion_model.{theirs}.lora_B.weight"] = torch.cat([plain[half] for half in halves])
+        safetensors.torch.save_file(original, folder / "original.safetensors")
+        corpus.flow_loras += [
+            file.relative_to(corpus.folder).as_posix() for file in sorted(folder.rglob("*.safetensors"))
+        ]
 
 
 def _write_loras(corpus: Corpus) -> None:

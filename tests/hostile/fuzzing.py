@@ -85,7 +85,7 @@ class Fuzz:
         shutil.rmtree(seeds, ignore_errors=True)
         seeds.mkdir()
         self.corpus = corpus.build_corpus(seeds, outside)
-        names = {name: each.weight for name, each in readers.READERS.items() if only in ("", name)}
+        names = {name: each.weight for name, each in readers.READERS.items() if only in name}
         self._names, self._weights = list(names), list(names.values())
         self.counts: dict[str, Counter[str]] = {name: Counter() for name in names}
         self.slowest: dict[str, float] = dict.fromkeys(names, 0.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import readers_of_data
+import readers_of_flows
 import readers_of_models
 import readers_of_runs
 from corpus import Corpus
@@ -35,6 +36,9 @@ READERS = {
     "model folder": Reader(50, readers_of_models.read_model_folder),
     "whole model": Reader(4, readers_of_models.read_whole_model),
     "single file": Reader(25, readers_of_models.read_single_file),
+    "flow folder": Reader(20, readers_of_flows.read_flow_folder),
+    "flow in a file": Reader(15, readers_of_flows.read_flow_file),
+    "LoRA of a flow": Reader(60, readers_of_flows.read_flow_loras),
     "scheduler": Reader(60, readers_of_models.read_scheduler),
     "card": Reader(40, readers_of_models.read_cards),
     "tokenizer": Reader(30, readers_of_models.read_tokenizers),
