@@ -36,6 +36,7 @@ SHAPES = {
     "zimage": (find_family("zimage"), 128),
     "qwen": (find_family("qwen"), 128),
     "klein": (find_family("klein"), 64),
+    "sana": (find_family("sana"), 32),
 }
 """Family and side of the latents."""
 

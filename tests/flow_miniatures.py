@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
@@ -19,17 +21,23 @@ from diffusers import (
     FluxTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -40,6 +48,8 @@ from transformers import (
     T5EncoderModel,
     T5TokenizerFast,
 )
+
+from fewstep.models.families.sana import INSTRUCTION
 
 WORDS = ("a", "red", "blue", "green", "yellow", "small", "large", "star", "circle", "square", "and", "of", "on")
 
@@ -228,6 +238,45 @@ def save_klein(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
     return folder
 
 
+def make_gemma_tokenizer() -> GemmaTokenizerFast:
+    """Knows every letter and the words of SANA's instruction, and begins as Gemma's does."""
+    words = sorted({f"▁{word}" for word in INSTRUCTION.split()})
+    merges = list(dict.fromkeys((word[:i], word[i]) for word in words for i in range(1, len(word))))
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "\n", *map(chr, range(33, 127)), *map("".join, merges)]
+    tokenizer = GemmaTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return tokenizer
+
+
+def save_sana(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
+    """Writes SANA's layout, with latents of 32 pixels and the scheduler that it is released with."""
+    torch.manual_seed(0)
+    tokenizer = make_gemma_tokenizer()
+    channels = (8,) * 5 + (32,)
+    text = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=2048,
+    )  # fmt: skip
+    parts = {
+        "transformer": SanaTransformer2DModel(
+            num_layers=2, num_attention_heads=4, attention_head_dim=16, num_cross_attention_heads=4,
+            cross_attention_head_dim=16, cross_attention_dim=64, caption_channels=32, sample_size=2,
+        ),
+        "vae": AutoencoderDC(
+            encoder_block_out_channels=channels, decoder_block_out_channels=channels, scaling_factor=0.41407,
+            encoder_layers_per_block=(1,) * 6, decoder_layers_per_block=(1,) * 6, encoder_qkv_multiscales=((),) * 6,
+            decoder_qkv_multiscales=((),) * 6, downsample_block_type="conv", upsample_block_type="interpolate",
+        ),
+        "text_encoder": Gemma2Model(text), "tokenizer": tokenizer,
+        "scheduler": DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    }  # fmt: skip
+    _settle(parts)
+    SanaPipeline(**parts).save_pretrained(folder)
+    return folder
+
+
 def _settle(parts: dict[str, Any]) -> None:
     """Ends dropout, and gives the last layers, which begin at zero, something to say."""
     for name, part in parts.items():
@@ -292,11 +341,21 @@ STOCK = {
         scale=lambda pipe, own: _normalise(pipe, pipe._patchify_latents(own)),
         shifts_by_steps=True,
     ),
+    "SanaPipeline": Stock(
+        shape=(32, 2, 2),
+        encode=lambda pipe, pixels: pipe.vae.encode(pixels).latent,
+        scale=lambda pipe, own: own * pipe.vae.config.scaling_factor,
+        shifts_by_steps=True,
+        guide=lambda scale: {"guidance_scale": scale, "use_resolution_binning": False},
+    ),
 }
 """By the class of the pipeline."""
-FLOWS = {"sd3": save_sd3, "flux": save_flux, "zimage": save_zimage, "qwen": save_qwen, "klein": save_klein}
+FLOWS = {
+    "sd3": save_sd3, "flux": save_flux, "zimage": save_zimage, "qwen": save_qwen, "klein": save_klein,
+    "sana": save_sana,
+}  # fmt: skip
 """What writes a miniature of each family."""
-FUSED = ("sd3", "flux", "zimage", "klein")
+FUSED = ("sd3", "flux", "zimage", "klein", "sana")
 """Those whose first code has q, k and v as one module."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -16,6 +17,8 @@ _MOST_NESTED = 64
 """Lists and objects within each other."""
 _MOST_DIGITS = 40
 """Bounds a whole number: transformers writes 10^30 where it means that a tokenizer has no limit."""
+_NOT_CLIPPED = re.compile(rb'"lambda_min_clipped"\s*:\s*-Infinity\s*,')
+"""What diffusers writes, its own default, into the configurations of DPM-Solvers, though JSON has no such number."""
 
 
 class DocumentError(ValueError):
@@ -24,7 +27,7 @@ class DocumentError(ValueError):
 
 def load_json(file: Path) -> Any:
     """Reads any JSON value. Raises DocumentError, or OSError where the file cannot be opened."""
-    return parse_json(load_bytes(file, _MOST_JSON))
+    return parse_json(_NOT_CLIPPED.sub(b"", load_bytes(file, _MOST_JSON)))
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import unittest.mock
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
@@ -56,7 +56,7 @@ def load_stock(flow, model):
     """Loads the stock pipeline, at the shift that is pinned here where its own depends on the number of its steps."""
     pipe = DiffusionPipeline.from_pretrained(flow)
     if STOCK[type(pipe).__name__].shifts_by_steps:
-        pipe.scheduler = type(pipe.scheduler)(shift=model.schedule.shift)
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=model.schedule.shift)
     return pipe
 
 
@@ -167,7 +167,7 @@ def test_the_lines_of_the_card_paint_at_its_size_and_guidance(kind, flow, flow_p
     held = {}
     exec(lines.replace("this folder", str(exported)), held)
     model = load_latent_model(flow, CPU)
-    small = kind != "lora" or "sample_size" not in model.network.backbone.config
+    small = kind != "lora" or not model.network.says_side
     assert held["image"].size == ((32, 32) if small else (64, 64))
     scale = 4 if model.family.guided_inside else model.family.guidance_of(0.0)
     assert f"{model.family.guidance_argument}={scale:g})" in lines
@@ -194,6 +194,8 @@ def test_conditions_are_those_of_the_stock_pipeline(flow):
             assert (value[i] - alone[name][0]).abs().max() < 1e-4
     takes = inspect.signature(pipe.encode_prompt).parameters
     wanted = {"prompt": prompts, "prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False}
+    instruction = inspect.signature(type(pipe).__call__).parameters.get("complex_human_instruction")
+    wanted |= {} if instruction is None else {instruction.name: instruction.default}
     text, *rest = pipe.encode_prompt(**{name: value for name, value in wanted.items() if name in takes})
     if isinstance(text, list):  # one of each length
         for mine, mask, theirs in zip(together["text"], together["mask"], text, strict=True):

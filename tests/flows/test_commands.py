@@ -126,10 +126,13 @@ def test_what_it_has_no_place_for_is_refused_before_a_run_begins(flow, flow_pict
     [
         ({"use_karras_sigmas": True}, "paints at Karras' times"),
         ({"_class_name": "DDIMScheduler"}, "has a DDIMScheduler around the network of a flow"),
-        ({"shift": 0.0}, "no usable shift"),
-        ({"shift": "three"}, "has shift 'three'"),
+        ({"shift": 0.0, "flow_shift": 0.0}, "no usable shift"),
+        ({"shift": "three", "flow_shift": "three"}, "shift 'three'"),
         ({"num_train_timesteps": 100}, "flows with 1000 are read"),
-        ({"use_dynamic_shifting": True, "max_shift": None}, "has max_shift None"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "max_shift": None},
+            "has max_shift None",
+        ),
     ],
 )
 def test_a_scheduler_that_states_no_flow_is_refused(change, said, flow, tmp_path):

@@ -11,7 +11,7 @@ from fewstep.models.families.original_transformers import FLUX_NAMES
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import KOHYA_FILE, Pair, read_lora, write_lora
 from fewstep.models.scheduler import Overrides
-from flow_miniatures import save_sd3, to_original
+from flow_miniatures import save_sana, save_sd3, to_original
 
 CPU = torch.device("cpu")
 
@@ -93,6 +93,20 @@ def test_the_table_of_stable_diffusion_3_is_diffusers_own(large, flow_tokenizer,
     assert all(torch.equal(theirs[name], value) for name, value in mine.items())
 
 
+def test_the_table_of_sana_is_diffusers_own(flow_tokenizer, tmp_path):
+    """With what its files hold beside, which nothing here reads."""
+    folder = save_sana(flow_tokenizer, tmp_path / "sana")
+    tensors = to_original(model := load_latent_model(folder, CPU))
+    tensors |= {"pos_embed": torch.zeros(1, 4, 64), "y_embedder.y_embedding": torch.zeros(300, 32)}
+    mine = model.network.backbone.state_dict()
+    theirs = single_file_utils.convert_sana_transformer_to_diffusers(dict(tensors))
+    assert theirs.keys() == mine.keys()
+    assert all(torch.equal(theirs[name], value) for name, value in mine.items())
+    save_file(tensors, tmp_path / "file.safetensors")
+    found = load_latent_model(tmp_path / "file.safetensors", CPU, str(folder)).network.backbone.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in mine.items())
+
+
 def test_the_table_of_flux_is_diffusers_own():
     """At its own size, which diffusers takes for granted, with one column in place of all."""
     width, tensors = 3072, {}
@@ -129,8 +143,9 @@ def test_a_lora_of_the_originals_modules_adds_what_it_adds_there(spelling, flow,
     generator, tensors, moved = torch.Generator().manual_seed(0), {}, dict(original)
     lists = tuple(f"{theirs}." for theirs, _ in model.family.original.blocks) or ("transformer_blocks.",)
     for key, weight in original.items():
-        module = key.removesuffix(".weight")
-        if weight.ndim != 2 or not (module.startswith(lists) or module.endswith(".adaLN_modulation.1")):
+        module, _, kind = key.rpartition(".")
+        adapted = module.startswith(lists) or module.endswith(".adaLN_modulation.1")
+        if weight.ndim != 2 or kind != "weight" or not adapted:
             continue
         down, up = (torch.randn(shape, generator=generator) for shape in ((2, weight.shape[1]), (len(weight), 2)))
         spelt = form.format(module.replace(".", "_") if spelling == "kohya" else module)
@@ -150,7 +165,7 @@ def test_a_lora_of_the_originals_modules_adds_what_it_adds_there(spelling, flow,
 
 def test_kohyas_file_of_diffusers_names_is_read_too(flow, tmp_path):
     model = load_latent_model(flow, CPU)
-    ends = ("transformer_blocks.0.attn.to_q", "layers.0.attention.to_q")
+    ends = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn1.to_q", "layers.0.attention.to_q")
     module = next(name for name, _ in model.network.backbone.named_modules() if name in ends)
     weight = model.network.backbone.get_submodule(module).weight
     spelt = f"lora_transformer_{module.replace('.', '_')}"

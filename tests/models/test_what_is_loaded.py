@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, LCMScheduler, UNet2DConditionModel
 from PIL import Image
 
 from fewstep.commands.distill import distill
@@ -317,6 +317,15 @@ def test_what_a_configuration_leaves_out_is_its_own_classs_default(copy):
     mine = load_latent_model(folder, CPU).schedule.alphas
     theirs = LCMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod.sqrt()
     torch.testing.assert_close(mine.float(), theirs)
+
+
+def test_a_scheduler_is_read_that_diffusers_wrote_with_an_infinity(copy, edit_json):
+    folder = copy()
+    before = load_latent_model(folder, CPU).schedule
+    DPMSolverMultistepScheduler.from_pretrained(folder, subfolder="scheduler").save_pretrained(folder / "scheduler")
+    edit_json(folder / "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
+    assert "-Infinity" in (folder / "scheduler" / "scheduler_config.json").read_text()
+    torch.testing.assert_close(load_latent_model(folder, CPU).schedule.alphas, before.alphas)
 
 
 def test_the_index_names_the_scheduler_that_its_configuration_does_not(copy, edit_json):

@@ -86,6 +86,8 @@ class StudentCard:
     """Of a flow: the shift of its times, whatever the size of its pictures."""
     stock_scale: float | None = None
     """Of a flow: the `guidance_scale` to give a stock pipeline, so that it adds none of its own; else it is 1."""
+    stock_settings: dict[str, bool] | None = None
+    """What else a stock pipeline is to be given, so that it paints at the size that it is asked for."""
     stock_guidance: str | None = None
     """Of a flow: what a stock pipeline calls its guidance, where that is not `guidance_scale`."""
     sigmas: dict[str, list[float]] | None = None
@@ -170,6 +172,11 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def _names_switches(value: object) -> bool:
+    """Says whether a value of JSON is what a pipeline may be given as switches by name."""
+    return isinstance(value, dict) and all(name.isidentifier() and type(each) is bool for name, each in value.items())
+
+
 MOST_SIDE = 2**15
 _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
@@ -181,6 +188,7 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "phases": (_lists(_is_count), "a list of whole numbers is"),
     "base_lora": (_lists(_is_text), "a list of texts is"),
     "stock_scale": (is_number, "a number is"),
+    "stock_settings": (_names_switches, "an object of true and false is"),
     "shift": (lambda value: is_number(value) and value > 0, "a number above 0 is"),
     "resolution": (lambda value: type(value) is int and 0 < value <= MOST_SIDE, f"1 to {MOST_SIDE:,} is"),
 }
@@ -284,7 +292,8 @@ def _ask_steps(card: StudentCard) -> str:
     steps = card.sampling_steps or 4
     sigmas = (card.sigmas or {}).get(str(steps))
     size = "" if card.resolution is None else f", height={card.resolution}, width={card.resolution}"
-    return (f"num_inference_steps={steps}" if sigmas is None else f"sigmas={sigmas}") + size
+    more = "".join(f", {name}={value}" for name, value in (card.stock_settings or {}).items())
+    return (f"num_inference_steps={steps}" if sigmas is None else f"sigmas={sigmas}") + size + more
 
 
 def _off(card: StudentCard) -> str:

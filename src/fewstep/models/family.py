@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -207,6 +208,8 @@ class Family(ABC):
     """Whether a student's network has an input for guidance; else one value is built into it."""
     overflows_in_fp16: bool = False
     """Whether the network's numbers reach further than fp16's: it is then kept, and computes, in fp32."""
+    stock_settings: ClassVar[Mapping[str, bool]] = MappingProxyType({})
+    """What stock pipelines are to be given beside a size, so that they paint at it."""
     rescales_guidance: bool = False
     """Whether what guidance comes to follows a rule of its own, the network's `rescale`."""
     guidance_argument: str = "guidance_scale"

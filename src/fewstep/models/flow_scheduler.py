@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler")
 """Schedulers of diffusers that state a flow."""
+_SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+"""Those that state one where they are told to, as some flows are released with."""
 _OTHER_TIMES = {
     "use_karras_sigmas": "Karras' times",
     "use_exponential_sigmas": "exponential times",
@@ -33,7 +35,10 @@ def read_flow(config: Mapping[str, Any], source: str | Path, tokens: int) -> Flo
     UserError where the configuration states no flow, or times that no shift gives.
     """
     kind = str(config.get("_class_name") or "")
-    if kind not in CLASSES:
+    solves = bool(
+        kind in _SOLVERS and config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
+    )
+    if not solves and kind not in CLASSES:
         raise UserError(
             f"{source} has {f'a {kind}' if kind else 'no scheduler'} around the network of a flow; give the scheduler "
             f"that it was trained with ({CLASSES[0]})"
@@ -57,7 +62,8 @@ def read_flow(config: Mapping[str, Any], source: str | Path, tokens: int) -> Flo
             "does not: it paints to the end"
         )
     try:
-        shift = _find_shift(config, source, tokens)
+        # Solvers have one shift, whatever the size.
+        shift = _number(config, "flow_shift", 1.0, source) if solves else _find_shift(config, source, tokens)
         if MOST_SHIFT < shift < math.inf:
             raise ScheduleError(f"it is {shift:g}, and {MOST_SHIFT} is the most that is read")
         return Flow(_TIMES, shift)

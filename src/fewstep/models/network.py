@@ -27,6 +27,11 @@ class BackboneNetwork(nn.Module, ABC):
         """Returns the library's own module, with its `config`."""
 
     @property
+    def says_side(self) -> bool:
+        """Tells whether a student's settings say the side of its pictures; else its card does."""
+        return "sample_size" in self.backbone.config
+
+    @property
     @abstractmethod
     def takes_omega(self) -> bool:
         """Tells whether guidance is an input, as it is of a few-step model."""

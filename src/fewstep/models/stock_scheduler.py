@@ -47,16 +47,17 @@ def _make_flow(schedule: Flow, method: NamedMethod) -> Any:
 
 
 def describe_sampling(model: LatentModel, card: StudentCard) -> dict[str, Any]:
-    """Returns what a card says of a flow's sampling: its shift, and the `sigmas` to give a stock pipeline for each
-    number of steps; nothing for other models."""
+    """Returns what a card says of sampling by stock pipelines: what they are to be given, and of a flow its shift and
+    the `sigmas` for each number of steps."""
+    told: dict[str, Any] = {"stock_settings": given} if (given := dict(model.family.stock_settings)) else {}
     if not isinstance(model.schedule, Flow) or card.grid_size is None:
-        return {}
+        return told
     method = read_method(card, model.source)
     counts = (card.sampling_steps,) if card.sampling_steps else SHOWN_STEPS
     times = {n: method.sampling(model.schedule, card.grid_size, n)[0] for n in counts if n <= card.grid_size}
     sigmas = {str(n): [round(t / model.schedule.num_steps, 6) for t in each] for n, each in times.items()}
     asked = stock_scale(model.family, card)
-    told: dict[str, Any] = {} if asked == 1 else {"stock_scale": asked}
+    told |= {} if asked == 1 else {"stock_scale": asked}
     if (name := model.family.guidance_argument) != "guidance_scale":
         told["stock_guidance"] = name
     return {"shift": model.schedule.shift, "sigmas": sigmas, **told}

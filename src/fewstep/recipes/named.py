@@ -101,6 +101,12 @@ def klein() -> Distill:
     return dataclasses.replace(sd35(), family="klein", guidance_range=(4.0, 4.0), guidance_scale=4.0)
 
 
+def sana() -> Distill:
+    """Distils SANA 1.6B at 1024 pixels, with one guidance built in: no paper has values for it. For short runs see
+    sd15."""
+    return dataclasses.replace(sd35(), family="sana", accumulation=4)
+
+
 def make_lora(recipe: Callable[[], Distill], accumulation: int, guidance_scale: float = 8.5) -> Callable[[], Distill]:
     """Turns a recipe into one for an LCM-LoRA, with its paper's values: rank 64, ω = 7.5, learning rate 1e-4; 2,000
     updates and, being so few, no average."""
@@ -118,6 +124,7 @@ DISTILL: dict[str, Callable[[], Distill]] = {
     "sd35": sd35, "sd35-lora": make_lora(sd35, 8, 4.5), "flux": flux, "flux-lora": make_lora(flux, 16, 3.5),
     "zimage": zimage, "zimage-lora": make_lora(zimage, 16, 5.0), "qwen": qwen, "qwen-lora": make_lora(qwen, 16, 4.0),
     "klein": klein, "klein-lora": make_lora(klein, 16, 4.0),
+    "sana": sana, "sana-lora": make_lora(sana, 4, 4.5),
 }  # fmt: skip
 
 
@@ -126,6 +133,7 @@ MEMORY_GIB: dict[str, float] = {
     "sd35": 49.24, "sd35-lora": 8.32, "flux": 246.72, "zimage": 130.6, "zimage-lora": 16.48, "flux-lora": 28.87,
     "qwen": 421.71, "qwen-lora": 47.29, "klein": 81.8, "klein-lora": 10.58,
     "sd15-lora": 5.46, "sd21-base-lora": 5.16, "sd21-lora": 5.47, "sdxl-lora": 11.62,
+    "sana": 34.66, "sana-lora": 5.41,
 }  # fmt: skip
 """GPU memory for one update in bf16, as studies/memory.py counted it (docs/memory.md)."""
 
@@ -143,7 +151,7 @@ RELEASED = {
     "sd15": Released(512), "sd21-base": Released(512), "sd21": Released(768, "v_prediction"), "sdxl": Released(1024),
     "sd35": Released(1024, "flow_prediction"), "flux": Released(1024, "flow_prediction"),
     "zimage": Released(1024, "flow_prediction"), "qwen": Released(1024, "flow_prediction"),
-    "klein": Released(1024, "flow_prediction"),
+    "klein": Released(1024, "flow_prediction"), "sana": Released(1024, "flow_prediction"),
 }  # fmt: skip
 _MODEL_SETTINGS = ("teacher", "data", "out", "family")
 

@@ -72,7 +72,7 @@ def make_trainable(
 
 def _note_resolution(config: ConsistencyConfig, model: LatentModel) -> int | None:
     """Returns the side of the pictures that a student learns from, where its network has no place for it."""
-    return None if hasattr(model.network.backbone.config, "sample_size") else choose_resolution(config, model)
+    return None if model.network.says_side else choose_resolution(config, model)
 
 
 def check_model(config: ConsistencyConfig, model: LatentModel) -> None:

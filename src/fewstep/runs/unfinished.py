@@ -244,7 +244,7 @@ def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCar
         return StudentCard(name=name, method=STYLE_LORA, teacher=model.source, resolution=model.card.resolution)
     rank = settings.number("lora_rank", 0)
     makes_few_step = rank and not model.is_student
-    notes_side = not rank and not hasattr(model.network.backbone.config, "sample_size")  # else the network says it
+    notes_side = not rank and not model.network.says_side  # else the network says it
     return StudentCard(
         name=name, method=LCM_LORA if makes_few_step else LCD, teacher=model.source,
         data=settings.text("data") or None, guidance_scale=settings.number("guidance_scale", 0),

@@ -22,6 +22,7 @@ _FILES = {
     "zimage": "zimage",
     "qwen": "qwen",
     "klein": "klein",
+    "sana": "sana",
 }
 """The file of each family, which ends in its FAMILIES; it is imported only when a family is asked for."""
 

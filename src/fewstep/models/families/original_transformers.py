@@ -33,6 +33,8 @@ class OriginalNames:
     """diffusers' tensors by the original's, where neither is of a module that has the other's end."""
     kinds: Mapping[str, str] = field(default_factory=dict)
     """Ends of tensors as the original has them, by diffusers' modules' ends, where they are another's."""
+    unread: tuple[str, ...] = ()
+    """Tensors that the original has, and diffusers makes anew or does without."""
     is_swapped: Callable[[str, int], bool] = lambda module, _blocks: module == "norm_out.linear"
     """(diffusers' module, number of blocks) → whether the original has the halves of its rows the other way round."""
 
@@ -94,7 +96,7 @@ def load_original(
         transformer = kind.from_config(config)
     shapes = {name: tuple(value.shape) for name, value in transformer.state_dict().items()}
     held = {key.removeprefix(prefix) for key in read_safetensors_header(path).shapes if key.startswith(prefix)}
-    beside = {key for key in held if key.endswith(_SCALED) or key in _MARKS}
+    beside = {key for key in held if key.endswith(_SCALED) or key in (*_MARKS, *names.unread)}
     check({prefix: names.list_tensors(shapes) | beside})
     with open_safetensors(path) as file, explain_damage(path):
 

@@ -29,13 +29,13 @@ class _Told:
 
     end: EndEmbedding
 
-    def forward(self, times: Tensor, *rest: Any) -> Tensor:
+    def forward(self, times: Tensor, *rest: Any, **more: Any) -> Tensor:
         """Takes t and e `[2, b]`, or t `[b]` alone where nobody is told."""
         if times.ndim == 1:
-            plain: Tensor = super().forward(times, *rest)  # type: ignore[misc]  # as below
+            plain: Tensor = super().forward(times, *rest, **more)  # type: ignore[misc]  # as below
             return plain
         t, e = times
-        answer: Tensor = super().forward(t, *rest)  # type: ignore[misc]  # of the class that this one goes before
+        answer: Tensor = super().forward(t, *rest, **more)  # type: ignore[misc]  # of the class that this goes before
         told: Tensor = self.end(self._read_time(e))
         return answer + told.to(answer.dtype)
 

@@ -133,7 +133,7 @@ class TransformerNetwork(BackboneNetwork):
     @torch.no_grad()
     def to_student(self, latent_side: int, *, told_end: bool = False) -> Self:
         student = copy.deepcopy(self.transformer).requires_grad_(True)
-        if "sample_size" in student.config:
+        if self.says_side:
             student.register_to_config(sample_size=latent_side)
         network = self.with_backbone(student)
         if told_end:
