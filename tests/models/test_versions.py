@@ -25,6 +25,7 @@ from fewstep.commands.distill import distill
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.models import scenes_model
 from fewstep.models.export import save_merged
+from fewstep.models.families import list_families
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.parts import load_tokenizer
@@ -147,3 +148,9 @@ def test_versions_are_within_the_bounds():
 
     for name, lowest in oldest().items():
         assert key(metadata.version(name)) >= key(lowest), name
+
+
+def test_every_family_is_known_to_these_versions():
+    """Their classes of diffusers and transformers are there, the newest family's too."""
+    for family in list_families():
+        assert next(family.shaped_network().backbone.parameters()).is_meta
