@@ -135,7 +135,9 @@ class FlowFamily(Family):
             )
         network = overrides.network
         part = self.lora.part
-        card = StudentCard(name=Path(network).stem) if network else read_card(folder)
+        card = read_card(folder)
+        if network:  # of which the base's card knows the size of its pictures alone
+            card = StudentCard(name=Path(network).stem, resolution=card.resolution)
         # What was made few-step here may be called whatever its maker likes.
         known = "the model" if card.method else source
         self.refuse(read_json(folder / part / "config.json", f"{source} is not a whole pipeline"), known)
