@@ -48,7 +48,7 @@ class BenchTrain(Comparison):
     """Measures updates of a recipe: on the bundled teacher, or on random weights of the family's full size."""
 
     recipe: str = "scenes"
-    """scenes, sd15, sd21-base, sd21, sdxl, or one of these with -lora."""
+    """Recipe to measure, one of those that `fewstep distill --help` lists."""
     batch_size: int = 0
     """Pictures an update; 0 takes the recipe's."""
     accumulation: int = 0

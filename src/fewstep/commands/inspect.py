@@ -92,7 +92,8 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
         return
     network = read_json(folder / family.lora.part / "config.json", otherwise)
     codec = read_json(assets.find_part(folder, "vae") / "config.json", otherwise)
-    side = family.read_side(network, codec)
+    card = read_card(folder)
+    side = card.resolution or family.read_side(network, codec)
     yield f"pipeline: {index.get('_class_name')}"
     yield f"family: {family.describe(network)}"
     yield f"parameterisation: {family.predicts(scheduler)}"
@@ -104,8 +105,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
             find_file(place, file.name)  # refuses links out; what a link of the Hub's cache leads to has no such name
         if counts := [read_safetensors_header(file).parameters for file in files]:
             yield f"{part}: {sum(counts):,} parameters"
-    card = read_card(folder)
-    yield from _list_entries([*card.to_json().items()])
+    yield from _list_entries([(name, value) for name, value in card.to_json().items() if name != "resolution"])
     here = shlex.quote(assets.find_name(folder))
     is_few_step = family.is_few_step(network) or family.records_student(card) or card.method == LCM_LORA
     if is_few_step or scheduler.get("_class_name") == "LCMScheduler":

@@ -32,7 +32,7 @@ class Plan:
     """Counts the memory that one update of a recipe needs with several settings, and prints the fastest that fits."""
 
     recipe: str = "sd15"
-    """Recipe to plan for: sd15, sd21-base, sd21 or sdxl, or one of these with -lora."""
+    """Recipe to plan for, one that `fewstep distill --help` lists for a released model: sdxl, flux-lora."""
     gpu_memory: float = 24.0
     """Memory of each GPU in GiB."""
     gpus: int = 1
