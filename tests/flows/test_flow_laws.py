@@ -40,8 +40,8 @@ class ExactTransformer(nn.Module):
 class WithAnotherTime(SD3Network):
     """Tells σ where 1000 σ is wanted."""
 
-    def velocity(self, z_t, sigma, cond, omega):
-        return super().velocity(z_t, sigma / 1000, cond, omega)
+    def ask(self, z_t, told, cond, omega):
+        return super().ask(z_t, told / 1000, cond, omega)
 
 
 def cond(mean, count=COUNT):

@@ -85,9 +85,12 @@ class StudentCard:
     shift: float | None = None
     """Of a flow: the shift of its times, whatever the size of its pictures."""
     stock_scale: float | None = None
-    """Of a flow: the `guidance_scale` to give a stock pipeline, so that it adds none of its own; else it is 1."""
+    """The `guidance_scale` to give a stock pipeline, so that it adds none of its own, where guidance is built in; none
+    said is 1 of a flow and of a LoRA, and of others what was asked for."""
     stock_settings: dict[str, bool] | None = None
     """What else a stock pipeline is to be given, so that it paints at the size that it is asked for."""
+    stock_loras: bool | None = None
+    """Is False where stock pipelines load no LoRAs."""
     stock_guidance: str | None = None
     """Of a flow: what a stock pipeline calls its guidance, where that is not `guidance_scale`."""
     sigmas: dict[str, list[float]] | None = None
@@ -188,6 +191,7 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "phases": (_lists(_is_count), "a list of whole numbers is"),
     "base_lora": (_lists(_is_text), "a list of texts is"),
     "stock_scale": (is_number, "a number is"),
+    "stock_loras": (lambda value: type(value) is bool, "true or false is"),
     "stock_settings": (_names_switches, "an object of true and false is"),
     "shift": (lambda value: is_number(value) and value > 0, "a number above 0 is"),
     "resolution": (lambda value: type(value) is int and 0 < value <= MOST_SIDE, f"1 to {MOST_SIDE:,} is"),
@@ -262,15 +266,20 @@ def _guidance(card: StudentCard) -> str:
     inside = card.stock_scale is not None and card.stock_scale == card.guidance_scale
     if low == high and inside:
         return f"diffusers' `guidance_scale` {scale} ({omega})"
-    if low == high and (card.method == LCM_LORA or card.shift is not None):
+    if low == high and (card.method == LCM_LORA or _is_built_in(card)):
         return f"diffusers' `guidance_scale` {scale} ({omega}), built in"
     return f"diffusers' `guidance_scale` {low:g} to {high:g} ({omega}), {scale} by default"
+
+
+def _is_built_in(card: StudentCard) -> bool:
+    """Says whether a whole student is given no guidance by stock pipelines, or what its teacher was given."""
+    return card.shift is not None or card.stock_scale is not None
 
 
 def _usage(card: StudentCard) -> list[str]:
     own = read_method(card, "the card").told_end
     code = ', custom_pipeline="this folder", trust_remote_code=True' if own else ""
-    scale = f"{card.guidance_scale:g}" if card.shift is None else _off(card)
+    scale = _off(card) if _is_built_in(card) else f"{card.guidance_scale:g}"
     asked = f"{_ask_steps(card)}, {card.stock_guidance or 'guidance_scale'}={scale}"
     return [
         *(["import torch"] if _draws_from_torch(card) else []),
@@ -322,6 +331,8 @@ def _lora_usage(card: StudentCard) -> list[str]:
             "import fewstep  # which tells the network where each step lands: no other tool has a place for that", "",
             'pipe = fewstep.load("this folder")', 'image = pipe("a prompt", steps=4)[0]',
         ]  # fmt: skip
+    if card.stock_loras is False:
+        return _merged_usage(card)
     few_step = card.method == LCM_LORA
     method = read_method(card, "the card")
     kind = method.scheduler if card.shift is None else method.flow_scheduler
@@ -349,6 +360,19 @@ def _lora_usage(card: StudentCard) -> list[str]:
         *_seed_lines(card),
         f"image = pipe({_name_prompt(card)}{asked}).images[0]",
     ]
+
+
+def _merged_usage(card: StudentCard) -> list[str]:
+    """Returns the lines that paint with a LoRA where no pipeline of diffusers loads one."""
+    loras = " ".join(f"--lora {each}" for each in (*(card.base_lora or ()), '"this folder"'))
+    guidance = card.stock_guidance or "guidance_scale"
+    few_step = f", {_ask_steps(card)}, {guidance}={_off(card)}{_eta(card)}" if card.method == LCM_LORA else ""
+    return [
+        "# diffusers' pipeline loads no LoRA here; this makes one model of it and its base:",
+        f"# fewstep combine --base {card.teacher} {loras} --merged --out merged",
+        "from diffusers import DiffusionPipeline", "", 'pipe = DiffusionPipeline.from_pretrained("merged")',
+        f'image = pipe(prompt="a prompt"{few_step}).images[0]',
+    ]  # fmt: skip
 
 
 def _load_loras(card: StudentCard) -> list[str]:

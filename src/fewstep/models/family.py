@@ -208,6 +208,8 @@ class Family(ABC):
     """Whether a student's network has an input for guidance; else one value is built into it."""
     overflows_in_fp16: bool = False
     """Whether the network's numbers reach further than fp16's: it is then kept, and computes, in fp32."""
+    stock_loras: bool = True
+    """Whether stock pipelines load LoRAs."""
     stock_settings: ClassVar[Mapping[str, bool]] = MappingProxyType({})
     """What stock pipelines are to be given beside a size, so that they paint at it."""
     rescales_guidance: bool = False

@@ -163,9 +163,12 @@ def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
         )
     if tokenizer.pad_token_id is None:
         raise UserError(f"{where} names no pad_token; set it in tokenizer_config.json to the one it was trained with")
+    length = tokenizer.model_max_length
     if not str(encoder_config.model_type).startswith("clip"):
+        if not isinstance(length, int | float):
+            raise UserError(f"{where} has model_max_length {length!r:.60} in tokenizer_config.json; a number is wanted")
         return  # others read as much as they are given, which their families say
-    length, places = tokenizer.model_max_length, int(encoder_config.max_position_embeddings)
+    places = int(encoder_config.max_position_embeddings)
     if type(length) is not int:
         raise UserError(f"{where} has model_max_length {length!r:.60} in tokenizer_config.json; set it to {places}")
     if length > places:

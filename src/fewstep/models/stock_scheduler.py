@@ -50,7 +50,11 @@ def describe_sampling(model: LatentModel, card: StudentCard) -> dict[str, Any]:
     """Returns what a card says of sampling by stock pipelines: what they are to be given, and of a flow its shift and
     the `sigmas` for each number of steps."""
     told: dict[str, Any] = {"stock_settings": given} if (given := dict(model.family.stock_settings)) else {}
-    if not isinstance(model.schedule, Flow) or card.grid_size is None:
+    if not model.family.stock_loras:
+        told["stock_loras"] = False
+    if not isinstance(model.schedule, Flow):
+        return told if model.family.embeds_guidance else told | {"stock_scale": stock_scale(model.family, card)}
+    if card.grid_size is None:
         return told
     method = read_method(card, model.source)
     counts = (card.sampling_steps,) if card.sampling_steps else SHOWN_STEPS

@@ -1,4 +1,4 @@
-"""A flow's pipeline for a transformer that is told where each of its answers shall land.
+"""A pipeline for a transformer that is told where each of its answers shall land.
 
 A copy lies beside the weights of such a model, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder,
 trust_remote_code=True)`.
@@ -24,7 +24,7 @@ OFFSET, FACTOR = 0.0, 1000.0
 
 
 class AnyStepPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has no types
-    """Paints in as many steps as `sigmas` has values."""
+    """Paints in as many steps as `sigmas` has values; where it is no flow's, in as many as it is asked for."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         place = Path(self.config._name_or_path)
@@ -32,8 +32,7 @@ class AnyStepPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has
         end = {name.removeprefix(KEYS): value for name, value in load_file(file).items()}
 
         def tell(embedding: Any, given: Any, answer: torch.Tensor) -> torch.Tensor:
-            sigma = float(self.scheduler.sigmas[(self.scheduler.step_index or 0) + 1])
-            time = torch.full_like(given[0], OFFSET + FACTOR * sigma)
+            time = torch.full_like(given[0], self._find_end(given[0]))
             own = getattr(embedding, "time_proj", None)
             waves = embedding.timestep_embedding(time, embedding.frequency_embedding_size) if own is None else own(time)
             held = {name: value.to(answer) for name, value in end.items()}
@@ -46,3 +45,10 @@ class AnyStepPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has
             return super().__call__(*arguments, **named)
         finally:
             hook.remove()
+
+    def _find_end(self, time: torch.Tensor) -> float:
+        """Returns what the embedding is given of where the step from `time` lands; the last one of DDIM's, at 0."""
+        if hasattr(self.scheduler, "sigmas"):
+            return OFFSET + FACTOR * float(self.scheduler.sigmas[(self.scheduler.step_index or 0) + 1])
+        times = [float(each) for each in self.scheduler.timesteps]
+        return [*times[1:], 0.0][times.index(float(time.flatten()[0]))]

@@ -1,4 +1,5 @@
-"""What the families of flow transformers have alike: parts that are loaded, checked and put together in one way."""
+"""What the families of transformers have alike: parts that are loaded, checked and put together in one way; and flows
+among them."""
 
 from __future__ import annotations
 
@@ -71,12 +72,11 @@ def lay_out_loras(
     )  # fmt: skip
 
 
-class FlowFamily(Family):
-    """A transformer that predicts the velocity of a flow, between text encoders and an autoencoder."""
+class TransformerFamily(Family):
+    """A transformer between text encoders and an autoencoder."""
 
-    is_flow = overflows_in_fp16 = True
+    overflows_in_fp16 = True
     transformer_class: Any
-    network_class: Callable[[Any, Any], TransformerNetwork]
     encoders: ClassVar[Mapping[str, tuple[Any, Any]]]
     """The classes of each text encoder and its tokenizer, by the encoder's folder."""
     optional: tuple[str, ...] = ()
@@ -89,8 +89,6 @@ class FlowFamily(Family):
     """Latents a token, in each direction."""
     released: ClassVar[Mapping[str, Any]]
     """The settings of the released transformer."""
-    released_shift: float
-    """Of its flow, for the released pictures."""
     released_codec: ClassVar[Mapping[str, float]]
     """The scale and shift of the released autoencoder's latents."""
 
@@ -112,9 +110,20 @@ class FlowFamily(Family):
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
         """Raises UserError for a model of the layout that is no teacher."""
 
-    def read_schedule(self, config: Mapping[str, Any], source: str, tokens: int) -> Flow:
-        """Reads a scheduler's configuration, for pictures of so many tokens. Raises UserError for what is no flow."""
-        return read_flow(config, source, tokens)
+    @property
+    @abstractmethod
+    def released_scheduler(self) -> Mapping[str, Any]:
+        """Returns what the configuration of the released scheduler says of its schedule."""
+
+    @abstractmethod
+    def settle(self, config: dict[str, Any], source: str, overrides: Overrides) -> dict[str, Any]:
+        """Returns a scheduler's configuration with what a person says over it. Raises UserError where it is none for
+        the family's models."""
+
+    @abstractmethod
+    def make_network(self, transformer: Any, config: Mapping[str, Any], source: str, tokens: int) -> TransformerNetwork:
+        """Puts a transformer on the schedule that a scheduler's configuration says for pictures of so many tokens.
+        Raises UserError."""
 
     @abstractmethod
     def check_parts(self, source: str, parts: Mapping[str, Any]) -> None:
@@ -127,12 +136,6 @@ class FlowFamily(Family):
     def load_folder(
         self, folder: Path, source: str, index: Mapping[str, Any], storage: Storage, overrides: Overrides
     ) -> LatentModel:
-        for option, value in overrides.stated().items():
-            if option in ("base_lora", NETWORK_OPTION):
-                continue
-            raise UserError(
-                f"{source} is a flow, for which --{option.replace('_', '-')} {value} means nothing; leave it out"
-            )
         network = overrides.network
         part = self.lora.part
         card = read_card(folder)
@@ -144,7 +147,7 @@ class FlowFamily(Family):
         config = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
         named = index.get("scheduler") or [None, None]
         config = {"_class_name": named[-1], **config} if isinstance(named, list) and named[-1] else config
-        self.read_schedule(config, source, tokens=1)  # before the weights, which take their time
+        config = self.settle(config, source, overrides)  # before the weights, which take their time
         absent = [name for name in self.optional if index.get(name) in (None, [None, None])]
         parts = self._load_parts(folder, source, absent, storage, network)
         model = self.assemble(source, parts, config, storage.device, card=card)
@@ -231,6 +234,13 @@ class FlowFamily(Family):
         return dataclasses.replace(model, source=str(path))
 
     def make_codec(self, autoencoder: Any) -> Codec:
+        if self.codec_class is Codec:
+            for name in ("latents_mean", "latents_std"):
+                if (value := autoencoder.config.get(name)) is not None:
+                    raise UserError(
+                        f"the autoencoder has {name} {value!r:.60}, which {self.title}'s pipelines do not heed; take "
+                        "it out of vae/config.json"
+                    )
         flat = all(value.dim() <= 4 for value in autoencoder.parameters())  # videos' weights have an axis more
         laid = autoencoder.to(memory_format=torch.channels_last) if flat else autoencoder
         return self.codec_class(laid, patch=self.patch)
@@ -255,10 +265,10 @@ class FlowFamily(Family):
             raise UserError(
                 f"{source} has {where}, for which its transformer has no places; a multiple of {codec.unit} is wanted"
             )
-        flow = self.read_schedule(scheduler_config, source, (side // codec.unit) ** 2)
         moved = {name: part.to(device) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()}
         return LatentModel(
-            source=source, family=self, network=self.network_class(moved[self.lora.part], flow), codec=codec,
+            source=source, family=self, codec=codec,
+            network=self.make_network(moved[self.lora.part], scheduler_config, source, (side // codec.unit) ** 2),
             conditioner=self.make_conditioner(moved), scheduler_config=scheduler_config, card=card,
         )  # fmt: skip
 
@@ -272,9 +282,8 @@ class FlowFamily(Family):
         for part in parts.values():
             if isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
-        scheduler = {"_class_name": CLASSES[0], "shift": self.released_shift}
         card = StudentCard(resolution=side or None)
-        return self.assemble("random weights", parts, scheduler, device, card=card)
+        return self.assemble("random weights", parts, dict(self.released_scheduler), device, card=card)
 
     def random_autoencoder(self) -> Any:
         return AutoencoderKL(
@@ -286,7 +295,8 @@ class FlowFamily(Family):
     def shaped_network(self, *, few_step: bool = False) -> TransformerNetwork:  # noqa: ARG002  # a student's are these
         with torch.device("meta"):
             transformer = self.transformer_class(**self.released)
-        return self.network_class(transformer, Flow(shift=self.released_shift)).requires_grad_(False)
+        network = self.make_network(transformer, self.released_scheduler, "the released model", tokens=1)
+        return network.requires_grad_(False)
 
     def write_any_step_pipeline(self, network: BackboneNetwork) -> str:
         assert isinstance(network, TransformerNetwork)
@@ -301,6 +311,36 @@ class FlowFamily(Family):
         ):
             code = code.replace(written, own)
         return code
+
+
+class FlowFamily(TransformerFamily):
+    """A transformer that predicts the velocity of a flow."""
+
+    is_flow = True
+    network_class: Callable[[Any, Any], TransformerNetwork]
+    released_shift: float
+    """Of its flow, for the released pictures."""
+
+    @property
+    def released_scheduler(self) -> Mapping[str, Any]:
+        return {"_class_name": CLASSES[0], "shift": self.released_shift}
+
+    def read_schedule(self, config: Mapping[str, Any], source: str, tokens: int) -> Flow:
+        """Reads a scheduler's configuration, for pictures of so many tokens. Raises UserError for what is no flow."""
+        return read_flow(config, source, tokens)
+
+    def settle(self, config: dict[str, Any], source: str, overrides: Overrides) -> dict[str, Any]:
+        for option, value in overrides.stated().items():
+            if option in ("base_lora", NETWORK_OPTION):
+                continue
+            raise UserError(
+                f"{source} is a flow, for which --{option.replace('_', '-')} {value} means nothing; leave it out"
+            )
+        self.read_schedule(config, source, tokens=1)
+        return config
+
+    def make_network(self, transformer: Any, config: Mapping[str, Any], source: str, tokens: int) -> TransformerNetwork:
+        return self.network_class(transformer, self.read_schedule(config, source, tokens))
 
     def spec_prediction(self, parameterisation: str) -> str:  # noqa: ARG002
         return "flow"

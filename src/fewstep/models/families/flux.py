@@ -56,12 +56,12 @@ class FluxNetwork(TransformerNetwork):
     def time_embedding(self) -> Any:
         return self.transformer.time_text_embed
 
-    def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
+    def ask(self, z_t: Tensor, told: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
         height, width = z_t.shape[-2:]
         guidance = torch.ones(len(z_t), device=z_t.device) if omega is None else omega.float() + 1
         places = torch.cartesian_prod(torch.arange(1), torch.arange(height // 2), torch.arange(width // 2))
         output: Tensor = self.transformer(
-            hidden_states=pack(z_t), timestep=sigma, guidance=guidance, pooled_projections=cond["pooled"].to(z_t.dtype),
+            hidden_states=pack(z_t), timestep=told, guidance=guidance, pooled_projections=cond["pooled"].to(z_t.dtype),
             encoder_hidden_states=cond["text"].to(z_t.dtype), txt_ids=z_t.new_zeros(cond["text"].shape[1], 3),
             img_ids=places.to(z_t), return_dict=False,
         )[0]  # fmt: skip

@@ -132,13 +132,13 @@ class KleinNetwork(TransformerNetwork):
     def time_embedding(self) -> Any:
         return self.transformer.time_guidance_embed
 
-    def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
+    def ask(self, z_t: Tensor, told: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
         height, width = z_t.shape[-2:]
         one, length = torch.arange(1), cond["text"].shape[1]
         places = torch.cartesian_prod(one, torch.arange(height), torch.arange(width), one)
         order = torch.cartesian_prod(one, one, one, torch.arange(length))
         output: Tensor = self.transformer(
-            hidden_states=z_t.flatten(2).transpose(1, 2), timestep=sigma, guidance=None,
+            hidden_states=z_t.flatten(2).transpose(1, 2), timestep=told, guidance=None,
             encoder_hidden_states=cond["text"].to(z_t.dtype), txt_ids=order.to(z_t.device),
             img_ids=places.to(z_t.device), return_dict=False,
         )[0]  # fmt: skip

@@ -114,10 +114,10 @@ class QwenNetwork(TransformerNetwork):
     def embedded_times(self) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
+    def ask(self, z_t: Tensor, told: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
         height, width = z_t.shape[-2:]
         output: Tensor = self.transformer(
-            hidden_states=pack(z_t), timestep=sigma, img_shapes=[[(1, height // 2, width // 2)]] * len(z_t),
+            hidden_states=pack(z_t), timestep=told, img_shapes=[[(1, height // 2, width // 2)]] * len(z_t),
             return_dict=False, **_trim(cond, z_t.dtype),
         )[0]  # fmt: skip
         return unpack(output, height, width)

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderDC, SanaPipeline, SanaSprintPipeline, SanaTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizerFast
 
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
 from fewstep.models.codec import Codec
-from fewstep.models.conditioner import TOKENIZING
 from fewstep.models.families.flow_family import FlowFamily, check_channels, lay_out_loras, read_whole_side
+from fewstep.models.families.masked_text import TOKENS, MaskedConditioner
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.transformer import TransformerNetwork
 from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
 
-TOKENS = 300
 INSTRUCTION: str = "\n".join(
     inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default  # what it was trained with
 )
@@ -87,7 +83,7 @@ class DeepCodec(Codec):
 
 
 class SanaNetwork(TransformerNetwork):
-    """`cond` is as `SanaConditioner` makes it."""
+    """`cond` is as `MaskedConditioner` makes it."""
 
     block_lists = ("transformer_blocks",)
 
@@ -104,10 +100,10 @@ class SanaNetwork(TransformerNetwork):
     def embedded_times(self) -> tuple[float, float]:
         return 0.0, 1000.0 * float(self.transformer.config.timestep_scale)
 
-    def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
+    def ask(self, z_t: Tensor, told: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
         _, factor = self.embedded_times
         output: Tensor = self.transformer(
-            hidden_states=z_t, timestep=factor * sigma, encoder_hidden_states=cond["text"].to(z_t.dtype),
+            hidden_states=z_t, timestep=factor * told, encoder_hidden_states=cond["text"].to(z_t.dtype),
             encoder_attention_mask=cond["mask"].to(z_t.dtype), return_dict=False,
         )[0]  # fmt: skip
         return output
@@ -115,71 +111,6 @@ class SanaNetwork(TransformerNetwork):
     def image_tokens(self, output: Any, height: int, width: int) -> Tensor:
         picture: Tensor = output.transpose(1, 2).unflatten(2, (height, width))
         return picture
-
-
-@dataclass(frozen=True)
-class SanaConditioner:
-    """`{"text": [b, 300, width], "mask": [b, 300]}`; padding has text too, which the mask keeps from being read."""
-
-    tokenizer: Any
-    network: Any
-
-    @property
-    def encoders(self) -> dict[str, nn.Module]:
-        return {"text_encoder": self.network}
-
-    def with_encoders(self, encoders: Mapping[str, nn.Module]) -> SanaConditioner:
-        return dataclasses.replace(self, network=encoders["text_encoder"])
-
-    @property
-    def limit(self) -> int:
-        """Returns how many tokens of a prompt are read, less the first and what the instruction ends with."""
-        return TOKENS - 2
-
-    @cached_property
-    def _instructed(self) -> int:
-        return self._counts(INSTRUCTION)
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Cond:
-        whole = self._read([INSTRUCTION + _tidy(prompt) for prompt in prompts], self._instructed + self.limit)
-        # Of the instruction its begin and its end are kept.
-        return {name: torch.cat([each[:, :1], each[:, 1 - TOKENS :]], dim=1) for name, each in whole.items()}
-
-    def _read(self, texts: Sequence[str], length: int) -> Cond:
-        with TOKENIZING:
-            tokens = self.tokenizer(
-                list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            )
-        tokens = tokens.to(next(self.network.parameters()).device)
-        with torch.autocast(tokens.input_ids.device.type, enabled=False):
-            text = self.network(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        return {"text": text, "mask": tokens.attention_mask.to(text.dtype)}
-
-    def tell_sizes(self, sizes: Sequence[Sequence[int]]) -> Cond:  # noqa: ARG002  # this network is told none
-        return {}
-
-    @torch.no_grad()
-    def null(self) -> Cond:
-        return self._read([""], TOKENS)
-
-    def add_word(self, word: str, vectors: Mapping[str, Tensor]) -> None:
-        raise UserError(f"{word} is a word for CLIP ({', '.join(vectors)}), which this model does not read by")
-
-    def _counts(self, text: str) -> int:
-        with TOKENIZING:
-            return len(self.tokenizer(text).input_ids)
-
-    def count_tokens(self, prompt: str) -> int:
-        return max(0, min(self._counts(INSTRUCTION + _tidy(prompt)) - self._instructed, self.limit))
-
-    def truncates(self, prompt: str) -> bool:
-        return self._counts(INSTRUCTION + _tidy(prompt)) > self._instructed + self.limit
-
-
-def _tidy(prompt: str) -> str:
-    """Returns a prompt as the stock pipeline has it read."""
-    return prompt.lower().strip()
 
 
 LORA = lay_out_loras(
@@ -257,13 +188,13 @@ class Sana(FlowFamily):
                 "they are of different models"
             )
 
-    def make_conditioner(self, parts: Mapping[str, Any]) -> SanaConditioner:
+    def make_conditioner(self, parts: Mapping[str, Any]) -> MaskedConditioner:
         parts["tokenizer"].padding_side = "right"  # as the pipeline has it, whatever was saved
-        return SanaConditioner(parts["tokenizer"], parts["text_encoder"])
+        return MaskedConditioner(parts["tokenizer"], parts["text_encoder"], INSTRUCTION)
 
     def make_pipeline(self, model: LatentModel, network: BackboneNetwork, scheduler: Any) -> Any:
         text = model.conditioner
-        assert isinstance(text, SanaConditioner)
+        assert isinstance(text, MaskedConditioner)
         return SanaPipeline(
             transformer=network.backbone, scheduler=scheduler, vae=model.codec.autoencoder, text_encoder=text.network,
             tokenizer=text.tokenizer,

@@ -49,9 +49,9 @@ class SD3Network(TransformerNetwork):
 
     block_lists = ("transformer_blocks",)
 
-    def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
+    def ask(self, z_t: Tensor, told: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
         output: Tensor = self.transformer(
-            hidden_states=z_t, timestep=1000 * sigma, encoder_hidden_states=cond["text"].to(z_t.dtype),
+            hidden_states=z_t, timestep=1000 * told, encoder_hidden_states=cond["text"].to(z_t.dtype),
             pooled_projections=cond["pooled"].to(z_t.dtype), return_dict=False,
         )[0]  # fmt: skip
         return output

@@ -1,4 +1,4 @@
-"""Flow transformers of diffusers as networks: what all of them have alike."""
+"""Transformers of diffusers as networks: what all of them have alike."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
+from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
 from fewstep.models.families.tapping import tap
 from fewstep.models.families.told_time import tell_end
@@ -31,19 +31,20 @@ def _spared_fp16(device: str) -> AbstractContextManager[object]:
 
 
 class TransformerNetwork(BackboneNetwork):
-    """A transformer that predicts the velocity of a flow, ε − z_0."""
+    """A transformer that predicts the velocity of a flow, ε − z_0, if no other parameterisation is said."""
 
-    parameterisation: Parameterisation = "flow_prediction"
-    schedule: Flow
     block_lists: ClassVar[tuple[str, ...]]
     """The transformer's lists of blocks, in the order in which they compute."""
     tapped: ClassVar[tuple[str, ...]] = ()
     """Those of them through which text and picture go together; none named are all."""
 
-    def __init__(self, transformer: Any, schedule: Flow) -> None:
+    def __init__(
+        self, transformer: Any, schedule: Schedule, parameterisation: Parameterisation = "flow_prediction"
+    ) -> None:
         super().__init__()
         self.transformer = transformer
         self.schedule = schedule
+        self.parameterisation = parameterisation
 
     @property
     def backbone(self) -> Any:
@@ -105,9 +106,14 @@ class TransformerNetwork(BackboneNetwork):
         config = self.transformer.config
         return int(config.num_attention_heads * config.attention_head_dim)
 
+    def tell_time(self, t: Tensor) -> Tensor:
+        """Returns what the network is told of times `[b]`: of a flow, the noise shares σ, fp32."""
+        return self.schedule.sigma(t).float()
+
     @abstractmethod
-    def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
-        """Returns v `[b, c, h, w]` at the noise shares σ `[b]`, fp32; with an end, of both, `[2, b]`."""
+    def ask(self, z_t: Tensor, told: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:
+        """Returns the transformer's output `[b, c, h, w]` for what it is `told` of the times, `[b]`; with an end, of
+        both, `[2, b]`."""
 
     @abstractmethod
     def image_tokens(self, output: Any, height: int, width: int) -> Tensor:
@@ -117,12 +123,12 @@ class TransformerNetwork(BackboneNetwork):
         first = next(self.transformer.parameters(), None)
         dtype = torch.float32 if first is None else first.dtype
         alpha, sigma = self.schedule.coefficients(t, z_t)
-        told = self.schedule.sigma(t).float()
+        told = self.tell_time(t)
         if (end := self._end) is not None and end.scale:
-            told = torch.stack([told, self.schedule.sigma(cond["end"]).float()])
+            told = torch.stack([told, self.tell_time(cond["end"])])
         with _spared_fp16(z_t.device.type):
-            v = self.velocity(z_t.to(dtype), told, cond, omega)
-        return to_prediction(self.parameterisation, v, z_t, alpha, sigma)
+            output = self.ask(z_t.to(dtype), told, cond, omega)
+        return to_prediction(self.parameterisation, output, z_t, alpha, sigma)
 
     def features(self, z_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
         height, width = z_t.shape[-2:]
@@ -141,7 +147,7 @@ class TransformerNetwork(BackboneNetwork):
         return network
 
     def with_backbone(self, backbone: Any) -> Self:
-        return type(self)(backbone, self.schedule)
+        return type(self)(backbone, self.schedule, self.parameterisation)
 
     def compiled_by(self, _compile: Callable[[nn.Module, nn.Module], Callable[..., Tensor]]) -> Self:
         raise UserError(f"--engine torch alone computes a {type(self.transformer).__name__}; leave --engine out")

@@ -79,12 +79,12 @@ class ZImageNetwork(TransformerNetwork):
     def width(self) -> int:
         return int(self.transformer.config.dim)
 
-    def velocity(self, z_t: Tensor, sigma: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
+    def ask(self, z_t: Tensor, told: Tensor, cond: Cond, omega: Tensor | None) -> Tensor:  # noqa: ARG002
         texts = list(cond["text"].to(z_t.dtype))
         if "mask" in cond:  # padding would be read as text is
             texts = [text[held] for text, held in zip(texts, cond["mask"] > 0, strict=True)]
         given = list(z_t.unsqueeze(2))  # with an axis of frames
-        answers: list[Tensor] = self.transformer(given, 1 - sigma, texts, return_dict=False)[0]
+        answers: list[Tensor] = self.transformer(given, 1 - told, texts, return_dict=False)[0]
         return -torch.stack(answers).squeeze(2)
 
     def image_tokens(self, output: Any, height: int, width: int) -> Tensor:

@@ -76,7 +76,10 @@ class AdaptedNetwork:
         ]  # fmt: skip
         config = LoraConfig(r=rank, lora_alpha=scale, target_modules=adapted)
         with _unwarned():
-            network.backbone.add_adapter(config, name)
+            if hasattr(network.backbone, "add_adapter"):
+                network.backbone.add_adapter(config, name)
+            else:  # of a class for which diffusers loads no LoRAs
+                inject_adapter_in_model(config, network.backbone, name)
         self.network, self.alpha, self._name = network, alpha, name
         self._end = find_end(network)
         told = {id(each) for each in self._end.parameters()} if self._end else set()
