@@ -37,6 +37,7 @@ SHAPES = {
     "qwen": (find_family("qwen"), 128),
     "klein": (find_family("klein"), 64),
     "sana": (find_family("sana"), 32),
+    "pixart": (find_family("pixart"), 128),
 }
 """Family and side of the latents."""
 

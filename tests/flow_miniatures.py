@@ -19,6 +19,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
@@ -63,7 +65,7 @@ def make_t5_tokenizer() -> T5TokenizerFast:
     )
 
 
-def make_autoencoder(channels: int, scale: float, shift: float) -> AutoencoderKL:
+def make_autoencoder(channels: int, scale: float, shift: float | None) -> AutoencoderKL:
     """Eight pixels a latent."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
@@ -277,6 +279,23 @@ def save_sana(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
     return folder
 
 
+def save_pixart(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
+    """Writes PixArt-Σ's layout, which is no flow."""
+    torch.manual_seed(0)
+    tokenizer = make_t5_tokenizer()
+    parts = {
+        "transformer": PixArtTransformer2DModel(
+            sample_size=8, num_layers=2, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32,
+            in_channels=4, out_channels=8, caption_channels=64, use_additional_conditions=False,
+        ),
+        "vae": make_autoencoder(4, 0.13025, None), "text_encoder": _t5(tokenizer, 64), "tokenizer": tokenizer,
+        "scheduler": DPMSolverMultistepScheduler(),
+    }  # fmt: skip
+    _settle(parts)
+    PixArtSigmaPipeline(**parts).save_pretrained(folder)
+    return folder
+
+
 def _settle(parts: dict[str, Any]) -> None:
     """Ends dropout, and gives the last layers, which begin at zero, something to say."""
     for name, part in parts.items():
@@ -341,6 +360,7 @@ STOCK = {
         scale=lambda pipe, own: _normalise(pipe, pipe._patchify_latents(own)),
         shifts_by_steps=True,
     ),
+    "PixArtSigmaPipeline": Stock(scale=lambda pipe, own: own * pipe.vae.config.scaling_factor, shape=(4, 8, 8)),
     "SanaPipeline": Stock(
         shape=(32, 2, 2),
         encode=lambda pipe, pixels: pipe.vae.encode(pixels).latent,
@@ -355,6 +375,8 @@ FLOWS = {
     "sana": save_sana,
 }  # fmt: skip
 """What writes a miniature of each family."""
+TRANSFORMERS = {**FLOWS, "pixart": save_pixart}
+"""And of those that are no flows."""
 FUSED = ("sd3", "flux", "zimage", "klein", "sana")
 """Those whose first code has q, k and v as one module."""
 

@@ -33,7 +33,7 @@ from fewstep.train.checkpoint import Checkpoints
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import begin
 from fewstep.train.role import Role
-from flow_miniatures import FLOWS, to_original
+from flow_miniatures import TRANSFORMERS, to_original
 from miniatures import save_miniature
 from single_files import save_single_file
 
@@ -80,7 +80,7 @@ def build_corpus(folder: Path, outside: Path) -> Corpus:
 
 def _write_flows(corpus: Corpus, tokenizer: Any) -> None:
     (corpus / "flow-files").mkdir()
-    for name, save in FLOWS.items():
+    for name, save in TRANSFORMERS.items():
         place = save(tokenizer, corpus / "flows" / name)
         StudentCard(resolution=64).write(place)
         model = corpus.flows[name] = load_latent_model(place, torch.device("cpu"))

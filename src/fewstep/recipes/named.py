@@ -107,6 +107,12 @@ def sana() -> Distill:
     return dataclasses.replace(sd35(), family="sana", accumulation=4)
 
 
+def pixart() -> Distill:
+    """Distils PixArt-Σ at 1024 pixels, with one guidance built in: no paper has values for it. For short runs see
+    sd15."""
+    return dataclasses.replace(sd35(), family="pixart", accumulation=4)
+
+
 def make_lora(recipe: Callable[[], Distill], accumulation: int, guidance_scale: float = 8.5) -> Callable[[], Distill]:
     """Turns a recipe into one for an LCM-LoRA, with its paper's values: rank 64, ω = 7.5, learning rate 1e-4; 2,000
     updates and, being so few, no average."""
@@ -125,6 +131,7 @@ DISTILL: dict[str, Callable[[], Distill]] = {
     "zimage": zimage, "zimage-lora": make_lora(zimage, 16, 5.0), "qwen": qwen, "qwen-lora": make_lora(qwen, 16, 4.0),
     "klein": klein, "klein-lora": make_lora(klein, 16, 4.0),
     "sana": sana, "sana-lora": make_lora(sana, 4, 4.5),
+    "pixart": pixart, "pixart-lora": make_lora(pixart, 4, 4.5),
 }  # fmt: skip
 
 
@@ -133,7 +140,7 @@ MEMORY_GIB: dict[str, float] = {
     "sd35": 49.24, "sd35-lora": 8.32, "flux": 246.72, "zimage": 130.6, "zimage-lora": 16.48, "flux-lora": 28.87,
     "qwen": 421.71, "qwen-lora": 47.29, "klein": 81.8, "klein-lora": 10.58,
     "sd15-lora": 5.46, "sd21-base-lora": 5.16, "sd21-lora": 5.47, "sdxl-lora": 11.62,
-    "sana": 34.66, "sana-lora": 5.41,
+    "sana": 34.66, "sana-lora": 5.41, "pixart": 15.75, "pixart-lora": 4.56,
 }  # fmt: skip
 """GPU memory for one update in bf16, as studies/memory.py counted it (docs/memory.md)."""
 
@@ -152,6 +159,7 @@ RELEASED = {
     "sd35": Released(1024, "flow_prediction"), "flux": Released(1024, "flow_prediction"),
     "zimage": Released(1024, "flow_prediction"), "qwen": Released(1024, "flow_prediction"),
     "klein": Released(1024, "flow_prediction"), "sana": Released(1024, "flow_prediction"),
+    "pixart": Released(1024),
 }  # fmt: skip
 _MODEL_SETTINGS = ("teacher", "data", "out", "family")
 

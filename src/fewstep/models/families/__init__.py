@@ -23,6 +23,7 @@ _FILES = {
     "qwen": "qwen",
     "klein": "klein",
     "sana": "sana",
+    "pixart": "pixart",
 }
 """The file of each family, which ends in its FAMILIES; it is imported only when a family is asked for."""
 
