@@ -32,7 +32,8 @@ def test_a_transformer_alone_over_a_base(prefix, flow, original, tmp_path):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], value) for name, value in theirs.items())
         assert not any(value.requires_grad for value in model.network.parameters())
-        assert (model.resolution, model.schedule.shift) == (base.resolution, base.schedule.shift)
+        assert model.resolution == base.resolution
+        assert torch.equal(*(each.schedule.alpha(torch.arange(1000)) for each in (model, base)))
         cond, z, t = base.conditioner.encode(["a red star"]), torch.zeros(1, *base.codec.shape(64)), torch.tensor([500])
         same = base.network.with_backbone(model.network.backbone)
         with torch.no_grad():  # with what is no weight too, such as tables of places
