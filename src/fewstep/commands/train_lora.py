@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewstep.diffusion.flow import Flow
 from fewstep.models.card import STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
@@ -50,6 +51,7 @@ def make_card(config: TrainLora, model: LatentModel) -> StudentCard:
     """Makes what is recorded beside the weights."""
     return StudentCard(
         name=config.out.resolve().name, method=STYLE_LORA, teacher=config.model,
+        shift=model.schedule.shift if isinstance(model.schedule, Flow) else None,
         teacher_sha256=weights_sha256(model.network.backbone), base_config=config.base_config or None,
         **config.stated(),
         data=config.data, steps=config.steps, batch_size=config.batch_size, lr=config.lr, ema_decay=config.ema_decay,

@@ -293,7 +293,7 @@ def _usage(card: StudentCard) -> list[str]:
 
 def _name_prompt(card: StudentCard) -> str:
     """Returns the prompt as a pipeline of diffusers is given it: some of flows take pictures first."""
-    return '"a prompt"' if card.shift is None and card.method != STYLE_LORA else 'prompt="a prompt"'
+    return '"a prompt"' if card.shift is None else 'prompt="a prompt"'
 
 
 def _ask_steps(card: StudentCard) -> str:
