@@ -36,6 +36,8 @@ ODD = [
     ("qwen", VAE, {"latents_std": [0.0] * 16}, "deviations above 0"),
     ("qwen", VAE, {"latents_mean": [0.0]}, "16 numbers are wanted"),
     ("qwen", VAE, {"dropout": float("nan")}, "has dropout nan"),
+    ("sd3", "text_encoder/config.json", {"layer_norm_eps": None}, "norms with an eps of None"),
+    ("zimage", "text_encoder/config.json", {"rms_norm_eps": None}, "eps"),
     ("klein", TRANSFORMER, {"guidance_embeds": True}, "is FLUX.2 dev"),
     ("klein", TRANSFORMER, {"axes_dims_rope": [4, 6, 6]}, "4 even numbers are wanted, 16 in sum"),
     ("klein", "model_index.json", {"is_distilled": True}, "paints in 4 steps already"),

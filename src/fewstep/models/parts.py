@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import PreTrainedModel
 
 from fewstep.documents import load_json
@@ -53,10 +55,20 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
     else:
         part.register_to_config(_name_or_path=str(folder))
     check_report(report, str(folder), kind.__name__)
+    _check_norms(part, folder)
     return part.eval().requires_grad_(False)
 
 
 _IS_VERSION_4 = int(transformers.__version__.split(".")[0]) < 5
+
+
+def _check_norms(network: nn.Module, folder: Path) -> None:
+    """Raises UserError for norms whose least deviation is no number, which would be found out as they compute."""
+    for module in network.modules():
+        eps = getattr(module, "eps", 0) if isinstance(module, nn.LayerNorm | nn.GroupNorm) else 0
+        eps = getattr(module, "variance_epsilon", eps)  # as transformers' own norms call it
+        if type(eps) not in (int, float) or not 0 <= eps < math.inf:
+            raise UserError(f"{folder}/config.json has norms with an eps of {eps!r:.60}; a small number is wanted")
 
 
 def check_report(report: Mapping[str, Any], where: str, kind: str) -> None:
