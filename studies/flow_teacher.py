@@ -1,13 +1,13 @@
 """A trained flow transformer of the scenes world: Stable Diffusion 3's layout, taught by the bundled UNet.
 
-    python studies/flow_teacher.py            # about two hours of one core; goes on where it stopped
-    python studies/flow_teacher.py --steps 200 --n 64  # to look at it
+    python studies/flow_teacher.py            # an hour of one core, from the weights that are kept
+    python studies/flow_teacher.py --train    # one more, and it trains them anew; goes on where it stopped
 
 The bundled teacher is a flow by an exact change of variables: the same share of noise, the state on another scale. A
 small transformer learns its velocity at every time, with the caption and without, and is then a model as people have
 them: a diffusers folder that every command takes. It is distilled as one, and its student is measured against it.
 
-Figures: docs/studies/flow-teacher.json, docs/results.md.
+Figures: docs/studies/flow-teacher.json, docs/families.md. Weights: docs/studies/flow-teacher.safetensors, in fp16.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from common import RUNS, SHOWN, Table
+from common import OUT, RUNS, SHOWN, Table
 from fewstep import assets
 from fewstep.commands.distill import distill
 from fewstep.commands.train_teacher import encode_scenes
@@ -60,12 +60,15 @@ CPU = torch.device("cpu")
 SHIFT = 3.0
 WIDTH, LAYERS, HEADS, TEXT = 128, 6, 4, 128
 DROP_RATE = 0.12
+KEPT = OUT / "flow-teacher.safetensors"
 T5_TOKENS = 256
 """The zeros that stand for an absent T5 in a prompt, all of them the same through all blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
+    train: bool = False
+    """Train the transformer, and keep it, though there is one."""
     pictures: int = 20_000
     """Scenes to learn from."""
     steps: int = 5000
@@ -206,6 +209,8 @@ def make_teacher(study: Study, run: Path) -> Path:
         return folder
     start = run / "start"
     make_pipeline().save_pretrained(start)
+    if KEPT.exists() and not study.train:
+        return save(start, {name: value.float() for name, value in read_safetensors(KEPT).items()}, folder)
     model, teacher = load_latent_model(start, CPU), load_latent_model(assets.scenes_teacher(), CPU)
     network, own = model.network, teacher.network
     assert isinstance(own, UNetNetwork)
@@ -229,8 +234,16 @@ def make_teacher(study: Study, run: Path) -> Path:
         checkpoint_every=100, precision="bf16",
     )  # fmt: skip
     fit(task, config, run / "training", "transformer")
+    state = task.averaged.backbone.state_dict()
+    with write_whole(KEPT) as draft:
+        safetensors.torch.save_file({name: value.half().contiguous() for name, value in state.items()}, draft)
+    return save(start, state, folder)
+
+
+def save(start: Path, state: dict[str, Tensor], folder: Path) -> Path:
+    """Writes the model of `start` with these weights of its transformer, and returns its folder."""
     pipe = StableDiffusion3Pipeline.from_pretrained(start, text_encoder_3=None, tokenizer_3=None)
-    pipe.transformer.load_state_dict(task.averaged.backbone.state_dict())
+    pipe.transformer.load_state_dict(state)
     pipe.save_pretrained(folder)
     return folder
 
