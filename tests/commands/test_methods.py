@@ -206,8 +206,8 @@ def test_a_card_and_a_network_that_disagree_are_refused(runs, tmp_path):
 
 def test_xl_has_a_pipeline_of_its_own():
     family = find_family("sdxl")
-    assert "StableDiffusionXLPipeline" in family.write_any_step_pipeline()
-    assert "(StableDiffusionPipeline)" not in family.write_any_step_pipeline()
+    assert "StableDiffusionXLPipeline" in family.write_any_step_pipeline(None)
+    assert "(StableDiffusionPipeline)" not in family.write_any_step_pipeline(None)
 
 
 def test_pictures_alone_do_not_teach_what_needs_a_teacher_or_a_last_time_that_is_not_noise_alone(tmp_path):
