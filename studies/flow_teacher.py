@@ -7,7 +7,8 @@ The bundled teacher is a flow by an exact change of variables: the same share of
 small transformer learns its velocity at every time, with the caption and without, and is then a model as people have
 them: a diffusers folder that every command takes. It is distilled as one, and its student is measured against it.
 
-Figures: docs/families.md; a whole run writes docs/studies/flow-teacher.json. Weights: docs/studies/flow-teacher.safetensors, in fp16.
+Figures: docs/families.md; a whole run writes docs/studies/flow-teacher.json. The weights are kept in fp16 in
+docs/studies/flow-teacher.safetensors.
 """
 
 from __future__ import annotations
