@@ -90,7 +90,7 @@ class StudentCard:
     stock_settings: dict[str, bool] | None = None
     """What else a stock pipeline is to be given, so that it paints at the size that it is asked for."""
     stock_loras: bool | None = None
-    """Is False where stock pipelines load no LoRAs."""
+    """Whether stock pipelines load its LoRAs; None where they do."""
     stock_guidance: str | None = None
     """Of a flow: what a stock pipeline calls its guidance, where that is not `guidance_scale`."""
     sigmas: dict[str, list[float]] | None = None

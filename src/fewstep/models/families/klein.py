@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -28,7 +27,7 @@ from fewstep.models.families.flow_family import (
     lay_out_loras,
     read_side_of_codec,
 )
-from fewstep.models.families.language_text import QWEN_ANSWER, LanguageEncoder
+from fewstep.models.families.language_text import QWEN_ANSWER, LanguageConditioner, LanguageEncoder
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.transformer import TransformerNetwork
 from fewstep.models.family import LatentModel
@@ -152,43 +151,11 @@ class KleinNetwork(TransformerNetwork):
 
 
 @dataclass(frozen=True)
-class KleinConditioner:
+class KleinConditioner(LanguageConditioner):
     """`{"text": [b, 512, 3·width]}`; padding is read as text is."""
 
-    reader: LanguageEncoder
-
-    @property
-    def encoders(self) -> dict[str, nn.Module]:
-        return {"text_encoder": self.reader.network}
-
-    def with_encoders(self, encoders: Mapping[str, nn.Module]) -> KleinConditioner:
-        return KleinConditioner(dataclasses.replace(self.reader, network=encoders["text_encoder"]))
-
-    @property
-    def limit(self) -> int:
-        return self.reader.limit
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Cond:
-        device = next(self.reader.network.parameters()).device
-        with torch.autocast(device.type, enabled=False):
-            output, _ = self.reader.run(prompts)
+    def pick(self, output: Any, mask: Tensor) -> Cond:  # noqa: ARG002
         return {"text": torch.cat([output.hidden_states[layer] for layer in LAYERS], dim=-1)}
-
-    def tell_sizes(self, sizes: Sequence[Sequence[int]]) -> Cond:  # noqa: ARG002  # this network is told none
-        return {}
-
-    def null(self) -> Cond:
-        return self.encode([""])
-
-    def add_word(self, word: str, vectors: Mapping[str, Tensor]) -> None:
-        raise UserError(f"{word} is a word for CLIP ({', '.join(vectors)}), which this model does not read by")
-
-    def count_tokens(self, prompt: str) -> int:
-        return min(self.reader.counts(prompt) - self.reader.counts(""), self.limit)
-
-    def truncates(self, prompt: str) -> bool:
-        return self.reader.truncates(prompt)
 
 
 LORA = lay_out_loras(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewstep.diffusion.prediction import Cond
+from fewstep.errors import UserError
 from fewstep.models.conditioner import TOKENIZING
 
 
@@ -63,3 +67,47 @@ def pad(text: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Returns hidden states `[b, n, width]`, zero where nothing is read, and `"mask"` `[b, n]` that says where."""
     held = mask.to(text.dtype)
     return {"text": torch.where(held[..., None] > 0, text, 0.0), "mask": held}
+
+
+@dataclass(frozen=True)
+class LanguageConditioner(ABC):
+    """Reads prompts with a language model; a family says which of its hidden states are the condition."""
+
+    reader: LanguageEncoder
+
+    @abstractmethod
+    def pick(self, output: Any, mask: Tensor) -> Cond:
+        """Returns the condition, of what `LanguageEncoder.run` returns."""
+
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        return {"text_encoder": self.reader.network}
+
+    def with_encoders(self, encoders: Mapping[str, nn.Module]) -> Self:
+        return dataclasses.replace(self, reader=dataclasses.replace(self.reader, network=encoders["text_encoder"]))
+
+    @property
+    def limit(self) -> int:
+        return self.reader.limit
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        device = next(self.reader.network.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            output, mask = self.reader.run(prompts)
+        return self.pick(output, mask)
+
+    def tell_sizes(self, sizes: Sequence[Sequence[int]]) -> Cond:  # noqa: ARG002  # these networks are told none
+        return {}
+
+    def null(self) -> Cond:
+        return self.encode([""])
+
+    def add_word(self, word: str, vectors: Mapping[str, Tensor]) -> None:
+        raise UserError(f"{word} is a word for CLIP ({', '.join(vectors)}), which this model does not read by")
+
+    def count_tokens(self, prompt: str) -> int:
+        return min(self.reader.counts(prompt) - self.reader.counts(""), self.limit)
+
+    def truncates(self, prompt: str) -> bool:
+        return self.reader.truncates(prompt)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from fewstep.diffusion.prediction import Cond, Prediction
@@ -18,7 +17,7 @@ from fewstep.errors import UserError
 from fewstep.models.card import is_number
 from fewstep.models.codec import Codec
 from fewstep.models.families.flow_family import FlowFamily, check_axes, check_channels, lay_out_loras
-from fewstep.models.families.language_text import LanguageEncoder
+from fewstep.models.families.language_text import LanguageConditioner, LanguageEncoder, pad
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.packing import pack, unpack
 from fewstep.models.families.transformer import TransformerNetwork
@@ -168,54 +167,24 @@ def _token_lengths(v: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class QwenConditioner:
+class QwenConditioner(LanguageConditioner):
     """`{"text": [b, 512, width], "mask": [b, 512]}`, padded at the end."""
 
-    reader: LanguageEncoder
     dropped: int
     """Tokens at the begin of a prompt's form that are not read."""
 
-    @property
-    def encoders(self) -> dict[str, nn.Module]:
-        return {"text_encoder": self.reader.network}
-
-    def with_encoders(self, encoders: Mapping[str, nn.Module]) -> QwenConditioner:
-        reader = dataclasses.replace(self.reader, network=encoders["text_encoder"])
-        return dataclasses.replace(self, reader=reader)
-
-    @property
-    def limit(self) -> int:
-        return self.reader.limit
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Cond:
-        device = next(self.reader.network.parameters()).device
-        with torch.autocast(device.type, enabled=False):
-            output, mask = self.reader.run(prompts)
+    def pick(self, output: Any, mask: Tensor) -> Cond:
         held = mask > 0
         read = held & (held.cumsum(1) > self.dropped)
         # Whichever side a tokenizer pads, what is read comes first.
         order = (~read).long().argsort(dim=1, stable=True)[:, :TOKENS]
-        mask = read.gather(1, order)
         hidden = output.hidden_states[-1]
         text = hidden.gather(1, order.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-        return {"text": torch.where(mask.unsqueeze(-1), text, 0.0), "mask": mask.to(text.dtype)}
-
-    def tell_sizes(self, sizes: Sequence[Sequence[int]]) -> Cond:  # noqa: ARG002  # this network is told none
-        return {}
+        return pad(text, read.gather(1, order))
 
     def null(self) -> Cond:
         """Encodes a space, which people give as the negative prompt."""
         return self.encode([" "])
-
-    def add_word(self, word: str, vectors: Mapping[str, Tensor]) -> None:
-        raise UserError(f"{word} is a word for CLIP ({', '.join(vectors)}), which this model does not read by")
-
-    def count_tokens(self, prompt: str) -> int:
-        return min(self.reader.counts(prompt) - self.reader.counts(""), self.limit)
-
-    def truncates(self, prompt: str) -> bool:
-        return self.reader.truncates(prompt)
 
 
 LORA = lay_out_loras(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from fewstep.diffusion.prediction import Cond
@@ -23,7 +22,7 @@ from fewstep.models.families.flow_family import (
     lay_out_loras,
     read_side_of_codec,
 )
-from fewstep.models.families.language_text import QWEN_TURN, LanguageEncoder, pad
+from fewstep.models.families.language_text import QWEN_TURN, LanguageConditioner, LanguageEncoder, pad
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.transformer import TransformerNetwork
 from fewstep.models.family import LatentModel
@@ -93,43 +92,11 @@ class ZImageNetwork(TransformerNetwork):
 
 
 @dataclass(frozen=True)
-class ZImageConditioner:
+class ZImageConditioner(LanguageConditioner):
     """`{"text": [b, 512, width], "mask": [b, 512]}`."""
 
-    reader: LanguageEncoder
-
-    @property
-    def encoders(self) -> dict[str, nn.Module]:
-        return {"text_encoder": self.reader.network}
-
-    def with_encoders(self, encoders: Mapping[str, nn.Module]) -> ZImageConditioner:
-        return ZImageConditioner(dataclasses.replace(self.reader, network=encoders["text_encoder"]))
-
-    @property
-    def limit(self) -> int:
-        return self.reader.limit
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Cond:
-        device = next(self.reader.network.parameters()).device
-        with torch.autocast(device.type, enabled=False):
-            output, mask = self.reader.run(prompts)
+    def pick(self, output: Any, mask: Tensor) -> Cond:
         return pad(output.hidden_states[-2], mask)
-
-    def tell_sizes(self, sizes: Sequence[Sequence[int]]) -> Cond:  # noqa: ARG002  # this network is told none
-        return {}
-
-    def null(self) -> Cond:
-        return self.encode([""])
-
-    def add_word(self, word: str, vectors: Mapping[str, Tensor]) -> None:
-        raise UserError(f"{word} is a word for CLIP ({', '.join(vectors)}), which this model does not read by")
-
-    def count_tokens(self, prompt: str) -> int:
-        return min(self.reader.counts(prompt) - self.reader.counts(""), self.limit)
-
-    def truncates(self, prompt: str) -> bool:
-        return self.reader.truncates(prompt)
 
 
 LORA = lay_out_loras(
