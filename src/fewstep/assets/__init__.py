@@ -48,3 +48,8 @@ def find_name(source: str | Path) -> str:
 def scenes_reader() -> Path:
     """Returns the folder of the bundled reader."""
     return _HERE / "scenes-reader"
+
+
+def gallery() -> Path:
+    """Returns the folder of the artwork of the gallery world."""
+    return _HERE / "gallery"
