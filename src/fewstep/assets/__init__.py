@@ -10,6 +10,12 @@ SCENES = "scenes"
 SCENES_LEANING = "scenes-leaning"
 """The same world in another look, from which styles are learnt."""
 
+GALLERY = "gallery"
+"""The name of the world of emoji on drawn grounds."""
+
+GALLERY_TWEMOJI = "gallery-twemoji"
+"""The same world in another artist's hand, from which styles are learnt."""
+
 SCENES_LCM = "scenes-lcm"
 """The name of the bundled few-step model, which studies/scenes.sh made."""
 

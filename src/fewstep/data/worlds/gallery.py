@@ -8,7 +8,7 @@ from typing import Literal
 
 from PIL import Image
 
-from fewstep.data.worlds.gallery_art import Hand, find_kind, list_artworks, list_names
+from fewstep.data.worlds.gallery_art import Hand, find_kind, group_by_kind, list_artworks, list_names
 from fewstep.data.worlds.gallery_drawing import Placement, draw_gallery_scene
 from fewstep.data.worlds.gallery_scene import (
     ARRANGEMENTS,
@@ -19,6 +19,7 @@ from fewstep.data.worlds.gallery_scene import (
     GalleryPrompt,
     GalleryScene,
     Thing,
+    list_layouts,
 )
 
 Split = Literal["train", "test", "held-out"]
@@ -83,6 +84,19 @@ def draw_scene_attributes(rng: random.Random, split: Split) -> GalleryScene:
     count = rng.choice(list(ARRANGEMENTS))
     things = tuple(Thing(name, rng.choice(SIZES)) for name in rng.sample(names, count))
     return GalleryScene(things, rng.choice(ARRANGEMENTS[count]), rng.choice(GROUNDS))
+
+
+def draw_agreeing_scene(rng: random.Random, prompt: GalleryPrompt) -> GalleryScene:
+    """Draws one of the scenes that agree with `prompt`, all equally likely but for the number of things, if open."""
+    asked = prompt.things if prompt.things is not None else (Asked(),) * rng.choice(list(ARRANGEMENTS))
+    layouts = list_layouts(GalleryPrompt(asked, prompt.arrangement, prompt.ground))
+    arrangement, order = rng.choice(layouts)
+    while True:
+        names = [each.name or rng.choice(group_by_kind().get(each.kind or "", list_names())) for each in asked]
+        if len(set(names)) == len(names):
+            break
+    things = [Thing(name, each.size or rng.choice(SIZES)) for name, each in zip(names, asked, strict=True)]
+    return GalleryScene(tuple(things[i] for i in order), arrangement, prompt.ground or rng.choice(GROUNDS))
 
 
 def _ask(rng: random.Random, scene: GalleryScene, level: Level) -> GalleryPrompt:

@@ -59,7 +59,7 @@ class Asked:
     @property
     def label(self) -> str:
         """What tells this thing from the others that a caption asks for."""
-        return " ".join(word for word in (self.size, self.name or self.kind or "thing") if word)
+        return self.name or self.kind or "thing"
 
 
 @dataclass(frozen=True)
@@ -132,21 +132,15 @@ def find_law(prompt: GalleryPrompt) -> dict[str, Distribution]:
 
 
 def sort_cells(prompt: GalleryPrompt, scene: GalleryScene) -> dict[str, Distribution] | None:
-    """Returns where `scene` falls on each of AXES, in the terms of `find_law`; None if it does not agree with `prompt`.
-
-    Where sizes tell asked things apart and a scene can be matched in several ways, each way has an equal part.
-    """
+    """Returns where `scene` falls on each of AXES, in the terms of `find_law`; None if it does not agree with `prompt`."""
     if not prompt.agrees_with(scene):
         return None
-    if prompt.things is None:
-        found = [tuple(Asked() for _ in scene.things)]
-    else:
-        found = list(_match(prompt, scene))
-    parts = [{_name_place(scene.arrangement, [each.label for each in way]): 1.0} for way in found]
+    # Things that a prompt tells apart are matched in one way only, the others have the same label in every way.
+    asked = (Asked(),) * len(scene.things) if prompt.things is None else next(_match(prompt, scene))
     return {
         "thing": _mix([{thing.name: 1.0} for thing in scene.things]),
         "size": _mix([{thing.size: 1.0} for thing in scene.things]),
-        "place": _mix(parts),
+        "place": {_name_place(scene.arrangement, [each.label for each in asked]): 1.0},
         "ground": {scene.ground: 1.0},
     }
 
