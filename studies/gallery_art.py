@@ -2,7 +2,8 @@
 
     apt-get download fonts-noto-color-emoji && dpkg -x fonts-noto-color-emoji_*.deb art
     npm pack emoji-datasource@16.0.0 && tar xzf emoji-datasource-16.0.0.tgz -C art package/emoji.json
-    npm pack emoji-datasource-twitter@16.0.0 && tar xzf emoji-datasource-twitter-16.0.0.tgz -C art package/img/twitter/64
+    npm pack emoji-datasource-twitter@16.0.0
+    tar xzf emoji-datasource-twitter-16.0.0.tgz -C art package/img/twitter/64
     python studies/gallery_art.py art        # writes src/fewstep/assets/gallery
 
 Needs fonttools beside the package. Every thing is cut to its outline and fills a cell of 64×64 by its longer side.
@@ -25,8 +26,8 @@ from fewstep.data.worlds.gallery_art import ATLASES, CELL, COLUMNS, FOLDER
 # what a person would type.
 CHOSEN = {
     "animal": (
-        "1f412 monkey, 1f98d gorilla, 1f415 dog, 1f429 poodle, 1f43a wolf, 1f98a fox, 1f99d raccoon, 1f408 cat, "
-        "1f981 lion, 1f405 tiger, 1f406 leopard, 1f40e horse, 1f993 zebra, 1f98c deer, 1f404 cow, 1f416 pig, 1f40f ram, "
+        "1f412 monkey, 1f98d gorilla, 1f415 dog, 1f429 poodle, 1f43a wolf, 1f98a fox, 1f99d raccoon, 1f408 cat, 1f981 "
+        "lion, 1f405 tiger, 1f406 leopard, 1f40e horse, 1f993 zebra, 1f98c deer, 1f404 cow, 1f416 pig, 1f40f ram, "
         "1f411 sheep, 1f42a camel, 1f999 llama, 1f992 giraffe, 1f418 elephant, 1f98f rhino, 1f99b hippo, 1f401 mouse, "
         "1f407 rabbit, 1f994 hedgehog, 1f987 bat, 1f43b bear, 1f428 koala, 1f43c panda, 1f9a5 sloth, 1f998 kangaroo, "
         "1f438 frog, 1f40a crocodile, 1f422 turtle, 1f40d snake, 1f409 dragon"
@@ -36,77 +37,76 @@ CHOSEN = {
         "1f9a9 flamingo, 1f99a peacock, 1f99c parrot"
     ),
     "sea animal": (
-        "1f40b whale, 1f42c dolphin, 1f420 fish, 1f421 pufferfish, 1f988 shark, 1f419 octopus, 1f41a shell, 1f980 crab, "
-        "1f99e lobster, 1f990 shrimp, 1f991 squid"
+        "1f40b whale, 1f42c dolphin, 1f420 fish, 1f421 pufferfish, 1f988 shark, 1f419 octopus, 1f41a shell, 1f980 "
+        "crab, 1f99e lobster, 1f990 shrimp, 1f991 squid"
     ),
     "bug": (
         "1f40c snail, 1f98b butterfly, 1f41b caterpillar, 1f41c ant, 1f41d bee, 1f41e ladybug, 1f997 cricket, "
         "1f577-fe0f spider, 1f982 scorpion"
     ),
     "plant": (
-        "1f338 cherry blossom, 1f339 rose, 1f33a hibiscus, 1f33b sunflower, 1f337 tulip, 1f331 seedling, 1f332 fir tree, "
-        "1f333 oak tree, 1f334 palm tree, 1f335 cactus, 1f340 clover, 1f341 maple leaf, 1f344 mushroom, 1f490 bouquet, "
-        "1f33e rice plant"
+        "1f338 cherry blossom, 1f339 rose, 1f33a hibiscus, 1f33b sunflower, 1f337 tulip, 1f331 seedling, 1f332 fir "
+        "tree, 1f333 oak tree, 1f334 palm tree, 1f335 cactus, 1f340 clover, 1f341 maple leaf, 1f344 mushroom, 1f490 "
+        "bouquet, 1f33e rice plant"
     ),
     "fruit": (
-        "1f347 bunch of grapes, 1f348 melon, 1f349 watermelon, 1f34a orange, 1f34b lemon, 1f34c banana, 1f34d pineapple, "
-        "1f96d mango, 1f34e apple, 1f350 pear, 1f351 peach, 1f352 pair of cherries, 1f353 strawberry, 1f95d kiwi, "
-        "1f965 coconut"
+        "1f347 bunch of grapes, 1f348 melon, 1f349 watermelon, 1f34a orange, 1f34b lemon, 1f34c banana, 1f34d "
+        "pineapple, 1f96d mango, 1f34e apple, 1f350 pear, 1f351 peach, 1f352 pair of cherries, 1f353 strawberry, "
+        "1f95d kiwi, 1f965 coconut"
     ),
     "vegetable": (
-        "1f345 tomato, 1f951 avocado, 1f346 eggplant, 1f954 potato, 1f955 carrot, 1f33d corn cob, 1f336-fe0f chili pepper, "
-        "1f952 cucumber, 1f96c cabbage, 1f966 broccoli, 1f9c4 garlic, 1f9c5 onion"
+        "1f345 tomato, 1f951 avocado, 1f346 eggplant, 1f954 potato, 1f955 carrot, 1f33d corn cob, 1f336-fe0f chili "
+        "pepper, 1f952 cucumber, 1f96c cabbage, 1f966 broccoli, 1f9c4 garlic, 1f9c5 onion"
     ),
     "meal": (
-        "1f35e loaf of bread, 1f950 croissant, 1f956 baguette, 1f968 pretzel, 1f95e stack of pancakes, "
-        "1f9c0 piece of cheese, 1f969 steak, 1f357 chicken leg, 1f953 slice of bacon, 1f354 hamburger, "
-        "1f35f portion of fries, 1f355 pizza, 1f32d hot dog, 1f96a sandwich, 1f32e taco, 1f32f burrito, 1f373 fried egg, "
-        "1f957 salad, 1f37f box of popcorn, 1f35c bowl of noodles, 1f35d plate of spaghetti, 1f363 piece of sushi, "
-        "1f359 rice ball"
+        "1f35e loaf of bread, 1f950 croissant, 1f956 baguette, 1f968 pretzel, 1f95e stack of pancakes, 1f9c0 piece of "
+        "cheese, 1f969 steak, 1f357 chicken leg, 1f953 slice of bacon, 1f354 hamburger, 1f35f portion of fries, 1f355 "
+        "pizza, 1f32d hot dog, 1f96a sandwich, 1f32e taco, 1f32f burrito, 1f373 fried egg, 1f957 salad, 1f37f box of "
+        "popcorn, 1f35c bowl of noodles, 1f35d plate of spaghetti, 1f363 piece of sushi, 1f359 rice ball"
     ),
     "sweet": (
         "1f366 ice cream cone, 1f369 doughnut, 1f36a cookie, 1f382 birthday cake, 1f370 slice of cake, 1f9c1 cupcake, "
         "1f967 pie, 1f36b chocolate bar, 1f36c candy, 1f36d lollipop, 1f36e pudding, 1f36f honey pot"
     ),
     "drink": (
-        "1f95b glass of milk, 2615 cup of coffee, 1fad6 teapot, 1f37e bottle of champagne, 1f377 glass of wine, "
-        "1f378 cocktail, 1f379 tropical drink, 1f37a mug of beer, 1f964 soda, 1f9cb bubble tea, 1f9c3 juice box"
+        "1f95b glass of milk, 2615 cup of coffee, 1fad6 teapot, 1f37e bottle of champagne, 1f377 glass of wine, 1f378 "
+        "cocktail, 1f379 tropical drink, 1f37a mug of beer, 1f964 soda, 1f9cb bubble tea, 1f9c3 juice box"
     ),
     "vehicle": (
         "1f682 steam engine, 1f684 bullet train, 1f68c bus, 1f691 ambulance, 1f692 fire engine, 1f693 police car, "
-        "1f695 taxi, 1f697 car, 1f69a truck, 1f69c tractor, 1f3ce-fe0f racing car, 1f3cd-fe0f motorcycle, "
-        "1f6f5 motor scooter, 1f6b2 bicycle, 26f5 sailboat, 1f6f6 canoe, 1f6a4 speedboat, 1f6a2 ship, 2708-fe0f airplane, "
-        "1f681 helicopter, 1f680 rocket, 1f6f8 flying saucer"
+        "1f695 taxi, 1f697 car, 1f69a truck, 1f69c tractor, 1f3ce-fe0f racing car, 1f3cd-fe0f motorcycle, 1f6f5 motor "
+        "scooter, 1f6b2 bicycle, 26f5 sailboat, 1f6f6 canoe, 1f6a4 speedboat, 1f6a2 ship, 2708-fe0f airplane, 1f681 "
+        "helicopter, 1f680 rocket, 1f6f8 flying saucer"
     ),
     "building": (
         "1f3e0 house, 1f3e2 office building, 1f3e5 hospital, 1f3ed factory, 1f3ef pagoda, 1f3f0 castle, 26ea church, "
         "1f54c mosque, 1f6d5 temple, 1f5fc tower, 26fa tent, 1f3aa circus tent, 1f6d6 hut, 1f3a1 ferris wheel"
     ),
     "instrument": (
-        "1f3b7 saxophone, 1fa97 accordion, 1f3b8 guitar, 1f3b9 piano keyboard, 1f3ba trumpet, 1f3bb violin, 1fa95 banjo, "
-        "1f941 drum, 1f514 bell"
+        "1f3b7 saxophone, 1fa97 accordion, 1f3b8 guitar, 1f3b9 piano keyboard, 1f3ba trumpet, 1f3bb violin, 1fa95 "
+        "banjo, 1f941 drum, 1f514 bell"
     ),
     "piece of clothing": (
-        "1f453 pair of glasses, 1f454 shirt with a tie, 1f455 t-shirt, 1f456 pair of jeans, 1f9e3 scarf, "
-        "1f9e4 pair of gloves, 1f9e5 coat, 1f9e6 pair of socks, 1f457 dress, 1f458 kimono, 1f45c handbag, 1f392 backpack, "
-        "1f45f sneaker, 1f460 high heel, 1f97e hiking boot, 1f451 crown, 1f452 sun hat, 1f3a9 top hat, 1f9e2 cap, "
-        "1f48d ring"
+        "1f453 pair of glasses, 1f454 shirt with a tie, 1f455 t-shirt, 1f456 pair of jeans, 1f9e3 scarf, 1f9e4 pair "
+        "of gloves, 1f9e5 coat, 1f9e6 pair of socks, 1f457 dress, 1f458 kimono, 1f45c handbag, 1f392 backpack, 1f45f "
+        "sneaker, 1f460 high heel, 1f97e hiking boot, 1f451 crown, 1f452 sun hat, 1f3a9 top hat, 1f9e2 cap, 1f48d "
+        "ring"
     ),
     "tool": (
-        "1f528 hammer, 1fa93 axe, 1fa9a saw, 1f527 wrench, 1fa9b screwdriver, 1f9f2 magnet, 2702-fe0f pair of scissors, "
-        "1f511 key, 1f512 lock, 1f9f0 toolbox, 1fa9c ladder, 2699-fe0f gear, 270f-fe0f pencil, 1f52c microscope, "
-        "1f52d telescope, 1f9f9 broom, 1faa3 bucket, 1f526 flashlight"
+        "1f528 hammer, 1fa93 axe, 1fa9a saw, 1f527 wrench, 1fa9b screwdriver, 1f9f2 magnet, 2702-fe0f pair of "
+        "scissors, 1f511 key, 1f512 lock, 1f9f0 toolbox, 1fa9c ladder, 2699-fe0f gear, 270f-fe0f pencil, 1f52c "
+        "microscope, 1f52d telescope, 1f9f9 broom, 1faa3 bucket, 1f526 flashlight"
     ),
     "toy": (
-        "26bd soccer ball, 26be baseball, 1f3c0 basketball, 1f3c8 football, 1f3b3 bowling pin set, "
-        "1f94a boxing glove, 26f8-fe0f ice skate, 1f6f7 sled, 1f3af dartboard, 1f3d3 ping-pong paddle, 1f388 balloon, "
-        "1fa81 kite, 1fa80 yo-yo, 1f9f8 teddy bear, 1f3ae game controller, 1f3b2 die, 1f9e9 puzzle piece, "
-        "1fa86 nesting doll, 1f6f9 skateboard"
+        "26bd soccer ball, 26be baseball, 1f3c0 basketball, 1f3c8 football, 1f3b3 bowling pin set, 1f94a boxing "
+        "glove, 26f8-fe0f ice skate, 1f6f7 sled, 1f3af dartboard, 1f3d3 ping-pong paddle, 1f388 balloon, 1fa81 kite, "
+        "1fa80 yo-yo, 1f9f8 teddy bear, 1f3ae game controller, 1f3b2 die, 1f9e9 puzzle piece, 1fa86 nesting doll, "
+        "1f6f9 skateboard"
     ),
     "household thing": (
-        "1fa91 chair, 1f6cb-fe0f sofa, 1f6c1 bathtub, 1f6aa door, 1f56f-fe0f candle, 23f0 alarm clock, 231b hourglass, "
-        "1f4fa television, 1f4f7 camera, 260e-fe0f telephone, 1f4bb laptop, 1f4fb radio, 1f4d5 book, 2602-fe0f umbrella, "
-        "1f4ee mailbox, 1f381 gift, 1f4a1 light bulb, 1f3c6 trophy"
+        "1fa91 chair, 1f6cb-fe0f sofa, 1f6c1 bathtub, 1f6aa door, 1f56f-fe0f candle, 23f0 alarm clock, 231b "
+        "hourglass, 1f4fa television, 1f4f7 camera, 260e-fe0f telephone, 1f4bb laptop, 1f4fb radio, 1f4d5 book, "
+        "2602-fe0f umbrella, 1f4ee mailbox, 1f381 gift, 1f4a1 light bulb, 1f3c6 trophy"
     ),
 }  # fmt: skip
 HELD_OUT = {

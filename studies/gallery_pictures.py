@@ -52,10 +52,10 @@ def load_photographs(folder: Path) -> tuple[Image.Image, ...]:
         raise SystemExit(f"{folder} holds no photographs; studies/gallery_teacher.py says where they come from")
     photographs = []
     for file in files:
-        with Image.open(file) as image:
-            image = image.convert("RGB")
-        image.thumbnail((_LARGEST, _LARGEST))
-        photographs.append(image)
+        with Image.open(file) as opened:
+            photograph = opened.convert("RGB")
+        photograph.thumbnail((_LARGEST, _LARGEST))
+        photographs.append(photograph)
     return tuple(photographs)
 
 

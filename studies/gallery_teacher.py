@@ -91,7 +91,9 @@ def build_gallery_autoencoder() -> AutoencoderKL:
     torch.manual_seed(0)
     wider = scenes_model.build_autoencoder(LATENT_CHANNELS)
     narrow = AutoencoderKL.from_pretrained(assets.scenes_teacher() / "vae").state_dict()
-    wider.load_state_dict({name: widen(value, narrow[name].float(), name) for name, value in wider.state_dict().items()})
+    wider.load_state_dict(
+        {name: widen(value, narrow[name].float(), name) for name, value in wider.state_dict().items()}
+    )
     return wider
 
 
@@ -159,7 +161,9 @@ def load_tokenizer(out: Path) -> CLIPTokenizer:
 def tokenise(tokenizer: CLIPTokenizer, captions: Any) -> Tensor:
     tokens = tokenizer([*captions], padding="max_length", return_tensors="pt").input_ids
     if tokens.shape[1] > scenes_model.MAX_TOKENS:
-        raise SystemExit(f"a caption has {tokens.shape[1]} tokens, and the text encoder reads {scenes_model.MAX_TOKENS}")
+        raise SystemExit(
+            f"a caption has {tokens.shape[1]} tokens, and the text encoder reads {scenes_model.MAX_TOKENS}"
+        )
     return tokens
 
 

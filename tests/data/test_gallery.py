@@ -95,7 +95,11 @@ def scene(arrangement, *names, ground="sand", size="big"):
         (GalleryPrompt((Asked("cat", size="small"),), None, None), scene("left", "cat"), False),
         (GalleryPrompt((CAT,), None, "night"), scene("left", "cat"), False),
         (GalleryPrompt((Asked(kind="animal"), Asked(kind="meal")), None, None), scene("above", "pizza", "cat"), True),
-        (GalleryPrompt((Asked(kind="animal"), Asked(kind="animal")), None, None), scene("above", "pizza", "cat"), False),
+        (
+            GalleryPrompt((Asked(kind="animal"), Asked(kind="animal")), None, None),
+            scene("above", "pizza", "cat"),
+            False,
+        ),
         (GalleryPrompt((Asked(), Asked()), None, None), scene("above", "pizza", "cat"), True),
         (GalleryPrompt(None, None, None), scene("above", "pizza", "cat"), True),
     ],
@@ -113,7 +117,9 @@ def test_laws_by_hand():
     assert law["thing"]["cat"] == pytest.approx(0.5 / len(group_by_kind()["animal"]))
     assert law["size"] == {"small": 0.5, "big": 0.5}
     alike = find_law(GalleryPrompt((Asked(), Asked(), Asked()), None, None))
-    assert alike["place"] == {name: 0.5 for name in ("one above two: thing, thing, thing", "two above one: thing, thing, thing")}
+    assert alike["place"] == dict.fromkeys(
+        ("one above two: thing, thing, thing", "two above one: thing, thing, thing"), 0.5
+    )
     anything = find_law(GalleryPrompt(None, None, None))
     assert anything["place"]["left: thing"] == pytest.approx(1 / 15)
     assert len(anything["ground"]) == len(GROUNDS)
@@ -164,8 +170,12 @@ def test_captions_read_as_people_write_them():
     assert "a small cat left of a big pizza on a night sky" in captions
     assert "a large pizza to the right of a tiny cat at night" in captions
     kinds = GalleryPrompt((Asked(kind="animal"), Asked(kind="meal")), NEXT_TO, None)
-    assert write_gallery_caption(rng, kinds) in ("an animal next to a meal", "a meal next to an animal",
-                                                 "an animal beside a meal", "a meal beside an animal")
+    assert write_gallery_caption(rng, kinds) in (
+        "an animal next to a meal",
+        "a meal next to an animal",
+        "an animal beside a meal",
+        "a meal beside an animal",
+    )
     assert write_gallery_caption(rng, GalleryPrompt((Asked(),) * 3, None, None)) == "three things"
     assert write_gallery_caption(rng, GalleryPrompt((Asked(kind="piece of clothing"),) * 2, None, None)) == (
         "two pieces of clothing"

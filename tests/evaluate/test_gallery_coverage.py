@@ -18,7 +18,7 @@ def cat(size, ground="sand"):
 
 
 def test_by_hand():
-    """Only the size is open: half small, half big; painted are two small ones, a big one, and one on the wrong ground."""
+    """Only the size is open, small or big; painted are two small ones, a big one, and one on the wrong ground."""
     found = [cat("small"), cat("small"), cat("big"), cat("big", "night")]
     coverage = measure_coverage([CAT_ON_SAND], [found])
     assert coverage.accuracy == 0.75

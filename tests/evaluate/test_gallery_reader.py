@@ -7,8 +7,14 @@ import torch
 from fewstep.data.worlds.gallery import Gallery
 from fewstep.data.worlds.gallery_art import list_names
 from fewstep.data.worlds.gallery_scene import GROUNDS, SIZES
-from fewstep.evaluate.gallery_reader import GRID, LAYOUTS, GalleryReader, read_gallery
-from fewstep.evaluate.gallery_reader import load_gallery_reader, save_gallery_reader
+from fewstep.evaluate.gallery_reader import (
+    GRID,
+    LAYOUTS,
+    GalleryReader,
+    load_gallery_reader,
+    read_gallery,
+    save_gallery_reader,
+)
 from fewstep.teacher.gallery_tasks import GalleryReaderTask, draw_gallery_batch
 
 
@@ -19,12 +25,16 @@ class Oracle(GalleryReader):
         super().__init__()
         self._answers = answers
 
-    def forward(self, pixels):
+    def forward(self, pixels):  # noqa: ARG002  # a network's signature
         layout, ground, present, size, name = self._answers
-        whole = (torch.nn.functional.one_hot(layout, len(LAYOUTS)).float(),
-                 torch.nn.functional.one_hot(ground.clamp(min=0), len(GROUNDS)).float())
-        cells = (torch.nn.functional.one_hot(each.clamp(min=0), wide).permute(0, 3, 1, 2).float()
-                 for each, wide in ((size, len(SIZES)), (name, len(list_names()))))
+        whole = (
+            torch.nn.functional.one_hot(layout, len(LAYOUTS)).float(),
+            torch.nn.functional.one_hot(ground.clamp(min=0), len(GROUNDS)).float(),
+        )
+        cells = (
+            torch.nn.functional.one_hot(each.clamp(min=0), wide).permute(0, 3, 1, 2).float()
+            for each, wide in ((size, len(SIZES)), (name, len(list_names())))
+        )
         return torch.zeros(len(layout), 2), *whole, present[:, None].float(), *cells
 
 

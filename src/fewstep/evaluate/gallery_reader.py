@@ -41,8 +41,8 @@ class GalleryReader(nn.Module):
         return grid
 
     def answer(self, grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Returns features `[b, 128]`, which the Fréchet distance compares, and the logits of layout and ground `[b, k]`
-        and of a thing's presence, size and name in every cell `[b, k, 8, 8]`."""
+        """Returns features `[b, 128]`, which the Fréchet distance compares, the logits of layout and ground `[b, k]`,
+        and those of a thing's presence, size and name in every cell `[b, k, 8, 8]`."""
         features = self.whole(self.narrow(grid))
         layout, ground = self.heads(features).split((len(LAYOUTS), len(GROUNDS)), dim=1)
         presence, size, name = self.cells(grid).split((1, len(SIZES), len(list_names())), dim=1)

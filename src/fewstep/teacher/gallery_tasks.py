@@ -118,11 +118,11 @@ def spoil_picture(gallery: Gallery, picture: GalleryPicture, index: int, rng: ra
 
 def _warp(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
     """Moves the corners of every cell of a grid by up to `strength` pixels."""
-    corners = {
-        (x, y): (min(SIDE, max(0, x + rng.uniform(-1, 1) * strength)), min(SIDE, max(0, y + rng.uniform(-1, 1) * strength)))
-        for x in range(0, SIDE + 1, 8)
-        for y in range(0, SIDE + 1, 8)
-    }  # fmt: skip
+
+    def move(at: int) -> float:
+        return min(SIDE, max(0, at + rng.uniform(-1, 1) * strength))
+
+    corners = {(x, y): (move(x), move(y)) for x in range(0, SIDE + 1, 8) for y in range(0, SIDE + 1, 8)}
     mesh = [
         (
             (x, y, x + 8, y + 8),
@@ -151,7 +151,6 @@ def _add_noise(image: Image.Image, rng: random.Random, strength: float) -> Image
     return Image.fromarray(pixels.clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-_ASKED = (list_names, lambda: tuple(group_by_kind()), lambda: SIZES)
 _MOST = max(ARRANGEMENTS)
 
 
@@ -188,7 +187,8 @@ class GalleryCaptionTask(StudentTask):
 def list_statements() -> list[tuple[Any, ...]]:
     """Returns the options of each thing that a caption may state."""
     arrangements = (*(name for names in ARRANGEMENTS.values() for name in names), NEXT_TO)
-    return [tuple(ARRANGEMENTS), arrangements, GROUNDS, *(options() for options in _ASKED * _MOST)]
+    asked = (list_names(), tuple(group_by_kind()), SIZES)
+    return [tuple(ARRANGEMENTS), arrangements, GROUNDS, *asked * _MOST]
 
 
 def list_stated(prompt: GalleryPrompt) -> list[int]:
@@ -196,6 +196,6 @@ def list_stated(prompt: GalleryPrompt) -> list[int]:
     things = prompt.things or ()
     words: list[Any] = [len(things) or None, prompt.arrangement, prompt.ground]
     for i in range(_MOST):
-        words += [things[i].name, things[i].kind, things[i].size] if i < len(things) else [None] * len(_ASKED)
+        words += [things[i].name, things[i].kind, things[i].size] if i < len(things) else [None] * 3
     pairs = zip(words, list_statements(), strict=True)
     return [0 if word is None else 1 + options.index(word) for word, options in pairs]

@@ -179,7 +179,7 @@ def _join_things(rng: random.Random, things: tuple[Asked, ...], arrangement: str
 
 
 def _list_things(rng: random.Random, things: tuple[Asked, ...]) -> str:
-    """Lists things: "a cat, a dog and a small tree"; "two animals" and "three things" where nothing tells them apart."""
+    """Lists things: "a cat, a dog and a small tree"; "two animals", "three things" where nothing tells them apart."""
     if len(set(things)) == 1 and things[0].name is None and things[0].size is None:
         noun = things[0].kind or "thing"
         if len(things) == 1 and things[0].kind:

@@ -71,10 +71,9 @@ def load_drawings(hand: Hand) -> dict[str, Image.Image]:
 
 
 def _cut_atlas(name: str, artworks: tuple[Artwork, ...]) -> dict[str, Image.Image]:
-    with Image.open(ATLASES[name]) as sheet:
-        sheet = sheet.convert("RGBA").convert("RGBa")
+    with Image.open(ATLASES[name]) as file:
+        sheet = file.convert("RGBA").convert("RGBa")
     corners = [(i % COLUMNS * CELL, i // COLUMNS * CELL) for i in range(len(artworks))]
     return {
-        artwork.name: sheet.crop((x, y, x + CELL, y + CELL))
-        for artwork, (x, y) in zip(artworks, corners, strict=True)
+        artwork.name: sheet.crop((x, y, x + CELL, y + CELL)) for artwork, (x, y) in zip(artworks, corners, strict=True)
     }

@@ -50,10 +50,12 @@ def draw_gallery_scene(
     The same draws give the same places, angles and ground in another hand.
     """
     canvas = _GROUNDS[scene.ground](rng)
-    drawings, placements = load_drawings(hand), []
+    drawings = load_drawings(hand)
+    placements: list[Placement] = []
     for thing, spot in zip(scene.things, _SPOTS[scene.arrangement], strict=True):
         length = rng.uniform(*_LENGTHS[len(scene.things)][thing.size])
-        place = (*(_stray(at, length, len(scene.things), rng) for at in spot), length)
+        x, y = (_stray(at, length, len(scene.things), rng) for at in spot)
+        place = (x, y, length)
         angle, mirrored = math.radians(rng.uniform(-_TURN, _TURN)), rng.random() < 0.5
         _paste(canvas, drawings[thing.name], place, angle, mirrored)
         placements.append(place)

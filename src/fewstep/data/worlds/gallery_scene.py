@@ -126,13 +126,15 @@ def find_law(prompt: GalleryPrompt) -> dict[str, Distribution]:
     things = [_spread(each.name, group_by_kind().get(each.kind or "", list_names())) for each in prompt.things]
     sizes = [_spread(each.size, SIZES) for each in prompt.things]
     labels = [each.label for each in prompt.things]
-    places = Counter(_name_place(arrangement, [labels[i] for i in order]) for arrangement, order in list_layouts(prompt))
+    places = Counter(
+        _name_place(arrangement, [labels[i] for i in order]) for arrangement, order in list_layouts(prompt)
+    )
     place = {name: count / places.total() for name, count in places.items()}
     return {"thing": _mix(things), "size": _mix(sizes), "place": place, "ground": ground}
 
 
 def sort_cells(prompt: GalleryPrompt, scene: GalleryScene) -> dict[str, Distribution] | None:
-    """Returns where `scene` falls on each of AXES, in the terms of `find_law`; None if it does not agree with `prompt`."""
+    """Returns where `scene` falls on each of AXES, in the terms of `find_law`; None if it disagrees with `prompt`."""
     if not prompt.agrees_with(scene):
         return None
     # Things that a prompt tells apart are matched in one way only, the others have the same label in every way.

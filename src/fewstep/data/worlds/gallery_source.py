@@ -50,7 +50,7 @@ class GalleryExamples:
 
 
 def open_gallery_pictures(request: SourceRequest) -> GalleryExamples:
-    """Opens them in the hand that `request` names. Raises UserError for filters, caption fields or another resolution."""
+    """Opens them in the hand asked for. Raises UserError for filters, caption fields or another resolution."""
     if request.selection.filters != Filters() or request.selection.captions:
         raise UserError("the gallery has no metadata to filter by; give your own pictures with --data")
     if request.resolution != SIDE:
