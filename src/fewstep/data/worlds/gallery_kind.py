@@ -6,9 +6,6 @@ from fewstep import assets
 from fewstep.data.kind import SourceKind, SourceRequest
 from fewstep.data.sources.base import Source
 
-HANDS = {assets.GALLERY: "noto", assets.GALLERY_TWEMOJI: "twemoji"}
-"""Whose hand drew the pictures, by the names that `--data` takes."""
-
 
 def open_gallery(request: SourceRequest) -> Source:
     """Opens the first pictures of the gallery in a hand; its artwork is read only then."""
@@ -17,4 +14,4 @@ def open_gallery(request: SourceRequest) -> Source:
     return open_gallery_pictures(request)
 
 
-KIND = SourceKind(recognises=HANDS.__contains__, open=open_gallery)
+KIND = SourceKind(recognises=(assets.GALLERY, assets.GALLERY_TWEMOJI).__contains__, open=open_gallery)

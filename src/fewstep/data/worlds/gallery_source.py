@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
+from fewstep import assets
 from fewstep.data.kind import SourceRequest
 from fewstep.data.sources.base import Example, SourceReport
 from fewstep.data.sources.filters import Filters
 from fewstep.data.worlds.gallery import Gallery
 from fewstep.data.worlds.gallery_art import Hand
 from fewstep.data.worlds.gallery_drawing import SIDE
-from fewstep.data.worlds.gallery_kind import HANDS
 from fewstep.errors import UserError
+
+_HANDS: dict[str, Hand] = {assets.GALLERY: "noto", assets.GALLERY_TWEMOJI: "twemoji"}
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,4 @@ def open_gallery_pictures(request: SourceRequest) -> GalleryExamples:
             f"the gallery's pictures are {SIDE} pixels wide and resolution is {request.resolution}; give your own "
             "pictures with --data"
         )
-    return GalleryExamples(Gallery(seed=request.seed, hand=cast(Hand, HANDS[request.data])), request.count)
+    return GalleryExamples(Gallery(seed=request.seed, hand=_HANDS[request.data]), request.count)
