@@ -18,6 +18,12 @@ from fewstep.data.worlds.scenes import Scenes
 SIDE = 64
 SHARES = {"noto": 0.58, "twemoji": 0.2, "scenes": 0.07, "photographs": 0.1, "textures": 0.05}
 """How often a picture is of each sort."""
+PHOTOGRAPHS = (
+    "astronaut.png", "brick.png", "camera.png", "china.jpg", "clock_motion.png", "coffee.png", "coins.png", "grass.png",
+    "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+"""Those of scikit-image (skimage/data) and scikit-learn (sklearn/datasets/images) that are learnt from."""
+HELD_OUT = ("chelsea.png", "flower.jpg")
 _LARGEST = 640
 
 
@@ -26,7 +32,7 @@ class Mixture:
 
     def __init__(self, seed: int, photographs: Path) -> None:
         self._seed = seed
-        self._photographs = load_photographs(photographs)
+        self._photographs = load_photographs(photographs, PHOTOGRAPHS)
         self._noto, self._twemoji = Gallery(seed=seed), Gallery(seed=seed, hand="twemoji")
         self._scenes = Scenes(seed=seed, split="all")
 
@@ -45,14 +51,13 @@ class Mixture:
 
 
 @functools.cache
-def load_photographs(folder: Path) -> tuple[Image.Image, ...]:
-    """The pictures of a folder, in the order of their names, none larger than needed."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".png", ".jpg"))
-    if not files:
-        raise SystemExit(f"{folder} holds no photographs; studies/gallery_teacher.py says where they come from")
+def load_photographs(folder: Path, names: tuple[str, ...]) -> tuple[Image.Image, ...]:
+    """These pictures of a folder, none larger than needed."""
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise SystemExit(f"{folder} lacks {', '.join(missing)}; docs/gallery.md says where they come from")
     photographs = []
-    for file in files:
-        with Image.open(file) as opened:
+    for name in names:
+        with Image.open(folder / name) as opened:
             photograph = opened.convert("RGB")
         photograph.thumbnail((_LARGEST, _LARGEST))
         photographs.append(photograph)

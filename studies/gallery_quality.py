@@ -1,6 +1,6 @@
 """How good the gallery's autoencoder, reader and teacher are, of what a run folder holds so far; the bars beside them.
 
-    python studies/gallery_quality.py --run runs/gallery --photographs photographs/held-out    # minutes on one core
+    python studies/gallery_quality.py --run runs/gallery --photographs photographs    # minutes on one core
 
 Writes scores.json, reconstructions.png and, once there is a teacher, paintings.png: what the reader says under each.
 """
@@ -32,7 +32,7 @@ from fewstep.evaluate.gallery_reader import GalleryReader, load_gallery_reader, 
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
-from gallery_pictures import load_photographs
+from gallery_pictures import HELD_OUT, load_photographs
 
 _BIRD = Asked(kind="bird")
 OPEN_PROMPTS = (
@@ -50,8 +50,8 @@ OPEN_PROMPTS = (
 class Study:
     run: Path = Path("runs/gallery")
     """Run folder of studies/gallery_teacher.py."""
-    photographs: Path = Path("photographs/held-out")
-    """Photographs that the autoencoder has not learnt from."""
+    photographs: Path = Path("photographs")
+    """Folder of photographs, as studies/gallery_teacher.py takes it."""
     out: Path = Path("docs/gallery")
     """Folder for what is written."""
     n: int = 1000
@@ -101,7 +101,7 @@ def measure_psnr(study: Study, autoencoder: AutoencoderKL) -> dict[str, float]:
     """In dB, the mean over pictures; and a sheet of pictures over their reconstructions."""
     pixels = {name: pictures for name, (pictures, _) in draw_sorts(200).items()}
     pixels["scenes"] = to_pixels([Scenes(seed=1, split="unseen")[i].image for i in range(200)])
-    for photograph in load_photographs(study.photographs):
+    for photograph in load_photographs(study.photographs, HELD_OUT):
         cuts = [photograph.crop((x, y, x + 64, y + 64)) for x in range(0, photograph.width - 63, 64)
                 for y in range(0, photograph.height - 63, 64)]  # fmt: skip
         whole = photograph.crop((0, 0, min(photograph.size), min(photograph.size))).resize((64, 64))

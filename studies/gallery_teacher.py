@@ -6,9 +6,8 @@ Give the same command again, and it goes on where it stopped. SIGTERM lets it sa
 average of the one before and leaves something of use in the run folder: `vae/`, `reader/`, `text_encoder/`,
 `tokenizer/`, and at the end `pipeline/`. studies/gallery_quality.py measures what there is.
 
-`photographs` is a folder of pictures: those of the package scikit-image (skimage/data in its wheel: astronaut, brick,
-camera, clock_motion, coffee, coins, grass, gravel, hubble_deep_field, ihc, moon, motorcycle_left, retina, rocket) and
-china.jpg of scikit-learn (sklearn/datasets/images). chelsea.png and flower.jpg are kept back, in its folder held-out.
+`photographs` is a folder with those of scikit-image and scikit-learn (docs/gallery.md), of which chelsea.png and
+flower.jpg are kept back.
 """
 
 from __future__ import annotations
