@@ -6,12 +6,14 @@ studies/gallery_teacher.py does on a core in hours, with larger batches and more
     python studies/gallery_gpu.py text --run runs/gallery --out OUT --minutes 2
     python studies/gallery_gpu.py unet --run runs/gallery --out OUT --minutes 9
     python studies/gallery_gpu.py pipeline --run runs/gallery          # here again, no GPU
+    python studies/gallery_gpu.py transformer --run runs/gallery --out OUT --minutes 9
+    python studies/gallery_gpu.py flow-pipeline --run runs/gallery
 
 Each stage begins from what the run folder holds of it (`--fresh`: from nothing), runs for that long with its learning
 rate falling to 0 by the clock, and writes the average in fp16 to OUT, in files of at most 12 MB. Copied back into the
 run folder, a result is what a next call goes on from, and what studies/gallery_quality.py measures. UNet needs `vae`,
-`text_encoder` and `tokenizer`, which the other stages and studies/gallery_teacher.py write. It needs torch with CUDA,
-diffusers, transformers and tyro, and nothing of the network.
+`text_encoder` and `tokenizer`, the transformer `pipeline`; studies/gallery_teacher.py writes all of them too. It needs
+torch with CUDA, diffusers, transformers and tyro, and nothing of the network.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
@@ -38,6 +40,7 @@ from transformers import CLIPTextModel
 
 from fewstep.data.pictures import from_levels
 from fewstep.data.worlds.gallery import Gallery
+from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.schedule import Tabulated
 from fewstep.evaluate.gallery_reader import GalleryReader, load_gallery_reader, save_gallery_reader
 from fewstep.models import scenes_model
@@ -54,13 +57,16 @@ from gallery_teacher import (
 
 SHARD = "12MB"
 SCALING = "scaling_factor.json"
+TRANSFORMER = {"width": 192, "layers": 7}
 DRAWN_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
 class Study:
-    stage: tyro.conf.Positional[Literal["autoencoder", "reader", "text", "unet", "pipeline"]]
-    """What to train; `pipeline` assembles a teacher from the parts in the run folder."""
+    stage: tyro.conf.Positional[
+        Literal["autoencoder", "reader", "text", "unet", "pipeline", "transformer", "flow-pipeline"]
+    ]
+    """What to train; `pipeline` and `flow-pipeline` assemble a teacher from the parts in the run folder."""
     run: Path = Path("runs/gallery")
     """Folder of what there is."""
     out: Path = Path("runs/gallery-gpu")
@@ -249,6 +255,55 @@ def train_unet(study: Study) -> None:
     (study.out / "unet" / SCALING).write_text(json.dumps(scaling_factor))
 
 
+def train_transformer(study: Study) -> None:
+    """Learns the velocity ε − z_0 of a flow, as a small transformer of Stable Diffusion 3's layout, at shift 3."""
+    import flow_teacher
+
+    start = flow_teacher.make_pipeline(study.run / "pipeline", **TRANSFORMER)
+    latents, captions = encode_gallery(study, copy.deepcopy(start.vae).to(study.device))
+    latents *= start.vae.config.scaling_factor
+    tokens = tokenise(start.tokenizer, captions).to(study.device)
+    encoder: Any = copy.deepcopy(start.text_encoder).eval().requires_grad_(False).to(study.device)
+    flow = Flow(shift=flow_teacher.SHIFT)
+    start.transformer.set_attn_processor(flow_teacher.Attention())
+    held = study.run / "transformer"
+    if held.exists() and not study.fresh:
+        start.transformer.load_state_dict(SD3Transformer2DModel.from_pretrained(held).float().state_dict())
+    size = batch_size(study)
+
+    def compute_loss(network: nn.Module) -> Tensor:
+        index = torch.randint(len(latents), (size,), device=study.device)
+        z_0 = latents[index].float()
+        index = torch.where(torch.rand(size, device=study.device) < DiffusionTask.DROP_RATE, len(latents), index)
+        with torch.no_grad():
+            text, pooled = read_captions(encoder, tokens[index])
+        t = flow.pick(torch.rand(size, device=study.device, dtype=torch.float64))
+        epsilon = torch.randn_like(z_0)
+        z_t = flow.diffuse(z_0, epsilon, t)
+        output = network(z_t, text, pooled, 1000 * flow.sigma(t).float()).sample
+        return functional.mse_loss(output.float(), epsilon - z_0)
+
+    transformer: Any = train(start.transformer.to(study.device), compute_loss, study)
+    transformer.half().save_pretrained(study.out / "transformer", max_shard_size=SHARD)
+
+
+def read_captions(encoder: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """As StableDiffusion3Pipeline reads them with one encoder as both, with one of T5's zeros for all."""
+    read = encoder(tokens, output_hidden_states=True)
+    text = torch.cat([read.hidden_states[-2]] * 2, dim=-1)
+    return functional.pad(text, (0, 0, 0, 1)), torch.cat([read.text_embeds] * 2, dim=-1)
+
+
+def assemble_flow(study: Study) -> None:
+    """Writes the run folder's `flow-pipeline` from its `pipeline` and `transformer`."""
+    import flow_teacher
+
+    pipeline = flow_teacher.make_pipeline(study.run / "pipeline", **TRANSFORMER)
+    learnt = SD3Transformer2DModel.from_pretrained(study.run / "transformer").float()
+    pipeline.transformer.load_state_dict(learnt.state_dict())
+    pipeline.save_pretrained(study.run / "flow-pipeline")
+
+
 def assemble_pipeline(study: Study) -> None:
     """Writes the run folder's `pipeline` from the parts that it holds."""
     trained = scenes_model.Trained(
@@ -268,6 +323,8 @@ STAGES = {
     "text": train_text_encoder,
     "unet": train_unet,
     "pipeline": assemble_pipeline,
+    "transformer": train_transformer,
+    "flow-pipeline": assemble_flow,
 }
 
 if __name__ == "__main__":
