@@ -58,12 +58,12 @@ def compute_reader_loss(logits: Sequence[Tensor], answers: Answers) -> Tensor:
 def draw_gallery_batch(
     seed: int, counters: range, hands: Sequence[Hand] = ("noto", "twemoji")
 ) -> tuple[Tensor, Answers]:
-    """Draws pixels `[b, 3, 64, 64]`, a quarter of them unreadable, and their answers; the first hand draws most."""
+    """Draws pixels `[b, 3, 64, 64]`, a quarter of them unreadable, and their answers; the first hand draws more."""
     galleries = [Gallery(seed=seed, hand=hand) for hand in hands]
     images, answers = [], []
     for i in counters:
         rng = random.Random(f"gallery reader {seed} {i}")
-        gallery = galleries[0] if rng.random() < 0.7 else rng.choice(galleries)
+        gallery = galleries[0] if rng.random() < 0.4 else rng.choice(galleries)
         picture = gallery[2 * i]
         spoilt = rng.random() < UNREADABLE_RATE
         if spoilt:
