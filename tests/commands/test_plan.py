@@ -152,6 +152,7 @@ def test_no_way_promises_more_than_fits():
     ("wrong", "message"),
     [
         ({"recipe": "scenes"}, "full-size ones are sd15"),
+        ({"recipe": "sd35lora"}, "did you mean sd35-lora"),
         ({"gpu_memory": 0.0}, "both must be above 0"),
         ({"gpus": 7}, "no multiple of 7 GPUs"),
         ({"resolution": 100}, "multiple of 64"),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fewstep.arguments import suggest_nearest
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.memory import GIB, MOMENTS, Need, need
@@ -52,7 +53,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.recipe not in named.MEMORY_GIB:
-            raise UserError(f"recipe is {self.recipe}; full-size ones are {', '.join(named.MEMORY_GIB)}")
+            known = [name for name in named.list_recipes("distill") if name in named.MEMORY_GIB]
+            raise UserError(
+                f"recipe is {self.recipe}; full-size ones are {', '.join(known)}{suggest_nearest(self.recipe, known)}"
+            )
         if METHODS[self.method].states == "own" or METHODS[self.method].path == "data":
             raise UserError(f"method is {self.method}, whose updates are others than are counted here; give another")
         if not 0 < self.gpu_memory < float("inf") or self.gpus < 1:
@@ -95,7 +99,7 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     share, budget = batch // config.gpus, config.gpu_memory * GIB
     side = config.resolution or named.RELEASED[config.recipe.removesuffix("-lora")].side
     print(f"{config.recipe}, {side} pixels, updates of {batch}, {config.gpus} × {config.gpu_memory:g} GiB", flush=True)
-    print("counting, which takes a minute …", file=sys.stderr, flush=True)
+    print("counting, which takes a minute, or several for the largest models …", file=sys.stderr, flush=True)
     found = [(candidate, candidate.most(budget, share)) for candidate in list_plans(config, recipe)]
     rows = [
         {
@@ -107,8 +111,19 @@ def plan(config: Plan) -> list[dict[str, Any]]:
         for candidate, together in found
     ]  # fmt: skip
     print("\n".join(markdown_table(rows)))
+    print(_say_encoders(recipe))
     print(advise(config, recipe, found))
     return rows
+
+
+def _say_encoders(recipe: Distill) -> str:
+    """Says how much of each number goes where pictures are kept encoded, as those of a small set are."""
+    assert recipe.family != "any"  # of full-size recipes
+    gib = find_family(recipe.family).encoder_bytes / GIB
+    return (
+        f"each number includes {FRAGMENTED * gib:.1f} GiB for autoencoder and text encoders; they rest in main memory "
+        "where pictures and captions are kept encoded (--keep-gib of `distill`)"
+    )
 
 
 def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
