@@ -126,6 +126,19 @@ def test_what_is_no_lora_is_called_by_its_name(tmp_path):
         list(describe(tmp_path / "x.safetensors"))
 
 
+def test_a_transformer_alone_is_no_lora(tmp_path):
+    keys = ("double_blocks.0.img_attn.proj.bias", "single_blocks.0.linear1.weight", "vector_in.in_layer.weight")
+    safetensors.torch.save_file({key: torch.zeros(2) for key in keys}, tmp_path / "x.safetensors")
+    lines = list(describe(tmp_path / "x.safetensors"))
+    assert lines[0] == "single-file checkpoint: FLUX.1 dev, the transformer alone"
+    assert "--base-config BASE" in lines[-2]
+
+
+def test_a_part_of_a_pipeline_is_told_so(random_teacher):
+    with pytest.raises(UserError, match="is a part of a pipeline, of class UNet2DConditionModel"):
+        list(describe(random_teacher / "unet"))
+
+
 @pytest.mark.parametrize("piece", ["a", "a ", "\t", 'a: "', '"\\"', "a: ", ", ", " -/"])
 def test_settings_are_read_in_linear_time(piece):
     begun = time.process_time()

@@ -108,6 +108,17 @@ def best(config, capsys):
     return capsys.readouterr().out.splitlines()[-1]
 
 
+def test_it_says_what_text_encoders_take_of_it(capsys):
+    plan(Plan(recipe="sd35-lora", gpu_memory=17))
+    *_, includes, advice = capsys.readouterr().out.splitlines()
+    assert includes.startswith("each number includes 12.9 GiB for autoencoder and text encoders")
+    least = float(advice.partition("with pictures kept encoded ")[2].partition(" GiB would do")[0])
+    assert "nothing of it fits" in advice
+    assert least <= 17
+    plan(Plan(recipe="sd35-lora", gpu_memory=least - 0.1))
+    assert "would do" not in capsys.readouterr().out
+
+
 def test_the_advice_follows_the_memory(capsys):
     roomy = best(Plan(gpu_memory=80), capsys)
     assert roomy == "best: fewstep distill sd15 --teacher PATH --data PATH --accumulation 3 --no-gradient-checkpointing"
@@ -152,6 +163,7 @@ def test_no_way_promises_more_than_fits():
     ("wrong", "message"),
     [
         ({"recipe": "scenes"}, "full-size ones are sd15"),
+        ({"recipe": "sd35lora"}, "did you mean sd35-lora"),
         ({"gpu_memory": 0.0}, "both must be above 0"),
         ({"gpus": 7}, "no multiple of 7 GPUs"),
         ({"resolution": 100}, "multiple of 64"),

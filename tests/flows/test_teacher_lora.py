@@ -98,7 +98,8 @@ def test_the_record_reads_back_and_refuses_what_is_none():
 def test_a_header_does_not_choose_what_is_fetched(flow, style, flow_pictures, tmp_path):
     distill(settings(flow, flow_pictures, tmp_path / "run", base_lora=(str(style),)))
     file = tmp_path / "run" / "model" / LORA_FILE
-    header = read_safetensors_header(file).metadata | {"fewstep.base_lora": '["some/where:0.5"]'}
-    save_file(load_file(file), file, header)
-    with pytest.raises(UserError, match="names some/where, which is not here and would be fetched"):
-        load_pipeline(tmp_path / "run" / "model", "cpu")
+    tensors, metadata = load_file(file), read_safetensors_header(file).metadata
+    for where in ("some/where", "some/where/deep/style.safetensors"):
+        save_file(tensors, file, metadata | {"fewstep.base_lora": f'["{where}:0.5"]'})
+        with pytest.raises(UserError, match=f"names {where}, which is not here and would be fetched"):
+            load_pipeline(tmp_path / "run" / "model", "cpu")

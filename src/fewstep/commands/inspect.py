@@ -57,11 +57,33 @@ def describe(path: Path) -> Iterator[str]:
     if path.is_dir():
         yield from _describe_folder(path)
     elif path.suffix == ".safetensors":
-        header = read_safetensors_header(path)
-        is_model = any(key.startswith(("model.", "first_stage_model.", "cond_stage_model.")) for key in header.shapes)
-        yield from _describe_single_file(path, header) if is_model else _describe_lora(path, header)
+        yield from _describe_tensors(path)
     else:
         yield from _describe_picture(path)
+
+
+def _describe_tensors(path: Path) -> Iterator[str]:
+    header = read_safetensors_header(path)
+    yield from _describe_single_file(path, header) if _is_model(path, header) else _describe_lora(path, header)
+
+
+def _is_model(path: Path, header: SafetensorsHeader) -> bool:
+    """Tells a model, or a transformer alone, from a LoRA. Raises UserError for a part of a pipeline's folder."""
+    if any(key.startswith(("model.", "first_stage_model.", "cond_stage_model.")) for key in header.shapes):
+        return True
+    if any(split_key(key)[1] for key in header.shapes):
+        return False
+    config = path.with_name("config.json")
+    if config.is_file() and (kind := read_json(config, f"{path} has no configuration").get("_class_name")):
+        raise UserError(
+            f"{path} is a part of a pipeline, of class {kind!s:.60}; give the pipeline's folder (a UNet or a "
+            "transformer alone goes over its base: --teacher BASE --transformer FOLDER)"
+        )
+    try:
+        family_of_file(path)
+    except UserError:
+        return False
+    return True
 
 
 def _describe_folder(folder: Path) -> Iterator[str]:
@@ -73,7 +95,7 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         yield from _describe_prepared(folder)
     elif files := sorted(folder.glob("*.safetensors")):
         find_file(folder, files[-1].name)  # refuses a link out of it
-        yield from _describe_lora(files[-1], read_safetensors_header(files[-1]))
+        yield from _describe_tensors(files[-1])
     else:
         raise UserError(
             f"{folder} is no pipeline (no {INDEX}), no run folder (no {CONFIG_FILE}) and holds no .safetensors; "
@@ -115,10 +137,16 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
 
 
 def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str]:
-    yield f"single-file checkpoint: {family_of_file(path).title}"
+    family = family_of_file(path)
+    alone = family.lora.part == "transformer"
+    yield f"single-file checkpoint: {family.title}{', the transformer alone' if alone else ''}"
     yield f"parameters: {header.parameters:,} in {len(header.shapes)} tensors"
-    yield "parameterisation and resolution: not in the file; those of --base-config, or of the Hub's configuration"
-    yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))} --data PICTURES --out RUN"
+    there = "those of --base-config" if alone else "those of --base-config, or of the Hub's configuration"
+    yield f"parameterisation and resolution: not in the file; {there}"
+    base = " --base-config BASE" if alone else ""
+    yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))}{base} --data PICTURES --out RUN"
+    if alone:
+        yield f"  BASE: a diffusers folder of {family.title}, for its text encoders and autoencoder"
 
 
 def _describe_prepared(folder: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,7 +53,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.recipe not in named.MEMORY_GIB:
-            raise UserError(f"recipe is {self.recipe}; full-size ones are {', '.join(named.MEMORY_GIB)}")
+            known = [name for name in named.list_recipes("distill") if name in named.MEMORY_GIB]
+            close = difflib.get_close_matches(self.recipe, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"recipe is {self.recipe}; full-size ones are {', '.join(known)}{hint}")
         if METHODS[self.method].states == "own" or METHODS[self.method].path == "data":
             raise UserError(f"method is {self.method}, whose updates are others than are counted here; give another")
         if not 0 < self.gpu_memory < float("inf") or self.gpus < 1:
@@ -95,7 +99,7 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     share, budget = batch // config.gpus, config.gpu_memory * GIB
     side = config.resolution or named.RELEASED[config.recipe.removesuffix("-lora")].side
     print(f"{config.recipe}, {side} pixels, updates of {batch}, {config.gpus} × {config.gpu_memory:g} GiB", flush=True)
-    print("counting, which takes a minute …", file=sys.stderr, flush=True)
+    print("counting, which takes a minute, or several for the largest models …", file=sys.stderr, flush=True)
     found = [(candidate, candidate.most(budget, share)) for candidate in list_plans(config, recipe)]
     rows = [
         {
@@ -107,8 +111,22 @@ def plan(config: Plan) -> list[dict[str, Any]]:
         for candidate, together in found
     ]  # fmt: skip
     print("\n".join(markdown_table(rows)))
+    print(_say_encoders(recipe))
     print(advise(config, recipe, found))
     return rows
+
+
+def _say_encoders(recipe: Distill) -> str:
+    """Says how much of each number goes where pictures are kept encoded, as those of a small set are."""
+    return (
+        f"each number includes {_encoders_gib(recipe):.1f} GiB for autoencoder and text encoders; they rest in main "
+        "memory where pictures and captions are kept encoded (--keep-gib of `distill`)"
+    )
+
+
+def _encoders_gib(recipe: Distill) -> float:
+    assert recipe.family != "any"  # of full-size recipes
+    return FRAGMENTED * find_family(recipe.family).encoder_bytes / GIB
 
 
 def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
@@ -160,7 +178,9 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
     fitting = [(candidate, together) for candidate, together in found if together]
     if not fitting:
         smaller = "" if recipe.lora_rank else f", or the recipe {config.recipe}-lora, whose adapters need less"
-        return f"nothing of it fits: more GPUs (--gpus) or memory, or a smaller --resolution{smaller}"
+        least = min(candidate.bytes(1) for candidate, _ in found) / GIB - _encoders_gib(recipe)
+        kept = f"; with pictures kept encoded {least:.1f} GiB would do" if least <= config.gpu_memory else ""
+        return f"nothing of it fits: more GPUs (--gpus) or memory, or a smaller --resolution{smaller}{kept}"
     batch = config.batch_size or recipe.batch_size
     share = batch // config.gpus
     candidate, together = next(

@@ -27,7 +27,10 @@ def is_hub_id(source: str) -> bool:
 
 _LONGEST = 255
 """Bytes of a name on any disk."""
-_ALLOW = "name it yourself, or let files name what is fetched with --allow-download"
+_ALLOW = (
+    "name it yourself, or let files name what is fetched with --allow-download; "
+    "if it is a path, run this command where the path begins"
+)
 
 
 def check_asked(source: str | None, named_in: object, *, allowed: bool = False, remedy: str = _ALLOW) -> None:
@@ -35,7 +38,9 @@ def check_asked(source: str | None, named_in: object, *, allowed: bool = False, 
     what nothing is called."""
     if source and any(len(os.fsencode(part)) > _LONGEST for part in Path(source).parts):
         raise UserError(f"{named_in} names {source[:60]}…, which is no name of a file or of a repository")
-    if allowed or not source or os.path.exists(source) or not ("://" in source or is_hub_id(source)):
+    if allowed or not source or os.path.exists(source):
+        return
+    if "://" not in source and not is_hub_id("/".join(source.split("/")[:2])):  # a LoRA's is OWNER/NAME/FILE
         return
     raise UserError(f"{named_in} names {source}, which is not here and would be fetched; {remedy}")
 

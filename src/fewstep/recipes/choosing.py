@@ -107,6 +107,6 @@ def _say_memory(command: str, name: str) -> str:
     needed, held = MEMORY_GIB[counted], torch.cuda.get_device_properties(0).total_memory / 2**30
     fits = "fits" if needed < held else "does not fit"
     return (
-        f"; an update needs about {needed:.0f} GiB and {fits} this GPU's {held:.0f} (for the fastest settings: fewstep "
-        f"plan --recipe {counted} --gpu-memory {held:.0f})"
+        f"; an update needs about {needed:.0f} GiB and {fits} this GPU's {held:.0f}, without text encoders "
+        f"(for the fastest settings: fewstep plan --recipe {counted} --gpu-memory {held:.0f})"
     )

@@ -27,7 +27,7 @@ class ConsistencyConfig(TrainingConfig):
     """Run folder. Give the same command again to resume an interrupted run."""
     guidance_range: tuple[float, float] = (3.0, 9.0)
     """Lowest and highest guidance scale to train for, in diffusers' convention: 1 is no guidance, and the papers' ω is
-    1 less. A LoRA takes a single value, given twice."""
+    1 less. A LoRA, but of FLUX.1, takes a single value, given twice."""
     guidance_scale: float = 5.0
     """Guidance scale that the model paints with when none is given; it must lie in --guidance-range."""
     lora_rank: int = 0
@@ -96,7 +96,7 @@ class ConsistencyConfig(TrainingConfig):
         if not 1 <= low <= self.guidance_scale <= high:
             raise UserError(
                 f"guidance_range is {low:g} to {high:g} and guidance_scale {self.guidance_scale:g}; "
-                "needed is 1 ≤ low ≤ guidance_scale ≤ high"
+                "needed is 1 ≤ low ≤ guidance_scale ≤ high; give both --guidance-range and --guidance-scale"
             )
         check_between(self, 1, 500, "skip")
         if not 0 <= self.shrink <= 1:

@@ -248,5 +248,7 @@ def describe(command: str) -> str:
             "",
             f"The recipes, and {need}:",
             *(f"  {name:<16}{memory.get(name, '  a CPU will do')}" for name in recipes),
+            "",
+            "Text encoders and autoencoder come on top, unless --keep-gib holds all pictures encoded (docs/memory.md).",
         ]
     )
