@@ -268,3 +268,16 @@ def test_the_methods_on_pictures_are_what_was_measured_and_any_step_stays_near_i
                 assert mean["fd"] <= 1.15 * teacher["fd"]
                 assert mean["prompt_accuracy"] >= teacher["prompt_accuracy"] - least
         assert f"| {title} | {' | '.join(cells)} |" in document
+
+
+def test_the_trained_flow_transformers_figures_are_its_scores():
+    """And its student in 4 steps has at least 93 % of its accuracy."""
+    rows = json.loads((ROOT / "docs/studies/flow-teacher.json").read_text())["rows"]
+    document = (ROOT / "docs/families.md").read_text()
+    for title, sampler in (("teacher, Euler", "euler"), ("`lcm`", "lcm")):
+        own = {row["steps"]: row for row in rows if row["sampler"] == sampler}
+        cells = [f"{100 * own[n]['prompt_accuracy']:.1f} %, {own[n]['fd']:.1f}" for n in (1, 2, 4, 8)]
+        assert f"| {title} | {' | '.join(cells)} |" in document
+    (best,) = (row for row in rows if row["sampler"] == "midpoint")
+    assert f"{100 * best['prompt_accuracy']:.1f} % of 512" in document
+    assert own[4]["prompt_accuracy"] >= 0.93 * best["prompt_accuracy"]
