@@ -59,7 +59,7 @@ from fewstep.train.task import Loss
 
 CPU = torch.device("cpu")
 SHIFT = 3.0
-WIDTH, LAYERS, HEADS, TEXT = 128, 6, 4, 128
+WIDTH, LAYERS, HEADS = 128, 6, 4
 DROP_RATE = 0.12
 KEPT = OUT / "flow-teacher.safetensors"
 T5_TOKENS = 256
@@ -147,7 +147,8 @@ class Attention:
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(image, text, strict=True))
         weight = q.new_zeros(k.shape[2])
         weight[-1] = torch.tensor(float(T5_TOKENS)).log()
-        with torch.autocast("cpu", enabled=False):  # whose backward pass of attention takes ten times as long in bf16
+        # On a CPU the backward pass of attention takes ten times as long in bf16.
+        with torch.autocast(q.device.type, enabled=False):
             joint = functional.scaled_dot_product_attention(
                 q.float(), k.float(), v.float(), attn_mask=weight.float().expand(q.shape[2], -1)
             )
@@ -157,10 +158,9 @@ class Attention:
         return answer, None if attn.context_pre_only else attn.to_add_out(joint[:, count:])
 
 
-def make_pipeline() -> StableDiffusion3Pipeline:
-    """Makes the model before its training, of the bundled teacher's autoencoder and text encoder, which is both of its
-    own."""
-    place = assets.scenes_teacher()
+def make_pipeline(place: Path, width: int = WIDTH, layers: int = LAYERS) -> StableDiffusion3Pipeline:
+    """Makes the model before its training, of the autoencoder and the text encoder of a teacher's folder, which is both
+    of its own."""
     tokenizer = CLIPTokenizer.from_pretrained(place / "tokenizer")
     bundled = CLIPTextModel.from_pretrained(place / "text_encoder")
     config = CLIPTextConfig(**{**bundled.config.to_dict(), "num_hidden_layers": 3})
@@ -173,11 +173,13 @@ def make_pipeline() -> StableDiffusion3Pipeline:
         elif name != "text_projection.weight":
             value.copy_(held[name.removeprefix("text_model.")])
     state["text_projection.weight"].copy_(torch.eye(config.projection_dim))
+    vae = AutoencoderKL.from_pretrained(place / "vae")
+    channels, text = vae.config.latent_channels, 2 * config.hidden_size
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=12, out_channels=12, num_layers=LAYERS,
-        attention_head_dim=WIDTH // HEADS, num_attention_heads=HEADS, joint_attention_dim=TEXT,
-        caption_projection_dim=WIDTH, pooled_projection_dim=TEXT, pos_embed_max_size=8, qk_norm="rms_norm",
+        sample_size=8, patch_size=2, in_channels=channels, out_channels=channels, num_layers=layers,
+        attention_head_dim=width // HEADS, num_attention_heads=HEADS, joint_attention_dim=text,
+        caption_projection_dim=width, pooled_projection_dim=text, pos_embed_max_size=8, qk_norm="rms_norm",
     )  # fmt: skip
     for block in transformer.transformer_blocks:  # as DiT begins: each block adds nothing
         for norm in (block.norm1, block.norm1_context):
@@ -187,7 +189,7 @@ def make_pipeline() -> StableDiffusion3Pipeline:
     nn.init.zeros_(transformer.proj_out.bias)
     return StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        vae=AutoencoderKL.from_pretrained(place / "vae"), text_encoder=encoder, tokenizer=tokenizer,
+        vae=vae, text_encoder=encoder, tokenizer=tokenizer,
         text_encoder_2=copy.deepcopy(encoder), tokenizer_2=tokenizer, text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip
 
@@ -209,7 +211,7 @@ def make_teacher(study: Study, run: Path) -> Path:
     if (folder / "model_index.json").exists():
         return folder
     start = run / "start"
-    make_pipeline().save_pretrained(start)
+    make_pipeline(assets.scenes_teacher()).save_pretrained(start)
     if KEPT.exists() and not study.train:
         return save(start, {name: value.float() for name, value in read_safetensors(KEPT).items()}, folder)
     model, teacher = load_latent_model(start, CPU), load_latent_model(assets.scenes_teacher(), CPU)

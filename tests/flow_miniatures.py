@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -52,6 +55,8 @@ from transformers import (
 )
 
 from fewstep.models.families.sana import INSTRUCTION
+from fewstep.models.family import LatentModel
+from fewstep.models.loading import load_latent_model
 
 WORDS = ("a", "red", "blue", "green", "yellow", "small", "large", "star", "circle", "square", "and", "of", "on")
 
@@ -224,7 +229,7 @@ def save_klein(_tokenizer: CLIPTokenizer, folder: Path) -> Path:
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2)
     text = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=28, num_attention_heads=1,
         num_key_value_heads=1, head_dim=8, max_position_embeddings=1024,
     )  # fmt: skip
     parts = {
@@ -395,3 +400,23 @@ def to_original(model: Any) -> dict[str, torch.Tensor]:
                 ]
                 result[f"{theirs}.{names._kind(ours[0], kind)}"] = torch.cat(said)
     return {name: value.contiguous().clone() for name, value in result.items()}
+
+
+@functools.cache
+def _load(folder: Path) -> LatentModel:
+    return load_latent_model(folder, torch.device("cpu"))
+
+
+@functools.cache
+def _load_stock(folder: Path) -> DiffusionPipeline:
+    return DiffusionPipeline.from_pretrained(folder)
+
+
+def copy_model(folder: Path) -> LatentModel:
+    """Returns a model of one's own, which is read from its files once in a run of the tests."""
+    return copy.deepcopy(_load(folder))
+
+
+def copy_stock(folder: Path) -> DiffusionPipeline:
+    """Returns a stock pipeline of one's own, which is read once too."""
+    return copy.deepcopy(_load_stock(folder))

@@ -15,6 +15,7 @@ from fewstep.data.opening import each_kind, open_pictures
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.data.shards.source import ShardedPictures
 from fewstep.data.sources.folder import FolderPictures
+from fewstep.data.worlds.gallery_source import GalleryExamples
 from fewstep.data.worlds.scenes import SceneExamples
 from fewstep.errors import UserError
 from fewstep.models.loading import load_latent_model, pick_device
@@ -137,6 +138,8 @@ def make_parquet(folder: Path, add: Callable[..., Path]) -> None:  # noqa: ARG00
     [
         ("scenes", make_nothing, "worlds.scenes", SceneExamples, "scene 0"),
         ("scenes-leaning", make_nothing, "worlds.scenes", SceneExamples, "scene 0"),
+        ("gallery", make_nothing, "worlds.gallery_kind", GalleryExamples, "gallery picture 0"),
+        ("gallery-twemoji", make_nothing, "worlds.gallery_kind", GalleryExamples, "gallery picture 0"),
         ("{folder}", make_folder, "sources.picture_files", FolderPictures, "a.png"),
         ("{folder}", make_tar, "sources.picture_files", ShardedPictures, "0.tar/a.jpg"),
         ("{folder}/*.parquet", make_parquet, "sources.picture_files", ShardedPictures, "0.parquet/0"),

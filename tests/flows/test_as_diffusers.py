@@ -21,7 +21,7 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.pipeline import load_pipeline, seeded_noise
 from fewstep.recipes.distill import Distill
-from flow_miniatures import FLOWS, STOCK
+from flow_miniatures import FLOWS, STOCK, copy_model, copy_stock
 
 CPU, PROMPT, SEED = torch.device("cpu"), "a red star", 5
 
@@ -54,7 +54,7 @@ def paint_by_stock(pipe, sigmas, scale):
 
 def load_stock(flow, model):
     """Loads the stock pipeline, at the shift that is pinned here where its own depends on the number of its steps."""
-    pipe = DiffusionPipeline.from_pretrained(flow)
+    pipe = copy_stock(flow)
     if STOCK[type(pipe).__name__].shifts_by_steps:
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=model.schedule.shift)
     return pipe
@@ -62,7 +62,7 @@ def load_stock(flow, model):
 
 def off(flow):
     """The scale by which a stock pipeline guides nothing, which is not 1 for all."""
-    return load_latent_model(flow, CPU).family.guidance_of(0.0)
+    return copy_model(flow).family.guidance_of(0.0)
 
 
 def paint_by_us(pipe, steps):
@@ -72,7 +72,7 @@ def paint_by_us(pipe, steps):
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_one_step_from_noise_is_the_stock_pipelines(flow, scale):
     """Sign, time and guidance of the field."""
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     z = seeded_noise([SEED], model.codec.shape(64), CPU)()
     t = torch.tensor([model.schedule.last])
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_one_step_from_noise_is_the_stock_pipelines(flow, scale):
 
 def test_many_steps_of_the_teacher_are_the_stock_pipelines(flow):
     """Euler is DDIM on a flow; its default shift and times, given rightly."""
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     solvers = importlib.import_module("fewstep.diffusion.sampling")
     z, count = seeded_noise([SEED], model.codec.shape(64), CPU)(), 5  # whose times are whole
     cond = model.conditioner.encode([PROMPT])
@@ -110,7 +110,7 @@ def test_a_student_is_painted_alike_by_the_stock_pipeline(flow, kind, method, fl
     if kind == "whole":
         theirs = DiffusionPipeline.from_pretrained(exported)
     else:
-        theirs = DiffusionPipeline.from_pretrained(flow)
+        theirs = copy_stock(flow)
         scheduler = getattr(importlib.import_module("diffusers"), mine.method.flow_scheduler)
         theirs.scheduler = scheduler(shift=card["shift"])
         plain = paint_by_stock(theirs, card["sigmas"]["4"], off(flow))
@@ -148,7 +148,7 @@ def test_a_whole_any_step_student_is_painted_alike_by_its_own_pipeline(flow, flo
 
 @pytest.mark.parametrize("sampler", ["euler", "midpoint", "dpm++", "unipc"])
 def test_a_baseline_asks_the_teacher_as_often_as_its_table_says(sampler, flow):
-    model, steps = load_latent_model(flow, CPU), 4
+    model, steps = copy_model(flow), 4
     asked = []
     hook = model.network.register_forward_pre_hook(lambda _module, given: asked.append(len(given[0])))
     cell = Cell(sampler, steps, "trailing", 4.0, 1 if model.family.guided_inside else 2)
@@ -166,7 +166,7 @@ def test_the_lines_of_the_card_paint_at_its_size_and_guidance(kind, flow, flow_p
     lines = (exported / "README.md").read_text().split("```")[1].removeprefix("python")
     held = {}
     exec(lines.replace("this folder", str(exported)), held)
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     small = kind != "lora" or not model.network.says_side
     assert held["image"].size == ((32, 32) if small else (64, 64))
     scale = 4 if model.family.guided_inside else model.family.guidance_of(0.0)
@@ -179,13 +179,13 @@ def test_the_exported_scheduler_says_every_setting(flow, flow_pictures, tmp_path
     said = json.loads((tmp_path / "run" / "model" / "scheduler" / "scheduler_config.json").read_text())
     assert said["_class_name"] == "FlowMatchLCMScheduler"
     assert (said["use_dynamic_shifting"], said["shift_terminal"]) == (False, None)
-    assert said["shift"] == load_latent_model(flow, CPU).schedule.shift
+    assert said["shift"] == copy_model(flow).schedule.shift
     assert "_use_default_values" not in said
 
 
 def test_conditions_are_those_of_the_stock_pipeline(flow):
     """A teacher's prediction is; with several prompts at once too."""
-    model, pipe = load_latent_model(flow, CPU), DiffusionPipeline.from_pretrained(flow)
+    model, pipe = copy_model(flow), copy_stock(flow)
     prompts = [PROMPT, "", "a very long prompt " * 40]
     together = model.conditioner.encode(prompts)
     for i, prompt in enumerate(prompts):
@@ -216,7 +216,7 @@ def test_conditions_are_those_of_the_stock_pipeline(flow):
 
 def test_text_encoders_are_asked_as_wholes_and_say_next_to_nothing(flow):
     """Hooks on them bring them to a card that has no room for all parts; what they would say next is gigabytes."""
-    model, asked = load_latent_model(flow, CPU), set()
+    model, asked = copy_model(flow), set()
     for name, encoder in model.conditioner.encoders.items():
         encoder.register_forward_hook(lambda _module, _given, output, name=name: asked.add((name, _words(output))))
     model.conditioner.encode([PROMPT])
@@ -233,10 +233,10 @@ def test_pictures_go_through_the_autoencoder_as_they_would_alone(flow, flow_pict
     """Scale and shift are undone: forgetting the shift is a constant in every latent; and are the stock pipeline's."""
     from PIL import Image
 
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     pixels = to_pixels([Image.open(flow_pictures / "0.png").resize((64, 64))])
     mean, _ = model.codec.encode(pixels)
-    pipe = DiffusionPipeline.from_pretrained(flow)
+    pipe = copy_stock(flow)
     stock = STOCK[type(pipe).__name__]
     with torch.no_grad():
         own = stock.encode(pipe, pixels)

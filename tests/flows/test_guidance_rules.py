@@ -8,9 +8,9 @@ from fewstep.diffusion.sampling import sampling_times
 from fewstep.evaluate.baselines import teacher_latents
 from fewstep.method.paths import TeacherPath
 from fewstep.models.families.packing import pack, unpack
-from fewstep.models.loading import load_latent_model
 from fewstep.models.pipeline import seeded_noise
 from fewstep.recipes.distill import Distill
+from flow_miniatures import copy_model
 
 CPU, OMEGA = torch.device("cpu"), 3.0
 
@@ -46,7 +46,7 @@ def test_the_teacher_of_a_training_follows_it(rank, flow, flow_pictures, tmp_pat
         teacher=str(flow), data=str(flow_pictures), out=tmp_path, device="cpu", guidance_range=(4.0, 4.0),
         guidance_scale=4.0, lora_rank=rank, guided_from=0,
     )  # fmt: skip
-    teacher, same = load_teacher(config), load_latent_model(flow, CPU)
+    teacher, same = load_teacher(config), copy_model(flow)
     path = make_path(config, make_student(config, teacher), teacher)
     z_t, t, cond = ask(same)
     omega = torch.full((3,), OMEGA)
@@ -56,7 +56,7 @@ def test_the_teacher_of_a_training_follows_it(rank, flow, flow_pictures, tmp_pat
 
 
 def test_a_baseline_follows_it(flow):
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     cond = model.conditioner.encode(["a red star"])
     z_t, t = seeded_noise([5], model.codec.shape(model.resolution), CPU)(), torch.tensor([1000])
     found = teacher_latents(model, "euler", sampling_times(model.schedule, 1, "trailing"), cond, [5], OMEGA)
@@ -65,7 +65,7 @@ def test_a_baseline_follows_it(flow):
 
 def test_it_changes_nothing_where_nothing_guides(flow):
     """Bit for bit: of ω = 0, and before its interval begins."""
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     if model.family.guided_inside:
         return
     z_t, t, cond = ask(model)

@@ -13,7 +13,7 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import read_lora
 from fewstep.models.pipeline import load_pipeline
 from fewstep.models.scheduler import Overrides, read_overrides
-from flow_miniatures import FLOWS, FUSED
+from flow_miniatures import FLOWS, FUSED, copy_model
 
 CPU = torch.device("cpu")
 TRANSFORMER, VAE, SCHEDULER = "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"
@@ -81,7 +81,7 @@ def test_pictures_are_of_whole_tokens(flow, flow_pictures, fewstep_command, tmp_
         done = fewstep_command(*command, *common)
         assert done.returncode == 2
         assert sum(not line.startswith("note: ") for line in done.stderr.splitlines()) == 1
-        assert f"a multiple of {load_latent_model(flow, CPU).codec.unit}" in done.stderr
+        assert f"a multiple of {copy_model(flow).codec.unit}" in done.stderr
 
 
 @pytest.fixture(params=FUSED)
@@ -149,7 +149,7 @@ def test_a_scale_of_fp8_is_a_number_or_one_for_each_row(scale, flow_tokenizer, t
 
 
 def test_two_transformers_are_one_too_many(flow, tmp_path):
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     key = f"{model.family.keys_begin[0]}x.weight"
     save_file({key: torch.ones(1)}, tmp_path / "file.safetensors")
     with pytest.raises(UserError, match="is a transformer already"):
@@ -174,7 +174,7 @@ def test_merged_it_paints_at_the_loras_own_times(fused, tmp_path):
 def test_what_tells_where_to_land_is_merged_with_its_lora(flow, tmp_path):
     """At the LoRA's scale, and read back with the whole model."""
     torch.manual_seed(0)  # some draws lead to latents of 80, at which rounding is more than is allowed below
-    base = load_latent_model(flow, CPU)
+    base = copy_model(flow)
     layers = [base.network.backbone.get_submodule(name) for name in base.family.lora.time_layers]
     named = zip(("linear_1", "linear_2"), layers, strict=True)
     end = {f"fewstep_lora_end.{name}.{kind}": torch.randn_like(value) for name, layer in named

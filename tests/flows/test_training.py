@@ -1,5 +1,7 @@
 """What a distillation of a flow transformer computes, and which weights it moves."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,11 +9,11 @@ from fewstep.commands import distill as command
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction
 from fewstep.models.family import LatentModel
-from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
+from flow_miniatures import copy_model
 
 CPU = torch.device("cpu")
 LORA = {"lora_rank": 3, "lora_alpha": 6.0}
@@ -25,12 +27,19 @@ def settings(flow, pictures, out, **changes):
     })  # fmt: skip
 
 
+READ = {}
+
+
 def first_loss(config):
-    """Of the first batch, with its gradient."""
-    teacher = command.load_teacher(config)
+    """Of the first batch, with its gradient; the teacher and the pictures that it encoded are read once."""
+    if config.teacher not in READ:
+        teacher = command.load_teacher(config)
+        READ[config.teacher] = teacher, open_material(config, teacher).latents()
+    kept, latents = READ[config.teacher]
+    teacher = copy.deepcopy(kept)
     student = command.make_student(config, teacher)
     path = command.make_path(config, student, teacher)
-    task = make_task(config, student, path, teacher, open_material(config, teacher).latents())
+    task = make_task(config, student, path, teacher, latents)
     loss = task.loss(range(config.batch_size)).total
     loss.backward()
     return loss.detach(), task, teacher
@@ -65,7 +74,7 @@ def test_a_step_is_the_same_twice_and_moves_the_right_weights(kind, solver, flow
 @pytest.mark.parametrize("method", ["pcm", "tcd", "guided-distill"])
 @pytest.mark.parametrize("kind", ["whole", "lora"])
 def test_every_method_takes_a_step(kind, method, flow, flow_pictures, tmp_path):
-    if method == "guided-distill" and load_latent_model(flow, CPU).family.guided_inside:
+    if method == "guided-distill" and copy_model(flow).family.guided_inside:
         method = "lcm"  # it has nothing to teach a network that is told its guidance
     config = settings(flow, flow_pictures, tmp_path, method=method, **(LORA if kind == "lora" else {}))
     loss, task, _ = first_loss(config)
@@ -74,13 +83,13 @@ def test_every_method_takes_a_step(kind, method, flow, flow_pictures, tmp_path):
 
 
 def told(flow) -> tuple[LatentModel, AdaptedNetwork]:
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     model.network.hang_end()
     return model, AdaptedNetwork(model.network, 2, 2.0, model.family.lora.targets, seed=0)
 
 
 def test_the_teacher_is_not_told_the_end_and_stays_bit_for_bit(flow):
-    plain, (model, adapted) = load_latent_model(flow, CPU), told(flow)
+    plain, (model, adapted) = copy_model(flow), told(flow)
     z, t = torch.randn(2, *model.codec.shape(64)), torch.tensor([700, 300])
     cond = plain.conditioner.encode(["a red star", ""])
     with torch.no_grad():
@@ -106,7 +115,7 @@ def test_the_end_learns_with_the_adapters(flow, flow_pictures, tmp_path):
 
 @pytest.mark.parametrize("t", [1, 400, 1000])
 def test_a_jump_to_where_one_stands_leads_nowhere(t, flow):
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     z, times = torch.randn(2, *model.codec.shape(64)), torch.full((2,), t)
     f = ConsistencyFunction(model.network, model.conditioner.encode(["a", "b"]), None, model.schedule, BY_DDIM)
     with torch.no_grad():
@@ -114,7 +123,7 @@ def test_a_jump_to_where_one_stands_leads_nowhere(t, flow):
 
 
 def test_features_are_pictures_and_have_gradients(flow):
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     z, t = torch.randn(2, *model.codec.shape(64), requires_grad=True), torch.tensor([700, 300])
     found = model.network.features(z, t, model.conditioner.encode(["a", "b"]))
     assert [each.shape[1] for each in found] == list(model.network.feature_widths)
@@ -125,7 +134,7 @@ def test_features_are_pictures_and_have_gradients(flow):
 
 def test_features_stand_where_their_pictures_do(flow):
     """A change of a corner of the latents is felt most in that corner of the first feature."""
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     z = torch.randn(1, *model.codec.shape(64), generator=torch.Generator().manual_seed(0))
     changed, part = z.clone(), max(1, z.shape[-1] // 4)
     changed[..., :part, -part:] += 3
@@ -150,7 +159,7 @@ def test_checkpointing_changes_nothing(flow, flow_pictures, tmp_path):
 
 def test_what_is_told_already_is_told_anew(flow):
     """As a UNet is: the last embedding of the end is the one that counts."""
-    network = load_latent_model(flow, CPU).network
+    network = copy_model(flow).network
     network.hang_end()
     assert network.hang_end() is network.time_embedding.end
 

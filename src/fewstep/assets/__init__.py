@@ -10,6 +10,12 @@ SCENES = "scenes"
 SCENES_LEANING = "scenes-leaning"
 """The same world in another look, from which styles are learnt."""
 
+GALLERY = "gallery"
+"""The name of the world of emoji on drawn grounds."""
+
+GALLERY_TWEMOJI = "gallery-twemoji"
+"""The same world in another artist's hand, from which styles are learnt."""
+
 SCENES_LCM = "scenes-lcm"
 """The name of the bundled few-step model, which studies/scenes.sh made."""
 
@@ -48,3 +54,8 @@ def find_name(source: str | Path) -> str:
 def scenes_reader() -> Path:
     """Returns the folder of the bundled reader."""
     return _HERE / "scenes-reader"
+
+
+def gallery() -> Path:
+    """Returns the folder of the artwork of the gallery world."""
+    return _HERE / "gallery"

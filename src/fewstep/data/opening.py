@@ -16,6 +16,7 @@ from fewstep.data.sources.base import Source
 
 _KINDS = (
     "fewstep.data.worlds.scenes",
+    "fewstep.data.worlds.gallery_kind",
     "fewstep.data.sources.picture_files",
 )
 """Modules, in the order in which they are asked. Only this file imports them, so the rest of the package knows none."""

@@ -77,7 +77,8 @@ def judges(data: str, extractor: str, device: torch.device) -> tuple[Extractor, 
     The bundled reader has learnt one look alone.
     """
     name = extractor or (READER if data in LOOKS else "")
-    if not name and "://" not in data and not Path(data).exists():
+    drawn = data in (assets.GALLERY, assets.GALLERY_TWEMOJI)
+    if not name and not drawn and "://" not in data and not Path(data).exists():
         raise UserError(f"data {data} is not there; give a folder of captioned pictures, or {' or '.join(LOOKS)}")
     if not name:
         raise UserError(

@@ -21,8 +21,8 @@ MAX_TOKENS = 32
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build_autoencoder() -> AutoencoderKL:
-    """Builds one from 64×64 pixels to 12×8×8 latents; 1.0 M parameters."""
+def build_autoencoder(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
+    """Builds one from 64×64 pixels to latents of 8×8, 12 channels by default; 1.0 M parameters."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -30,7 +30,7 @@ def build_autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 64),
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         norm_num_groups=8,
         sample_size=64,
     )

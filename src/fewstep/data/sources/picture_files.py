@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from fewstep import assets
 from fewstep.data.kind import SourceKind, SourceRequest
 from fewstep.data.shards.formats import TarShards, arrow_shards, parquet_shards
 from fewstep.data.shards.prepared import is_prepared
@@ -178,8 +179,9 @@ def open_own_pictures(request: SourceRequest) -> Source:
     """Opens the pictures and prints how many are used and dropped. Raises UserError where none can be used."""
     data = request.data
     if not (Path(data).exists() or _URL_OR_PATTERN.intersection(data)):
-        close = difflib.get_close_matches(data, LOOKS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {' and '.join(LOOKS)}"
+        worlds = (*LOOKS, assets.GALLERY, assets.GALLERY_TWEMOJI)
+        close = difflib.get_close_matches(data, worlds, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {', '.join(worlds)}"
         raise UserError(f"data folder {data} does not exist{hint}")
     if is_prepared(Path(data)):
         raise UserError(f"{data} holds latents, but pictures are needed here; give those that it was prepared from")

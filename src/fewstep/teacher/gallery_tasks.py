@@ -1,0 +1,201 @@
+"""What the gallery's reader and text encoder are trained on."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image, ImageChops, ImageFilter
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.data.order import SampleOrder
+from fewstep.data.pictures import to_pixels
+from fewstep.data.worlds.gallery import Gallery, GalleryPicture
+from fewstep.data.worlds.gallery_art import Hand, group_by_kind, list_names
+from fewstep.data.worlds.gallery_drawing import SIDE
+from fewstep.data.worlds.gallery_scene import ARRANGEMENTS, GROUNDS, NEXT_TO, SIZES, GalleryPrompt
+from fewstep.evaluate.gallery_reader import GRID, LAYOUTS, GalleryReader
+from fewstep.train.task import Loss, StudentTask
+
+IGNORED = -100  # cross_entropy ignores this target
+UNREADABLE_RATE = 0.25
+
+Answers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Layout and ground `[b]`; presence, size and name in every cell `[b, 8, 8]`."""
+
+
+class GalleryReaderTask(StudentTask):
+    """Trains by the cross entropy of every answer that the picture determines."""
+
+    def __init__(self, reader: GalleryReader, seed: int, hands: Sequence[Hand] = ("noto", "twemoji")) -> None:
+        self.student = reader
+        self.averaged = copy.deepcopy(reader)
+        self._seed, self._hands = seed, hands
+
+    def loss(self, counters: range) -> Loss:
+        pixels, answers = draw_gallery_batch(self._seed, counters, self._hands)
+        return Loss.from_mean(compute_reader_loss(self.student(pixels), answers), counters)
+
+
+def compute_reader_loss(logits: Sequence[Tensor], answers: Answers) -> Tensor:
+    """Returns the scalar loss of what `GalleryReader.forward` returned."""
+    _, layouts, grounds, presences, sizes, names = logits
+    layout, ground, presence, size, name = answers
+    # Weighed so that the cells with a thing, about one in twenty, count as much as the rest.
+    weight = 1 + 19 * presence.float()
+    present = functional.binary_cross_entropy_with_logits(presences[:, 0].float(), presence.float(), weight)
+    total = functional.cross_entropy(layouts.float(), layout, label_smoothing=0.02) + present
+    for each, answer in ((grounds, ground), (sizes, size), (names, name)):
+        if (answer != IGNORED).any():
+            total = total + functional.cross_entropy(each.float(), answer, ignore_index=IGNORED, label_smoothing=0.02)
+    return total
+
+
+def draw_gallery_batch(
+    seed: int, counters: range, hands: Sequence[Hand] = ("noto", "twemoji")
+) -> tuple[Tensor, Answers]:
+    """Draws pixels `[b, 3, 64, 64]`, a quarter of them unreadable, and their answers; the first hand draws more."""
+    galleries = [Gallery(seed=seed, hand=hand) for hand in hands]
+    images, answers = [], []
+    for i in counters:
+        rng = random.Random(f"gallery reader {seed} {i}")
+        gallery = galleries[0] if rng.random() < 0.4 else rng.choice(galleries)
+        picture = gallery[2 * i]
+        spoilt = rng.random() < UNREADABLE_RATE
+        if spoilt:
+            images.append(spoil_picture(gallery, picture, 2 * i + 1, rng))
+        else:
+            blurred = picture.image.filter(ImageFilter.GaussianBlur(max(0.0, rng.uniform(-0.5, 0.8))))
+            images.append(_add_noise(blurred, rng, rng.uniform(0, 10)))
+        answers.append(_list_answers(picture, spoilt))
+    layout, ground, *cells = zip(*answers, strict=True)
+    presence, size, name = (torch.stack(each) for each in cells)
+    return to_pixels(images), (torch.tensor(layout), torch.tensor(ground), presence, size, name)
+
+
+def _list_answers(picture: GalleryPicture, spoilt: bool) -> tuple[int, int, Tensor, Tensor, Tensor]:
+    presence = torch.zeros(GRID, GRID, dtype=torch.long)
+    size, name = (torch.full((GRID, GRID), IGNORED) for _ in range(2))
+    if spoilt:
+        return LAYOUTS.index("unreadable"), IGNORED, presence, size, name
+    for thing, (x, y, _) in zip(picture.scene.things, picture.placements, strict=True):
+        cell = int(y * GRID / SIDE), int(x * GRID / SIDE)
+        presence[cell] = 1
+        size[cell], name[cell] = SIZES.index(thing.size), list_names().index(thing.name)
+    return LAYOUTS.index(picture.scene.arrangement), GROUNDS.index(picture.scene.ground), presence, size, name
+
+
+def spoil_picture(gallery: Gallery, picture: GalleryPicture, index: int, rng: random.Random) -> Image.Image:
+    """Returns a picture without a readable scene: blurred, noisy, mixed, patched, crowded, empty, torn or melted."""
+    image, other = picture.image, gallery[index].image
+    kind = rng.choice(("blur", "noise", "mix", "patch", "crowd", "empty", "torn", "melt"))
+    if kind == "blur":
+        return image.filter(ImageFilter.GaussianBlur(rng.uniform(2.5, 8)))
+    if kind == "noise":
+        return _add_noise(image, rng, rng.uniform(80, 150))
+    if kind == "mix":
+        return Image.blend(image, other, rng.uniform(0.35, 0.65))
+    if kind == "patch":
+        half = SIDE // 2
+        image.paste(other.crop((0, 0, half, half)), (half, half))
+        image.paste(other.crop((half, 0, SIDE, half)), (0, half))
+        return image
+    if kind == "crowd":  # two pictures over each other
+        return ImageChops.darker(image, other) if rng.random() < 0.5 else ImageChops.lighter(image, other)
+    if kind == "torn":  # strips of it, shifted
+        strips, strip = image.copy(), rng.randint(3, 8)
+        for top in range(0, SIDE, strip):
+            strips.paste(ImageChops.offset(image, rng.randint(-20, 20), 0).crop((0, top, SIDE, top + strip)), (0, top))
+        return strips
+    if kind == "melt":
+        return _warp(image, rng, rng.uniform(8, 16))
+    return _cover_things(picture, rng)
+
+
+def _warp(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
+    """Moves the corners of every cell of a grid by up to `strength` pixels."""
+
+    def move(at: int) -> float:
+        return min(SIDE, max(0, at + rng.uniform(-1, 1) * strength))
+
+    corners = {(x, y): (move(x), move(y)) for x in range(0, SIDE + 1, 8) for y in range(0, SIDE + 1, 8)}
+    mesh = [
+        (
+            (x, y, x + 8, y + 8),
+            (*corners[x, y], *corners[x, y + 8], *corners[x + 8, y + 8], *corners[x + 8, y]),
+        )
+        for x in range(0, SIDE, 8)
+        for y in range(0, SIDE, 8)
+    ]
+    return image.transform(image.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+
+
+def _cover_things(picture: GalleryPicture, rng: random.Random) -> Image.Image:
+    """Melts every thing into its surroundings: nothing, or blobs of its own colours, are left on the ground."""
+    image, melted = picture.image, picture.image.filter(ImageFilter.GaussianBlur(rng.uniform(3, 9)))
+    mask = Image.new("L", image.size)
+    for x, y, length in picture.placements:
+        half = round(length * 0.6)
+        mask.paste(255, (round(x) - half, round(y) - half, round(x) + half, round(y) + half))
+    return Image.composite(melted, image, mask.filter(ImageFilter.GaussianBlur(2)))
+
+
+def _add_noise(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
+    generator = torch.Generator().manual_seed(rng.getrandbits(60))
+    noise = torch.randn(3, SIDE, SIDE, generator=generator) * strength
+    pixels = (to_pixels([image])[0] + 1) * 127.5 + noise
+    return Image.fromarray(pixels.clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+_MOST = max(ARRANGEMENTS)
+
+
+class GalleryCaptionTask(StudentTask):
+    """Trains by the cross entropy of all that a caption states, read from the text encoder's output after its end.
+
+    What it may state: number of things, arrangement, ground, and of each thing name, kind and size.
+    """
+
+    def __init__(self, text_encoder: nn.Module, tokens: Tensor, stated: Sequence[GalleryPrompt], seed: int) -> None:
+        """`tokens` `[n, l]` are the captions of `stated`."""
+        config: Any = text_encoder.config
+        self._sizes = [len(options) + 1 for options in list_statements()]
+        heads = nn.Linear(config.hidden_size, sum(self._sizes))
+        self.student = nn.ModuleDict({"text_encoder": text_encoder, "heads": heads})
+        self.averaged = copy.deepcopy(self.student)
+        self._tokens, self._end = tokens, config.eos_token_id
+        self._order = SampleOrder(seed, (len(tokens),))
+        self._answers = torch.tensor([list_stated(prompt) for prompt in stated])
+
+    def logits(self, network: nn.ModuleDict, tokens: Tensor) -> list[Tensor]:
+        """Returns logits `[b, k]` for each of `list_statements()`; answer 0 means "not stated"."""
+        ended = (tokens == self._end).float()[..., None]
+        text = network["text_encoder"](tokens)[0]
+        return list(network["heads"]((text * ended).sum(1) / ended.sum(1)).split(self._sizes, dim=1))
+
+    def loss(self, counters: range) -> Loss:
+        index = torch.tensor(self._order(counters))
+        pairs = zip(self.logits(self.student, self._tokens[index]), self._answers[index].T, strict=True)
+        errors = [functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]
+        return Loss.from_mean(torch.stack(errors).sum(), counters)
+
+
+def list_statements() -> list[tuple[Any, ...]]:
+    """Returns the options of each thing that a caption may state."""
+    arrangements = (*(name for names in ARRANGEMENTS.values() for name in names), NEXT_TO)
+    asked = (list_names(), tuple(group_by_kind()), SIZES)
+    return [tuple(ARRANGEMENTS), arrangements, GROUNDS, *asked * _MOST]
+
+
+def list_stated(prompt: GalleryPrompt) -> list[int]:
+    """Returns, for each of `list_statements()`, the number of the stated option, counted from 1, or 0 for none."""
+    things = prompt.things or ()
+    words: list[Any] = [len(things) or None, prompt.arrangement, prompt.ground]
+    for i in range(_MOST):
+        words += [things[i].name, things[i].kind, things[i].size] if i < len(things) else [None] * 3
+    pairs = zip(words, list_statements(), strict=True)
+    return [0 if word is None else 1 + options.index(word) for word, options in pairs]

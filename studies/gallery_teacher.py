@@ -1,0 +1,253 @@
+"""Makes the gallery's autoencoder, reader, text encoder and UNet, one after the other, on one core.
+
+    OMP_NUM_THREADS=1 nice -n 19 python studies/gallery_teacher.py --out runs/gallery --photographs photographs
+
+Give the same command again, and it goes on where it stopped. SIGTERM lets it save first. Every stage begins with the
+average of the one before and leaves something of use in the run folder: `vae/`, `reader/`, `text_encoder/`,
+`tokenizer/`, and at the end `pipeline/`. studies/gallery_quality.py measures what there is.
+
+`photographs` is a folder with those of scikit-image and scikit-learn (docs/gallery.md), of which chelsea.png and
+flower.jpg are kept back.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import tyro
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fewstep import assets
+from fewstep.data.pictures import to_pixels
+from fewstep.data.worlds.gallery import Gallery
+from fewstep.diffusion.schedule import Tabulated
+from fewstep.evaluate.gallery_reader import GalleryReader, load_gallery_reader, save_gallery_reader
+from fewstep.files import read_safetensors, write_whole
+from fewstep.models import scenes_model
+from fewstep.teacher.gallery_tasks import GalleryCaptionTask, GalleryReaderTask
+from fewstep.teacher.tasks import AutoencoderTask, DiffusionTask
+from fewstep.train.config import LoopConfig
+from fewstep.train.loop import fit
+from gallery_pictures import Mixture
+
+LATENT_CHANNELS = 16
+TEXT_WIDTH = 128
+PICTURES = 100_000
+TOKENIZER_CAPTIONS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    out: Path = Path("runs/gallery")
+    """Run folder."""
+    photographs: Path = Path("photographs")
+    """Folder of photographs that the autoencoder learns from beside the worlds."""
+
+
+def _cycle(steps: int, lr: float, batch_size: int = 16, **more: Any) -> LoopConfig:
+    return LoopConfig(
+        steps=steps, batch_size=batch_size, lr=lr, lr_decay="cosine", warmup_steps=100, ema_decay=0.998,
+        checkpoint_every=250, log_every=50, **more,
+    )  # fmt: skip
+
+
+AUTOENCODER = {
+    "first": _cycle(6000, 1.2e-3, precision="bf16"),
+    "second": _cycle(16000, 1e-3, precision="bf16"),
+}
+READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(10000, 1.5e-3, 32)}
+TEXT = _cycle(4000, 2e-3, 64)
+UNET = {"first": _cycle(8000, 1.5e-3, 32), "second": _cycle(16000, 1e-3, 32), "third": _cycle(8000, 7e-4, 64)}
+
+
+def main(study: Study) -> None:
+    stages: list[Callable[[Path], None]] = [
+        lambda out: train_autoencoder(out, "first", study.photographs),
+        lambda out: train_reader(out, "first"),
+        lambda out: train_autoencoder(out, "second", study.photographs),
+        train_text_encoder,
+        keep_latents,
+        lambda out: train_unet(out, "first"),
+        lambda out: train_reader(out, "second"),
+        lambda out: train_unet(out, "second"),
+        lambda out: train_unet(out, "third"),
+    ]
+    for stage in stages:
+        stage(study.out)
+
+
+def build_gallery_autoencoder() -> AutoencoderKL:
+    """The bundled autoencoder of scenes with four more latent channels, which begin as they are drawn."""
+    torch.manual_seed(0)
+    wider = scenes_model.build_autoencoder(LATENT_CHANNELS)
+    narrow = AutoencoderKL.from_pretrained(assets.scenes_teacher() / "vae").state_dict()
+    wider.load_state_dict(
+        {name: widen(value, narrow[name].float(), name) for name, value in wider.state_dict().items()}
+    )
+    return wider
+
+
+def widen(wide: Tensor, narrow: Tensor, name: str) -> Tensor:
+    """Writes what was learnt into a tensor with room for more channels; mean and log variance are halves of theirs."""
+    if wide.shape == narrow.shape:
+        return narrow
+    result = copy.deepcopy(wide)
+    moments = name.startswith(("encoder.conv_out", "quant_conv"))  # their outputs, and the inputs of quant_conv
+    rows = _places(narrow.shape[0], wide.shape[0], halves=moments)
+    if narrow.ndim == 1:
+        result[rows] = narrow
+        return result
+    columns = _places(narrow.shape[1], wide.shape[1], halves=name.startswith("quant_conv"))
+    result[rows] = 0  # what was learnt hears nothing from the new channels at first
+    result[rows[:, None], columns] = narrow
+    return result
+
+
+def _places(narrow: int, wide: int, *, halves: bool) -> Tensor:
+    if not halves:
+        return torch.arange(narrow)
+    return torch.cat([torch.arange(narrow // 2), wide // 2 + torch.arange(narrow // 2)])
+
+
+def train_autoencoder(out: Path, cycle: str, photographs: Path) -> None:
+    seed = list(AUTOENCODER).index(cycle)
+    start: nn.Module = build_gallery_autoencoder() if seed == 0 else AutoencoderKL.from_pretrained(out / "vae-first")
+    task = AutoencoderTask(start.to(memory_format=torch.channels_last), Mixture(seed, photographs), seed)
+    fit(task, AUTOENCODER[cycle], out / f"autoencoder-{cycle}", f"autoencoder, {cycle}")
+    plain = scenes_model.build_autoencoder(LATENT_CHANNELS)
+    plain.load_state_dict(task.averaged.state_dict())
+    for name in (f"vae-{cycle}", "vae"):
+        plain.save_pretrained(out / name)
+
+
+def train_reader(out: Path, cycle: str) -> None:
+    torch.manual_seed(1)
+    seed = list(READER).index(cycle)
+    start = GalleryReader() if seed == 0 else load_gallery_reader(out / "reader-first").requires_grad_(True).train()
+    task = GalleryReaderTask(start, seed)
+    fit(task, READER[cycle], out / f"reading-{cycle}", f"reader, {cycle}")
+    for name in (f"reader-{cycle}", "reader"):
+        save_gallery_reader(task.averaged, out / name)
+
+
+def train_text_encoder(out: Path) -> None:
+    captions, stated = zip(*(Gallery().prompt(i) for i in range(PICTURES)), strict=True)
+    tokenizer = load_tokenizer(out)
+    tokens = tokenise(tokenizer, captions)
+    torch.manual_seed(2)
+    task = GalleryCaptionTask(build_gallery_text_encoder(tokenizer), tokens, stated, 0)
+    fit(task, TEXT, out / "text", "text")
+    task.averaged["text_encoder"].save_pretrained(out / "text_encoder")
+
+
+def load_tokenizer(out: Path) -> CLIPTokenizer:
+    """Its merges come from captions of the world, in which every word stands many times."""
+    if not (out / "tokenizer").exists():
+        captions = (Gallery(seed=1).prompt(i)[0] for i in range(TOKENIZER_CAPTIONS))
+        scenes_model.build_tokenizer(captions).save_pretrained(out / "tokenizer")
+    return CLIPTokenizer.from_pretrained(out / "tokenizer")
+
+
+def tokenise(tokenizer: CLIPTokenizer, captions: Any) -> Tensor:
+    tokens = tokenizer([*captions], padding="max_length", return_tensors="pt").input_ids
+    if tokens.shape[1] > scenes_model.MAX_TOKENS:
+        raise SystemExit(
+            f"a caption has {tokens.shape[1]} tokens, and the text encoder reads {scenes_model.MAX_TOKENS}"
+        )
+    return tokens
+
+
+def build_gallery_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Two layers, 128 wide."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=scenes_model.MAX_TOKENS,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_gallery_unet() -> UNet2DConditionModel:
+    """A v-network on 16×8×8 latents."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(96, 192),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=6,
+        norm_num_groups=16,
+    )
+
+
+@torch.no_grad()
+def keep_latents(out: Path) -> None:
+    """Encodes the training pictures once, in fp16."""
+    file = out / "latents.safetensors"
+    if file.exists():
+        return
+    autoencoder = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
+    gallery, parts = Gallery(), []
+    for start in range(0, PICTURES, 100):
+        pixels = to_pixels([gallery[i].image for i in range(start, start + 100)])
+        posterior = autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
+        parts.append(posterior.mean.half().contiguous())
+        if start % 10_000 == 0:
+            print(f"latents: {start} of {PICTURES}", file=sys.stderr, flush=True)
+    with write_whole(file) as draft:
+        safetensors.torch.save_file({"mean": torch.cat(parts)}, draft)
+
+
+class TextOnDemand:
+    """The encoded captions of a training set, which would fill gigabytes at once; the empty one is last."""
+
+    def __init__(self, text_encoder: CLIPTextModel, tokens: Tensor) -> None:
+        self._text_encoder, self._tokens = text_encoder.eval().requires_grad_(False), tokens
+
+    @torch.no_grad()
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self._text_encoder(self._tokens[index])[0]
+
+
+def train_unet(out: Path, cycle: str) -> None:
+    latents = read_safetensors(out / "latents.safetensors")["mean"].float()
+    scaling_factor = float(1 / latents.std())
+    tokenizer, text_encoder = load_tokenizer(out), CLIPTextModel.from_pretrained(out / "text_encoder")
+    tokens = tokenise(tokenizer, [*(Gallery().prompt(i)[0] for i in range(PICTURES)), ""])
+    scheduler = scenes_model.build_scheduler()
+    torch.manual_seed(3)
+    seed = list(UNET).index(cycle)
+    before = list(UNET)[seed - 1]
+    start: Any = build_gallery_unet() if seed == 0 else UNet2DConditionModel.from_pretrained(out / f"unet-{before}")
+    text: Any = TextOnDemand(text_encoder, tokens)
+    task = DiffusionTask(start, Tabulated.from_config(scheduler.config), latents * scaling_factor, text, seed)
+    fit(task, UNET[cycle], out / f"diffusion-{cycle}", f"unet, {cycle}")
+    task.averaged.save_pretrained(out / f"unet-{cycle}")
+    autoencoder = AutoencoderKL.from_pretrained(out / "vae")
+    trained = scenes_model.Trained(autoencoder, text_encoder, task.averaged, scaling_factor)
+    scenes_model.save_teacher(out / "pipeline", trained, tokenizer, scheduler)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(tyro.cli(Study))
