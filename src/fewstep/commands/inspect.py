@@ -16,7 +16,8 @@ from PIL import Image
 from fewstep import assets
 from fewstep.data.infotext import read_infotext
 from fewstep.data.pictures import FORMATS
-from fewstep.data.shards.prepared import MANIFEST, PreparedShards, read_kind
+from fewstep.data.shards.manifest import MANIFEST, read_kind
+from fewstep.data.shards.prepared import PreparedShards
 from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
