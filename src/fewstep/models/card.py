@@ -45,56 +45,56 @@ class StudentCard:
     skip: int | None = None
     shrink: float | None = None
     guidance_scale: float | None = None
-    """What is used when none is asked for, in diffusers' convention."""
+    """Says what is used when none is asked for, in diffusers' convention."""
     seed: int | None = None
     guidance_range: tuple[float, float] | None = None
-    """What it was trained for, in diffusers' convention."""
+    """Says what it was trained for, in diffusers' convention."""
     grid_size: int | None = None
-    """How many times its sampler may choose from."""
+    """Counts the times that its sampler may choose from."""
     teacher_sha256: str | None = None
     base_config: str | None = None
     prediction_type: str | None = None
-    """As it was given for the teacher, over what its files say; so too the next two."""
+    """Holds what was given for the teacher, over what its files say; so do the next two."""
     zero_snr: bool | None = None
     unet: str | None = None
     base_lora: tuple[str, ...] | None = None
-    """LoRAs that its teacher was merged with, each with its scale."""
+    """Lists the LoRAs that its teacher was merged with, each with its scale."""
     lora_rank: int | None = None
     lora_alpha: float | None = None
     method: str | None = None
     teacher: str | None = None
     solver: str | None = None
     consistency: str | None = None
-    """Name of the consistency method whose sampler paints it; without one it is lcm."""
+    """Names the consistency method whose sampler paints it; without one it is lcm."""
     phases: tuple[int, ...] | None = None
-    """Numbers of phases that it was trained for."""
+    """Lists the numbers of phases that it was trained for."""
     refined_by: str | None = None
-    """The method by which it went on from a student of that one."""
+    """Names the method by which it went on from a student of that one."""
     followed: str | None = None
-    """The student whose steps it learnt in place of a teacher's."""
+    """Names the student whose steps it learnt in place of a teacher's."""
     followed_sha256: str | None = None
     guided_from: int | None = None
     adversarial: float | None = None
-    """Weight of the loss by which heads judged it, where some did."""
+    """Weighs the loss by which heads judged it, where some did."""
     sampling_steps: int | None = None
-    """How many steps it paints in when none are asked for."""
+    """Counts the steps that it paints in when none are asked for."""
     resolution: int | None = None
-    """Side in pixels of its pictures, where its network does not say."""
+    """Measures the side of its pictures in pixels, where its network does not say."""
     shift: float | None = None
-    """Of a flow: the shift of its times, whatever the size of its pictures."""
+    """Holds a flow's shift of its times, whatever the size of its pictures."""
     stock_scale: float | None = None
-    """The `guidance_scale` to give a stock pipeline, so that it adds none of its own, where guidance is built in; none
+    """Is the `guidance_scale` to give a stock pipeline, so that it adds none of its own, where guidance is built in; none
     said is 1 of a flow and of a LoRA, and of others what was asked for."""
     stock_settings: dict[str, bool] | None = None
-    """What else a stock pipeline is to be given, so that it paints at the size that it is asked for."""
+    """Says what else a stock pipeline is to be given, so that it paints at the size that it is asked for."""
     stock_loras: bool | None = None
-    """Whether stock pipelines load its LoRAs; None where they do."""
+    """Tells whether stock pipelines load its LoRAs; None where they do."""
     stock_guidance: str | None = None
-    """Of a flow: what a stock pipeline calls its guidance, where that is not `guidance_scale`."""
+    """Names what a stock pipeline of a flow calls its guidance, where that is not `guidance_scale`."""
     sigmas: dict[str, list[float]] | None = None
-    """Of a flow: what a stock pipeline is to be given as `sigmas`, by the number of steps."""
+    """Lists what a stock pipeline of a flow is to be given as `sigmas`, by the number of steps."""
     others: dict[str, Any] = field(default_factory=dict)
-    """Entries of a file that another version wrote, kept as they are."""
+    """Keeps the entries of a file that another version wrote, as they are."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns what is recorded, as JSON holds it."""
