@@ -83,8 +83,8 @@ class StudentCard:
     shift: float | None = None
     """Holds a flow's shift of its times, whatever the size of its pictures."""
     stock_scale: float | None = None
-    """Is the `guidance_scale` to give a stock pipeline, so that it adds none of its own, where guidance is built in; none
-    said is 1 of a flow and of a LoRA, and of others what was asked for."""
+    """Is the `guidance_scale` to give a stock pipeline, so that it adds none of its own, where guidance is built in;
+    none said is 1 of a flow and of a LoRA, and of others what was asked for."""
     stock_settings: dict[str, bool] | None = None
     """Says what else a stock pipeline is to be given, so that it paints at the size that it is asked for."""
     stock_loras: bool | None = None
