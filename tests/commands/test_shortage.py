@@ -48,7 +48,7 @@ WHERE = {
     "decode": ("generate", "fewstep.models.codec.Codec.decode", "--batch-size 8 or less"),
     "load to train": ("distill", "fewstep.commands.distill.load_latent_model", "--accumulation 2 or more"),
     "encode": ("distill", "fewstep.models.codec.Codec.encode", "--accumulation 2 or more"),
-    "export": ("distill", "fewstep.train.trainable.save_student", "--accumulation 2 or more"),
+    "export": ("distill", "fewstep.train.whole_weights.save_student", "--accumulation 2 or more"),
     "prepare": ("prepare", "fewstep.models.codec.Codec.encode", "--batch-size 8 or less"),
     "evaluate": ("evaluate", "fewstep.evaluate.studio.load_pipeline", "--batch-size 1"),
     "combine": ("combine", "fewstep.commands.combine.load_latent_model", "give a smaller model"),

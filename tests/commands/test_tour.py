@@ -8,8 +8,9 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
-from fewstep.models.card import model_card, read_card
+from fewstep.models.card import read_card
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE
+from fewstep.models.readme import model_card
 
 SMALL = ("--steps", 2, "--batch-size", 2, "--pictures", 8, "--log-every", 1)
 

@@ -13,7 +13,7 @@ import fewstep
 from fewstep.commands.distill import distill, load_teacher, make_path, make_student
 from fewstep.commands.inspect import describe
 from fewstep.commands.prepare import prepare
-from fewstep.data.shards.prepared import MANIFEST
+from fewstep.data.shards.manifest import MANIFEST
 from fewstep.data.shards.trajectories import TrajectoryShards
 from fewstep.data.sources.prompts import PromptFile
 from fewstep.errors import UserError

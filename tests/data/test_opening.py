@@ -11,7 +11,7 @@ from fewstep.commands.distill import distill
 from fewstep.commands.prepare import Prepare, prepare
 from fewstep.data import opening
 from fewstep.data.kind import SourceRequest
-from fewstep.data.opening import list_kinds, open_pictures
+from fewstep.data.opening import each_kind, open_pictures
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.data.shards.source import ShardedPictures
 from fewstep.data.sources.folder import FolderPictures
@@ -152,7 +152,7 @@ def test_each_kind_recognises_and_opens_its_own(
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     make(tmp_path / "data", add)
     named = data.format(folder=tmp_path / "data")
-    first = next(i for i, each in enumerate(list_kinds()) if each.recognises(named))
+    first = next(i for i, each in enumerate(each_kind()) if each.recognises(named))
     assert opening._KINDS[first] == f"fewstep.data.{kind}"
     opened = open_pictures(SourceRequest(data=named, resolution=64, count=7))
     assert isinstance(opened, source)

@@ -11,7 +11,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from fewstep.data.shards.prepared import MANIFEST, PreparedShards
+from fewstep.data.shards.manifest import MANIFEST
+from fewstep.data.shards.prepared import PreparedShards
 from fewstep.data.sources import urls
 from fewstep.data.sources.base import DroppedError, Reason
 from fewstep.data.sources.picture_files import open_picture_files
@@ -21,7 +22,7 @@ from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.roots import OutsideError, Root, open_regular
-from fewstep.runs.material import describe_pictures, open_source
+from fewstep.runs.picture_material import describe_pictures, open_source
 from written_shards import picture, shard, write_parquet
 
 FOLLOWING = Selection(follow_links=True)

@@ -11,9 +11,9 @@ from fewstep.commands.distill import distill, load_teacher
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.models.card import LORA_FILE, read_card
-from fewstep.models.export import spell
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.export import spell
 from fewstep.models.lora.file import write_lora
 from fewstep.models.lora.pair import Pair
 from fewstep.models.pipeline import load_pipeline

@@ -23,8 +23,8 @@ from fewstep.data.shards.prepared import PreparedRow, write_manifest, write_shar
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.models import scenes_model
 from fewstep.models.card import StudentCard
+from fewstep.models.end import EndEmbedding
 from fewstep.models.loading import load_latent_model
-from fewstep.models.lora.end import EndEmbedding
 from fewstep.models.lora.file import write_lora
 from fewstep.models.lora.pair import Pair
 from fewstep.recipes.named import find_recipe

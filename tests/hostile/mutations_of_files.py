@@ -50,29 +50,38 @@ def mutate_safetensors(rng: Random, data: bytes) -> bytes:
 def _mutate_header(rng: Random, header: dict[str, Any]) -> None:
     names = [name for name in header if name != "__metadata__"]
     if rng.random() < 0.4 or not names:
-        said = header.setdefault("__metadata__", {})
-        name = rng.choice(
-            (
-                *said,
-                "fewstep.omega",
-                "fewstep.steps",
-                "fewstep.teacher",
-                "lora_adapter_metadata",
-                "ss_network_alpha",
-                "modelspec.prediction_type",
-                "fewstep.unet",
-                "fewstep.scheduler",
-            )
-        )
-        if isinstance(said.get(name), str) and said[name].startswith("{") and rng.random() < 0.8:
-            said[name] = mutate_json(rng, said[name].encode()).decode("utf-8", "replace")
-        else:
-            said[name] = str(rng.choice((*TEXTS, *NUMBERS)))[:5000] if rng.random() < 0.95 else make_value(rng)
+        _mutate_metadata(rng, header.setdefault("__metadata__", {}))
         return
     name = rng.choice(names)
     entry = header[name]
     if not isinstance(entry, dict) or not {"dtype", "shape"} <= entry.keys() or not isinstance(entry["shape"], list):
         return  # damaged before
+    _mutate_entry(rng, header, name, entry)
+
+
+def _mutate_metadata(rng: Random, said: dict[str, Any]) -> None:
+    """Says something else of the whole file."""
+    name = rng.choice(
+        (
+            *said,
+            "fewstep.omega",
+            "fewstep.steps",
+            "fewstep.teacher",
+            "lora_adapter_metadata",
+            "ss_network_alpha",
+            "modelspec.prediction_type",
+            "fewstep.unet",
+            "fewstep.scheduler",
+        )
+    )
+    if isinstance(said.get(name), str) and said[name].startswith("{") and rng.random() < 0.8:
+        said[name] = mutate_json(rng, said[name].encode()).decode("utf-8", "replace")
+    else:
+        said[name] = str(rng.choice((*TEXTS, *NUMBERS)))[:5000] if rng.random() < 0.95 else make_value(rng)
+
+
+def _mutate_entry(rng: Random, header: dict[str, Any], name: str, entry: dict[str, Any]) -> None:
+    """Says something else of one tensor, or calls it something else."""
     match rng.randrange(6):
         case 0:
             entry["dtype"] = rng.choice(_DTYPES)

@@ -19,7 +19,8 @@ from mutations_of_files import mutate_safetensors
 
 from fewstep.commands.inspect import describe
 from fewstep.data.shards.index import ShardIndex
-from fewstep.data.shards.prepared import PreparedShards, is_prepared, read_kind
+from fewstep.data.shards.manifest import is_prepared, read_kind
+from fewstep.data.shards.prepared import PreparedShards
 from fewstep.data.shards.trajectories import TrajectoryShards
 from fewstep.evaluate.protocol import claim_report_folder, rows_beside
 from fewstep.models.encoded import read_encoded

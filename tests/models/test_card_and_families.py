@@ -9,9 +9,9 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.models.card import StudentCard, make_card, read_card
-from fewstep.models.export import save_merged
 from fewstep.models.families import family_of_folder, find_family, list_families
 from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.export import save_merged
 from fewstep.models.lora.file import DIFFUSERS_FILE, Pair, write_lora
 from fewstep.models.pipeline import load_pipeline
 

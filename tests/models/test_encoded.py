@@ -18,7 +18,8 @@ from fewstep.models.loading import load_latent_model
 from fewstep.parallel.world import current_world
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.pictures import TrainingConfig
-from fewstep.runs.material import ENCODED, describe_pictures, open_material
+from fewstep.runs.material import ENCODED, open_material
+from fewstep.runs.picture_material import describe_pictures
 from fewstep.train.ledger import Ledger
 from miniatures import save_miniature
 from ranks import run_ranks

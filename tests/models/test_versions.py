@@ -24,9 +24,9 @@ from fewstep import assets
 from fewstep.commands.distill import distill
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.models import scenes_model
-from fewstep.models.export import save_merged
 from fewstep.models.families import list_families
 from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.export import save_merged
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.parts import load_tokenizer
 from fewstep.models.pipeline import load_pipeline

@@ -9,8 +9,8 @@ import torch
 from fewstep import files
 from fewstep.cli import main
 from fewstep.files import replace_folder
-from fewstep.models.export import save_combined, save_merged
 from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.export import save_combined, save_merged
 from fewstep.models.lora.pair import Pair
 from small_disk import files_of, leave_room, small_disk
 

@@ -137,7 +137,7 @@ def test_it_learns_at_the_times_of_its_sampler_alone_what_two_frozen_steps_say(r
     learning = [p for p in student.learner.weights.parameters() if p.requires_grad]
     assert any(p.grad is not None and p.grad.any() for p in learning)
     if rank:
-        last = [p for name, p in student._model.network.named_parameters() if ".last." in name]
+        last = [p for name, p in student.model.network.named_parameters() if ".last." in name]
     else:
         last = list(path.student.parameters())
     assert last

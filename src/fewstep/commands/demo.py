@@ -15,7 +15,8 @@ from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.reader import FEATURES
 from fewstep.evaluate.report import GRID_FILE, markdown_table
 from fewstep.files import write_whole
-from fewstep.models.card import read_card, write_model_card
+from fewstep.models.card import read_card
+from fewstep.models.readme import write_model_card
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 

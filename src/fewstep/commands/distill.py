@@ -18,7 +18,6 @@ from fewstep.runs.material import choose_resolution
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
-from fewstep.train.kept_task import KeptTask
 from fewstep.train.task import Task
 from fewstep.train.trainable import Trainable
 
@@ -31,12 +30,13 @@ def distill(config: Distill) -> None:
         return None
     student = make_student(config, teacher)
     path = make_path(config, student, teacher)
-    task: Task = make_task(config, student, path, teacher, material.latents())
-    if (isinstance(task, KeptTask) or config.to_steps) and not config.lora_rank:
+    latent_task = make_task(config, student, path, teacher, material.latents())
+    if (not latent_task.asks_teacher or config.to_steps) and not config.lora_rank:
         teacher.network.backbone.to("meta")  # nobody asks it any more
+    task: Task = latent_task
     if config.adversarial:
         # imported only where a run wants it
-        task = importlib.import_module("fewstep.runs.adversarial").add_heads(config, task, student, teacher)
+        task = importlib.import_module("fewstep.runs.adversarial").add_heads(config, latent_task, student, teacher)
     if config.dry_run:
         return try_out(config, student, task, material.count)
     resolution = choose_resolution(config, teacher)

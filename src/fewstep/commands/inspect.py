@@ -16,12 +16,13 @@ from PIL import Image
 from fewstep import assets
 from fewstep.data.infotext import read_infotext
 from fewstep.data.pictures import FORMATS
-from fewstep.data.shards.prepared import MANIFEST, PreparedShards, read_kind
+from fewstep.data.shards.manifest import MANIFEST, read_kind
+from fewstep.data.shards.prepared import PreparedShards
 from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
+from fewstep.models.end import KEYS
 from fewstep.models.families import family_of_file, family_of_folder
-from fewstep.models.lora.end import KEYS
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
 from fewstep.models.model_files import INDEX, find_file, read_json
 from fewstep.recipes.plain import read_config_file

@@ -23,7 +23,8 @@ from fewstep.models.loading import load_codec, pick_device
 from fewstep.models.prepared_latents import made_of
 from fewstep.recipes.prepare import Prepare
 from fewstep.runs.lock import hold_folder
-from fewstep.runs.material import choose_side, open_source
+from fewstep.runs.material import choose_side
+from fewstep.runs.picture_material import open_source
 from fewstep.runs.preparing import Part, Stages, Studio, check_readable, fill, make_row
 from fewstep.runs.walking import WalkingStudio
 

@@ -14,7 +14,7 @@ from fewstep.runs.material import forget_encoded, open_material
 from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
-from fewstep.train.trainable import LoraWeights
+from fewstep.train.lora_weights import LoraWeights
 
 
 def train_lora(config: TrainLora) -> None:

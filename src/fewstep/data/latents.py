@@ -59,3 +59,10 @@ class LatentSource(Protocol):
     def dropped(self) -> list[DroppedPicture]:
         """Returns what could not be read since the last call."""
         ...
+
+
+class StepSource:
+    """Marks a source of steps that a teacher took beforehand, whose batches are `StepBatch`es."""
+
+    stops: Tensor
+    """The times at which its trajectories stop, from noise to 0."""

@@ -9,6 +9,7 @@ tests/data/test_opening.py adds another.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 
 from fewstep.data.kind import SourceKind, SourceRequest
 from fewstep.data.sources.base import Source
@@ -21,11 +22,11 @@ _KINDS = (
 """Modules, in the order in which they are asked. Only this file imports them, so the rest of the package knows none."""
 
 
-def list_kinds() -> list[SourceKind]:
-    """Imports and returns every kind of source, in the order of the registry."""
-    return [importlib.import_module(module).KIND for module in _KINDS]
+def each_kind() -> Iterator[SourceKind]:
+    """Yields the kinds of source in the order of the registry, each imported when its turn comes."""
+    return (importlib.import_module(module).KIND for module in _KINDS)
 
 
 def open_pictures(request: SourceRequest) -> Source:
     """Opens what `request.data` names. Raises UserError where that does not exist or holds nothing that can be used."""
-    return next(kind for kind in list_kinds() if kind.recognises(request.data)).open(request)
+    return next(kind for kind in each_kind() if kind.recognises(request.data)).open(request)

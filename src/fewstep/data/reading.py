@@ -6,19 +6,19 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from fewstep.data import draws
+from fewstep.data.choices import Crop
 from fewstep.data.latents import DroppedPicture
 from fewstep.data.order import Indices, MixedSampleOrder, SampleOrder
 from fewstep.data.sources.base import DroppedError, Example, Source, list_repeats
 from fewstep.data.sources.fitting import fit_square
 
 T = TypeVar("T")
-Crop = Literal["middle", "random"]
 Sizes = tuple[int, int, int, int, int, int]
 
 

@@ -25,13 +25,13 @@ class Column:
     curve_label: str = ""
     """Labels the axis of its curves, which are drawn only where this is given."""
     log_scale: bool = False
-    """Whether its curves are drawn over a logarithmic axis."""
+    """Tells whether its curves are drawn over a logarithmic axis."""
     chooses: bool = False
     """Guidance and spacing are chosen by it, and by later columns that choose too only where it is equal."""
     biased_below: int = 0
     """With fewer pictures its values lean upwards, and the report says so."""
     plural: str = ""
-    """What its values are called in that sentence."""
+    """Says what its values are called in that sentence."""
 
     def __post_init__(self) -> None:
         if (self.chooses and not self.better) or (self.biased_below and not self.plural):

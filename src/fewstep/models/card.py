@@ -1,19 +1,17 @@
-"""What is recorded of a student beside its weights, and the same in words for people."""
+"""What is recorded of a student beside its weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewstep import assets
 from fewstep.documents import load_json
 from fewstep.errors import UserError
-from fewstep.files import write_whole
 from fewstep.method.named import METHODS, NamedMethod
 from fewstep.models.model_files import find_file
 
@@ -47,56 +45,56 @@ class StudentCard:
     skip: int | None = None
     shrink: float | None = None
     guidance_scale: float | None = None
-    """What is used when none is asked for, in diffusers' convention."""
+    """Says what is used when none is asked for, in diffusers' convention."""
     seed: int | None = None
     guidance_range: tuple[float, float] | None = None
-    """What it was trained for, in diffusers' convention."""
+    """Says what it was trained for, in diffusers' convention."""
     grid_size: int | None = None
-    """How many times its sampler may choose from."""
+    """Counts the times that its sampler may choose from."""
     teacher_sha256: str | None = None
     base_config: str | None = None
     prediction_type: str | None = None
-    """As it was given for the teacher, over what its files say; so too the next two."""
+    """Holds what was given for the teacher, over what its files say; so do the next two."""
     zero_snr: bool | None = None
     unet: str | None = None
     base_lora: tuple[str, ...] | None = None
-    """LoRAs that its teacher was merged with, each with its scale."""
+    """Lists the LoRAs that its teacher was merged with, each with its scale."""
     lora_rank: int | None = None
     lora_alpha: float | None = None
     method: str | None = None
     teacher: str | None = None
     solver: str | None = None
     consistency: str | None = None
-    """Name of the consistency method whose sampler paints it; without one it is lcm."""
+    """Names the consistency method whose sampler paints it; without one it is lcm."""
     phases: tuple[int, ...] | None = None
-    """Numbers of phases that it was trained for."""
+    """Lists the numbers of phases that it was trained for."""
     refined_by: str | None = None
-    """The method by which it went on from a student of that one."""
+    """Names the method by which it went on from a student of that one."""
     followed: str | None = None
-    """The student whose steps it learnt in place of a teacher's."""
+    """Names the student whose steps it learnt in place of a teacher's."""
     followed_sha256: str | None = None
     guided_from: int | None = None
     adversarial: float | None = None
-    """Weight of the loss by which heads judged it, where some did."""
+    """Weighs the loss by which heads judged it, where some did."""
     sampling_steps: int | None = None
-    """How many steps it paints in when none are asked for."""
+    """Counts the steps that it paints in when none are asked for."""
     resolution: int | None = None
-    """Side in pixels of its pictures, where its network does not say."""
+    """Measures the side of its pictures in pixels, where its network does not say."""
     shift: float | None = None
-    """Of a flow: the shift of its times, whatever the size of its pictures."""
+    """Holds a flow's shift of its times, whatever the size of its pictures."""
     stock_scale: float | None = None
-    """The `guidance_scale` to give a stock pipeline, so that it adds none of its own, where guidance is built in; none
-    said is 1 of a flow and of a LoRA, and of others what was asked for."""
+    """Is the `guidance_scale` to give a stock pipeline, so that it adds none of its own, where guidance is built in;
+    none said is 1 of a flow and of a LoRA, and of others what was asked for."""
     stock_settings: dict[str, bool] | None = None
-    """What else a stock pipeline is to be given, so that it paints at the size that it is asked for."""
+    """Says what else a stock pipeline is to be given, so that it paints at the size that it is asked for."""
     stock_loras: bool | None = None
-    """Whether stock pipelines load its LoRAs; None where they do."""
+    """Tells whether stock pipelines load its LoRAs; None where they do."""
     stock_guidance: str | None = None
-    """Of a flow: what a stock pipeline calls its guidance, where that is not `guidance_scale`."""
+    """Names what a stock pipeline of a flow calls its guidance, where that is not `guidance_scale`."""
     sigmas: dict[str, list[float]] | None = None
-    """Of a flow: what a stock pipeline is to be given as `sigmas`, by the number of steps."""
+    """Lists what a stock pipeline of a flow is to be given as `sigmas`, by the number of steps."""
     others: dict[str, Any] = field(default_factory=dict)
-    """Entries of a file that another version wrote, kept as they are."""
+    """Keeps the entries of a file that another version wrote, as they are."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns what is recorded, as JSON holds it."""
@@ -199,198 +197,6 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 """What the entries that something reads must be, and that in words; what the others hold is only shown."""
 
 
-_KINDS = {
-    LCD: (
-        "A Latent Consistency Model (arXiv 2310.04378) distilled with fewstep",
-        "latent-consistency-model, few-step",
-    ),
-    LCF: (
-        "A Latent Consistency Model (arXiv 2310.04378) fine-tuned with fewstep",
-        "latent-consistency-model, few-step",
-    ),
-    LCM_LORA: ("An LCM-LoRA (arXiv 2311.05556) distilled with fewstep", "lora, lcm-lora, few-step"),
-    STYLE_LORA: ("A style as a LoRA, trained with fewstep", "lora"),
-}
-
-
-_ORIGIN = {LCF: "started from", STYLE_LORA: "base"}
-
-
-def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
-    """Writes the card in Markdown: where the model comes from, how it is used, what it scored."""
-    assert card.method is not None
-    what, tags = _KINDS[card.method]
-    steps = "1 to 8"
-    if card.consistency is not None:
-        named = read_method(card, "the card")
-        what = f"A few-step {'LoRA' if card.lora_rank else 'model'} by {named.name} ({named.source}), made with fewstep"
-        tags = "lora, few-step" if card.lora_rank else "few-step"
-        steps = str(card.sampling_steps or "1 to 8")
-    lora, few_step = card.lora_rank is not None, card.method != STYLE_LORA
-    training = f"{card.steps} steps of {card.batch_size}"
-    training += f", solver {card.solver}, skip {card.skip}" if few_step else ""
-    lines = [
-        "---",
-        "library_name: diffusers",
-        "pipeline_tag: text-to-image",
-        f"tags: [{tags}, fewstep]",
-        "---",
-        "",
-        f"# {card.name}",
-        "",
-        f"{what}{f': {steps} steps in place of 50' if few_step else ''}.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| {_ORIGIN.get(card.method, 'teacher')} | {' + '.join((str(card.teacher), *(card.base_lora or ())))} |",
-        f"| data | {card.data} |",
-        f"| training | {training} |",
-        *([f"| guidance | {_guidance(card)} |"] if few_step else []),
-        *([f"| rank, alpha | {card.lora_rank}, {card.lora_alpha:g} |"] if lora else []),
-        "",
-        "```python",
-        *(_lora_usage(card) if lora else _usage(card)),
-        "```",
-    ]
-    if few_step:
-        lines += ["", "A negative prompt has no effect: guidance is inside the network."]
-    if scores:
-        lines += ["", "## Scores", "", *scores]
-    return "\n".join(lines) + "\n"
-
-
-def _guidance(card: StudentCard) -> str:
-    assert card.guidance_range is not None
-    low, high = card.guidance_range
-    scale, omega = f"{card.guidance_scale:g}", "ω" if card.stock_scale == 0 else "ω + 1"
-    inside = card.stock_scale is not None and card.stock_scale == card.guidance_scale
-    if low == high and inside:
-        return f"diffusers' `guidance_scale` {scale} ({omega})"
-    if low == high and (card.method == LCM_LORA or _is_built_in(card)):
-        return f"diffusers' `guidance_scale` {scale} ({omega}), built in"
-    return f"diffusers' `guidance_scale` {low:g} to {high:g} ({omega}), {scale} by default"
-
-
-def _is_built_in(card: StudentCard) -> bool:
-    """Says whether a whole student is given no guidance by stock pipelines, or what its teacher was given."""
-    return card.shift is not None or card.stock_scale is not None
-
-
-def _usage(card: StudentCard) -> list[str]:
-    own = read_method(card, "the card").told_end
-    code = ', custom_pipeline="this folder", trust_remote_code=True' if own else ""
-    scale = _off(card) if _is_built_in(card) else f"{card.guidance_scale:g}"
-    asked = f"{_ask_steps(card)}, {card.stock_guidance or 'guidance_scale'}={scale}"
-    return [
-        *(["import torch"] if _draws_from_torch(card) else []),
-        "from diffusers import DiffusionPipeline",
-        "",
-        f'pipe = DiffusionPipeline.from_pretrained("this folder"{code})',
-        *_seed_lines(card),
-        f"image = pipe({_name_prompt(card)}, {asked}{_eta(card)}).images[0]",
-    ]
-
-
-def _name_prompt(card: StudentCard) -> str:
-    """Returns the prompt as a pipeline of diffusers is given it: some of flows take pictures first."""
-    return '"a prompt"' if card.shift is None else 'prompt="a prompt"'
-
-
-def _ask_steps(card: StudentCard) -> str:
-    """Returns how a pipeline of diffusers is asked for a number of steps: of a flow, by where they stand."""
-    steps = card.sampling_steps or 4
-    sigmas = (card.sigmas or {}).get(str(steps))
-    size = "" if card.resolution is None else f", height={card.resolution}, width={card.resolution}"
-    more = "".join(f", {name}={value}" for name, value in (card.stock_settings or {}).items())
-    return (f"num_inference_steps={steps}" if sigmas is None else f"sigmas={sigmas}") + size + more
-
-
-def _off(card: StudentCard) -> str:
-    """Returns the `guidance_scale` that a stock pipeline is to be given."""
-    return f"{1 if card.stock_scale is None else card.stock_scale:g}"
-
-
-def _seed_lines(card: StudentCard) -> list[str]:
-    """Returns what makes a picture of a flow the same again: its noise between steps is torch's own."""
-    return ["torch.manual_seed(7)"] if _draws_from_torch(card) else []
-
-
-def _draws_from_torch(card: StudentCard) -> bool:
-    return card.shift is not None and card.method != STYLE_LORA and read_method(card, "the card").gamma == 1
-
-
-def _eta(card: StudentCard) -> str:
-    """Returns the share of noise that a pipeline of diffusers must be told at each call, or nothing."""
-    gamma = read_method(card, "the card").gamma
-    return f", eta={gamma:g}" if 0 < gamma < 1 and card.shift is None else ""
-
-
-def _lora_usage(card: StudentCard) -> list[str]:
-    if card.method == LCM_LORA and read_method(card, "the card").told_end:
-        return [
-            "import fewstep  # which tells the network where each step lands: no other tool has a place for that", "",
-            'pipe = fewstep.load("this folder")', 'image = pipe("a prompt", steps=4)[0]',
-        ]  # fmt: skip
-    if card.stock_loras is False:
-        return _merged_usage(card)
-    few_step = card.method == LCM_LORA
-    method = read_method(card, "the card")
-    kind = method.scheduler if card.shift is None else method.flow_scheduler
-    settings = {
-        "LCMScheduler": f"original_inference_steps={card.grid_size}",
-        "DDIMScheduler": 'timestep_spacing="trailing", clip_sample=False',
-        "TCDScheduler": "original_inference_steps=1000, clip_sample=False",
-    }.get(kind, "")
-    name = "lcm" if kind == "LCMScheduler" else "settings"
-    scheduler = [f"pipe.scheduler = {kind}(shift={card.shift:g})"] if card.shift is not None else [
-        f"{name} = dict({settings})", f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config, **{name})",
-    ]  # fmt: skip
-    guidance = card.stock_guidance or "guidance_scale"
-    asked = f", {_ask_steps(card)}, {guidance}={_off(card)}{_eta(card)}" if few_step else ""
-    bundled = card.teacher == assets.SCENES
-    base = "assets.scenes_teacher()" if bundled else f'"{card.teacher}"'
-    return [
-        *(["import torch"] if _draws_from_torch(card) else []),
-        "from diffusers import DiffusionPipeline" + (f", {kind}" if few_step else ""),
-        *(["from fewstep import assets"] if bundled else []),
-        "",
-        f"pipe = DiffusionPipeline.from_pretrained({base})",
-        *(scheduler if few_step else []),
-        *_load_loras(card),
-        *_seed_lines(card),
-        f"image = pipe({_name_prompt(card)}{asked}).images[0]",
-    ]
-
-
-def _merged_usage(card: StudentCard) -> list[str]:
-    """Returns the lines that paint with a LoRA where no pipeline of diffusers loads one."""
-    loras = " ".join(f"--lora {each}" for each in (*(card.base_lora or ()), '"this folder"'))
-    guidance = card.stock_guidance or "guidance_scale"
-    few_step = f", {_ask_steps(card)}, {guidance}={_off(card)}{_eta(card)}" if card.method == LCM_LORA else ""
-    return [
-        "# diffusers' pipeline loads no LoRA here; this makes one model of it and its base:",
-        f"# fewstep combine --base {card.teacher} {loras} --merged --out merged",
-        "from diffusers import DiffusionPipeline", "", 'pipe = DiffusionPipeline.from_pretrained("merged")',
-        f'image = pipe(prompt="a prompt"{few_step}).images[0]',
-    ]  # fmt: skip
-
-
-def _load_loras(card: StudentCard) -> list[str]:
-    """Returns the lines that hang a LoRA on a pipeline of diffusers, beside those that its base was merged with."""
-    if not card.base_lora:
-        return [f'pipe.load_lora_weights("this folder", weight_name="{LORA_FILE}")']
-    given = [split_scale(each) for each in card.base_lora]
-    names = [*(f"style{i}" for i in range(len(given))), "few_step"]
-    places = [*((name, "") for name, _ in given), ("this folder", f', weight_name="{LORA_FILE}"')]
-    return [
-        *(
-            f'pipe.load_lora_weights("{place}"{file}, adapter_name="{name}")'
-            for (place, file), name in zip(places, names, strict=True)
-        ),
-        f"pipe.set_adapters({json.dumps(names)}, {[*(scale for _, scale in given), 1.0]})",
-    ]
-
-
 def split_scale(given: str) -> tuple[str, float]:
     """Splits what names a LoRA, `WHERE` or `WHERE:SCALE`, whose scale is 1 where none is said."""
     name, colon, number = given.rpartition(":")
@@ -398,9 +204,3 @@ def split_scale(given: str) -> tuple[str, float]:
         return (name, float(number)) if colon and name else (given, 1.0)
     except ValueError:
         return given, 1.0
-
-
-def write_model_card(folder: Path, card: StudentCard, scores: Sequence[str] = ()) -> None:
-    """Writes the card in words as README.md, with a table of scores if there is one."""
-    with write_whole(folder / "README.md", durable=True) as draft:
-        draft.write_text(model_card(card, scores))

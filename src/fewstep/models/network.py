@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction
 from fewstep.diffusion.schedule import Schedule
-from fewstep.models.lora.end import End, EndEmbedding
+from fewstep.models.end import End, EndEmbedding
 
 
 class BackboneNetwork(nn.Module, ABC):

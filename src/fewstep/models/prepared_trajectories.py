@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data import draws
-from fewstep.data.latents import DroppedPicture, StepBatch
+from fewstep.data.latents import DroppedPicture, StepBatch, StepSource
 from fewstep.data.order import SampleOrder
 from fewstep.data.shards.prepared import PreparedRow
 from fewstep.data.shards.trajectories import TrajectoryShards
@@ -21,7 +21,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 
 
-class KeptTrajectories:
+class KeptTrajectories(StepSource):
     """Reads the trajectories of one folder, in an order of its own: every step of each once an epoch."""
 
     def __init__(self, model: LatentModel, shards: TrajectoryShards, seed: int, keep_gib: float) -> None:

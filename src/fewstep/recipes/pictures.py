@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import tyro
 
 from fewstep import assets
-from fewstep.data.reading import Crop
+from fewstep.data.choices import CaptionLines, Crop
 from fewstep.data.sources.filters import Filters
-from fewstep.data.sources.selection import CaptionLines
 from fewstep.errors import UserError
 from fewstep.models.options import DeviceOptions, ModelOptions
 from fewstep.precision import Precision

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fewstep.errors import UserError
-from fewstep.files import read_safetensors_header
 from fewstep.method.named import HALVING, METHODS
-from fewstep.models.card import LCM_LORA, StudentCard, read_method
+from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
-from fewstep.models.lora.few_step import check_told, read_few_step
-from fewstep.models.lora.file import DIFFUSERS_FILE, LoraFile, read_lora
-from fewstep.models.lora.source import parse_lora
 from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork
 from fewstep.recipes.distill import Distill
+
+if TYPE_CHECKING:
+    from fewstep.models.lora.file import LoraFile
 
 ROUNDING = 1e-6
 """Bounds what a guidance scale loses that a file's header holds as ω."""
@@ -37,7 +38,11 @@ class Begun:
 
 def load_begun(config: Distill, teacher: LatentModel) -> Begun:
     """Loads what `--start` names. Raises UserError where it does not fit the teacher, or cannot go on by the method."""
-    begun = _read_adapters(config, teacher) if config.lora_rank else _load_network(config, teacher)
+    if config.lora_rank:
+        # imported only where a run wants it
+        begun: Begun = importlib.import_module("fewstep.runs.begun_adapters").read_adapters(config, teacher)
+    else:
+        begun = _load_network(config, teacher)
     if begun.card.teacher_sha256 not in (None, weights_sha256(teacher.network.backbone)):
         print(f"note: {config.start} was made from other weights than those of {config.teacher}", flush=True)
     was = read_method(begun.card, config.start)
@@ -79,7 +84,7 @@ def _check_stage(config: Distill, card: StudentCard) -> None:
 
 def _load_network(config: Distill, teacher: LatentModel) -> Begun:
     folder = Path(find_exported(config.start))
-    if folder.suffix == ".safetensors" or (folder / DIFFUSERS_FILE).is_file():
+    if folder.suffix == ".safetensors" or (folder / LORA_FILE).is_file():
         raise UserError(f"{config.start} is a LoRA, which goes on as one; give its --lora-rank too")
     model = load_latent_model(folder, teacher.device)
     if not model.is_student:
@@ -87,16 +92,3 @@ def _load_network(config: Distill, teacher: LatentModel) -> Begun:
     if model.family is not teacher.family or model.network.parameterisation != teacher.network.parameterisation:
         raise UserError(f"{config.start} is of another kind than {config.teacher}; give a student of this teacher")
     return Begun(model.card, network=model.network)
-
-
-def _read_adapters(config: Distill, teacher: LatentModel) -> Begun:
-    path, scale = parse_lora(config.start)
-    if scale != 1:
-        raise UserError(f"--start {config.start} has the scale {scale:g}; adapters go on as they are, leave it out")
-    file = read_lora(path, teacher.parts, teacher.family.lora)
-    header = read_safetensors_header(path).metadata
-    if header.get("fewstep.method") != LCM_LORA:
-        raise UserError(f"{path} is no few-step LoRA that fewstep made; give one")
-    check_told(file)
-    card, _ = read_few_step(header, str(path), teacher.family)
-    return Begun(card, lora=file)

@@ -6,33 +6,31 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Callable
+from typing import Any
 
-from fewstep.data.latents import LatentSource
+from fewstep.data.latents import LatentSource, StepSource
 from fewstep.errors import UserError
 from fewstep.method.distances import DISTANCES
 from fewstep.method.named import FOLLOWING, HALVING, METHODS
 from fewstep.method.paths import Path, StudentPath
 from fewstep.method.step import Method
 from fewstep.method.times import shrinking_gap
-from fewstep.method.walks import make_walk
 from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
-from fewstep.models.prepared_trajectories import KeptTrajectories
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.learning import check_model
 from fewstep.runs.material import Material, forget_encoded, open_material
-from fewstep.runs.trajectories import check_stops
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
-from fewstep.train.kept_task import KeptTask
 from fewstep.train.latent_task import LatentTask
 from fewstep.train.loop import fit
 from fewstep.train.task import Task
 from fewstep.train.trainable import Trainable
-from fewstep.train.walk_task import WalkTask
 
 SAMPLE_PROMPTS = 6
+_TASKS = {"walkers": "fewstep.runs.walkers_task", "trajectories": "fewstep.runs.trajectories_task"}
+"""Modules of the tasks that learn where a teacher's steps have led; only that of a run's states is imported."""
 
 
 def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
@@ -89,12 +87,11 @@ def make_task(
         skip=skip, times=config.times, gap=gap, omega_range=(low, high), end=named.end,
         phases=student.card.phases or (),
     )  # fmt: skip
-    if isinstance(latents, KeptTrajectories):
-        check_stops(config.data, latents.stops.tolist(), drawn.phases, model)  # of a student that goes on, its own
-        return KeptTask(student.learner, method, latents, drawn, config.seed)
-    if config.has_walkers:
-        walk = make_walk(model.schedule, skip, drawn.phases, config.batch_size)
-        return WalkTask(student.learner, method, latents, drawn, config.seed, walk=walk)
+    states = "trajectories" if isinstance(latents, StepSource) else config.learns_at
+    if states in _TASKS:
+        making: Any = importlib.import_module(_TASKS[states])
+        walked: LatentTask = making.make_task(config, student, method, drawn, model, latents)
+        return walked
     target = named.choose_target(config.target, config.learns_at)
     return DistillTask(student.learner, method, latents, drawn, config.seed, target)
 

@@ -9,11 +9,10 @@ from torch import nn
 
 from fewstep.errors import UserError
 from fewstep.method.paths import StudentPath
-from fewstep.models.card import StudentCard, read_method
+from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
-from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork
 from fewstep.recipes.distill import Distill
@@ -47,7 +46,7 @@ def _load_any_step(config: Distill, teacher: LatentModel, card: StudentCard) -> 
     """Loads the network that `--follow` names. Raises UserError for one that is not any-step, of another kind than the
     teacher, or not made for this guidance."""
     folder = Path(find_exported(config.follow))
-    if folder.suffix == ".safetensors" or (folder / DIFFUSERS_FILE).is_file():
+    if folder.suffix == ".safetensors" or (folder / LORA_FILE).is_file():
         raise UserError(f"{config.follow} is a LoRA; give a whole model by any-step")
     model = load_latent_model(folder, teacher.device)
     if not model.network.takes_end:

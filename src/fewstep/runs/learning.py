@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +16,13 @@ from fewstep.precision import Precision, choose_dtype
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill
 from fewstep.runs.material import choose_resolution
-from fewstep.train.trainable import LoraWeights, Trainable, WholeWeights
+from fewstep.train.trainable import Trainable
 
 if TYPE_CHECKING:
     from fewstep.runs.begun import Begun
+
+_KINDS = {"whole": "fewstep.train.whole_weights", "lora": "fewstep.train.lora_weights"}
+"""Modules of the kinds of what learns; only that of the kind that a run trains is imported."""
 
 
 def make_trainable(
@@ -55,9 +59,12 @@ def make_trainable(
         "ema": config.ema_decay > 0, "target_decay": config.second_decay,
         "checkpointing": config.gradient_checkpointing,
     }  # fmt: skip
+    kind: Any = importlib.import_module(_KINDS["lora" if config.lora_rank else "whole"])
+    trainable: Trainable
     if config.lora_rank:
         start = None if begun is None else begun.lora
-        return LoraWeights(model, card, frozen=frozen, start=start, **kept)
+        trainable = kind.LoraWeights(model, card, frozen=frozen, start=start, **kept)
+        return trainable
     if begun is not None and begun.network is not None:
         network = begun.network.requires_grad_(True)
         model.network.backbone.to(frozen)
@@ -67,7 +74,8 @@ def make_trainable(
         side = choose_resolution(config, model) // model.codec.multiple
         network = model.network.to_student(side, told_end=told_end)
         model.network.backbone.to(frozen)
-    return WholeWeights(network, model, card, distribution=config.distribution, **kept)
+    trainable = kind.WholeWeights(network, model, card, distribution=config.distribution, **kept)
+    return trainable
 
 
 def _note_resolution(config: ConsistencyConfig, model: LatentModel) -> int | None:

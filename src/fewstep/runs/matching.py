@@ -10,6 +10,7 @@ from fewstep.models.card import read_method
 from fewstep.models.family import LatentModel
 from fewstep.recipes.distill import Distill
 from fewstep.train.config import Optimisation
+from fewstep.train.fake_score import add_fake
 from fewstep.train.matching_task import MatchingTask
 from fewstep.train.trainable import Trainable
 
@@ -18,7 +19,7 @@ def make_matching_task(
     config: Distill, student: Trainable, path: TeacherPath, model: LatentModel, latents: LatentSource
 ) -> MatchingTask:
     """Hangs a fake score on the student's base, and lets it judge the student."""
-    fake = student.add_fake(config.fake_rank)
+    fake = add_fake(student, config.fake_rank)
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(Optimisation)}
     optimisation = Optimisation(**{**own, "lr": config.fake_lr or 10 * config.lr, "lr_decay": "constant"})
     guidance, _ = config.guidance_range

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.data.shards.prepared import TRAJECTORIES
+from fewstep.data.shards.manifest import TRAJECTORIES
 from fewstep.data.shards.trajectories import TrajectoryShards
 from fewstep.errors import UserError
 from fewstep.method.ends import edges
@@ -16,6 +16,17 @@ from fewstep.models.family import LatentModel
 from fewstep.models.prepared_trajectories import KeptTrajectories, describe_teacher
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.pictures import TrainingConfig
+from fewstep.runs.latent_material import describe_shards
+from fewstep.runs.material import Material
+
+
+def open_kind(config: TrainingConfig, model: LatentModel, resolution: int, *, captions: int, **_: object) -> Material:
+    """Opens trajectories as what a run learns from."""
+    walked = open_trajectories(config, model, resolution)
+    return describe_shards(
+        config, walked, captions, len(walked) * walked.hops,
+        lambda: KeptTrajectories(model, walked, config.seed, config.keep_gib),
+    )  # fmt: skip
 
 
 def open_trajectories(config: TrainingConfig, model: LatentModel, resolution: int) -> TrajectoryShards:
@@ -78,8 +89,3 @@ def check_stops(data: str, stops: Collection[int], phases: Collection[int], mode
             f"{data} does not stop where {' or '.join(map(str, lacking))} phases begin; prepare trajectories with "
             f"--phases {' '.join(map(str, phases))}"
         )
-
-
-def keep_trajectories(config: TrainingConfig, model: LatentModel, shards: TrajectoryShards) -> KeptTrajectories:
-    """Makes them a source of steps, in the order of the run."""
-    return KeptTrajectories(model, shards, config.seed, config.keep_gib)

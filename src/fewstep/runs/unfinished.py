@@ -17,12 +17,12 @@ from fewstep.files import explain_damage, open_safetensors
 from fewstep.method.ends import PHASE
 from fewstep.method.named import NamedMethod
 from fewstep.models.card import LCD, LCM_LORA, MAX_STEPS, STYLE_LORA, StudentCard, is_number, read_method
+from fewstep.models.end import pick_end
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
-from fewstep.models.lora.end import pick_end
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.lora.source import source_of
 from fewstep.models.network import BackboneNetwork

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fewstep.data import draws
 from fewstep.data.reading import CropSettings, PictureReader, Square, hash_sources
-from fewstep.data.shards.prepared import TRAJECTORIES, PreparedRow, is_written, write_shard
+from fewstep.data.shards.manifest import TRAJECTORIES
+from fewstep.data.shards.prepared import PreparedRow, is_written, write_shard
 from fewstep.data.sources.base import Source, escape_line
 from fewstep.data.sources.prompts import is_prompt_file, open_prompts
 from fewstep.diffusion.solvers import SOLVERS
@@ -27,7 +28,8 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.prepared_trajectories import describe_teacher
 from fewstep.precision import autocast, choose_dtype, name_dtype
 from fewstep.recipes.prepare import Prepare
-from fewstep.runs.material import choose_resolution, open_source
+from fewstep.runs.material import choose_resolution
+from fewstep.runs.picture_material import open_source
 from fewstep.runs.preparing import Part, Stages, check_readable, make_row
 from fewstep.train.distill_task import draw_omega
 

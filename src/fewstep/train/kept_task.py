@@ -19,6 +19,8 @@ from fewstep.train.learner import Learner
 class KeptTask(DistillTask):
     """Every row of a batch is a jump along a trajectory, from one of its stops to a later one."""
 
+    asks_teacher = False
+
     def __init__(
         self, learner: Learner, method: Method, source: KeptTrajectories, drawn: TimeAndGuidance, seed: int
     ) -> None:

@@ -16,6 +16,9 @@ from fewstep.train.task import Task
 class LatentTask(Task):
     """Trains a learner on a source."""
 
+    asks_teacher: bool = True
+    """Whether an update asks the teacher, who else can be let go."""
+
     def __init__(self, learner: Learner, source: LatentSource, seed: int) -> None:
         self.student, self.averaged = learner.weights, learner.averaged
         self._learner, self._source, self._seed = learner, source, seed

@@ -18,15 +18,13 @@ import safetensors.torch
 from torch import Tensor
 
 from fewstep.data.reading import Sizes
+from fewstep.data.shards.manifest import MANIFEST
 from fewstep.data.shards.tables import MOST_BYTES, open_parquet, read_parquet
 from fewstep.documents import load_json, parse_json
 from fewstep.errors import UserError
 from fewstep.files import open_safetensors, read_safetensors_header, write_whole
 from fewstep.roots import OutsideError, Root, open_regular
 
-MANIFEST = "prepared.json"
-TRAJECTORIES = "trajectories"
-"""The kind of what a folder holds, where it is not latents."""
 _HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
 _MOST_NAME = 200
@@ -84,22 +82,9 @@ def write_shard(
         draft.write_bytes(safetensors.torch.save(dict(latents), header))
 
 
-def read_kind(folder: Path) -> str:
-    """Returns what the folder holds, by its list of shards; `latents` where that does not say."""
-    try:
-        return str(load_json(folder / MANIFEST)["made_of"].get("kind", "latents"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "latents"  # whose reader says what is wrong with it
-
-
 def is_written(folder: Path, name: str) -> bool:
     """Tells whether the shard of that name is complete."""
     return (folder / f"{name}.safetensors").exists()
-
-
-def is_prepared(folder: Path) -> bool:
-    """Tells whether a folder holds latents, all of them or not."""
-    return (folder / MANIFEST).exists() or next(folder.glob("*-*-*.safetensors"), None) is not None
 
 
 def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fewstep.data.shards.prepared import TRAJECTORIES, PreparedShards
+from fewstep.data.shards.manifest import TRAJECTORIES
+from fewstep.data.shards.prepared import PreparedShards
 from fewstep.errors import UserError
 
 _MOST_STOPS = 10_000

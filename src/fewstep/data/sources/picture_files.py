@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from fewstep import assets
 from fewstep.data.kind import SourceKind, SourceRequest
 from fewstep.data.shards.formats import TarShards, arrow_shards, parquet_shards
-from fewstep.data.shards.prepared import is_prepared
+from fewstep.data.shards.manifest import is_prepared
 from fewstep.data.shards.source import open_shards
 from fewstep.data.sources import captions, urls
 from fewstep.data.sources.base import DroppedError, Reason, Source

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fewstep.data.choices import CaptionLines
 from fewstep.data.sources.base import Tally
 from fewstep.data.sources.filters import Filters
 from fewstep.data.sources.fitting import PictureLimits
-
-CaptionLines = Literal["join", "draw", "first"]
-"""What becomes of a caption of several lines: one line, one of them drawn at each position, or the first alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,9 +39,14 @@ def find_family(name: str) -> Family:
     return family
 
 
+def each_family() -> Iterator[Family]:
+    """Yields the families in their order, the file of each imported when its turn comes."""
+    return map(find_family, _FILES)
+
+
 def list_families() -> list[Family]:
     """Returns every family."""
-    return [find_family(name) for name in _FILES]
+    return list(each_family())
 
 
 def list_parts() -> list[str]:
@@ -53,17 +58,20 @@ def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Fam
     """Finds the family of a diffusers folder with that model_index.json. Raises UserError naming what is there."""
     check_index(index, source)
     pipeline_class = str(index.get("_class_name"))
-    known = [family for family in list_families() if pipeline_class in family.pipeline_classes]
+    known: list[Family] = []
+    for family in each_family():
+        if pipeline_class not in family.pipeline_classes:
+            continue
+        known.append(family)
+        part = family.lora.part
+        if not (folder / part).is_dir():
+            raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
+        config = read_json(folder / part / "config.json", f"{source} is not a whole pipeline")
+        if family.recognises(config):
+            return family
     if not known:
         classes = dict.fromkeys(each for family in list_families() for each in family.pipeline_classes)
         raise UserError(f"{source} holds a {pipeline_class}; known are {', '.join(classes)}")
-    part = known[0].lora.part
-    if not (folder / part).is_dir():
-        raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
-    config = read_json(folder / part / "config.json", f"{source} is not a whole pipeline")
-    for family in known:
-        if family.recognises(config):
-            return family
     raise UserError(
         f"{source} holds a {pipeline_class} around a {config.get('_class_name')} with switches that no family known "
         f"here has; known are {', '.join(family.title for family in known)}"
@@ -73,7 +81,7 @@ def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Fam
 def family_of_file(path: Path) -> Family:
     """Finds the family of a single file by its tensors' names. Raises UserError naming what is there."""
     keys = list(read_safetensors_header(path).shapes)
-    for family in list_families():
+    for family in each_family():
         if family.recognises_keys(keys, path):
             return family
     if any(split_key(key)[1] for key in keys):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
+from fewstep.models.end import End, EndEmbedding, scaled
 from fewstep.models.families.tapping import tap
 from fewstep.models.families.told_time import tell_end
-from fewstep.models.lora.end import End, EndEmbedding, scaled
 from fewstep.models.network import BackboneNetwork
 
 _TAPS = 4

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.omega_embedding import OMEGA_WIDTH, embed_omega
+from fewstep.models.end import EndEmbedding
 from fewstep.models.families.tapping import tap
-from fewstep.models.lora.end import EndEmbedding
 from fewstep.models.network import BackboneNetwork
 
 AS_TIMES = "timestep"

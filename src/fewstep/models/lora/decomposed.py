@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.models.lora.end import EndEmbedding
+from fewstep.models.end import EndEmbedding
 from fewstep.models.lora.pair import Pair
 
 

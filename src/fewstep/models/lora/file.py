@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.card import LORA_FILE
+from fewstep.models.end import KEYS, End
 from fewstep.models.family import LoraLayout
 from fewstep.models.lora.embeddings import Embeddings, read_embeddings
-from fewstep.models.lora.end import KEYS, End, read_end
+from fewstep.models.lora.end import read_end
 from fewstep.models.lora.fitting import make_pair, read_number
 from fewstep.models.lora.fused import fuse, join_rows, take_apart
 from fewstep.models.lora.header import DIFFUSERS_ENTRY, PEFT_FILE, Adapter, read_adapters

@@ -1,0 +1,50 @@
+"""Latents that were encoded beforehand, as what a run learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fewstep.data.latents import LatentSource
+from fewstep.data.shards.prepared import PreparedShards
+from fewstep.errors import UserError
+from fewstep.models.family import LatentModel
+from fewstep.models.prepared_latents import PreparedLatents, check_made_for
+from fewstep.recipes.pictures import TrainingConfig
+from fewstep.runs.material import Material
+
+
+def open_kind(config: TrainingConfig, model: LatentModel, resolution: int, *, captions: int, **_: object) -> Material:
+    """Opens the latents of a folder. Raises UserError where they were made for another model."""
+    shards = PreparedShards(Path(config.data), follow_links=config.follow_links)
+    check_made_for(shards, model, resolution)
+    return describe_shards(config, shards, captions, len(shards), lambda: PreparedLatents(model, shards, config.seed))
+
+
+def describe_shards(
+    config: TrainingConfig, shards: PreparedShards, captions: int, count: int, latents: Callable[[], LatentSource]
+) -> Material:  # fmt: skip
+    _check_free(config, shards)
+    return Material(
+        latents=latents,
+        count=count,
+        captions=[shards.read_row(*shards.locate(i)).caption for i in range(min(captions, len(shards)))],
+        account={config.data: shards.report},
+        identity=shards.hash_contents(),
+    )
+
+
+def _check_free(config: TrainingConfig, shards: PreparedShards) -> None:
+    """Raises UserError where a setting asks for what was settled when the latents were prepared."""
+    plain = TrainingConfig()
+    asked = [
+        name
+        for name in ("mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "flip")
+        if getattr(config, name) != getattr(plain, name)
+    ]
+    if config.crop not in (plain.crop, shards.made_of.get("crop")):
+        asked.append("crop")
+    if asked:
+        raise UserError(
+            f"{shards.folder} holds {shards.kind}, for which {', '.join(asked)} was settled when they were prepared"
+        )

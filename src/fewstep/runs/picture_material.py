@@ -1,0 +1,140 @@
+"""Pictures that a run learns from: sources opened, mixed and encoded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fewstep.data.kind import SourceRequest
+from fewstep.data.opening import open_pictures
+from fewstep.data.reading import CropSettings, PictureReader
+from fewstep.data.sources.base import DroppedError, Source, SourceReport
+from fewstep.data.sources.prompts import is_prompt_file, open_prompts
+from fewstep.data.sources.selection import Selection
+from fewstep.errors import UserError, show
+from fewstep.models.encoded import Keeping
+from fewstep.models.encoding import encode
+from fewstep.models.family import LatentModel
+from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
+from fewstep.recipes.plain import to_plain
+from fewstep.roots import Root
+from fewstep.runs.material import ENCODED, Material
+
+
+def open_source(config: PictureOptions, data: str, resolution: int, seed: int) -> Source:
+    """Opens what `data` names with the selection and the cache of a configuration."""
+    selection = Selection(
+        filters=config.filters, captions=config.caption_fields, lines=config.caption_lines,
+        repeats=config.folder_repeats, follow_links=config.follow_links,
+    )  # fmt: skip
+    cache_bytes = int(config.cache_gib * 2**30)
+    request = SourceRequest(
+        data=data, resolution=resolution, seed=seed, count=config.pictures, selection=selection, cache_bytes=cache_bytes
+    )
+    return open_pictures(request)
+
+
+def open_kind(
+    config: TrainingConfig, model: LatentModel, resolution: int, *, captions: int, most: int, run: Path | None
+) -> Material:
+    """Opens pictures, and prints of one's own what was used and what was dropped."""
+    given = [(config.data, 1.0), *map(split_weight, config.mix)]
+    sources = [_open(config, data, resolution) for data, _ in given]
+    count = sum(map(len, sources))
+    if most:
+        sources, given = [_First(sources[0], most)], given[:1]
+    reading = PictureReader(
+        sources,
+        [weight for _, weight in given],
+        CropSettings(resolution=resolution, crop=config.crop, flip=config.flip),
+        config.seed,
+        workers=config.read_ahead,
+        ahead=config.batch_size,
+    )
+    words = [_caption(sources[0], i) for i in range(min(captions, len(sources[0])))]
+    reports = [(data, source.report) for (data, _), source in zip(given, sources, strict=True)]
+    account = {
+        data: {"found": r.found, "used": r.used, "dropped": dict(r.dropped)}
+        | ({"told": dict(r.told)} if r.told else {})
+        for data, r in reports
+    }
+    for line in _list_shortages(config, dict(reports)):
+        print(line, flush=True)
+    keeping = None if run is None else Keeping(run / ENCODED, describe_pictures(config))
+    return Material(
+        lambda: encode(model, reading, config.keep_gib, keeping), count, words, account, reading.hash_contents()
+    )
+
+
+def _open(config: TrainingConfig, data: str, resolution: int) -> Source:
+    """Opens pictures, or prompts where a run looks at no picture."""
+    if not is_prompt_file(data):
+        return open_source(config, data, resolution, config.seed)
+    if not getattr(config, "reads_captions_alone", False):
+        raise UserError(
+            f"{data} holds prompts and no pictures, which are enough for `fewstep distill` with --states walkers or "
+            "--method tdm; give pictures"
+        )
+    return open_prompts(data, resolution)
+
+
+def _list_shortages(config: TrainingConfig, reports: Mapping[str, SourceReport]) -> Iterator[str]:
+    """Yields a warning for each source of which most is lost, and one where a batch holds pictures several times."""
+    for data, report in reports.items():
+        if (lost := sum(report.dropped.values())) > report.used:
+            yield show(f"warning: {lost} of the {report.found} pictures of {data} are not used; see above why")
+    count, batch = sum(report.used for report in reports.values()), config.batch_size
+    if count < batch:
+        yield (
+            f"warning: there are fewer pictures ({count}) than an update takes ({batch}), so it sees some several "
+            "times; give more pictures, or a smaller --batch-size"
+        )
+
+
+def describe_pictures(config: TrainingConfig) -> dict[str, Any]:
+    """Returns what was chosen of which sources, and a hash of the names, sizes and times of all their files here."""
+    chosen = (
+        "data", "mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "follow_links", "pictures",
+        "seed", "crop",
+    )  # fmt: skip
+    settings = to_plain(config)
+    total = hashlib.sha256()
+    for data in (config.data, *(split_weight(given)[0] for given in config.mix)):
+        for name in sorted(_list_files(data, follow_links=config.follow_links)):
+            with contextlib.suppress(OSError):
+                status = Path(name).stat()
+                total.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return {**{name: settings[name] for name in chosen}, "files": total.hexdigest()}
+
+
+def _list_files(data: str, *, follow_links: bool) -> list[str]:
+    """Lists the files of a source on this machine: those of a folder, one file, or those that a pattern names."""
+    from fewstep.data.sources.urls import expand_wildcards, is_remote  # slow, and not needed for scenes
+
+    if os.path.isdir(data):
+        return [os.path.join(data, name) for name, kind in Root(data, follow_links).walk() if kind == "file"]
+    return [data] if is_remote(data) or os.path.isfile(data) else expand_wildcards(data)
+
+
+def _caption(source: Source, index: int) -> str:
+    try:
+        return source.caption(index)
+    except DroppedError:
+        return ""
+
+
+class _First:
+    """The beginning of a source, as one shard."""
+
+    def __init__(self, source: Source, most: int) -> None:
+        self._source = source
+        self.report = source.report
+        self.shard_sizes = (min(most, len(source)),)
+        self.key, self.caption, self.read, self.shard_name = source.key, source.caption, source.read, source.shard_name
+
+    def __len__(self) -> int:
+        return self.shard_sizes[0]

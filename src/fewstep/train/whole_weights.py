@@ -1,0 +1,92 @@
+"""A few-step network of which every weight learns, beside a base that stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import assert_never
+
+import torch
+
+from fewstep.diffusion.prediction import Network
+from fewstep.models.card import StudentCard
+from fewstep.models.export import save_student
+from fewstep.models.family import LatentModel
+from fewstep.models.loading import load_latent_model
+from fewstep.models.network import BackboneNetwork
+from fewstep.parallel.world import current_world
+from fewstep.train.learner import Distribution, Learner, learn_every_weight, replicate, shard
+from fewstep.train.state import gather_tensor, is_spread
+from fewstep.train.trainable import as_student
+
+
+class WholeWeights:
+    """Every weight learns."""
+
+    def __init__(
+        self, network: BackboneNetwork, model: LatentModel, card: StudentCard, *, ema: bool,
+        target_decay: float | None = None, checkpointing: bool = False, distribution: Distribution = "ddp",
+    ) -> None:  # fmt: skip
+        """Takes all but the network from `model`; `card` is as `save_student` wants it."""
+        self.base: Network = model.network
+        if checkpointing:
+            network.backbone.enable_gradient_checkpointing()
+        self.learner = learn_every_weight(network, ema=ema, target_decay=target_decay)
+        if current_world().size > 1:
+            self.learner = _spread(self.learner, distribution)
+        self.model, self.card, self.frozen = model, card, model.network.backbone.dtype
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def freeze_copy(self) -> BackboneNetwork:
+        network = copy.deepcopy(_with_whole_weights(self._network)).requires_grad_(False)
+        network.backbone.to(self.model.device, self.model.network.backbone.dtype)
+        return network
+
+    @property
+    def _network(self) -> BackboneNetwork:
+        network = self.learner.averaged or self.learner.weights
+        assert isinstance(network, BackboneNetwork)
+        return network
+
+    @contextlib.contextmanager
+    def exported(self) -> Iterator[LatentModel]:
+        with self.model.awake():
+            yield as_student(self.model, self.card, self._network)
+
+    def save(self, folder: Path) -> None:
+        network = _with_whole_weights(self._network)
+        if current_world().main:
+            save_student(folder, self.model, network, self.card)
+        current_world().wait()
+
+    def reload(self, folder: Path) -> None:
+        load_latent_model(folder, torch.device("cpu"))
+
+
+def _spread(learner: Learner, distribution: Distribution) -> Learner:
+    """Spreads what learns over the processes of this run."""
+    match distribution:
+        case "ddp":
+            return replicate(learner)
+        case "fsdp":
+            for network in filter(None, (learner.weights, learner.averaged, learner.target_average)):
+                assert isinstance(network, BackboneNetwork)
+                shard(network.backbone, network.blocks)
+            return learner
+        case _:
+            assert_never(distribution)
+
+
+def _with_whole_weights(network: BackboneNetwork) -> BackboneNetwork:
+    """Returns the same with whole weights, where processes hold a part each."""
+    if not is_spread(network):
+        return network
+    state = {name: gather_tensor(value) for name, value in network.backbone.state_dict().items()}
+    whole = type(network.backbone).from_config(network.backbone.config)
+    whole.load_state_dict(state)
+    return network.with_backbone(whole)
