@@ -134,6 +134,7 @@ SPELLINGS = {
     "diffusion_model": ("diffusion_model.{}", "lora_A.weight", "lora_B.weight"),
     "kohya": ("lora_unet_{}", "lora_down.weight", "lora_up.weight"),
     "bare": ("{}", "lora_A.weight", "lora_B.weight"),
+    "peft": ("base_model.model.{}", "lora_A.weight", "lora_B.weight"),
 }
 
 
