@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from fewstep.commands.combine import Combine, combine
+from fewstep.commands.inspect import Inspect, inspect
 from fewstep.errors import UserError
 from fewstep.models.card import CARD_FILE
+from fewstep.models.families import find_family
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import read_lora
 from fewstep.models.pipeline import load_pipeline
@@ -217,8 +219,12 @@ def test_a_spoilt_chat_template_is_refused(flow_tokenizer, tmp_path):
         load_latent_model(folder, CPU)
 
 
-def test_a_turbo_is_no_teacher_and_a_student_may_be_called_so(flow_tokenizer, tmp_path):
+def test_a_turbo_is_no_teacher_and_a_student_may_be_called_so(flow_tokenizer, tmp_path, capsys):
     folder = FLOWS["zimage"](flow_tokenizer, tmp_path / "my-turbo")
+    inspect(Inspect(path=folder))
+    said = capsys.readouterr().out
+    assert "is no teacher" in said
+    assert "make it few-step" not in said
     with pytest.raises(UserError, match="is no teacher"):
         load_latent_model(folder, CPU)
     (folder / CARD_FILE).write_text(json.dumps({"method": "LCM-LoRA", "grid_size": 50}))
@@ -228,6 +234,31 @@ def test_a_turbo_is_no_teacher_and_a_student_may_be_called_so(flow_tokenizer, tm
     base = folder.rename(tmp_path / "base")
     with pytest.raises(UserError, match="is no teacher"):
         load_latent_model(base, CPU, overrides=Overrides(unet=str(file)))
+
+
+TURBO = "Z-Image-Turbo"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"models/{TURBO}/", f"./{TURBO}/.", f"org/{TURBO}", f"models/{TURBO}/transformer",
+        "z_image_turbo_bf16.safetensors",
+        f"hub/models--Tongyi-MAI--{TURBO}/snapshots/04cc4abb", f"hub/models--org--{TURBO}/snapshots/04cc/transformer/",
+    ],
+)  # fmt: skip
+def test_what_is_no_teacher_is_known_however_its_place_is_written(source):
+    with pytest.raises(UserError, match="is no teacher"):
+        find_family("zimage").refuse({}, source)
+    for other in (source.replace("urbo", "uned"), f"turbo/{source.replace('urbo', 'uned')}"):
+        find_family("zimage").refuse({}, other)
+
+
+def test_a_model_in_the_folder_that_one_stands_in_is_known_too(tmp_path, monkeypatch):
+    (tmp_path / "FLUX.2-klein-4B").mkdir()
+    monkeypatch.chdir(tmp_path / "FLUX.2-klein-4B")
+    with pytest.raises(UserError, match="is no teacher"):
+        find_family("klein").refuse({}, ".")
 
 
 def test_a_distilled_klein_is_known_by_its_name(flow_tokenizer, tmp_path):

@@ -134,6 +134,7 @@ SPELLINGS = {
     "diffusion_model": ("diffusion_model.{}", "lora_A.weight", "lora_B.weight"),
     "kohya": ("lora_unet_{}", "lora_down.weight", "lora_up.weight"),
     "bare": ("{}", "lora_A.weight", "lora_B.weight"),
+    "peft": ("base_model.model.{}", "lora_A.weight", "lora_B.weight"),
 }
 
 
@@ -178,6 +179,25 @@ def test_kohyas_file_of_diffusers_names_is_read_too(flow, tmp_path):
     )
     moved = load_latent_model(flow, CPU, overrides=Overrides(base_lora=(f"{tmp_path / 'lora.safetensors'}:2",)))
     assert torch.allclose(moved.network.backbone.get_submodule(module).weight, weight + 1.0)
+
+
+BEHIND = [f"{begin}{name}" for begin in ("", "base_model.model.") for name in ("diffusion_model", "transformer")]
+
+
+def test_diffusers_names_are_read_behind_every_trainers_prefix(flow, tmp_path):
+    """Several trainers write them behind the original's, of every family alike."""
+    model = load_latent_model(flow, CPU)
+    pairs = random_lora(model, alpha=3.0)
+    for prefix in (*BEHIND, "model.diffusion_model"):
+        spelt = {name: f"{prefix}.{name.removeprefix('transformer.')}" for name in pairs}
+        tensors = {f"{spelt[name]}.lora_A.weight": pair.down for name, pair in pairs.items()}
+        save_file(
+            tensors | {f"{spelt[name]}.lora_B.weight": pair.up for name, pair in pairs.items()},
+            tmp_path / "l.safetensors",
+        )
+        found = read_lora(tmp_path / "l.safetensors", model.parts, model.family.lora).pairs
+        assert found.keys() == pairs.keys()
+        assert all(torch.equal(pair.delta(), pairs[name].delta()) for name, pair in found.items())
 
 
 def random_lora(model, ranks=(3,), alpha=6.0):

@@ -133,6 +133,11 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     is_few_step = family.is_few_step(network) or family.records_student(card) or card.method == LCM_LORA
     if is_few_step or scheduler.get("_class_name") == "LCMScheduler":
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
+        return
+    try:
+        family.refuse(network, str(folder))
+    except UserError as error:
+        yield f"not read: {error}"
     else:
         yield f"make it few-step: fewstep distill --teacher {here} --data PICTURES --out RUN"
 

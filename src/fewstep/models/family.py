@@ -235,6 +235,9 @@ class Family(ABC):
     def is_few_step(self, network_config: Mapping[str, Any]) -> bool:
         """Says whether a network with these settings has an input for guidance."""
 
+    def refuse(self, network_config: Mapping[str, Any], source: str) -> None:  # noqa: B027  # most refuse none
+        """Raises UserError for a model of the layout that is no teacher, by its settings or what it is called."""
+
     def records_student(self, card: StudentCard) -> bool:
         """Says whether a card is that of a whole few-step model whose network does not tell it from a teacher."""
         return (self.guided_inside or not self.embeds_guidance) and card.method in (LCD, LCF)

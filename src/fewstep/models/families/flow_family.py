@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -106,9 +107,6 @@ class TransformerFamily(Family):
     """How the tensors of the transformer begin in single files."""
     original: OriginalNames
     """What the first code calls the transformer's modules."""
-
-    def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
-        """Raises UserError for a model of the layout that is no teacher."""
 
     @property
     @abstractmethod
@@ -344,6 +342,16 @@ class FlowFamily(TransformerFamily):
 
     def spec_prediction(self, parameterisation: str) -> str:  # noqa: ARG002
         return "flow"
+
+
+def find_released_name(source: str) -> str:
+    """Returns what a model is called, in small letters, by where it lies: a file, a folder, a repository of the Hub, a
+    copy of one in the Hub's cache, or the transformer's folder in any of them."""
+    place = Path(os.path.abspath(source))  # links are kept: in a cache they lead to files that are called by a hash
+    place = place.parent if place.name == "transformer" else place
+    if place.parent.name == "snapshots":  # what is called by a commit
+        place = place.parent.parent
+    return place.name.lower()
 
 
 def read_whole_side(value: object, blocks: object, source: str) -> int:

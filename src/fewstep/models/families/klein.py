@@ -24,6 +24,7 @@ from fewstep.models.families.flow_family import (
     FlowFamily,
     check_axes,
     check_channels,
+    find_released_name,
     lay_out_loras,
     read_side_of_codec,
 )
@@ -216,7 +217,7 @@ class Klein(FlowFamily):
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
         if network_config.get("guidance_embeds"):
             raise UserError(f"{source} is FLUX.2 dev, which is told its guidance (guidance_embeds); give a klein base")
-        if _DISTILLED.search(source.rpartition("/")[2].lower()):
+        if _DISTILLED.search(find_released_name(source)):
             raise UserError(f"{source} paints in 4 steps already, by its name, and is no teacher; give the base")
 
     def read_schedule(self, config: Mapping[str, Any], source: str, tokens: int) -> Flow:

@@ -16,7 +16,13 @@ from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
 from fewstep.models.codec import Codec
-from fewstep.models.families.flow_family import FlowFamily, check_axes, check_channels, lay_out_loras
+from fewstep.models.families.flow_family import (
+    FlowFamily,
+    check_axes,
+    check_channels,
+    find_released_name,
+    lay_out_loras,
+)
 from fewstep.models.families.language_text import LanguageConditioner, LanguageEncoder, pad
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.packing import pack, unpack
@@ -237,7 +243,7 @@ class QwenImage(FlowFamily):
                     f"{source} is told more than a prompt and a time ({name}): models that edit pictures or paint "
                     "layers are not read; give a text-to-image model"
                 )
-        called = source.rpartition("/")[2].lower()
+        called = find_released_name(source)
         if few_step := _FEW_STEP.search(called):
             raise UserError(
                 f"{source} is called {few_step[0]}, as are models that paint in few steps already and are no teachers; "

@@ -16,7 +16,13 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
 from fewstep.models.codec import Codec
-from fewstep.models.families.flow_family import FlowFamily, check_channels, lay_out_loras, read_whole_side
+from fewstep.models.families.flow_family import (
+    FlowFamily,
+    check_channels,
+    find_released_name,
+    lay_out_loras,
+    read_whole_side,
+)
 from fewstep.models.families.masked_text import TOKENS, MaskedConditioner
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.transformer import TransformerNetwork
@@ -157,7 +163,7 @@ class Sana(FlowFamily):
         return f"{self.title}, {network_config.get('num_layers')} blocks"
 
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
-        if network_config.get("guidance_embeds") or _SPRINT.search(source.rpartition("/")[2].lower()):
+        if network_config.get("guidance_embeds") or _SPRINT.search(find_released_name(source)):
             raise UserError(
                 f"{source} is SANA-Sprint, which paints in 1 to 4 steps already and is no teacher; give SANA"
             )

@@ -19,6 +19,7 @@ from fewstep.models.families.flow_family import (
     FlowFamily,
     check_axes,
     check_channels,
+    find_released_name,
     lay_out_loras,
     read_side_of_codec,
 )
@@ -152,7 +153,7 @@ class ZImage(FlowFamily):
         if network_config.get("siglip_feat_dim") is not None:
             raise UserError(f"{source} is told pictures too (siglip_feat_dim); give a text-to-image model")
         names = (source, str(network_config.get("_name_or_path", "")))
-        if any("turbo" in name.rpartition("/")[2].lower() for name in names):
+        if any("turbo" in find_released_name(name) for name in names):
             raise UserError(
                 f"{source} is called a Turbo, which paints in 8 steps already and is no teacher; give the base"
             )

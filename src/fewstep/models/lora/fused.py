@@ -12,7 +12,7 @@ from torch.nn import functional
 from fewstep.errors import UserError
 from fewstep.models.family import LoraLayout
 from fewstep.models.lora.pair import Lora, Pair
-from fewstep.models.lora.spelling import split_key
+from fewstep.models.lora.spelling import PEFT, split_key
 
 _ENDS = {
     "down": "lora_A.weight", "up": "lora_B.weight", "alpha": "alpha", "dora_scale": "dora_scale",
@@ -127,6 +127,6 @@ def _count_rows(module: nn.Module) -> int:
 
 
 def _spell(module: str, layout: LoraLayout) -> Iterator[str]:
-    yield module
     yield from (f"{prefix}_{module.replace('.', '_')}" for prefix in layout.prefixes[layout.part])
-    yield from (f"{prefix}.{module}" for prefix in layout.original_prefixes)
+    for whole in (module, *(f"{prefix}.{module}" for prefix in layout.original_prefixes)):
+        yield from (whole, f"{PEFT}{whole}")

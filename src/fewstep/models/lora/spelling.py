@@ -71,6 +71,8 @@ def _spell(part: str, name: str, layout: LoraLayout) -> Iterator[str]:
             yield from (f"{part}.{each}", f"{part}.base_model.model.{each}", f"base_model.model.{part}.{each}")
             if part == layout.part:
                 yield from (each, f"{PEFT}{each}", f"lycoris_{each.replace('.', '_')}")
+                # diffusers' names behind the original's prefix, as trainers write them that call all models alike
+                yield from (f"{begin}{prefix}.{each}" for prefix in layout.original_prefixes for begin in ("", PEFT))
 
 
 def refuse_others(path: object, keys: Iterable[str]) -> None:
