@@ -1,15 +1,19 @@
 """What a distillation of a flow transformer computes, and which weights it moves."""
 
 import copy
+import math
 
 import pytest
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from fewstep.commands import distill as command
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction
 from fewstep.models.family import LatentModel
 from fewstep.models.lora.adapters import AdaptedNetwork
+from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
@@ -155,6 +159,25 @@ def test_checkpointing_changes_nothing(flow, flow_pictures, tmp_path):
     ]
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.allclose(value, gradients[1][name], atol=1e-6) for name, value in gradients[0].items())
+
+
+def test_a_shift_by_size_is_that_of_the_pictures_it_is_trained_on(flow, flow_pictures, tmp_path):
+    """In training, and in what is exported."""
+    config = settings(flow, flow_pictures, tmp_path / "run", resolution=32, batch_size=4, **LORA)
+    small, own = command.load_teacher(config), copy_model(flow)
+    if not own.scheduler_config.get("use_dynamic_shifting"):
+        assert small.schedule.shift == own.schedule.shift
+        return
+    tokens = (32 // own.codec.unit) ** 2
+    if flow.name == "klein":
+        mu = compute_empirical_mu(tokens, 50)
+    else:
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        mu = calculate_shift(tokens, *(own.scheduler_config[name] for name in names))
+    assert small.schedule.shift == pytest.approx(math.exp(mu), rel=1e-6)
+    assert small.schedule.shift < own.schedule.shift
+    command.distill(config)
+    assert load_pipeline(tmp_path / "run" / "model", "cpu").model.schedule.shift == small.schedule.shift
 
 
 def test_what_is_told_already_is_told_anew(flow):

@@ -55,6 +55,7 @@ def load_teacher(config: Distill) -> LatentModel:
             f"this recipe is for the family {config.family} and {config.teacher} is of {teacher.family.name} "
             f"({teacher.family.title}); choose a recipe of that family, or --family any"
         )
+    teacher.take_side(choose_resolution(config, teacher))
     return dataclasses.replace(teacher, home=teacher.device)  # even where its network is given up
 
 

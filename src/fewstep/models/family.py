@@ -73,6 +73,10 @@ class LatentModel:
     def schedule(self) -> Schedule:
         return self.network.schedule
 
+    def take_side(self, side: int) -> None:
+        """Puts the network on the schedule of pictures of `side` pixels, on which a flow's shift may depend."""
+        self.network.schedule = self.family.find_schedule(self, side)
+
     @property
     def resolution(self) -> int:
         """Returns the side in pixels of the pictures that the model was trained on."""
@@ -237,6 +241,10 @@ class Family(ABC):
 
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:  # noqa: B027  # most refuse none
         """Raises UserError for a model of the layout that is no teacher, by its settings or what it is called."""
+
+    def find_schedule(self, model: LatentModel, side: int) -> Schedule:  # noqa: ARG002  # most have one for all sizes
+        """Returns the schedule of the model's pictures of `side` pixels. Raises UserError where there can be none."""
+        return model.schedule
 
     def records_student(self, card: StudentCard) -> bool:
         """Says whether a card is that of a whole few-step model whose network does not tell it from a teacher."""

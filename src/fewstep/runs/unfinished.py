@@ -116,6 +116,8 @@ def load_checkpoint(
         check_asked(name, run / CONFIG_FILE, allowed=allow_download)
     model = load_latent_model(base, storage.device, settings.text("base_config"), said, storage.dtype, storage.home)
     check_base(run, model)
+    if settings.text("teacher") and (side := int(settings.number("resolution", 0))):
+        model.take_side(side)
     card = _make_card(settings, model, f"{run.resolve().name}, update {step}")
     try:
         network = _put_in(model, tensors, settings, storage)

@@ -155,6 +155,7 @@ def load_teacher(config: Prepare, device: torch.device) -> LatentModel:
     model = load_latent_model(config.model, device, config.base_config, config)
     if model.is_few_step:
         raise UserError(f"{config.model} is a few-step model, which has no trajectories; give the teacher")
+    model.take_side(choose_resolution(config, model))
     if config.skip > model.schedule.last:
         raise UserError(f"skip is {config.skip} and the schedule has {model.schedule.num_steps} times; give less")
     return model

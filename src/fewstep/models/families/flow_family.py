@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig
 
 from fewstep import assets
 from fewstep.diffusion.flow import Flow
+from fewstep.diffusion.schedule import ScheduleError
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.card import CARD_FILE, MOST_SIDE, StudentCard, read_card
@@ -326,6 +327,12 @@ class FlowFamily(TransformerFamily):
     def read_schedule(self, config: Mapping[str, Any], source: str, tokens: int) -> Flow:
         """Reads a scheduler's configuration, for pictures of so many tokens. Raises UserError for what is no flow."""
         return read_flow(config, source, tokens)
+
+    def find_schedule(self, model: LatentModel, side: int) -> Flow:
+        try:
+            return self.read_schedule(model.scheduler_config, model.source, (side // model.codec.unit) ** 2)
+        except (ScheduleError, OverflowError) as error:
+            raise UserError(f"{model.source} has no schedule for pictures of {side} pixels a side") from error
 
     def settle(self, config: dict[str, Any], source: str, overrides: Overrides) -> dict[str, Any]:
         for option, value in overrides.stated().items():
