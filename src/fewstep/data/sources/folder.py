@@ -18,7 +18,7 @@ from fewstep.data.sources.filters import NO_SCORES, SCORES, read_scores
 from fewstep.data.sources.folder_files import WANTED, FolderFiles, Listing, LocalFiles, RemoteFiles, open_files
 from fewstep.data.sources.folder_layouts import describe_repeats, find_repeats, find_unread_splits, name_splits
 from fewstep.data.sources.folder_metadata import FolderMetadata, read_metadata
-from fewstep.data.sources.inspection import View, Views, in_threads, look_at_picture
+from fewstep.data.sources.inspection import View, Views, collecting_rarely, in_threads, look_at_picture
 from fewstep.data.sources.metadata import PictureMetadata
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
@@ -127,6 +127,7 @@ def list_folder(place: Path | str, *, follow_links: bool = False) -> tuple[Folde
     return files, files.list_all()
 
 
+@collecting_rarely()
 def find_pictures(listing: Listing, metadata: FolderMetadata, tally: Tally, selection: Selection) -> list[Found]:
     """Pairs the pictures of a folder with what holds their captions; of splits with metadata, only the training one.
 
@@ -164,6 +165,12 @@ def inspect(
         _look_locally(files, found, selection, cache) if isinstance(files, LocalFiles)
         else _look_remotely(files, found, selection)
     )  # fmt: skip
+    return _select(found, looks, tally, selection)
+
+
+@collecting_rarely()
+def _select(found: Sequence[Found], looks: Sequence[_Look], tally: Tally, selection: Selection) -> list[Sample]:
+    """Reads the captions and checks limits and filters, as `inspect` says."""
     samples: list[Sample] = []
     several_lines: list[bool] = []
     for each, (picture, text) in zip(found, looks, strict=True):
@@ -186,6 +193,7 @@ def inspect(
     return [sample for sample, use in zip(samples, wanted, strict=True) if use]
 
 
+@collecting_rarely()
 def arrange(files: FolderFiles, samples: Sequence[Sample], tally: Tally, selection: Selection) -> FolderPictures:
     """Makes the source of these pictures. Folders that are repeated unequally become shards of their own."""
     tally.used = len(samples)
