@@ -70,7 +70,8 @@ def has_lines(value: object) -> bool:
     """Tells whether a text, or one of a list, has several lines."""
     if isinstance(value, list):
         return any(map(has_lines, value))
-    return "\n" in str(value, "utf-8", "replace").strip() if isinstance(value, bytes) else "\n" in str(value).strip()
+    text = str(value, "utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return "\n" in text and "\n" in text.strip()
 
 
 def parse_text(content: bytes) -> str:

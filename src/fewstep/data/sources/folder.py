@@ -164,6 +164,11 @@ def inspect(
         _look_locally(files, found, selection, cache) if isinstance(files, LocalFiles)
         else _look_remotely(files, found, selection)
     )  # fmt: skip
+    return _select(found, looks, tally, selection)
+
+
+def _select(found: Sequence[Found], looks: Sequence[_Look], tally: Tally, selection: Selection) -> list[Sample]:
+    """Reads the captions and checks limits and filters, as `inspect` says."""
     samples: list[Sample] = []
     several_lines: list[bool] = []
     for each, (picture, text) in zip(found, looks, strict=True):

@@ -106,7 +106,9 @@ def _list_by_ending(names: Iterable[str], unsearched: Iterable[str] = (), outsid
     """Sorts files by their endings."""
     by_ending: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(names):  # the operating system lists in any order
-        by_ending[posixpath.splitext(name)[1].lower()].append(name)
+        base = name[name.rfind("/") + 1 :]
+        ending = base[base.rfind(".") :] if "." in base and base[0] != "." else posixpath.splitext(base)[1]
+        by_ending[ending.lower()].append(name)
     return Listing(by_ending, sorted(unsearched), sorted(outside))
 
 

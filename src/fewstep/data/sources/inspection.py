@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -35,6 +36,8 @@ _THREADS = 8
 _CHUNK = 128
 _UNSETTLED_NS = 2 * 10**9
 """A file younger than this may change again without another time."""
+_Stamp = tuple[int, int, str]
+"""Size and time of a file, and why it cannot be used."""
 _SCHEMA = pa.schema(
     [("name", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("reason", pa.string()),
      ("width", pa.int32()), ("height", pa.int32()), ("text", pa.string())]
@@ -81,25 +84,34 @@ class Views:
         self._file = cache / "folders" / f"{hash_name(VERSION, str(files.root.resolve()), *fields)}.parquet"
         self._known = _load(self._file)
         self._seen: dict[str, View] = {}
+        self._has_new = False
 
     def look_all(self, names: Sequence[str], look: Callable[[str, int], View], what: str) -> dict[str, View]:
         """Returns what `look` gives for each file, given its name and its size; or gave, if it is still the same."""
-        stamps = {name: _stamp(self._files, name) for name in names}
-        found = {
-            name: view for name, stamp in stamps.items() if (view := self._known.get(name)) and view[:2] == stamp[:2]
-        }
-        new = [name for name in stamps if name not in found]
+        found: dict[str, View] = {}
+        new: dict[str, _Stamp] = {}
+        known = self._known
+        for name in names:
+            stamp = _stamp(self._files, name)
+            view = known.get(name)
+            if view is not None and view[0] == stamp[0] and view[1] == stamp[1]:
+                found[name] = view
+            else:
+                new[name] = stamp
 
         def look_at(name: str) -> View:
-            stamp = stamps[name]
-            return stamp if stamp.reason else look(name, stamp.size)._replace(size=stamp.size, mtime=stamp.mtime)
+            size, mtime, reason = new[name]
+            return View(size, mtime, reason) if reason else look(name, size)._replace(size=size, mtime=mtime)
 
-        found.update(zip(new, in_threads(look_at, new, f"looking at {len(new)} {what}"), strict=True))
+        found.update(zip(new, in_threads(look_at, list(new), f"looking at {len(new)} {what}"), strict=True))
         self._seen |= found
+        self._has_new = self._has_new or bool(new)
         return found
 
     def save(self) -> None:
         """Keeps what was seen, where that is new. Where it cannot be kept, the next start looks anew."""
+        if not self._has_new and len(self._seen) == len(self._known):
+            return
         settled = time.time_ns() - _UNSETTLED_NS
         rows = {name: view for name, view in self._seen.items() if view.size >= 0 and view.mtime < settled}
         if rows == self._known:
@@ -118,21 +130,25 @@ class Views:
 
 def _load(file: Path) -> dict[str, View]:
     try:
-        columns = [column.to_pylist() for column in pq.read_table(file, schema=_SCHEMA).columns]
+        table = pq.read_table(file, schema=_SCHEMA)
+        if any(column.null_count for column in table.columns):
+            return {}
+        names, *columns = (column.to_numpy().tolist() for column in table.columns)
     except (OSError, pa.ArrowException, ValueError):
         return {}
-    return dict(zip(columns[0], map(View, *columns[1:]), strict=True))
+    views: Iterable[View] = map(functools.partial(tuple.__new__, View), zip(*columns, strict=True))
+    return dict(zip(names, views, strict=True))
 
 
-def _stamp(files: LocalFiles, name: str) -> View:
+def _stamp(files: LocalFiles, name: str) -> _Stamp:
     """Returns size and time of a regular file that may be read; else why it cannot be used, and −1 as its size."""
     try:
         status = files.stat(name)
     except DroppedError as dropped:
-        return View(-1, reason=dropped.reason)
+        return -1, 0, dropped.reason
     except (OSError, ValueError):
-        return View(-1, reason=Reason.UNREADABLE)
-    return View(status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else View(-1, 0, Reason.UNREADABLE)
+        return -1, 0, Reason.UNREADABLE
+    return (status.st_size, status.st_mtime_ns, "") if stat.S_ISREG(status.st_mode) else (-1, 0, Reason.UNREADABLE)
 
 
 def look_at_picture(path: str, size: int) -> View:

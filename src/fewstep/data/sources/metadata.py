@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,7 @@ PATHS = (
 _STATUS = ("status",)
 
 
-@dataclass(frozen=True)
-class PictureMetadata:
+class PictureMetadata(NamedTuple):
     """What the metadata say about one picture."""
 
     caption: object
