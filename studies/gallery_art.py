@@ -127,7 +127,7 @@ HELD_OUT = {
     "toy": "1fa85 pinata",
     "household thing": "1f6bd toilet",
 }
-INK = 8  # alpha below which a pixel is no part of the outline
+INK = 8  # alpha below which a pixel is not a part of the outline
 
 
 def main(art: Path) -> None:

@@ -52,7 +52,7 @@ def parse_arguments(
     if unknown and unknown[1].startswith("-"):
         options = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(default)]
         given = unknown[1].split("=")[0].replace("_", "-")
-        raise UserError(f"{given} is no option of `{program}`{suggest_nearest(given, options)}")
+        raise UserError(f"{given} is not an option of `{program}`{suggest_nearest(given, options)}")
     raise UserError(f"{message}; `{program} --help` lists the options")
 
 

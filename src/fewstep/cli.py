@@ -168,7 +168,7 @@ def _run(name: str, arguments: list[str]) -> None:
     command = COMMANDS.get(name)
     if command is None:
         nearest = suggest_nearest(name, list(COMMANDS))
-        raise UserError(f"{name!r} is no command; known are {', '.join(COMMANDS)}{nearest}")
+        raise UserError(f"{name!r} is not a command; known: {', '.join(COMMANDS)}{nearest}")
     _silence_libraries()
     run = _load(command.run)
     if command.config:

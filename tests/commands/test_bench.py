@@ -100,7 +100,7 @@ def test_a_fall_of_the_ratio_is_an_error(tmp_path):
     def compare():
         module.write_and_compare({"ratio": 1.0}, None, file, lambda found: {"scenes": found["ratio"]})
 
-    with pytest.raises(UserError, match=r"earlier.json is no file that `fewstep bench --compare --json` wrote"):
+    with pytest.raises(UserError, match=r"earlier.json is not a file that `fewstep bench --compare --json` wrote"):
         compare()
     file.write_text(json.dumps({"ratio": 1.1}))
     compare()

@@ -30,9 +30,12 @@ BAD_INPUT = {
         "error: --steps: 'four' is not a whole number",
     ),
     "no pictures": (("distill", "--data", "{empty}"), "{empty}"),
-    "unknown option": (("distill", "--stpes", "3"), "--stpes is no option of `fewstep distill`; did you mean --steps?"),
+    "unknown option": (
+        ("distill", "--stpes", "3"),
+        "--stpes is not an option of `fewstep distill`; did you mean --steps?",
+    ),
     "unknown option with =": (("generate", "--sead=3"), "did you mean --seed?"),
-    "unknown command": (("distil",), "'distil' is no command; known are demo, distill"),
+    "unknown command": (("distil",), "'distil' is not a command; known: demo, distill"),
     "unknown recipe": (("distill", "scene"), "did you mean scenes?"),
     "not a number": (("distill", "--steps", "many"), "'many' is not a whole number"),
     "not a fraction": (("distill", "--lr", "much"), "'much' is not a number"),
@@ -52,7 +55,7 @@ BAD_INPUT = {
         "--lora {empty}:much has the scale much, which is not a number; give {empty}:0.8 or the like",
     ),
     "resolution": (("distill", "--resolution", "60"), "resolution is 60; the model needs a multiple of 8"),
-    "skip": (("distill", "--skip", "0"), "skip is 0; allowed are 1 to 500"),
+    "skip": (("distill", "--skip", "0"), "skip is 0; allowed: 1 to 500"),
     "no pictures, and a folder of something else": (
         ("train-lora", "--data", "{empty}", "--out", "{full}"),
         "{full} is not empty and holds no run of fewstep",
@@ -60,19 +63,19 @@ BAD_INPUT = {
     "folder of something else": (("distill", "--out", "{full}"), "is not empty and holds no run of fewstep"),
     "broken yaml": (("distill", "{full}/broken.yaml"), "cannot be read as YAML"),
     "yaml of something else": (("distill", "{full}/other.yaml"), "sets colour, which Distill does not have"),
-    "wrong type in yaml": (("distill", "{full}/typed.yaml"), "steps is 'many'; wanted is one int"),
+    "wrong type in yaml": (("distill", "{full}/typed.yaml"), "steps is 'many'; expected one int"),
     "wrong choice in yaml": (
         ("distill", "{full}/choice.yaml"),
-        "distance is 'l3'; allowed are auto, cauchy, huber, l2, root",
+        "distance is 'l3'; allowed: auto, cauchy, huber, l2, root",
     ),
-    "skip too long": (("distill", "--skip", "501"), "skip is 501; allowed are 1 to 500"),
+    "skip too long": (("distill", "--skip", "501"), "skip is 501; allowed: 1 to 500"),
     "shrink": (("distill", "--shrink", "1.5"), "shrink is 1.5; it is a part of the run, 0 to 1"),
     "not finite": (("distill", "--lr", "nan"), "lr is nan; it must be a finite number"),
     "infinite guidance": (("distill", "--guidance-range", "3", "inf"), "guidance_range is inf"),
     "huge seed": (("generate", "--prompt", "a", "--seed", "99999999999999999999"), "seed is 99999999999999999999"),
     "negative seed": (
         ("generate", "--prompt", "a", "--seed", "-1"),
-        f"seed is -1; allowed are 0 to {2**63 - 1}",
+        f"seed is -1; allowed: 0 to {2**63 - 1}",
     ),
     "unknown device": (("distill", "--device", "meta"), "is not to be had here; give one of auto, cpu"),
     "stage seed": (("train-teacher", "--reader.seed", "3"), "all stages follow from --seed"),
@@ -115,7 +118,7 @@ def test_every_commands_seeds_are_from_0_to_63_bits():
         for field in (each.name for each in dataclasses.fields(default) if each.name.endswith(("seed", "seeds"))):
             for seed in (-1, 2**63):
                 value = (0, seed) if field == "seeds" else seed
-                with pytest.raises(UserError, match=rf"^{field} is {seed}; allowed are 0 to \d+$"):
+                with pytest.raises(UserError, match=rf"^{field} is {seed}; allowed: 0 to \d+$"):
                     dataclasses.replace(default, **{field: value})
             found.add((name, field))
     assert {("generate", "seed"), ("demo", "score_seed"), ("bench methods", "seeds")} < found
@@ -131,7 +134,7 @@ def test_an_empty_prompt_is_painted_with_a_word(tmp_path, capsys):
 def test_a_mistake_ends_the_process_with_status_2(fewstep_command):
     done = fewstep_command("distil", fresh=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("fewstep: error: 'distil' is no command")
+    assert done.stderr.startswith("fewstep: error: 'distil' is not a command")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -160,4 +160,4 @@ def test_generate_writes_pictures_that_say_what_made_them(random_student, tmp_pa
 def test_steps_outside_1_to_50(random_student, fewstep_command, steps):
     done = fewstep_command("generate", "--model", random_student / "model", "--prompt", "a", "--steps", steps)
     assert done.returncode == 2
-    assert f"steps is {steps}; allowed are 1 to 50" in done.stderr
+    assert f"steps is {steps}; allowed: 1 to 50" in done.stderr

@@ -96,7 +96,7 @@ def test_what_is_none_of_these(tmp_path):
         (tmp_path / "absent", "does not exist"),
         (tmp_path / "x.txt", "neither a picture"),
         (tmp_path / "plain.png", "does not say what painted it"),
-        (tmp_path, "is no pipeline.*; give a model, a LoRA, a run folder"),
+        (tmp_path, "is not a pipeline.*; give a model, a LoRA, a run folder"),
         (tmp_path / "text/x.safetensors", "not a safetensors file .it begins as a text does"),
     ):
         with pytest.raises(UserError, match=said):
@@ -155,7 +155,7 @@ def test_what_a_header_or_an_error_says_moves_no_cursor(tmp_path, capsys):
     assert ("\x1b" in shown, r"\x1b" in shown, "and 801 entries more" in shown) == (False, True, True)
     with pytest.raises(SystemExit):
         cli.main(["\x1b[31m"])
-    assert r"'\x1b[31m' is no command" in capsys.readouterr().err
+    assert r"'\x1b[31m' is not a command" in capsys.readouterr().err
 
 
 def test_a_picture_starts_no_program(tmp_path, monkeypatch):

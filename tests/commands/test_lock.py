@@ -194,8 +194,8 @@ def test_a_forked_child_neither_keeps_nor_ends_the_lock(tmp_path):
 
 def test_a_folder_that_cannot_be_written_and_one_that_goes_meanwhile(tmp_path):
     (tmp_path / "file").write_text("")
-    assert refusal(tmp_path / "file") == f"{tmp_path / 'file'} is no folder; choose another --out"
-    assert "cannot be written (Not a directory); mend that, or choose another --out" in refusal(
+    assert refusal(tmp_path / "file") == f"{tmp_path / 'file'} is not a folder; choose another --out"
+    assert "cannot be written (Not a directory); fix that, or choose another --out" in refusal(
         tmp_path / "file" / "run"
     )
     (tmp_path / ".lock").symlink_to(tmp_path / "not-to-be-written")
@@ -210,6 +210,6 @@ def test_what_a_lock_is_a_second_name_of_is_left(tmp_path):
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".lock").hardlink_to(tmp_path / "victim")
-    with pytest.raises(UserError, match="is no lock that fewstep wrote"), hold_folder(tmp_path / "out"):
+    with pytest.raises(UserError, match="is not a lock that fewstep wrote"), hold_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "victim").read_text() == "mine"

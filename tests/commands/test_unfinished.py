@@ -132,7 +132,7 @@ def test_a_sealed_checkpoint_that_is_not_of_the_run_is_named_and_the_one_before_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"guidance_range": 3}, "has guidance_range 3; two numbers are wanted"), ({"skip": 0}, "has skip 0"),
+        ({"guidance_range": 3}, "has guidance_range 3; expected two numbers"), ({"skip": 0}, "has skip 0"),
         ({"lora_rank": "many"}, "has lora_rank 'many'; a number"), ({"teacher": ["x"]}, "has teacher .*; a text"),
         ({"teacher": "org/name"}, "--allow-download"), ({"data": 3}, "has data 3; a text"),
     ],

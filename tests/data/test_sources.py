@@ -27,7 +27,7 @@ def test_braces_stand_for_numbers_of_one_width_and_for_lists():
     assert expand_braces("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
     assert expand_braces("plain{x}") == ["plain{x}"]
     assert len(expand_braces("s3://bucket/{00000..01234}.tar")) == 1235
-    for wrong, said in (("{5..3}", "is no range"), ("{0..99999999}", "is no range"),
+    for wrong, said in (("{5..3}", "is not a range"), ("{0..99999999}", "is not a range"),
                         ("{0..9999}{0..9999}", "1,000,000 is the most")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             expand_braces(wrong)

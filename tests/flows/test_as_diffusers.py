@@ -250,5 +250,5 @@ def test_pictures_go_through_the_autoencoder_as_they_would_alone(flow, flow_pict
 def test_schnell_is_no_teacher(flow_tokenizer, tmp_path, edit_json):
     folder = FLOWS["flux"](flow_tokenizer, tmp_path / "schnell")
     edit_json(folder / "transformer" / "config.json", guidance_embeds=False)
-    with pytest.raises(UserError, match="paints in 4 steps already and is no teacher"):
+    with pytest.raises(UserError, match="paints in 4 steps already and cannot be a teacher"):
         load_latent_model(folder, CPU)

@@ -1,4 +1,4 @@
-"""PixArt-Σ, a transformer that is no flow: it is painted by its stock pipeline as by us, and what holds of flows in
+"""PixArt-Σ, a transformer that is not a flow: it is painted by its stock pipeline as by us, and what holds of flows in
 general holds of it."""
 
 import json
@@ -206,7 +206,7 @@ TRANSFORMER, VAE, SCHEDULER = "transformer/config.json", "vae/config.json", "sch
         (TRANSFORMER, {"out_channels": 12}, "expected shape"),
         (TRANSFORMER, {"norm_type": "ada_norm"}, "cannot be loaded as PixArtTransformer2DModel"),
         (VAE, {"scaling_factor": 0}, "has scaling_factor 0"),
-        (VAE, {"latents_mean": [0.0] * 4}, "has latents_mean .* do not heed"),
+        (VAE, {"latents_mean": [0.0] * 4}, "has latents_mean .* ignore"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": "long"}, "has model_max_length 'long'"),
         (SCHEDULER, {"use_flow_sigmas": True}, "flow matching"),
         (SCHEDULER, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "which is a flow's and not of this network"),

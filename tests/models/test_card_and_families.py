@@ -73,10 +73,10 @@ def test_the_header_of_an_lcm_lora_says_how_many_steps_and_which_scheduler(rando
             {"scheduler": "EulerDiscreteScheduler"},
             "asks for the scheduler EulerDiscreteScheduler; only LCMScheduler is known",
         ),
-        ({"steps": "few"}, "fewstep.steps 'few' in its header; a number is wanted"),
-        ({"steps": "2.9"}, "fewstep.steps '2.9' in its header; a whole number above 0 is wanted"),
+        ({"steps": "few"}, "fewstep.steps 'few' in its header; expected a number"),
+        ({"steps": "2.9"}, "fewstep.steps '2.9' in its header; expected a whole number above 0"),
         ({"original_inference_steps": "-3"}, "a whole number above 0 is wanted"),
-        ({"omega": "much"}, "fewstep.omega 'much' in its header; a number is wanted"),
+        ({"omega": "much"}, "fewstep.omega 'much' in its header; expected a number"),
     ],
 )
 def test_a_header_that_cannot_be_followed_is_refused(header, said, random_teacher, write_adapter):
@@ -122,7 +122,7 @@ def test_merging_follows_the_header_that_painting_follows(random_teacher, write_
 def test_a_grid_that_is_none_is_refused(value, random_teacher):
     model = load_latent_model(random_teacher, CPU)
     config = {**model.scheduler_config, "original_inference_steps": value}
-    with pytest.raises(UserError, match=r"original_inference_steps .* in scheduler_config[.]json; allowed are 1 to"):
+    with pytest.raises(UserError, match=r"original_inference_steps .* in scheduler_config[.]json; allowed: 1 to"):
         dataclasses.replace(model, scheduler_config=config).read_grid_size()
 
 
@@ -133,7 +133,7 @@ def test_finetuning_a_student_whose_grid_is_none_is_refused(random_student, fews
         "finetune", "scenes", "--model", model, "--out", tmp_path / "out", "--steps", 1, "--pictures", 8
     )
     assert done.returncode == 2
-    assert "original_inference_steps 0 in scheduler_config.json; allowed are 1 to 1000" in done.stderr
+    assert "original_inference_steps 0 in scheduler_config.json; allowed: 1 to 1000" in done.stderr
 
 
 UNKNOWN = {

@@ -182,5 +182,5 @@ def test_a_name_that_no_disk_holds_is_refused_in_a_line(tmp_path):
     header = {"fewstep.teacher": "a" * 300}
     safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "pytorch_lora_weights.safetensors", header)
     for allowed in (False, True):
-        with pytest.raises(UserError, match=r"names a{60}…, which is no name of a file or of a repository"):
+        with pytest.raises(UserError, match=r"names a{60}…, which is not a name of a file or of a repository"):
             load_pipeline(tmp_path, "cpu", allow_download=allowed)

@@ -104,7 +104,7 @@ def test_not_a_pipeline(tmp_path):
 
 def test_another_pipeline(teacher_copy, edit_json):
     edit_json(teacher_copy / "model_index.json", _class_name="AuraFlowPipeline")
-    assert "holds a AuraFlowPipeline; known are StableDiffusionPipeline" in refusal(teacher_copy)
+    assert "holds a AuraFlowPipeline; known: StableDiffusionPipeline" in refusal(teacher_copy)
 
 
 def test_broken_json(teacher_copy):
@@ -119,7 +119,7 @@ def test_missing_part(teacher_copy):
 
 def test_unknown_prediction_type(teacher_copy, edit_json):
     edit_json(teacher_copy / "scheduler" / "scheduler_config.json", prediction_type="flow")
-    assert "prediction_type 'flow'; known are epsilon, v_prediction, sample" in refusal(teacher_copy)
+    assert "prediction_type 'flow'; known: epsilon, v_prediction, sample" in refusal(teacher_copy)
 
 
 def test_unknown_schedule(teacher_copy, edit_json):

@@ -315,7 +315,7 @@ def test_pefts_configuration_beside_the_file_is_followed(model, write, tmp_path)
         read(path, model)
     (tmp_path / "adapter_config.json").unlink()
     os.mkfifo(tmp_path / "adapter_config.json")  # there, and not to be read
-    with pytest.raises(UserError, match=r"adapter_config.json is no file"):
+    with pytest.raises(UserError, match=r"adapter_config.json is not a file"):
         read(path, model)
     (tmp_path / "adapter_config.json").unlink()
     kohyas = write(of_kohya(draw(model)), name="y")  # not peft's, whatever lies beside it

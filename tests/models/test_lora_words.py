@@ -142,7 +142,7 @@ def test_a_lora_of_the_hub(hub, teacher):
         UserError, match=r"org/lcm-lora-x has no file b.safetensors; its .safetensors files are: .*styles/a.safetensors"
     ):
         parse_lora("org/lcm-lora-x/b.safetensors")
-    with pytest.raises(UserError, match="org/other is no folder here and could not be fetched from the Hub"):
+    with pytest.raises(UserError, match="org/other is not a folder here and could not be fetched from the Hub"):
         parse_lora("org/other:0.5")
 
 

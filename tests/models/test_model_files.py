@@ -219,7 +219,7 @@ def test_a_tokenizers_configuration_names_no_files_and_no_arguments(copied, edit
 def test_a_program_in_torchscript_is_told_of(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "net.pt").write_bytes(b"no program")
-    assert "is no TorchScript file" in refusal(lambda: load_extractor(tmp_path / "net.pt", CPU))
+    assert "is not a TorchScript file" in refusal(lambda: load_extractor(tmp_path / "net.pt", CPU))
     assert f"{tmp_path / 'net.pt'} is a program in TorchScript, which is run" in caplog.text
     (tmp_path / "folder").mkdir()
     (tmp_path / "net.pt").rename(tmp_path / "folder/model.pt")

@@ -96,7 +96,7 @@ def test_what_is_no_checkpoint(models, tmp_path):
     pickle = tmp_path / "model.ckpt"
     torch.save({}, pickle)
     cases = {
-        flow: "begin with triple_blocks.0; known are single files of Stable Diffusion 1",
+        flow: "begin with triple_blocks.0; known: single files of Stable Diffusion 1",
         half: "no tensor begins with first_stage_model.", hole: "it lacks first_stage_model.decoder.conv_out.weight",
         cut: "is damaged or not a safetensors file",
         pickle: "not a .safetensors file",

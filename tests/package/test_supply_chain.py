@@ -108,7 +108,7 @@ def test_a_known_vulnerability_is_found(tmp_path, capsys):
         line, total = capsys.readouterr().out.splitlines()
         version = pins.read_all()["pillow"].version
         assert line == (
-            f"pillow {version}: PYSEC-0000-1, CVE-0000-1; mended in 9999.0; Made up for a test. Reading a forged "
+            f"pillow {version}: PYSEC-0000-1, CVE-0000-1; fixed in 9999.0; Made up for a test. Reading a forged "
             "picture writes outside the buffer."
         )
         assert total.endswith("1 found")

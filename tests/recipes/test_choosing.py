@@ -70,7 +70,7 @@ def test_a_recipe_that_is_named_is_taken_whatever_the_model_is(folder):
     parsed = parse_training("distill", ["scenes", "--teacher", str(folder / "sdxl")])
     assert parsed == dataclasses.replace(find_recipe("scenes"), teacher=str(folder / "sdxl"))
     assert parse_training("finetune", ["sdxl-lora", "--model", "x"]).lora_rank == 64
-    with pytest.raises(UserError, match=r"'sdx' is no recipe; .* did you mean sdxl"):
+    with pytest.raises(UserError, match=r"'sdx' is not a recipe; .* did you mean sdxl"):
         parse_training("train-lora", ["sdx"])
 
 

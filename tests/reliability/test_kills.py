@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_settings_that_may_change(tiny, photos, tmp_path):
     assert "steps is 12 there and 30 here" in refused.stderr
     assert "go on with the new ones: --change steps" in refused.stderr
     wrong = Warm(arguments(tiny, photos, out, *plain, "--change", "stepz")).wait()
-    assert "change names stepz, which is no setting" in wrong.stderr
+    assert "change names stepz, which is not a setting" in wrong.stderr
     done = Warm(arguments(tiny, photos, out, *plain, "--change", "steps")).wait()
     assert done.returncode == 0, done.stderr
     assert same(tmp_path / "long", out)

@@ -74,7 +74,7 @@ def test_what_runs_in_one_process(tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared(tiny, photos, tmp_path):
-    wanted = "batch_size 4 is no multiple of 3 processes; give one that is"
+    wanted = "batch_size 4 is not a multiple of 3 processes; give one that is"
     assert wanted in refused(*small(tiny, photos, tmp_path / "run", "--processes", 3))
     with pytest.raises(UserError, match=wanted):  # as torchrun starts them
         World(rank=1, size=3).share(range(4))

@@ -119,7 +119,7 @@ def test_a_made_up_token_is_printed_and_needed():
     ("options", "message"),
     [
         (("--host", "0.0.0.0"), "host 0.0.0.0 lets other machines in: give --token random"),
-        (("--port", 70000), "port is 70000; allowed are 0 to 65535"),
+        (("--port", 70000), "port is 70000; allowed: 0 to 65535"),
         (("--batch", 0), "all must be above 0"),
         (("--model", "scenes"), "error: scenes is a teacher, not a few-step model"),
         (("--model", "senes"), "or the name of a bundled model: scenes-lcm or scenes"),
@@ -141,5 +141,5 @@ def test_a_port_in_use_is_said(fewstep_command):
         taken.listen()
         done = fewstep_command("serve", "--port", taken.getsockname()[1])
     assert done.returncode == 2
-    assert "cannot be listened at" in done.stderr
+    assert "cannot be used for listening" in done.stderr
     assert not done.stdout

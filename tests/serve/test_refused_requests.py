@@ -236,7 +236,7 @@ def test_fields_are_called_what_the_client_calls_them(served, fields, wanted):
 
 def test_steps_side_by_side_are_called_what_the_page_calls_them(page):
     told = ask_page(page, '{"seq": 1, "prompt": "a", "compare": [1, 99]}')["error"]
-    assert (told["param"], told["message"]) == ("compare", "compare is 99; allowed are 1 to 50")
+    assert (told["param"], told["message"]) == ("compare", "compare is 99; allowed: 1 to 50")
 
 
 def test_what_was_used_is_counted_in_tokens_of_the_prompt(served, bundled):

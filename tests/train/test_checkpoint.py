@@ -348,7 +348,7 @@ FORGED = {
     "whole steps": (lambda t, _: t.update({"optimizer.step.0.weight": torch.ones(1).long()}), "which counts nothing"),
     "half steps": (lambda t, _: t.update({"optimizer.step.0.weight": torch.ones(1).half()}), "which counts nothing"),
     "many steps": (lambda t, _: t.update({"optimizer.step.0.weight": torch.ones(4)}), "of no use"),
-    "a step that is no number": (lambda _, n: n.update(step="6"), "state.json has step '6'; a count is wanted"),
+    "a step that is not a number": (lambda _, n: n.update(step="6"), "state.json has step '6'; expected a count"),
     "another step": (lambda _, n: n.update(step=7), "is of update 7, and its folder is step-0000006"),
     "infinity": (lambda _, n: n.update(counter=float("inf")), "a number in it is Infinity"),
     "a huge number": (lambda _, n: n.update(counter=10**30), "has counter 1000000000"),

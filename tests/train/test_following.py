@@ -230,7 +230,7 @@ def test_it_goes_on_bit_for_bit_and_paints_before_its_end(rank, first, teacher, 
     [
         ({"start": ""}, "give --method guided-distill and the model of the first with --start"),
         ({"method": "pcm"}, "to_steps is 4, which is of the second stage of guided-distill"),
-        ({"to_steps": 26}, "to_steps is 26; allowed are 0 to 25"),
+        ({"to_steps": 26}, "to_steps is 26; allowed: 0 to 25"),
         ({"solver": "midpoint"}, "solver is midpoint and no teacher is followed, but a student; leave --solver out"),
         ({"skip": 25}, "leave --skip out"),
         ({"times": "any"}, "leave --times out"),
@@ -346,11 +346,11 @@ def test_no_trajectories_are_taken_for_what_a_followed_model_does(first, teacher
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": "nowhere"}, "nowhere is no folder of a run or of a model"),
+        ({"model": "nowhere"}, "nowhere is not a folder of a run or of a model"),
         ({"model": "0"}, "was made by guided-distill; give a model by any-step"),
         ({"model": "2"}, "is a LoRA; give a whole model by any-step"),
         ({"guidance_scale": 12.0}, "guidance_scale is 12 and .* was made for 2 to 9"),
-        ({"phases": 51}, "phases is 51; allowed are 1 to 50"),
+        ({"phases": 51}, "phases is 51; allowed: 1 to 50"),
         ({"lora_rank": 0}, "lora_rank is 0"),
     ],
 )

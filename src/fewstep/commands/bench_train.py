@@ -165,7 +165,7 @@ def write_and_compare(
     try:
         before = ratios(load_json(against))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{against} is no file that `fewstep bench --compare --json` wrote") from error
+        raise UserError(f"{against} is not a file that `fewstep bench --compare --json` wrote") from error
     now = ratios(results)
     both = [name for name in before if name in now]
     if not both:
@@ -223,7 +223,7 @@ def _measured(config: BenchTrain, device: torch.device) -> Iterator[tuple[Distil
 
 
 def plain_arrangement() -> Any:
-    """Loads the module of that name, which stands in a checkout's studies/, for it is no part of what users need."""
+    """Loads the module of that name, which stands in a checkout's studies/, for it is not a part of what users need."""
     file = Path(__file__).parents[3] / "studies" / "plain_arrangement.py"
     if not file.exists():
         raise UserError("the plain arrangement stands in studies/ of a checkout; install fewstep from one to --compare")

@@ -66,7 +66,7 @@ def export(config: Export) -> None:
     check_given(config, "model")
     folder = Path(find_exported(config.model))
     if not folder.is_dir():
-        raise UserError(f"{config.model} is no folder of a run or of a model; give one by any-step")
+        raise UserError(f"{config.model} is not a folder of a run or of a model; give one by any-step")
     distill(as_distillation(config, read_card(folder)))
 
 

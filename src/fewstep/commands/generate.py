@@ -77,11 +77,13 @@ class Generate(PainterOptions):
         if self.mask is None and self.mask_blur != Generate.mask_blur:
             raise UserError(f"mask_blur is {self.mask_blur:g} without a mask; give --mask too")
         if not 0 <= self.mask_blur <= 256:
-            raise UserError(f"mask_blur is {self.mask_blur:g}; allowed are 0 to 256")
+            raise UserError(f"mask_blur is {self.mask_blur:g}; allowed: 0 to 256")
         if not 0 < self.strength <= 1:
-            raise UserError(f"strength is {self.strength:g}; allowed is above 0, up to 1")
+            raise UserError(f"strength is {self.strength:g}; allowed: above 0, up to 1")
         if self.guidance_scale is not None and self.guidance_scale < 1:
-            raise UserError(f"guidance_scale is {self.guidance_scale:g}; it must be at least 1, which is no guidance")
+            raise UserError(
+                f"guidance_scale is {self.guidance_scale:g}; it must be at least 1, which means no guidance"
+            )
 
 
 def generate(config: Generate) -> None:
@@ -122,7 +124,7 @@ def generate(config: Generate) -> None:
                 print(show(file.name), flush=True)
     except OSError as error:
         raise UserError(
-            f"{config.out} cannot be written ({error.strerror}); mend that, or choose another --out"
+            f"{config.out} cannot be written ({error.strerror}); fix that, or choose another --out"
         ) from error
 
 

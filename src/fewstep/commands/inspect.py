@@ -99,8 +99,8 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         yield from _describe_tensors(files[-1])
     else:
         raise UserError(
-            f"{folder} is no pipeline (no {INDEX}), no run folder (no {CONFIG_FILE}) and holds no .safetensors; "
-            f"{_WANTED}"
+            f"{folder} is neither a pipeline (no {INDEX}) nor a run folder (no {CONFIG_FILE}), and holds no "
+            f".safetensors; {_WANTED}"
         )
 
 

@@ -65,7 +65,7 @@ class Plan:
             raise UserError(f"resolution is {self.resolution}; it must be a multiple of 64")
         batch = self.batch_size or named.find_recipe(self.recipe).batch_size
         if batch < 1 or batch % self.gpus:
-            raise UserError(f"batch_size {batch} is no multiple of {self.gpus} GPUs; give one that is")
+            raise UserError(f"batch_size {batch} is not a multiple of {self.gpus} GPUs; give one that is")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
         smaller = "" if recipe.lora_rank else f", or the recipe {config.recipe}-lora, whose adapters need less"
         least = min(candidate.bytes(1) for candidate, _ in found) / GIB - _encoders_gib(recipe)
         kept = f"; with pictures kept encoded {least:.1f} GiB would do" if least <= config.gpu_memory else ""
-        return f"nothing of it fits: more GPUs (--gpus) or memory, or a smaller --resolution{smaller}{kept}"
+        return f"nothing fits: more GPUs (--gpus) or memory, or a smaller --resolution{smaller}{kept}"
     batch = config.batch_size or recipe.batch_size
     share = batch // config.gpus
     candidate, together = next(

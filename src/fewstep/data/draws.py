@@ -17,7 +17,7 @@ SEEDS = 2**63
 def check_seed(seed: int, count: int = 1, name: str = "seed") -> None:
     """Raises UserError unless this seed, and those of `count` pictures or stages from it on, are there."""
     if not 0 <= seed <= SEEDS - count:
-        raise UserError(f"{name} is {seed}; allowed are 0 to {SEEDS - count}")
+        raise UserError(f"{name} is {seed}; allowed: 0 to {SEEDS - count}")
 
 
 def key(seed: int, stream: str, counter: int) -> int:

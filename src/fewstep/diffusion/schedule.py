@@ -167,7 +167,7 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
         if betas.ndim != 1:
-            raise ScheduleError("trained_betas is no list of numbers")
+            raise ScheduleError("trained_betas is not a list of numbers")
         return betas
     kind, count = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
     if count > MOST_TIMES:
@@ -182,7 +182,7 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
         times = torch.linspace(0, 1, count + 1, dtype=torch.float64)
         alpha_bars = torch.cos((times + 0.008) / 1.008 * torch.pi / 2) ** 2
         return (1 - alpha_bars[1:] / alpha_bars[:-1]).clamp(max=0.999)
-    raise ScheduleError(f"beta_schedule is {kind!r}; known are linear, scaled_linear, squaredcos_cap_v2")
+    raise ScheduleError(f"beta_schedule is {kind!r}; known: linear, scaled_linear, squaredcos_cap_v2")
 
 
 def _to_zero_terminal_snr(alpha_bars: Tensor) -> Tensor:

@@ -81,10 +81,10 @@ class Evaluate(FewStepOptions):
             raise UserError(f"n is {self.n} and n_tuning {self.n_tuning}; a kernel distance needs at least 20")
         check_seed(self.seed, self.n + 100_000_000)
         if not self.steps or not all(1 <= steps <= TEACHER_STEPS for steps in self.steps):
-            raise UserError(f"steps are {_listed(self.steps)}; allowed are 1 to {TEACHER_STEPS}")
+            raise UserError(f"steps are {_listed(self.steps)}; allowed: 1 to {TEACHER_STEPS}")
         if not all(scale >= 1 for scale in self.guidance_scale):
             raise UserError(
-                f"guidance_scale is {_listed(self.guidance_scale)}; each must be at least 1, which is no guidance"
+                f"guidance_scale is {_listed(self.guidance_scale)}; each must be at least 1, which means no guidance"
             )
         if not self.spacings:
             raise UserError("spacings is empty; give at least one")

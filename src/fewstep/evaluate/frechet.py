@@ -46,7 +46,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     for moments in (first, second):
         if moments.count < 2 * len(moments.mean):
             raise ValueError(
-                f"{moments.count} samples are too few for {len(moments.mean)} features; needed are twice as many"
+                f"{moments.count} samples are too few for {len(moments.mean)} features; needed: twice as many"
             )
     cross = torch.linalg.svdvals(_factor(first.covariance).T @ _factor(second.covariance)).sum()
     means = (first.mean - second.mean).square().sum()

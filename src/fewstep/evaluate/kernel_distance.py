@@ -21,7 +21,7 @@ def kernel_distance(first: Tensor, second: Tensor, seed: int = 0) -> tuple[float
     few = min(len(first), len(second))
     size = min(LARGEST_BLOCK, few // FEWEST_BLOCKS)
     if size < 2:
-        raise ValueError(f"{few} samples are too few for a kernel distance; needed are {2 * FEWEST_BLOCKS}")
+        raise ValueError(f"{few} samples are too few for a kernel distance; needed: {2 * FEWEST_BLOCKS}")
     count = few // size
     generator = torch.Generator().manual_seed(seed)
     x, y = (features[torch.randperm(len(features), generator=generator)].double() for features in (first, second))

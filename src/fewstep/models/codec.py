@@ -139,9 +139,9 @@ def _check_scale(config: Any) -> None:
     """Raises UserError where latents cannot be scaled and shifted by what a configuration says."""
     scale, shift = config.scaling_factor, getattr(config, "shift_factor", None)
     if not (is_number(scale) and scale > 0):
-        raise UserError(f"the autoencoder's config.json has scaling_factor {scale!r:.60}; a number above 0 is wanted")
+        raise UserError(f"the autoencoder's config.json has scaling_factor {scale!r:.60}; expected a number above 0")
     if not (shift is None or is_number(shift)):
-        raise UserError(f"the autoencoder's config.json has shift_factor {shift!r:.60}; a number is wanted")
+        raise UserError(f"the autoencoder's config.json has shift_factor {shift!r:.60}; expected a number")
 
 
 _SHIFTS = ("shift_factor", "latents_mean", "latents_std")

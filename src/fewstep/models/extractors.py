@@ -47,8 +47,8 @@ def load_extractor(source: str | Path, device: torch.device) -> Extractor:
         return _inception(path, device)
     config = path / "config.json"
     if not config.is_file():
-        raise UserError(f"{path} is no folder of CLIP or DINOv2 (it has no config.json) and no TorchScript file")
-    kind = read_json(config, f"{path} is no model").get("model_type")
+        raise UserError(f"{path} is neither a folder of CLIP or DINOv2 (it has no config.json) nor a TorchScript file")
+    kind = read_json(config, f"{path} is not a model").get("model_type")
     if kind == "clip":
         return _clip(path, device)
     if kind == "dinov2":
@@ -97,7 +97,7 @@ def _inception(file: Path, device: torch.device) -> Extractor:
     try:
         model = torch.jit.load(str(file), map_location=device).eval()
     except (RuntimeError, OSError) as error:
-        raise UserError(f"{file} is no TorchScript file ({str(error).splitlines()[0][:100]})") from error
+        raise UserError(f"{file} is not a TorchScript file ({str(error).splitlines()[0][:100]})") from error
 
     def network(pixels: Tensor) -> Tensor:
         read: Tensor = model((pixels * 255).round().byte(), return_features=True)

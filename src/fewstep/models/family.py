@@ -146,7 +146,7 @@ class LatentModel:
             value = self.card.grid_size  # its scheduler is of another kind, whose entry means another thing
         if type(value) is not int or not 1 <= value <= self.schedule.num_steps:
             raise UserError(
-                f"{self.source} has original_inference_steps {value!r} in scheduler_config.json; allowed are 1 to "
+                f"{self.source} has original_inference_steps {value!r} in scheduler_config.json; allowed: 1 to "
                 f"{self.schedule.num_steps}"
             )
         return value
@@ -240,7 +240,7 @@ class Family(ABC):
         """Says whether a network with these settings has an input for guidance."""
 
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:  # noqa: B027  # most refuse none
-        """Raises UserError for a model of the layout that is no teacher, by its settings or what it is called."""
+        """Raises UserError for a model of the layout that cannot be a teacher, by its settings or what it is called."""
 
     def find_schedule(self, model: LatentModel, side: int) -> Schedule:  # noqa: ARG002  # most have one for all sizes
         """Returns the schedule of the model's pictures of `side` pixels. Raises UserError where there can be none."""

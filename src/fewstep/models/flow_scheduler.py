@@ -95,5 +95,5 @@ def _find_shift(config: Mapping[str, Any], source: str | Path, tokens: int) -> f
 def _number(config: Mapping[str, Any], name: str, default: float, source: str | Path) -> float:
     value = config.get(name, default)
     if not is_number(value):
-        raise UserError(f"{source} has {name} {value!r:.60} in scheduler_config.json; a number is wanted")
+        raise UserError(f"{source} has {name} {value!r:.60} in scheduler_config.json; expected a number")
     return float(value)

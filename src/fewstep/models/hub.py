@@ -21,7 +21,7 @@ Choose = Callable[[Sequence[str]], Iterable[str]]
 
 
 def is_hub_id(source: str) -> bool:
-    """Says whether a name that is no path here looks like OWNER/NAME."""
+    """Says whether a name that is not a path here looks like OWNER/NAME."""
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
@@ -37,7 +37,7 @@ def check_asked(source: str | None, named_in: object, *, allowed: bool = False, 
     """Raises UserError where a file names what the person at the terminal neither named nor allowed to be fetched, or
     what nothing is called."""
     if source and any(len(os.fsencode(part)) > _LONGEST for part in Path(source).parts):
-        raise UserError(f"{named_in} names {source[:60]}…, which is no name of a file or of a repository")
+        raise UserError(f"{named_in} names {source[:60]}…, which is not a name of a file or of a repository")
     if allowed or not source or os.path.exists(source):
         return
     if "://" not in source and not is_hub_id("/".join(source.split("/")[:2])):  # a LoRA's is OWNER/NAME/FILE
@@ -154,7 +154,7 @@ def _explain(source: str, error: Exception) -> str:
         return f"{source} could not be fetched through the proxy {proxy} ({kinds[0]}); check it, or unset HTTPS_PROXY"
     reason = " ".join(str(error).split())[:120]
     return (
-        f"{source} is no folder here and could not be fetched from {_endpoint()} ({kinds[0]}: {reason}); check the "
+        f"{source} is not a folder here and could not be fetched from {_endpoint()} ({kinds[0]}: {reason}); check the "
         "connection, or give a diffusers folder"
     )
 
@@ -167,13 +167,13 @@ _REASONS: Sequence[tuple[Sequence[str], str]] = (
     ),
     (
         ("RepositoryNotFoundError",),
-        "is no folder here, and {hub} has no such model or does not show it to you; check the name, or `hf auth login` "
-        "for a private one",
+        "is not a folder here, and {hub} has no such model or does not show it to you; check the name, or "
+        "`hf auth login` for a private one",
     ),
     (
         ("OfflineModeIsEnabled",),
-        "is no folder here and could not be fetched from the Hub: HF_HUB_OFFLINE is set and it was not fetched before; "
-        "unset that once, or give a diffusers folder",
+        "is not a folder here and could not be fetched from the Hub: HF_HUB_OFFLINE is set and it was not fetched "
+        "before; unset that once, or give a diffusers folder",
     ),
     (("ProxyError",), "could not be fetched: the proxy refuses ({proxy}); check HTTPS_PROXY"),
     (("SSL",), "could not be fetched: the certificate of {hub} is not trusted; check SSL_CERT_FILE and the proxy"),

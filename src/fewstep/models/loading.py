@@ -74,7 +74,7 @@ def _load(source: str | Path, base_config: str, overrides: Overrides, storage: S
     if base_config:
         if not Path(source).exists():
             raise UserError(f"{source} is not there; a base that a LoRA names is looked for from where you are")
-        raise UserError(f"{source} is no single file and has its own configurations; leave --base-config out")
+        raise UserError(f"{source} is not a single file and has its own configurations; leave --base-config out")
     folder = find_files(source, overrides)
     index = read_index(folder, source)
     return family_of_folder(folder, index, str(source)).load_folder(folder, str(source), index, storage, overrides)

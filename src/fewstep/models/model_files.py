@@ -39,7 +39,7 @@ END_FILE = "end.safetensors"
 def find_file(folder: Path, name: str) -> Path:
     """Returns where a file of a model's folder lies, or of a part's folder in it.
 
-    Raises UserError where a link leads out of the model's folder, or it is no regular file; not where it is missing.
+    Raises UserError where a link leads out of the model's folder, or it is not a regular file; not where it is missing.
     """
     folder = Path(os.path.abspath(folder))
     is_part = (folder.parent / INDEX).is_file()
@@ -51,7 +51,7 @@ def find_file(folder: Path, name: str) -> Path:
             f"{folder / name} leads out of the model's folder {root}, which is not followed; put what it leads to there"
         ) from error
     if found.exists() and not found.is_file():
-        raise UserError(f"{folder / name} is no file; fetch the model again")
+        raise UserError(f"{folder / name} is not a file; fetch the model again")
     return found
 
 

@@ -63,12 +63,12 @@ _IS_VERSION_4 = int(transformers.__version__.split(".")[0]) < 5
 
 
 def _check_norms(network: nn.Module, folder: Path) -> None:
-    """Raises UserError for norms whose least deviation is no number, which would be found out as they compute."""
+    """Raises UserError for norms whose least deviation is not a number, which would be found out as they compute."""
     for module in network.modules():
         eps = getattr(module, "eps", 0) if isinstance(module, nn.LayerNorm | nn.GroupNorm) else 0
         eps = getattr(module, "variance_epsilon", eps)  # as transformers' own norms call it
         if type(eps) not in (int, float) or not 0 <= eps < math.inf:
-            raise UserError(f"{folder}/config.json has norms with an eps of {eps!r:.60}; a small number is wanted")
+            raise UserError(f"{folder}/config.json has norms with an eps of {eps!r:.60}; expected a small number")
 
 
 def check_report(report: Mapping[str, Any], where: str, kind: str) -> None:
@@ -132,12 +132,12 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
 def keep_chat_template(tokenizer: Any, folder: Path) -> None:
     """Has a tokenizer write out again how its folder puts a conversation, which is code that is not run here."""
     config = folder / TOKENIZER_CONFIG
-    said = read_json(config, f"{folder} is no tokenizer").get("chat_template") if config.is_file() else None
+    said = read_json(config, f"{folder} is not a tokenizer").get("chat_template") if config.is_file() else None
     if (file := find_file(folder, CHAT_TEMPLATE)).is_file():
         try:
             said = file.read_text("utf-8")
         except ValueError as error:
-            raise UserError(f"{file} is no text in UTF-8; fetch or export the model again") from error
+            raise UserError(f"{file} is not text in UTF-8; fetch or export the model again") from error
     if isinstance(said, str):
         tokenizer.chat_template = said
 
@@ -156,12 +156,12 @@ def _check_vocabulary(folder: Path) -> None:
 def _check_names(file: Path) -> None:
     """Raises UserError where a name in a file would be printed by tokenizers, which does not know it, and moves the
     terminal's cursor."""
-    waiting: list[Any] = [read_json(file, f"{file.parent} is no tokenizer")]
+    waiting: list[Any] = [read_json(file, f"{file.parent} is not a tokenizer")]
     while waiting:
         each = waiting.pop()
         waiting += [*each.values()] if isinstance(each, dict) else each if isinstance(each, list) else []
         if isinstance(each, dict) and (odd := next((name for name in each if show(name) != name), None)):
-            raise UserError(f"{file} has an entry {odd!r:.60}, which is no name; fetch the model again")
+            raise UserError(f"{file} has an entry {odd!r:.60}, which is not a name; fetch the model again")
 
 
 def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
@@ -178,7 +178,7 @@ def check_tokenizer(tokenizer: Any, encoder_config: Any, where: str) -> None:
     length = tokenizer.model_max_length
     if not str(encoder_config.model_type).startswith("clip"):
         if not isinstance(length, int | float):
-            raise UserError(f"{where} has model_max_length {length!r:.60} in tokenizer_config.json; a number is wanted")
+            raise UserError(f"{where} has model_max_length {length!r:.60} in tokenizer_config.json; expected a number")
         return  # others read as much as they are given, which their families say
     places = int(encoder_config.max_position_embeddings)
     if type(length) is not int:

@@ -70,7 +70,7 @@ class Pipeline:
         if not model.is_few_step:
             raise UserError(
                 f"{assets.find_name(model.source)} is a teacher, not a few-step model, and no LCM-LoRA was given with "
-                "it (a style is none): give one with --lora, or a few-step model (bundled is "
+                "it (a style LoRA is not one): give one with --lora, or a few-step model (bundled is "
                 f"{assets.SCENES_LCM}), or make one with `fewstep distill --teacher`"
             )
         self.model = model
@@ -159,7 +159,7 @@ class Pipeline:
             gamma = math.nan
         if not 0 <= gamma <= 1:
             known = ", ".join(("auto", *SAMPLERS))
-            raise UserError(f"sampler is {asked!r:.60}; known are {known}, and numbers from 0 to 1")
+            raise UserError(f"sampler is {asked!r:.60}; known: {known}, and numbers from 0 to 1")
         self.method = self.method.with_sampler(gamma)
 
     def _make_start(self, image: Image.Image | None, mask: Image.Image | None, blur: float) -> Start | None:
@@ -204,7 +204,7 @@ class Pipeline:
     def jumps(self, steps: int, strength: float = 1.0) -> tuple[Sequence[int], Sequence[int]]:
         """Returns the times at which `steps` evaluations stand, latest first, and where each of them lands."""
         if not 0 < strength <= 1:
-            raise UserError(f"strength is {strength:g}; allowed is above 0, up to 1")
+            raise UserError(f"strength is {strength:g}; allowed: above 0, up to 1")
         most = self.most_steps(strength)
         if not 1 <= steps <= most:
             part = "" if strength == 1 else f" at strength {strength:g}"

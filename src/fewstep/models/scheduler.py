@@ -83,7 +83,7 @@ def _read_loras(said: object) -> tuple[str, ...]:
         except ValueError:
             held = None
     if not isinstance(held, list | tuple) or not all(isinstance(each, str) for each in held):
-        raise UserError(f"fewstep.base_lora is {said!r:.60} in the record of a model; a list of LoRAs is wanted")
+        raise UserError(f"fewstep.base_lora is {said!r:.60} in the record of a model; expected a list of LoRAs")
     return tuple(held)
 
 
@@ -160,7 +160,7 @@ def read_schedule(config: Mapping[str, Any], source: str | Path) -> tuple[Schedu
     parameterisation = settings["prediction_type"]
     if parameterisation not in _OF_BETAS:
         allowed = ", ".join(_OF_BETAS)
-        raise UserError(f"{source} has prediction_type {parameterisation!r}; known are {allowed}")
+        raise UserError(f"{source} has prediction_type {parameterisation!r}; known: {allowed}")
     try:
         schedule = Tabulated.from_config(settings)
     except (ScheduleError, TypeError, ValueError, IndexError, RuntimeError) as error:

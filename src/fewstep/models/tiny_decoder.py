@@ -24,10 +24,10 @@ def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTi
         raise
     except Exception as error:  # diffusers raises nearly anything where a configuration is odd
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{source} is no decoder in TAESD's layout ({reason})") from error
+        raise UserError(f"{source} is not a decoder in TAESD's layout ({reason})") from error
     scale = tiny.config.scaling_factor
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
-        raise UserError(f"{source} has scaling_factor {scale!r} in config.json; a number above 0 is wanted")
+        raise UserError(f"{source} has scaling_factor {scale!r} in config.json; expected a number above 0")
     tiny = tiny.eval().requires_grad_(False).to(device, torch.float32)
     return tiny.to(memory_format=torch.channels_last)
 
@@ -36,7 +36,7 @@ def _from_folder(folder: Path) -> AutoencoderTiny:
     try:
         tiny: AutoencoderTiny = load_weights(AutoencoderTiny, folder)
     except UserError as error:
-        raise UserError(f"{folder} is no decoder in TAESD's layout ({error})") from error
+        raise UserError(f"{folder} is not a decoder in TAESD's layout ({error})") from error
     return tiny
 
 

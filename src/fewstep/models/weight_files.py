@@ -84,9 +84,7 @@ def stage_weights(folder: Path, chosen: WeightFiles, stem: str, place: Path) -> 
     config = read_json(folder / "config.json", f"{folder} is not a whole part of a model")
     check_config(config, folder / "config.json")
     if (named := config.pop("transformers_weights", None)) not in (None, *chosen.names):
-        raise UserError(
-            f"{folder}/config.json names {ascii(named)[:80]} as its weights, not {chosen.names[0]}; mend it"
-        )
+        raise UserError(f"{folder}/config.json names {ascii(named)[:80]} as its weights, not {chosen.names[0]}; fix it")
     (place / "config.json").write_text(json.dumps(config))
     if len(chosen.names) == 1:
         (place / f"{stem}.safetensors").symlink_to(find_file(folder, chosen.names[0]))

@@ -35,7 +35,7 @@ class World:
     def share(self, counters: range) -> range:
         """Returns this process's part of a batch. Raises UserError where the batch cannot be shared evenly."""
         if len(counters) % self.size:
-            raise UserError(f"batch_size {len(counters)} is no multiple of {self.size} processes; give one that is")
+            raise UserError(f"batch_size {len(counters)} is not a multiple of {self.size} processes; give one that is")
         each = len(counters) // self.size
         return counters[self.rank * each : (self.rank + 1) * each]
 

@@ -105,7 +105,7 @@ class ConsistencyConfig(TrainingConfig):
         if self.lora_alpha and not self.lora_rank:
             raise UserError(f"lora_alpha is {self.lora_alpha:g} without adapters; give --lora-rank too")
         if self.eval_every and not (self.eval_steps and all(1 <= each <= MAX_STEPS for each in self.eval_steps)):
-            raise UserError(f"eval_steps are {self.eval_steps}; wanted are numbers from 1 to {MAX_STEPS}")
+            raise UserError(f"eval_steps are {self.eval_steps}; expected numbers from 1 to {MAX_STEPS}")
         if self.eval_every and self.data not in LOOKS and not (self.eval_data and self.eval_extractor):
             raise UserError(
                 "evaluations along the way need pictures that training does not see and features to compare them by: "
@@ -145,7 +145,7 @@ class ConsistencyConfig(TrainingConfig):
         if self.phases and not named.phases:
             raise UserError(f"phases are {self.phases} and {self.method} has none; give --method pcm or any-step")
         if self.phases and not all(1 <= count <= MAX_STEPS for count in self.phases):
-            raise UserError(f"phases are {self.phases}; wanted are numbers from 1 to {MAX_STEPS}")
+            raise UserError(f"phases are {self.phases}; expected numbers from 1 to {MAX_STEPS}")
         if len(self.phases) > 1 and not named.told_end:
             raise UserError(f"phases are {self.phases} and {self.method} takes one number; give --method any-step")
         if self.shrink and named.gap != "fixed":

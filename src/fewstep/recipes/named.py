@@ -227,7 +227,7 @@ def find_recipe(name: str, command: str = "distill") -> Any:
     close = difflib.get_close_matches(name, recipes, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(
-        f"{name!r} is no recipe; known are {', '.join(recipes)}, or the config.yaml of an earlier run{hint}"
+        f"{name!r} is not a recipe; known: {', '.join(recipes)}, or the config.yaml of an earlier run{hint}"
     )
 
 

@@ -66,14 +66,14 @@ def _convert(wanted: Any, value: Any, what: str) -> Any:
     if typing.get_origin(wanted) is typing.Literal:
         if value in typing.get_args(wanted):
             return value
-        raise UserError(f"{what} is {value!r}; allowed are {', '.join(map(str, typing.get_args(wanted)))}")
+        raise UserError(f"{what} is {value!r}; allowed: {', '.join(map(str, typing.get_args(wanted)))}")
     if typing.get_origin(wanted) is tuple:
         items = typing.get_args(wanted)
         if items[-1] is Ellipsis and isinstance(value, list):
             items = items[:1] * len(value)
         if isinstance(value, list) and len(value) == len(items):
             return tuple(_convert(item, each, what) for item, each in zip(items, value, strict=True))
-        raise UserError(f"{what} is {value!r}; wanted is a list of {len(items)}")
+        raise UserError(f"{what} is {value!r}; expected a list of {len(items)}")
     if isinstance(wanted, type) and dataclasses.is_dataclass(wanted) and isinstance(value, dict):
         return from_plain(wanted, value, what)
     if typing.get_origin(wanted) in (types.UnionType, typing.Union):  # of a type with None
@@ -88,4 +88,4 @@ def _convert(wanted: Any, value: Any, what: str) -> Any:
         return Path(value)
     elif type(value) is wanted:
         return value
-    raise UserError(f"{what} is {value!r}; wanted is one {wanted.__name__}")
+    raise UserError(f"{what} is {value!r}; expected one {wanted.__name__}")

@@ -91,11 +91,11 @@ class Prepare(PictureOptions, TrajectoryOptions, ModelOptions, DeviceOptions):
     def _check_walk(self) -> None:
         low, high = self.guidance_range
         if not 1 <= low <= high:
-            raise UserError(f"guidance_range is {low:g} to {high:g}; needed is 1 ≤ low ≤ high")
+            raise UserError(f"guidance_range is {low:g} to {high:g}; needed: 1 ≤ low ≤ high")
         check_between(self, 1, 500, "skip")
         check_at_least(self, 0, "guided_from")
         if not all(1 <= count <= MAX_STEPS for count in self.phases):
-            raise UserError(f"phases are {self.phases}; wanted are numbers from 1 to {MAX_STEPS}")
+            raise UserError(f"phases are {self.phases}; expected numbers from 1 to {MAX_STEPS}")
 
 
 def _check_unset(config: Prepare, names: set[str], why: str) -> None:

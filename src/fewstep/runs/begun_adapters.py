@@ -21,7 +21,7 @@ def read_adapters(config: Distill, teacher: LatentModel) -> Begun:
     file = read_lora(path, teacher.parts, teacher.family.lora)
     header = read_safetensors_header(path).metadata
     if header.get("fewstep.method") != LCM_LORA:
-        raise UserError(f"{path} is no few-step LoRA that fewstep made; give one")
+        raise UserError(f"{path} is not a few-step LoRA that fewstep made; give one")
     check_told(file)
     card, _ = read_few_step(header, str(path), teacher.family)
     return Begun(card, lora=file)

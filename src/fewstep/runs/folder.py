@@ -82,7 +82,7 @@ def _claim(out: Path, config: Any) -> None:
     try:
         _write(file, wanted)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); mend that, or choose another --out") from error
+        raise UserError(f"{out} cannot be written ({error.strerror}); fix that, or choose another --out") from error
 
 
 def _list_helpers(settings: Mapping[str, Any]) -> str:

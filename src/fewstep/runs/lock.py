@@ -104,13 +104,13 @@ def hold_folder(folder: Path, sharing: str = "") -> Iterator[None]:
     or last was by a machine that cannot be asked; and where nothing can be written there.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is no folder; choose another --out")
+        raise UserError(f"{folder} is not a folder; choose another --out")
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(folder, sharing)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); mend that, or choose another --out") from error
+        raise UserError(f"{folder} cannot be written ({error.strerror}); fix that, or choose another --out") from error
     _held.add(descriptor)
     try:
         yield
@@ -143,10 +143,10 @@ def _acquire(folder: Path, sharing: str) -> int:
 
 
 def _check_own(file: Path, descriptor: int) -> None:
-    """Raises UserError where the file is no lock of ours: what stands in it would be written over."""
+    """Raises UserError where the file is not a lock of ours: what stands in it would be written over."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        raise UserError(f"{file} is no lock that fewstep wrote; move it away, or choose another --out")
+        raise UserError(f"{file} is not a lock that fewstep wrote; move it away, or choose another --out")
 
 
 def _lock(descriptor: int, *, shared: bool) -> _Grant:

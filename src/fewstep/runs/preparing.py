@@ -124,7 +124,7 @@ def check_readable(rows: list[PreparedRow], part: Part) -> None:
     lost = [row for row in rows if is_broken(row.status)]
     last = rows[-MOST_IN_A_ROW:]
     if len(last) == MOST_IN_A_ROW and all(is_broken(row.status) for row in last):
-        raise UserError(f"{MOST_IN_A_ROW} pictures in a row of {part.name} cannot be read ({last[-1].status}); mend it")
+        raise UserError(f"{MOST_IN_A_ROW} pictures in a row of {part.name} cannot be read ({last[-1].status}); fix it")
     if len(lost) >= MOST_IN_A_ROW and len(lost) > MOST_DROPPED * len(part.pictures):
         raise UserError(
             f"{len(lost)} of {len(part.pictures)} pictures of {part.name} cannot be read, more than "

@@ -46,7 +46,7 @@ def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures:
         f"plan: {config.steps} updates of {config.batch_size}, {config.steps * config.batch_size / pictures:.1f} epochs"
     )
     print(f"time: {timedelta(seconds=round((moments[1] - moments[0]) * config.steps))}, by the second update")
-    print(f"disk: {size / 2**30:.2f} GiB a checkpoint; --keep-checkpoints {config.keep_checkpoints} stay")
+    print(f"disk: {size / 2**30:.2f} GiB a checkpoint; {config.keep_checkpoints} are kept (--keep-checkpoints)")
     print(f"peak memory: {peak:.2f} GiB")
 
 

@@ -176,14 +176,14 @@ class _Settings:
     def text(self, name: str) -> str:
         """Returns a text, empty where there is none."""
         if not isinstance(value := self.held.get(name) or "", str):
-            raise UserError(f"{self._file} has {name} {value!r:.60}; a text is wanted")
+            raise UserError(f"{self._file} has {name} {value!r:.60}; expected a text")
         return value
 
     def number(self, name: str, least: float) -> float:
         """Returns a number, 0 where there is none."""
         value = self.held.get(name) or 0
         if not is_number(value) or not least <= value < _MOST:
-            raise UserError(f"{self._file} has {name} {value!r:.60}; a number is wanted, {least:g} or more")
+            raise UserError(f"{self._file} has {name} {value!r:.60}; expected a number, {least:g} or more")
         return float(value)
 
     def phase(self) -> int | None:
@@ -194,7 +194,7 @@ class _Settings:
             return None
         held = self.held.get("phases") or self._base.get("phases") or self.method().phases
         if not isinstance(held, list | tuple) or not all(type(each) is int and 1 <= each <= MAX_STEPS for each in held):
-            raise UserError(f"{self._file} has phases {held!r:.60}; a list of whole numbers is wanted")
+            raise UserError(f"{self._file} has phases {held!r:.60}; expected a list of whole numbers")
         return int(held[0])
 
     def method(self) -> NamedMethod:
@@ -207,7 +207,7 @@ class _Settings:
         """Returns two numbers."""
         value = self.held.get(name)
         if not isinstance(value, list) or len(value) != 2 or not all(map(is_number, value)):
-            raise UserError(f"{self._file} has {name} {value!r:.60}; two numbers are wanted")
+            raise UserError(f"{self._file} has {name} {value!r:.60}; expected two numbers")
         return float(value[0]), float(value[1])
 
 

@@ -175,7 +175,7 @@ class Acceptance:
         width, height = map(int, sides)
         for name, side in (("height", height), ("width", width)):
             if not 1 <= side <= 8192:
-                raise RefusedError(f"{name} is {side}; allowed are 1 to 8192", param=name)
+                raise RefusedError(f"{name} is {side}; allowed: 1 to 8192", param=name)
         nearest = min(self.sizes, key=lambda own: abs(own[0] - height) + abs(own[1] - width))
         if nearest != (height, width):
             name = f"{nearest[1]}x{nearest[0]}"
@@ -187,7 +187,7 @@ class Acceptance:
         if asked is None:
             return own
         if not 1 <= asked <= 100:
-            raise RefusedError(f"{name} is {asked:g}; allowed are 1 (none) to 100", param=name)
+            raise RefusedError(f"{name} is {asked:g}; allowed: 1 (none) to 100", param=name)
         if not self.pipeline.takes_guidance:
             if asked not in (1.0, own):
                 notes.append(f"guidance is built into the LCM-LoRA: {name} {asked:g} has no effect")
@@ -203,7 +203,7 @@ class Acceptance:
         given = {self.find_lora(name): (name, scale) for name, scale in asked.items()}
         for name, scale in given.values():
             if not -4 <= scale <= 4:
-                raise RefusedError(f"the scale of lora {name!r} is {scale:g}; allowed are -4 to 4", param="loras")
+                raise RefusedError(f"the scale of lora {name!r} is {scale:g}; allowed: -4 to 4", param="loras")
         return tuple((name, float(given[name][1] if name in given else scale)) for name, scale in otherwise.items())
 
 
@@ -221,7 +221,7 @@ def check_between(name: str, value: float, low: float, high: float) -> None:
     """Raises RefusedError where a value is not within bounds."""
     if not low <= value <= high:
         said = f"{value:g}" if isinstance(value, float) else value
-        raise RefusedError(f"{name} is {said}; allowed are {low} to {high}", param=name)
+        raise RefusedError(f"{name} is {said}; allowed: {low} to {high}", param=name)
 
 
 def _list_sizes(resolution: int) -> list[tuple[int, int]]:

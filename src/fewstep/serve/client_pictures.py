@@ -94,7 +94,7 @@ def _limit(settings: ServerSettings) -> PictureLimits:
 def _refuse_picture(param: str, settings: ServerSettings, error: DroppedError) -> RefusedError:
     megapixels = settings.image_pixels // 1_000_000
     return RefusedError(
-        f"{param}: {error.reason}; wanted is a PNG, JPEG or WebP picture of at most {megapixels} megapixels",
+        f"{param}: {error.reason}; expected a PNG, JPEG or WebP picture of at most {megapixels} megapixels",
         param=param,
     )  # fmt: skip
 

@@ -82,7 +82,7 @@ def listen(host: str, port: int) -> Listener:
     except OSError as error:
         listening.close()
         raise UserError(
-            f"{host}:{port} cannot be listened at ({error.strerror}); choose another --port, or 0"
+            f"{host}:{port} cannot be used for listening ({error.strerror}); choose another --port, or 0"
         ) from error
     return listening
 

@@ -68,5 +68,5 @@ def _read_scale(name: str, text: str) -> float:
     except ValueError:
         scale = math.nan
     if not math.isfinite(scale):
-        raise RefusedError(f"the scale of lora {name!r} is {text[:40]!r}; a number is wanted", param="prompt")
+        raise RefusedError(f"the scale of lora {name!r} is {text[:40]!r}; expected a number", param="prompt")
     return scale

@@ -106,14 +106,14 @@ def _choose_sides(service: PaintService, asked: TextToImage, first: AcceptedRequ
         sides = (wanted[0] or round(wanted[1] * height / width), wanted[1] or round(wanted[0] * width / height))
     else:
         if not 1 <= asked.hr_scale <= _MOST_SCALE:
-            raise RefusedError(f"hr_scale is {asked.hr_scale:g}; allowed are 1 to {_MOST_SCALE}", param="hr_scale")
+            raise RefusedError(f"hr_scale is {asked.hr_scale:g}; allowed: 1 to {_MOST_SCALE}", param="hr_scale")
         sides = (round(height * asked.hr_scale), round(width * asked.hr_scale))
     model = service.pipeline.model
     unit = 64 if model.resolution >= 256 else model.codec.multiple * 4
     most = _MOST_SCALE * model.resolution
     for name, side in zip(("hr_resize_y", "hr_resize_x"), sides, strict=True):
         if not unit <= side <= most:
-            raise RefusedError(f"{name} is {side}; allowed are {unit} to {most}", param=name)
+            raise RefusedError(f"{name} is {side}; allowed: {unit} to {most}", param=name)
     even = sides[0] // unit * unit, sides[1] // unit * unit
     if even != sides:
         first.notes.append(f"the second pass would be {sides[1]}x{sides[0]}; {even[1]}x{even[0]} was painted")

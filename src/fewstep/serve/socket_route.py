@@ -188,7 +188,7 @@ async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest,
     spec = accepted.specs[0]
     counts = message.compare or [spec.steps]
     if min(counts) < 1:
-        raise RefusedError(f"compare has {min(counts)}; allowed are 1 and more", param="compare")
+        raise RefusedError(f"compare has {min(counts)}; allowed: 1 and more", param="compare")
     service.acceptance.check_work(spec.size, sum(counts))
     most = service.pipeline.most_steps(spec.strength)
     specs = [replace(spec, steps=min(steps, most)) for steps in counts]

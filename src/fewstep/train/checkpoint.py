@@ -72,7 +72,7 @@ class Checkpoints:
         stands = f"{last} stands whole" if last else "there is none before it"
         return (
             f"a checkpoint cannot be written to {self.folder} ({error.strerror or error}); {stands}: "
-            "make room or mend the folder, and the same command goes on"
+            "make room or fix the folder, and the same command goes on"
         )
 
     def _purge(self, keep: int) -> None:

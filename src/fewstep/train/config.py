@@ -27,7 +27,7 @@ def check_values(config: Any) -> None:
             if isinstance(each, float) and not math.isfinite(each):
                 raise UserError(f"{field.name} is {each}; it must be a finite number")
             if allowed and each not in allowed:
-                raise UserError(f"{field.name} is {each!r}; allowed are {', '.join(map(str, allowed))}")
+                raise UserError(f"{field.name} is {each!r}; allowed: {', '.join(map(str, allowed))}")
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
@@ -62,7 +62,7 @@ def check_between(config: Any, low: float, high: float, *names: str) -> None:
     """Raises UserError where one of these fields is below `low` or above `high`."""
     for name in names:
         if not low <= getattr(config, name) <= high:
-            raise UserError(f"{name} is {getattr(config, name)}; allowed are {low} to {high}")
+            raise UserError(f"{name} is {getattr(config, name)}; allowed: {low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +138,11 @@ class LoopConfig(Optimisation):
             )
         if self.batch_size % self.processes:
             raise UserError(
-                f"batch_size {self.batch_size} is no multiple of {self.processes} processes; give one that is"
+                f"batch_size {self.batch_size} is not a multiple of {self.processes} processes; give one that is"
             )
         unknown = set(self.change) - {field.name for field in dataclasses.fields(self)}
         if unknown:
-            raise UserError(f"change names {', '.join(sorted(unknown))}, which is no setting of this command")
+            raise UserError(f"change names {', '.join(sorted(unknown))}, which is not a setting of this command")
 
     def with_batch_size(self, batch_size: int) -> Self:
         """Returns the same for another batch; one that was computed in parts, in the fewest that are no larger."""

@@ -43,7 +43,7 @@ class Ledger:
         self._note(dropped)
         worst = f"the last was {dropped[-1].key} ({dropped[-1].reason})" if dropped else ""
         if self._longest >= MOST_IN_A_ROW:
-            raise UserError(f"{self._longest} pictures in a row could not be read; {worst}: mend that shard")
+            raise UserError(f"{self._longest} pictures in a row could not be read; {worst}: fix that shard")
         if dropped and self._count > MOST_DROPPED * counter and self._count >= MOST_IN_A_ROW:
             raise UserError(
                 f"{self._count} of {counter} pictures could not be read, more than {MOST_DROPPED:.0%}; {worst}; "
@@ -76,7 +76,7 @@ def rewrite(path: Path, lines: Sequence[str]) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Returns the lines of a file that a run keeps; what is no text in it makes its line one that is not kept."""
+    """Returns the lines of a file that a run keeps; what is not text in it makes its line one that is not kept."""
     return path.read_text(errors="replace").splitlines()
 
 

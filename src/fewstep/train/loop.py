@@ -143,7 +143,7 @@ def begin(roles: Sequence[Role], config: LoopConfig) -> RunState:
     """Returns the state of a run before its first update. Raises ValueError where roles do not go together."""
     names = [role.name for role in roles]
     if names[0] != STUDENT or len(set(names)) < len(names) or min(role.every for role in roles) > 1:
-        raise ValueError(f"roles are {names}; wanted is {STUDENT!r} first, no name twice, and one with every=1")
+        raise ValueError(f"roles are {names}; expected {STUDENT!r} first, no name twice, and one with every=1")
     states = []
     for role in roles:
         optimisation = role.optimisation or config

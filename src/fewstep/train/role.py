@@ -44,7 +44,7 @@ class Role:
         if self.every < 1:
             raise ValueError(f"every of role {self.name} is {self.every}; it must be at least 1")
         if not self.name.isidentifier() or self.name in _RESERVED:
-            raise ValueError(f"a role cannot be called {self.name!r}; wanted is a word, and none of {_RESERVED}")
+            raise ValueError(f"a role cannot be called {self.name!r}; expected a word, and none of {_RESERVED}")
 
     def is_due(self, step: int) -> bool:
         """Returns whether it learns at the update after `step` of them."""

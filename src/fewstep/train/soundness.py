@@ -99,15 +99,15 @@ def read_numbers(file: Path) -> dict[str, Any]:
     held = read_json(file, f"{file.parent} is not of a run")
     for name in ("step", "counter", "skipped_in_a_row", "skipped_in_all"):
         if type(held.get(name)) is not int or not 0 <= held[name] < _MOST:
-            raise UserError(f"{file.name} has {name} {held.get(name)!r:.60}; a count is wanted")
+            raise UserError(f"{file.name} has {name} {held.get(name)!r:.60}; expected a count")
     if f"step-{held['step']:07d}" != file.parent.name:
         raise UserError(f"{file.name} is of update {held['step']}, and its folder is {file.parent.name}")
     skipped = held.get("skipped")
     if not isinstance(skipped, list) or not all(map(_is_skipped, skipped)):
-        raise UserError(f"{file.name} has skipped {skipped!r:.60}; a list of updates with their samples is wanted")
+        raise UserError(f"{file.name} has skipped {skipped!r:.60}; expected a list of updates with their samples")
     scale, since = held.get("loss_scale", 1.0), held.get("updates_at_loss_scale", 0)
     if not isinstance(scale, int | float) or not 0 < scale < 2.0**127 or type(since) is not int or since < 0:
-        raise UserError(f"{file.name} has loss_scale {scale!r:.60} for {since!r:.60} updates; numbers are wanted")
+        raise UserError(f"{file.name} has loss_scale {scale!r:.60} for {since!r:.60} updates; expected numbers")
     return held
 
 

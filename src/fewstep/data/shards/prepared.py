@@ -123,7 +123,7 @@ def _check_manifest(held: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str
         raise ValueError("it names files that no disk holds")
     for number in (*shards.values(), *repeats.values()):
         if type(number) is not int or not 0 <= number < 2**31:
-            raise ValueError(f"{number!r:.60} is no number of pictures")
+            raise ValueError(f"{number!r:.60} is not a number of pictures")
     return made_of, report, shards
 
 

@@ -115,7 +115,7 @@ def open_folder(
         seen += [f"{escape_line(place)} has the fields {', '.join(fields)[:300]}" for place, fields in
                  itertools.islice(metadata.columns.items(), 3)]  # fmt: skip
         raise UserError(
-            f"data folder {redact(str(place))} has nothing to train on: {counts}; {'; '.join(seen)}; wanted are "
+            f"data folder {redact(str(place))} has nothing to train on: {counts}; {'; '.join(seen)}; expected "
             f"{WANTED} (--caption-fields names another field){source.report.format_advice()}"
         )
     return source

@@ -69,7 +69,7 @@ def read_metadata(files: FolderFiles, listing: Listing, tally: Tally, wanted: Se
 def _explain(place: str, reason: str) -> str:
     if reason == Reason.LINKED_OUTSIDE:
         return f"{escape_line(place)} is a link out of the folder; remove it, or follow it with --follow-links"
-    return f"{escape_line(place)} cannot be read; mend or remove it"
+    return f"{escape_line(place)} cannot be read; fix or remove it"
 
 
 class _Names:

@@ -58,7 +58,7 @@ class View(NamedTuple):
     text: str = ""
 
     def check(self, limits: PictureLimits) -> None:
-        """Raises DroppedError where this is no picture within the limits."""
+        """Raises DroppedError where this is not a picture within the limits."""
         if self.reason:
             raise DroppedError(self.reason)
         if self.size > limits.max_bytes or not limits.allows(self.width, self.height):

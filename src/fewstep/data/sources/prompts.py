@@ -44,7 +44,7 @@ class PromptFile:
             else:
                 tally.drop(Reason.EMPTY_CAPTION, f"line {number}")
         if not self._prompts:
-            raise UserError(f"{path} has no prompt; wanted is one on each line")
+            raise UserError(f"{path} has no prompt; expected one on each line")
         tally.used = len(self._prompts)
         self.report: SourceReport = tally.report()
         self.shard_sizes = (len(self._prompts),)

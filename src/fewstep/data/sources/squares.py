@@ -50,5 +50,5 @@ def _dropped_as_user_error() -> Iterator[None]:
     except DroppedError as dropped:
         raise UserError(
             f"picture {escape_line(dropped.key)}, which was counted as usable, cannot be read ({dropped.reason}); "
-            "mend it, or start again without it"
+            "fix it, or start again without it"
         ) from dropped

@@ -104,7 +104,9 @@ def _choices(inside: str) -> list[str]:
         return inside.split(",") if "," in inside else [f"{{{inside}}}"]
     first, last = match.groups()
     if int(last) < int(first) or int(last) - int(first) >= _MOST_NAMES:
-        raise UserError(f"{{{inside}}} is no range; the second number must be the larger, by less than {_MOST_NAMES:,}")
+        raise UserError(
+            f"{{{inside}}} is not a range; the second number must be the larger, by less than {_MOST_NAMES:,}"
+        )
     width = len(first) if first.startswith("0") or len(first) == len(last) else 0
     return [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
 

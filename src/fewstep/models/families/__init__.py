@@ -71,10 +71,10 @@ def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Fam
             return family
     if not known:
         classes = dict.fromkeys(each for family in list_families() for each in family.pipeline_classes)
-        raise UserError(f"{source} holds a {pipeline_class}; known are {', '.join(classes)}")
+        raise UserError(f"{source} holds a {pipeline_class}; known: {', '.join(classes)}")
     raise UserError(
         f"{source} holds a {pipeline_class} around a {config.get('_class_name')} with switches that no family known "
-        f"here has; known are {', '.join(family.title for family in known)}"
+        f"here has; known: {', '.join(family.title for family in known)}"
     )
 
 
@@ -88,6 +88,6 @@ def family_of_file(path: Path) -> Family:
         raise UserError(f"{path} is a LoRA, not a model; give it with --lora")
     begin = sorted({".".join(key.split(".")[:2]) for key in keys})
     raise UserError(
-        f"{path} holds no family known here: its tensors begin with {', '.join(begin[:4])}; known are single files of "
+        f"{path} holds no family known here: its tensors begin with {', '.join(begin[:4])}; known: single files of "
         f"{', '.join(family.title for family in list_families())} with their text encoders"
     )

@@ -24,7 +24,7 @@ OFFSET, FACTOR = 0.0, 1000.0
 
 
 class AnyStepPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has no types
-    """Paints in as many steps as `sigmas` has values; where it is no flow's, in as many as it is asked for."""
+    """Paints in as many steps as `sigmas` has values; where it is not a flow's, in as many as it is asked for."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         place = Path(self.config._name_or_path)

@@ -201,7 +201,7 @@ class TransformerFamily(Family):
                     f"{path} holds no transformer of {self.title}, as its base is, by its first code's names; of "
                     "diffusers' names give the folder, with its config.json"
                 )
-            self.refuse(read_json(own / "config.json", f"{own} is no transformer"), network)
+            self.refuse(read_json(own / "config.json", f"{own} is not a transformer"), network)
             prefix = _WHOLE if any(key.startswith(_WHOLE) for key in keys) else ""
             return load_original(
                 path, self.transformer_class, own, self.original, prefix, dtype,
@@ -209,7 +209,7 @@ class TransformerFamily(Family):
             )  # fmt: skip
         if not path.is_dir():
             if not is_hub_id(network):
-                raise UserError(f"{network} is no file, no folder and no Hub id; --transformer wants one")
+                raise UserError(f"{network} is neither a file nor a folder nor a Hub id; --transformer wants one")
             path = fetch_network(network)
         path = path if (path / "config.json").is_file() else path / self.lora.part
         config = read_json(path / "config.json", f"{network} holds no transformer")
@@ -237,7 +237,7 @@ class TransformerFamily(Family):
             for name in ("latents_mean", "latents_std"):
                 if (value := autoencoder.config.get(name)) is not None:
                     raise UserError(
-                        f"the autoencoder has {name} {value!r:.60}, which {self.title}'s pipelines do not heed; take "
+                        f"the autoencoder has {name} {value!r:.60}, which {self.title}'s pipelines ignore; take "
                         "it out of vae/config.json"
                     )
         flat = all(value.dim() <= 4 for value in autoencoder.parameters())  # videos' weights have an axis more
@@ -262,7 +262,7 @@ class TransformerFamily(Family):
         if side % codec.unit or side > self.largest_side(transformer.config, codec.multiple):
             where = f"resolution {side} in {CARD_FILE}" if card.resolution else f"pictures of {side} pixels a side"
             raise UserError(
-                f"{source} has {where}, for which its transformer has no places; a multiple of {codec.unit} is wanted"
+                f"{source} has {where}, for which its transformer has no places; expected a multiple of {codec.unit}"
             )
         moved = {name: part.to(device) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()}
         return LatentModel(
@@ -364,9 +364,9 @@ def find_released_name(source: str) -> str:
 def read_whole_side(value: object, blocks: object, source: str) -> int:
     """Returns a side in pixels from that in latents and an autoencoder's blocks. Raises UserError for others."""
     if type(value) is not int or not 0 < value < _MOST_LATENTS:
-        raise UserError(f"{source} has sample_size {value!r:.60}; a number below {_MOST_LATENTS:,} is wanted")
+        raise UserError(f"{source} has sample_size {value!r:.60}; expected a number below {_MOST_LATENTS:,}")
     if not isinstance(blocks, list | tuple) or not 0 < len(blocks) <= 16:
-        raise UserError(f"{source} has block_out_channels {blocks!r:.60}; a list is wanted")
+        raise UserError(f"{source} has block_out_channels {blocks!r:.60}; expected a list")
     return value << (len(blocks) - 1)
 
 
@@ -387,7 +387,7 @@ def check_axes(source: str, name: str, axes: object, width: int, count: int = 3)
     held = list(axes) if isinstance(axes, list | tuple) else []
     whole = len(held) == count and all(type(each) is int and each > 0 and each % 2 == 0 for each in held)
     if not whole or sum(held) != width:
-        raise UserError(f"{source} has {name} {axes!r:.60}; {count} even numbers are wanted, {width} in sum")
+        raise UserError(f"{source} has {name} {axes!r:.60}; expected {count} even numbers, {width} in sum")
 
 
 def check_channels(source: str, given: int, returned: int, latents: int) -> None:

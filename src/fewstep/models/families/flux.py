@@ -163,7 +163,7 @@ class Flux(FlowFamily):
         if not network_config.get("guidance_embeds"):
             raise UserError(
                 f"{source} is FLUX.1 schnell, or another FLUX without an input for guidance (guidance_embeds): schnell "
-                "paints in 4 steps already and is no teacher; give FLUX.1 dev, or a fine-tune of it"
+                "paints in 4 steps already and cannot be a teacher; give FLUX.1 dev, or a fine-tune of it"
             )
 
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:  # noqa: ARG002

@@ -210,7 +210,7 @@ class Klein(FlowFamily):
         if index.get("is_distilled") and not read_card(folder).method:
             raise UserError(
                 f"{source} says that it is distilled (is_distilled in model_index.json): it paints in 4 steps already "
-                "and is no teacher; give the base"
+                "and cannot be a teacher; give the base"
             )
         return super().load_folder(folder, source, index, storage, overrides)
 
@@ -218,7 +218,7 @@ class Klein(FlowFamily):
         if network_config.get("guidance_embeds"):
             raise UserError(f"{source} is FLUX.2 dev, which is told its guidance (guidance_embeds); give a klein base")
         if _DISTILLED.search(find_released_name(source)):
-            raise UserError(f"{source} paints in 4 steps already, by its name, and is no teacher; give the base")
+            raise UserError(f"{source} paints in 4 steps already, by its name, and cannot be a teacher; give the base")
 
     def read_schedule(self, config: Mapping[str, Any], source: str, tokens: int) -> Flow:
         flow = read_flow(config, source, tokens)

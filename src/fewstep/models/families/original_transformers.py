@@ -90,7 +90,7 @@ def load_original(
 
     `check` is given the names that the file should hold, by that prefix. Weights in fp8 are scaled back.
     """
-    config = read_json(config_folder / "config.json", f"{config_folder} is no transformer")
+    config = read_json(config_folder / "config.json", f"{config_folder} is not a transformer")
     check_config(config, config_folder / "config.json")
     with init_empty_weights(include_buffers=False):  # no file has tables that are no weights
         transformer = kind.from_config(config)

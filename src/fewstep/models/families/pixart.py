@@ -136,7 +136,7 @@ class PixArtSigma(TransformerFamily):
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
         side, scale = network_config.get("sample_size", 128), network_config.get("interpolation_scale")
         if not (type(side) is int and 0 < side <= _MOST_PLACES):
-            raise UserError(f"{source} has sample_size {side!r:.60}; a number up to {_MOST_PLACES} is wanted")
+            raise UserError(f"{source} has sample_size {side!r:.60}; expected a number up to {_MOST_PLACES}")
         told = network_config.get("use_additional_conditions")
         if told or (told is None and side == _BASE["sample_size"]):
             raise UserError(
@@ -144,7 +144,7 @@ class PixArtSigma(TransformerFamily):
                 f"{self.title}"
             )
         if scale is not None and not (is_number(scale) and scale > 0):
-            raise UserError(f"{source} has interpolation_scale {scale!r:.60}; a number above 0, or none, is wanted")
+            raise UserError(f"{source} has interpolation_scale {scale!r:.60}; expected a number above 0, or none")
 
     @property
     def released_scheduler(self) -> Mapping[str, Any]:

@@ -149,7 +149,7 @@ def _check_places(source: str, text: Any) -> None:
     width = text.hidden_size // text.num_attention_heads
     if not all(type(each) is int for each in held) or 2 * sum(held) != width:
         raise UserError(
-            f"{source} has mrope_section {section!r:.60} in text_encoder/config.json; numbers are wanted that are "
+            f"{source} has mrope_section {section!r:.60} in text_encoder/config.json; expected numbers that are "
             f"{width // 2} in sum"
         )
 

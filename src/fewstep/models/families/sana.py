@@ -165,13 +165,13 @@ class Sana(FlowFamily):
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
         if network_config.get("guidance_embeds") or _SPRINT.search(find_released_name(source)):
             raise UserError(
-                f"{source} is SANA-Sprint, which paints in 1 to 4 steps already and is no teacher; give SANA"
+                f"{source} is SANA-Sprint, which paints in 1 to 4 steps already and cannot be a teacher; give SANA"
             )
         side, scale = network_config.get("sample_size", 32), network_config.get("interpolation_scale")
         if not (type(side) is int and 0 < side <= _MOST_PLACES):
-            raise UserError(f"{source} has sample_size {side!r:.60}; a number up to {_MOST_PLACES} is wanted")
+            raise UserError(f"{source} has sample_size {side!r:.60}; expected a number up to {_MOST_PLACES}")
         if scale is not None and not (is_number(scale) and scale > 0):
-            raise UserError(f"{source} has interpolation_scale {scale!r:.60}; a number above 0, or none, is wanted")
+            raise UserError(f"{source} has interpolation_scale {scale!r:.60}; expected a number above 0, or none")
 
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:
         blocks = codec_config.get("encoder_block_out_channels")
@@ -183,7 +183,7 @@ class Sana(FlowFamily):
         if config.patch_size != 1:
             raise UserError(f"{source} has patch_size {config.patch_size!r:.60}; 1 is wanted")
         if not is_number(scale := config.timestep_scale) or scale <= 0:
-            raise UserError(f"{source} has timestep_scale {scale!r:.60}; a number above 0 is wanted")
+            raise UserError(f"{source} has timestep_scale {scale!r:.60}; expected a number above 0")
         if config.cross_attention_dim != (width := config.num_attention_heads * config.attention_head_dim):
             raise UserError(f"{source} has cross_attention_dim {config.cross_attention_dim!r:.60}; {width} is wanted")
         if len(vae.encoder_block_out_channels) != len(vae.decoder_block_out_channels):

@@ -70,7 +70,7 @@ def load_parts_of_folder(family: Family, folder: Path, source: str, network: str
 def choose_codec_dtype(folder: Path, storage: Storage) -> torch.dtype:
     """Returns what an autoencoder is kept in: fp32 where its config.json says `force_upcast`, which diffusers takes for
     granted where nothing is said."""
-    config = read_json(folder / "config.json", f"{folder} is no autoencoder")
+    config = read_json(folder / "config.json", f"{folder} is not an autoencoder")
     return torch.float32 if config.get("force_upcast", True) else storage.codec_dtype
 
 
@@ -91,7 +91,7 @@ def load_network(family: Family, source: str, storage: Storage) -> Any:
     folder = Path(source)
     if not folder.is_dir():
         if not is_hub_id(source):
-            raise UserError(f"{source} is no folder and no Hub id; --unet wants one with a UNet's config.json")
+            raise UserError(f"{source} is neither a folder nor a Hub id; --unet wants one with a UNet's config.json")
         folder = fetch_network(source)
     folder = folder if (folder / "config.json").is_file() else folder / "unet"
     config = read_json(folder / "config.json", f"{source} holds no UNet")
@@ -163,7 +163,7 @@ def _shaped(kind: Any, folder: Path) -> Any:
 
 
 def _text_tensors(part: str, folder: Path) -> list[str]:
-    check_layers(read_json(folder / part / "config.json", f"{folder / part} is no text encoder"), folder / part)
+    check_layers(read_json(folder / part / "config.json", f"{folder / part} is not a text encoder"), folder / part)
     try:
         with tempfile.TemporaryDirectory() as place:
             stage_configurations(folder, (part,), Path(place))
@@ -221,6 +221,6 @@ def _check_latents(source: str, vae: Any, *, is_xl: bool) -> None:
             )
     if not is_xl:
         raise UserError(
-            f"{source} has latents_mean in vae/config.json, which Stable Diffusion 1.x and 2.x pipelines do not heed; "
+            f"{source} has latents_mean in vae/config.json, which Stable Diffusion 1.x and 2.x pipelines ignore; "
             "take it out if the UNet was trained without it"
         )

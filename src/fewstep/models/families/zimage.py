@@ -155,7 +155,7 @@ class ZImage(FlowFamily):
         names = (source, str(network_config.get("_name_or_path", "")))
         if any("turbo" in find_released_name(name) for name in names):
             raise UserError(
-                f"{source} is called a Turbo, which paints in 8 steps already and is no teacher; give the base"
+                f"{source} is called a Turbo, which paints in 8 steps already and cannot be a teacher; give the base"
             )
 
     def read_side(self, network_config: Mapping[str, Any], codec_config: Mapping[str, Any]) -> int:  # noqa: ARG002
@@ -175,7 +175,7 @@ class ZImage(FlowFamily):
             raise UserError(f"{source} has axes_lens {places!r:.60}; the first must be above {TOKENS}, as prompts want")
         for name in ("t_scale", "rope_theta"):
             if not is_number(config[name]) or config[name] <= 0:
-                raise UserError(f"{source} has {name} {config[name]!r:.60}; a number above 0 is wanted")
+                raise UserError(f"{source} has {name} {config[name]!r:.60}; expected a number above 0")
         if config.cap_feat_dim != (width := parts["text_encoder"].config.hidden_size):
             raise UserError(
                 f"{source} has a transformer for text {config.cap_feat_dim} wide and a text encoder of {width}; they "

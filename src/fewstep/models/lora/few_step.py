@@ -29,8 +29,8 @@ def find_few_step(files: Sequence[LoraFile], model: LatentModel) -> LoraFile | N
     if silent := [file for file in files if file.note("method") is None]:
         raise UserError(
             f"{model.source} is a teacher, not a few-step model, and nothing says that {silent[0].source} is an "
-            "LCM-LoRA (a style is none): give an LCM-LoRA too, or a few-step model; if this is one, put lcm in the "
-            "file's name"
+            "LCM-LoRA (a style LoRA is not one): give an LCM-LoRA too, or a few-step model; if this is one, put lcm "
+            "in the file's name"
         )
     return None
 
@@ -123,7 +123,7 @@ def _read_range(header: Mapping[str, str], source: str) -> tuple[float, float] |
     except ValueError:
         low, high = math.nan, math.nan
     if not -math.inf < low <= high < math.inf:
-        raise UserError(f"{source} has fewstep.guidance_range {said!r:.60} in its header; two numbers are wanted")
+        raise UserError(f"{source} has fewstep.guidance_range {said!r:.60} in its header; expected two numbers")
     return low, high
 
 
@@ -132,7 +132,7 @@ def _read_shift(header: Mapping[str, str], source: str) -> float | None:
         return None
     shift = _read_number(header, source, "fewstep.shift", 1.0)
     if not 0 < shift <= MOST_SHIFT:
-        raise UserError(f"{source} has fewstep.shift {shift:g} in its header; above 0, up to {MOST_SHIFT} is wanted")
+        raise UserError(f"{source} has fewstep.shift {shift:g} in its header; expected above 0, up to {MOST_SHIFT}")
     return shift
 
 
@@ -141,7 +141,7 @@ def _read_phases(header: Mapping[str, str], source: str) -> tuple[int, ...] | No
         return None
     words = said.split(",")
     if not all(each.isascii() and each.isdigit() and 1 <= int(each[:4]) <= MAX_STEPS for each in words):
-        raise UserError(f"{source} has fewstep.phases {said!r:.60} in its header; whole numbers are wanted, as 1,2,4,8")
+        raise UserError(f"{source} has fewstep.phases {said!r:.60} in its header; expected whole numbers, as 1,2,4,8")
     return tuple(int(each) for each in words)
 
 
@@ -151,12 +151,12 @@ def _read_number(header: Mapping[str, str], source: str, name: str, default: flo
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{source} has {name} {header[name]!r} in its header; a number is wanted")
+        raise UserError(f"{source} has {name} {header[name]!r} in its header; expected a number")
     return value
 
 
 def _read_count(header: Mapping[str, str], source: str, name: str, default: int) -> int:
     value = _read_number(header, source, name, default)
     if value != int(value) or value < 1:
-        raise UserError(f"{source} has {name} {header[name]!r} in its header; a whole number above 0 is wanted")
+        raise UserError(f"{source} has {name} {header[name]!r} in its header; expected a whole number above 0")
     return int(value)

@@ -138,7 +138,7 @@ class _Scales:
         if adapter.find_rank(spelt) != rank or abs(found - written) > 1e-3 * abs(written):
             raise UserError(
                 f"{self.path} is ambiguous: {name} has rank {rank} and alpha {found:g} by its tensors, "
-                f"{adapter.find_rank(spelt):g} and {written:g} by its configuration; mend or remove {DIFFUSERS_ENTRY}"
+                f"{adapter.find_rank(spelt):g} and {written:g} by its configuration; fix or remove {DIFFUSERS_ENTRY}"
             )
         return found
 

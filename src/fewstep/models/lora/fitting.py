@@ -42,7 +42,7 @@ def make_pair(
     alpha = find_alpha(rank)
     if rank > LARGEST_RANK or not abs(alpha / rank) <= LARGEST_SCALE:
         raise UserError(
-            f"{path} has rank {rank} and alpha {alpha:g} at {name}; allowed are ranks up to {LARGEST_RANK} "
+            f"{path} has rank {rank} and alpha {alpha:g} at {name}; allowed: ranks up to {LARGEST_RANK} "
             f"and |alpha/rank| up to {LARGEST_SCALE:g}"
         )
     return Pair(down.reshape(wanted_down), up.reshape(wanted_up), alpha, _magnitude(path, name, values, weight))

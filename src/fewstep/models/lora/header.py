@@ -105,11 +105,9 @@ def read_adapters(path: Path, header: Mapping[str, str], *, parts: list[str], is
     try:
         said = parse_json(text)
     except ValueError as error:
-        raise UserError(
-            f"{source} that is no JSON; the scale of the LoRA stands there, so mend or remove it"
-        ) from error
+        raise UserError(f"{source} that is no JSON; the scale of the LoRA stands there, so fix or remove it") from error
     if not isinstance(said, dict):
-        raise UserError(f"{source} that is no JSON object; the scale of the LoRA stands there, so mend or remove it")
+        raise UserError(f"{source} that is no JSON object; the scale of the LoRA stands there, so fix or remove it")
     own = {part: {k.split(".", 1)[1]: v for k, v in said.items() if k.startswith(f"{part}.")} for part in parts}
     if plain := {key: value for key, value in said.items() if "." not in key}:
         own[parts[0]] = {**plain, **own[parts[0]]}
@@ -156,11 +154,11 @@ def _check(source: str, entries: Mapping[str, Any]) -> None:
         )
     for name in ("r", "lora_alpha"):
         if name in entries and not _is_number(entries[name]):
-            raise UserError(f"{source} with {name} {entries[name]!r:.60}; a number is wanted")
+            raise UserError(f"{source} with {name} {entries[name]!r:.60}; expected a number")
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = entries.get(name) or {}
         if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
-            raise UserError(f"{source} with {name} {pattern!r:.60}; numbers by modules are wanted")
+            raise UserError(f"{source} with {name} {pattern!r:.60}; expected numbers by modules")
         if len(pattern) > _MOST_MODULES:
             raise UserError(f"{source} with {name} of {len(pattern):,} modules; {_MOST_MODULES:,} is the most")
 

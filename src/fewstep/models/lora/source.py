@@ -32,7 +32,7 @@ def parse_lora(given: str) -> tuple[Path, float]:
             ) from error
         name, scale = given, 1.0  # the colon belongs to the name
     if not math.isfinite(scale):
-        raise UserError(f"--lora {given} has scale {scale:g}; a finite number is wanted")
+        raise UserError(f"--lora {given} has scale {scale:g}; expected a finite number")
     return _find(name if colon and name else given), scale
 
 

@@ -423,7 +423,7 @@ async function take(file, toStart) {
     part("start").open = part("use-start").checked = true;
     paint();
   } catch {
-    part("notes").textContent = `${file.name} is no picture that this browser reads`;
+    part("notes").textContent = `${file.name} is not a picture that this browser reads`;
   } finally {
     URL.revokeObjectURL(url);
   }
