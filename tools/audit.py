@@ -94,7 +94,7 @@ def audit(pins: Mapping[str, Pin], databases: list[Path]) -> tuple[int, list[str
                 if (fix := find_fix(advisory, pin)) is not None:
                     known = ", ".join([advisory["id"], *advisory.get("aliases", ())])
                     summary = " ".join(str(advisory.get("summary") or advisory.get("details") or "").split())[:120]
-                    found.append(f"{pin.name} {pin.version}: {known}; mended in {fix}; {summary}")
+                    found.append(f"{pin.name} {pin.version}: {known}; fixed in {fix}; {summary}")
     return count, found
 
 

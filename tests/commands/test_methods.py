@@ -172,8 +172,8 @@ def test_adapters_learn_what_needs_no_input(random_teacher, tmp_path):
     [
         ({"phases": (4,)}, "lcm has none"),
         ({"method": "pcm", "phases": (2, 4)}, "pcm takes one number; give --method any-step"),
-        ({"method": "any-step", "phases": (0,)}, "wanted are numbers from 1"),
-        ({"method": "magic"}, "allowed are"),
+        ({"method": "any-step", "phases": (0,)}, "expected numbers from 1"),
+        ({"method": "magic"}, "allowed:"),
         ({"method": "ect"}, "has no teacher, nor guidance: give it to `fewstep finetune`"),
         ({"method": "guided-distill", "shrink": 0.5}, "has a distance of its own; give --shrink 0"),
         ({"target": "average", "ema_decay": 0.0}, "give --ema-decay, or --target itself"),
@@ -305,7 +305,7 @@ def test_the_sampler_that_is_asked_for_paints_and_is_recorded(name, runs, tmp_pa
         assert np.array_equal(np.asarray(image, dtype=int), painted["0.3"])
         assert "Sampler: TCD" in image.text["parameters"]
     for odd in ("euler", "2", "-1", "nan", ""):
-        with pytest.raises(UserError, match="known are auto, deterministic, consistency, and numbers from 0 to 1"):
+        with pytest.raises(UserError, match="known: auto, deterministic, consistency, and numbers from 0 to 1"):
             pipeline.use_sampler(odd)
 
 

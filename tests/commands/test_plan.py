@@ -165,7 +165,7 @@ def test_no_way_promises_more_than_fits():
         ({"recipe": "scenes"}, "full-size ones are sd15"),
         ({"recipe": "sd35lora"}, "did you mean sd35-lora"),
         ({"gpu_memory": 0.0}, "both must be above 0"),
-        ({"gpus": 7}, "no multiple of 7 GPUs"),
+        ({"gpus": 7}, "not a multiple of 7 GPUs"),
         ({"resolution": 100}, "multiple of 64"),
         ({"method": "tdm"}, "whose updates are others than are counted here"),
         ({"method": "ect"}, "whose updates are others than are counted here"),

@@ -250,10 +250,10 @@ def test_only_a_distillation_takes_them(teacher, kept):
         ({"zero_snr": True}, "zero_snr is True, which is of trajectories"),
         ({"trajectories": 4, "std": False}, "std is False, which is of pictures; trajectories have none"),
         ({"trajectories": -1}, "must be at least 0"),
-        ({"trajectories": 4, "guidance_range": (0.5, 3.0)}, "needed is 1 ≤ low ≤ high"),
-        ({"trajectories": 4, "phases": (0,)}, "wanted are numbers from 1"),
-        ({"trajectories": 4, "skip": 0}, "allowed are 1 to 500"),
-        ({"trajectories": 4, "solver": "euler"}, "allowed are"),
+        ({"trajectories": 4, "guidance_range": (0.5, 3.0)}, "needed: 1 ≤ low ≤ high"),
+        ({"trajectories": 4, "phases": (0,)}, "expected numbers from 1"),
+        ({"trajectories": 4, "skip": 0}, "allowed: 1 to 500"),
+        ({"trajectories": 4, "solver": "euler"}, "allowed:"),
     ],
 )
 def test_settings_of_the_other_kind_are_refused(settings, said):

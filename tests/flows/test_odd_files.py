@@ -23,25 +23,25 @@ ODD = [
     ("sd3", TRANSFORMER, {"sample_size": 7}, "pictures of 56 pixels a side"),
     ("sd3", TRANSFORMER, {"sample_size": 64}, "pictures of 512 pixels a side"),
     ("flux", TRANSFORMER, {"axes_dims_rope": [4, 6]}, "has axes_dims_rope"),
-    ("flux", TRANSFORMER, {"axes_dims_rope": [3, 6, 7]}, "3 even numbers are wanted, 16 in sum"),
+    ("flux", TRANSFORMER, {"axes_dims_rope": [3, 6, 7]}, "expected 3 even numbers, 16 in sum"),
     ("flux", TRANSFORMER, {"axes_dims_rope": None}, "has axes_dims_rope None"),
     ("zimage", TRANSFORMER, {"axes_dims": [4, 6, 8]}, "AssertionError"),
     ("zimage", TRANSFORMER, {"axes_lens": [1, 1, 1]}, "has axes_lens"),
     ("zimage", TRANSFORMER, {"t_scale": float("nan")}, "has t_scale nan"),
     ("zimage", TRANSFORMER, {"rope_theta": 0}, "has rope_theta 0"),
-    ("zimage", VAE, {"sample_size": 2**20}, "up to 32,768 is wanted"),
+    ("zimage", VAE, {"sample_size": 2**20}, "expected up to 32,768"),
     ("qwen", TRANSFORMER, {"zero_cond_t": True}, r"\(zero_cond_t\): models that edit pictures"),
     ("qwen", TRANSFORMER, {"use_layer3d_rope": True}, "is told more than a prompt"),
     ("qwen", TRANSFORMER, {"guidance_embeds": True}, "is told more than a prompt"),
     ("qwen", TRANSFORMER, {"axes_dims_rope": [4, 6, 8]}, "16 in sum"),
     ("qwen", "model_index.json", {"_class_name": "QwenImageEditPipeline"}, "holds a QwenImageEditPipeline"),
     ("qwen", VAE, {"latents_std": [0.0] * 16}, "deviations above 0"),
-    ("qwen", VAE, {"latents_mean": [0.0]}, "16 numbers are wanted"),
+    ("qwen", VAE, {"latents_mean": [0.0]}, "expected 16 numbers"),
     ("qwen", VAE, {"dropout": float("nan")}, "has dropout nan"),
     ("sd3", "text_encoder/config.json", {"layer_norm_eps": None}, "norms with an eps of None"),
     ("zimage", "text_encoder/config.json", {"rms_norm_eps": None}, "eps"),
     ("klein", TRANSFORMER, {"guidance_embeds": True}, "is FLUX.2 dev"),
-    ("klein", TRANSFORMER, {"axes_dims_rope": [4, 6, 6]}, "4 even numbers are wanted, 16 in sum"),
+    ("klein", TRANSFORMER, {"axes_dims_rope": [4, 6, 6]}, "expected 4 even numbers, 16 in sum"),
     ("klein", "model_index.json", {"is_distilled": True}, "paints in 4 steps already"),
     ("klein", VAE, {"batch_norm_eps": 0}, "has batch_norm_eps 0"),
     ("klein", "text_encoder/config.json", {"num_hidden_layers": 9}, "cannot be loaded as Qwen3ForCausalLM"),
@@ -60,8 +60,8 @@ ODD = [
     ("sana", VAE, {"decoder_block_out_channels": [8, 8, 8, 8, 32]}, "expected shape"),
     ("sana", SCHEDULER, {"use_flow_sigmas": False}, "has a DPMSolverMultistepScheduler around the network of a flow"),
     ("sana", SCHEDULER, {"flow_shift": None}, "has flow_shift None"),
-    ("sana", CARD_FILE, {"stock_settings": {"a": "b"}}, "an object of true and false is wanted"),
-    ("sana", CARD_FILE, {"stock_settings": {"a-b": True}}, "an object of true and false is wanted"),
+    ("sana", CARD_FILE, {"stock_settings": {"a": "b"}}, "expected an object of true and false"),
+    ("sana", CARD_FILE, {"stock_settings": {"a-b": True}}, "expected an object of true and false"),
     *((family, CARD_FILE, {"resolution": side}, f"resolution {side}") for family in FLOWS for side in (8, 72)),
     *((family, CARD_FILE, {"resolution": 32768}, "resolution 32768") for family in ("sd3", "zimage")),
 ]
@@ -272,6 +272,6 @@ def test_a_distilled_klein_is_known_by_its_name(flow_tokenizer, tmp_path):
 
 @pytest.mark.parametrize("said", ["nonsense", "[1]", '{"a": 1}'])
 def test_a_record_of_styles_that_is_none_is_shown(said):
-    with pytest.raises(UserError, match="a list of LoRAs is wanted") as caught:
+    with pytest.raises(UserError, match="expected a list of LoRAs") as caught:
         read_overrides({"base_lora": said})
     assert said in str(caught.value)

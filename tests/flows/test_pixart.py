@@ -213,7 +213,7 @@ TRANSFORMER, VAE, SCHEDULER = "transformer/config.json", "vae/config.json", "sch
         (SCHEDULER, {"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction'"),
         (SCHEDULER, {"beta_start": "a"}, "no usable noise schedule"),
         ("fewstep.json", {"resolution": 72}, "resolution 72"),
-        ("fewstep.json", {"stock_loras": "no"}, "true or false is wanted"),
+        ("fewstep.json", {"stock_loras": "no"}, "expected true or false"),
     ],
 )
 def test_an_odd_folder_is_refused(file, change, said, copy):

@@ -91,7 +91,7 @@ def test_the_record_reads_back_and_refuses_what_is_none():
     assert read_overrides({name: spell(value) for name, value in said.stated().items()}) == said
     assert read_overrides({"base_lora": ["a"]}).base_lora == ("a",)
     for odd in ("{", "[1]", [None]):
-        with pytest.raises(UserError, match="a list of LoRAs is wanted"):
+        with pytest.raises(UserError, match="expected a list of LoRAs"):
             read_overrides({"base_lora": odd})
 
 

@@ -439,7 +439,7 @@ REFUSED = {
     ),
     "pattern of words": (lambda m: changed(m, said(r=3, alpha_pattern={"a": "b"})), "numbers by modules"),
     "an endless number": (lambda m: changed(m, said(r=3, lora_alpha=10**400)), "no JSON"),
-    "a number too large": (lambda m: changed(m, said(r=3, lora_alpha=10**35)), "a number is wanted"),
+    "a number too large": (lambda m: changed(m, said(r=3, lora_alpha=10**35)), "expected a number"),
     "booleans": (lambda m: changed(m, up=torch.ones(16, 3, dtype=torch.bool)), "as bool, of which a LoRA cannot"),
     "complex numbers": (lambda m: changed(m, up=torch.ones(16, 3, dtype=torch.complex64)), "as complex64"),
     "an alpha of booleans": (lambda m: changed(m, alpha=torch.tensor(True)), "is bool"),

@@ -179,7 +179,7 @@ def test_an_embedding_is_read_as_diffusers_reads_it(family, miniatures, tmp_path
     ("key", "shape", "said"),
     [
         ("bundle_emb.sks.clip_g", (2, 16), "brings an embedding as bundle_emb.sks.clip_g, which no text encoder of"),
-        ("bundle_emb.sks.clip_l_out", (2, 16), "which no text encoder of this base takes; known are the kinds clip_l"),
+        ("bundle_emb.sks.clip_l_out", (2, 16), "which no text encoder of this base takes; known kinds: clip_l"),
         ("bundle_emb.sks.clip_l", (2, 5), r"its embedding sks is \(2, 5\) and text_encoder takes \(tokens, 16\)"),
         ("bundle_emb.sks.clip_l", (76, 16), "brings 76 vectors for 'sks', and a prompt has room for 75"),
     ],

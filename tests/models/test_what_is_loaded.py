@@ -358,7 +358,7 @@ def test_latents_with_a_mean_and_a_deviation_are_painted_as_diffusers_does(copy,
     with pytest.raises(UserError, match="leave --tiny-decoder out"):
         Codec(vae).with_tiny_decoder(vae)
     edit_json(folder / "vae" / "config.json", latents_std=None)
-    assert "has latents_std None in vae/config.json; 4 numbers are wanted" in refusal(folder)
+    assert "has latents_std None in vae/config.json; expected 4 numbers" in refusal(folder)
 
 
 def test_a_mean_that_no_pipeline_heeds_is_refused(copy, edit_json):

@@ -175,7 +175,7 @@ def test_a_second_pass_is_the_first_picture_painted_on(ask):
     assert any("'4x-UltraSharp' is not here; Lanczos was taken" in note for note in notes)
     assert any("the negative prompt has no effect" in note for note in notes)
     for field, value, said in (
-        ("hr_scale", 9, "allowed are 1 to 4"), ("hr_resize_x", 4096, "allowed are"),
+        ("hr_scale", 9, "allowed: 1 to 4"), ("hr_resize_x", 4096, "allowed:"),
         ("denoising_strength", 2, "0 to 1"),
     ):  # fmt: skip
         refused = ask("txt2img", enable_hr=True, **{field: value})

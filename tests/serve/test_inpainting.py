@@ -175,7 +175,7 @@ def test_resize_modes_are_heeded(img2img):
     ("fields", "message"),
     [
         ({"mask": b64(Image.new("L", (64, 64)))}, "mask leaves nothing to paint"),
-        ({"mask": "no picture"}, "mask is no base64"),
+        ({"mask": "no picture"}, "mask is not base64"),
         ({"mask": "https://example.org/a.png"}, "mask is a link"),
         ({"mask": b64(right_half()), "mask_blur": -1}, "mask_blur is -1; allowed: 0 to 256"),
         ({"mask": b64(right_half()), "inpaint_full_res_padding": 999}, "inpaint_full_res_padding is 999"),

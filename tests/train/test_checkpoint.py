@@ -352,7 +352,7 @@ FORGED = {
     "another step": (lambda _, n: n.update(step=7), "is of update 7, and its folder is step-0000006"),
     "infinity": (lambda _, n: n.update(counter=float("inf")), "a number in it is Infinity"),
     "a huge number": (lambda _, n: n.update(counter=10**30), "has counter 1000000000"),
-    "less than nothing": (lambda _, n: n.update(skipped_in_all=-1), "a count is wanted"),
+    "less than nothing": (lambda _, n: n.update(skipped_in_all=-1), "expected a count"),
     "a number is missing": (lambda _, n: n.pop("skipped_in_a_row"), "has skipped_in_a_row None"),
     "skipped is none": (lambda _, n: n.update(skipped=[{"step": 1}]), "a list of updates with their samples"),
     "a loss scale of 0": (lambda _, n: n.update(loss_scale=0), "has loss_scale 0"),

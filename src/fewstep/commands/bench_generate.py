@@ -56,7 +56,7 @@ class BenchGenerate(Comparison):
         super().__post_init__()
         check_at_least(self, 1, "batch_size")
         if not self.engines:
-            raise UserError("engines are none; give torch, openvino or both")
+            raise UserError("no engine is given; give torch, openvino or both")
         check_between(self, 1, MAX_STEPS, "steps")
         if self.resolution and self.model not in RANDOM:
             raise UserError(f"{self.model} has a resolution of its own; leave --resolution out")

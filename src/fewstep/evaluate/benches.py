@@ -103,7 +103,7 @@ def make_bench(
     for what, count in ((f"{found.option} is", found.scored.main), ("the real pictures are", len(found.real))):
         if count < 2 * reference.shape[1]:
             raise UserError(
-                f"{what} {count}; {extractor.name} has {reference.shape[1]} features: needed are twice as many, "
+                f"{what} {count}; {extractor.name} has {reference.shape[1]} features; needed: twice as many, "
                 f"{2 * reference.shape[1]} or more"
             )
     style = None if found.others is None else fit_probe(reference, real_features(extractor, found.others)[0])

@@ -144,7 +144,7 @@ def make_card(content: dict[str, Any], source: str) -> StudentCard:
     values = {name: value for name, value in content.items() if name in names and value is not None}
     for name, (fits, wanted) in _WANTED.items():
         if name in values and not fits(values[name]):
-            raise UserError(f"{source} has {name} {values[name]!r:.60} in {CARD_FILE}; {wanted} wanted")
+            raise UserError(f"{source} has {name} {values[name]!r:.60} in {CARD_FILE}; expected {wanted}")
     for name in ("guidance_range", "phases", "base_lora"):
         if name in values:
             values[name] = tuple(values[name])

@@ -54,8 +54,8 @@ def read_flow(config: Mapping[str, Any], source: str | Path, tokens: int) -> Flo
     if (last := config.get("shift_terminal")) is not None:
         if not (is_number(last) and 0 <= last < 1):
             raise UserError(
-                f"{source} has shift_terminal {last!r:.60} in scheduler_config.json; a number from 0 and below 1 is "
-                "wanted"
+                f"{source} has shift_terminal {last!r:.60} in scheduler_config.json; expected a number from "
+                "0 and below 1"
             )
         logger.info(
             f"note: {source} ends its steps at σ = {last} (shift_terminal), which a few-step model "

@@ -96,7 +96,7 @@ class ConsistencyConfig(TrainingConfig):
         if not 1 <= low <= self.guidance_scale <= high:
             raise UserError(
                 f"guidance_range is {low:g} to {high:g} and guidance_scale {self.guidance_scale:g}; "
-                "needed is 1 ≤ low ≤ guidance_scale ≤ high; give both --guidance-range and --guidance-scale"
+                "needed: 1 ≤ low ≤ guidance_scale ≤ high; give both --guidance-range and --guidance-scale"
             )
         check_between(self, 1, 500, "skip")
         if not 0 <= self.shrink <= 1:

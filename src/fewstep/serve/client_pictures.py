@@ -76,7 +76,7 @@ def _open(content: bytes | str, param: str, settings: ServerSettings) -> SentPic
         try:
             content = base64.b64decode(content.rpartition(",")[2], validate=True)
         except (binascii.Error, ValueError) as error:
-            raise RefusedError(f"{param} is no base64; send a PNG, JPEG or WebP picture so", param=param) from error
+            raise RefusedError(f"{param} is not base64; send a PNG, JPEG or WebP picture so", param=param) from error
     try:
         width, height = read_size(content, _limit(settings))
     except DroppedError as error:

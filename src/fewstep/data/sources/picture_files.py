@@ -142,7 +142,7 @@ class _Finder:
         seen = f", but {listing.describe_endings()}" if endings else ""
         raise UserError(
             f"{urls.redact(folder)} is a folder with neither pictures nor .tar nor .parquet in it{seen}; "
-            f"wanted are {WANTED}"
+            f"expected {WANTED}"
         )
 
     def _keep_inside(self, folder: str, names: Sequence[str], files: Sequence[str]) -> list[str]:

@@ -376,8 +376,8 @@ def read_side_of_codec(codec_config: Mapping[str, Any]) -> int:
     side = codec_config.get("sample_size")
     if type(side) is not int or not 0 < side <= MOST_SIDE or side % (PATCH * factor):
         raise UserError(
-            f"the model's vae has sample_size {side!r:.60}; a multiple of {PATCH * factor} up to {MOST_SIDE:,} is "
-            "wanted, a side in pixels"
+            f"the model's vae has sample_size {side!r:.60}; expected a multiple of {PATCH * factor} up to "
+            f"{MOST_SIDE:,}, a side in pixels"
         )
     return side
 

@@ -165,15 +165,15 @@ class PixArtSigma(TransformerFamily):
     def check_parts(self, source: str, parts: Mapping[str, Any]) -> None:
         config, vae = parts["transformer"].config, parts["vae"].config
         if config.patch_size != PATCH:
-            raise UserError(f"{source} has patch_size {config.patch_size!r:.60}; {PATCH} is wanted")
+            raise UserError(f"{source} has patch_size {config.patch_size!r:.60}; expected {PATCH}")
         given, returned = config.in_channels, config.out_channels or config.in_channels
         if given != vae.latent_channels or returned not in (given, 2 * given):
             raise UserError(
                 f"{source} has a transformer of {given} input and {returned} output channels and latents of "
-                f"{vae.latent_channels}; the noise of these is wanted, and a variance or none"
+                f"{vae.latent_channels}; expected the noise of these, and a variance or none"
             )
         if config.cross_attention_dim != (width := config.num_attention_heads * config.attention_head_dim):
-            raise UserError(f"{source} has cross_attention_dim {config.cross_attention_dim!r:.60}; {width} is wanted")
+            raise UserError(f"{source} has cross_attention_dim {config.cross_attention_dim!r:.60}; expected {width}")
         if config.caption_channels != (width := parts["text_encoder"].config.d_model):
             raise UserError(
                 f"{source} has a transformer for text {config.caption_channels} wide and a text encoder of {width}; "

@@ -76,7 +76,7 @@ class QwenCodec(Codec):
             numbers = isinstance(values, list | tuple) and all(map(is_number, values))
             if not numbers or len(values) != self.channels or (name == "latents_std" and min(values) <= 0):
                 raise UserError(
-                    f"the autoencoder's config.json has {name} {values!r:.60}; {self.channels} numbers are wanted, "
+                    f"the autoencoder's config.json has {name} {values!r:.60}; expected {self.channels} numbers, "
                     "deviations above 0"
                 )
 
@@ -265,7 +265,7 @@ class QwenImage(FlowFamily):
         check_channels(source, config.in_channels, returned, 4 * vae.z_dim)
         check_axes(source, "axes_dims_rope", config.axes_dims_rope, config.attention_head_dim)
         if not (is_number(vae.dropout) and 0 <= vae.dropout <= 1):
-            raise UserError(f"{source} has dropout {vae.dropout!r:.60} in vae/config.json; 0 is wanted")
+            raise UserError(f"{source} has dropout {vae.dropout!r:.60} in vae/config.json; expected 0")
         _check_places(source, parts["text_encoder"].config.text_config)
         if config.joint_attention_dim != (width := parts["text_encoder"].config.text_config.hidden_size):
             raise UserError(

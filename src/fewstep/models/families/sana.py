@@ -181,11 +181,11 @@ class Sana(FlowFamily):
         config, vae = parts["transformer"].config, parts["vae"].config
         check_channels(source, config.in_channels, config.out_channels or config.in_channels, vae.latent_channels)
         if config.patch_size != 1:
-            raise UserError(f"{source} has patch_size {config.patch_size!r:.60}; 1 is wanted")
+            raise UserError(f"{source} has patch_size {config.patch_size!r:.60}; expected 1")
         if not is_number(scale := config.timestep_scale) or scale <= 0:
             raise UserError(f"{source} has timestep_scale {scale!r:.60}; expected a number above 0")
         if config.cross_attention_dim != (width := config.num_attention_heads * config.attention_head_dim):
-            raise UserError(f"{source} has cross_attention_dim {config.cross_attention_dim!r:.60}; {width} is wanted")
+            raise UserError(f"{source} has cross_attention_dim {config.cross_attention_dim!r:.60}; expected {width}")
         if len(vae.encoder_block_out_channels) != len(vae.decoder_block_out_channels):
             raise UserError(f"{source} has an autoencoder that decodes to another size than it encodes")
         if config.caption_channels != (width := parts["text_encoder"].config.hidden_size):

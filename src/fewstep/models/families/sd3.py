@@ -123,7 +123,7 @@ class StableDiffusion3(FlowFamily):
         if config.patch_size != PATCH or not config.pos_embed_max_size:
             raise UserError(
                 f"{source} has patch_size {config.patch_size!r:.60} and pos_embed_max_size "
-                f"{config.pos_embed_max_size!r:.60}; {PATCH} and a number of places are wanted"
+                f"{config.pos_embed_max_size!r:.60}; expected {PATCH} and a number of places"
             )
         check_channels(source, config.in_channels, config.out_channels, vae.latent_channels)
         clips = [parts[name].config for name in _CLIPS]

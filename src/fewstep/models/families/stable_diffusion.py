@@ -137,8 +137,8 @@ class StableDiffusion(Family):
         blocks, side = codec_config.get("block_out_channels", ()), network_config.get("sample_size", 0)
         if not isinstance(blocks, list | tuple) or len(blocks) > _MOST_LEVELS or not 0 <= _read_whole(side) < 2**16:
             raise UserError(
-                f"the model's unet has sample_size {side!r:.60} and its vae block_out_channels {blocks!r:.60}; a "
-                "number and a list are wanted"
+                f"the model's unet has sample_size {side!r:.60} and its vae block_out_channels {blocks!r:.60}; "
+                "expected a number and a list"
             )
         return _read_whole(side) << max(0, len(blocks) - 1)
 

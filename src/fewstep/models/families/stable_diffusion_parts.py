@@ -216,7 +216,7 @@ def _check_latents(source: str, vae: Any, *, is_xl: bool) -> None:
     for name, value in (("latents_mean", mean), ("latents_std", std)):
         if not isinstance(value, list | tuple) or len(value) != vae.latent_channels:
             raise UserError(
-                f"{source} has {name} {value!r} in vae/config.json; {vae.latent_channels} numbers are wanted, as for "
+                f"{source} has {name} {value!r} in vae/config.json; expected {vae.latent_channels} numbers, as for "
                 "the other of latents_mean and latents_std"
             )
     if not is_xl:

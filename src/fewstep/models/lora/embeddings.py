@@ -32,7 +32,7 @@ def read_embeddings(
         if not word or part is None or part not in parts:
             known = ", ".join(kind for kind, part in layout.embedding_parts.items() if part in parts)
             raise UserError(
-                f"{path} brings an embedding as {key}, which no text encoder of this base takes; known are the kinds "
+                f"{path} brings an embedding as {key}, which no text encoder of this base takes; known kinds: "
                 f"{known}: it may be for another family"
             )
         if part in found.setdefault(word, {}):

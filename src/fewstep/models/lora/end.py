@@ -28,5 +28,5 @@ def read_end(path: Path, tensors: Mapping[str, Tensor], time_layers: Sequence[An
     if found.keys() != own.keys() or any(found[name].shape != value.shape for name, value in own.items()):
         held = ", ".join(f"{KEYS}{name} {tuple(value.shape)}" for name, value in found.items())
         wanted = ", ".join(f"{name} {tuple(value.shape)}" for name, value in own.items())
-        raise UserError(f"{path} does not fit this base: it holds {held:.200} and needed are {wanted}")
+        raise UserError(f"{path} does not fit this base: it holds {held:.200}; needed: {wanted}")
     return found

@@ -37,7 +37,7 @@ def make_pair(
     if rank == 0 or not (_fits(down, wanted_down) and _fits(up, wanted_up)):
         raise UserError(
             f"{path} does not fit this base: {name} has {tuple(half['down'].shape)} and {tuple(half['up'].shape)}, "
-            f"needed are {('rank', *wanted_down[1:])} and {(wanted_up[0], 'rank', *wanted_up[2:])}".replace("'", "")
+            f"needed: {('rank', *wanted_down[1:])} and {(wanted_up[0], 'rank', *wanted_up[2:])}".replace("'", "")
         )
     alpha = find_alpha(rank)
     if rank > LARGEST_RANK or not abs(alpha / rank) <= LARGEST_SCALE:
@@ -126,6 +126,6 @@ def _magnitude(path: Path, name: str, values: Mapping[str, Tensor], weight: Tens
         fits, shape = _fits(found, inputs if along_inputs else outputs), (inputs if along_inputs else outputs)
     if not fits:
         raise UserError(
-            f"{path} does not fit this base: the magnitude of {name} is {tuple(found.shape)}, needed is {outputs}"
+            f"{path} does not fit this base: the magnitude of {name} is {tuple(found.shape)}, needed: {outputs}"
         )
     return found.reshape(shape)

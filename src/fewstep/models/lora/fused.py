@@ -115,7 +115,7 @@ def _share_rows(path: Path, key: str, value: Tensor, rows: Sequence[int], swappe
             "that is along the outputs"
         )
     raise UserError(
-        f"{path} does not fit this base: {key} is {tuple(value.shape)}, needed are {sum(rows):,} rows, for {len(rows)} "
+        f"{path} does not fit this base: {key} is {tuple(value.shape)}, needed: {sum(rows):,} rows, for {len(rows)} "
         "of its modules"
     )
 
