@@ -133,8 +133,9 @@ def test_a_sealed_checkpoint_that_is_not_of_the_run_is_named_and_the_one_before_
     ("change", "said"),
     [
         ({"guidance_range": 3}, "has guidance_range 3; expected two numbers"), ({"skip": 0}, "has skip 0"),
-        ({"lora_rank": "many"}, "has lora_rank 'many'; a number"), ({"teacher": ["x"]}, "has teacher .*; a text"),
-        ({"teacher": "org/name"}, "--allow-download"), ({"data": 3}, "has data 3; a text"),
+        ({"lora_rank": "many"}, "has lora_rank 'many'; expected a number"),
+        ({"teacher": ["x"]}, "has teacher .*; expected a text"),
+        ({"teacher": "org/name"}, "--allow-download"), ({"data": 3}, "has data 3; expected a text"),
     ],
     ids=str,
 )  # fmt: skip

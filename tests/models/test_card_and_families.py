@@ -50,7 +50,7 @@ def test_a_card_is_read_as_it_was_written(tmp_path):
         ({"sampling_steps": 10**9}, "expected 1 to 50"),
         ({"guidance_scale": float("nan")}, "guidance_scale nan.*expected a number"),
         ({"teacher": 3}, "teacher 3.*expected a text"),
-        ({"guidance_range": [1.0]}, "two numbers are wanted"),
+        ({"guidance_range": [1.0]}, "expected two numbers"),
     ],
 )
 def test_a_spoilt_card_is_refused_by_its_entry(content, said):

@@ -394,7 +394,7 @@ REFUSED = {
     "int8": (lambda m: changed(m, down=torch.zeros(3, 16, dtype=torch.int8)), "down of .* as int8.*quantised"),
     "complex": (lambda m: changed(m, up=torch.zeros(16, 3, dtype=torch.complex64)), "up of .* as complex64"),
     "rank 0": (lambda m: changed(m, down=torch.zeros(0, 16), up=torch.zeros(16, 0)), "does not fit this base"),
-    "a vector": (lambda m: changed(m, down=torch.zeros(16)), r"\(16,\) and .*needed are \(rank, 16\)"),
+    "a vector": (lambda m: changed(m, down=torch.zeros(16)), r"\(16,\) and .*needed: \(rank, 16\)"),
     "down alone": (lambda m: changed(m, up=None), "holds down alone"),
     "up alone": (lambda m: changed(m, down=None), "holds up alone"),
     "alpha alone": (lambda m: changed(m, down=None, up=None, alpha=torch.tensor(1.0)), "holds alpha alone"),
@@ -424,7 +424,7 @@ REFUSED = {
     "two alphas": (lambda m: changed(m, said(r=3, lora_alpha=4), alpha=torch.tensor(1.0)), "alpha 1 by its tensors"),
     "no JSON": (lambda m: changed(m, {"lora_adapter_metadata": "{"}), "no JSON"),
     "a list": (lambda m: changed(m, {"lora_adapter_metadata": "[1]"}), "no JSON object"),
-    "words": (lambda m: changed(m, said(r=3, lora_alpha="much")), "lora_alpha 'much'; a number"),
+    "words": (lambda m: changed(m, said(r=3, lora_alpha="much")), "lora_alpha 'much'; expected a number"),
     "no pattern": (lambda m: changed(m, said(r=3, alpha_pattern={"(": 1})), r"alpha_pattern '\(', which is a pattern"),
     "a pattern that takes days": (
         lambda m: changed(m, said(r=3, rank_pattern={"((a+)+)+$|.*b": 3})), "which is a pattern and no name of a module"

@@ -223,4 +223,4 @@ def test_a_program_in_torchscript_is_told_of(tmp_path, caplog):
     assert f"{tmp_path / 'net.pt'} is a program in TorchScript, which is run" in caplog.text
     (tmp_path / "folder").mkdir()
     (tmp_path / "net.pt").rename(tmp_path / "folder/model.pt")
-    assert "no folder of CLIP or DINOv2" in refusal(lambda: load_extractor(tmp_path / "folder", CPU))
+    assert "neither a folder of CLIP or DINOv2" in refusal(lambda: load_extractor(tmp_path / "folder", CPU))

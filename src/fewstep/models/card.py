@@ -181,18 +181,18 @@ def _names_switches(value: object) -> bool:
 MOST_SIDE = 2**15
 _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
-        ("name", "data", "base_config", "method", "teacher", "prediction_type", "consistency"), (_is_text, "a text is")
+        ("name", "data", "base_config", "method", "teacher", "prediction_type", "consistency"), (_is_text, "a text")
     ),
-    "guidance_scale": (is_number, "a number is"),
-    "guidance_range": (_lists(is_number, 2), "two numbers are"),
-    "sampling_steps": (_is_count, f"1 to {MAX_STEPS} is"),
-    "phases": (_lists(_is_count), "a list of whole numbers is"),
-    "base_lora": (_lists(_is_text), "a list of texts is"),
-    "stock_scale": (is_number, "a number is"),
-    "stock_loras": (lambda value: type(value) is bool, "true or false is"),
-    "stock_settings": (_names_switches, "an object of true and false is"),
-    "shift": (lambda value: is_number(value) and value > 0, "a number above 0 is"),
-    "resolution": (lambda value: type(value) is int and 0 < value <= MOST_SIDE, f"1 to {MOST_SIDE:,} is"),
+    "guidance_scale": (is_number, "a number"),
+    "guidance_range": (_lists(is_number, 2), "two numbers"),
+    "sampling_steps": (_is_count, f"1 to {MAX_STEPS}"),
+    "phases": (_lists(_is_count), "a list of whole numbers"),
+    "base_lora": (_lists(_is_text), "a list of texts"),
+    "stock_scale": (is_number, "a number"),
+    "stock_loras": (lambda value: type(value) is bool, "true or false"),
+    "stock_settings": (_names_switches, "an object of true and false"),
+    "shift": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "resolution": (lambda value: type(value) is int and 0 < value <= MOST_SIDE, f"1 to {MOST_SIDE:,}"),
 }
 """What the entries that something reads must be, and that in words; what the others hold is only shown."""
 
