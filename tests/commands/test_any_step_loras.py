@@ -213,7 +213,7 @@ def test_a_file_whose_header_and_tensors_disagree_is_refused(runs, folder, tmp_p
         "phases": (tensors, {**header, "fewstep.phases": "1,x"}),
     }
     said = {"without": "is by any-step as its header says, and carries no input", "other": "is by pcm .* carries an",
-            "phases": "whole numbers are wanted, as 1,2,4,8"}  # fmt: skip
+            "phases": "expected whole numbers, as 1,2,4,8"}  # fmt: skip
     for name, (held, metadata) in odd.items():
         save_file(held, tmp_path / f"{name}.safetensors", metadata)
         with pytest.raises(UserError, match=said[name]):

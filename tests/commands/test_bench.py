@@ -162,7 +162,7 @@ def test_painting_is_measured_beside_diffusers(tmp_path, capsys, tiny_decoder):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"engines": ()}, "engines are none"),
+        ({"engines": ()}, "no engine is given"),
         ({"rounds": 0}, "rounds is 0"),
         ({"steps": 99}, "steps is 99"),
         ({"resolution": 128}, "leave --resolution out"),

@@ -96,7 +96,7 @@ def test_what_is_none_of_these(tmp_path):
         (tmp_path / "absent", "does not exist"),
         (tmp_path / "x.txt", "neither a picture"),
         (tmp_path / "plain.png", "does not say what painted it"),
-        (tmp_path, "is not a pipeline.*; give a model, a LoRA, a run folder"),
+        (tmp_path, "is neither a pipeline.*; give a model, a LoRA, a run folder"),
         (tmp_path / "text/x.safetensors", "not a safetensors file .it begins as a text does"),
     ):
         with pytest.raises(UserError, match=said):

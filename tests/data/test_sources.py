@@ -77,7 +77,7 @@ def message(data: str | list[str], cache: CacheSettings) -> str:
 
 def test_what_cannot_be_a_source_is_said_in_one_line(tmp_path: Path, add: Callable[..., Path], cache: CacheSettings):
     (tmp_path / "empty").mkdir()
-    assert "is a folder with neither pictures nor .tar nor .parquet in it; wanted are" in message(
+    assert "is a folder with neither pictures nor .tar nor .parquet in it; expected" in message(
         str(tmp_path / "empty"), cache
     )
     assert "does not exist; give a folder of pictures" in message(str(tmp_path / "absent"), cache)

@@ -67,7 +67,7 @@ def test_png_info_reads_what_a_picture_was_painted_with(served):
     Image.new("RGB", (8, 8)).save(plain, "jpeg")
     nothing = served.post("/sdapi/v1/png-info", image=base64.b64encode(plain.getvalue()).decode())
     assert nothing == {"info": "", "items": {}, "parameters": {}}
-    assert "no base64" in served.post("/sdapi/v1/png-info", 400, image="?")["detail"]
+    assert "not base64" in served.post("/sdapi/v1/png-info", 400, image="?")["detail"]
 
 
 def basic(user, password):
