@@ -1,6 +1,7 @@
 """`fewstep plan`: what it counts is what an update takes, and what it advises fits."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def counted(config, _family, _side):
     """A model of memory in round numbers: 10 GiB of weights, 2 GiB a picture, a quarter of that when checkpointed."""
     part = config.batch_size // config.accumulation
     each = 0.5 if config.gradient_checkpointing else 2.0
-    return Need(peak=int((10 + each * part) * GIB), weights=4 * GIB, learning=int(0.5 * GIB))
+    return Need(peak=int((10 + each * part) * GIB), weights=4 * GIB, learning=int(0.5 * GIB), flops=int(each * 1e12))
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +118,34 @@ def test_it_says_what_text_encoders_take_of_it(capsys):
     assert least <= 17
     plan(Plan(recipe="sd35-lora", gpu_memory=least - 0.1))
     assert "would do" not in capsys.readouterr().out
+
+
+def test_it_says_how_long_the_work_takes(capsys):
+    def read(config):
+        plan(config)
+        *_, work, _, _ = capsys.readouterr().out.splitlines()
+        found = re.fullmatch(r"work: ([\d.]+) TFLOP a picture, which makes ([\d,.]+) hours .*", work)
+        return float(found[1]), float(found[2].replace(",", ""))
+
+    recipe = named.find_recipe("sd15")
+    hours = 2 * recipe.batch_size * recipe.steps / 100 / 3600
+    assert read(Plan(gpu_memory=80)) == (2.0, pytest.approx(hours, rel=0.01))
+    assert read(Plan(gpu_memory=80, gpus=4, tflops=200.0)) == (2.0, pytest.approx(hours / 8, rel=0.01))
+    assert read(Plan(gpu_memory=18.3))[0] == 0.5  # of the settings that it gives
+
+
+def test_the_work_is_that_of_the_passes():
+    """A UNet of Stable Diffusion 1.5 takes 0.8 TFLOP a pass at 512 pixels, with its attention.
+
+    An update of all its weights is six of them: the teacher twice, the target, the student, and twice that backwards;
+    and one more where its gradient is computed from checkpoints.
+    """
+    plain = dataclasses.replace(named.find_recipe("sd15"), batch_size=1, accumulation=1, gradient_checkpointing=False)
+    six = need(plain, SD1, 64).flops
+    assert six == pytest.approx(6 * 0.8e12, rel=0.05)
+    seven = need(dataclasses.replace(plain, gradient_checkpointing=True), SD1, 64).flops
+    assert 1.1 * six < seven <= 7 / 6 * six  # the blocks are, and not what stands between them
+    assert need(dataclasses.replace(plain, batch_size=4, accumulation=2), SD1, 64).flops == pytest.approx(six, rel=0.01)
 
 
 def test_the_advice_follows_the_memory(capsys):
@@ -156,7 +185,7 @@ def test_no_way_promises_more_than_fits():
         for way in list_plans(config, recipe):
             together = way.most(config.gpu_memory * GIB, recipe.batch_size // config.gpus)
             assert together == 0 or way.bytes(together) <= config.gpu_memory * GIB
-    assert MemoryPlan(optimizer="adamw", fsdp=False, checkpointing=False, alone=10, each=5.0).most(25, 12) == 4
+    assert MemoryPlan(optimizer="adamw", fsdp=False, checkpointing=False, alone=10, each=5.0, flops=1).most(25, 12) == 4
 
 
 @pytest.mark.parametrize(
@@ -165,6 +194,7 @@ def test_no_way_promises_more_than_fits():
         ({"recipe": "scenes"}, "full-size ones are sd15"),
         ({"recipe": "sd35lora"}, "did you mean sd35-lora"),
         ({"gpu_memory": 0.0}, "both must be above 0"),
+        ({"tflops": 0.0}, "it must be above 0"),
         ({"gpus": 7}, "not a multiple of 7 GPUs"),
         ({"resolution": 100}, "multiple of 64"),
         ({"method": "tdm"}, "whose updates are others than are counted here"),

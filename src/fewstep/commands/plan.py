@@ -50,6 +50,9 @@ class Plan:
     """As for `distill`: a value other than the recipe's --ema-decay is a second average, which is counted."""
     adversarial: float = 0.0
     """As for `distill`: above 0, heads and what they read are counted."""
+    tflops: float = 100.0
+    """What each GPU reaches in training, in TFLOP/s, by which the hours are estimated: about a third of what its maker
+    says for bf16 without sparsity."""
 
     def __post_init__(self) -> None:
         if self.recipe not in named.MEMORY_GIB:
@@ -61,6 +64,8 @@ class Plan:
             raise UserError(f"method is {self.method}, whose updates are others than are counted here; give another")
         if not 0 < self.gpu_memory < float("inf") or self.gpus < 1:
             raise UserError(f"gpu_memory is {self.gpu_memory:g} and gpus {self.gpus}; both must be above 0")
+        if not 0 < self.tflops < float("inf"):
+            raise UserError(f"tflops is {self.tflops:g}; it must be above 0")
         if self.resolution % 64 or self.resolution < 0:
             raise UserError(f"resolution is {self.resolution}; it must be a multiple of 64")
         batch = self.batch_size or named.find_recipe(self.recipe).batch_size
@@ -79,6 +84,8 @@ class MemoryPlan:
     """Bytes with one picture at a time."""
     each: float
     """Bytes of each further picture computed together with it."""
+    flops: int
+    """Floating-point operations for each picture."""
 
     def bytes(self, together: int) -> int:
         """Returns the bytes with so many pictures together."""
@@ -111,9 +118,31 @@ def plan(config: Plan) -> list[dict[str, Any]]:
         for candidate, together in found
     ]  # fmt: skip
     print("\n".join(markdown_table(rows)))
+    print(_say_work(config, recipe, found))
     print(_say_encoders(recipe))
     print(advise(config, recipe, found))
     return rows
+
+
+def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
+    """Says how long the recipe's updates take, of what is counted: the best settings that fit, or else the first."""
+    candidate, _ = _choose(config, recipe, found) or found[0]
+    batch = config.batch_size or recipe.batch_size
+    hours = candidate.flops * batch * recipe.steps / (config.gpus * config.tflops * 1e12) / 3600
+    return (
+        f"work: {candidate.flops / 1e12:.1f} TFLOP a picture, which makes {hours:,.1f} hours for the recipe's "
+        f"{recipe.steps:,} updates where each GPU reaches {config.tflops:g} TFLOP/s (--tflops); encoding comes on top"
+    )
+
+
+def _choose(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> tuple[MemoryPlan, int] | None:
+    """Returns the best of the settings that fit, with the pictures that they compute together, if there are any."""
+    fitting = [each for each in found if each[1]]
+    if not fitting:
+        return None
+    share = (config.batch_size or recipe.batch_size) // config.gpus
+    comfortable = (each for each in fitting if each[1] >= min(COMFORTABLE, share))
+    return next(comfortable, max(fitting, key=lambda each: each[1]))
 
 
 def _say_encoders(recipe: Distill) -> str:
@@ -154,7 +183,8 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
                     alone = _count_sharded(one, alone, config.gpus, _count_averages(recipe))
                 whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT + (NCCL if config.gpus > 1 else 0)
                 yield MemoryPlan(
-                    optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each
+                    optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each,
+                    flops=one.flops,
                 )  # fmt: skip
 
 
@@ -175,17 +205,13 @@ def _count_sharded(one: Need, alone: int, gpus: int, averages: int) -> int:
 
 def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
     """Returns the command with the best settings, or what to do where none fits."""
-    fitting = [(candidate, together) for candidate, together in found if together]
-    if not fitting:
+    if (best := _choose(config, recipe, found)) is None:
         smaller = "" if recipe.lora_rank else f", or the recipe {config.recipe}-lora, whose adapters need less"
         least = min(candidate.bytes(1) for candidate, _ in found) / GIB - _encoders_gib(recipe)
         kept = f"; with pictures kept encoded {least:.1f} GiB would do" if least <= config.gpu_memory else ""
         return f"nothing fits: more GPUs (--gpus) or memory, or a smaller --resolution{smaller}{kept}"
     batch = config.batch_size or recipe.batch_size
-    share = batch // config.gpus
-    candidate, together = next(
-        (each for each in fitting if each[1] >= min(COMFORTABLE, share)), max(fitting, key=lambda each: each[1])
-    )
+    candidate, together = best
     options = [f"--accumulation {batch // together}"]
     options.append("--gradient-checkpointing" if candidate.checkpointing else "--no-gradient-checkpointing")
     options += [f"--optimizer {candidate.optimizer}"] if candidate.optimizer != recipe.optimizer else []

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule
 from fewstep.measure.shapes import make_fake, norms_in_fp32
-from fewstep.measure.stopwatch import LiveBytes
+from fewstep.measure.stopwatch import LiveBytes, Work
 from fewstep.method.adversarial import Heads, Renoising, heads_losses
 from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances import DISTANCES
@@ -34,7 +34,7 @@ MOMENTS = {"adamw": 8, "adamw8bit": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What one update takes, in bytes but for the last."""
+    """What one update takes, in bytes but for the last two."""
 
     peak: int
     """What there is at the worst moment: weights, averages, gradients, moments, activations."""
@@ -42,6 +42,8 @@ class Need:
     """Weights and average alone."""
     learning: int
     """How many weights learn."""
+    flops: int
+    """Floating-point operations for each picture of the update, of matrix products, attention and convolutions."""
 
 
 def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) -> Need:
@@ -63,8 +65,9 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         batch = _batch(family, side, config.batch_size // config.accumulation, kept=kept)
         live = LiveBytes.with_weights(modules)
         weights = live.now
-        with live:
-            for _ in range(min(2, config.accumulation)):  # the second part finds the first one's gradients
+        parts = min(2, config.accumulation)
+        with Work() as work, live:
+            for _ in range(parts):  # the second part finds the first one's gradients
                 with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16, cache_enabled=False):
                     if judge is None:
                         loss = consistency_losses(method, learner.student, target, batch).mean()
@@ -74,7 +77,9 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
     judging = 0 if judge is None else sum(p.numel() for p in judge.heads.parameters())
     held = MOMENTS[config.optimizer] * (learning + judging) + _count_walkers(config, family, side, schedule)
-    return Need(peak=live.most + held, weights=weights, learning=learning)
+    pictures = parts * (config.batch_size // config.accumulation)
+    flops = work.flops // pictures
+    return Need(peak=live.most + held, weights=weights, learning=learning, flops=flops)
 
 
 def _judge(judge: Judge, method: Method, student: Network, target: Network | None, batch: TrainingBatch) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from fewstep.errors import UserError
 from fewstep.models.options import DeviceOptions
@@ -164,6 +164,28 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self.see(tensor)
+        return result
+
+
+class Work(TorchDispatchMode):
+    """Floating-point operations of matrix products, convolutions and attention.
+
+    torch's own FlopCounterMode takes operations apart to count them, which changes what is alive meanwhile; its
+    formulas are used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no annotations
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        elif func.overloadpacket is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            self.flops += sdpa_flop_count(*(each.shape for each in args[:3]))
+        elif func.overloadpacket is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+            self.flops += sdpa_backward_flop_count(*(each.shape for each in args[:4]))
         return result
 
 
