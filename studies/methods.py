@@ -11,7 +11,7 @@ PCM is at its best at its own number of phases and useless below it; TCD lies be
 stays within a few points from 1 to 8 steps; no student is nearer to its teacher in 8 steps than DDIM's 8.
 
 The study is not complete: of its rows any-step and LCM have been run for 600 and 800 updates and three seeds, PCM with
-4 phases for 600 updates and one seed.
+4 phases and TCD for 600 updates and one seed.
 """
 
 from __future__ import annotations
