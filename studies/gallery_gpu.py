@@ -42,10 +42,11 @@ from fewstep.data.pictures import from_levels
 from fewstep.data.worlds.gallery import Gallery
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.schedule import Tabulated
-from fewstep.evaluate.gallery_reader import GalleryReader, load_gallery_reader, save_gallery_reader
+from fewstep.evaluate.gallery_reader import GalleryReader, load_gallery_reader
+from fewstep.evaluate.reader import save_reader
 from fewstep.models import scenes_model
-from fewstep.teacher.gallery_tasks import GalleryCaptionTask, compute_reader_loss, draw_gallery_batch
-from fewstep.teacher.tasks import AutoencoderTask, DiffusionTask
+from fewstep.teacher.gallery_tasks import compute_reader_loss, draw_gallery_batch, list_stated, list_statements
+from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask
 from gallery_pictures import Mixture
 from gallery_teacher import (
     build_gallery_autoencoder,
@@ -178,14 +179,16 @@ def train_reader(study: Study) -> None:
         return compute_reader_loss(logits, (layout, ground, presence, size, name))
 
     network = start.train().to(study.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    save_gallery_reader(train(network, compute_loss, study), study.out / "reader")
+    save_reader(train(network, compute_loss, study), study.out / "reader")
 
 
 def train_text_encoder(study: Study) -> None:
     tokenizer = load_tokenizer(study.run)
     captions, stated = zip(*(Gallery(study.seed).prompt(i) for i in range(study.pictures)), strict=True)
     tokens = tokenise(tokenizer, captions).to(study.device)
-    task = GalleryCaptionTask(build_gallery_text_encoder(tokenizer), tokens, stated, study.seed)
+    task = CaptionTask(
+        build_gallery_text_encoder(tokenizer), tokens, list_statements(), [*map(list_stated, stated)], study.seed
+    )
     answers, generator = task._answers.to(study.device), torch.Generator(study.device).manual_seed(study.seed)
 
     def compute_loss(network: nn.Module) -> Tensor:

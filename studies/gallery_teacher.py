@@ -30,11 +30,12 @@ from fewstep import assets
 from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.gallery import Gallery
 from fewstep.diffusion.schedule import Tabulated
-from fewstep.evaluate.gallery_reader import GalleryReader, load_gallery_reader, save_gallery_reader
+from fewstep.evaluate.gallery_reader import GalleryReader, load_gallery_reader
+from fewstep.evaluate.reader import save_reader
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models import scenes_model
-from fewstep.teacher.gallery_tasks import GalleryCaptionTask, GalleryReaderTask
-from fewstep.teacher.tasks import AutoencoderTask, DiffusionTask
+from fewstep.teacher.gallery_tasks import GalleryReaderTask, list_stated, list_statements
+from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
 from gallery_pictures import Mixture
@@ -136,7 +137,7 @@ def train_reader(out: Path, cycle: str) -> None:
     task = GalleryReaderTask(start, seed)
     fit(task, READER[cycle], out / f"reading-{cycle}", f"reader, {cycle}")
     for name in (f"reader-{cycle}", "reader"):
-        save_gallery_reader(task.averaged, out / name)
+        save_reader(task.averaged, out / name)
 
 
 def train_text_encoder(out: Path) -> None:
@@ -144,7 +145,7 @@ def train_text_encoder(out: Path) -> None:
     tokenizer = load_tokenizer(out)
     tokens = tokenise(tokenizer, captions)
     torch.manual_seed(2)
-    task = GalleryCaptionTask(build_gallery_text_encoder(tokenizer), tokens, stated, 0)
+    task = CaptionTask(build_gallery_text_encoder(tokenizer), tokens, list_statements(), [*map(list_stated, stated)], 0)
     fit(task, TEXT, out / "text", "text")
     task.averaged["text_encoder"].save_pretrained(out / "text_encoder")
 

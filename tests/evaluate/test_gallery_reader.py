@@ -16,8 +16,8 @@ from fewstep.evaluate.gallery_reader import (
     GalleryReader,
     load_gallery_reader,
     read_gallery,
-    save_gallery_reader,
 )
+from fewstep.evaluate.reader import save_reader
 from fewstep.teacher.gallery_tasks import GalleryReaderTask, draw_gallery_batch
 
 
@@ -70,7 +70,7 @@ def test_loss_falls_and_weights_are_kept(tmp_path):
         optimizer.step()
         losses.append(float(loss))
     assert losses[-1] < 0.9 * losses[0]
-    save_gallery_reader(task.student, tmp_path)
+    save_reader(task.student, tmp_path)
     reader = load_gallery_reader(tmp_path)
     pixels, _ = draw_gallery_batch(1, range(4))
     assert torch.allclose(reader(pixels)[1], task.student(pixels)[1], atol=2e-2)

@@ -25,7 +25,7 @@ def test_the_text_encoder_learns_what_captions_state(tmp_path):
     tokenizer = scenes_model.build_tokenizer(captions)
     tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
     torch.manual_seed(0)
-    task = CaptionTask(scenes_model.build_text_encoder(tokenizer), tokens, stated, seed=0)
+    task = CaptionTask(scenes_model.build_text_encoder(tokenizer), tokens, STATED, [*map(list_answers, stated)], seed=0)
     wanted = torch.tensor([list_answers(scene) for scene in stated])
 
     fit(task, LoopConfig(steps=200, batch_size=64, lr=2e-3, warmup_steps=20, ema_decay=0.9), tmp_path, "text")

@@ -20,7 +20,7 @@ from fewstep.files import read_safetensors, write_whole
 from fewstep.models import scenes_model
 from fewstep.runs.folder import claim_run_folder
 from fewstep.teacher.reader_task import ReaderTask
-from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask
+from fewstep.teacher.tasks import STATED, AutoencoderTask, CaptionTask, DiffusionTask, list_answers
 from fewstep.train.config import LoopConfig, check_at_least
 from fewstep.train.loop import fit
 
@@ -115,7 +115,9 @@ def train_teacher(config: TrainTeacher) -> None:
     tokenizer = scenes_model.build_tokenizer(scenes.prompt(i)[0] for i in range(TOKENIZER_CAPTIONS))
     tokens = tokenizer([*captions, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
     torch.manual_seed(config.seed + 2)
-    caption_task = CaptionTask(scenes_model.build_text_encoder(tokenizer), tokens[:-1], stated, config.seed)
+    caption_task = CaptionTask(
+        scenes_model.build_text_encoder(tokenizer), tokens[:-1], STATED, [*map(list_answers, stated)], config.seed
+    )
     fit(caption_task, config.text, config.out / "text", "text")
     text_encoder = caption_task.averaged["text_encoder"]
 

@@ -27,9 +27,9 @@ class Column:
     log_scale: bool = False
     """Tells whether its curves are drawn over a logarithmic axis."""
     chooses: bool = False
-    """Guidance and spacing are chosen by it, and by later columns that choose too only where it is equal."""
+    """Tells whether guidance and spacing are chosen by it; later columns that choose too decide where it is equal."""
     biased_below: int = 0
-    """With fewer pictures its values lean upwards, and the report says so."""
+    """Says below how many pictures its values lean upwards, which the report tells."""
     plural: str = ""
     """Says what its values are called in that sentence."""
 

@@ -21,15 +21,15 @@ class Coverage:
     """
 
     accuracy: float
-    """Share of pictures that show all that their prompt states."""
+    """Says which share of the pictures show all that their prompt states."""
     distances: dict[str, float]
-    """Of each axis, the mean over the prompts that leave it open; NaN where none does."""
+    """Holds, for each axis, the mean over the prompts that leave it open; NaN where none does."""
     repeats: float
-    """Share of the pairs of readable pictures of one prompt that show the very same scene."""
+    """Says which share of the pairs of readable pictures of one prompt show the very same scene."""
 
     @property
     def mean(self) -> float:
-        """The mean over the axes that any prompt leaves open."""
+        """Returns the mean over the axes that any prompt leaves open."""
         return _average([value for value in self.distances.values() if not math.isnan(value)])
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.data.worlds.gallery_art import list_names
 from fewstep.data.worlds.gallery_scene import ARRANGEMENTS, GROUNDS, SIZES, GalleryScene, Thing
-from fewstep.files import read_safetensors, write_whole
+from fewstep.evaluate.reader import load_into
 
 LAYOUTS = (*(name for names in ARRANGEMENTS.values() for name in names), "unreadable")
 GRID = 8
@@ -120,16 +119,5 @@ def _order(layout: str, peaks: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def load_gallery_reader(folder: Path) -> GalleryReader:
-    """Loads the reader as `save_gallery_reader` saved it."""
-    reader = GalleryReader()
-    tensors = read_safetensors(folder / "reader.safetensors")
-    reader.load_state_dict({name: value.float() for name, value in tensors.items()})
-    reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch annotates it for 4-D only
-    return reader.eval().requires_grad_(False)
-
-
-def save_gallery_reader(reader: nn.Module, folder: Path) -> None:
-    """Saves the weights in fp16, 4 MB."""
-    tensors = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
-    with write_whole(folder / "reader.safetensors") as draft:
-        safetensors.torch.save_file(tensors, draft)
+    """Loads the reader as `save_reader` saved it."""
+    return load_into(GalleryReader(), folder)

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageChops, ImageFilter
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from fewstep.data.order import SampleOrder
 from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.gallery import Gallery, GalleryPicture
 from fewstep.data.worlds.gallery_art import Hand, group_by_kind, list_names
 from fewstep.data.worlds.gallery_drawing import SIDE
 from fewstep.data.worlds.gallery_scene import ARRANGEMENTS, GROUNDS, NEXT_TO, SIZES, GalleryPrompt
 from fewstep.evaluate.gallery_reader import GRID, LAYOUTS, GalleryReader
+from fewstep.teacher.reader_task import add_noise, paste_quarters
 from fewstep.train.task import Loss, StudentTask
 
 IGNORED = -100  # cross_entropy ignores this target
@@ -70,7 +70,7 @@ def draw_gallery_batch(
             images.append(spoil_picture(gallery, picture, 2 * i + 1, rng))
         else:
             blurred = picture.image.filter(ImageFilter.GaussianBlur(max(0.0, rng.uniform(-0.5, 0.8))))
-            images.append(_add_noise(blurred, rng, rng.uniform(0, 10)))
+            images.append(add_noise(blurred, rng, rng.uniform(0, 10)))
         answers.append(_list_answers(picture, spoilt))
     layout, ground, *cells = zip(*answers, strict=True)
     presence, size, name = (torch.stack(each) for each in cells)
@@ -96,14 +96,11 @@ def spoil_picture(gallery: Gallery, picture: GalleryPicture, index: int, rng: ra
     if kind == "blur":
         return image.filter(ImageFilter.GaussianBlur(rng.uniform(2.5, 8)))
     if kind == "noise":
-        return _add_noise(image, rng, rng.uniform(80, 150))
+        return add_noise(image, rng, rng.uniform(80, 150))
     if kind == "mix":
         return Image.blend(image, other, rng.uniform(0.35, 0.65))
     if kind == "patch":
-        half = SIDE // 2
-        image.paste(other.crop((0, 0, half, half)), (half, half))
-        image.paste(other.crop((half, 0, SIDE, half)), (0, half))
-        return image
+        return paste_quarters(image, other)
     if kind == "crowd":  # two pictures over each other
         return ImageChops.darker(image, other) if rng.random() < 0.5 else ImageChops.lighter(image, other)
     if kind == "torn":  # strips of it, shifted
@@ -144,44 +141,7 @@ def _cover_things(picture: GalleryPicture, rng: random.Random) -> Image.Image:
     return Image.composite(melted, image, mask.filter(ImageFilter.GaussianBlur(2)))
 
 
-def _add_noise(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
-    generator = torch.Generator().manual_seed(rng.getrandbits(60))
-    noise = torch.randn(3, SIDE, SIDE, generator=generator) * strength
-    pixels = (to_pixels([image])[0] + 1) * 127.5 + noise
-    return Image.fromarray(pixels.clamp(0, 255).byte().permute(1, 2, 0).numpy())
-
-
 _MOST = max(ARRANGEMENTS)
-
-
-class GalleryCaptionTask(StudentTask):
-    """Trains by the cross entropy of all that a caption states, read from the text encoder's output after its end.
-
-    What it may state: number of things, arrangement, ground, and of each thing name, kind and size.
-    """
-
-    def __init__(self, text_encoder: nn.Module, tokens: Tensor, stated: Sequence[GalleryPrompt], seed: int) -> None:
-        """`tokens` `[n, l]` are the captions of `stated`."""
-        config: Any = text_encoder.config
-        self._sizes = [len(options) + 1 for options in list_statements()]
-        heads = nn.Linear(config.hidden_size, sum(self._sizes))
-        self.student = nn.ModuleDict({"text_encoder": text_encoder, "heads": heads})
-        self.averaged = copy.deepcopy(self.student)
-        self._tokens, self._end = tokens, config.eos_token_id
-        self._order = SampleOrder(seed, (len(tokens),))
-        self._answers = torch.tensor([list_stated(prompt) for prompt in stated])
-
-    def logits(self, network: nn.ModuleDict, tokens: Tensor) -> list[Tensor]:
-        """Returns logits `[b, k]` for each of `list_statements()`; answer 0 means "not stated"."""
-        ended = (tokens == self._end).float()[..., None]
-        text = network["text_encoder"](tokens)[0]
-        return list(network["heads"]((text * ended).sum(1) / ended.sum(1)).split(self._sizes, dim=1))
-
-    def loss(self, counters: range) -> Loss:
-        index = torch.tensor(self._order(counters))
-        pairs = zip(self.logits(self.student, self._tokens[index]), self._answers[index].T, strict=True)
-        errors = [functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]
-        return Loss.from_mean(torch.stack(errors).sum(), counters)
 
 
 def list_statements() -> list[tuple[Any, ...]]:

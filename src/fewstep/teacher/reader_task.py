@@ -52,7 +52,7 @@ def draw_reader_batch(seed: int, counters: range, looks: Sequence[Look] = ("plai
         else:
             picture = scenes[2 * i]
             blur = max(0.0, rng.uniform(-0.5, 0.8))
-            pictures.append(_add_noise(picture.image.filter(ImageFilter.GaussianBlur(blur)), rng, rng.uniform(0, 10)))
+            pictures.append(add_noise(picture.image.filter(ImageFilter.GaussianBlur(blur)), rng, rng.uniform(0, 10)))
             answers.append(_list_answers(picture.scene))
     return to_pixels(pictures), torch.tensor(answers)
 
@@ -74,17 +74,14 @@ def spoil(scenes: Scenes, index: int, rng: random.Random) -> Image.Image:
     if kind == "blur":
         return image.filter(ImageFilter.GaussianBlur(rng.uniform(3, 8)))
     if kind == "noise":
-        return _add_noise(image, rng, rng.uniform(70, 140))
+        return add_noise(image, rng, rng.uniform(70, 140))
     if kind == "mix":
         return Image.blend(image, other, rng.uniform(0.35, 0.65))
     if kind == "patch":
-        half = SIDE // 2
-        image.paste(other.crop((0, 0, half, half)), (half, half))
-        image.paste(other.crop((half, 0, SIDE, half)), (0, half))
-        return image
+        return paste_quarters(image, other)
     background = BACKGROUND_RGB[rng.choice(BACKGROUNDS)]
     if kind == "empty":
-        return _add_noise(Image.new("RGB", (SIDE, SIDE), background), rng, rng.uniform(0, 20))
+        return add_noise(Image.new("RGB", (SIDE, SIDE), background), rng, rng.uniform(0, 20))
     if kind == "colours":  # a scene whose colours drift across it
         ramp = Image.linear_gradient("L").resize((SIDE, SIDE)).rotate(rng.choice((0, 90, 180, 270)))
         return Image.composite(ImageChops.invert(image), image, ramp)
@@ -95,8 +92,18 @@ def spoil(scenes: Scenes, index: int, rng: random.Random) -> Image.Image:
     return canvas.reduce(4)
 
 
-def _add_noise(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
+def paste_quarters(image: Image.Image, other: Image.Image) -> Image.Image:
+    """Puts the upper quarters of another picture of its size over the lower ones, crosswise."""
+    side = image.width
+    half = side // 2
+    image.paste(other.crop((0, 0, half, half)), (half, half))
+    image.paste(other.crop((half, 0, side, half)), (0, half))
+    return image
+
+
+def add_noise(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
+    """Adds noise of that deviation, in levels of 255."""
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
-    noise = torch.randn(3, SIDE, SIDE, generator=generator) * strength
+    noise = torch.randn(3, image.height, image.width, generator=generator) * strength
     pixels = (to_pixels([image])[0] + 1) * 127.5 + noise
     return Image.fromarray(pixels.clamp(0, 255).byte().permute(1, 2, 0).numpy())

@@ -67,19 +67,22 @@ class CaptionTask(StudentTask):
     (docs/log.md).
     """
 
-    def __init__(self, text_encoder: nn.Module, tokens: Tensor, stated: Sequence[Scene], seed: int) -> None:
-        """`tokens` `[n, l]` are the captions of `stated`."""
+    def __init__(
+        self, text_encoder: nn.Module, tokens: Tensor, options: Sequence[Sequence[Any]], answers: Sequence[list[int]],
+        seed: int,
+    ) -> None:  # fmt: skip
+        """`tokens` `[n, l]` are captions, and `answers` the number of the option that each states, from 1, or 0."""
         config: Any = text_encoder.config
-        sizes = [len(options) + 1 for options in STATED]
+        sizes = [len(each) + 1 for each in options]
         heads = nn.Linear(config.hidden_size, sum(sizes))
         self.student = nn.ModuleDict({"text_encoder": text_encoder, "heads": heads})
         self.averaged = copy.deepcopy(self.student)
         self._tokens, self._end, self._sizes = tokens, config.eos_token_id, sizes
         self._order = SampleOrder(seed, (len(tokens),))
-        self._answers = torch.tensor([list_answers(scene) for scene in stated])
+        self._answers = torch.tensor(answers)
 
     def logits(self, network: nn.ModuleDict, tokens: Tensor) -> list[Tensor]:
-        """Returns logits `[b, k]` for each of STATED; answer 0 means "not stated"."""
+        """Returns logits `[b, k]` for each that may be stated; answer 0 means "not stated"."""
         ended = (tokens == self._end).float()[..., None]
         text = network["text_encoder"](tokens)[0]
         return list(network["heads"]((text * ended).sum(1) / ended.sum(1)).split(self._sizes, dim=1))

@@ -18,7 +18,7 @@ CELL = 64
 COLUMNS = 16
 
 Hand = Literal["noto", "twemoji"]
-"""Whose drawing it is: Noto's, which the world shows, or Twemoji's, a style to learn."""
+"""Says whose drawing it is: Noto's, which the world shows, or Twemoji's, a style to learn."""
 ATLASES: dict[str, Path] = {name: FOLDER / f"{name}.webp" for name in ("noto", "twemoji", "held-out")}
 
 

@@ -16,7 +16,7 @@ ARRANGEMENTS = {
     2: ("side by side", "above"),
     3: ("one above two", "two above one"),
 }
-"""By the number of things. Things are listed from top to bottom, in a row from left to right."""
+"""Lists them by the number of things, which are named from top to bottom, in a row from left to right."""
 NEXT_TO = "next to"
 """What a caption asks for that leaves open which of two things side by side is the left one."""
 

@@ -9,11 +9,9 @@ from typing import Literal
 from PIL import Image
 
 from fewstep.data.kind import SourceKind, SourceRequest
-from fewstep.data.sources.base import Example, SourceReport
-from fewstep.data.sources.filters import Filters
 from fewstep.data.worlds.drawing import SIDE, draw_scene
+from fewstep.data.worlds.examples import WorldExamples, check_request
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, LOOKS, RELATIONS, SHAPES, SIZES, Look, Scene, Thing
-from fewstep.errors import UserError
 
 # 13 of the 64 pairs (20 %), each shape and each colour at least once: never drawn in training.
 HELD_OUT_PAIRS = frozenset(
@@ -107,48 +105,15 @@ def _describe_thing(rng: random.Random, thing: Thing) -> str:
     return " ".join([article, *words])
 
 
-@dataclass(frozen=True)
-class SceneExamples:
-    """The first `count` scenes as a source."""
+class SceneExamples(WorldExamples):
+    """Scenes."""
 
-    scenes: Scenes
-    count: int
-
-    @property
-    def report(self) -> SourceReport:
-        return SourceReport(found=self.count, used=self.count, dropped={}, names={})
-
-    @property
-    def shard_sizes(self) -> tuple[int]:
-        return (self.count,)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def key(self, index: int) -> str:
-        return f"scene {index}"
-
-    def shard_name(self, shard: int) -> str:
-        return str(shard)  # part of what identifies the pictures of a run
-
-    def caption(self, index: int) -> str:
-        return self.scenes.prompt(index)[0]
-
-    def read(self, index: int) -> Example:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        picture = self.scenes[index]
-        return Example(picture.image, picture.caption)
+    noun = "scene"
 
 
 def open_scenes(request: SourceRequest) -> SceneExamples:
     """Opens the first scenes of a look. Raises UserError for filters, caption fields or another resolution."""
-    if request.selection.filters != Filters() or request.selection.captions:
-        raise UserError("scenes have no metadata to filter by; give your own pictures with --data")
-    if request.resolution != SIDE:
-        raise UserError(
-            f"scenes are {SIDE} pixels wide and resolution is {request.resolution}; give your own pictures with --data"
-        )
+    check_request(request, "scenes", SIDE)
     return SceneExamples(Scenes(seed=request.seed, look=LOOKS[request.data]), request.count)
 
 
