@@ -28,6 +28,8 @@ def main() -> None:
             "evaluate",
             model=model,
             n=given.n,
+            n_unseen=0,
+            n_repeated=0,
             steps=given.steps,
             samplers=given.samplers,
             workers=given.workers,

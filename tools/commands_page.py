@@ -8,6 +8,7 @@ All of it is read from the configuration dataclasses, whose fields are the optio
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import re
 import textwrap
@@ -19,10 +20,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from fewstep.arguments import read_help
+from fewstep import arguments
 from fewstep.cli import COMMANDS
 from fewstep.recipes.named import RECIPES
 
+read_help = functools.cache(arguments.read_help)
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "commands.md"
 WIDTH = 120
 HEAD = """\
@@ -75,6 +77,7 @@ def _write_shared(config: Any, kind: type, other: str) -> str:
     return _wrap(text) + "\n"
 
 
+@functools.cache
 def _find_command(kind: type) -> str:
     """Returns the command that has this configuration, if one has."""
     return next((name for name in RECIPES if type(_make_default(name)) is kind), "")
@@ -102,7 +105,7 @@ def _write_recipes(name: str, config: Any) -> Iterator[str]:
 
 
 def _write_option(config: Any, name: str, anchor: str) -> str:
-    hint = typing.get_type_hints(type(config), include_extras=True)[name]
+    hint = _read_hints(type(config))[name]
     value, text = getattr(config, name), _mark_up(_read_all_help(type(config))[name])
     positional = any(extra is tyro.conf.Positional for extra in typing.get_args(hint)[1:])
     spelled = _say_type(hint) if positional else f"{_option(name)} {_say_type(hint)}".strip()
@@ -116,6 +119,11 @@ def _write_option(config: Any, name: str, anchor: str) -> str:
     return f"{', '.join(terms)} {{ #{anchor}-{name.replace('_', '-')} }}\n:{body[1:]}\n"
 
 
+@functools.cache
+def _read_hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
 def _mark_up(text: str) -> str:
     """Sets options in code, and links the pages that a help names."""
     parts = text.split("`")
@@ -123,6 +131,7 @@ def _mark_up(text: str) -> str:
     return re.sub(r"\bdocs/(\w+)\.md\b", r"[\1](../\1.md)", "`".join(parts))
 
 
+@functools.cache
 def _list_dataclasses(kind: type) -> list[type]:
     return [each for each in kind.__mro__ if dataclasses.is_dataclass(each) and read_help(each)]
 
@@ -136,6 +145,7 @@ _TITLES = {
 }  # fmt: skip
 
 
+@functools.cache
 def _make_default(name: str) -> Any:
     """Makes a command's configuration with its defaults."""
     place = COMMANDS[name].config
@@ -145,6 +155,7 @@ def _make_default(name: str) -> Any:
     return getattr(importlib.import_module(f"fewstep.{module}"), found)()
 
 
+@functools.cache
 def _read_all_help(kind: type) -> dict[str, str]:
     texts: dict[str, str] = {}
     for each in reversed(_list_dataclasses(kind)):
