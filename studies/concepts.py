@@ -2,7 +2,7 @@
 
     python studies/concepts.py        # a minute
 
-Figures: docs/concepts/*.svg and noise.png. All but the noisy pictures are of worlds whose answers are known exactly.
+Figures: docs/concepts/. All that are drawn are of worlds whose answers are known exactly.
 """
 
 from __future__ import annotations
@@ -58,6 +58,18 @@ def draw_noise() -> None:
     for i, image in enumerate(images):
         sheet.paste(image.resize((128, 128), Image.Resampling.NEAREST), (136 * i, 0))
     sheet.quantize(128).save(OUT / "noise.png", optimize=True)
+
+
+def draw_front() -> None:
+    """The front page's picture: some rows of the demo's grid."""
+    grid, label, cell = Image.open("docs/demo/grid.png").convert("RGB"), 150, 102
+    top = grid.height - 13 * cell
+    rows = (0, 1, 3, 9, 11)  # the teacher; DDIM in 1 and 4 steps; the few-step model in 1 and 4
+    sheet = Image.new("RGB", (label + 6 * cell, top + len(rows) * cell), "white")
+    sheet.paste(grid.crop((0, 0, sheet.width, top)))
+    for i, row in enumerate(rows):
+        sheet.paste(grid.crop((0, top + row * cell, sheet.width, top + (row + 1) * cell)), (0, top + i * cell))
+    sheet.save(OUT / "front.png", optimize=True)
 
 
 def draw_schedules() -> None:
@@ -178,5 +190,5 @@ def draw_ends() -> None:
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
     style()
-    for draw in (draw_noise, draw_schedules, draw_paths, draw_guidance, draw_skipping, draw_ends):
+    for draw in (draw_front, draw_noise, draw_schedules, draw_paths, draw_guidance, draw_skipping, draw_ends):
         draw()
