@@ -33,8 +33,8 @@ def main() -> None:
             steps=given.steps,
             samplers=given.samplers,
             workers=given.workers,
-            # Each sampler is scored at its best guidance and spacing of these.
-            guidance_scale=[2, 5],
+            # Of several guidance scales and spacings each sampler would be scored at its best.
+            guidance_scale=[3],
             spacings=["trailing"],
             out=given.out / str(number),
             # The rows of the models before stand in the same table: prompts and noise are the same.
