@@ -23,13 +23,13 @@ def arguments(tiny, photos, out, *more):
     )  # fmt: skip
 
 
-def state(run):
-    (folder,) = (path for path in (run / "checkpoints").iterdir() if path.name == f"step-{STEPS:07d}")
+def state(run, steps=STEPS):
+    (folder,) = (path for path in (run / "checkpoints").iterdir() if path.name == f"step-{steps:07d}")
     return load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
 
 
-def same(one, other):
-    (first, numbers), (second, others) = state(one), state(other)
+def same(one, other, steps=STEPS):
+    (first, numbers), (second, others) = state(one, steps), state(other, steps)
     return (
         numbers == others
         and first.keys() == second.keys()
