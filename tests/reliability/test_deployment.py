@@ -156,9 +156,11 @@ def test_a_machine_goes_and_the_run_is_the_undisturbed_one(tiny, photos, tmp_pat
     launch = [each.replace("fewstep-0.fewstep:29500", f"127.0.0.1:{port}") for each in launch[: launch.index("sd15")]]
     command = [sys.executable, "-m", "torch.distributed.run", *launch, *training(tiny, photos, tmp_path / "run")]
 
+    told = {each["name"]: each["value"] for each in container["env"]} | {"OMP_NUM_THREADS": "1"}
+
     def start(name):
         with (tmp_path / name).open("w") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **told})
 
     stays = start("stays")
     wait_until(lambda: listens(port))  # the first machine holds the rendezvous, as the first pod does
