@@ -214,6 +214,8 @@ class Family(ABC):
     """Whether the network's numbers reach further than fp16's: it is then kept, and computes, in fp32."""
     stock_loras: bool = True
     """Whether stock pipelines load LoRAs."""
+    comfyui_loader: str | None = None
+    """ComfyUI's node that loads a model of it from one file; None where no workflow is written beside its LoRAs."""
     stock_settings: ClassVar[Mapping[str, bool]] = MappingProxyType({})
     """What stock pipelines are to be given beside a size, so that they paint at it."""
     rescales_guidance: bool = False
