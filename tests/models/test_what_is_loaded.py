@@ -95,12 +95,14 @@ def test_weights_that_are_not_the_parts_are_named(part, change, said, copy):
 
 
 @pytest.mark.parametrize("name", ["text_model.embeddings.position_ids", "text_projection.weight"])
-def test_what_a_text_encoder_is_used_without_may_be_left_over(name, copy):
-    folder = copy()
+def test_what_a_text_encoder_is_used_without_may_be_left_over(name, copy, miniatures):
+    folder, (plain, _) = copy(), miniatures["sd15"]
     change_tensors(
         folder / "text_encoder" / "model.safetensors", lambda tensors: tensors.update({name: torch.zeros(1, 4)})
     )
-    load_latent_model(folder, CPU)
+    found, wanted = (load_latent_model(each, CPU).parts["text_encoder"].state_dict() for each in (folder, plain))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[each], value) for each, value in wanted.items())
 
 
 @pytest.mark.parametrize(

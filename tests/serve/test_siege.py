@@ -68,7 +68,7 @@ def besieged_long():
     stopped(command)
 
 
-def withstand(command, attack, *how_much):
+def check_withstands(command, attack, *how_much):
     with attacks.Watch(command) as watch:
         attack(command.url, *how_much)
     left = watch.settle(KEPT, 20)
@@ -94,13 +94,13 @@ ATTACKS = [
 
 @pytest.mark.parametrize(("attack", "small"), [(attack, small) for attack, small, _ in ATTACKS])
 def test_others_are_answered_meanwhile(besieged, attack, small):
-    withstand(besieged, attack, *small)
+    check_withstands(besieged, attack, *small)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("attack", "large"), [(attack, large) for attack, _, large in ATTACKS])
 def test_others_are_answered_meanwhile_in_large(besieged_long, attack, large):
-    withstand(besieged_long, attack, *large)
+    check_withstands(besieged_long, attack, *large)
 
 
 def hear_close(page):
