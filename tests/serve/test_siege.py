@@ -84,7 +84,7 @@ def check_withstands(command, attack, *how_much):
 
 ATTACKS = [
     (attacks.idle_sockets, (300,), (1100,)), (attacks.half_closed_sockets, (18,), (600,)),
-    (attacks.open_bodies, (10,), (60,)), (attacks.open_forms, (4,), (60,)),
+    (attacks.open_bodies, (24,), (60,)), (attacks.open_forms, (24,), (60,)),
     (attacks.large_pictures_at_sockets, (8, 2000), (64,)), (attacks.large_pictures, (4, 1500), (32,)),
     (attacks.nested_documents, (7,), (28,)), (attacks.packed_bodies, (2,), (50,)),
     (attacks.forms_of_many_parts, (4,), (16,)), (attacks.tiny_chunks, (4,), (64,)),
