@@ -33,11 +33,11 @@ class Sampler:
 
     name: str
     title: str
-    """Its name as people write it."""
+    """Is its name as people write it."""
     evaluations: int
     """Calls of an unguided network a step."""
     sample: Callable[[Schedule, Field, Tensor, list[int]], Tensor]
-    """(schedule, field, z_T [b, c, h, w], times, latest first) → z_0 [b, c, h, w]."""
+    """Maps (schedule, field, z_T [b, c, h, w], times, latest first) to z_0 [b, c, h, w]."""
 
 
 def _one_solver(name: str, title: str, solver: Solver) -> Sampler:

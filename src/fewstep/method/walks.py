@@ -19,7 +19,7 @@ STATES = ("data", "walkers", "trajectories", "own")
 kept; or where the student's own steps have led."""
 
 WALKED = ("walkers", "trajectories")
-"""Those of them where the teacher's whole way is known, so that an answer is compared with where it leads."""
+"""Names those of them where the teacher's whole way is known, so that an answer is compared with where it leads."""
 
 if TYPE_CHECKING:
     StatesName = str

@@ -34,7 +34,7 @@ class Material:
     count: int
     """Pictures that there are, or steps of trajectories."""
     captions: list[str]
-    """The first few."""
+    """Holds the first few."""
     account: dict[str, Any]
     """What was found, used and dropped of each source."""
     identity: str

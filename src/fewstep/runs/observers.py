@@ -26,7 +26,7 @@ class Observed:
     config: ConsistencyConfig
     student: Trainable
     captions: Sequence[str]
-    """A few of the training pictures'."""
+    """Are those of a few of the training pictures."""
     resolution: int
     keep: Callable[[int], None] = lambda _: None
     """Is called after every update, before anything is shown."""
