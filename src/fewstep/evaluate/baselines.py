@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.multistep import sample_dpm_solver_pp_2m, sample_unipc
 from fewstep.diffusion.prediction import Cond
-from fewstep.diffusion.sampling import (
-    sample_dpm_solver_pp_2m,
-    sample_euler,
-    sample_ode,
-    sample_unipc,
-)
+from fewstep.diffusion.sampling import sample_euler, sample_ode
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers.base import Field, Solver
 from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
