@@ -33,6 +33,8 @@ class Material:
     """Encodes the pictures, if they are to be kept encoded."""
     count: int
     """Pictures that there are, or steps of trajectories."""
+    resolution: int
+    """Side of its pictures in pixels."""
     captions: list[str]
     """Holds the first few."""
     account: dict[str, Any]
