@@ -30,12 +30,15 @@ def find_unread_splits(metadata: Iterable[str]) -> tuple[str, list[str]]:
 
 def name_splits(names: Iterable[str]) -> list[str]:
     """Lists the splits that the paths of pictures or shards name, where they name several."""
-    found = set()
+    folders, found = set(), set()
     for name in names:
-        *folders, file = name.lower().split("/")
-        shard = _SHARD_OF_SPLIT.match(file)
-        found |= {part for part in (*folders, *(shard.groups() if shard else ())) if part in _SPLITS}
-    return sorted(found) if len(found) > 1 else []
+        folder, _, file = name.lower().rpartition("/")
+        folders.add(folder)
+        if shard := _SHARD_OF_SPLIT.match(file):
+            found.add(shard[1])
+    found.update(part for folder in folders for part in folder.split("/"))
+    splits = found & _SPLITS
+    return sorted(splits) if len(splits) > 1 else []
 
 
 def find_repeats(pictures: Sequence[str]) -> dict[str, tuple[int, str]]:
