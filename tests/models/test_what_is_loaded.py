@@ -14,6 +14,7 @@ from PIL import Image
 
 from fewstep.commands.distill import distill
 from fewstep.commands.finetune import finetune
+from fewstep.commands.inspect import describe
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models import scenes_model
@@ -92,6 +93,7 @@ def test_weights_that_are_not_the_parts_are_named(part, change, said, copy):
     message = refusal(folder)
     assert str(folder / part) in message
     assert said in message
+    assert "If you want" not in message  # advice for whoever writes code with diffusers
 
 
 @pytest.mark.parametrize("name", ["text_model.embeddings.position_ids", "text_projection.weight"])
@@ -268,7 +270,18 @@ def test_a_single_file_holds_what_it_says_of_itself(miniatures, tmp_path, caplog
         assert assumed or f"says prediction_type {kind}, and its configuration epsilon" in caplog.text
 
 
-def test_what_a_person_says_decides(miniatures, copy, caplog):
+def test_inspect_tells_what_a_single_file_says_of_itself(miniatures, tmp_path):
+    tensors = safetensors.torch.load_file(miniatures["sd15"][1])
+    safetensors.torch.save_file(
+        {**tensors, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, tmp_path / "v.safetensors"
+    )
+    lines = "\n".join(describe(tmp_path / "v.safetensors"))
+    assert "the file says: prediction_type v_prediction, rescale_betas_zero_snr True" in lines
+    assert "parameterisation" not in lines
+    assert "parameterisation, and resolution: not in the file" in "\n".join(describe(miniatures["sd15"][1]))
+
+
+def test_what_a_person_says_decides(miniatures, copy, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     said = Overrides(prediction_type="v_prediction", zero_snr=True)
     folder, file = miniatures["sd15"]
@@ -278,6 +291,11 @@ def test_what_a_person_says_decides(miniatures, copy, caplog):
         assert model.schedule.has_zero_terminal_snr
         assert model.scheduler_config["rescale_betas_zero_snr"] is True
     assert "assumed" not in caplog.text
+    tensors = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({**tensors, "v_pred": torch.zeros(0)}, tmp_path / "v.safetensors")
+    said = Overrides(prediction_type="epsilon")
+    assert load_latent_model(tmp_path / "v.safetensors", CPU, str(folder), said).network.parameterisation == "epsilon"
+    assert "is followed" not in caplog.text
     silent = copy()
     config = json.loads((silent / "scheduler" / "scheduler_config.json").read_text())
     del config["prediction_type"]
