@@ -23,6 +23,7 @@ from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.end import KEYS
 from fewstep.models.families import family_of_file, family_of_folder
+from fewstep.models.families.single_file import read_statements
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
 from fewstep.models.model_files import INDEX, find_file, read_json
 from fewstep.recipes.plain import read_config_file
@@ -148,7 +149,10 @@ def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str
     yield f"single-file checkpoint: {family.title}{', the transformer alone' if alone else ''}"
     yield f"parameters: {header.parameters:,} in {len(header.shapes)} tensors"
     there = "those of --base-config" if alone else "those of --base-config, or of the Hub's configuration"
-    yield f"parameterisation and resolution: not in the file; {there}"
+    said = read_statements(header)
+    if said:
+        yield f"the file says: {', '.join(f'{name} {value}' for name, value in said.items())}"
+    yield f"{'what else a schedule has' if said else 'parameterisation'}, and resolution: not in the file; {there}"
     base = " --base-config BASE" if alone else ""
     yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))}{base} --data PICTURES --out RUN"
     if alone:
