@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from warm_command import Warm
+from fewstep.cli import main
 
 GUIDED = ("--guidance-range", 4, 4, "--guidance-scale", 4)
 _SMALL = ("--steps", 2, "--batch-size", 2, "--log-every", 1, "--data", "PICTURES", "--warmup-steps", 0)
@@ -57,9 +59,15 @@ def make_run(flow: Path, pictures: Path, name: str) -> Run:
         return {"FLOW": flow, "PICTURES": pictures}.get(str(word), word)
 
     out = flow.parent / "runs" / flow.name / name
-    done = Warm([*map(fill, RUNS[name]), "--out", out]).wait()
-    assert done.returncode == 0, done.stderr
-    return Run(out, done.stdout)
+    return Run(out, run_here(*map(fill, RUNS[name]), "--out", out))
+
+
+def run_here(*arguments: object) -> str:
+    """Runs the command in this very process, which has read the miniature's frozen parts already, and returns what it
+    said. Raises SystemExit where it fails."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        main([*map(str, arguments)])
+    return said.getvalue()
 
 
 def fill_loras(flow: Path, pictures: Path) -> tuple[object, ...]:

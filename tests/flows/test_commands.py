@@ -14,7 +14,7 @@ from fewstep.models.card import LORA_FILE
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import KOHYA_FILE
 from flow_miniatures import copy_model
-from flow_runs import GUIDED, fill_loras, make_run
+from flow_runs import GUIDED, fill_loras, make_run, run_here
 
 EVERYWHERE = ("--guided-from", 0)
 
@@ -30,18 +30,17 @@ def loras(flow, flow_pictures):
     return fill_loras(flow, flow_pictures)
 
 
-def paint(fewstep_command, out, *arguments):
-    done = fewstep_command("generate", "--prompt", "a red star", "--seed", 3, "--steps", 3, "--out", out, *arguments)
-    assert done.returncode == 0, done.stderr
+def paint(out, *arguments):
+    run_here("generate", "--prompt", "a red star", "--seed", 3, "--steps", 3, "--out", out, *arguments)
     (picture,) = out.iterdir()
     return np.asarray(Image.open(picture), dtype=int)
 
 
-def test_loras_apart_combined_and_merged_paint_the_same(flow, tour, loras, fewstep_command, tmp_path):
-    apart = paint(fewstep_command, tmp_path / "a", "--model", flow, *loras)
+def test_loras_apart_combined_and_merged_paint_the_same(flow, tour, loras, tmp_path):
+    apart = paint(tmp_path / "a", "--model", flow, *loras)
     for i, model in enumerate((tour("combined").folder, tour("merged").folder)):
-        assert np.abs(apart - paint(fewstep_command, tmp_path / str(i), "--model", model)).max() <= 2
-    alone = paint(fewstep_command, tmp_path / "alone", "--model", tour("lora").model)
+        assert np.abs(apart - paint(tmp_path / str(i), "--model", model)).max() <= 2
+    alone = paint(tmp_path / "alone", "--model", tour("lora").model)
     assert np.abs(apart - alone).max() > 0
     for name in ("lora", "style", "combined"):
         assert "largest difference 0" in tour(name).said
@@ -55,16 +54,16 @@ def test_a_lora_is_written_in_the_spelling_that_all_tools_read_and_in_kohyas_whe
 
 
 @pytest.mark.parametrize("name", ["whole", "tuned", "of-prepared", "any-step", "whole-any-step"])
-def test_what_was_made_paints(name, tour, fewstep_command, tmp_path):
-    picture = paint(fewstep_command, tmp_path / "a", "--model", tour(name).model)
+def test_what_was_made_paints(name, tour, tmp_path):
+    picture = paint(tmp_path / "a", "--model", tour(name).model)
     assert picture.shape == (64, 64, 3)
     assert picture.std() > 1
 
 
-def test_painting_starts_from_a_picture(tour, flow_pictures, fewstep_command, tmp_path):
+def test_painting_starts_from_a_picture(tour, flow_pictures, tmp_path):
     model = ("--model", tour("whole").model)
-    fresh = paint(fewstep_command, tmp_path / "a", *model)
-    begun = paint(fewstep_command, tmp_path / "b", *model, "--init-image", flow_pictures / "0.png", "--strength", 0.5)
+    fresh = paint(tmp_path / "a", *model)
+    begun = paint(tmp_path / "b", *model, "--init-image", flow_pictures / "0.png", "--strength", 0.5)
     assert np.abs(fresh - begun).max() > 2
 
 
@@ -130,11 +129,11 @@ def test_a_scheduler_that_states_no_flow_is_refused(change, said, flow, tmp_path
         load_latent_model(tmp_path, torch.device("cpu"))
 
 
-def test_an_unfinished_run_paints_pictures_of_its_own_size(tour, fewstep_command, tmp_path):
+def test_an_unfinished_run_paints_pictures_of_its_own_size(tour, tmp_path):
     """As the model that it ends with does: two of the families say the size nowhere but in the card."""
-    ended = paint(fewstep_command, tmp_path / "ended", "--model", tour("small-whole").model)
+    ended = paint(tmp_path / "ended", "--model", tour("small-whole").model)
     run = shutil.copytree(tour("small-whole").folder, tmp_path / "run")
     shutil.rmtree(run / "model")
-    unfinished = paint(fewstep_command, tmp_path / "unfinished", "--model", run)
+    unfinished = paint(tmp_path / "unfinished", "--model", run)
     assert unfinished.shape == ended.shape == (32, 32, 3)
     assert np.abs(unfinished - ended).max() <= 2
