@@ -98,6 +98,12 @@ class StudentCard:
     others: dict[str, Any] = field(default_factory=dict)
     """Keeps the entries of a file that another version wrote, as they are."""
 
+    @property
+    def trained_for(self) -> str:
+        """Says in words what guidance it was trained for, where that is recorded."""
+        low, high = self.guidance_range or (0.0, 0.0)
+        return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
     def to_json(self) -> dict[str, Any]:
         """Returns what is recorded, as JSON holds it."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "others"}

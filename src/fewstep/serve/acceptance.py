@@ -195,7 +195,7 @@ class Acceptance:
             return own
         low, high = self.pipeline.model.card.guidance_range or (asked, asked)
         if not low <= asked <= high:
-            notes.append(f"{name} is {asked:g}; this model was trained for {low:g} to {high:g}")
+            notes.append(f"{name} is {asked:g}; this model was trained for {self.pipeline.model.card.trained_for}")
         return asked
 
     def _choose_scales(
