@@ -251,7 +251,9 @@ def test_what_xlabs_wrote_for_flux_is_read_as_diffusers_does(make_flow, tmp_path
     found = read_lora(file, model.parts, model.family.lora).pairs
     assert {name.removeprefix("transformer.") for name in found} == hung.keys()
     for name, layer in hung.items():
-        assert torch.allclose(layer.get_delta_weight("default_0"), found[f"transformer.{name}"].delta(), atol=1e-5)
+        assert torch.allclose(
+            layer.get_delta_weight("default_0"), found[f"transformer.{name}"].delta().float(), atol=1e-4
+        )
     assert "LoRA: XLabs keys" in [*describe(file)]
 
 
