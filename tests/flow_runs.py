@@ -22,7 +22,7 @@ RUNS = {
     "lora": (*_DISTILL, *_LORA, "--sample-every", 2),
     "any-step": (*_DISTILL, *_LORA, *_ANY_STEP),
     "whole": _DISTILL,
-    "whole-any-step": (*_DISTILL, *_ANY_STEP, "--batch-size", 8, "--lr", 3e-2),
+    "whole-any-step": (*_DISTILL, *_ANY_STEP, "--lr", 3e-2),
     "prepared": ("prepare", "--model", "FLOW", "--data", "PICTURES", "--resolution", 64),
     "of-prepared": (*_DISTILL, "--data", "@prepared"),
     "style": ("train-lora", "scenes", "--model", "FLOW", *_SMALL, "--resolution", 64, "--lr", 0.1),

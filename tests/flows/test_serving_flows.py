@@ -26,10 +26,11 @@ def opened(b64):
 
 def test_it_is_served(painter, flow_pictures):
     picture = (flow_pictures / "0.png").read_bytes()
-    off = painter.model.family.guidance_of(0.0)
+    inside = painter.model.family.guided_inside
+    off = {} if inside else {"cfg_scale": painter.model.family.guidance_of(0.0)}
     with serving(painter) as served:
         odd = served.post("/sdapi/v1/txt2img", prompt=PROMPT, steps=1, seed=5, cfg_scale=9)
-        both = served.post("/sdapi/v1/txt2img", prompt=PROMPT, steps=3, seed=5, batch_size=2, cfg_scale=off)
+        both = served.post("/sdapi/v1/txt2img", prompt=PROMPT, steps=3, seed=5, batch_size=2, **off)
         large = served.post(
             "/sdapi/v1/txt2img", prompt=OTHER, steps=2, seed=5, enable_hr=True, hr_scale=2, denoising_strength=0.5
         )["images"]  # fmt: skip
@@ -38,7 +39,6 @@ def test_it_is_served(painter, flow_pictures):
             init_images=[base64.b64encode(picture).decode()],
         )["images"]  # fmt: skip
     assert "has no effect" not in both["info"]
-    inside = painter.model.family.guided_inside
     assert ("trained for 4'" if inside else "built into this model: cfg_scale 9 has") in str(json.loads(odd["info"]))
     both = both["images"]
     for i, image in enumerate(both):
