@@ -136,6 +136,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
         return
     try:
+        family.refuse_index(index, str(folder))
         family.refuse(network, str(folder))
     except UserError as error:
         yield f"not read: {error}"
@@ -153,6 +154,11 @@ def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str
     if said:
         yield f"the file says: {', '.join(f'{name} {value}' for name, value in said.items())}"
     yield f"{'what else a schedule has' if said else 'parameterisation'}, and resolution: not in the file; {there}"
+    try:
+        family.refuse(family.settings_of_file(header.shapes), str(path))
+    except UserError as error:
+        yield f"not read: {error}"
+        return
     base = " --base-config BASE" if alone else ""
     yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))}{base} --data PICTURES --out RUN"
     if alone:
@@ -201,6 +207,7 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
         refuse_others(path, header.shapes)
         raise UserError(f"{path} holds no LoRA: no key of its {len(header.shapes)} has lora_A, lora_down or lora.down")
     kind = "kohya" if any(key.startswith("lora_") for key in down) else "diffusers or peft"
+    kind = "XLabs" if any("_blocks." in key and ".processor." in key for key in down) else kind
     ranks = sorted({shape[0] for shape in down.values()})
     yield f"{'DoRA' if {'magnitude', 'dora_scale'} & {*halves.values()} else 'LoRA'}: {kind} keys"
     yield f"modules: {len(down)}"
