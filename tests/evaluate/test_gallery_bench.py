@@ -176,20 +176,32 @@ def test_in_the_other_hand_it_has_a_share_in_style_too():
     assert set(found.tuning.prompts).isdisjoint(found.scored.prompts)
 
 
-def test_the_command_has_a_column_of_each(tmp_path, monkeypatch, capsys):
-    for name, value in {"gallery_bench.REFERENCE_PICTURES": 256, "gallery_bench.REPEATS": 3}.items():
+def test_the_reader_is_the_extractor_unless_another_is_asked_for(tmp_path, clip):
+    save_reader(GalleryReader(), tmp_path)
+    extractor, reader = judges("gallery-twemoji", "", CPU, str(tmp_path))
+    pictures = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    assert extractor is reader.extractor
+    assert extractor.name == "the gallery reader"
+    assert extractor.features(pictures).shape == (2, 128)
+    assert len(reader.read(pictures)) == 2
+    extractor, reader = judges("gallery", str(clip), CPU)
+    assert (extractor.features(pictures).shape, reader) == ((2, 16), None)  # distances alone
+
+
+def test_the_command_has_a_column_of_each(tmp_path, monkeypatch, capsys, clip):
+    for name, value in {"gallery_bench.REFERENCE_PICTURES": 40, "gallery_bench.REPEATS": 3}.items():
         monkeypatch.setattr(f"fewstep.evaluate.{name}", value)
     monkeypatch.setattr("fewstep.commands.evaluate.TEACHER_STEPS", 1)
     monkeypatch.setenv("COLUMNS", "200")
     torch.manual_seed(0)
     save_reader(GalleryReader(), tmp_path / "reader")
     config = Evaluate(
-        model=assets.SCENES_LCM, data="gallery", reader=str(tmp_path / "reader"), samplers=(), steps=(1,),
-        guidance_scale=(3,), n=256, n_repeated=3, n_tuning=20, batch_size=53, out=tmp_path / "out", device="cpu",
+        model=assets.SCENES_LCM, data="gallery", reader=str(tmp_path / "reader"), extractor=str(clip), samplers=(),
+        steps=(1,),
+        guidance_scale=(3,), n=32, n_repeated=3, n_tuning=20, batch_size=41, out=tmp_path / "out", device="cpu",
     )  # fmt: skip
     evaluate(config)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["protocol"]["extractor"]["name"] == "the gallery reader"
     assert 0 < results["protocol"]["real_pictures"]["coverage"] <= 1
     for row in results["rows"]:
         assert 0 <= row["prompt_accuracy"] <= 1
