@@ -25,7 +25,8 @@ from fewstep.models.end import KEYS
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.families.single_file import read_statements
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
-from fewstep.models.model_files import INDEX, find_file, read_json
+from fewstep.models.model_files import INDEX, TOKENIZER_CONFIG, find_file, read_json
+from fewstep.models.vocabulary import parse_vocabulary
 from fewstep.recipes.plain import read_config_file
 from fewstep.roots import open_regular
 from fewstep.runs.advice import advise_lora, advise_painting
@@ -129,6 +130,10 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
             find_file(place, file.name)  # refuses links out; what a link of the Hub's cache leads to has no such name
         if counts := [read_safetensors_header(file).parameters for file in files]:
             yield f"{part}: {sum(counts):,} parameters"
+    tokenizer = assets.find_part(folder, "tokenizer") / TOKENIZER_CONFIG
+    if tokenizer.is_file() and (vocabulary := parse_vocabulary(read_json(tokenizer, otherwise))):
+        yield f"words that it knows: {', '.join(vocabulary.words)}"
+        yield f"prompts as it learnt them: {'; '.join(vocabulary.examples)}"
     yield from _list_entries([(name, value) for name, value in card.to_json().items() if name != "resolution"])
     here = shlex.quote(assets.find_name(folder))
     is_few_step = family.is_few_step(network) or family.records_student(card) or card.method == LCM_LORA

@@ -84,6 +84,10 @@ class FluxConditioner:
     def encoders(self) -> dict[str, nn.Module]:
         return {"text_encoder": self.clip.network, "text_encoder_2": self.t5.network}
 
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        return (self.clip, self.t5)
+
     def with_encoders(self, encoders: Mapping[str, nn.Module]) -> FluxConditioner:
         clip = dataclasses.replace(self.clip, network=encoders["text_encoder"])
         return FluxConditioner(clip, dataclasses.replace(self.t5, network=encoders["text_encoder_2"]))
