@@ -20,6 +20,9 @@ class Saving:
     `checkpoints` writes nothing. What the thread raises is raised by the next call here.
     """
 
+    THREAD = "checkpoint"
+    """What a thread that writes is called."""
+
     def __init__(self, checkpoints: Checkpoints | None, keep: int) -> None:
         self._checkpoints, self._keep = checkpoints, keep
         self._copies: dict[str, Tensor] = {}  # in main memory, where the next copy takes their place
@@ -48,7 +51,7 @@ class Saving:
             return
         self._copies = {name: _copy(value, self._copies.get(name)) for name, value in whole}
         self._thread = threading.Thread(
-            target=self._write, args=(self._checkpoints, state.numbers()), name="checkpoint", daemon=True
+            target=self._write, args=(self._checkpoints, state.numbers()), name=self.THREAD, daemon=True
         )  # fmt: skip
         self._thread.start()
 
