@@ -55,9 +55,13 @@ class Saving:
         )  # fmt: skip
         self._thread.start()
 
+    @property
+    def is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def check(self) -> None:
         """Raises what a thread that has ended meanwhile raised."""
-        if self._thread is None or not self._thread.is_alive():
+        if not self.is_writing:
             self.finish()
 
     def finish(self) -> None:
