@@ -1,6 +1,7 @@
 """Buckets of aspect ratios: which there are, which is a picture's, and the order of batches of one each."""
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_the_buckets_of_batches_are_mixed_and_others_in_every_epoch():
     first, second = (buckets[order(range(start, start + 600, 4))].tolist() for start in (0, 600))
     assert first != second
     assert collections.Counter(first) == collections.Counter(second) == {0: 50, 1: 50, 2: 50}
-    assert 80 < sum(one != other for one, other in zip(first, first[1:], strict=False)) < 120
+    assert 80 < sum(one != other for one, other in itertools.pairwise(first)) < 120
 
 
 def test_shards_are_gone_through_together():

@@ -41,12 +41,12 @@ def find_buckets(sizes: NDArray[np.int64], buckets: Sequence[Sides]) -> Indices:
     The nearest is that whose ratio is the fewest times larger or smaller; the square's where a size is not known, which
     is 0 × 0.
     """
-    known = (sizes > 0).all(axis=1)
-    width, height = np.where(known[:, None], sizes, 1).T
+    width, height = np.where(sizes.min(axis=1, keepdims=True) > 0, sizes, 1).T
     aspects = np.log([wide / high for high, wide in buckets])
     order = np.argsort(aspects, kind="stable")
     between = (aspects[order][1:] + aspects[order][:-1]) / 2
-    return order[np.searchsorted(between, np.log(width / height))]
+    found: Indices = order[np.searchsorted(between, np.log(width / height))]
+    return found
 
 
 def name_sides(sides: Sides) -> str:
@@ -54,8 +54,11 @@ def name_sides(sides: Sides) -> str:
     return f"{sides[1]}x{sides[0]}"
 
 
-def describe_counts(counts: Mapping[Sides, int], batch_size: int) -> list[str]:
-    """Says how many pictures lie in each bucket, and of which an update takes some several times."""
+def describe_counts(counts: Mapping[Sides, int], batch_size: int = 0) -> list[str]:
+    """Says how many pictures lie in each bucket, and of which an update takes some several times; nothing without
+    buckets."""
+    if not counts:
+        return []
     said = ", ".join(f"{name_sides(sides)}: {counts[sides]}" for sides in sorted(counts))
     small = [name_sides(sides) for sides in sorted(counts) if counts[sides] < batch_size]
     lines = [f"buckets, width × height: {said}"]

@@ -9,10 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.data.buckets import describe_counts
 from fewstep.data.kind import SourceRequest
 from fewstep.data.opening import open_pictures
 from fewstep.data.reading import CropSettings, PictureReader
-from fewstep.data.sources.base import DroppedError, Source, SourceReport
+from fewstep.data.sources.base import DroppedError, Source, SourceReport, list_sizes
 from fewstep.data.sources.prompts import is_prompt_file, open_prompts
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError, show
@@ -22,14 +26,14 @@ from fewstep.models.family import LatentModel
 from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
 from fewstep.recipes.plain import to_plain
 from fewstep.roots import Root
-from fewstep.runs.material import ENCODED, Material
+from fewstep.runs.material import ENCODED, Material, choose_buckets
 
 
 def open_source(config: PictureOptions, data: str, resolution: int, seed: int) -> Source:
     """Opens what `data` names with the selection and the cache of a configuration."""
     selection = Selection(
         filters=config.filters, captions=config.caption_fields, lines=config.caption_lines,
-        repeats=config.folder_repeats, follow_links=config.follow_links,
+        repeats=config.folder_repeats, follow_links=config.follow_links, squares=config.buckets == "off",
     )  # fmt: skip
     cache_bytes = int(config.cache_gib * 2**30)
     request = SourceRequest(
@@ -50,7 +54,7 @@ def open_kind(
     reading = PictureReader(
         sources,
         [weight for _, weight in given],
-        CropSettings(resolution=resolution, crop=config.crop, flip=config.flip),
+        CropSettings(resolution=resolution, buckets=choose_buckets(config, model), crop=config.crop, flip=config.flip),
         config.seed,
         workers=config.read_ahead,
         ahead=config.batch_size,
@@ -62,7 +66,7 @@ def open_kind(
         | ({"told": dict(r.told)} if r.told else {})
         for data, r in reports
     }
-    for line in _list_shortages(config, dict(reports)):
+    for line in (*_list_shortages(config, dict(reports)), *describe_counts(reading.count_sides(), config.batch_size)):
         print(line, flush=True)
     keeping = None if run is None else Keeping(run / ENCODED, describe_pictures(config))
     return Material(
@@ -99,7 +103,7 @@ def describe_pictures(config: TrainingConfig) -> dict[str, Any]:
     """Returns what was chosen of which sources, and a hash of the names, sizes and times of all their files here."""
     chosen = (
         "data", "mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "follow_links", "pictures",
-        "seed", "crop",
+        "seed", "crop", "buckets",
     )  # fmt: skip
     settings = to_plain(config)
     total = hashlib.sha256()
@@ -135,6 +139,9 @@ class _First:
         self.report = source.report
         self.shard_sizes = (min(most, len(source)),)
         self.key, self.caption, self.read, self.shard_name = source.key, source.caption, source.read, source.shard_name
+
+    def measure(self) -> NDArray[np.int64]:
+        return list_sizes(self._source)[: len(self)]
 
     def __len__(self) -> int:
         return self.shard_sizes[0]
