@@ -14,7 +14,8 @@ from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
 from fewstep.models.prepared_latents import PreparedLatents, check_made_for
 from fewstep.recipes.pictures import TrainingConfig
-from fewstep.runs.material import Material, choose_buckets
+from fewstep.runs.buckets import choose_buckets
+from fewstep.runs.material import Material
 
 
 def open_kind(config: TrainingConfig, model: LatentModel, resolution: int, *, captions: int, **_: object) -> Material:

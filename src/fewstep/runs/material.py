@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.data.buckets import Sides, list_buckets
 from fewstep.data.latents import LatentSource
 from fewstep.data.shards.manifest import TRAJECTORIES, is_prepared, read_kind
 from fewstep.errors import UserError
@@ -58,22 +57,6 @@ def choose_side(config: PictureOptions, own: int, unit: int) -> int:
     if resolution % unit:
         raise UserError(f"resolution is {resolution}; the model needs a multiple of {unit}")
     return resolution
-
-
-def choose_buckets(config: PictureOptions, model: LatentModel) -> tuple[Sides, ...]:
-    """Returns the shapes of the pictures; none where they are squares. Raises UserError where `model` has no places for
-    one of them."""
-    if config.buckets == "off":
-        return ()
-    resolution = choose_resolution(config, model)
-    buckets = list_buckets(resolution, model.codec.unit)
-    longest = max(map(max, buckets))
-    if longest > (most := model.family.largest_side(model.network.backbone.config, model.codec.multiple)):
-        raise UserError(
-            f"buckets of {resolution} pixels have sides of up to {longest}; the model has places for {most} pixels a "
-            "side, give --buckets off, or a smaller --resolution"
-        )
-    return buckets
 
 
 ENCODED = "encoded"

@@ -26,7 +26,8 @@ from fewstep.models.family import LatentModel
 from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
 from fewstep.recipes.plain import to_plain
 from fewstep.roots import Root
-from fewstep.runs.material import ENCODED, Material, choose_buckets
+from fewstep.runs.buckets import choose_buckets
+from fewstep.runs.material import ENCODED, Material
 
 
 def open_source(config: PictureOptions, data: str, resolution: int, seed: int) -> Source:

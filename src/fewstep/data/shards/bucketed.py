@@ -28,6 +28,8 @@ class BucketedShards(PreparedShards):
             self.buckets = tuple(_read_sides(each) for each in self.made_of["buckets"])
             held = self.manifest["buckets"]
             counts = [[held[name].get(name_sides(sides), 0) for sides in self.buckets] for name in self.names]
+            if not all(type(count) is int for row in counts for count in row):
+                raise TypeError("they are no numbers")
             self._counts = np.array(counts, np.int64).reshape(len(self.names), len(self.buckets))
             if (self._counts < 0).any() or self._counts.sum(axis=1).tolist() != list(self.shard_sizes):
                 raise ValueError("its counts do not add up")
