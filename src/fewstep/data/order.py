@@ -126,7 +126,7 @@ class SampleOrder:
         return indices
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=128)  # of as many orders as there are buckets
 def _plan_epoch(
     seed: int, shard_sizes: tuple[int, ...], times: tuple[int, ...], window: int, epoch: int
 ) -> tuple[Indices, Indices, Indices]:
