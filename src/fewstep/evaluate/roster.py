@@ -20,7 +20,7 @@ class Roster:
     prompts: list[str]
     seeds: list[int]
     stated: list[Scene] | None
-    """What each prompt of the scenes world states."""
+    """Holds what each prompt of the scenes world states."""
     main: int
     """Number of pictures that make the table."""
     unseen: int

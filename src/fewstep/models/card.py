@@ -21,13 +21,13 @@ SHOWN_STEPS = tuple(range(1, 9))
 MAX_STEPS = 50
 """The most steps that any model is asked to paint in."""
 LCD, LCF = "LCD", "LCF"
-"""The methods of few-step models: distilled from a teacher, and fine-tuned on pictures."""
+"""Names the methods of few-step models: distilled from a teacher, and fine-tuned on pictures."""
 LCM_LORA = "LCM-LoRA"
 """The method of a LoRA that makes its base a few-step model."""
 STYLE_LORA = "style"
-"""The method of a LoRA that ordinary diffusion training made."""
+"""Is the method of a LoRA that ordinary diffusion training made."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
-"""A LoRA's file in diffusers' spelling."""
+"""Is a LoRA's file in diffusers' spelling."""
 
 
 @dataclass(frozen=True, kw_only=True)

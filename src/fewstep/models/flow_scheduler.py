@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler")
 """Schedulers of diffusers that state a flow."""
 _SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
-"""Those that state one where they are told to, as some flows are released with."""
+"""Names those that state one where they are told to, as some flows are released with."""
 _OTHER_TIMES = {
     "use_karras_sigmas": "Karras' times",
     "use_exponential_sigmas": "exponential times",

@@ -30,17 +30,19 @@ def open_kind(config: TrainingConfig, model: LatentModel, resolution: int, *, ca
         seed = draws.key(config.seed, "source", 0)
         order = BucketedOrder(seed, config.batch_size, shards.shard_sizes, shards.bucket_of, shards.shard_repeats)
     return describe_shards(
-        config, shards, captions, len(shards), lambda: PreparedLatents(model, shards, config.seed, order)
+        config, shards, resolution, captions, len(shards), lambda: PreparedLatents(model, shards, config.seed, order)
     )
 
 
 def describe_shards(
-    config: TrainingConfig, shards: PreparedShards, captions: int, count: int, latents: Callable[[], LatentSource]
+    config: TrainingConfig, shards: PreparedShards, resolution: int, captions: int, count: int,
+    latents: Callable[[], LatentSource],
 ) -> Material:  # fmt: skip
     _check_free(config, shards)
     return Material(
         latents=latents,
         count=count,
+        resolution=resolution,
         captions=[shards.read_row(*shards.locate(i)).caption for i in range(min(captions, len(shards)))],
         account={config.data: shards.report},
         identity=shards.hash_contents(),

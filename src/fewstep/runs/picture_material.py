@@ -50,16 +50,15 @@ def open_kind(
     given = [(config.data, 1.0), *map(split_weight, config.mix)]
     sources = [_open(config, data, resolution) for data, _ in given]
     count = sum(map(len, sources))
+    cut = CropSettings(
+        resolution=resolution, buckets=choose_buckets(config, model), crop=config.crop, flip=config.flip
+    )  # fmt: skip
+    options: Any = {"settings": cut, "seed": config.seed, "workers": config.read_ahead, "ahead": config.batch_size}
+    reading = PictureReader(sources, [weight for _, weight in given], **options)
+    buckets = describe_counts(reading.count_sides(), config.batch_size)
     if most:
         sources, given = [_First(sources[0], most)], given[:1]
-    reading = PictureReader(
-        sources,
-        [weight for _, weight in given],
-        CropSettings(resolution=resolution, buckets=choose_buckets(config, model), crop=config.crop, flip=config.flip),
-        config.seed,
-        workers=config.read_ahead,
-        ahead=config.batch_size,
-    )
+        reading = PictureReader(sources, [1.0], **options)
     words = [_caption(sources[0], i) for i in range(min(captions, len(sources[0])))]
     reports = [(data, source.report) for (data, _), source in zip(given, sources, strict=True)]
     account = {
@@ -67,11 +66,16 @@ def open_kind(
         | ({"told": dict(r.told)} if r.told else {})
         for data, r in reports
     }
-    for line in (*_list_shortages(config, dict(reports)), *describe_counts(reading.count_sides(), config.batch_size)):
+    for line in (*_list_shortages(config, dict(reports)), *buckets):
         print(line, flush=True)
     keeping = None if run is None else Keeping(run / ENCODED, describe_pictures(config))
     return Material(
-        lambda: encode(model, reading, config.keep_gib, keeping), count, words, account, reading.hash_contents()
+        latents=lambda: encode(model, reading, config.keep_gib, keeping),
+        count=count,
+        resolution=resolution,
+        captions=words,
+        account=account,
+        identity=reading.hash_contents(),
     )
 
 

@@ -17,7 +17,7 @@ class PictureLimits:
     """Limits on one picture; anything above them is dropped as too large."""
 
     max_bytes: int = MAX_BYTES
-    """Most bytes of the file."""
+    """Bounds the bytes of the file."""
     max_pixels: int = MAX_PIXELS
     side: int = 0
     """Length in pixels to which the shorter side will be resized, 0 if unknown: a very narrow picture would grow

@@ -54,7 +54,7 @@ class FolderPictures:
     files: FolderFiles
     selection: Selection
     samples: tuple[tuple[str, str], ...]
-    """Path inside the folder, and first caption, of every picture."""
+    """Has the path inside the folder, and the first caption, of every picture."""
     report: SourceReport
     others: Mapping[int, tuple[str, ...]]
     """Further captions of the pictures that have several, by their places in `samples`."""

@@ -30,7 +30,7 @@ class FolderMetadata:
     pictures: dict[str, PictureMetadata] = field(default_factory=dict)
     """What is said of each picture, by its path in the folder."""
     columns: dict[str, list[str]] = field(default_factory=dict)
-    """The columns or fields of each file, for messages."""
+    """Names the columns or fields of each file, for messages."""
 
 
 def read_metadata(files: FolderFiles, listing: Listing, tally: Tally, wanted: Sequence[str]) -> FolderMetadata:
