@@ -290,3 +290,10 @@ def test_what_does_not_go_together_is_refused_in_words(prepared, xl, pictures, t
         (spoilt / "prepared.json").write_text(json.dumps(manifest | {"buckets": {name: counts}}))
         with pytest.raises(UserError, match="does not say what its buckets hold"):
             BucketedShards(spoilt)
+
+
+def test_a_run_tried_out_counts_all_pictures(xl, pictures, tmp_path, capsys):
+    distill_command.distill(settings(xl, pictures, tmp_path / "run", dry_run=True))
+    said = capsys.readouterr().out
+    assert "buckets, width × height: 20x12: 6, 16x16: 4\n" in said
+    assert "updates of 2" in said
