@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from fewstep.arguments import parse_arguments
 from fewstep.commands.bench_train import Ours
@@ -148,6 +149,22 @@ def test_it_says_what_a_checkpoint_takes_of_main_memory(capsys):
         assert ("adamw8bit" in advice) == (gib == "5.0")
 
 
+def test_it_says_how_many_pictures_lie_in_each_bucket(tmp_path, monkeypatch, capsys):
+    (tmp_path / "d").mkdir()
+    for i in range(14):
+        Image.new("RGB", (60, 40) if i < 4 else (40, 40)).save(tmp_path / "d" / f"{i}.png")
+        (tmp_path / "d" / f"{i}.txt").write_text("words")
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    counted = MemoryPlan(optimizer="adamw", fsdp=False, checkpointing=False, alone=GIB, each=0.0, flops=10**12)
+    monkeypatch.setattr("fewstep.commands.plan.list_plans", lambda *_: [counted])
+    plan(Plan(recipe="sdxl-lora", batch_size=8, data=str(tmp_path / "d"), buckets="on"))
+    said = capsys.readouterr().out
+    assert "buckets, width × height: 1216x832: 4, 1024x1024: 10\n" in said
+    assert "warning: 1216x832 have fewer pictures than an update takes (8)" in said
+    assert said.endswith(" --buckets on\n")
+    assert f"--data {tmp_path / 'd'}" in said
+
+
 def test_the_work_is_that_of_the_passes():
     """A UNet of Stable Diffusion 1.5 takes 0.8 TFLOP a pass at 512 pixels, with its attention.
 
@@ -212,6 +229,8 @@ def test_no_way_promises_more_than_fits():
         ({"tflops": 0.0}, "it must be above 0"),
         ({"gpus": 7}, "not a multiple of 7 GPUs"),
         ({"resolution": 100}, "multiple of 64"),
+        ({"buckets": "on"}, "needs both --buckets on and --data"),
+        ({"data": "cats"}, "needs both --buckets on and --data"),
         ({"method": "tdm"}, "whose updates are others than are counted here"),
         ({"method": "ect"}, "whose updates are others than are counted here"),
     ],

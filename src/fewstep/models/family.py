@@ -335,6 +335,8 @@ class Family(ABC):
     released_latent_channels: int
     released_multiple: int = 8
     """Pixels a latent of theirs, in each direction."""
+    patch: int = 1
+    """Latents that the network takes as one, in each direction."""
     encoder_bytes: int
     """Counts the released autoencoder and text encoders, in fp32."""
 

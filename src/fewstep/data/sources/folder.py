@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
@@ -58,6 +59,8 @@ class FolderPictures:
     """Further captions of the pictures that have several, by their places in `samples`."""
     shards: tuple[tuple[str, int, int], ...]
     """Name, number of pictures, and repeats of the parts that the folder has, in order; usually one."""
+    sizes: NDArray[np.float64]
+    """Width and height of every picture `[n, 2]`; NaN where they are not known."""
 
     @property
     def shard_sizes(self) -> Sequence[int]:
@@ -78,6 +81,16 @@ class FolderPictures:
 
     def caption(self, index: int) -> str:
         return self.samples[index][1]
+
+    def measure(self) -> NDArray[np.int64]:
+        """Returns width and height of every picture `[n, 2]`. Raises UserError where one is not known."""
+        if (unknown := np.isnan(self.sizes).any(axis=1)).any():
+            name = escape_line(self.key(int(unknown.argmax())))
+            raise UserError(
+                f"the sides of {name} are not known before it is fetched, nor is its bucket; give shards, a folder on "
+                "this machine, metadata with width and height, or --buckets off"
+            )
+        return self.sizes.astype(np.int64)
 
     def read(self, index: int) -> Example:
         file, caption = self.samples[index]
@@ -214,6 +227,7 @@ def arrange(files: FolderFiles, samples: Sequence[Sample], tally: Tally, selecti
         report=tally.report(),
         others={i: sample.captions[1:] for i, sample in enumerate(samples) if len(sample.captions) > 1},
         shards=shards,
+        sizes=np.array([sample.scores[-2:] for sample in samples], dtype=np.float64).reshape(-1, 2),
     )
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.decoding import decode, find_reader
+from fewstep.data.sources.decoding import decode, find_reader, find_upright_size
 from fewstep.data.sources.fitting import MAX_BYTES, PictureLimits
 from fewstep.data.sources.folder_files import LocalFiles, read_local
 from fewstep.data.sources.remote import hash_name
@@ -58,6 +58,7 @@ class View(NamedTuple):
     reason: str = ""
     """Why it cannot be used, whatever the limits are."""
     width: int = 0
+    """Of the upright picture, as its height is."""
     height: int = 0
     text: str = ""
 
@@ -215,6 +216,6 @@ def _read_size(file: BinaryIO, size: int) -> tuple[int, int] | None:
             whole = (_JPEG_END if reader is JpegImageFile else _PNG_END) in end
         file.seek(0)
         with reader(file) as image:
-            return image.size if whole else None
+            return find_upright_size(image) if whole else None
     except Exception:  # as in decode
         return None
