@@ -105,7 +105,7 @@ def test_pictures_come_in_the_format_that_is_asked_for(served, form):
         ({"prompt": PROMPT, "partial_images": 9}, "partial_images", "allowed: 0 to 8"),
         ({"prompt": PROMPT, "loras": {"style": 1.0}}, "loras", "there are: none"),
         ({"prompt": PROMPT, "stepz": 4}, "stepz", "there is no such field; did you mean steps?"),
-        ({"promt": PROMPT}, "promt", "there is no such field; did you mean prompt?"),
+        ({"promt": PROMPT}, "promt", "there is no such field; did you mean prompt?"),  # codespell:ignore promt
         ({"prompt": PROMPT, "steps": "4"}, "steps", 'is "4"; send a whole number, without quotes'),
     ],
 )
