@@ -119,8 +119,8 @@ def open_folder(
     listing.count_left_out(tally)
     metadata = read_metadata(files, listing, tally, selection.captions)
     found = find_pictures(listing, metadata, tally, selection)
-    samples = inspect(files, found, tally, selection, cache or CacheSettings())
-    source = arrange(files, samples, tally, selection)
+    samples, sizes = inspect(files, found, tally, selection, cache or CacheSettings())
+    source = arrange(files, samples, sizes, tally, selection)
     if not samples:
         counts = source.report.format_summary().removeprefix("data: ")
         seen = [f"it has files ending in {listing.describe_endings()}"]
@@ -171,8 +171,8 @@ def find_pictures(listing: Listing, metadata: FolderMetadata, tally: Tally, sele
 
 def inspect(
     files: FolderFiles, found: Sequence[Found], tally: Tally, selection: Selection, cache: CacheSettings
-) -> list[Sample]:
-    """Returns the pictures that can be used; `tally` counts the others, and what is worth saying of these."""
+) -> tuple[list[Sample], NDArray[np.float64]]:
+    """Returns the pictures that can be used, and their widths and heights `[n, 2]`, NaN where not known; `tally` counts the others, and what is worth saying of these."""
     looks = (
         _look_locally(files, found, selection, cache) if isinstance(files, LocalFiles)
         else _look_remotely(files, found, selection)
@@ -180,7 +180,9 @@ def inspect(
     return _select(found, looks, tally, selection)
 
 
-def _select(found: Sequence[Found], looks: _Looks, tally: Tally, selection: Selection) -> list[Sample]:
+def _select(
+    found: Sequence[Found], looks: _Looks, tally: Tally, selection: Selection
+) -> tuple[list[Sample], NDArray[np.float64]]:
     """Reads the captions and checks limits and filters, as `inspect` says."""
     samples: list[Sample] = []
     several_lines: list[bool] = []
@@ -208,11 +210,13 @@ def _select(found: Sequence[Found], looks: _Looks, tally: Tally, selection: Sele
     wanted = selection.select(scores, lambda row: samples[row].name, tally)
     if joined := int(np.array(several_lines, bool)[wanted].sum()) if selection.lines == "join" else 0:
         tally.told[captions.JOINED] += joined
-    return [sample for sample, use in zip(samples, wanted, strict=True) if use]
+    return [sample for sample, use in zip(samples, wanted, strict=True) if use], scores[wanted][:, -2:]
 
 
-def arrange(files: FolderFiles, samples: Sequence[Sample], tally: Tally, selection: Selection) -> FolderPictures:
-    """Makes the source of these pictures. Folders that are repeated unequally become shards of their own."""
+def arrange(
+    files: FolderFiles, samples: Sequence[Sample], sizes: NDArray[np.float64], tally: Tally, selection: Selection
+) -> FolderPictures:
+    """Makes the source of these pictures, whose widths and heights are `sizes` `[n, 2]`. Folders that are repeated unequally become shards of their own."""
     tally.used = len(samples)
     repeats = find_repeats([sample.name for sample in samples]) if selection.repeats else {}
     shards: tuple[tuple[str, int, int], ...] = ((files.name, len(samples), 1),)
@@ -227,7 +231,7 @@ def arrange(files: FolderFiles, samples: Sequence[Sample], tally: Tally, selecti
         report=tally.report(),
         others={i: sample.captions[1:] for i, sample in enumerate(samples) if len(sample.captions) > 1},
         shards=shards,
-        sizes=np.array([sample.scores[-2:] for sample in samples], dtype=np.float64).reshape(-1, 2),
+        sizes=sizes,
     )
 
 
