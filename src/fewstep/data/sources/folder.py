@@ -172,7 +172,8 @@ def find_pictures(listing: Listing, metadata: FolderMetadata, tally: Tally, sele
 def inspect(
     files: FolderFiles, found: Sequence[Found], tally: Tally, selection: Selection, cache: CacheSettings
 ) -> tuple[list[Sample], NDArray[np.float64]]:
-    """Returns the pictures that can be used, and their widths and heights `[n, 2]`, NaN where not known; `tally` counts the others, and what is worth saying of these."""
+    """Returns the pictures that can be used, and their widths and heights `[n, 2]`, NaN where not known; `tally`
+    counts the others, and what is worth saying of these."""
     looks = (
         _look_locally(files, found, selection, cache) if isinstance(files, LocalFiles)
         else _look_remotely(files, found, selection)
@@ -216,7 +217,8 @@ def _select(
 def arrange(
     files: FolderFiles, samples: Sequence[Sample], sizes: NDArray[np.float64], tally: Tally, selection: Selection
 ) -> FolderPictures:
-    """Makes the source of these pictures, whose widths and heights are `sizes` `[n, 2]`. Folders that are repeated unequally become shards of their own."""
+    """Makes the source of these pictures, whose widths and heights are `sizes` `[n, 2]`. Folders that are
+    repeated unequally become shards of their own."""
     tally.used = len(samples)
     repeats = find_repeats([sample.name for sample in samples]) if selection.repeats else {}
     shards: tuple[tuple[str, int, int], ...] = ((files.name, len(samples), 1),)
