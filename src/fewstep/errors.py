@@ -41,7 +41,7 @@ class StoppedError(Exception):
     def __init__(self, step: int, number: int) -> None:
         super().__init__(f"stopped after update {step}, which is saved: the same command goes on from there")
         self.number = number
-        """The signal that stopped it."""
+        """Is the signal that stopped it."""
 
 
 def is_short_of_memory(error: Exception) -> bool:

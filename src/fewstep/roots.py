@@ -15,7 +15,7 @@ from typing import BinaryIO, Literal
 
 EntryKind = Literal["file", "folder", "unsearched"]
 _CACHED = re.compile(r"(models|datasets|spaces)--.+")
-"""What the Hub's cache calls the folder of a repository."""
+"""Matches what the Hub's cache calls the folder of a repository."""
 
 
 class OutsideError(Exception):

@@ -21,6 +21,7 @@ from fewstep.files import read_safetensors_header
 from fewstep.method.named import METHODS
 from fewstep.models.card import LORA_FILE
 from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.comfyui import WORKFLOW_FILE
 from fewstep.models.lora.file import KOHYA_FILE, Pair, write_lora
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes.distill import Distill
@@ -135,6 +136,7 @@ def test_the_loader_of_diffusers_takes_the_adapters_and_leaves_the_rest(family, 
 def test_the_end_is_heeded_and_written_is_the_average(runs):
     pipeline = fewstep.load(runs(), "cpu")
     held = load_file(runs() / "model" / LORA_FILE)
+    assert not (runs() / "model" / WORKFLOW_FILE).exists()  # ComfyUI cannot tell a network where to land
     last = load_file(runs() / "checkpoints/step-0000003" / TENSORS_FILE)
     for layer in (1, 2):
         own = held[f"fewstep_lora_end.linear_{layer}.weight"]

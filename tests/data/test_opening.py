@@ -95,7 +95,7 @@ def test_an_added_kind_is_opened_as_it_was_asked(greys: str):
 def test_an_added_kind_is_trained_on_alone_and_mixed(greys: str, random_teacher: Path, tmp_path: Path):
     model = load_latent_model(str(random_teacher), pick_device("cpu"))
     material = open_material(TrainingConfig(data=greys, pictures=5, mix=("scenes::1",)), model, captions=2)
-    assert (material.count, material.captions) == (10, ["grey of level 0", "grey of level 1"])
+    assert (material.count, material.resolution, material.captions) == (10, 64, ["grey of level 0", "grey of level 1"])
     assert material.account[greys] == {"found": 5, "used": 5, "dropped": {}}
     latents = material.latents()
     assert {key.split()[0] for key in latents.keys(range(64))} == {"grey", "scene"}

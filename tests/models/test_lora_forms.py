@@ -125,7 +125,7 @@ def deltas(lora, model):
     return {name: pair.delta(weight_of(model, name)).float() for name, pair in lora.pairs.items()}
 
 
-def same(found, expected):
+def check_same(found, expected):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name].flatten(1), value.flatten(1), rtol=1e-4, atol=1e-5)
@@ -210,7 +210,7 @@ def test_it_adds_what_diffusers_adds(form, model, pipelines, write):
     if form == "kohya, alpha 0":
         assert found.notes == (f"{path} has alpha 0 at 1 of its modules and changes nothing there",)
         expected = {UNET[0]: torch.zeros_like(weight_of(model, UNET[0]))}
-    same(
+    check_same(
         deltas(found, model),
         {rename(model, n): v for n, v in expected.items()},
     )
@@ -234,10 +234,9 @@ def test_both_text_encoders_of_xl(models, pipelines, write):
     tensors = of_kohya(draw(model, names))
     tensors = {key.replace("lora_te_", "lora_te1_"): value for key, value in tensors.items()}
     path = write(tensors)
-    same(
-        deltas(read(path, model), model),
-        {rename(model, n): v for n, v in deltas_of_diffusers(path, pipelines["sdxl"]).items()},
-    )
+    found = deltas(read(path, model), model)
+    assert len(found) == len(names)
+    check_same(found, {rename(model, n): v for n, v in deltas_of_diffusers(path, pipelines["sdxl"]).items()})
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,9 @@ from diffusers import (
 from torch import Tensor
 
 from closed_forms import SD_CONFIG
+from fewstep.diffusion.multistep import sample_dpm_solver_pp_2m, sample_unipc
 from fewstep.diffusion.prediction import to_prediction
-from fewstep.diffusion.sampling import (
-    sample_dpm_solver_pp_2m,
-    sample_euler,
-    sample_ode,
-    sample_unipc,
-    sampling_times,
-)
+from fewstep.diffusion.sampling import sample_euler, sample_ode, sampling_times
 from fewstep.diffusion.schedule import Schedule, Tabulated
 from fewstep.method.ends import edges
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction, boundary

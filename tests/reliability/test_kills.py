@@ -23,13 +23,13 @@ def arguments(tiny, photos, out, *more):
     )  # fmt: skip
 
 
-def state(run):
-    (folder,) = (path for path in (run / "checkpoints").iterdir() if path.name == f"step-{STEPS:07d}")
+def state(run, steps=STEPS):
+    (folder,) = (path for path in (run / "checkpoints").iterdir() if path.name == f"step-{steps:07d}")
     return load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
 
 
-def same(one, other):
-    (first, numbers), (second, others) = state(one), state(other)
+def same(one, other, steps=STEPS):
+    (first, numbers), (second, others) = state(one, steps), state(other, steps)
     return (
         numbers == others
         and first.keys() == second.keys()
@@ -61,7 +61,7 @@ def test_the_same_command_gives_the_same_state_and_another_seed_another(undistur
         assert same(undisturbed[0], tmp_path / str(seed)) is expected
 
 
-def kill_again_and_again(undisturbed, tiny, photos, out, kills, rng):
+def check_killed_again_and_again(undisturbed, tiny, photos, out, kills, rng):
     run, seconds = undisturbed
     killed = 0
     while killed < kills:
@@ -94,12 +94,12 @@ def test_killed_at_any_moment_it_ends_as_if_undisturbed(undisturbed, tiny, photo
     keys = samples(undisturbed[0])
     for epoch in range(STEPS * BATCH // PICTURES):  # three, each with every picture once
         assert sorted(keys[epoch * PICTURES : (epoch + 1) * PICTURES]) == [f"{i:03}.png" for i in range(PICTURES)]
-    kill_again_and_again(undisturbed, tiny, photos, tmp_path / "run", 8, random.Random(0))
+    check_killed_again_and_again(undisturbed, tiny, photos, tmp_path / "run", 8, random.Random(0))
 
 
 @pytest.mark.slow
 def test_killed_two_hundred_times(undisturbed, tiny, photos, tmp_path):
-    kill_again_and_again(undisturbed, tiny, photos, tmp_path / "run", 200, random.Random(1))
+    check_killed_again_and_again(undisturbed, tiny, photos, tmp_path / "run", 200, random.Random(1))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -114,7 +114,7 @@ def in_changing_worlds(folder, sizes, rng):
         run_ranks(size, train, folder, end)
 
 
-def compare(straight, changing):
+def check_same_training(straight, changing):
     assert seen(changing) == seen(straight)
     assert sorted(seen(straight)) == list(range(STEPS * BATCH))
     assert losses(changing) == pytest.approx(losses(straight), rel=1e-5)
@@ -130,7 +130,7 @@ def straight(tmp_path_factory):
 
 def test_one_two_four_three_one(straight, tmp_path):
     in_changing_worlds(tmp_path / "run", (1, 2, 4, 3, 1), random.Random(0))
-    compare(straight, tmp_path / "run")
+    check_same_training(straight, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_one_two_four_three_one(straight, tmp_path):
 def test_any_order_of_worlds(straight, tmp_path, seed):
     rng = random.Random(seed)
     in_changing_worlds(tmp_path / "run", [rng.choice((1, 2, 3, 4)) for _ in range(5)], rng)
-    compare(straight, tmp_path / "run")
+    check_same_training(straight, tmp_path / "run")
 
 
 def test_the_comparison_can_fail(straight, tmp_path):

@@ -361,7 +361,8 @@ def test_a_page_that_made_room_for_another_goes_on_when_it_is_used(browser, bund
         second.goto(served.url)
         first.wait_for_selector("#state:has-text('this page rests')")
         second.wait_for_selector("#state:has-text('ready')")
-        picture(first, lambda: first.fill("#prompt", PROMPT))
+        painted = picture(first, lambda: first.fill("#prompt", PROMPT))
+        assert np.abs(levels(painted) - np.asarray(bundled(PROMPT)[0]).astype(int)).max() <= 1
         first.wait_for_selector("#state:has-text('ready')")
         second.wait_for_selector("#state:has-text('this page rests')")
         first.close()

@@ -68,7 +68,7 @@ def besieged_long():
     stopped(command)
 
 
-def withstand(command, attack, *how_much):
+def check_withstands(command, attack, *how_much):
     with attacks.Watch(command) as watch:
         attack(command.url, *how_much)
     left = watch.settle(KEPT, 20)
@@ -84,7 +84,7 @@ def withstand(command, attack, *how_much):
 
 ATTACKS = [
     (attacks.idle_sockets, (300,), (1100,)), (attacks.half_closed_sockets, (18,), (600,)),
-    (attacks.open_bodies, (10,), (60,)), (attacks.open_forms, (4,), (60,)),
+    (attacks.open_bodies, (24,), (60,)), (attacks.open_forms, (24,), (60,)),
     (attacks.large_pictures_at_sockets, (8, 2000), (64,)), (attacks.large_pictures, (4, 1500), (32,)),
     (attacks.nested_documents, (7,), (28,)), (attacks.packed_bodies, (2,), (50,)),
     (attacks.forms_of_many_parts, (4,), (16,)), (attacks.tiny_chunks, (4,), (64,)),
@@ -94,13 +94,13 @@ ATTACKS = [
 
 @pytest.mark.parametrize(("attack", "small"), [(attack, small) for attack, small, _ in ATTACKS])
 def test_others_are_answered_meanwhile(besieged, attack, small):
-    withstand(besieged, attack, *small)
+    check_withstands(besieged, attack, *small)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("attack", "large"), [(attack, large) for attack, _, large in ATTACKS])
 def test_others_are_answered_meanwhile_in_large(besieged_long, attack, large):
-    withstand(besieged_long, attack, *large)
+    check_withstands(besieged_long, attack, *large)
 
 
 def hear_close(page):

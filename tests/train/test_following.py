@@ -269,6 +269,11 @@ def test_a_lora_of_an_any_step_model_through_the_command_line(first, teacher, tm
     with safe_open(out / "model/pytorch_lora_weights.safetensors", "pt") as file:
         assert file.metadata()["modelspec.usage_hint"].startswith("Euler with the schedule Simple, or DDIM with")
     assert len(list((out / "model").glob("*.safetensors"))) == 2  # both spellings
+    nodes = {
+        node["type"]: node["widgets_values"] for node in json.loads((out / "model/comfyui.json").read_text())["nodes"]
+    }
+    assert nodes["KSampler"][2:6] == [2, 1, "euler", "simple"]
+    assert nodes["CheckpointLoaderSimple"] == [f"{teacher.name}.safetensors"]
     stock = DiffusionPipeline.from_pretrained(teacher)
     stock.set_progress_bar_config(disable=True)
     settings = {"timestep_spacing": "trailing", "clip_sample": False}

@@ -39,8 +39,7 @@ def distill(config: Distill) -> None:
         task = importlib.import_module("fewstep.runs.adversarial").add_heads(config, latent_task, student, teacher)
     if config.dry_run:
         return try_out(config, student, task, material.count)
-    resolution = choose_resolution(config, teacher)
-    observe = make_observers(Observed(config, student, material.captions, resolution, material.keep))
+    observe = make_observers(Observed(config, student, material))
     return fit_and_save(config, task, student, "distil", observe)
 
 

@@ -10,7 +10,6 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.finetune import Finetune
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
 from fewstep.runs.learning import make_trainable
-from fewstep.runs.material import choose_resolution
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
@@ -29,8 +28,7 @@ def finetune(config: Finetune) -> None:
     task = make_task(config, student, DataPath(model.schedule), model, material.latents())
     if config.dry_run:
         return try_out(config, student, task, material.count)
-    resolution = choose_resolution(config, model)
-    observe = make_observers(Observed(config, student, material.captions, resolution, material.keep))
+    observe = make_observers(Observed(config, student, material))
     return fit_and_save(config, task, student, "fine-tune", observe)
 
 

@@ -12,8 +12,7 @@ from typing import Any
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.memory import GIB, MOMENTS, Need, need
-from fewstep.method.named import METHODS, MethodName
-from fewstep.method.walks import StatesName
+from fewstep.method.named import METHODS, MethodName, StatesName
 from fewstep.models.families import find_family
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill

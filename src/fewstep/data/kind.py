@@ -14,7 +14,7 @@ class SourceRequest:
     """The pictures that a command wants, and how it wants them."""
 
     data: str
-    """The value of `--data`."""
+    """Is the value of `--data`."""
     resolution: int
     """Side in pixels to which pictures will be resized."""
     seed: int = 0
@@ -24,7 +24,7 @@ class SourceRequest:
     selection: Selection = field(default_factory=Selection)
     """Which pictures are used, by size and metadata, and which fields hold captions."""
     cache_bytes: int = 100 * 2**30
-    """Disk space for copies of remote files, in bytes."""
+    """Bounds the disk space for copies of remote files, in bytes."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class StepBatch(LatentBatch):
 
     z_t: Tensor
     hops: Tensor
-    """How many steps of its trajectory lie behind each, `[b]`, on the CPU."""
+    """Counts the steps of its trajectory that lie behind each, `[b]`, on the CPU."""
     omega: Tensor
     """What the trajectories were guided by, `[b]`."""
 
@@ -37,7 +37,7 @@ class DroppedPicture:
     """A picture that a run could not read."""
 
     counter: int
-    """Its position in the run."""
+    """Is its position in the run."""
     key: str
     reason: str
 
@@ -65,4 +65,4 @@ class StepSource:
     """Marks a source of steps that a teacher took beforehand, whose batches are `StepBatch`es."""
 
     stops: Tensor
-    """The times at which its trajectories stop, from noise to 0."""
+    """Lists the times at which its trajectories stop, from noise to 0."""

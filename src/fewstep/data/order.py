@@ -60,7 +60,7 @@ class SampleOrder:
 
     seed: int
     shard_sizes: tuple[int, ...]
-    """Number of pictures in each shard."""
+    """Counts the pictures of each shard."""
     window: int = 16
     """Number of consecutive shards whose pictures are shuffled together."""
     repeats: tuple[int, ...] = ()

@@ -21,7 +21,7 @@ class Flow(Schedule):
     """
 
     num_steps: int = 1000
-    """N."""
+    """Is N."""
     shift: float = 1.0
     """s: above 1 it moves times towards noise, as large pictures want."""
 

@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from fewstep.diffusion.multistep import sample_dpm_solver_pp_2m, sample_unipc
 from fewstep.diffusion.prediction import Cond
-from fewstep.diffusion.sampling import (
-    sample_dpm_solver_pp_2m,
-    sample_euler,
-    sample_ode,
-    sample_unipc,
-)
+from fewstep.diffusion.sampling import sample_euler, sample_ode
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers.base import Field, Solver
 from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
@@ -33,11 +29,11 @@ class Sampler:
 
     name: str
     title: str
-    """Its name as people write it."""
+    """Is its name as people write it."""
     evaluations: int
     """Calls of an unguided network a step."""
     sample: Callable[[Schedule, Field, Tensor, list[int]], Tensor]
-    """(schedule, field, z_T [b, c, h, w], times, latest first) → z_0 [b, c, h, w]."""
+    """Maps (schedule, field, z_T [b, c, h, w], times, latest first) to z_0 [b, c, h, w]."""
 
 
 def _one_solver(name: str, title: str, solver: Solver) -> Sampler:

@@ -40,11 +40,11 @@ class PaintedBatch:
     """Holds some of a cell's pictures, as they were painted together."""
 
     pictures: Tensor
-    """uint8 `[b, h, w, 3]`."""
+    """Are uint8 `[b, h, w, 3]`."""
     latents: Tensor
     """z_0 `[b, c, h, w]` that they were decoded from."""
     rows: list[int]
-    """Their places in the roster."""
+    """Are their places in the roster."""
     bench: Bench
 
 

@@ -34,7 +34,7 @@ class BenchMaterial:
     others: SquarePictures | None = None
     """Real pictures of the look that the one asked for is told from."""
     option: str = "n"
-    """What users call the number of scored pictures."""
+    """Is what users call the number of scored pictures."""
 
 
 def material(

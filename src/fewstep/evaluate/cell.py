@@ -46,7 +46,7 @@ class Cell:
     steps: int
     spacing: Spacing | Literal["lcm"]
     guidance_scale: float
-    """diffusers' convention, ω + 1."""
+    """Is in diffusers' convention, ω + 1."""
 
     asked: int = 2
     """How often a guided teacher is asked for one evaluation: once where it guides itself."""
@@ -79,7 +79,7 @@ class Painter:
     model: LatentModel
     """Encodes the prompts and decodes the latents."""
     latents: Callable[[Cond, Sequence[int]], Tensor]
-    """(conditions [b, …], b seeds) → z_0 [b, c, h, w]."""
+    """Maps (conditions [b, …], b seeds) to z_0 [b, c, h, w]."""
 
 
 def painter_of(

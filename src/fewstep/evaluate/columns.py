@@ -12,7 +12,7 @@ class Column:
     """Says how a column is headed, explained and drawn; it stands beside the code that makes the values."""
 
     name: str
-    """Its key in results.json. The ends of an interval are kept beside it as `name_low` and `name_high`, a standard
+    """Is its key in results.json. The ends of an interval are kept beside it as `name_low` and `name_high`, a standard
     error as `name_error`."""
     meaning: str = ""
     """Explains it on the report's page, which lists only columns that have one."""

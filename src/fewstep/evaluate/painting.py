@@ -29,7 +29,7 @@ class Kept:
     observed: dict[str, Tensor]
     latents: Tensor
     seconds_per_image: float
-    """Time to sample and decode one, as the median over parts."""
+    """Is the time to sample and decode one, as the median over parts."""
 
 
 def paint(

@@ -20,7 +20,7 @@ class Roster:
     prompts: list[str]
     seeds: list[int]
     stated: list[Any] | None
-    """What each prompt of a bundled world states, as its reader compares it with a scene."""
+    """Holds what each prompt of a bundled world states, as its reader compares it with a scene."""
     main: int
     """Number of pictures that make the table."""
     unseen: int

@@ -16,7 +16,7 @@ class StyleProbe:
     """Says of features `[n, d]` whether they are in the style, `[n]`."""
 
     weight: Tensor
-    """`[d]`."""
+    """Is `[d]`."""
     bias: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Need:
     learning: int
     """How many weights learn."""
     flops: int
-    """Floating-point operations for each picture of the update, of matrix products, attention and convolutions."""
+    """Counts floating-point operations of matrix products, attention and convolutions, for each picture."""
 
 
 def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) -> Need:

@@ -31,7 +31,7 @@ class Comparison(DeviceOptions):
     """Also time the plain arrangement of the field's libraries, on the same weights and draws, in turn with
     fewstep's."""
     rounds: int = 9
-    """Timed rounds of each subject."""
+    """Counts the timed rounds of each subject."""
     warm_up: int = 2
     """Rounds of each subject before the timed ones."""
     json: Path | None = None

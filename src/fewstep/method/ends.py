@@ -21,7 +21,7 @@ class End:
     several: bool
     """Whether one t can have several, which one answer of a network cannot serve unless it is told e."""
     choose: Callable[[Schedule, Tensor, Tensor, Sequence[int]], Tensor]
-    """(schedule, t [b] whole, u [b] uniform in [0, 1), numbers of phases) → e [b], whole, below t wherever t > 0."""
+    """Maps (schedule, t [b] whole, u [b] uniform in [0, 1), numbers of phases) to whole e [b], below t where t > 0."""
 
 
 def edges(schedule: Schedule, count: int) -> Tensor:

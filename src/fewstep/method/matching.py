@@ -27,7 +27,7 @@ class Renoised:
 
     z_tau: Tensor
     tau: Tensor
-    """`[b]`, whole, above e."""
+    """Is `[b]`, whole, above e."""
     e: Tensor
     noise: Tensor
 

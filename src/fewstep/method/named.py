@@ -13,10 +13,21 @@ from fewstep.method.landing import BOUNDARY, BY_DDIM, CLEAN, Landing
 from fewstep.method.sampling import consistency_times, jump_times
 from fewstep.method.step import TargetName
 from fewstep.method.times import Gap, fixed_gap, ratio_gap, whole_gap
-from fewstep.method.walks import WALKED
 
 GapName = Literal["fixed", "whole", "ratio"]
 PathName = Literal["teacher", "data"]
+
+STATES = ("data", "walkers", "trajectories", "own")
+"""What an update learns at: pictures with noise; where the teacher's own steps have led; where they led once, which was
+kept; or where the student's own steps have led."""
+
+WALKED = ("walkers", "trajectories")
+"""Names those of them where the teacher's whole way is known, so that an answer is compared with where it leads."""
+
+if TYPE_CHECKING:
+    StatesName = str
+else:
+    StatesName = Literal[("auto", *STATES)]  # what the command line allows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,10 +36,10 @@ class TeacherPath:
     teacher: Network
     schedule: Schedule
     null_cond: Cond | None
-    """The empty condition, batch of one."""
+    """Is the empty condition, a batch of one."""
     solver: Solver = DDIM
     guided_from: int = 0
-    """As `Guided` has it; so too the next one."""
+    """Is as `Guided` has it; so is the next one."""
     rescale: Rescale | None = None
 
     def __call__(self, z_t: Tensor, batch: TrainingBatch) -> Tensor:

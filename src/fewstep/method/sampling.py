@@ -31,7 +31,7 @@ class Kept:
     """What stays of clean latents while the rest is painted: inpainting with a model that was not trained for it."""
 
     z_0: Tensor
-    """Clean latents `[b, …]`."""
+    """Are clean latents `[b, …]`."""
     free: Tensor
     """True where painting is free, `[b, …]` or what broadcasts to it; elsewhere `z_0` stays."""
     noise: Tensor | None = None

@@ -12,7 +12,7 @@ from fewstep.diffusion.schedule import Schedule
 
 Times = Literal["grid", "any"]
 Gap = Callable[[Tensor, Tensor], Tensor]
-"""(t [b], pictures trained on before [b]) → t − s [b], whole."""
+"""Maps (t [b], pictures trained on before [b]) to t − s [b], whole."""
 
 
 def draw_times(u: Tensor, schedule: Schedule, skip: int, times: Times, more: Tensor | None = None) -> Tensor:

@@ -6,25 +6,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.ends import edges
-
-STATES = ("data", "walkers", "trajectories", "own")
-"""What an update learns at: pictures with noise; where the teacher's own steps have led; where they led once, which was
-kept; or where the student's own steps have led."""
-
-WALKED = ("walkers", "trajectories")
-"""Those of them where the teacher's whole way is known, so that an answer is compared with where it leads."""
-
-if TYPE_CHECKING:
-    StatesName = str
-else:
-    StatesName = Literal[("auto", *STATES)]  # what the command line allows
 
 
 @dataclass(frozen=True)

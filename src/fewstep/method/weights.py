@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.diffusion.schedule import Schedule
 
 Weight = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""λ `[b]` from t, s and e `[b]`."""
+"""Makes λ `[b]` from t, s and e `[b]`."""
 MOST = 100.0
 """Where a weight that grows without bound stops."""
 

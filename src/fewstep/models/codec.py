@@ -14,7 +14,7 @@ from fewstep.models.card import is_number
 from fewstep.models.hashes import weights_sha256
 
 PIXELS_AT_ONCE = 2**20
-"""What the autoencoder sees together: one picture of 1024 pixels' side, or four of 512; gigabytes of activations."""
+"""Bounds what the autoencoder sees together: one picture of 1024 pixels' side, or four of 512: gigabytes of memory."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class LatentModel:
     conditioner: Conditioner
     scheduler_config: dict[str, Any]
     card: StudentCard = field(default_factory=StudentCard)
-    """What fewstep recorded of a student; empty for other models."""
+    """Is what fewstep recorded of a student; empty for other models."""
 
     @property
     def is_few_step(self) -> bool:
@@ -168,7 +168,7 @@ class LoraLayout:
     original_prefixes: tuple[str, ...]
     """How keys begin that call the network's modules so, with dots between their parts."""
     former_names: Callable[[str, str], tuple[str, ...]]
-    """What files called a module of a part before, in its place."""
+    """Is what files called a module of a part before, in its place."""
     embedding_parts: Mapping[str, str]
     """The text encoder of each kind of embedding that a file may bring along."""
     original_modules: Callable[[Iterable[str]], Mapping[str, tuple[str, ...]]] = lambda _modules: {}
@@ -205,7 +205,7 @@ class Family(ABC):
     parts: tuple[str, ...]
     """The folders of a diffusers pipeline of it; the network's is `lora.part`."""
     pipeline_classes: tuple[str, ...]
-    """The classes of such pipelines."""
+    """Names the classes of such pipelines."""
     is_flow: bool = False
     """Whether its schedule is a flow's, and its schedulers those of flow matching."""
     embeds_guidance: bool = True
@@ -214,12 +214,14 @@ class Family(ABC):
     """Whether the network's numbers reach further than fp16's: it is then kept, and computes, in fp32."""
     stock_loras: bool = True
     """Whether stock pipelines load LoRAs."""
+    comfyui_loader: str | None = None
+    """ComfyUI's node that loads a model of it from one file; None where no workflow is written beside its LoRAs."""
     stock_settings: ClassVar[Mapping[str, bool]] = MappingProxyType({})
     """What stock pipelines are to be given beside a size, so that they paint at it."""
     rescales_guidance: bool = False
     """Whether what guidance comes to follows a rule of its own, the network's `rescale`."""
     guidance_argument: str = "guidance_scale"
-    """What stock pipelines call their guidance."""
+    """Is what stock pipelines call their guidance."""
     guided_inside: bool = False
     """Whether its teachers have guidance as an input too: they are asked once, and nothing is added to that."""
 
@@ -241,6 +243,13 @@ class Family(ABC):
 
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:  # noqa: B027  # most refuse none
         """Raises UserError for a model of the layout that cannot be a teacher, by its settings or what it is called."""
+
+    def refuse_index(self, index: Mapping[str, Any], source: str) -> None:  # noqa: B027  # most indices say nothing
+        """Raises UserError for a pipeline that cannot be a teacher, by what its model_index.json says."""
+
+    def settings_of_file(self, keys: Iterable[str]) -> Mapping[str, Any]:  # noqa: ARG002  # most files tell nothing
+        """Returns what the names of a single file's tensors tell of the network's settings, for `refuse`."""
+        return {}
 
     def find_schedule(self, model: LatentModel, side: int) -> Schedule:  # noqa: ARG002  # most have one for all sizes
         """Returns the schedule of the model's pictures of `side` pixels. Raises UserError where there can be none."""
@@ -284,7 +293,7 @@ class Family(ABC):
         """Loads a single file; `base_config` is a folder with configurations and tokenizers, or empty for the Hub's."""
 
     codec_part: str = "vae"
-    """The folder of the autoencoder."""
+    """Is the folder of the autoencoder."""
 
     @abstractmethod
     def load_codec(self, place: Path, base_config: str, device: torch.device) -> tuple[Codec, int]:
@@ -322,7 +331,7 @@ class Family(ABC):
     # What is known of the released models, to count and to measure without their weights.
 
     released_side: int
-    """Side in pixels of the released models' pictures."""
+    """Is the side in pixels of the released models' pictures."""
     released_latent_channels: int
     released_multiple: int = 8
     """Pixels a latent of theirs, in each direction."""

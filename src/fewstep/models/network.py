@@ -19,7 +19,7 @@ class BackboneNetwork(nn.Module, ABC):
 
     schedule: Schedule
     parameterisation: Parameterisation
-    """What the backbone outputs."""
+    """Says what the backbone outputs."""
 
     @property
     @abstractmethod

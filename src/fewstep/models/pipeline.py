@@ -134,10 +134,12 @@ class Pipeline:
             warnings.warn(said, stacklevel=2)
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         low, high = self.model.card.guidance_range or (scale, scale)
-        if not self.takes_guidance and guidance_scale not in (None, 1.0, self.guidance_scale):
-            warnings.warn(f"guidance is built into the LCM-LoRA; guidance_scale {scale:g} has no effect", stacklevel=2)
+        off = self.model.family.guidance_of(0.0)
+        if not self.takes_guidance and guidance_scale not in (None, off, 1.0, self.guidance_scale):
+            warnings.warn(f"guidance is built into this model; guidance_scale {scale:g} has no effect", stacklevel=2)
         elif self.takes_guidance and not low <= scale <= high:
-            warnings.warn(f"guidance_scale is {scale:g}; this model was trained for {low:g} to {high:g}", stacklevel=2)
+            trained = self.model.card.trained_for
+            warnings.warn(f"guidance_scale is {scale:g}; this model was trained for {trained}", stacklevel=2)
         begin = self._make_start(init_image, mask, mask_blur)
         own = self.steps if begin is None else max(1, min(self.steps, self.most_steps(strength)))
         count, omega = own if steps is None else steps, self.model.family.omega_of(scale)

@@ -20,7 +20,7 @@ class Start:
     """A picture of the size that is painted, and what of it may be painted anew."""
 
     image: Image.Image
-    """RGB."""
+    """Is RGB."""
     mask: Image.Image | None = None
     """White where it is painted, of the picture's size; without one everywhere."""
     fill: Fill = "original"

@@ -14,12 +14,12 @@ from fewstep.models.model_files import check_config, find_file, read_json
 _NAME = re.compile(
     r"(?P<stem>[^.]+?)(?:\.(?P<variant>[^.]+?))?(?:-(?P<number>\d+)-of-(?P<count>\d+))?(?:\.(?P<last>[^.]+))?\.safetensors"
 )
-"""As `model.safetensors`, `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors` (diffusers today),
+"""Matches `model.safetensors`, `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors` (diffusers today),
 `model-00001-of-00002.fp16.safetensors` (diffusers before) and `model-00001-of-00002.safetensors`."""
 _STEMS = ("diffusion_pytorch_model", "model")
-"""What diffusers and transformers call the weights of a part."""
+"""Is what diffusers and transformers call the weights of a part."""
 _VARIANTS = ("", "fp16", "bf16")
-"""In the order in which they are taken; any other is taken where it is the only one."""
+"""Lists variants in the order in which they are taken; any other is taken where it is the only one."""
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -28,9 +28,9 @@ class WeightFiles:
     """The files that hold a part's weights once."""
 
     variant: str
-    """As in `model.fp16.safetensors`; empty for the plain one."""
+    """Is fp16 in `model.fp16.safetensors`; empty for the plain one."""
     names: tuple[str, ...]
-    """One file, or all shards in their order."""
+    """Holds one file, or all shards in their order."""
 
 
 def choose_weights(names: Iterable[str], where: str) -> WeightFiles:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 LAUNCHER = "FEWSTEP_LAUNCHER"
-"""Environment variable with the id of the process that started this one."""
+"""Names the environment variable with the id of the process that started this one."""
 MODULE = "fewstep"
 _POLL = 0.05
 _GRACE = 10.0

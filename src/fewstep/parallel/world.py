@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 
 _TIMEOUT = timedelta(hours=6)
-"""Longest wait for a process that hashes, saves or evaluates."""
+"""Bounds the wait for a process that hashes, saves or evaluates."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import Literal
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
 from fewstep.method.distances import DistanceName
-from fewstep.method.named import METHODS, MethodName, NamedMethod
+from fewstep.method.named import METHODS, WALKED, MethodName, NamedMethod, StatesName
 from fewstep.method.times import Times
-from fewstep.method.walks import WALKED, StatesName
 from fewstep.method.weights import WeightName
 from fewstep.models.card import MAX_STEPS
 from fewstep.recipes.pictures import TrainingConfig

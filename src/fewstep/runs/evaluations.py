@@ -44,7 +44,7 @@ class Evaluations:
         data = config.eval_data or config.data
         extractor, reader = judges(data, config.eval_extractor, device)
         selection = Selection(follow_links=config.follow_links)
-        pictures = SourceRequest(data=data, resolution=observed.resolution, selection=selection)
+        pictures = SourceRequest(data=data, resolution=observed.material.resolution, selection=selection)
         found = material(pictures, n=config.eval_n, option="eval_n")
         self._bench: Bench = make_bench(found, extractor, reader)[0]
         self._observed, self._dtype = observed, choose_dtype(config.precision, device)

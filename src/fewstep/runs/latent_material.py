@@ -18,16 +18,20 @@ def open_kind(config: TrainingConfig, model: LatentModel, resolution: int, *, ca
     """Opens the latents of a folder. Raises UserError where they were made for another model."""
     shards = PreparedShards(Path(config.data), follow_links=config.follow_links)
     check_made_for(shards, model, resolution)
-    return describe_shards(config, shards, captions, len(shards), lambda: PreparedLatents(model, shards, config.seed))
+    return describe_shards(
+        config, shards, resolution, captions, len(shards), lambda: PreparedLatents(model, shards, config.seed)
+    )
 
 
 def describe_shards(
-    config: TrainingConfig, shards: PreparedShards, captions: int, count: int, latents: Callable[[], LatentSource]
+    config: TrainingConfig, shards: PreparedShards, resolution: int, captions: int, count: int,
+    latents: Callable[[], LatentSource],
 ) -> Material:  # fmt: skip
     _check_free(config, shards)
     return Material(
         latents=latents,
         count=count,
+        resolution=resolution,
         captions=[shards.read_row(*shards.locate(i)).caption for i in range(min(captions, len(shards)))],
         account={config.data: shards.report},
         identity=shards.hash_contents(),

@@ -34,7 +34,7 @@ def make_trainable(
 
     `method`, `teacher`, `solver` and `guided_from` are recorded beside the weights.
     """
-    phases = choose_phases(config, model, begun)
+    phases, resolution = choose_phases(config, model, begun), choose_resolution(config, model)
     consistency, refined_by = config.method, None
     if begun is not None and config.method != (was := begun.card.consistency or "lcm"):
         consistency, refined_by = was, config.method
@@ -44,7 +44,7 @@ def make_trainable(
         lr=config.lr, ema_decay=config.ema_decay, target_decay=config.second_decay, skip=config.skip,
         shrink=config.shrink, seed=config.seed, guidance_scale=config.guidance_scale,
         guidance_range=config.guidance_range, grid_size=model.schedule.grid_size(config.skip),
-        resolution=_note_resolution(config, model),
+        resolution=None if model.network.says_side else resolution,
         teacher_sha256=weights_sha256(model.network.backbone), base_config=config.base_config or None,
         **config.stated(),
         method=method, teacher=teacher, solver=solver, guided_from=guided_from,
@@ -71,16 +71,10 @@ def make_trainable(
     elif model.is_student:
         network = model.network.requires_grad_(True)
     else:
-        side = choose_resolution(config, model) // model.codec.multiple
-        network = model.network.to_student(side, told_end=told_end)
+        network = model.network.to_student(resolution // model.codec.multiple, told_end=told_end)
         model.network.backbone.to(frozen)
     trainable = kind.WholeWeights(network, model, card, distribution=config.distribution, **kept)
     return trainable
-
-
-def _note_resolution(config: ConsistencyConfig, model: LatentModel) -> int | None:
-    """Returns the side of the pictures that a student learns from, where its network has no place for it."""
-    return None if model.network.says_side else choose_resolution(config, model)
 
 
 def check_model(config: ConsistencyConfig, model: LatentModel) -> None:

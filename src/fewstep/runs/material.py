@@ -33,8 +33,10 @@ class Material:
     """Encodes the pictures, if they are to be kept encoded."""
     count: int
     """Pictures that there are, or steps of trajectories."""
+    resolution: int
+    """Side of its pictures in pixels."""
     captions: list[str]
-    """The first few."""
+    """Holds the first few."""
     account: dict[str, Any]
     """What was found, used and dropped of each source."""
     identity: str

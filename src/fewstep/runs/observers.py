@@ -6,12 +6,13 @@ An observer is a file with `make_observer`, and a line in `_OBSERVERS`; it is im
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fewstep.parallel.world import current_world
 from fewstep.recipes.consistency import ConsistencyConfig
+from fewstep.runs.material import Material
 from fewstep.train.state import is_spread
 from fewstep.train.trainable import Trainable
 
@@ -25,11 +26,7 @@ class Observed:
 
     config: ConsistencyConfig
     student: Trainable
-    captions: Sequence[str]
-    """A few of the training pictures'."""
-    resolution: int
-    keep: Callable[[int], None] = lambda _: None
-    """Is called after every update, before anything is shown."""
+    material: Material
 
     def agree(self, seen: bool) -> bool:
         """Returns what the main process sees, where all of them are here: another may look at a file too late."""
@@ -46,7 +43,7 @@ def make_observers(observed: Observed) -> Callable[[int], None]:
     ]
 
     def observe(step: int) -> None:
-        observed.keep(step)
+        observed.material.keep(step)
         # Of weights that are spread, all processes paint; else one is enough.
         if not (current_world().main or is_spread(observed.student.learner.weights)):
             return

@@ -66,7 +66,12 @@ def open_kind(
         print(line, flush=True)
     keeping = None if run is None else Keeping(run / ENCODED, describe_pictures(config))
     return Material(
-        lambda: encode(model, reading, config.keep_gib, keeping), count, words, account, reading.hash_contents()
+        latents=lambda: encode(model, reading, config.keep_gib, keeping),
+        count=count,
+        resolution=resolution,
+        captions=words,
+        account=account,
+        identity=reading.hash_contents(),
     )
 
 

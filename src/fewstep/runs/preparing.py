@@ -38,7 +38,7 @@ class Stages:
 
     pictures: int = 0
     decoding: float = 0.0
-    """What all threads took together."""
+    """Is what all threads took together."""
     encoding: float = 0.0
     writing: float = 0.0
 

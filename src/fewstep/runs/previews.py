@@ -17,6 +17,7 @@ def make_observer(observed: Observed) -> Callable[[int], None]:
     """Makes what writes `samples/step-N.png`: a row for each number of steps."""
     with observed.student.exported() as model:
         counts = [steps for steps in PREVIEW_STEPS if steps <= Pipeline(model).most_steps()]
+    captions = observed.material.captions
 
     def preview(step: int) -> None:
         file = observed.config.out / "samples" / f"step-{step:07d}.png"
@@ -24,9 +25,9 @@ def make_observer(observed: Observed) -> Callable[[int], None]:
             return
         with observed.student.exported() as model:
             pipeline = Pipeline(model)
-            rows = [(f"{steps} steps", pipeline(observed.captions, steps=steps)) for steps in counts]
+            rows = [(f"{steps} steps", pipeline(captions, steps=steps)) for steps in counts]
         if current_world().main:
             with write_whole(file) as draft:
-                labelled_grid(rows, observed.captions).save(draft, format="png")
+                labelled_grid(rows, captions).save(draft, format="png")
 
     return preview

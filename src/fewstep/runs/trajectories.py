@@ -24,7 +24,7 @@ def open_kind(config: TrainingConfig, model: LatentModel, resolution: int, *, ca
     """Opens trajectories as what a run learns from."""
     walked = open_trajectories(config, model, resolution)
     return describe_shards(
-        config, walked, captions, len(walked) * walked.hops,
+        config, walked, resolution, captions, len(walked) * walked.hops,
         lambda: KeptTrajectories(model, walked, config.seed, config.keep_gib),
     )  # fmt: skip
 

@@ -192,15 +192,16 @@ class Acceptance:
         own, asked, name = self.pipeline.guidance_scale, request.guidance_scale, request.name_of("guidance_scale")
         if asked is None:
             return own
-        if not 1 <= asked <= 100:
-            raise RefusedError(f"{name} is {asked:g}; allowed: 1 (none) to 100", param=name)
+        off = self.pipeline.model.family.guidance_of(0.0)
+        if not off <= asked <= 100:
+            raise RefusedError(f"{name} is {asked:g}; allowed: {off:g} (none) to 100", param=name)
         if not self.pipeline.takes_guidance:
-            if asked not in (1.0, own):
-                notes.append(f"guidance is built into the LCM-LoRA: {name} {asked:g} has no effect")
+            if asked not in (off, 1.0, own):
+                notes.append(f"guidance is built into this model: {name} {asked:g} has no effect")
             return own
         low, high = self.pipeline.model.card.guidance_range or (asked, asked)
         if not low <= asked <= high:
-            notes.append(f"{name} is {asked:g}; this model was trained for {low:g} to {high:g}")
+            notes.append(f"{name} is {asked:g}; this model was trained for {self.pipeline.model.card.trained_for}")
         return asked
 
     def _choose_scales(

@@ -23,7 +23,7 @@ from fewstep.serve.settings import ServerSettings
 
 Format = Literal["png", "jpeg", "webp"]
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels."""
+"""Has left, top, right and bottom in pixels."""
 QUALITY = 95
 """Is the quality of JPEG and WebP, where a client names none."""
 _MOST_ASPECT = 32

@@ -37,7 +37,7 @@ class Switchboard:
         self.settings, self._most = settings, most
         self._count = 0
         self._by_address: dict[str, OrderedDict[Connection, None]] = {}
-        """Those of an address, in the order in which their clients last asked for something."""
+        """Holds those of an address, in the order in which their clients last asked for something."""
         self._turns: dict[Connection, None] = {}
 
     def admit(self, connection: Connection) -> bool:

@@ -15,7 +15,7 @@ from fewstep.serve.errors import RefusedError, to_refusal
 from fewstep.serve.validation import explain_invalid_fields
 
 SOCKET = "/ws"
-"""The one route of WebSockets."""
+"""Is the one route of WebSockets."""
 _MOST_LETTERS = 100
 """Bounds how much of a path is said again."""
 

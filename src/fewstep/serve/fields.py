@@ -25,7 +25,7 @@ _KINDS: dict[str, TypeAdapter[Any]] = {
 }  # fmt: skip
 """What a value may be, read as leniently as the fields that are obeyed."""
 _NAMES = {str: "text", bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}
-"""The same by the type of a neutral value."""
+"""Is the same by the type of a neutral value."""
 
 
 @dataclass(frozen=True)

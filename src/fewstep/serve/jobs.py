@@ -54,11 +54,11 @@ class PictureSpec:
     seed: int
     steps: int
     omega: float
-    """Guidance in the papers' convention."""
+    """Is the guidance in the papers' convention."""
     size: tuple[int, int]
-    """Height and width in pixels."""
+    """Is height and width in pixels."""
     loras: tuple[tuple[str, float], ...] = ()
-    """Every registered LoRA with its scale λ."""
+    """Has every registered LoRA with its scale λ."""
     text_loras: tuple[tuple[str, float], ...] | None = None
     """The same on text encoders; None where they are those of `loras`."""
     start: Image.Image | Tensor | None = None
@@ -83,7 +83,7 @@ class EngineLimits:
     """Bounds on the engine's queue and batches."""
 
     waiting: int = 64
-    """Most pictures that wait in the queue."""
+    """Bounds the pictures that wait in the queue."""
     batch_pixels: int = 16 * 512 * 512
     """Most pixels of all pictures that are painted together."""
     batch: int = 16
@@ -115,7 +115,7 @@ class PaintJob:
     draw: Callable[[], Tensor] | None = None
     """Gives noise `[1, c, h, w]` of its seed at every call, once it has begun."""
     step: int = 0
-    """Number of steps done."""
+    """Counts the steps done."""
     cancelled: bool = False
 
     @property
@@ -159,6 +159,6 @@ class EngineCounts:
     painted_together: int = 0
     """Pictures in the last batch."""
     seconds_per_step: float = 0.05
-    """Moving average of the seconds of a step."""
+    """Is the moving average of the seconds of a step."""
     failed: dict[str, int] = field(default_factory=dict)
     """Number of failed pictures, by the name of the error."""

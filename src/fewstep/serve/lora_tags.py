@@ -22,7 +22,7 @@ class TaggedPrompt:
     loras: dict[str, float] = field(default_factory=dict)
     """Scale on the network by the LoRA's name."""
     text_loras: dict[str, float] = field(default_factory=dict)
-    """Scale on text encoders."""
+    """Is the scale on text encoders."""
     notes: list[str] = field(default_factory=list)
 
 

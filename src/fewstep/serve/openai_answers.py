@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shape: pictures in base64, behind links, or as a stream of events."""
+"""What OpenAI's fields ask for, and its answer: pictures in base64, behind links, or as a stream of events."""
 
 from __future__ import annotations
 
@@ -13,13 +13,28 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 
+from fewstep.data.masks import Fill
 from fewstep.serve.acceptance import AcceptedRequest, PaintRequest
 from fewstep.serve.errors import RefusedError, to_refusal
-from fewstep.serve.openai_fields import ObeyedFields
+from fewstep.serve.openai_fields import ObeyedFields, check_answer
 from fewstep.serve.service import PaintService
 
 FILES = "images/files"
-"""Where pictures behind links are, under `/v1`."""
+"""Is where pictures behind links are, under `/v1`."""
+
+
+def make_request(
+    service: PaintService, asked: ObeyedFields, start: Image.Image | None = None, mask: Image.Image | None = None,
+    fill: Fill = "original", strength: float = 1.0,
+) -> PaintRequest:  # fmt: skip
+    """Makes the request that the engine's side understands, from `start` where there is one. Raises RefusedError."""
+    service.acceptance.check_model(asked.model)
+    check_answer(asked)
+    return PaintRequest(
+        prompt=asked.prompt, negative_prompt=asked.negative_prompt, n=asked.n, seed=asked.seed, steps=asked.steps,
+        guidance_scale=asked.guidance_scale, size=asked.size, loras=asked.loras, start=start, mask=mask, fill=fill,
+        strength=strength, previews=bool(asked.stream and asked.partial_images),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class Answer:
     asked: ObeyedFields
     kind: Literal["image_generation", "image_edit"]
     notes: Sequence[str]
-    """On fields that are not obeyed."""
+    """Say which fields are not obeyed."""
 
     async def paint(self, paint_request: PaintRequest, request: Request) -> Response:
         """Paints what is accepted. Raises RefusedError."""

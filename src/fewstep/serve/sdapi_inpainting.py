@@ -32,7 +32,7 @@ class Beginning:
     """The client's picture, where only a part of it is painted."""
     whole_mask: Image.Image | None = None
     part: Box = (0, 0, 0, 0)
-    """That part."""
+    """Bounds that part."""
     inner: Box = (0, 0, 0, 0)
     """Where it stands in what is painted."""
 

@@ -19,7 +19,7 @@ class ServerSettings:
     body_bytes: int = 16 << 20
     """Most bytes of a body that holds a picture."""
     json_bytes: int = 64 << 10
-    """Most bytes of any other body."""
+    """Bounds the bytes of any other body."""
     body_seconds: float = 20.0
     """Seconds that a body may take to arrive."""
     header_seconds: float = 10.0
@@ -31,16 +31,16 @@ class ServerSettings:
     memory_bytes: int = 512 << 20
     """Most bytes of all bodies, decoded pictures and answers that are in flight."""
     connections: int = 512
-    """Most connections at a time."""
+    """Bounds the connections at a time."""
     address_connections: int = 256
-    """Most connections at a time from one address."""
+    """Bounds the connections at a time from one address."""
     pictures: int = 8
-    """Most pictures of one request."""
+    """Bounds the pictures of one request."""
     prompt_letters: int = 2000
-    """Most characters of a prompt, and of a negative one."""
+    """Bounds the characters of a prompt, and of a negative one."""
     image_pixels: int = 16_000_000
     """Most pixels of a picture that a client sends."""
     work: int = 32 * 512 * 512 * 8
-    """Most pixels × pictures × steps of one request."""
+    """Bounds pixels × pictures × steps of one request."""
     sockets: int = 32
     """Most pages that are open at a time."""

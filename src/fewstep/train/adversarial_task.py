@@ -25,7 +25,7 @@ from fewstep.train.task import Loss, Task
 
 Within = Callable[[], AbstractContextManager[None]]
 HEADS = "heads"
-"""Name of the role that judges."""
+"""Is the name of the role that judges."""
 
 
 def make_heads(widths: Sequence[int], seed: int) -> Heads:

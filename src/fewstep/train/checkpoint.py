@@ -25,7 +25,7 @@ NUMBERS_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
 _MOST_WORDS = 200
 LEAST_KEPT = 2
-"""So that the one before is there when the newest turns out to be spoilt."""
+"""Keeps the one before there for when the newest turns out to be spoilt."""
 
 
 class Checkpoints:

@@ -27,7 +27,7 @@ class TimeAndGuidance:
     times: Times
     gap: Gap
     omega_range: tuple[float, float] | None
-    """Uniform in it, in the paper's convention; None for a method without guidance."""
+    """Bounds ω, which is uniform in it; None for a method without guidance."""
     end: End = ZERO
     phases: tuple[int, ...] = ()
     """Numbers of phases among which an end that is the beginning of one is drawn."""
@@ -46,9 +46,9 @@ class Answers:
     batch: TrainingBatch
     valid: Tensor
     from_t: Tensor
-    """The student's, at e, with its gradient."""
+    """Is the student's, at e, with its gradient."""
     from_s: Tensor
-    """The target's, at e."""
+    """Is the target's, at e."""
 
 
 class DistillTask(LatentTask, StudentTask):

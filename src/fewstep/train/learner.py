@@ -36,7 +36,7 @@ class Learner:
     target_average: nn.Module | None = None
     """A second average, where the target's has a decay of its own."""
     target_decay: float = 0.0
-    """The decay of `target_average`."""
+    """Is the decay of `target_average`."""
     student_without_exchange: Network | None = None
     """`student` as it answers where no gradient is exchanged, if that is another."""
 

@@ -51,11 +51,11 @@ class Batch(NamedTuple):
     """What a role's update is made of, over all processes; scalars on the device."""
 
     loss: Tensor
-    """Mean over the valid samples."""
+    """Is the mean over the valid samples."""
     valid: Tensor
     """How many are."""
     scale: Tensor
-    """From the gradient of the sum over the batch's size to that of the mean: 1 where all are valid. Where losses are
+    """Brings the gradient of the sum over the batch's size to that of the mean: 1 where all are valid. Where losses are
     scaled, so are the gradients that it is applied to."""
 
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fewstep.train.config import Optimisation
 
 STUDENT = "student"
-"""Name of every task's first role."""
+"""Is the name of every task's first role."""
 _RESERVED = ("averaged", "target", "optimizer", "losses")  # what the student's tensors are called in a checkpoint
 
 
@@ -25,16 +25,16 @@ class Role:
 
     name: str = STUDENT
     weights: nn.Module
-    """Those that require gradient learn."""
+    """Learn where they require gradient."""
     network: Callable[..., Any] | None = None
     """Answers with `weights`, where that is not `weights` itself: DDP's module where processes exchange gradients,
     which the role's own loss asks once for each part of a batch."""
     average: nn.Module | None = None
-    """A copy of `weights` that the loop keeps as their moving average."""
+    """Is a copy of `weights` that the loop keeps as their moving average."""
     target: nn.Module | None = None
-    """A second one, for what the role is compared with, where that has a decay of its own."""
+    """Is a second one, for what the role is compared with, where that has a decay of its own."""
     target_decay: float = 0.0
-    """The decay of `target`."""
+    """Is the decay of `target`."""
     optimisation: Optimisation | None = None
     """None takes the run's own."""
     every: int = 1

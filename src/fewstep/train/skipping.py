@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 IN_A_ROW = 3
-"""So many broken updates, one after another, end a run."""
+"""Is the number of broken updates, one after another, that ends a run."""
 SHARE = 0.001
-"""And so does this share of all its updates, but not fewer than IN_A_ROW."""
+"""Is the share of all its updates that ends it too, if they are not fewer than IN_A_ROW."""
 
 
 class Skipping:
@@ -22,7 +22,7 @@ class Skipping:
     """
 
     def __init__(self, steps: int, device: torch.device, in_a_row: int = 0, total: int = 0) -> None:
-        """`in_a_row` and `total` as `counts` gave them."""
+        """`in_a_row` and `total` are as `counts` gave them."""
         self._most = max(IN_A_ROW, math.ceil(SHARE * steps))
         self._in_a_row = torch.tensor(float(in_a_row), device=device)
         self._total = torch.tensor(float(total), device=device)

@@ -45,9 +45,9 @@ class _Wanted:
     def __init__(self, state: RunState) -> None:
         self._weights: dict[str, Tensor] = {}
         self._parameters: dict[str, dict[str, nn.Parameter]] = {}
-        """By how the names of an optimiser's tensors begin."""
+        """Holds parameters by how the names of their optimiser's tensors begin."""
         self._of_torch: set[str] = set()
-        """Whose moments are those of torch's AdamW, which counts its steps in floats."""
+        """Holds how they begin where the optimiser is torch's AdamW, which counts its steps in floats."""
         self._losses = {role.file_name("losses") for role in state.roles}
         for role in state.roles:
             for begin, module in role.copies.items():

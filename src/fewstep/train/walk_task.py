@@ -53,9 +53,9 @@ class _Walkers:
     begun: bool = False
     """Whether those that came to their end have another trajectory by now."""
     walked: _Trajectories = field(default_factory=_Trajectories)
-    """Those that the teacher is on."""
+    """Holds those that the teacher is on."""
     known: _Trajectories = field(default_factory=_Trajectories)
-    """Those that it walked before, which are learnt."""
+    """Holds those that it walked before, which are learnt."""
 
 
 _COND = "cond."

@@ -38,16 +38,16 @@ class Entry(NamedTuple):
     """Where one picture is: at some bytes of the shard, in a row of it, or in a file beside it."""
 
     key: str
-    """Its name in the shard."""
+    """Is its name in the shard."""
     offset: int
-    """Its first byte, or its row."""
+    """Is its first byte, or its row."""
     size: int
     """Bytes; −1 where it is not known before reading."""
     caption: str
     path: str
     """The file beside the shard that holds the picture, if any."""
     others: Sequence[str] = ()
-    """Further captions of the same picture."""
+    """Holds further captions of the same picture."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ShardIndex:
     told: dict[str, int]
     """What is worth saying of the others, as in `SourceReport`."""
     seen: list[str]
-    """The columns of the shard, or the endings and fields in it."""
+    """Lists the columns of the shard, or the endings and fields in it."""
 
     def entry(self, row: int) -> Entry:
         return Entry(*(self.table[name][row].as_py() for name in Entry._fields))

@@ -48,7 +48,7 @@ class PreparedRow:
     sizes: Sizes
     status: str = ""
     others: tuple[str, ...] = ()
-    """Further captions of the same picture."""
+    """Holds further captions of the same picture."""
 
 
 def write_shard(

@@ -23,7 +23,7 @@ class Table(Protocol):
 
     schema: pa.Schema
     starts: list[int]
-    """The first row of every group and, last, the number of rows."""
+    """Lists the first row of every group and, last, the number of rows."""
     group_bytes: list[int]
     """What each group takes in memory when it is read; 0 where it stays in the file."""
 

@@ -91,7 +91,7 @@ class SourceReport:
     used: int
     """Pictures with a caption that pass the filters."""
     dropped: Mapping[str, int]
-    """Number dropped for each reason that occurred."""
+    """Counts what was dropped, for each reason that occurred."""
     names: Mapping[str, Sequence[str]]
     """The first few dropped for each reason, in order: names, or numbers of metadata lines."""
     told: Mapping[str, int] = field(default_factory=dict)

@@ -28,7 +28,7 @@ class WorldExamples:
     """The first `count` pictures of a world as a source."""
 
     noun: ClassVar[str]
-    """What a key calls a picture."""
+    """Is what a key calls a picture."""
     world: World
     count: int
 

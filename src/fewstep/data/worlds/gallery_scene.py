@@ -58,7 +58,7 @@ class Asked:
 
     @property
     def label(self) -> str:
-        """What tells this thing from the others that a caption asks for."""
+        """Returns what tells this thing from the others that a caption asks for."""
         return self.name or self.kind or "thing"
 
 

@@ -12,7 +12,7 @@ from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Schedule
 
 Field = Callable[[Tensor, Tensor], Prediction]
-"""(z_t, t [b]) → Prediction, with condition and guidance already inside."""
+"""Maps (z_t, t [b]) to a Prediction, with condition and guidance already inside."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Solver:
 
     name: str
     order: int
-    """The global error falls with the step's length to this power."""
+    """Is the power of the step's length with which the global error falls."""
     evaluations: int
     """How often a step asks the field."""
     step: Callable[[Schedule, Field, Tensor, Tensor, Tensor], Tensor]
-    """(schedule, field, z_t, t [b], s [b]) → z_s, with s ≤ t sample by sample."""
+    """Maps (schedule, field, z_t, t [b], s [b]) to z_s, with s ≤ t sample by sample."""
 
 
 def to_time(schedule: Schedule, prediction: Prediction, z_t: Tensor, s: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""(`[b, …]`, `[b, …]`) → `[b]`."""
+"""Maps (`[b, …]`, `[b, …]`) to `[b]`."""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class StableDiffusion(Family):
     keys_begin: str
     """How a single file's keys of the (last) text encoder begin; all else is called alike in the three."""
     parts: tuple[str, ...] = _PARTS
+    comfyui_loader: str | None = "CheckpointLoaderSimple"
     pipeline_classes: tuple[str, ...] = (TEACHER_CLASS, STUDENT_CLASS)
     kohya_version: str
     released_side: int

@@ -16,6 +16,7 @@ from fewstep.models.card import LCM_LORA, StudentCard, read_method
 from fewstep.models.end import End
 from fewstep.models.export import save_pipeline
 from fewstep.models.family import Family, LatentModel
+from fewstep.models.lora.comfyui import WORKFLOW_FILE, make_workflow
 from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import Lora, write_lora
 from fewstep.models.readme import write_model_card
@@ -59,13 +60,16 @@ def save_combined(
 
 
 def save_lora(folder: Path, model: LatentModel, pairs: Lora, card: StudentCard, end: End | None = None) -> float:
-    """Writes a LoRA as `write_lora` does, `fewstep.json` and the card; returns the largest difference on reloading.
+    """Writes a LoRA as `write_lora` does, `fewstep.json`, the card and a workflow for ComfyUI; returns the largest
+    difference on reloading.
 
     `card` must hold what a student's does, and `lora_rank`, `lora_alpha` and `teacher_sha256`.
     """
     card = dataclasses.replace(card, **describe_sampling(model, card))
     with replace_folder(folder) as draft:
         difference = write_lora(draft, pairs, lora_header(model, card), model.parts, model.family.lora, end)
+        if workflow := make_workflow(model, card):
+            (draft / WORKFLOW_FILE).write_text(json.dumps(workflow, indent=1) + "\n")
         card.write(draft)
         write_model_card(draft, card)
     return difference

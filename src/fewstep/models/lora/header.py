@@ -35,7 +35,7 @@ _DEFAULTS = {
 }
 _MODULE = re.compile(r"\^?[\w.-]+")
 _Pattern = Mapping[str, tuple[int, float]]
-"""By a module's name, with ^ before it where it is the whole name: its place in the file, and the number."""
+"""Holds its place in the file and the number, by a module's name, with ^ before it where that is the whole name."""
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 

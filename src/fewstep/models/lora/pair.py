@@ -13,12 +13,12 @@ class Pair:
     """ΔW = alpha/rank · B·A of one linear or convolutional module; with a magnitude that of DoRA (arXiv 2402.09353)."""
 
     down: Tensor
-    """A, `[rank, in]` or `[rank, in, k, k]`."""
+    """Is A, `[rank, in]` or `[rank, in, k, k]`."""
     up: Tensor
-    """B, `[out, rank]` or `[out, rank, 1, 1]`."""
+    """Is B, `[out, rank]` or `[out, rank, 1, 1]`."""
     alpha: float
     magnitude: Tensor | None = None
-    """DoRA's m, `[out, 1]` or `[out, 1, 1, 1]`, or along the inputs `[1, in]` or `[1, in, 1, 1]`."""
+    """Is DoRA's m, `[out, 1]` or `[out, 1, 1, 1]`, or along the inputs `[1, in]` or `[1, in, 1, 1]`."""
 
     @property
     def rank(self) -> int:

@@ -14,7 +14,7 @@ from fewstep.models.lora.header import PEFT_FILE
 from fewstep.models.model_files import find_file
 
 _PREFERRED = (LORA_FILE, "adapter_model.safetensors")
-"""What diffusers and peft call the file of a LoRA."""
+"""Is what diffusers and peft call the file of a LoRA."""
 _HUB = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<file>.+))?")
 _CACHED = re.compile(r"models--(?P<repository>.+)")
 _NAMELESS = ("model", "pytorch_lora_weights", "adapter_model", "lora-kohya")

@@ -1,0 +1,28 @@
+"""Miniatures of released models, and copies of them to spoil."""
+
+import shutil
+
+import pytest
+
+from fewstep.data.worlds.scenes import Scenes
+from fewstep.models import scenes_model
+from miniatures import save_miniature
+from single_files import save_single_file
+
+
+@pytest.fixture(scope="package")
+def miniatures(tmp_path_factory):
+    """Of Stable Diffusion 1.x and XL a folder, and the same as one file; do not write into them."""
+    root = tmp_path_factory.mktemp("loaded")
+    tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
+    found = {}
+    for family in ("sd15", "sd21", "sdxl"):
+        folder = save_miniature(family, tokenizer, root / family)
+        found[family] = folder, save_single_file(family, folder, root / f"{family}.safetensors")
+    return found
+
+
+@pytest.fixture
+def copy(miniatures, tmp_path):
+    """Copies a miniature's folder to spoil."""
+    return lambda family="sd15": shutil.copytree(miniatures[family][0], tmp_path / family)
