@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__
 from fewstep.data.draws import check_seed
-from fewstep.data.infotext import Infotext, build_png_info
+from fewstep.data.infotext import Infotext, build_png_info, warn_of_commands
 from fewstep.data.pictures import FORMATS
 from fewstep.errors import UserError, show
 from fewstep.files import create_new
@@ -106,6 +106,8 @@ def generate(config: Generate) -> None:
     # Refuses steps that this model does not allow, before any work.
     pipeline.jumps(steps, strength)
     prompts = [prompt for prompt in config.prompt for _ in range(config.count)]
+    for message in dict.fromkeys(each for prompt in config.prompt for each in warn_of_commands(prompt)):
+        print(show(f"warning: {message}"), flush=True)
     said: set[str] = set()
     try:
         config.out.mkdir(parents=True, exist_ok=True)
