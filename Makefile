@@ -6,12 +6,17 @@ BIN := .venv/bin
 PINNED := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 	--only-binary :all:
 
-.PHONY: install demo test test-oldest check audit sbom pins clean
+.PHONY: install demo docs test test-oldest check audit sbom pins clean
 
 install: .venv/installed
 
 demo: .venv/installed
 	$(BIN)/fewstep demo
+
+# The documentation site, into site/, with the page of commands written anew.
+docs: .venv/installed
+	$(BIN)/python tools/commands_page.py
+	$(BIN)/mkdocs build --quiet
 
 # Two workers of one thread each: on two cores sooner done than one worker of two, and as exact.
 test: check
@@ -26,6 +31,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 .venv/installed: pyproject.toml constraints.txt constraints-cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -68,4 +74,4 @@ pins: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest build dist
+	rm -rf .venv .venv-oldest build dist site

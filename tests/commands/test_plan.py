@@ -67,6 +67,8 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
         measured = most_bytes(ours.update, tensors)
     assert counted.peak == pytest.approx(measured, rel=0.2)
     assert counted.learning == sum(p.numel() for p in student.parameters)
+    saved = sum(value.nbytes for name, value in ours.state.whole_tensors() if name != "losses")
+    assert counted.saved == pytest.approx(saved, rel=0.01)
 
 
 def test_heads_and_what_they_read_are_counted(random_teacher, miniature):
@@ -97,7 +99,10 @@ def counted(config, _family, _side):
     """A model of memory in round numbers: 10 GiB of weights, 2 GiB a picture, a quarter of that when checkpointed."""
     part = config.batch_size // config.accumulation
     each = 0.5 if config.gradient_checkpointing else 2.0
-    return Need(peak=int((10 + each * part) * GIB), weights=4 * GIB, learning=int(0.5 * GIB), flops=int(each * 1e12))
+    return Need(
+        peak=int((10 + each * part) * GIB), weights=4 * GIB, learning=int(0.5 * GIB), saved=8 * GIB,
+        flops=int(each * 1e12),
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +129,7 @@ def test_it_says_what_text_encoders_take_of_it(capsys):
 def test_it_says_how_long_the_work_takes(capsys):
     def read(config):
         plan(config)
-        *_, work, _, _ = capsys.readouterr().out.splitlines()
+        *_, work, _, _, _ = capsys.readouterr().out.splitlines()
         found = re.fullmatch(r"work: ([\d.]+) TFLOP a picture, which makes ([\d,.]+) hours .*", work)
         return float(found[1]), float(found[2].replace(",", ""))
 
@@ -133,6 +138,15 @@ def test_it_says_how_long_the_work_takes(capsys):
     assert read(Plan(gpu_memory=80)) == (2.0, pytest.approx(hours, rel=0.01))
     assert read(Plan(gpu_memory=80, gpus=4, tflops=200.0)) == (2.0, pytest.approx(hours / 8, rel=0.01))
     assert read(Plan(gpu_memory=18.3))[0] == 0.5  # of the settings that it gives
+
+
+def test_it_says_what_a_checkpoint_takes_of_main_memory(capsys):
+    """The counted 8 GiB with AdamW's moments, of half a giga of weights; 3 less where those are in 8 bits."""
+    for gpu_memory, gib in ((80, "8.0"), (9, "8.0"), (11.5, "5.0")):
+        plan(Plan(gpu_memory=gpu_memory))
+        *_, said, _, advice = capsys.readouterr().out.splitlines()
+        assert said.startswith(f"main memory: {gib} GiB for the copy")
+        assert ("adamw8bit" in advice) == (gib == "5.0")
 
 
 def test_it_says_how_many_pictures_lie_in_each_bucket(tmp_path, monkeypatch, capsys):
@@ -202,7 +216,8 @@ def test_no_way_promises_more_than_fits():
         for way in list_plans(config, recipe):
             together = way.most(config.gpu_memory * GIB, recipe.batch_size // config.gpus)
             assert together == 0 or way.bytes(together) <= config.gpu_memory * GIB
-    assert MemoryPlan(optimizer="adamw", fsdp=False, checkpointing=False, alone=10, each=5.0, flops=1).most(25, 12) == 4
+    one = MemoryPlan(optimizer="adamw", fsdp=False, checkpointing=False, alone=10, each=5.0, saved=1, flops=1)
+    assert one.most(25, 12) == 4
 
 
 @pytest.mark.parametrize(

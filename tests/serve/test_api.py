@@ -105,7 +105,7 @@ def test_pictures_come_in_the_format_that_is_asked_for(served, form):
         ({"prompt": PROMPT, "partial_images": 9}, "partial_images", "allowed: 0 to 8"),
         ({"prompt": PROMPT, "loras": {"style": 1.0}}, "loras", "there are: none"),
         ({"prompt": PROMPT, "stepz": 4}, "stepz", "there is no such field; did you mean steps?"),
-        ({"promt": PROMPT}, "promt", "there is no such field; did you mean prompt?"),
+        ({"promt": PROMPT}, "promt", "there is no such field; did you mean prompt?"),  # codespell:ignore promt
         ({"prompt": PROMPT, "steps": "4"}, "steps", 'is "4"; send a whole number, without quotes'),
     ],
 )
@@ -163,6 +163,16 @@ def test_what_the_client_should_know_is_told(served):
     said = " / ".join(answer["notes"])
     for message in ("the first 30 tokens", "negative prompt has no effect", "trained for 1 to 4"):
         assert message in said
+
+
+def test_words_that_the_model_never_learnt_are_noted_by_every_api(served):
+    asked = {"prompt": "a red cricle and a cat", "steps": 1}
+    said = 'never learnt the words "cricle" (did you mean "circle"?), "and", "cat"; it knows: a, above, '
+    (note,) = served.post("/v1/images/generations", **asked)["notes"]
+    assert said in note
+    (noted,) = json.loads(served.post("/sdapi/v1/txt2img", **asked, width=64, height=64)["info"])["notes"]
+    assert noted == note
+    assert served.post("/v1/images/generations", prompt=PROMPT, steps=1)["notes"] == []
 
 
 def test_seeds_and_settings_change_pictures(served):

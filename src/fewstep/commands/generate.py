@@ -34,7 +34,9 @@ class Generate(PainterOptions):
     """Paints pictures with a few-step model."""
 
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Prompt to paint; may be given several times."""
+    """Prompt to paint; may be given several times. The bundled models know circles, squares, triangles, stars, rings,
+    diamonds, crosses and hearts, one or two, in eight colours and two sizes, left of or above each other, on white,
+    grey or black; words that they do not know are named."""
     negative_prompt: str = ""
     """What not to paint. Models that have guidance built in ignore it, with a warning."""
     steps: Annotated[int | None, tyro.conf.arg(aliases=["--num-inference-steps"])] = None

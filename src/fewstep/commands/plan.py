@@ -95,6 +95,8 @@ class MemoryPlan:
     """Bytes with one picture at a time."""
     each: float
     """Bytes of each further picture computed together with it."""
+    saved: int
+    """Bytes of a checkpoint."""
     flops: int
     """Floating-point operations for each picture."""
 
@@ -132,6 +134,7 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     ]  # fmt: skip
     print("\n".join(markdown_table(rows)))
     print(_say_work(config, recipe, found))
+    print(_say_checkpoint(config, recipe, found))
     print(_say_encoders(recipe))
     print(advise(config, recipe, found))
     return rows
@@ -157,6 +160,15 @@ def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]
     return (
         f"work: {candidate.flops / 1e12:.1f} TFLOP a picture, which makes {hours:,.1f} hours for the recipe's "
         f"{recipe.steps:,} updates where each GPU reaches {config.tflops:g} TFLOP/s (--tflops); encoding comes on top"
+    )
+
+
+def _say_checkpoint(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
+    """Says what main memory holds for a checkpoint, of the same settings as the work."""
+    candidate, _ = _choose(config, recipe, found) or found[0]
+    return (
+        f"main memory: {candidate.saved / GIB:.1f} GiB for the copy of the state from which a checkpoint is written "
+        "while training goes on, in the first process"
     )
 
 
@@ -209,7 +221,7 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
                 whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT + (NCCL if config.gpus > 1 else 0)
                 yield MemoryPlan(
                     optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each,
-                    flops=one.flops,
+                    saved=one.saved - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning, flops=one.flops,
                 )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 MAX_PIXELS = 64_000_000
@@ -24,9 +26,15 @@ class PictureLimits:
     past any bound."""
 
     def allows(self, width: int, height: int) -> bool:
-        short, long = sorted((width, height))
-        grown = long * self.side**2 // max(1, short)
-        return short * long <= self.max_pixels and grown <= max(MAX_PIXELS, self.side**2)
+        return bool(self.allow(np.array([width]), np.array([height]))[0])
+
+    def allow(self, widths: NDArray[np.int64], heights: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tells of which pictures the sides are within the limits."""
+        sides = np.stack([widths, heights]).astype(np.float64)  # a header may claim more than integers can multiply
+        short, long = sides.min(axis=0), sides.max(axis=0)
+        grown = long * self.side**2 // np.maximum(1, short)
+        fits: NDArray[np.bool_] = (short * long <= self.max_pixels) & (grown <= max(MAX_PIXELS, self.side**2))
+        return fits
 
 
 def fit_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
