@@ -1,14 +1,19 @@
 """The documentation site: it builds strictly, and has every page and every option."""
 
 import dataclasses
+import functools
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+from playwright.sync_api import sync_playwright
 
 from fewstep.cli import COMMANDS
 
@@ -49,6 +54,33 @@ def test_the_site_builds_strictly_and_fetches_nothing_from_elsewhere(built):
         fetched = re.findall(r"<(?:script|img|iframe)[^>]*\bsrc=\"?([^\"\s>]+)", text)
         fetched += re.findall(r"<link[^>]*rel=\"?stylesheet\"?[^>]*href=\"?([^\"\s>]+)", text)
         assert [each for each in fetched if re.match(r"(https?:)?//", each)] == [], page
+
+
+def test_pages_fit_a_telephone_and_show_their_pictures(built):
+    place = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))))
+    handler = functools.partial(QuietHandler, directory=str(built))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = playwright.chromium.launch(executable_path=place, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 360, "height": 800}, color_scheme="dark")
+        said = []
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        for name in ("", "concepts/", "results/", "reference/commands/", "reference/python/"):
+            page.goto(f"http://127.0.0.1:{server.server_port}/{name}")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+            assert page.evaluate("[...document.images].filter((i) => !i.naturalWidth).map((i) => i.src)") == [], name
+            assert page.evaluate("document.body.dataset.mdColorScheme") == "slate"
+        assert said == []
+        browser.close()
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves a folder, and says nothing."""
+
+    def log_message(self, *_said):
+        pass
 
 
 def test_lists_and_tables_are_read_as_such(built):
