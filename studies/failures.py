@@ -1,6 +1,6 @@
 """A month of 256 processes that fail: what is learnt in it, and whether every picture comes once an epoch.
 
-    python studies/failures.py        # a minute; --help lists the numbers that can be your own
+    python studies/failures.py        # four minutes of one core; --help lists the numbers that can be your own
 
 No weight is trained. Time is simulated; the order of pictures, their sharing among processes, the ledger's cut and the
 interval of checkpoints are those of a run. Machines fail at random times and come back repaired. After a failure the

@@ -34,6 +34,7 @@ from fewstep.evaluate.gallery_reader import GalleryReader, load_gallery_reader
 from fewstep.evaluate.reader import save_reader
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models import scenes_model
+from fewstep.models.vocabulary import parse_vocabulary, record_words
 from fewstep.teacher.gallery_tasks import GalleryReaderTask, list_stated, list_statements
 from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask
 from fewstep.train.config import LoopConfig
@@ -151,11 +152,14 @@ def train_text_encoder(out: Path) -> None:
 
 
 def load_tokenizer(out: Path) -> CLIPTokenizer:
-    """Its merges come from captions of the world, in which every word stands many times."""
+    """Its merges come from captions of the world, in which every word stands many times; it lists these words."""
+    captions = (Gallery(seed=1).prompt(i)[0] for i in range(TOKENIZER_CAPTIONS))
     if not (out / "tokenizer").exists():
-        captions = (Gallery(seed=1).prompt(i)[0] for i in range(TOKENIZER_CAPTIONS))
         scenes_model.build_tokenizer(captions).save_pretrained(out / "tokenizer")
-    return CLIPTokenizer.from_pretrained(out / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    if parse_vocabulary(tokenizer.init_kwargs) is None:  # of a run that began before tokenizers listed words
+        record_words(tokenizer, list(captions))
+    return tokenizer
 
 
 def tokenise(tokenizer: CLIPTokenizer, captions: Any) -> Tensor:

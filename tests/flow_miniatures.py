@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ from transformers import (
 from fewstep.models.families.sana import INSTRUCTION
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
+from fewstep.models.parts import load_weights
 
 WORDS = ("a", "red", "blue", "green", "yellow", "small", "large", "star", "circle", "square", "and", "of", "on")
 
@@ -402,6 +404,26 @@ def to_original(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.contiguous().clone() for name, value in result.items()}
 
 
+_SHARED: dict[tuple[object, ...], torch.nn.Module] = {}
+
+
+def load_shared(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Loads a network as `load_weights` does; what is no transformer is the same object for the same files."""
+    if kind in _TRANSFORMERS:
+        return load_weights(kind, folder, dtype)
+    held = tuple((file.name, hashlib.sha256(file.read_bytes()).digest()) for file in sorted(folder.iterdir()))
+    key = (kind, dtype, *held)
+    if key not in _SHARED:
+        _SHARED[key] = load_weights(kind, folder, dtype)
+    return _SHARED[key]
+
+
+_TRANSFORMERS = (
+    Flux2Transformer2DModel, FluxTransformer2DModel, PixArtTransformer2DModel, QwenImageTransformer2DModel,
+    SanaTransformer2DModel, SD3Transformer2DModel, ZImageTransformer2DModel,
+)  # fmt: skip
+
+
 @functools.cache
 def _load(folder: Path) -> LatentModel:
     return load_latent_model(folder, torch.device("cpu"))
@@ -412,11 +434,20 @@ def _load_stock(folder: Path) -> DiffusionPipeline:
     return DiffusionPipeline.from_pretrained(folder)
 
 
-def copy_model(folder: Path) -> LatentModel:
-    """Returns a model of one's own, which is read from its files once in a run of the tests."""
-    return copy.deepcopy(_load(folder))
+def copy_model(given: Path | LatentModel) -> LatentModel:
+    """Returns a model of one's own, of a folder that is read once in a run of the tests or as another; its text
+    encoders and autoencoder, which are frozen, are the other's."""
+    model = given if isinstance(given, LatentModel) else _load(given)
+    return copy.deepcopy(model, _keep([model.codec.autoencoder, *model.conditioner.encoders.values()]))
 
 
 def copy_stock(folder: Path) -> DiffusionPipeline:
-    """Returns a stock pipeline of one's own, which is read once too."""
-    return copy.deepcopy(_load_stock(folder))
+    """Returns a stock pipeline of one's own, which is read once too, but for the same parts."""
+    pipe = _load_stock(folder)
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return copy.deepcopy(pipe, _keep([part for name, part in parts.items() if name != "transformer"]))
+
+
+def _keep(parts: list[torch.nn.Module]) -> dict[int, Any]:
+    """Makes a memory for deepcopy, by which it takes these parts for copied."""
+    return {id(part): part for part in parts}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fewstep.arguments import read_help
 from fewstep.cli import COMMANDS, _explain_end, main
+from fewstep.data.infotext import READ_AS_WORDS
 from fewstep.errors import UserError
 from fewstep.models.pipeline import NO_PROMPT
 from fewstep.recipes.named import RECIPES
@@ -129,6 +130,17 @@ def test_an_empty_prompt_is_painted_with_a_word(tmp_path, capsys):
     main(["generate", "--prompt", "", "--steps", "1", "--out", str(tmp_path)])
     said = capsys.readouterr().out.splitlines()
     assert said == [f"warning: {NO_PROMPT}", str(tmp_path / "picture-seed0.png")]
+
+
+def test_what_clients_of_a1111_write_into_prompts_is_told_to_be_words(tmp_path, capsys):
+    prompts = ("(a pink heart:1.3) <lora:style:0.8>", "a (pink) heart AND a star", "a pink heart")
+    main(
+        ["generate", *(word for each in prompts for word in ("--prompt", each)), "--steps", "1", "--out", str(tmp_path)]
+    )
+    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert warned == [
+        "warning: <lora:style:0.8> in the prompt is read as words; give LoRAs with --lora", f"warning: {READ_AS_WORDS}",
+    ]  # fmt: skip
 
 
 def test_a_mistake_ends_the_process_with_status_2(fewstep_command):

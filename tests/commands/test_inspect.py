@@ -127,7 +127,8 @@ def test_what_is_no_lora_is_called_by_its_name(tmp_path):
 
 
 def test_a_transformer_alone_is_no_lora(tmp_path):
-    keys = ("double_blocks.0.img_attn.proj.bias", "single_blocks.0.linear1.weight", "vector_in.in_layer.weight")
+    begin = ("double_blocks.0.img_attn.proj.bias", "single_blocks.0.linear1.weight", "vector_in.in_layer.weight")
+    keys = (*begin, "guidance_in.in_layer.weight")  # without which it is schnell
     safetensors.torch.save_file({key: torch.zeros(2) for key in keys}, tmp_path / "x.safetensors")
     lines = list(describe(tmp_path / "x.safetensors"))
     assert lines[0] == "single-file checkpoint: FLUX.1 dev, the transformer alone"

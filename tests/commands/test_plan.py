@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from fewstep.arguments import parse_arguments
 from fewstep.commands.bench_train import Ours
@@ -66,6 +67,8 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
         measured = most_bytes(ours.update, tensors)
     assert counted.peak == pytest.approx(measured, rel=0.2)
     assert counted.learning == sum(p.numel() for p in student.parameters)
+    saved = sum(value.nbytes for name, value in ours.state.whole_tensors() if name != "losses")
+    assert counted.saved == pytest.approx(saved, rel=0.01)
 
 
 def test_heads_and_what_they_read_are_counted(random_teacher, miniature):
@@ -96,7 +99,10 @@ def counted(config, _family, _side):
     """A model of memory in round numbers: 10 GiB of weights, 2 GiB a picture, a quarter of that when checkpointed."""
     part = config.batch_size // config.accumulation
     each = 0.5 if config.gradient_checkpointing else 2.0
-    return Need(peak=int((10 + each * part) * GIB), weights=4 * GIB, learning=int(0.5 * GIB), flops=int(each * 1e12))
+    return Need(
+        peak=int((10 + each * part) * GIB), weights=4 * GIB, learning=int(0.5 * GIB), saved=8 * GIB,
+        flops=int(each * 1e12),
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +129,7 @@ def test_it_says_what_text_encoders_take_of_it(capsys):
 def test_it_says_how_long_the_work_takes(capsys):
     def read(config):
         plan(config)
-        *_, work, _, _ = capsys.readouterr().out.splitlines()
+        *_, work, _, _, _ = capsys.readouterr().out.splitlines()
         found = re.fullmatch(r"work: ([\d.]+) TFLOP a picture, which makes ([\d,.]+) hours .*", work)
         return float(found[1]), float(found[2].replace(",", ""))
 
@@ -132,6 +138,31 @@ def test_it_says_how_long_the_work_takes(capsys):
     assert read(Plan(gpu_memory=80)) == (2.0, pytest.approx(hours, rel=0.01))
     assert read(Plan(gpu_memory=80, gpus=4, tflops=200.0)) == (2.0, pytest.approx(hours / 8, rel=0.01))
     assert read(Plan(gpu_memory=18.3))[0] == 0.5  # of the settings that it gives
+
+
+def test_it_says_what_a_checkpoint_takes_of_main_memory(capsys):
+    """The counted 8 GiB with AdamW's moments, of half a giga of weights; 3 less where those are in 8 bits."""
+    for gpu_memory, gib in ((80, "8.0"), (9, "8.0"), (11.5, "5.0")):
+        plan(Plan(gpu_memory=gpu_memory))
+        *_, said, _, advice = capsys.readouterr().out.splitlines()
+        assert said.startswith(f"main memory: {gib} GiB for the copy")
+        assert ("adamw8bit" in advice) == (gib == "5.0")
+
+
+def test_it_says_how_many_pictures_lie_in_each_bucket(tmp_path, monkeypatch, capsys):
+    (tmp_path / "d").mkdir()
+    for i in range(14):
+        Image.new("RGB", (60, 40) if i < 4 else (40, 40)).save(tmp_path / "d" / f"{i}.png")
+        (tmp_path / "d" / f"{i}.txt").write_text("words")
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    counted = MemoryPlan(optimizer="adamw", fsdp=False, checkpointing=False, alone=GIB, each=0.0, flops=10**12)
+    monkeypatch.setattr("fewstep.commands.plan.list_plans", lambda *_: [counted])
+    plan(Plan(recipe="sdxl-lora", batch_size=8, data=str(tmp_path / "d"), buckets="on"))
+    said = capsys.readouterr().out
+    assert "buckets, width × height: 1216x832: 4, 1024x1024: 10\n" in said
+    assert "warning: 1216x832 have fewer pictures than an update takes (8)" in said
+    assert said.endswith(" --buckets on\n")
+    assert f"--data {tmp_path / 'd'}" in said
 
 
 def test_the_work_is_that_of_the_passes():
@@ -185,7 +216,8 @@ def test_no_way_promises_more_than_fits():
         for way in list_plans(config, recipe):
             together = way.most(config.gpu_memory * GIB, recipe.batch_size // config.gpus)
             assert together == 0 or way.bytes(together) <= config.gpu_memory * GIB
-    assert MemoryPlan(optimizer="adamw", fsdp=False, checkpointing=False, alone=10, each=5.0, flops=1).most(25, 12) == 4
+    one = MemoryPlan(optimizer="adamw", fsdp=False, checkpointing=False, alone=10, each=5.0, saved=1, flops=1)
+    assert one.most(25, 12) == 4
 
 
 @pytest.mark.parametrize(
@@ -197,6 +229,8 @@ def test_no_way_promises_more_than_fits():
         ({"tflops": 0.0}, "it must be above 0"),
         ({"gpus": 7}, "not a multiple of 7 GPUs"),
         ({"resolution": 100}, "multiple of 64"),
+        ({"buckets": "on"}, "needs both --buckets on and --data"),
+        ({"data": "cats"}, "needs both --buckets on and --data"),
         ({"method": "tdm"}, "whose updates are others than are counted here"),
         ({"method": "ect"}, "whose updates are others than are counted here"),
     ],

@@ -321,7 +321,7 @@ def test_kept_fresh_and_prepared_latents_draw_the_same_captions(
         open_material(TrainingConfig(**fields), model).latents()
         for fields in ({**given}, {**given, "keep_gib": 0.0}, {"data": str(tmp_path / "p")})
     ]
-    noise = torch.zeros(24, *plain[0].latent_shape)
+    noise = torch.zeros(24, *plain[0].shape_at(range(1)))
     kept, fresh, prepared = (latents.batch(range(24), noise) for latents in plain)
     assert len({tuple(text.flatten().tolist()) for text in fresh.cond["text"]}) == 4
     for other in (kept, prepared):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.data.reading import CropSettings, crop_square
+from fewstep.data.reading import CropSettings, crop_picture
 from fewstep.data.sources.base import Example
 from fewstep.data.sources.decoding import decode
 from fewstep.data.sources.filters import Filters
@@ -243,9 +243,9 @@ def test_a_large_jpeg_is_decoded_small_where_that_is_exact_enough(
     selection = Selection(limits=PictureLimits(side=resolution), filters=Filters(min_side=424))
     example = open_folder(tmp_path, selection).read(0)
     assert (example.reduced, example.image.size) == (reduced, (424 // reduced, 640 // reduced))
-    found = crop_square(example, CropSettings(resolution=resolution, crop="random"), 0, 0)
+    found = crop_picture(example, CropSettings(resolution=resolution, crop="random"), 0, 0)
     whole = Example(decode((tmp_path / "a.jpg").read_bytes()), "words")
-    expected = crop_square(whole, CropSettings(resolution=resolution, crop="random"), 0, 0)
+    expected = crop_picture(whole, CropSettings(resolution=resolution, crop="random"), 0, 0)
     assert found.sizes == expected.sizes
     error = np.abs(np.asarray(found.image).astype(int) - np.asarray(expected.image))
     assert error.mean() <= 0.6

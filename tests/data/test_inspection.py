@@ -130,3 +130,16 @@ def webp() -> bytes:
     noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
     Image.fromarray(noise).save(file, "WEBP", lossless=True)
     return file.getvalue()
+
+
+def test_sides_that_no_picture_has_are_refused_and_kept(
+    tmp_path: Path, add: Callable[..., Path], opened: Callable[..., FolderPictures],
+    png_that_claims: Callable[[int, int], bytes],
+):  # fmt: skip
+    """Their product is beyond 64 bits."""
+    age(add(tmp_path / "d", "a.png", "a"))
+    path = add(tmp_path / "d", "b.png", "b")
+    path.write_bytes(png_that_claims(2**32 - 1, 2**32 - 1))
+    age(path)
+    for _ in range(2):
+        assert opened().report.dropped == {"too large": 1}

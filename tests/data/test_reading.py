@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fewstep.data.latents import DroppedPicture
-from fewstep.data.reading import CropSettings, PictureReader, crop_square, hash_sources
+from fewstep.data.reading import CropSettings, PictureReader, crop_picture, hash_sources
 from fewstep.data.sources.base import DroppedError, Example, Reason
 from fewstep.data.worlds.scenes import SceneExamples, Scenes
 
@@ -45,7 +45,7 @@ def corner(square):
 
 @pytest.mark.parametrize(("size", "sizes"), [((60, 20), (20, 60, 0, 20, 20, 20)), ((20, 60), (60, 20, 20, 0, 20, 20))])
 def test_the_middle_square_and_its_place(size, sizes):
-    square = crop_square(Example(gradient(*size), "words"), CropSettings(resolution=20), 0, 0)
+    square = crop_picture(Example(gradient(*size), "words"), CropSettings(resolution=20), 0, 0)
     assert (square.image.size, square.caption, square.sizes) == ((20, 20), "words", sizes)
     axis = 0 if size[0] > size[1] else 1
     (first, last) = corner(square)
@@ -54,26 +54,26 @@ def test_the_middle_square_and_its_place(size, sizes):
 
 
 def test_the_place_is_that_in_the_resized_picture():
-    square = crop_square(Example(gradient(120, 40), ""), CropSettings(resolution=20), 0, 0)
+    square = crop_picture(Example(gradient(120, 40), ""), CropSettings(resolution=20), 0, 0)
     assert square.sizes == (40, 120, 0, 20, 20, 20)
 
 
 def test_random_squares_are_anywhere_and_where_they_say():
     cut = CropSettings(resolution=20, crop="random")
-    squares = [crop_square(Example(gradient(60, 20), ""), cut, 3, i) for i in range(200)]
+    squares = [crop_picture(Example(gradient(60, 20), ""), cut, 3, i) for i in range(200)]
     lefts = [square.sizes[3] for square in squares]
     assert (min(lefts), max(lefts)) == (0, 40)
     assert len(set(lefts)) > 35
     for square in squares:
         assert square.sizes[2] == 0
         assert corner(square)[0][0] == pytest.approx(255 * square.sizes[3] / 59, abs=2)
-    assert lefts == [crop_square(Example(gradient(60, 20), ""), cut, 3, i).sizes[3] for i in range(200)]
-    assert lefts != [crop_square(Example(gradient(60, 20), ""), cut, 4, i).sizes[3] for i in range(200)]
+    assert lefts == [crop_picture(Example(gradient(60, 20), ""), cut, 3, i).sizes[3] for i in range(200)]
+    assert lefts != [crop_picture(Example(gradient(60, 20), ""), cut, 4, i).sizes[3] for i in range(200)]
 
 
 def test_half_of_the_pictures_are_flipped():
     cut = CropSettings(resolution=20, flip=True)
-    flipped = [corner(crop_square(Example(gradient(20, 20), ""), cut, 0, i))[0][0] > 128 for i in range(400)]
+    flipped = [corner(crop_picture(Example(gradient(20, 20), ""), cut, 0, i))[0][0] > 128 for i in range(400)]
     assert 0.42 < np.mean(flipped) < 0.58
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from fewstep.data.shards.formats import NamedShard, TarShards
 from fewstep.data.shards.index import Entry, IndexBuilder
-from fewstep.data.shards.source import ShardIndexer, ShardSummary, save_summaries, summary_path
+from fewstep.data.shards.source import ShardIndexer
+from fewstep.data.shards.summaries import ShardSummary, save_summaries, summary_path
 from fewstep.data.sources.filters import NO_SCORES
 from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache
 from fewstep.data.sources.selection import Selection

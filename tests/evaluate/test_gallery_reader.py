@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from fewstep.data.worlds.gallery import Gallery
 from fewstep.data.worlds.gallery_art import list_names
 from fewstep.data.worlds.gallery_scene import GROUNDS, SIZES
-from fewstep.errors import UserError
-from fewstep.evaluate.benches import judges
 from fewstep.evaluate.gallery_reader import (
     GRID,
     LAYOUTS,
@@ -75,8 +72,3 @@ def test_loss_falls_and_weights_are_kept(tmp_path):
     pixels, _ = draw_gallery_batch(1, range(4))
     assert torch.allclose(reader(pixels)[1], task.student(pixels)[1], atol=2e-2)
     assert reader.grid(pixels).shape[-2:] == (GRID, GRID)
-
-
-def test_the_bundled_reader_of_scenes_does_not_judge_the_gallery():
-    with pytest.raises(UserError, match="gallery holds no scenes"):
-        judges("gallery", "", torch.device("cpu"))

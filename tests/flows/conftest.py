@@ -1,10 +1,15 @@
+import functools
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.models import scenes_model
-from flow_miniatures import FLOWS
+from fewstep.models.families import flow_family
+from flow_miniatures import FLOWS, TRANSFORMERS, load_shared
 
 
 @pytest.fixture(scope="session")
@@ -12,10 +17,43 @@ def flow_tokenizer():
     return scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
 
 
+@pytest.fixture(scope="session")
+def make_flow(flow_tokenizer, tmp_path_factory):
+    """Gives the folder of a family's miniature, which is written once; do not write into it."""
+    folder = tmp_path_factory.mktemp("flows")
+
+    @functools.cache
+    def make(name):
+        return TRANSFORMERS[name](flow_tokenizer, folder / name)
+
+    return make
+
+
 @pytest.fixture(scope="session", params=FLOWS)
-def flow(request, flow_tokenizer, tmp_path_factory):
+def flow(request, make_flow):
     """The folder of a miniature of each family; do not write into it."""
-    return FLOWS[request.param](flow_tokenizer, tmp_path_factory.mktemp("flows") / request.param)
+    return make_flow(request.param)
+
+
+@pytest.fixture
+def copy_flow(make_flow, tmp_path):
+    """Copies the folder of a family's miniature, to spoil all of it but its weights, which are links."""
+
+    def copy(name, called=None):
+        return shutil.copytree(make_flow(name), tmp_path / (called or name), copy_function=_copy_or_link)
+
+    return copy
+
+
+def _copy_or_link(source, target):
+    (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
+
+
+@pytest.fixture(autouse=True)
+def _read_frozen_parts_once(monkeypatch):
+    """Has the text encoders and autoencoders of the same files be the same: they are frozen, and most of all work of
+    loading a miniature."""
+    monkeypatch.setattr(flow_family, "load_weights", load_shared)
 
 
 @pytest.fixture(scope="session")

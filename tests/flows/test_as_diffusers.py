@@ -21,7 +21,8 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.pipeline import load_pipeline, seeded_noise
 from fewstep.recipes.distill import Distill
-from flow_miniatures import FLOWS, STOCK, copy_model, copy_stock
+from flow_miniatures import STOCK, copy_model, copy_stock
+from flow_runs import make_run
 
 CPU, PROMPT, SEED = torch.device("cpu"), "a red star", 5
 
@@ -101,8 +102,11 @@ def test_many_steps_of_the_teacher_are_the_stock_pipelines(flow):
 @pytest.mark.parametrize("kind", ["whole", "lora"])
 def test_a_student_is_painted_alike_by_the_stock_pipeline(flow, kind, method, flow_pictures, tmp_path):
     lora = {"lora_rank": 3, "lora_alpha": 6.0} if kind == "lora" else {}
-    distill(settings(flow, flow_pictures, tmp_path / "run", method=method, **lora))
-    exported = tmp_path / "run" / "model"
+    if method == "lcm":
+        exported = make_run(flow, flow_pictures, kind).model
+    else:
+        distill(settings(flow, flow_pictures, tmp_path / "run", method=method, **lora))
+        exported = tmp_path / "run" / "model"
     card = json.loads((exported / "fewstep.json").read_text())
     mine = load_pipeline(exported, "cpu")
     assert isinstance(mine.model.schedule, Flow)
@@ -131,15 +135,14 @@ def test_a_student_is_painted_alike_by_the_stock_pipeline(flow, kind, method, fl
         assert (paint_by_us(mine, 4) - plain).abs().max() > 3e-4
 
 
-def test_a_whole_any_step_student_is_painted_alike_by_its_own_pipeline(flow, flow_pictures, tmp_path):
+def test_a_whole_any_step_student_is_painted_alike_by_its_own_pipeline(flow, flow_pictures):
     """In any number of steps, by diffusers with the code that lies beside the weights, and told each time."""
-    changes = {"method": "any-step", "skip": 125, "batch_size": 8, "lr": 3e-2}
-    distill(settings(flow, flow_pictures, tmp_path / "run", **changes))
-    exported = str(tmp_path / "run" / "model")
+    made = make_run(flow, flow_pictures, "whole-any-step").model
+    exported = str(made)
     mine = load_pipeline(exported, "cpu")
     theirs = DiffusionPipeline.from_pretrained(exported, custom_pipeline=exported, trust_remote_code=True)
     plain = DiffusionPipeline.from_pretrained(exported)
-    sigmas = json.loads((tmp_path / "run" / "model" / "fewstep.json").read_text())["sigmas"]
+    sigmas = json.loads((made / "fewstep.json").read_text())["sigmas"]
     for steps in (1, 2, 4, 8):
         painted = paint_by_stock(theirs, sigmas[str(steps)], off(flow))
         assert (paint_by_us(mine, steps) - painted).abs().max() < 1e-4
@@ -159,10 +162,8 @@ def test_a_baseline_asks_the_teacher_as_often_as_its_table_says(sampler, flow):
 
 
 @pytest.mark.parametrize("kind", ["whole", "any-step", "lora"])
-def test_the_lines_of_the_card_paint_at_its_size_and_guidance(kind, flow, flow_pictures, tmp_path):
-    changes = {"lora": {"lora_rank": 2}, "any-step": {"method": "any-step", "skip": 125}}.get(kind, {})
-    distill(settings(flow, flow_pictures, tmp_path / "run", resolution=32, **changes))
-    exported = tmp_path / "run" / "model"
+def test_the_lines_of_the_card_paint_at_its_size_and_guidance(kind, flow, flow_pictures):
+    exported = make_run(flow, flow_pictures, f"small-{kind}").model
     lines = (exported / "README.md").read_text().split("```")[1].removeprefix("python")
     held = {}
     exec(lines.replace("this folder", str(exported)), held)
@@ -173,10 +174,10 @@ def test_the_lines_of_the_card_paint_at_its_size_and_guidance(kind, flow, flow_p
     assert f"{model.family.guidance_argument}={scale:g})" in lines
 
 
-def test_the_exported_scheduler_says_every_setting(flow, flow_pictures, tmp_path):
+def test_the_exported_scheduler_says_every_setting(flow, flow_pictures):
     """What a file leaves out, `from_config` would take from elsewhere."""
-    distill(settings(flow, flow_pictures, tmp_path / "run"))
-    said = json.loads((tmp_path / "run" / "model" / "scheduler" / "scheduler_config.json").read_text())
+    exported = make_run(flow, flow_pictures, "whole").model
+    said = json.loads((exported / "scheduler" / "scheduler_config.json").read_text())
     assert said["_class_name"] == "FlowMatchLCMScheduler"
     assert (said["use_dynamic_shifting"], said["shift_terminal"]) == (False, None)
     assert said["shift"] == copy_model(flow).schedule.shift
@@ -217,9 +218,13 @@ def test_conditions_are_those_of_the_stock_pipeline(flow):
 def test_text_encoders_are_asked_as_wholes_and_say_next_to_nothing(flow):
     """Hooks on them bring them to a card that has no room for all parts; what they would say next is gigabytes."""
     model, asked = copy_model(flow), set()
-    for name, encoder in model.conditioner.encoders.items():
+    hooks = [
         encoder.register_forward_hook(lambda _module, _given, output, name=name: asked.add((name, _words(output))))
+        for name, encoder in model.conditioner.encoders.items()
+    ]
     model.conditioner.encode([PROMPT])
+    for hook in hooks:
+        hook.remove()
     assert {name for name, _ in asked} == set(model.conditioner.encoders)
     assert all(words <= 1 for _, words in asked)
 
@@ -247,8 +252,8 @@ def test_pictures_go_through_the_autoencoder_as_they_would_alone(flow, flow_pict
     assert torch.allclose(model.codec.decode(mean), alone, atol=1e-4)
 
 
-def test_schnell_is_no_teacher(flow_tokenizer, tmp_path, edit_json):
-    folder = FLOWS["flux"](flow_tokenizer, tmp_path / "schnell")
+def test_schnell_is_no_teacher(copy_flow, edit_json):
+    folder = copy_flow("flux", "schnell")
     edit_json(folder / "transformer" / "config.json", guidance_embeds=False)
     with pytest.raises(UserError, match="paints in 4 steps already and cannot be a teacher"):
         load_latent_model(folder, CPU)

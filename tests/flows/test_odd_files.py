@@ -7,15 +7,16 @@ import torch
 from safetensors.torch import save_file
 
 from fewstep.commands.combine import Combine, combine
-from fewstep.commands.inspect import Inspect, inspect
+from fewstep.commands.inspect import describe
 from fewstep.errors import UserError
 from fewstep.models.card import CARD_FILE
+from fewstep.models.engines import with_engine
 from fewstep.models.families import find_family
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import read_lora
 from fewstep.models.pipeline import load_pipeline
 from fewstep.models.scheduler import Overrides, read_overrides
-from flow_miniatures import FLOWS, FUSED, copy_model
+from flow_miniatures import FLOWS, FUSED, copy_model, to_original
 
 CPU = torch.device("cpu")
 TRANSFORMER, VAE, SCHEDULER = "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"
@@ -68,8 +69,8 @@ ODD = [
 
 
 @pytest.mark.parametrize(("family", "file", "change", "said"), ODD)
-def test_an_odd_folder_is_refused(family, file, change, said, flow_tokenizer, tmp_path):
-    folder = FLOWS[family](flow_tokenizer, tmp_path / family)
+def test_an_odd_folder_is_refused(family, file, change, said, copy_flow):
+    folder = copy_flow(family)
     held = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
     (folder / file).write_text(json.dumps(held | change))
     with pytest.raises(UserError, match=said):
@@ -87,9 +88,9 @@ def test_pictures_are_of_whole_tokens(flow, flow_pictures, fewstep_command, tmp_
 
 
 @pytest.fixture(params=FUSED)
-def fused(request, flow_tokenizer, tmp_path):
+def fused(request, make_flow):
     """The original's name of q, k and v in one, their rows, and their inputs, of families that have them so."""
-    model = load_latent_model(FLOWS[request.param](flow_tokenizer, tmp_path / "base"), CPU)
+    model = copy_model(make_flow(request.param))
     named = dict(model.network.backbone.named_modules())
     module, ours = next(
         (theirs, ours) for theirs, ours in model.family.original.list_modules(named).items() if len(ours) == 3
@@ -120,19 +121,9 @@ def test_an_odd_lora_of_modules_in_one_is_refused(odd, said, fused, tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["rows", "columns", "blocks", "nan", "whole"])
-def test_a_scale_of_fp8_is_a_number_or_one_for_each_row(scale, flow_tokenizer, tmp_path):
-    folder = FLOWS["sd3"](flow_tokenizer, tmp_path / "sd3")
-    backbone = load_latent_model(folder, CPU).network.backbone
-    own = backbone.state_dict()
-    names = load_latent_model(folder, CPU).family.original
-    tensors = {"pos_embed": own["pos_embed.pos_embed"]}
-    blocks = backbone.config.num_layers
-    for theirs, ours in names.list_modules(dict(backbone.named_modules())).items():
-        for kind in ("weight", "bias"):
-            if parts := [own[f"{name}.{kind}"] for name in ours if f"{name}.{kind}" in own]:
-                whole = torch.cat(parts)
-                swap = names.is_swapped(ours[0], blocks)
-                tensors[f"{theirs}.{kind}"] = torch.cat(whole.chunk(2)[::-1]) if swap else whole.clone()
+def test_a_scale_of_fp8_is_a_number_or_one_for_each_row(scale, make_flow, tmp_path):
+    folder = make_flow("sd3")
+    tensors = to_original(copy_model(folder))
     name = "joint_blocks.0.x_block.attn.proj"  # whose rows are as many as its columns
     weight = tensors[f"{name}.weight"]
     n = len(weight)
@@ -199,9 +190,9 @@ def test_what_tells_where_to_land_is_merged_with_its_lora(flow, tmp_path):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_read_nowhere(side, flow_tokenizer, tmp_path):
+def test_padding_is_read_nowhere(side, make_flow):
     """Of a prompt of more tokens than bf16 can count, whichever side is padded."""
-    model = load_latent_model(FLOWS["zimage"](flow_tokenizer, tmp_path / "zimage"), CPU)
+    model = copy_model(make_flow("zimage"))
     read = []
     model.network.backbone.cap_embedder.register_forward_pre_hook(lambda _, given: read.append(given[0]))
     mask = torch.zeros(1, 512, dtype=torch.bfloat16)
@@ -212,28 +203,36 @@ def test_padding_is_read_nowhere(side, flow_tokenizer, tmp_path):
     assert torch.equal(read[0][:301], text[0][mask[0] > 0])
 
 
-def test_a_spoilt_chat_template_is_refused(flow_tokenizer, tmp_path):
-    folder = FLOWS["zimage"](flow_tokenizer, tmp_path / "zimage")
+def test_a_spoilt_chat_template_is_refused(copy_flow):
+    folder = copy_flow("zimage")
     (folder / "tokenizer" / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
     with pytest.raises(UserError, match="is not text in UTF-8"):
         load_latent_model(folder, CPU)
 
 
-def test_a_turbo_is_no_teacher_and_a_student_may_be_called_so(flow_tokenizer, tmp_path, capsys):
-    folder = FLOWS["zimage"](flow_tokenizer, tmp_path / "my-turbo")
-    inspect(Inspect(path=folder))
-    said = capsys.readouterr().out
-    assert "cannot be a teacher" in said
-    assert "make it few-step" not in said
+def test_a_turbo_is_no_teacher_and_a_student_may_be_called_so(copy_flow, tmp_path):
+    folder = copy_flow("zimage", "my-turbo")
+    assert is_refused(folder, "cannot be a teacher")
     with pytest.raises(UserError, match="cannot be a teacher"):
         load_latent_model(folder, CPU)
     (folder / CARD_FILE).write_text(json.dumps({"method": "LCM-LoRA", "grid_size": 50}))
     assert load_latent_model(folder, CPU).is_few_step
     file = tmp_path / "z_image_turbo.safetensors"
     save_file({"cap_embedder.0.weight": torch.ones(1)}, file)
+    assert is_refused(file, "cannot be a teacher")
+    assert not is_refused(file.rename(tmp_path / "z_image.safetensors"), "")
+    file.with_name("z_image.safetensors").rename(file)
     base = folder.rename(tmp_path / "base")
     with pytest.raises(UserError, match="cannot be a teacher"):
         load_latent_model(base, CPU, overrides=Overrides(unet=str(file)))
+
+
+def is_refused(path, said):
+    """Says whether `inspect` refuses what is there in such words, and does not say how it is made few-step."""
+    lines = [*describe(path)]
+    return any(line.startswith("not read: ") and said in line for line in lines) and not any(
+        line.startswith("make it few-step") for line in lines
+    )
 
 
 TURBO = "Z-Image-Turbo"
@@ -261,13 +260,36 @@ def test_a_model_in_the_folder_that_one_stands_in_is_known_too(tmp_path, monkeyp
         find_family("klein").refuse({}, ".")
 
 
-def test_a_distilled_klein_is_known_by_its_name(flow_tokenizer, tmp_path):
-    base = FLOWS["klein"](flow_tokenizer, tmp_path / "FLUX.2-klein-base-4B")
+def test_a_distilled_klein_is_known_by_its_name(copy_flow, tmp_path, edit_json):
+    base = copy_flow("klein", "FLUX.2-klein-base-4B")
     file = tmp_path / "flux-2-klein-4b.safetensors"
     save_file({"double_stream_modulation_img.lin.weight": torch.ones(1)}, file)
+    assert is_refused(file, "cannot be a teacher")
     with pytest.raises(UserError, match="cannot be a teacher"):
         load_latent_model(base, CPU, overrides=Overrides(unet=str(file)))
     assert not load_latent_model(base, CPU).is_few_step
+    assert not is_refused(base, "")
+    edit_json(base / "model_index.json", is_distilled=True)
+    assert is_refused(base, "is_distilled in model_index.json")
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ("vector_in.in_layer", "is FLUX.1 schnell"), ("double_stream_modulation_img.lin", None),
+        ("double_stream_modulation_img.lin guidance_in.in_layer", "is FLUX.2 dev"),
+        ("vector_in.in_layer guidance_in.in_layer", None),
+    ],
+)  # fmt: skip
+def test_a_files_tensors_tell_whether_its_network_is_told_its_guidance(held, said, tmp_path):
+    file = tmp_path / "transformer.safetensors"
+    save_file({f"{name}.weight": torch.ones(1) for name in held.split()}, file)
+    assert is_refused(file, said or "") == bool(said)
+
+
+def test_openvino_computes_none(make_flow):
+    with pytest.raises(UserError, match="--engine torch alone computes a PixArtTransformer2DModel"):
+        with_engine(copy_model(make_flow("pixart")), "openvino")
 
 
 @pytest.mark.parametrize("said", ["nonsense", "[1]", '{"a": 1}'])

@@ -2,28 +2,29 @@
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.loaders import single_file_utils
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
+from fewstep.commands.inspect import describe
 from fewstep.errors import UserError
 from fewstep.models.families.original_transformers import FLUX_NAMES
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import KOHYA_FILE, Pair, read_lora, write_lora
 from fewstep.models.scheduler import Overrides
-from flow_miniatures import save_sana, save_sd3, to_original
+from flow_miniatures import copy_model, copy_stock, save_sd3, to_original
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def original(flow):
-    return to_original(load_latent_model(flow, CPU))
+    return to_original(copy_model(flow))
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_transformer_alone_over_a_base(prefix, flow, original, tmp_path):
-    base, file = load_latent_model(flow, CPU), tmp_path / "transformer.safetensors"
+    base, file = copy_model(flow), tmp_path / "transformer.safetensors"
     save_file({prefix + name: value for name, value in original.items()}, file)
     for model in (
         load_latent_model(file, CPU, str(flow)), load_latent_model(flow, CPU, overrides=Overrides(unet=str(file))),
@@ -42,7 +43,7 @@ def test_a_transformer_alone_over_a_base(prefix, flow, original, tmp_path):
 
 def test_every_tensor_has_its_place(flow, original):
     """The table names all of them, none twice."""
-    state = load_latent_model(flow, CPU).network.backbone.state_dict()
+    state = copy_model(flow).network.backbone.state_dict()
     assert sum(value.numel() for value in original.values()) == sum(value.numel() for value in state.values())
 
 
@@ -59,7 +60,7 @@ def test_fp8_is_read(scaled, flow, original, tmp_path):
             tensors[name.replace("weight", "scale_weight")] = scale
     save_file(tensors, file)
     mine = load_latent_model(file, CPU, str(flow)).network.backbone.state_dict()
-    for name, value in load_latent_model(flow, CPU).network.backbone.state_dict().items():
+    for name, value in copy_model(flow).network.backbone.state_dict().items():
         assert mine[name].dtype == torch.float32
         assert torch.allclose(mine[name], value, rtol=0.07, atol=float(value.abs().max()) / 400 if scaled else 1e-3)
 
@@ -95,10 +96,10 @@ def test_the_table_of_stable_diffusion_3_is_diffusers_own(large, flow_tokenizer,
     assert all(torch.equal(theirs[name], value) for name, value in mine.items())
 
 
-def test_the_table_of_sana_is_diffusers_own(flow_tokenizer, tmp_path):
+def test_the_table_of_sana_is_diffusers_own(make_flow, tmp_path):
     """With what its files hold beside, which nothing here reads."""
-    folder = save_sana(flow_tokenizer, tmp_path / "sana")
-    tensors = to_original(model := load_latent_model(folder, CPU))
+    folder = make_flow("sana")
+    tensors = to_original(model := copy_model(folder))
     tensors |= {"pos_embed": torch.zeros(1, 4, 64), "y_embedder.y_embedding": torch.zeros(300, 32)}
     mine = model.network.backbone.state_dict()
     theirs = single_file_utils.convert_sana_transformer_to_diffusers(dict(tensors))
@@ -141,7 +142,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_lora_of_the_originals_modules_adds_what_it_adds_there(spelling, flow, original, tmp_path):
     """ΔW of every original module, added to the original's weights and converted, is ΔW of the modules in diffusers."""
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     form, a, b = SPELLINGS[spelling]
     generator, tensors, moved = torch.Generator().manual_seed(0), {}, dict(original)
     lists = tuple(f"{theirs}." for theirs, _ in model.family.original.blocks) or ("transformer_blocks.",)
@@ -167,7 +168,7 @@ def test_a_lora_of_the_originals_modules_adds_what_it_adds_there(spelling, flow,
 
 
 def test_kohyas_file_of_diffusers_names_is_read_too(flow, tmp_path):
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     ends = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn1.to_q", "layers.0.attention.to_q")
     module = next(name for name, _ in model.network.backbone.named_modules() if name in ends)
     weight = model.network.backbone.get_submodule(module).weight
@@ -186,7 +187,7 @@ BEHIND = [f"{begin}{name}" for begin in ("", "base_model.model.") for name in ("
 
 def test_diffusers_names_are_read_behind_every_trainers_prefix(flow, tmp_path):
     """Several trainers write them behind the original's, of every family alike."""
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     pairs = random_lora(model, alpha=3.0)
     for prefix in (*BEHIND, "model.diffusion_model"):
         spelt = {name: f"{prefix}.{name.removeprefix('transformer.')}" for name in pairs}
@@ -216,7 +217,7 @@ def random_lora(model, ranks=(3,), alpha=6.0):
 @pytest.mark.parametrize("ranks", [(3,), (2, 3)])
 def test_kohyas_file_is_read_as_diffusers_is(ranks, flow, tmp_path):
     """Where several modules are one there, each has its own columns; of other ranks they are filled up."""
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     pairs = random_lora(model, ranks)
     del pairs[next(name for name in pairs if name.endswith("to_k"))]  # one of three that may be one
     assert write_lora(tmp_path, pairs, {}, model.parts, model.family.lora) == 0
@@ -231,14 +232,39 @@ def test_kohyas_file_is_read_as_diffusers_is(ranks, flow, tmp_path):
         assert pair.rank <= max(ranks)
 
 
+def test_what_xlabs_wrote_for_flux_is_read_as_diffusers_does(make_flow, tmp_path):
+    flow, generator, tensors = make_flow("flux"), torch.Generator().manual_seed(0), {}
+    model = copy_model(flow)
+    single = "single_blocks.0.processor"
+    modules = {
+        f"double_blocks.0.processor.{name}": (32, rows)
+        for name, rows in (("qkv_lora1", 96), ("proj_lora1", 32), ("qkv_lora2", 96), ("proj_lora2", 32))
+    } | {f"{single}.qkv_lora": (32, 96), f"{single}.proj_lora": (160, 32)}
+    for name, (inputs, rows) in modules.items():
+        tensors[f"{name}.down.weight"] = torch.randn(2, inputs, generator=generator)
+        tensors[f"{name}.up.weight"] = torch.randn(rows, 2, generator=generator)
+    file = tmp_path / "lora.safetensors"
+    save_file(tensors, file)
+    pipe = copy_stock(flow)
+    pipe.load_lora_weights(tmp_path, weight_name=file.name)
+    hung = {name: each for name, each in pipe.transformer.named_modules() if isinstance(each, LoraLayer)}
+    found = read_lora(file, model.parts, model.family.lora).pairs
+    assert {name.removeprefix("transformer.") for name in found} == hung.keys()
+    for name, layer in hung.items():
+        assert torch.allclose(
+            layer.get_delta_weight("default_0"), found[f"transformer.{name}"].delta().float(), atol=1e-4
+        )
+    assert "LoRA: XLabs keys" in [*describe(file)]
+
+
 def test_kohyas_file_is_loaded_by_diffusers(flow, tmp_path):
     """Module by module; of FLUX's single blocks diffusers knows the released size alone."""
-    model = load_latent_model(flow, CPU)
+    model = copy_model(flow)
     if model.family.lora.kohya_modules is None:
         return
     pairs = {name: pair for name, pair in random_lora(model).items() if "single_" not in name}
     write_lora(tmp_path, pairs, {}, model.parts, model.family.lora)
-    pipe = DiffusionPipeline.from_pretrained(flow)
+    pipe = copy_stock(flow)
     pipe.load_lora_weights(tmp_path, weight_name=KOHYA_FILE)
     for name, pair in pairs.items():
         layer = pipe.transformer.get_submodule(name.removeprefix("transformer."))

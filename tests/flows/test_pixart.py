@@ -24,21 +24,22 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.pipeline import load_pipeline, seeded_noise
 from fewstep.models.scheduler import Overrides
 from fewstep.recipes.distill import Distill
-from flow_miniatures import save_pixart, save_sana, to_original
+from flow_miniatures import copy_model, copy_stock, to_original
+from flow_runs import make_run
 
 CPU, PROMPT, SEED = torch.device("cpu"), "a red star", 5
 
 
 @pytest.fixture(scope="session")
-def flow(flow_tokenizer, tmp_path_factory):
+def flow(make_flow):
     """What the tests below that are of flows take in their place."""
-    return save_pixart(flow_tokenizer, tmp_path_factory.mktemp("transformers") / "pixart")
+    return make_flow("pixart")
 
 
 _SHARED = {
     test_as_diffusers: ("test_pictures_go_through_the_autoencoder_as_they_would_alone",),
     test_commands: (
-        "tour", "test_loras_apart_combined_and_merged_paint_the_same", "test_what_was_made_paints",
+        "tour", "loras", "test_loras_apart_combined_and_merged_paint_the_same", "test_what_was_made_paints",
         "test_a_lora_is_written_in_the_spelling_that_all_tools_read_and_in_kohyas_where_any_does",
         "test_painting_starts_from_a_picture", "test_its_speed_is_measured",
         "test_an_unfinished_run_paints_pictures_of_its_own_size",
@@ -51,7 +52,7 @@ _SHARED = {
     ),
     test_serving_flows: ("painter", "test_it_is_served"),
     test_teacher_lora: (
-        "style", "test_a_style_is_distilled_with_its_base", "test_a_whole_student_has_it_in_its_weights",
+        "style", "distilled", "test_a_style_is_distilled_with_its_base", "test_a_whole_student_has_it_in_its_weights",
     ),
     test_training: (
         "test_a_step_is_the_same_twice_and_moves_the_right_weights", "test_every_method_takes_a_step",
@@ -90,13 +91,13 @@ def paint_by_us(pipe, steps):
 @pytest.mark.parametrize("scale", [1.0, 4.5])
 def test_the_teachers_steps_are_the_stock_pipelines(scale, flow):
     """Time, guidance, what of the output is noise, and the table of betas."""
-    model, count = load_latent_model(flow, CPU), 5
+    model, count = copy_model(flow), 5
     path = TeacherPath(model.network, model.schedule, model.null())
     field = path.field(model.conditioner.encode([PROMPT]), torch.tensor([model.family.omega_of(scale)]))
     z = seeded_noise([SEED], model.codec.shape(64), CPU)()
     with torch.no_grad():
         mine = sample_ode(model.schedule, field, z, sampling_times(model.schedule, count, "trailing"))
-    pipe = DiffusionPipeline.from_pretrained(flow)
+    pipe = copy_stock(flow)
     pipe.scheduler = DDIMScheduler.from_config(
         pipe.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False
     )
@@ -106,7 +107,7 @@ def test_the_teachers_steps_are_the_stock_pipelines(scale, flow):
 
 
 def test_conditions_are_those_of_the_stock_pipeline(flow):
-    model, pipe = load_latent_model(flow, CPU), DiffusionPipeline.from_pretrained(flow)
+    model, pipe = copy_model(flow), copy_stock(flow)
     prompts = [" A Red Star", "", "a very long prompt " * 40]
     mine = model.conditioner.encode(prompts)
     text, mask, *_ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
@@ -120,8 +121,11 @@ def test_conditions_are_those_of_the_stock_pipeline(flow):
 def test_a_student_is_painted_alike_by_the_stock_pipeline(kind, method, flow, flow_pictures, tmp_path):
     """A LoRA as a part of its base, since diffusers loads none here; by the lines of the card."""
     lora = {"lora_rank": 3, "lora_alpha": 6.0} if kind == "lora" else {}
-    distill(settings(flow, flow_pictures, tmp_path / "run", method=method, **lora))
-    exported = tmp_path / "run" / "model"
+    if method == "lcm":
+        exported = make_run(flow, flow_pictures, kind).model
+    else:
+        distill(settings(flow, flow_pictures, tmp_path / "run", method=method, **lora))
+        exported = tmp_path / "run" / "model"
     place = exported
     lines = (exported / "README.md").read_text().split("```")[1].removeprefix("python")
     if kind == "lora":
@@ -141,9 +145,8 @@ def test_a_student_is_painted_alike_by_the_stock_pipeline(kind, method, flow, fl
     assert "use_resolution_binning=False" in lines
 
 
-def test_a_whole_any_step_student_is_painted_alike_by_its_own_pipeline(flow, flow_pictures, tmp_path):
-    distill(settings(flow, flow_pictures, tmp_path / "run", method="any-step", skip=125, batch_size=8, lr=3e-2))
-    exported = str(tmp_path / "run" / "model")
+def test_a_whole_any_step_student_is_painted_alike_by_its_own_pipeline(flow, flow_pictures):
+    exported = str(make_run(flow, flow_pictures, "whole-any-step").model)
     mine = load_pipeline(exported, "cpu")
     theirs = DiffusionPipeline.from_pretrained(exported, custom_pipeline=exported, trust_remote_code=True)
     plain = DiffusionPipeline.from_pretrained(exported)
@@ -154,8 +157,8 @@ def test_a_whole_any_step_student_is_painted_alike_by_its_own_pipeline(flow, flo
 
 
 @pytest.fixture
-def copy(flow, tmp_path):
-    return shutil.copytree(flow, tmp_path / "copy")
+def copy(copy_flow):
+    return copy_flow("pixart", "copy")
 
 
 def test_a_transformer_of_the_former_class_is_the_same(copy, flow, edit_json, tmp_path):
@@ -165,9 +168,9 @@ def test_a_transformer_of_the_former_class_is_the_same(copy, flow, edit_json, tm
     edit_json(copy / "model_index.json", transformer=["diffusers", "Transformer2DModel"])
     file = tmp_path / "transformer.safetensors"
     beside = {"pos_embed": torch.zeros(1, 4, 64), "y_embedder.y_embedding": torch.zeros(300, 64)}
-    save_file(to_original(load_latent_model(flow, CPU)) | beside, file)
+    save_file(to_original(copy_model(flow)) | beside, file)
     z, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
-    base = load_latent_model(flow, CPU)
+    base = copy_model(flow)
     cond = base.conditioner.encode([PROMPT])
     wanted = base.network(z, t, cond, None).z_0
     for model in (load_latent_model(copy, CPU), load_latent_model(file, CPU, str(copy))):
@@ -176,7 +179,7 @@ def test_a_transformer_of_the_former_class_is_the_same(copy, flow, edit_json, tm
 
 def test_the_former_class_itself_is_read_so(copy, flow):
     """diffusers' own file of one, at random."""
-    config = load_latent_model(flow, CPU).network.backbone.config
+    config = copy_model(flow).network.backbone.config
     names = ("num_layers", "num_attention_heads", "attention_head_dim", "cross_attention_dim", "in_channels",
              "out_channels", "caption_channels", "sample_size", "patch_size", "attention_bias", "activation_fn",
              "norm_elementwise_affine", "use_additional_conditions")  # fmt: skip
@@ -223,10 +226,10 @@ def test_an_odd_folder_is_refused(file, change, said, copy):
         load_latent_model(copy, CPU)
 
 
-def test_it_is_not_taken_for_sana_nor_the_other_way_round(flow, flow_tokenizer, tmp_path):
-    sana = save_sana(flow_tokenizer, tmp_path / "sana")
+def test_it_is_not_taken_for_sana_nor_the_other_way_round(flow, make_flow, tmp_path):
+    sana = make_flow("sana")
     for base, other in ((flow, sana), (sana, flow)):
-        save_file(to_original(load_latent_model(other, CPU)), tmp_path / "file.safetensors")
+        save_file(to_original(copy_model(other)), tmp_path / "file.safetensors")
         with pytest.raises(UserError, match="holds no transformer of"):
             load_latent_model(base, CPU, overrides=Overrides(unet=str(tmp_path / "file.safetensors")))
 
@@ -243,7 +246,7 @@ def test_what_it_has_no_place_for_is_refused(flow, flow_pictures, fewstep_comman
 
 def test_positions_are_those_of_the_teacher_at_every_size(flow, flow_pictures, tmp_path):
     distill(settings(flow, flow_pictures, tmp_path / "run", steps=1, lr=1e-12, ema_decay=0.0, resolution=32))
-    teacher, student = load_latent_model(flow, CPU), load_latent_model(tmp_path / "run" / "model", CPU)
+    teacher, student = copy_model(flow), load_latent_model(tmp_path / "run" / "model", CPU)
     assert (student.resolution, student.network.backbone.config.sample_size) == (32, 8)
     z, t, cond = torch.randn(1, 4, 4, 4), torch.tensor([500]), teacher.conditioner.encode([PROMPT])
     one, other = (model.network(z, t, cond, None).z_0 for model in (teacher, student))
@@ -251,7 +254,6 @@ def test_positions_are_those_of_the_teacher_at_every_size(flow, flow_pictures, t
 
 
 def test_a_style_says_how_it_is_painted_with(tour):
-    folder, _, _ = tour
-    lines = (folder / "style" / "model" / "README.md").read_text()
+    lines = (tour("style").model / "README.md").read_text()
     assert "diffusers' pipeline loads no LoRA here" in lines
     assert "--merged --out merged" in lines

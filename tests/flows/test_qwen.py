@@ -14,18 +14,24 @@ from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.models.flow_scheduler import read_flow
 from fewstep.models.loading import load_latent_model
 from fewstep.models.scheduler import Overrides
-from flow_miniatures import FLOWS
+from flow_miniatures import copy_model
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def folder(flow_tokenizer, tmp_path_factory):
-    return FLOWS["qwen"](flow_tokenizer, tmp_path_factory.mktemp("qwen") / "base")
+def folder(make_flow):
+    return make_flow("qwen")
+
+
+def test_where_its_steps_end_is_said_once(folder, caplog):
+    with caplog.at_level("INFO"):
+        load_latent_model(folder, CPU).take_side(128)
+    assert sum("ends its steps at σ = 0.02" in line for line in caplog.messages) == 1
 
 
 def test_text_ends_with_the_longest_prompt_and_is_masked_where_one_is_shorter(folder):
-    model, given = load_latent_model(folder, CPU), {}
+    model, given = copy_model(folder), {}
     model.network.backbone.register_forward_pre_hook(
         lambda _module, _args, named: given.update(named), with_kwargs=True
     )
@@ -59,7 +65,7 @@ def test_text_ends_with_the_longest_prompt_and_is_masked_where_one_is_shorter(fo
 )  # fmt: skip
 def test_a_transformers_name_tells_whether_it_paints(name, said, folder, tmp_path):
     file = tmp_path / f"{name}.safetensors"
-    own = load_latent_model(folder, CPU).network.backbone.state_dict()
+    own = copy_model(folder).network.backbone.state_dict()
     save_file({key: value.clone() for key, value in own.items()}, file)
     if said is None:
         load_latent_model(folder, CPU, overrides=Overrides(unet=str(file)))
@@ -71,7 +77,7 @@ def test_a_transformers_name_tells_whether_it_paints(name, said, folder, tmp_pat
 @pytest.mark.parametrize("steps", [1, 4, 50])
 def test_a_baseline_stands_where_the_stock_pipelines_steps_do(steps, folder):
     """To half a time of a thousand; a stock pipeline has no answer in one step."""
-    model, stood = load_latent_model(folder, CPU), []
+    model, stood = copy_model(folder), []
     model.network.register_forward_pre_hook(lambda _module, given: stood.append(model.schedule.sigma(given[1])[0]))
     painter_of(Cell("euler", steps, "trailing", 1.0), model, None).latents(model.conditioner.encode(["a"]), [0])
     if steps == 1:
@@ -89,8 +95,8 @@ def test_an_odd_end_of_its_steps_is_refused(last):
         read_flow({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift_terminal": last}, "it", tokens=1)
 
 
-def test_a_reader_whose_places_do_not_fill_its_heads_is_refused(flow_tokenizer, tmp_path):
-    folder = FLOWS["qwen"](flow_tokenizer, tmp_path / "base")
+def test_a_reader_whose_places_do_not_fill_its_heads_is_refused(copy_flow):
+    folder = copy_flow("qwen")
     file = folder / "text_encoder" / "config.json"
     held = json.loads(file.read_text())
     held["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 1]}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
 from safetensors.torch import save_file
 
 from fewstep.commands.distill import distill
@@ -14,18 +14,18 @@ from fewstep.models.flow_scheduler import read_flow
 from fewstep.models.loading import load_latent_model
 from fewstep.models.scheduler import Overrides
 from fewstep.recipes.distill import Distill
-from flow_miniatures import save_sana
+from flow_miniatures import copy_model, copy_stock
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def sana(flow_tokenizer, tmp_path_factory):
-    return save_sana(flow_tokenizer, tmp_path_factory.mktemp("flows") / "sana")
+def sana(make_flow):
+    return make_flow("sana")
 
 
 def test_its_latents_have_no_deviation(sana):
-    model = load_latent_model(sana, CPU)
+    model = copy_model(sana)
     mean, std = model.codec.encode(torch.rand(2, 3, 64, 96))
     assert mean.shape == std.shape == (2, 32, 2, 3)
     assert not std.any()
@@ -35,7 +35,7 @@ def test_its_latents_have_no_deviation(sana):
 
 
 def test_prompts_are_read_after_an_instruction_and_the_empty_condition_is_not(sana):
-    text = load_latent_model(sana, CPU).conditioner
+    text = copy_model(sana).conditioner
     assert INSTRUCTION.endswith("User Prompt: ")
     assert text.null()["mask"].sum() == 1  # of its begin alone
     assert text.encode([""])["mask"].sum() == 2  # and of the instruction's end
@@ -57,9 +57,9 @@ def test_a_solver_states_a_flow_where_it_is_told_to(kind):
             read_flow(said | change, "it", tokens=1)
 
 
-def test_positions_are_those_of_the_teacher_at_every_size(flow_tokenizer, flow_pictures, edit_json, tmp_path):
+def test_positions_are_those_of_the_teacher_at_every_size(copy_flow, flow_pictures, edit_json, tmp_path):
     """A student keeps the size by which they are counted, and its card says its own."""
-    folder = save_sana(flow_tokenizer, tmp_path / "sana")
+    folder = copy_flow("sana")
     edit_json(folder / "transformer" / "config.json", interpolation_scale=1.0, sample_size=4)
     teacher = load_latent_model(folder, CPU)
     assert teacher.resolution == 128
@@ -76,9 +76,9 @@ def test_positions_are_those_of_the_teacher_at_every_size(flow_tokenizer, flow_p
     assert not torch.allclose(one, load_latent_model(folder, CPU).network(z, t, cond, None).z_0, atol=1e-3)
 
 
-def test_normalised_queries_are_read_by_the_first_codes_names(flow_tokenizer, tmp_path):
+def test_normalised_queries_are_read_by_the_first_codes_names(sana):
     """As SANA 1.5 has them."""
-    settings = dict(load_latent_model(save_sana(flow_tokenizer, tmp_path / "sana"), CPU).network.backbone.config)
+    settings = dict(copy_model(sana).network.backbone.config)
     transformer = SanaTransformer2DModel.from_config(settings | {"qk_norm": "rms_norm_across_heads"})
     shapes = {name: tuple(value.shape) for name, value in transformer.state_dict().items()}
     held = NAMES.list_tensors(shapes)
@@ -87,8 +87,8 @@ def test_normalised_queries_are_read_by_the_first_codes_names(flow_tokenizer, tm
     assert len(held) == len(shapes) - settings["num_layers"] * (fused - 3)
 
 
-def test_sprint_is_no_teacher_and_a_student_may_be_called_so(flow_tokenizer, tmp_path):
-    base = save_sana(flow_tokenizer, tmp_path / "sana")
+def test_sprint_is_no_teacher_and_a_student_may_be_called_so(copy_flow, tmp_path):
+    base = copy_flow("sana")
     file = tmp_path / "sana_sprint_1600m.safetensors"
     save_file({"blocks.0.mlp.inverted_conv.conv.weight": torch.ones(1)}, file)
     with pytest.raises(UserError, match="is SANA-Sprint"):
@@ -102,10 +102,10 @@ def test_sprint_is_no_teacher_and_a_student_may_be_called_so(flow_tokenizer, tmp
 
 
 def test_pictures_of_other_sides_are_the_stock_pipelines(sana):
-    pipe = DiffusionPipeline.from_pretrained(sana)
+    pipe = copy_stock(sana)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
     pipe.set_progress_bar_config(disable=True)
-    mine = load_latent_model(sana, CPU)
+    mine = copy_model(sana)
     z, cond = torch.randn(1, *mine.codec.shape(64, 96)), mine.conditioner.encode(["a red star"])
     given = {"height": 64, "width": 96, "use_resolution_binning": False, "guidance_scale": 1.0, "latents": z}
     theirs = pipe("a red star", sigmas=[1.0], output_type="latent", **given).images

@@ -2,29 +2,22 @@
 
 import base64
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.commands.distill import distill
 from fewstep.models.pipeline import load_pipeline
-from fewstep.recipes.distill import Distill
+from flow_runs import make_run
 from serving import serving
 
 PROMPT, OTHER = "a red star", "a small blue circle on green"
 
 
-@pytest.fixture(scope="module")
-def painter(flow, flow_pictures, tmp_path_factory):
-    out = tmp_path_factory.mktemp("student") / "run"
-    config = Distill(
-        teacher=str(flow), data=str(flow_pictures), out=out, steps=1, batch_size=8, lr=3e-3, ema_decay=0,
-        sample_every=0, device="cpu", guidance_range=(4.0, 4.0), guidance_scale=4.0, method="any-step", skip=125,
-        resolution=64,
-    )  # fmt: skip
-    distill(config)
-    return load_pipeline(out / "model", "cpu")
+@pytest.fixture
+def painter(flow, flow_pictures):
+    return load_pipeline(make_run(flow, flow_pictures, "whole-any-step").model, "cpu")
 
 
 def opened(b64):
@@ -33,8 +26,11 @@ def opened(b64):
 
 def test_it_is_served(painter, flow_pictures):
     picture = (flow_pictures / "0.png").read_bytes()
+    inside = painter.model.family.guided_inside
+    off = {} if inside else {"cfg_scale": painter.model.family.guidance_of(0.0)}
     with serving(painter) as served:
-        both = served.post("/sdapi/v1/txt2img", prompt=PROMPT, steps=3, seed=5, batch_size=2)["images"]
+        odd = served.post("/sdapi/v1/txt2img", prompt=PROMPT, steps=1, seed=5, cfg_scale=9)
+        both = served.post("/sdapi/v1/txt2img", prompt=PROMPT, steps=3, seed=5, batch_size=2, **off)
         large = served.post(
             "/sdapi/v1/txt2img", prompt=OTHER, steps=2, seed=5, enable_hr=True, hr_scale=2, denoising_strength=0.5
         )["images"]  # fmt: skip
@@ -42,6 +38,9 @@ def test_it_is_served(painter, flow_pictures):
             "/sdapi/v1/img2img", prompt=PROMPT, steps=4, seed=5, denoising_strength=0.5, width=64, height=64,
             init_images=[base64.b64encode(picture).decode()],
         )["images"]  # fmt: skip
+    assert "has no effect" not in both["info"]
+    assert ("trained for 4'" if inside else "built into this model: cfg_scale 9 has") in str(json.loads(odd["info"]))
+    both = both["images"]
     for i, image in enumerate(both):
         assert np.abs(opened(image) - np.asarray(painter(PROMPT, steps=3, seed=5 + i)[0], dtype=int)).max() <= 2
     assert opened(large[0]).shape == (128, 128, 3)

@@ -1,6 +1,7 @@
 """A style that is merged into a teacher before it is distilled."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -19,13 +20,14 @@ from fewstep.models.lora.pair import Pair
 from fewstep.models.pipeline import load_pipeline
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.recipes.distill import Distill
+from flow_miniatures import copy_model
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def style(flow, tmp_path_factory):
-    model, folder = load_latent_model(flow, CPU), tmp_path_factory.mktemp("style")
+    model, folder = copy_model(flow), tmp_path_factory.mktemp("style")
     layout, generator = model.family.lora, torch.Generator().manual_seed(0)
     ends = tuple(f".{target}" for target in layout.targets)
     pairs = {}
@@ -46,30 +48,35 @@ def settings(flow, pictures, out, **changes):
     })  # fmt: skip
 
 
-def test_a_style_is_distilled_with_its_base(flow, style, flow_pictures, tmp_path):
+@pytest.fixture(scope="module")
+def distilled(flow, style, flow_pictures, tmp_path_factory):
+    """A LoRA of the base with the style at half its scale."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    distill(settings(flow, flow_pictures, out, base_lora=(f"{style}:0.5",)))
+    return out / "model"
+
+
+def test_a_style_is_distilled_with_its_base(flow, style, distilled, flow_pictures, tmp_path):
     given = f"{style}:0.5"
     teacher = load_teacher(settings(flow, flow_pictures, tmp_path, base_lora=(given,)))
-    plain = load_latent_model(flow, CPU)
+    plain = copy_model(flow)
     assert weights_sha256(teacher.network.backbone) != weights_sha256(plain.network.backbone)
-    distill(settings(flow, flow_pictures, tmp_path / "run", base_lora=(given,)))
-    header = read_safetensors_header(tmp_path / "run" / "model" / LORA_FILE).metadata
+    header = read_safetensors_header(distilled / LORA_FILE).metadata
     assert json.loads(header["fewstep.base_lora"]) == [given]
     assert header["fewstep.teacher_sha256"] == weights_sha256(teacher.network.backbone)
-    mine = load_pipeline(tmp_path / "run" / "model", "cpu")
-    beside = load_pipeline(str(flow), "cpu", [(style, 0.5), (tmp_path / "run" / "model" / LORA_FILE, 1.0)])
-    alone = load_pipeline(str(flow), "cpu", [(tmp_path / "run" / "model" / LORA_FILE, 1.0)])
+    mine = load_pipeline(distilled, "cpu")
+    beside = load_pipeline(str(flow), "cpu", [(style, 0.5), (distilled / LORA_FILE, 1.0)])
+    alone = load_pipeline(str(flow), "cpu", [(distilled / LORA_FILE, 1.0)])
     cond = mine.model.conditioner.encode(["a red star"])
     one, two, other = (pipe.latents(cond, [3], 3, 0.0) for pipe in (mine, beside, alone))
     assert torch.allclose(one, two, atol=1e-4)
     assert (one - other).abs().max() > 1e-2
 
 
-def test_the_lines_of_the_card_hang_the_style_on_too(flow, style, flow_pictures, tmp_path):
-    distill(settings(flow, flow_pictures, tmp_path / "run", base_lora=(f"{style}:0.5",)))
-    exported = tmp_path / "run" / "model"
-    lines = (exported / "README.md").read_text().split("```")[1].removeprefix("python")
+def test_the_lines_of_the_card_hang_the_style_on_too(distilled):
+    lines = (distilled / "README.md").read_text().split("```")[1].removeprefix("python")
     held = {}
-    exec(lines.replace("this folder", str(exported)), held)
+    exec(lines.replace("this folder", str(distilled)), held)
     assert held["pipe"].get_active_adapters() == ["style0", "few_step"]
     layer = next(module for module in held["pipe"].transformer.modules() if isinstance(module, LoraLayer))
     assert [layer.scaling[name] for name in ("style0", "few_step")] == [0.5, 1.0]
@@ -95,11 +102,10 @@ def test_the_record_reads_back_and_refuses_what_is_none():
             read_overrides({"base_lora": odd})
 
 
-def test_a_header_does_not_choose_what_is_fetched(flow, style, flow_pictures, tmp_path):
-    distill(settings(flow, flow_pictures, tmp_path / "run", base_lora=(str(style),)))
-    file = tmp_path / "run" / "model" / LORA_FILE
+def test_a_header_does_not_choose_what_is_fetched(distilled, tmp_path):
+    file = shutil.copytree(distilled, tmp_path / "model") / LORA_FILE
     tensors, metadata = load_file(file), read_safetensors_header(file).metadata
     for where in ("some/where", "some/where/deep/style.safetensors"):
         save_file(tensors, file, metadata | {"fewstep.base_lora": f'["{where}:0.5"]'})
         with pytest.raises(UserError, match=f"names {where}, which is not here and would be fetched"):
-            load_pipeline(tmp_path / "run" / "model", "cpu")
+            load_pipeline(tmp_path / "model", "cpu")

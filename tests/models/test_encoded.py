@@ -39,7 +39,7 @@ def latents(tiny, run, **settings):
 
 
 def batch(source, counters=range(3, 9)):
-    noise = torch.ones(len(counters), *source.latent_shape)
+    noise = torch.ones(len(counters), *source.shape_at(range(1)))
     given = source.batch(counters, noise)
     return [given.z_0, given.valid, *(given.cond[name] for name in sorted(given.cond))]
 

@@ -121,7 +121,7 @@ def test_a_hub_that_is_not_there(tmp_path, monkeypatch):
         go_online(monkeypatch, f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path)
         said = refusal()
         assert "could not be fetched from http://127.0.0.1:" in said
-        assert "check the connection, or give a diffusers folder" in said
+        assert "check the connection, or give a folder or file that is here" in said
         monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:9")
         said = refusal()
     assert "through the proxy 127.0.0.1:9" in said

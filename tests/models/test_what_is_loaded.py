@@ -62,6 +62,7 @@ def test_weights_that_are_not_the_parts_are_named(part, change, said, copy):
     message = refusal(folder)
     assert str(folder / part) in message
     assert said in message
+    assert "If you want" not in message  # advice for whoever writes code with diffusers
 
 
 @pytest.mark.parametrize("name", ["text_model.embeddings.position_ids", "text_projection.weight"])

@@ -10,6 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, LCMScheduler
 from loading_refused import refusal
 from PIL import Image
 
+from fewstep.commands.inspect import describe
 from fewstep.errors import UserError
 from fewstep.models.codec import Codec
 from fewstep.models.loading import load_latent_model
@@ -44,7 +45,18 @@ def test_a_single_file_holds_what_it_says_of_itself(miniatures, tmp_path, caplog
         assert assumed or f"says prediction_type {kind}, and its configuration epsilon" in caplog.text
 
 
-def test_what_a_person_says_decides(miniatures, copy, caplog):
+def test_inspect_tells_what_a_single_file_says_of_itself(miniatures, tmp_path):
+    tensors = safetensors.torch.load_file(miniatures["sd15"][1])
+    safetensors.torch.save_file(
+        {**tensors, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, tmp_path / "v.safetensors"
+    )
+    lines = "\n".join(describe(tmp_path / "v.safetensors"))
+    assert "the file says: prediction_type v_prediction, rescale_betas_zero_snr True" in lines
+    assert "parameterisation" not in lines
+    assert "parameterisation, and resolution: not in the file" in "\n".join(describe(miniatures["sd15"][1]))
+
+
+def test_what_a_person_says_decides(miniatures, copy, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     said = Overrides(prediction_type="v_prediction", zero_snr=True)
     folder, file = miniatures["sd15"]
@@ -54,6 +66,11 @@ def test_what_a_person_says_decides(miniatures, copy, caplog):
         assert model.schedule.has_zero_terminal_snr
         assert model.scheduler_config["rescale_betas_zero_snr"] is True
     assert "assumed" not in caplog.text
+    tensors = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({**tensors, "v_pred": torch.zeros(0)}, tmp_path / "v.safetensors")
+    said = Overrides(prediction_type="epsilon")
+    assert load_latent_model(tmp_path / "v.safetensors", CPU, str(folder), said).network.parameterisation == "epsilon"
+    assert "is followed" not in caplog.text
     silent = copy()
     config = json.loads((silent / "scheduler" / "scheduler_config.json").read_text())
     del config["prediction_type"]

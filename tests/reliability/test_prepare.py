@@ -116,8 +116,11 @@ def test_training_on_latents_is_training_on_the_pictures(undisturbed, tiny, shar
     latents, pictures = (
         found.latents() for found in (prepared, open_material(TrainingConfig(data=str(shards), **settings), model))
     )
-    noise = torch.randn(78, *latents.latent_shape)
-    one, other = latents.batch(range(78), noise), pictures.batch(range(84), torch.randn(84, *latents.latent_shape))
+    noise = torch.randn(78, *latents.shape_at(range(1)))
+    one, other = (
+        latents.batch(range(78), noise),
+        pictures.batch(range(84), torch.randn(84, *latents.shape_at(range(1)))),
+    )
     assert one.valid.all()
     assert (~other.valid).sum() == 6
     assert {each.reason for each in pictures.dropped()} == {"broken picture"}
@@ -125,7 +128,7 @@ def test_training_on_latents_is_training_on_the_pictures(undisturbed, tiny, shar
     for key, text in zip(latents.keys(range(78)), one.cond["text"], strict=True):
         torch.testing.assert_close(text, by_key[key], rtol=1e-4, atol=1e-5)
     assert sorted(latents.keys(range(78))) == sorted(latents.keys(range(78, 156)))
-    none = latents.batch(range(4), torch.zeros(4, *latents.latent_shape)).z_0
+    none = latents.batch(range(4), torch.zeros(4, *latents.shape_at(range(1)))).z_0
     assert (none - one.z_0[:4]).abs().mean() > 0.01  # the deviation is drawn from
 
 

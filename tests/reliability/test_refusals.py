@@ -143,4 +143,4 @@ def test_a_spoilt_shard_of_latents_is_named(latents, tiny, tmp_path):
         material = open_material(TrainingConfig(data=str(folder), resolution=16), model)
         source = material.latents()
         with pytest.raises(UserError, match=said):
-            source.batch(range(4), torch.zeros(4, *source.latent_shape))
+            source.batch(range(4), torch.zeros(4, *source.shape_at(range(1))))

@@ -165,6 +165,16 @@ def test_what_the_client_should_know_is_told(served):
         assert message in said
 
 
+def test_words_that_the_model_never_learnt_are_noted_by_every_api(served):
+    asked = {"prompt": "a red cricle and a cat", "steps": 1}
+    said = 'never learnt the words "cricle" (did you mean "circle"?), "and", "cat"; it knows: a, above, '
+    (note,) = served.post("/v1/images/generations", **asked)["notes"]
+    assert said in note
+    (noted,) = json.loads(served.post("/sdapi/v1/txt2img", **asked, width=64, height=64)["info"])["notes"]
+    assert noted == note
+    assert served.post("/v1/images/generations", prompt=PROMPT, steps=1)["notes"] == []
+
+
 def test_seeds_and_settings_change_pictures(served):
     def picture(**changes):
         body = {"prompt": PROMPT, "seed": 3, "steps": 2, **changes}

@@ -113,6 +113,22 @@ def test_chips_say_what_can_be_asked(page):
     assert page.input_value("#prompt") == "red star"
 
 
+def test_words_that_the_model_never_learnt_are_named_under_the_prompt_once_typing_pauses(page):
+    picture(page, lambda: page.fill("#prompt", "a red cricle"))
+    assert page.inner_text("#words") == ""  # which may be a word that is still being typed
+    page.wait_for_function("() => document.querySelector('#words').textContent")
+    assert 'never learnt the word "cricle" (did you mean "circle"?); it knows: a, above, ' in page.inner_text("#words")
+    assert page.inner_text("#notes") == ""
+    prompt, words = (page.locator(name).bounding_box() for name in ("#prompt", "#words"))
+    assert 0 <= words["y"] - prompt["y"] - prompt["height"] < 20
+    picture(page, lambda: page.fill("#prompt", "a red circle"))
+    assert page.inner_text("#words") == ""
+    picture(page, lambda: page.fill("#prompt", "a red circ"))
+    picture(page, lambda: page.type("#prompt", "le", delay=20))
+    page.wait_for_timeout(800)
+    assert page.inner_text("#words") == ""
+
+
 def test_steps_are_shown_and_counts_stand_side_by_side(page):
     page.check("#previews")
     seen = page.evaluate(

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 
 import pytest
 import safetensors.torch
@@ -29,6 +28,7 @@ from fewstep.train.role import Role
 from fewstep.train.skipping import Skipping
 from fewstep.train.soundness import why_unfit
 from fewstep.train.state import RunState
+from killer import Killer
 
 FILES = (TENSORS_FILE, NUMBERS_FILE, MANIFEST_FILE)
 STEPS = 1000
@@ -236,40 +236,6 @@ def test_what_the_disk_refuses_is_one_clear_error(tmp_path, monkeypatch, failing
     assert names(tmp_path) == ["step-0000001", "step-0000002"]
     assert same(restored(tmp_path), before)
     assert not list(tmp_path.glob("*.tmp-*"))
-
-
-class Killer:
-    """Ends this process before, after or half way through the n-th call that touches a file."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def __call__(self):
-        if self.left == 0:
-            os._exit(9)
-        self.left -= 1
-
-    def arm(self):
-        """For good: only in a process made for it. Python tells of every call but fsync; safetensors of none."""
-        touching = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir"}
-        sys.addaudithook(lambda event, _: self() if event in touching else None)
-        fsync, save_file = os.fsync, safetensors.torch.save_file
-
-        def synced(descriptor):
-            self()
-            fsync(descriptor)
-            self()
-
-        def saved(tensors, path):
-            self()
-            save_file(tensors, path)
-            content = path.read_bytes()
-            path.write_bytes(content[: len(content) // 2])  # its own writing was interrupted
-            self()
-            path.write_bytes(content)
-            self()
-
-        os.fsync, safetensors.torch.save_file = synced, saved
 
 
 def killed_in_a_save(folder, at):

@@ -85,7 +85,8 @@ class StudentWithoutOmega(Student):
 class Points:
     """4096 points of the mixture with their classes, as a LatentSource."""
 
-    latent_shape = (2,)
+    def shape_at(self, _counters):
+        return (2,)
 
     def __init__(self, teacher: Mixture) -> None:
         generator = torch.Generator().manual_seed(0)

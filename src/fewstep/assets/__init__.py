@@ -56,6 +56,11 @@ def scenes_reader() -> Path:
     return _HERE / "scenes-reader"
 
 
+def gallery_reader() -> Path:
+    """Returns the folder of the reader of the gallery, which may not be there."""
+    return _HERE / "gallery-reader"
+
+
 def gallery() -> Path:
     """Returns the folder of the artwork of the gallery world."""
     return _HERE / "gallery"

@@ -17,7 +17,6 @@ from rich.text import Text
 
 from fewstep import errors
 from fewstep.data.pictures import to_images
-from fewstep.data.worlds.scene import LOOKS
 from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.benches import make_bench
 from fewstep.evaluate.cell import TEACHER_STEPS, TITLES, Cell, Row
@@ -31,6 +30,7 @@ from fewstep.evaluate.report import columns_of, write_report
 from fewstep.evaluate.scoring import MODEL, index_columns, score
 from fewstep.evaluate.studio import EvaluationStudio
 from fewstep.evaluate.tuning import best_cell
+from fewstep.evaluate.worlds import find_world
 from fewstep.models.extractors import Extractor
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.libraries import PRELOAD
@@ -58,7 +58,7 @@ class Evaluation:
     def __init__(self, config: Evaluate) -> None:
         self.config = config
         self.studio = studio = EvaluationStudio(config)
-        if studio.data == studio.card.data and studio.data not in LOOKS:
+        if studio.data == studio.card.data and find_world(studio.data) is None:
             print(
                 f"note: the model was trained on {studio.data}; give pictures held out from it with --data", flush=True
             )
@@ -76,6 +76,7 @@ class Evaluation:
             "reference": {"pictures": len(studio.found.real), "sha256": reference_sha256},
             "teacher": {"source": studio.teacher_source, "sha256": weights_sha256(studio.teacher.network.backbone)},
             "versions": {name: made[name] for name in _VERSIONS},
+            **({"real_pictures": dict(self._bench.real)} if self._bench.real else {}),
         }  # fmt: skip
         self._name = studio.student.name
         self._beside = [row for folder in config.beside for row in rows_beside(folder, self.protocol)]

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from fewstep import __version__
 from fewstep.data.draws import check_seed
-from fewstep.data.infotext import Infotext, build_png_info
+from fewstep.data.infotext import Infotext, build_png_info, warn_of_commands
 from fewstep.data.pictures import FORMATS
 from fewstep.errors import UserError, show
 from fewstep.files import create_new
@@ -34,7 +34,9 @@ class Generate(PainterOptions):
     """Paints pictures with a few-step model."""
 
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Prompt to paint; may be given several times."""
+    """Prompt to paint; may be given several times. The bundled models know circles, squares, triangles, stars, rings,
+    diamonds, crosses and hearts, one or two, in eight colours and two sizes, left of or above each other, on white,
+    grey or black; words that they do not know are named."""
     negative_prompt: str = ""
     """What not to paint. Models that have guidance built in ignore it, with a warning."""
     steps: Annotated[int | None, tyro.conf.arg(aliases=["--num-inference-steps"])] = None
@@ -104,6 +106,8 @@ def generate(config: Generate) -> None:
     # Refuses steps that this model does not allow, before any work.
     pipeline.jumps(steps, strength)
     prompts = [prompt for prompt in config.prompt for _ in range(config.count)]
+    for message in dict.fromkeys(each for prompt in config.prompt for each in warn_of_commands(prompt)):
+        print(show(f"warning: {message}"), flush=True)
     said: set[str] = set()
     try:
         config.out.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,10 @@ from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.end import KEYS
 from fewstep.models.families import family_of_file, family_of_folder
+from fewstep.models.families.single_file import read_statements
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
-from fewstep.models.model_files import INDEX, find_file, read_json
+from fewstep.models.model_files import INDEX, TOKENIZER_CONFIG, find_file, read_json
+from fewstep.models.vocabulary import parse_vocabulary
 from fewstep.recipes.plain import read_config_file
 from fewstep.roots import open_regular
 from fewstep.runs.advice import advise_lora, advise_painting
@@ -128,6 +130,10 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
             find_file(place, file.name)  # refuses links out; what a link of the Hub's cache leads to has no such name
         if counts := [read_safetensors_header(file).parameters for file in files]:
             yield f"{part}: {sum(counts):,} parameters"
+    tokenizer = assets.find_part(folder, "tokenizer") / TOKENIZER_CONFIG
+    if tokenizer.is_file() and (vocabulary := parse_vocabulary(read_json(tokenizer, otherwise))):
+        yield f"words that it knows: {', '.join(vocabulary.words)}"
+        yield f"prompts as it learnt them: {'; '.join(vocabulary.examples)}"
     yield from _list_entries([(name, value) for name, value in card.to_json().items() if name != "resolution"])
     here = shlex.quote(assets.find_name(folder))
     is_few_step = family.is_few_step(network) or family.records_student(card) or card.method == LCM_LORA
@@ -135,6 +141,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
         yield f'paint with it: fewstep generate --model {here} --prompt "…"'
         return
     try:
+        family.refuse_index(index, str(folder))
         family.refuse(network, str(folder))
     except UserError as error:
         yield f"not read: {error}"
@@ -148,7 +155,15 @@ def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str
     yield f"single-file checkpoint: {family.title}{', the transformer alone' if alone else ''}"
     yield f"parameters: {header.parameters:,} in {len(header.shapes)} tensors"
     there = "those of --base-config" if alone else "those of --base-config, or of the Hub's configuration"
-    yield f"parameterisation and resolution: not in the file; {there}"
+    said = read_statements(header)
+    if said:
+        yield f"the file says: {', '.join(f'{name} {value}' for name, value in said.items())}"
+    yield f"{'what else a schedule has' if said else 'parameterisation'}, and resolution: not in the file; {there}"
+    try:
+        family.refuse(family.settings_of_file(header.shapes), str(path))
+    except UserError as error:
+        yield f"not read: {error}"
+        return
     base = " --base-config BASE" if alone else ""
     yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))}{base} --data PICTURES --out RUN"
     if alone:
@@ -197,6 +212,7 @@ def _describe_lora(path: Path, header: SafetensorsHeader) -> Iterator[str]:
         refuse_others(path, header.shapes)
         raise UserError(f"{path} holds no LoRA: no key of its {len(header.shapes)} has lora_A, lora_down or lora.down")
     kind = "kohya" if any(key.startswith("lora_") for key in down) else "diffusers or peft"
+    kind = "XLabs" if any("_blocks." in key and ".processor." in key for key in down) else kind
     ranks = sorted({shape[0] for shape in down.values()})
     yield f"{'DoRA' if {'magnitude', 'dora_scale'} & {*halves.values()} else 'LoRA'}: {kind} keys"
     yield f"modules: {len(down)}"

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fewstep.data.buckets import describe_counts, list_buckets
+from fewstep.data.choices import Buckets
+from fewstep.data.reading import CropSettings, PictureReader
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.memory import GIB, MOMENTS, Need, need
@@ -16,6 +19,8 @@ from fewstep.method.named import METHODS, MethodName, StatesName
 from fewstep.models.families import find_family
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
+from fewstep.recipes.pictures import PictureOptions
+from fewstep.runs.picture_material import open_source
 
 CONTEXT = int(0.5 * GIB)
 """Bytes that CUDA itself takes."""
@@ -49,6 +54,11 @@ class Plan:
     """As for `distill`: a value other than the recipe's --ema-decay is a second average, which is counted."""
     adversarial: float = 0.0
     """As for `distill`: above 0, heads and what they read are counted."""
+    buckets: Buckets = "off"
+    """As for `distill`: with `on` it is told how many pictures of --data lie in each bucket. The memory is that of the
+    square, than which no bucket is larger."""
+    data: str = ""
+    """Pictures, as for `distill`, of which the buckets are counted."""
     tflops: float = 100.0
     """What each GPU reaches in training, in TFLOP/s, by which the hours are estimated: about a third of what its maker
     says for bf16 without sparsity."""
@@ -63,6 +73,8 @@ class Plan:
             raise UserError(f"method is {self.method}, whose updates are others than are counted here; give another")
         if not 0 < self.gpu_memory < float("inf") or self.gpus < 1:
             raise UserError(f"gpu_memory is {self.gpu_memory:g} and gpus {self.gpus}; both must be above 0")
+        if (self.buckets == "on") != bool(self.data):
+            raise UserError("how many pictures lie in each bucket needs both --buckets on and --data")
         if not 0 < self.tflops < float("inf"):
             raise UserError(f"tflops is {self.tflops:g}; it must be above 0")
         if self.resolution % 64 or self.resolution < 0:
@@ -83,6 +95,8 @@ class MemoryPlan:
     """Bytes with one picture at a time."""
     each: float
     """Bytes of each further picture computed together with it."""
+    saved: int
+    """Bytes of a checkpoint."""
     flops: int
     """Floating-point operations for each picture."""
 
@@ -99,11 +113,13 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     """Prints the memory for all settings, and the command with the best."""
     recipe = dataclasses.replace(
         named.find_recipe(config.recipe), states=config.states, target_decay=config.target_decay,
-        method=config.method, adversarial=config.adversarial,
+        method=config.method, adversarial=config.adversarial, buckets=config.buckets,
     )  # fmt: skip
     batch = config.batch_size or recipe.batch_size
     share, budget = batch // config.gpus, config.gpu_memory * GIB
     side = config.resolution or named.RELEASED[config.recipe.removesuffix("-lora")].side
+    for line in _count_buckets(config, recipe, side, batch):
+        print(line, flush=True)
     print(f"{config.recipe}, {side} pixels, updates of {batch}, {config.gpus} × {config.gpu_memory:g} GiB", flush=True)
     print("counting, which takes a minute, or several for the largest models …", file=sys.stderr, flush=True)
     found = [(candidate, candidate.most(budget, share)) for candidate in list_plans(config, recipe)]
@@ -118,9 +134,22 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     ]  # fmt: skip
     print("\n".join(markdown_table(rows)))
     print(_say_work(config, recipe, found))
+    print(_say_checkpoint(config, recipe, found))
     print(_say_encoders(recipe))
     print(advise(config, recipe, found))
     return rows
+
+
+def _count_buckets(config: Plan, recipe: Distill, side: int, batch: int) -> list[str]:
+    """Says how many pictures lie in each bucket, if there are any."""
+    if config.buckets == "off":
+        return []
+    assert recipe.family != "any"  # of full-size recipes
+    family = find_family(recipe.family)
+    buckets = list_buckets(side, family.released_multiple * family.patch)
+    source = open_source(PictureOptions(data=config.data, buckets="on"), config.data, side, recipe.seed)
+    reading = PictureReader([source], [1.0], CropSettings(resolution=side, buckets=buckets), recipe.seed)
+    return describe_counts(reading.count_sides(), batch)
 
 
 def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
@@ -131,6 +160,15 @@ def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]
     return (
         f"work: {candidate.flops / 1e12:.1f} TFLOP a picture, which makes {hours:,.1f} hours for the recipe's "
         f"{recipe.steps:,} updates where each GPU reaches {config.tflops:g} TFLOP/s (--tflops); encoding comes on top"
+    )
+
+
+def _say_checkpoint(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
+    """Says what main memory holds for a checkpoint, of the same settings as the work."""
+    candidate, _ = _choose(config, recipe, found) or found[0]
+    return (
+        f"main memory: {candidate.saved / GIB:.1f} GiB for the copy of the state from which a checkpoint is written "
+        "while training goes on, in the first process"
     )
 
 
@@ -183,7 +221,7 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
                 whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT + (NCCL if config.gpus > 1 else 0)
                 yield MemoryPlan(
                     optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each,
-                    flops=one.flops,
+                    saved=one.saved - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning, flops=one.flops,
                 )  # fmt: skip
 
 
@@ -218,8 +256,10 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
     options += [f"--processes {config.gpus}"] if config.gpus > 1 else []
     options += [f"--batch-size {batch}"] if batch != recipe.batch_size else []
     options += [f"--resolution {config.resolution}"] if config.resolution else []
+    options += ["--buckets on"] if config.buckets == "on" else []
     options += [f"--method {config.method}"] if config.method != "lcm" else []
     options += [f"--states {config.states}"] if config.states != "auto" else []
     options += [f"--adversarial {config.adversarial:g}"] if config.adversarial else []
     options += [] if config.target_decay is None else [f"--target-decay {config.target_decay:g}"]
-    return f"best: fewstep distill {config.recipe} --teacher PATH --data PATH {' '.join(options)}"
+    data = config.data or "PATH"
+    return f"best: fewstep distill {config.recipe} --teacher PATH --data {data} {' '.join(options)}"

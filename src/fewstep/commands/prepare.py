@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 
 import torch
 
+from fewstep.data.buckets import describe_counts, list_buckets, name_sides
 from fewstep.data.pictures import to_pixels
 from fewstep.data.reading import CropSettings, PictureReader, Square, hash_sources
 from fewstep.data.shards.prepared import PreparedRow, is_written, write_shard
@@ -35,6 +36,7 @@ _PART = 10_000
 def prepare(config: Prepare) -> None:
     """Fills `config.out`, and prints how much was used and dropped."""
     studio: Studio = WalkingStudio(config) if config.trajectories else EncodingStudio(config)
+    print(*studio.notes, sep="\n", end="\n" if studio.notes else "", flush=True)
     made_of = json.dumps(studio.made_of, sort_keys=True)
     with hold_folder(config.out, sharing=hashlib.sha256(made_of.encode()).hexdigest()):
         fill(config, studio)
@@ -58,13 +60,15 @@ class EncodingStudio:
         self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
         resolution = choose_side(config, side, self._codec.unit)
         self._source = open_source(config, config.data, resolution, config.seed)
+        buckets = list_buckets(resolution, self._codec.unit) if config.buckets == "on" else ()
         self._reading = PictureReader(
-            [self._source], [1.0], CropSettings(resolution=resolution, crop=config.crop), config.seed
+            [self._source], [1.0], CropSettings(resolution=resolution, buckets=buckets, crop=config.crop), config.seed
         )
+        self.notes = describe_counts(self._reading.count_sides())
         part = config.part or _PART
         self.parts = list(_split(self._source, part))
         self.made_of = made_of(
-            self._codec, resolution=resolution, crop=config.crop, std=config.std, seed=config.seed
+            self._codec, resolution=resolution, crop=config.crop, std=config.std, seed=config.seed, buckets=buckets
         ) | {
             "data": config.data, "batch_size": config.batch_size, "part": part,
             "pictures_sha256": hash_sources([self._source]),
@@ -77,8 +81,8 @@ class EncodingStudio:
         if is_written(self._config.out, part.name):
             return Stages()
         decoding = encoding = 0.0
-        rows: list[PreparedRow] = []
-        latents: dict[str, list[torch.Tensor]] = {"mean": [], "std": []}
+        rows: dict[int, PreparedRow] = {}
+        latents: dict[str, list[torch.Tensor]] = {}
         size = self._config.batch_size
         for indices, squares, seconds in self._read_batches(part, size):
             decoding += seconds
@@ -86,26 +90,27 @@ class EncodingStudio:
             kept = torch.tensor([not square.reason for square in squares])
             # All batches are of one size, so that what a picture becomes depends on none beside it.
             filled = [squares[i % len(squares)].image for i in range(size)]
+            shape = f".{name_sides(self._reading.sides(indices[0]))}" if self._config.buckets == "on" else ""
             for name, value in zip(("mean", "std"), self._codec.encode(to_pixels(filled)), strict=True):
-                latents[name].append(value[: len(squares)].cpu()[kept].half())
+                if name == "mean" or self._config.std:
+                    latents.setdefault(name + shape, []).append(value[: len(squares)].cpu()[kept].half())
             encoding += time.perf_counter() - begun
-            rows += [make_row(self._reading, i, square) for i, square in zip(indices, squares, strict=True)]
-            check_readable(rows, part)
-        joined = {name: torch.cat(values) for name, values in latents.items() if name == "mean" or self._config.std}
+            rows |= {i: make_row(self._reading, i, square) for i, square in zip(indices, squares, strict=True)}
+            check_readable(list(rows.values()), part)
+        joined = {name: torch.cat(values) for name, values in latents.items()}
         begun = time.perf_counter()
-        write_shard(self._config.out, part.name, rows, joined, self.made_of)
+        write_shard(self._config.out, part.name, [rows[i] for i in part.pictures], joined, self.made_of)
         return Stages(len(part.pictures), decoding, encoding, time.perf_counter() - begun)
 
-    def _read_batches(self, part: Part, size: int) -> Iterator[tuple[range, list[Square], float]]:
+    def _read_batches(self, part: Part, size: int) -> Iterator[tuple[Sequence[int], list[Square], float]]:
         """Yields the batches of a part with the seconds that reading each took; with threads, while the last one is
         encoded the next two are read."""
-        starts = range(part.pictures.start, part.pictures.stop, size)
-        batches = (range(first, min(first + size, part.pictures.stop)) for first in starts)
+        batches = self._reading.list_chunks(part.pictures, size)
         if self._pool is None:
             for indices in batches:
                 yield indices, *self._join([self._read(i) for i in indices])
             return
-        waiting: deque[tuple[range, list[Future[tuple[Square, float]]]]] = deque()
+        waiting: deque[tuple[Sequence[int], list[Future[tuple[Square, float]]]]] = deque()
         for indices in batches:
             waiting.append((indices, [self._pool.submit(self._read, i) for i in indices]))
             if len(waiting) > _BATCHES_AHEAD:

@@ -13,8 +13,22 @@ _NEGATIVE = "Negative prompt: "
 _LINES = "Prompt lines"
 """The setting that tells how many lines the prompt has, where a line of the prompts looks as if it began the negative
 one."""
+_COMMAND = re.compile(r"(?<!\\)\([^()]*:\s*\d*\.?\d+\s*\)|\bBREAK\b|\bAND\b|\[[^\[\]]*:[^\[\]]*\]")
+_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
+READ_AS_WORDS = "the prompt is read as it stands: (word:1.2), [a:b:0.5], BREAK and AND are no commands here"
 _SETTING = re.compile(r'(?<![\w \-/])[ \-/]*+(\w[\w \-/]*): ("(?:\\.|[^"\\])*+"|[^,]*+)(?:,|$)')
 """Looked for where a run of a name's letters begins: from each letter it would take the square of the time."""
+
+
+def warn_of_commands(prompt: str) -> list[str]:
+    """Returns what to say of a prompt with A1111's commands in it, which are read as words."""
+    tags = [f"{tag[:60]} in the prompt is read as words; give LoRAs with --lora" for tag in _TAG.findall(prompt)[:1]]
+    return [*tags, *([READ_AS_WORDS] if has_commands(prompt) else [])]
+
+
+def has_commands(prompt: str) -> bool:
+    """Tells whether a prompt weights, joins or schedules its words in A1111's way."""
+    return _COMMAND.search(prompt) is not None
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ class DroppedPicture:
 class LatentSource(Protocol):
     """Latents as a pure function of the position; its only state is the list of pictures that could not be read."""
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]: ...
+    def shape_at(self, counters: range) -> tuple[int, ...]:
+        """Returns `[c, h, w]` of the latents at these positions, which are of one batch."""
+        ...
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
         """Returns the latents at these positions; `noise`, shaped like z_0, samples the autoencoder's posterior."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,19 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+class Order(Protocol):
+    """Pictures as a pure function of the position."""
+
+    @property
+    def count(self) -> int:
+        """Returns the number of pictures."""
+        ...
+
+    def __call__(self, counters: Sequence[int] | Indices) -> Indices:
+        """Returns the index of the picture at each position; positions count from 0 through all epochs."""
+        ...
+
+
 @dataclass(frozen=True)
 class SampleOrder:
     """A new order for every epoch: the shards are shuffled, then the pictures within each window of shards.
@@ -74,14 +88,20 @@ class SampleOrder:
         """Returns the index of the picture at each position; positions count from 0 through all epochs."""
         positions = np.asarray(counters, dtype=np.int64)
         indices = np.empty_like(positions)
-        epochs = positions // self._size
+        epochs = positions // self.length
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            indices[here] = self._find_in_epoch(int(epoch), positions[here] % self._size)
+            indices[here] = self._find_in_epoch(int(epoch), positions[here] % self.length)
         return indices
 
+    @property
+    def count(self) -> int:
+        """Returns the number of pictures."""
+        return sum(self.shard_sizes)
+
     @functools.cached_property
-    def _size(self) -> int:
+    def length(self) -> int:
+        """Returns how many positions an epoch has."""
         return sum(size * times for size, times in zip(self.shard_sizes, self._times, strict=True))
 
     @functools.cached_property
@@ -106,7 +126,7 @@ class SampleOrder:
         return indices
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=128)  # of as many orders as there are buckets
 def _plan_epoch(
     seed: int, shard_sizes: tuple[int, ...], times: tuple[int, ...], window: int, epoch: int
 ) -> tuple[Indices, Indices, Indices]:
@@ -126,9 +146,12 @@ class MixedSampleOrder:
     """
 
     seed: int
-    orders: tuple[SampleOrder, ...]
+    orders: tuple[Order, ...]
     weights: tuple[float, ...]
     """Shares of the sources, up to a common factor; rounded to a thousandth."""
+    together: int = 1
+    """How many positions, one after another, have one source; with more, shares are those of a thousand times as many
+    positions."""
 
     def __post_init__(self) -> None:
         for weight, quota in zip(self.weights, self._quotas, strict=True):
@@ -141,14 +164,16 @@ class MixedSampleOrder:
         """Returns the index of the picture at each position, counted through all sources one after another."""
         positions = np.asarray(counters, dtype=np.int64)
         indices = np.empty_like(positions)
-        offsets = np.cumsum([0, *(sum(order.shard_sizes) for order in self.orders)])
-        blocks, places = positions // _BLOCK, positions % _BLOCK
+        offsets = np.cumsum([0, *(order.count for order in self.orders)])
+        turns, inside = positions // self.together, positions % self.together
+        blocks, places = turns // _BLOCK, turns % _BLOCK
         for block in np.unique(blocks):
             here = blocks == block
             source, rank = _plan_block(self.seed, tuple(self._quotas), int(block))
             for i, order in enumerate(self.orders):
                 mine = np.flatnonzero(here)[source[places[here]] == i]
-                indices[mine] = offsets[i] + order(block * self._quotas[i] + rank[places[mine]])
+                turn = block * self._quotas[i] + rank[places[mine]]
+                indices[mine] = offsets[i] + order(turn * self.together + inside[mine])
         return indices
 
     @functools.cached_property

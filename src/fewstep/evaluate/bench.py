@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from fewstep.evaluate.columns import Column
-from fewstep.evaluate.reader import Reader
 from fewstep.evaluate.roster import Roster
 from fewstep.evaluate.style import StyleProbe
+from fewstep.evaluate.worlds import WorldReader
 from fewstep.models.extractors import Extractor
 
 
@@ -23,12 +23,14 @@ class Bench:
     """Its features are what distances and diversity compare."""
     reference: Tensor
     """Features `[m, d]` of real pictures."""
-    reader: Reader | None = None
-    """Reads scenes; None for pictures that it was not trained on."""
+    reader: WorldReader | None = None
+    """Reads the scenes of a bundled world; None for pictures that it was not trained on."""
     style: StyleProbe | None = None
     """Tells the look of the data from another; None where there is no other."""
     clip: Extractor | None = None
     """Scores how well pictures and prompts go together."""
+    real: Mapping[str, float] = field(default_factory=dict)
+    """Columns of as many real pictures of the repeated prompts as are painted, read by the same reader."""
     teacher_latents: Tensor | None = None
     """z_0 `[n, c, h, w]` of the teacher's own pictures from the same noise, once they are painted."""
 

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import torch
 
-from fewstep import assets
 from fewstep.data.kind import SourceRequest
 from fewstep.data.opening import open_pictures
 from fewstep.data.sources.squares import SquarePictures
-from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench
-from fewstep.evaluate.reader import Reader, load_reader
-from fewstep.evaluate.roster import PROMPT_SEED, Roster, captions_roster, scenes_roster
-from fewstep.evaluate.scenes_bench import reader_extractor, real_features, reference_scenes
+from fewstep.evaluate.roster import PROMPT_SEED, Roster, captions_roster
+from fewstep.evaluate.scenes_bench import real_features
 from fewstep.evaluate.style import fit_probe
+from fewstep.evaluate.worlds import WORLDS, WorldReader, find_world
 from fewstep.models.extractors import Extractor, load_extractor
 
 READER = "reader"
@@ -43,14 +41,14 @@ def material(
     pictures: SourceRequest, *, n: int, n_unseen: int = 0, repeated: int = 0, n_tuning: int = 0, seed: int = 0,
     option: str = "n",
 ) -> BenchMaterial:  # fmt: skip
-    """`pictures` are a world of scenes, drawn afresh, or a folder of captioned pictures."""
+    """`pictures` are a bundled world, drawn afresh, or a folder of captioned pictures."""
     data = pictures.data
-    if data in LOOKS:
+    if world := find_world(data):
         return BenchMaterial(
-            scored=scenes_roster(n, n_unseen, repeated, seed=seed),
-            tuning=scenes_roster(n_tuning, seed=seed, prompt_seed=PROMPT_SEED + 2),
-            real=reference_scenes(LOOKS[data]),
-            others=None if data == assets.SCENES else reference_scenes(),
+            scored=world.draw_prompts(n, n_unseen, repeated, seed=seed),
+            tuning=world.draw_prompts(n_tuning, seed=seed, prompt_seed=PROMPT_SEED + 2),
+            real=world.draw_real(),
+            others=world.draw_others(),
             option=option,
         )
     real = SquarePictures(open_pictures(pictures), pictures.resolution)
@@ -71,29 +69,35 @@ def _cycle(captions: Sequence[str], count: int) -> list[str]:
     return [captions[i % len(captions)] for i in range(count)]
 
 
-def judges(data: str, extractor: str, device: torch.device) -> tuple[Extractor, Reader | None]:
-    """Picks the extractor that distances compare with, and the reader of scenes.
-
-    The bundled reader has learnt one look alone.
-    """
-    name = extractor or (READER if data in LOOKS else "")
-    drawn = data in (assets.GALLERY, assets.GALLERY_TWEMOJI)
-    if not name and not drawn and "://" not in data and not Path(data).exists():
-        raise UserError(f"data {data} is not there; give a folder of captioned pictures, or {' or '.join(LOOKS)}")
+def judges(
+    data: str, extractor: str, device: torch.device, reader: str = ""
+) -> tuple[Extractor, WorldReader | None]:  # fmt: skip
+    """Picks the extractor that distances compare with, and who reads the pictures of a bundled world: the bundled
+    reader, or that of a folder. Raises UserError where there is none, and no other extractor."""
+    world = find_world(data)
+    name = extractor or (READER if world else "")
+    if not name and "://" not in data and not Path(data).exists():
+        raise UserError(f"data {data} is not there; give a folder of captioned pictures, or {' or '.join(WORLDS)}")
+    if world is None and reader:
+        raise UserError(f"reader {reader} reads a bundled world, which {data} is not; leave --reader out")
     if not name:
         raise UserError(
-            f"{data} holds no scenes, and the bundled reader judges nothing else: give --extractor, a folder of CLIP "
-            "or DINOv2 or the Inception file"
+            f"{data} is no bundled world, and readers judge nothing else: give --extractor, a folder of CLIP or DINOv2 "
+            "or the Inception file"
         )
-    if name == READER and data not in LOOKS:
-        raise UserError("the reader reads scenes and no other pictures; give another --extractor")
-    reader = load_reader(assets.scenes_reader())
-    judge = reader_extractor(reader) if name == READER else load_extractor(name, device)
-    return judge, reader if data == assets.SCENES else None
+    if world is None:
+        if name == READER:
+            raise UserError("readers read bundled worlds and no other pictures; give another --extractor")
+        return load_extractor(name, device), None
+    if name != READER and not reader and not world.has_reader():
+        return load_extractor(name, device), None
+    read_by = world.load_reader(reader)
+    judge = read_by.extractor if name == READER else load_extractor(name, device)
+    return judge, read_by if world.obeys() else None
 
 
 def make_bench(
-    found: BenchMaterial, extractor: Extractor, reader: Reader | None, clip: Extractor | None = None
+    found: BenchMaterial, extractor: Extractor, reader: WorldReader | None, clip: Extractor | None = None
 ) -> tuple[Bench, str]:
     """Makes the bench of the scored prompts, and returns it with the real pictures' hash.
 
@@ -107,4 +111,5 @@ def make_bench(
                 f"{2 * reference.shape[1]} or more"
             )
     style = None if found.others is None else fit_probe(reference, real_features(extractor, found.others)[0])
-    return Bench(found.scored, extractor, reference, reader, style, clip), sha256
+    real = {} if reader is None else reader.measure_real(found.scored)
+    return Bench(found.scored, extractor, reference, reader, style, clip, real), sha256

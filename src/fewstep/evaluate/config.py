@@ -29,8 +29,8 @@ class Evaluate(FewStepOptions):
     teacher: str = ""
     """Model that the few-step model was made from; by default the one that its card records."""
     data: str = ""
-    """Prompts and real pictures: `scenes` or `scenes-leaning` (bundled, drawn afresh), or a folder of captioned
-    pictures that the model was not trained on. By default what its card records."""
+    """Prompts and real pictures: `scenes`, `scenes-leaning`, `gallery` or `gallery-twemoji` (bundled, drawn afresh), or
+    a folder of captioned pictures that the model was not trained on. By default what its card records."""
     follow_links: bool = False
     """Read what links in the folder of pictures lead to, wherever it is. Without it a link out of the folder is counted
     and not read."""
@@ -52,14 +52,18 @@ class Evaluate(FewStepOptions):
     n_unseen: int = 64
     """Further pictures of scenes in each row, of shapes in colours never trained on; they are scored apart."""
     n_repeated: int = 16
-    """Number of prompts that are painted four more times, to measure the diversity within a prompt; 0 measures none."""
+    """Number of prompts that are painted four more times, to measure the diversity within a prompt; 0 measures none. Of
+    the gallery they are painted 32 more times, and coverage is measured by them."""
     n_tuning: int = 32
     """Pictures, of other prompts, by which guidance scale and spacing are chosen."""
     seed: int = 0
     """Seed of the first picture; picture i starts from noise of seed + i."""
     extractor: str = ""
-    """Model whose features the distances compare: `reader` (bundled, for scenes), a folder with CLIP or DINOv2 in
-    transformers' layout, or the Inception network in TorchScript. By default the reader, for scenes."""
+    """Model whose features the distances compare: `reader` (for the bundled worlds), a folder with CLIP or DINOv2 in
+    transformers' layout, or the Inception network in TorchScript. By default the reader, for the bundled worlds."""
+    reader: str = ""
+    """Folder with the reader of a bundled world, as `train-teacher` or studies/gallery_teacher.py wrote it. By default
+    the bundled one."""
     clip: str = ""
     """Folder with CLIP in transformers' layout, for the CLIP score. By default there is no such score."""
     beside: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data.worlds.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
+from fewstep.errors import UserError
 from fewstep.files import read_safetensors, write_whole
 
 LAYOUTS = ("single", "left of", "above", "unreadable")
@@ -17,6 +19,7 @@ _THING = (len(SHAPES), len(COLOURS), len(SIZES))
 HEADS = (len(LAYOUTS), *_THING, *_THING, len(BACKGROUNDS))
 """Sizes of the answers: layout; shape, colour, size of the first thing; of the second; background."""
 FEATURES = 64
+READER_FILE = "reader.safetensors"
 
 
 class Reader(nn.Module):
@@ -73,14 +76,27 @@ def load_reader(folder: Path) -> Reader:
 
 def load_into(reader: _Network, folder: Path) -> _Network:
     """Gives a reader the weights that `save_reader` saved, and freezes it."""
-    tensors = read_safetensors(folder / "reader.safetensors")
-    reader.load_state_dict({name: value.float() for name, value in tensors.items()})
+    tensors = read_safetensors(folder / READER_FILE)
+    try:
+        reader.load_state_dict({name: value.float() for name, value in tensors.items()})
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder}/{READER_FILE} holds the weights of another reader; give one of this world"
+        ) from error
     reader.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch annotates it for 4-D only
     return reader.eval().requires_grad_(False)
+
+
+def hash_reader(reader: nn.Module) -> str:
+    """Hashes the weights."""
+    total = hashlib.sha256()
+    for name, value in sorted(reader.state_dict().items()):
+        total.update(name.encode() + value.contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def save_reader(reader: nn.Module, folder: Path) -> None:
     """Saves the weights in fp16, 0.9 MB of a reader of scenes and 4 MB of one of the gallery."""
     tensors = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
-    with write_whole(folder / "reader.safetensors") as draft:
+    with write_whole(folder / READER_FILE) as draft:
         safetensors.torch.save_file(tensors, draft)

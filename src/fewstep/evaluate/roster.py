@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from fewstep.data.worlds.scene import Scene
 from fewstep.data.worlds.scenes import Scenes
 
 PROMPT_SEED = 1_000_003  # no training run draws its scenes from this seed by default
@@ -19,8 +19,8 @@ class Roster:
 
     prompts: list[str]
     seeds: list[int]
-    stated: list[Scene] | None
-    """Holds what each prompt of the scenes world states."""
+    stated: list[Any] | None
+    """Holds what each prompt of a bundled world states, as its reader compares it with a scene."""
     main: int
     """Number of pictures that make the table."""
     unseen: int
@@ -60,7 +60,7 @@ def scenes_roster(
     again = [Scenes(prompt_seed, "seen").prompt(i) for i in range(repeated) for _ in range(repeats)]
     pairs = [*main, *unseen, *again]
     return Roster(
-        [text for text, _ in pairs], _seeds(seed, n, n_unseen, len(again)), [scene for _, scene in pairs],
+        [text for text, _ in pairs], space_seeds(seed, n, n_unseen, len(again)), [scene for _, scene in pairs],
         n, n_unseen, repeats if repeated else 0,
     )  # fmt: skip
 
@@ -68,9 +68,10 @@ def scenes_roster(
 def captions_roster(captions: Sequence[str], repeated: int = 0, repeats: int = 4, *, seed: int = 0) -> Roster:
     """Takes captions of real pictures, one picture each."""
     again = [caption for caption in captions[:repeated] for _ in range(repeats)]
-    seeds = _seeds(seed, len(captions), 0, len(again))
+    seeds = space_seeds(seed, len(captions), 0, len(again))
     return Roster([*captions, *again], seeds, None, len(captions), 0, repeats if again else 0)
 
 
-def _seeds(seed: int, *counts: int) -> list[int]:
+def space_seeds(seed: int, *counts: int) -> list[int]:
+    """Returns seeds for groups of so many pictures, one group after another."""
     return [seed + group * _APART + i for group, count in enumerate(counts) for i in range(count)]

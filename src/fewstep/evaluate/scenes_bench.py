@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,15 +13,54 @@ from fewstep import assets
 from fewstep.data.pictures import from_levels, to_levels, to_pixels
 from fewstep.data.sources.squares import SquarePictures
 from fewstep.data.worlds.drawing import SIDE
-from fewstep.data.worlds.scene import Look
+from fewstep.data.worlds.scene import LOOKS, Look, Scene
 from fewstep.data.worlds.scenes import SceneExamples, Scenes
 from fewstep.evaluate.bench import Bench
-from fewstep.evaluate.reader import Reader, load_reader, read
-from fewstep.evaluate.roster import PROMPT_SEED, Roster
+from fewstep.evaluate.reader import Reader, hash_reader, load_reader, read
+from fewstep.evaluate.roster import PROMPT_SEED, Roster, scenes_roster
+from fewstep.evaluate.worlds import BenchWorld, WorldReader
 from fewstep.models.extractors import Extractor
 
 REFERENCE_SCENES = 2048
 _AT_ONCE = 64
+
+
+class ScenesReader:
+    """The reader of scenes as an evaluation asks it."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.extractor = reader_extractor(reader)
+
+    def read(self, pictures: Tensor) -> Sequence[Scene | None]:
+        return read(self._reader, from_levels(pictures))[0]
+
+    def agrees(self, shown: Scene, stated: Scene) -> bool:
+        return shown.agrees_with(stated)
+
+    def measure_real(self, roster: Roster) -> Mapping[str, float]:  # noqa: ARG002  # a caption leaves little open
+        return {}
+
+
+class ScenesWorld(BenchWorld):
+    """Scenes in a look."""
+
+    def draw_prompts(
+        self, n: int, n_unseen: int = 0, repeated: int = 0, *, seed: int = 0, prompt_seed: int = PROMPT_SEED
+    ) -> Roster:  # fmt: skip
+        return scenes_roster(n, n_unseen, repeated, seed=seed, prompt_seed=prompt_seed)
+
+    def draw_real(self) -> SquarePictures:
+        return reference_scenes(LOOKS[self.data])
+
+    def draw_others(self) -> SquarePictures | None:
+        return None if self.obeys() else reference_scenes()
+
+    def load_reader(self, folder: str) -> WorldReader:
+        return ScenesReader(load_reader(Path(folder) if folder else assets.scenes_reader()))
+
+    def obeys(self) -> bool:  # the reader has learnt one look alone
+        return self.data == assets.SCENES
 
 
 def reference_scenes(look: Look = "plain") -> SquarePictures:
@@ -29,21 +70,17 @@ def reference_scenes(look: Look = "plain") -> SquarePictures:
 
 def scenes_bench(roster: Roster, reader: Reader | None = None) -> Bench:
     """Makes a bench for scores outside `fewstep evaluate`, with the bundled reader where none is given."""
-    reader = reader or load_reader(assets.scenes_reader())
-    extractor = reader_extractor(reader)
-    return Bench(roster, extractor, real_features(extractor, reference_scenes())[0], reader)
+    read_by = ScenesReader(reader or load_reader(assets.scenes_reader()))
+    return Bench(roster, read_by.extractor, real_features(read_by.extractor, reference_scenes())[0], read_by)
 
 
 def reader_extractor(reader: Reader) -> Extractor:
     """Makes an extractor that takes uint8 pictures to the reader's features."""
-    total = hashlib.sha256()
-    for name, value in sorted(reader.state_dict().items()):
-        total.update(name.encode() + value.contiguous().numpy().tobytes())
 
     def features(pictures: Tensor) -> Tensor:
         return read(reader, from_levels(pictures))[1]
 
-    return Extractor("the scenes reader", total.hexdigest(), "none", features)
+    return Extractor("the scenes reader", hash_reader(reader), "none", features)
 
 
 def real_features(extractor: Extractor, pictures: SquarePictures) -> tuple[Tensor, str]:

@@ -74,7 +74,7 @@ class EvaluationStudio:
         self.teacher = teacher.share_encoders(self.student.model)
         _check_same_latents(self.student.model, self.teacher)
         self.batch_size = config.batch_size or (16 if self.teacher.resolution <= 128 else 8)
-        self.extractor, self.reader = judges(self.data, config.extractor, self.device)
+        self.extractor, self.reader = judges(self.data, config.extractor, self.device, config.reader)
         self.clip = load_extractor(config.clip, self.device) if config.clip else None
         self.found = material(
             SourceRequest(

@@ -34,7 +34,7 @@ MOMENTS = {"adamw": 8, "adamw8bit": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What one update takes, in bytes but for the last two."""
+    """What one update takes, in bytes but for `learning` and `flops`."""
 
     peak: int
     """What there is at the worst moment: weights, averages, gradients, moments, activations."""
@@ -42,6 +42,8 @@ class Need:
     """Weights and average alone."""
     learning: int
     """How many weights learn."""
+    saved: int
+    """What a checkpoint holds, of which there is a copy in main memory while training goes on."""
     flops: int
     """Counts floating-point operations of matrix products, attention and convolutions, for each picture."""
 
@@ -76,10 +78,13 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
                 loss.backward()
     learning = sum(p.numel() for p in learner.weights.parameters() if p.requires_grad)
     judging = 0 if judge is None else sum(p.numel() for p in judge.heads.parameters())
-    held = MOMENTS[config.optimizer] * (learning + judging) + _count_walkers(config, family, side, schedule)
+    moments = MOMENTS[config.optimizer] * (learning + judging)
+    held = moments + _count_walkers(config, family, side, schedule)
+    copies = 1 + sum(each is not None for each in (learner.averaged, learner.target_average))
+    saved = moments + 4 * (copies * learning + judging)
     pictures = parts * (config.batch_size // config.accumulation)
     flops = work.flops // pictures
-    return Need(peak=live.most + held, weights=weights, learning=learning, flops=flops)
+    return Need(peak=live.most + held, weights=weights, learning=learning, saved=saved, flops=flops)
 
 
 def _judge(judge: Judge, method: Method, student: Network, target: Network | None, batch: TrainingBatch) -> Tensor:

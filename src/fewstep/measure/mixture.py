@@ -151,7 +151,8 @@ class Student(nn.Module):
 class Points:
     """Points of the mixture with their classes, as a LatentSource."""
 
-    latent_shape = (2,)
+    def shape_at(self, counters: range) -> tuple[int, ...]:  # noqa: ARG002  # all are of one
+        return (2,)
 
     def __init__(self, teacher: Mixture, count: int = 4096, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -87,6 +87,8 @@ class StudentCard:
     none said is 1 of a flow and of a LoRA, and of others what was asked for."""
     stock_settings: dict[str, bool] | None = None
     """Says what else a stock pipeline is to be given, so that it paints at the size that it is asked for."""
+    stock_large: bool | None = None
+    """Says whether its pipeline is loaded in bf16 and computes part by part, as fits people's cards."""
     stock_loras: bool | None = None
     """Tells whether stock pipelines load its LoRAs; None where they do."""
     stock_guidance: str | None = None
@@ -95,6 +97,12 @@ class StudentCard:
     """Lists what a stock pipeline of a flow is to be given as `sigmas`, by the number of steps."""
     others: dict[str, Any] = field(default_factory=dict)
     """Keeps the entries of a file that another version wrote, as they are."""
+
+    @property
+    def trained_for(self) -> str:
+        """Says in words what guidance it was trained for, where that is recorded."""
+        low, high = self.guidance_range or (0.0, 0.0)
+        return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns what is recorded, as JSON holds it."""
@@ -189,7 +197,7 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "phases": (_lists(_is_count), "a list of whole numbers"),
     "base_lora": (_lists(_is_text), "a list of texts"),
     "stock_scale": (is_number, "a number"),
-    "stock_loras": (lambda value: type(value) is bool, "true or false"),
+    **dict.fromkeys(("stock_loras", "stock_large"), (lambda value: type(value) is bool, "true or false")),
     "stock_settings": (_names_switches, "an object of true and false"),
     "shift": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "resolution": (lambda value: type(value) is int and 0 < value <= MOST_SIDE, f"1 to {MOST_SIDE:,}"),

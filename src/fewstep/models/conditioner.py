@@ -29,6 +29,11 @@ class Conditioner(Protocol):
         """Returns the text encoders, under the names that LoRA files use."""
         ...
 
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        """Returns those who read prompts, each with its `tokenizer`, and the `words` that were added, if any."""
+        ...
+
     def with_encoders(self, encoders: Mapping[str, nn.Module]) -> Conditioner:
         """Returns the same with other text encoders, named as `encoders` names them."""
         ...

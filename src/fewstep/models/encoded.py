@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.data.pictures import to_pixels
-from fewstep.data.reading import PictureReader
+from fewstep.data.reading import PictureReader, Sizes
 from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, write_whole
@@ -38,7 +39,8 @@ class Encoded:
     """All pictures of a source and their captions, in main memory."""
 
     mean: Tensor
-    """Is the mean of the latents' posterior, `[n, c, h, w]`; `std` is its deviation."""
+    """Is the mean of the latents' posterior, `[n, c·h·w]`, of smaller ones with zeros after it; `std` is its
+    deviation."""
     std: Tensor
     text: dict[str, Tensor]
     """Conditions of every caption once, `[captions, …]`."""
@@ -66,22 +68,22 @@ class Encoded:
 def encode_pictures(model: LatentModel, reading: PictureReader) -> Encoded:
     """Reads and encodes everything, with a bar on a terminal."""
     console = Console(stderr=True)
-    starts: Sequence[int] = range(0, len(reading), _CHUNK)
-    means, stds, sizes = [], [], []
+    chunks = reading.list_chunks(range(len(reading)), _CHUNK)
+    mean, std = torch.zeros(2, len(reading), math.prod(model.codec.shape(reading.crop_settings.resolution)))
     numbers: dict[str, int] = {}  # equal captions are encoded once
-    rows: list[list[int]] = []
-    reasons: list[str] = []
-    bar = track(starts, f"encoding {len(reading)} pictures", console=console, disable=not console.is_terminal)
-    for part in reading.read_in_turn(range(start, min(start + _CHUNK, len(reading))) for start in bar):
-        mean, std = model.codec.encode(to_pixels([square.image for square in part]))
-        means.append(mean.cpu())
-        stds.append(std.cpu())
-        sizes += [square.sizes for square in part]
-        rows += [[numbers.setdefault(caption, len(numbers)) for caption in square.captions] for square in part]
-        reasons += [square.reason for square in part]
+    sizes: list[Sizes] = [(0,) * 6] * len(reading)
+    rows: list[list[int]] = [[]] * len(reading)
+    reasons = [""] * len(reading)
+    bar = track(chunks, f"encoding {len(reading)} pictures", console=console, disable=not console.is_terminal)
+    for chunk, part in zip(chunks, reading.read_in_turn(bar), strict=True):
+        for held, found in zip((mean, std), model.codec.encode(to_pixels([each.image for each in part])), strict=True):
+            flat = found.flatten(1).cpu()
+            held[torch.tensor(chunk), : flat.shape[1]] = flat
+        for i, square in zip(chunk, part, strict=True):
+            sizes[i], reasons[i] = square.sizes, square.reason
+            rows[i] = [numbers.setdefault(caption, len(numbers)) for caption in square.captions]
     return Encoded(
-        mean=torch.cat(means), std=torch.cat(stds), rows=rows, reasons=reasons,
-        text=encode_captions(model.conditioner, list(numbers)),
+        mean=mean, std=std, rows=rows, reasons=reasons, text=encode_captions(model.conditioner, list(numbers)),
         sizes={name: value.cpu() for name, value in model.conditioner.tell_sizes(sizes).items()},
     )  # fmt: skip
 
@@ -120,7 +122,7 @@ def _describe(model: LatentModel, reading: PictureReader) -> dict[str, Any]:
     """Returns what encoded pictures depend on, beside what the pictures themselves are."""
     settings = reading.crop_settings
     return {
-        "format": 1, **model.codec.describe(), "resolution": settings.resolution, "crop": settings.crop,
+        "format": 2, **model.codec.describe(), "resolution": settings.resolution, "crop": settings.crop,
         "encoders": {name: weights_sha256(module) for name, module in model.conditioner.encoders.items()},
         "pictures_sha256": reading.hash_contents(),
     }  # fmt: skip

@@ -17,9 +17,12 @@ from fewstep.models.family import LatentModel
 class _Latents:
     """What both ways share: the reading, and the account of what it could not read."""
 
-    def __init__(self, reading: PictureReader) -> None:
-        self._reading = reading
+    def __init__(self, model: LatentModel, reading: PictureReader) -> None:
+        self._model, self._reading = model, reading
         self._lost: list[DroppedPicture] = []
+
+    def shape_at(self, counters: range) -> tuple[int, ...]:
+        return self._model.codec.shape(*self._reading.sides_at(counters))
 
     def keys(self, counters: range) -> list[str]:
         return [self._reading.key(int(i)) for i in self._reading.indices(counters)]
@@ -35,7 +38,7 @@ class KeptLatents(_Latents):
 
     def __init__(self, model: LatentModel, reading: PictureReader, keeping: Keeping | None = None) -> None:
         """Encodes pictures, or reads them from where `keeping` says, if it is given and they are whole there."""
-        super().__init__(reading)
+        super().__init__(model, reading)
         encoded = encode_pictures(model, reading) if keeping is None else share_encoded(model, reading, keeping)
         self._device = model.device
         if self._device.type == "cuda":  # from where a card takes it while it computes
@@ -48,10 +51,6 @@ class KeptLatents(_Latents):
         """Returns rows of what is kept, on the device."""
         rows = held[index]
         return (rows.pin_memory() if self._device.type == "cuda" else rows).to(self._device, non_blocking=True)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return tuple(self.encoded.mean.shape[1:])
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
         indices = self._reading.indices(counters)
@@ -66,17 +65,16 @@ class KeptLatents(_Latents):
         row = torch.tensor(drawn)
         cond = {name: self._take(value, row) for name, value in self.encoded.text.items()}
         cond |= {name: self._take(value, index) for name, value in self.encoded.sizes.items()}
-        z_0 = self._take(self.encoded.mean, index) + self._take(self.encoded.std, index) * noise
+        mean, std = (
+            self._take(held, index)[:, : noise[0].numel()].view_as(noise)
+            for held in (self.encoded.mean, self.encoded.std)
+        )  # fmt: skip
+        z_0 = mean + std * noise
         return LatentBatch(z_0, cond, _valid(reasons, self._device))
 
 
 class FreshLatents(_Latents):
     """Every batch encoded when it is asked for."""
-
-    def __init__(self, model: LatentModel, reading: PictureReader) -> None:
-        super().__init__(reading)
-        self._model = model
-        self.latent_shape: tuple[int, ...] = model.codec.shape(reading.crop_settings.resolution)
 
     def batch(self, counters: range, noise: Tensor) -> LatentBatch:
         squares = self._reading.read_squares(counters)

@@ -244,6 +244,13 @@ class Family(ABC):
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:  # noqa: B027  # most refuse none
         """Raises UserError for a model of the layout that cannot be a teacher, by its settings or what it is called."""
 
+    def refuse_index(self, index: Mapping[str, Any], source: str) -> None:  # noqa: B027  # most indices say nothing
+        """Raises UserError for a pipeline that cannot be a teacher, by what its model_index.json says."""
+
+    def settings_of_file(self, keys: Iterable[str]) -> Mapping[str, Any]:  # noqa: ARG002  # most files tell nothing
+        """Returns what the names of a single file's tensors tell of the network's settings, for `refuse`."""
+        return {}
+
     def find_schedule(self, model: LatentModel, side: int) -> Schedule:  # noqa: ARG002  # most have one for all sizes
         """Returns the schedule of the model's pictures of `side` pixels. Raises UserError where there can be none."""
         return model.schedule
@@ -328,6 +335,8 @@ class Family(ABC):
     released_latent_channels: int
     released_multiple: int = 8
     """Pixels a latent of theirs, in each direction."""
+    patch: int = 1
+    """Latents that the network takes as one, in each direction."""
     encoder_bytes: int
     """Counts the released autoencoder and text encoders, in fp32."""
 

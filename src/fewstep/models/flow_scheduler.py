@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,6 @@ from fewstep.diffusion.flow import MOST_SHIFT, Flow
 from fewstep.diffusion.schedule import ScheduleError
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
-
-logger = logging.getLogger(__name__)
 
 CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler")
 """Schedulers of diffusers that state a flow."""
@@ -51,15 +48,10 @@ def read_flow(config: Mapping[str, Any], source: str | Path, tokens: int) -> Flo
             f"{source} has num_train_timesteps {config['num_train_timesteps']!r:.60} in scheduler_config.json; flows "
             f"with {_TIMES} are read"
         )
-    if (last := config.get("shift_terminal")) is not None:
-        if not (is_number(last) and 0 <= last < 1):
-            raise UserError(
-                f"{source} has shift_terminal {last!r:.60} in scheduler_config.json; expected a number from "
-                "0 and below 1"
-            )
-        logger.info(
-            f"note: {source} ends its steps at σ = {last} (shift_terminal), which a few-step model "
-            "does not: it paints to the end"
+    last = config.get("shift_terminal")
+    if last is not None and not (is_number(last) and 0 <= last < 1):
+        raise UserError(
+            f"{source} has shift_terminal {last!r:.60} in scheduler_config.json; expected a number from 0 and below 1"
         )
     try:
         # Solvers have one shift, whatever the size.

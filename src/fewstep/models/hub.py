@@ -155,7 +155,7 @@ def _explain(source: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:120]
     return (
         f"{source} is not a folder here and could not be fetched from {_endpoint()} ({kinds[0]}: {reason}); check the "
-        "connection, or give a diffusers folder"
+        "connection, or give a folder or file that is here"
     )
 
 
@@ -173,7 +173,7 @@ _REASONS: Sequence[tuple[Sequence[str], str]] = (
     (
         ("OfflineModeIsEnabled",),
         "is not a folder here and could not be fetched from the Hub: HF_HUB_OFFLINE is set and it was not fetched "
-        "before; unset that once, or give a diffusers folder",
+        "before; unset that once, or give a folder or file that is here",
     ),
     (("ProxyError",), "could not be fetched: the proxy refuses ({proxy}); check HTTPS_PROXY"),
     (("SSL",), "could not be fetched: the certificate of {hub} is not trusted; check SSL_CERT_FILE and the proxy"),

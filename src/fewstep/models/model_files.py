@@ -26,7 +26,7 @@ _OF_TOKENIZER = frozenset(
     (
         "add_bos_token", "add_eos_token", "add_prefix_space", "added_tokens_decoder", "additional_special_tokens",
         "backend", "clean_up_tokenization_spaces", "do_lower_case", "errors", "extra_special_tokens",
-        "model_max_length", "padding_side", "tokenizer_class", "truncation_side",
+        "learnt_captions", "learnt_words", "model_max_length", "padding_side", "tokenizer_class", "truncation_side",
     )
 )  # fmt: skip
 """Entries of a tokenizer's configuration that are heeded, with all `…_token`; others name files, or arguments."""

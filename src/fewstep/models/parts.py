@@ -241,5 +241,6 @@ def write_vocabulary(folder: Path) -> None:
 
 
 def _not_loaded(folder: Path, kind: type, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    told = " ".join(str(error).split()).partition(" If you want to instead")[0]  # what a caller of diffusers may do
+    reason = told[:200].rstrip(".") or type(error).__name__
     return UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason}; fetch or export the model again")

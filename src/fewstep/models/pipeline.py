@@ -41,6 +41,7 @@ from fewstep.models.options import Engine, Offload
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
+from fewstep.models.vocabulary import find_vocabulary
 from fewstep.precision import Precision, Storage, choose_dtype, name_dtype
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
@@ -89,6 +90,8 @@ class Pipeline:
         """Used when none is given, in diffusers' convention."""
         self.steps = DEFAULT_STEPS if steps is None else steps
         """Used when none are given."""
+        self.vocabulary = find_vocabulary(model.conditioner)
+        """The words that can be asked for; None where the model reads any."""
         self.precision = name_dtype(model.network.backbone.dtype)
         """What the network is kept and computes in."""
 
@@ -127,12 +130,16 @@ class Pipeline:
                 warnings.warn(
                     f"the model reads the first {limit} tokens of {each!r} and ignores the rest", stacklevel=2
                 )
+        if self.vocabulary is not None and (said := self.vocabulary.explain(prompts)):
+            warnings.warn(said, stacklevel=2)
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         low, high = self.model.card.guidance_range or (scale, scale)
-        if not self.takes_guidance and guidance_scale not in (None, 1.0, self.guidance_scale):
-            warnings.warn(f"guidance is built into the LCM-LoRA; guidance_scale {scale:g} has no effect", stacklevel=2)
+        off = self.model.family.guidance_of(0.0)
+        if not self.takes_guidance and guidance_scale not in (None, off, 1.0, self.guidance_scale):
+            warnings.warn(f"guidance is built into this model; guidance_scale {scale:g} has no effect", stacklevel=2)
         elif self.takes_guidance and not low <= scale <= high:
-            warnings.warn(f"guidance_scale is {scale:g}; this model was trained for {low:g} to {high:g}", stacklevel=2)
+            trained = self.model.card.trained_for
+            warnings.warn(f"guidance_scale is {scale:g}; this model was trained for {trained}", stacklevel=2)
         begin = self._make_start(init_image, mask, mask_blur)
         own = self.steps if begin is None else max(1, min(self.steps, self.most_steps(strength)))
         count, omega = own if steps is None else steps, self.model.family.omega_of(scale)

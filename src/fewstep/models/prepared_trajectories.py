@@ -29,7 +29,7 @@ class KeptTrajectories(StepSource):
         sizes = [size * shards.hops for size in shards.shard_sizes]
         self._order = SampleOrder(draws.key(seed, "source", 0), tuple(sizes))
         self._starts = np.cumsum([0, *sizes])
-        self.latent_shape, self.stops = shards.latent_shape, torch.tensor(shards.stops)
+        self.stops = torch.tensor(shards.stops)
         self._texts: dict[str, Tensor] = {}
         self._number_of: dict[str, int] = {}
         if len(shards) * _count_text(model) * 4 / 2**30 <= keep_gib:
@@ -38,6 +38,9 @@ class KeptTrajectories(StepSource):
     def __len__(self) -> int:
         """Returns the number of steps of all trajectories."""
         return int(self._starts[-1])
+
+    def shape_at(self, counters: range) -> tuple[int, ...]:  # noqa: ARG002  # all are of one
+        return self._shards.latent_shape
 
     def batch(self, counters: range, noise: Tensor) -> StepBatch:  # noqa: ARG002  # what is kept is no posterior
         places = [self._locate(int(i)) for i in self._order(counters)]

@@ -93,10 +93,11 @@ def _usage(card: StudentCard) -> list[str]:
     scale = _off(card) if _is_built_in(card) else f"{card.guidance_scale:g}"
     asked = f"{_ask_steps(card)}, {card.stock_guidance or 'guidance_scale'}={scale}"
     return [
-        *(["import torch"] if _draws_from_torch(card) else []),
+        *_import_torch(card),
         "from diffusers import DiffusionPipeline",
         "",
-        f'pipe = DiffusionPipeline.from_pretrained("this folder"{code})',
+        f'pipe = DiffusionPipeline.from_pretrained("this folder"{code}{_dtype(card)})',
+        *_offload_lines(card),
         *_seed_lines(card),
         f"image = pipe({_name_prompt(card)}, {asked}{_eta(card)}).images[0]",
     ]
@@ -119,6 +120,20 @@ def _ask_steps(card: StudentCard) -> str:
 def _off(card: StudentCard) -> str:
     """Returns the `guidance_scale` that a stock pipeline is to be given."""
     return f"{1 if card.stock_scale is None else card.stock_scale:g}"
+
+
+def _import_torch(card: StudentCard) -> list[str]:
+    return ["import torch"] if card.stock_large or _draws_from_torch(card) else []
+
+
+def _dtype(card: StudentCard) -> str:
+    return ", torch_dtype=torch.bfloat16" if card.stock_large else ""
+
+
+def _offload_lines(card: StudentCard) -> list[str]:
+    """Returns what brings a large model's parts to a GPU one by one."""
+    said = 'pipe.enable_model_cpu_offload()  # or pipe.to("cuda"), where all of it fits'
+    return [said] if card.stock_large else []
 
 
 def _seed_lines(card: StudentCard) -> list[str]:
@@ -161,13 +176,14 @@ def _lora_usage(card: StudentCard) -> list[str]:
     bundled = card.teacher == assets.SCENES
     base = "assets.scenes_teacher()" if bundled else f'"{card.teacher}"'
     return [
-        *(["import torch"] if _draws_from_torch(card) else []),
+        *_import_torch(card),
         "from diffusers import DiffusionPipeline" + (f", {kind}" if few_step else ""),
         *(["from fewstep import assets"] if bundled else []),
         "",
-        f"pipe = DiffusionPipeline.from_pretrained({base})",
+        f"pipe = DiffusionPipeline.from_pretrained({base}{_dtype(card)})",
         *(scheduler if few_step else []),
         *_load_loras(card),
+        *_offload_lines(card),
         *_seed_lines(card),
         f"image = pipe({_name_prompt(card)}{asked}).images[0]",
     ]
@@ -181,7 +197,8 @@ def _merged_usage(card: StudentCard) -> list[str]:
     return [
         "# diffusers' pipeline loads no LoRA here; this makes one model of it and its base:",
         f"# fewstep combine --base {card.teacher} {loras} --merged --out merged",
-        "from diffusers import DiffusionPipeline", "", 'pipe = DiffusionPipeline.from_pretrained("merged")',
+        *_import_torch(card), "from diffusers import DiffusionPipeline", "",
+        f'pipe = DiffusionPipeline.from_pretrained("merged"{_dtype(card)})', *_offload_lines(card),
         f'image = pipe(prompt="a prompt"{few_step}).images[0]',
     ]  # fmt: skip
 

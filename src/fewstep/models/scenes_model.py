@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewstep.files import replace_folder
 from fewstep.models.parts import write_for_every_version
+from fewstep.models.vocabulary import record_words
 
 LATENT_CHANNELS = 12
 TEXT_WIDTH = 64
@@ -89,10 +90,11 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """Builds a CLIP byte-pair tokenizer whose merges come from `captions`.
+    """Builds a CLIP byte-pair tokenizer whose merges come from `captions`, and which lists their words.
 
     All 256 bytes stand in the vocabulary, within a word and at its end, so that any prompt tokenises.
     """
+    captions = list(captions)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     counted = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     counted.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -109,7 +111,9 @@ def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
         vocabulary_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocabulary_file.write_text(json.dumps(vocabulary))
         merges_file.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-        return CLIPTokenizer.from_pretrained(_write_tokenizer_config(Path(folder)), model_max_length=MAX_TOKENS)
+        tokenizer = CLIPTokenizer.from_pretrained(_write_tokenizer_config(Path(folder)), model_max_length=MAX_TOKENS)
+    record_words(tokenizer, captions)
+    return tokenizer
 
 
 def _write_tokenizer_config(folder: Path) -> str:

@@ -95,15 +95,15 @@ def settle_schedule(
     Prints what had to be assumed, and where the file says otherwise than its configuration.
     """
     said = {**config, **(held or {})}
-    for name, value in (held or {}).items():
-        if config.get(name) != value:
-            logger.info(
-                f"note: {source} says {name} {value}, and its configuration {config.get(name)}; it holds itself"
-            )
+    given: dict[str, Any] = {"rescale_betas_zero_snr": True} if overrides.zero_snr else {}
     if overrides.prediction_type != "auto":
-        said["prediction_type"] = overrides.prediction_type
-    if overrides.zero_snr:
-        said["rescale_betas_zero_snr"] = True
+        given["prediction_type"] = overrides.prediction_type
+    said |= given
+    for name, value in (held or {}).items():
+        if name not in given and config.get(name) != value:
+            logger.info(
+                f"note: {source} says {name} {value}, and its configuration {config.get(name)}; the file is followed"
+            )
     is_silent = said.get("prediction_type") is None or (held is not None and "prediction_type" not in held)
     if is_silent and overrides.prediction_type == "auto":
         said["prediction_type"] = resolve_schedule(said, source)["prediction_type"]

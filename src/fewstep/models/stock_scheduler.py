@@ -18,6 +18,9 @@ from fewstep.models.card import SHOWN_STEPS, StudentCard, read_method
 from fewstep.models.family import Family, LatentModel
 from fewstep.models.scheduler import resolve_schedule
 
+_LARGE = 3 * 10**9
+"""Weights of network and text encoders together, above which fp32 is too much for the memory that people have."""
+
 
 def make_scheduler(model: LatentModel, method: NamedMethod, grid_size: int) -> Any:
     """Makes it for a model that `method` has made few-step, with a grid of so many times."""
@@ -52,6 +55,9 @@ def describe_sampling(model: LatentModel, card: StudentCard) -> dict[str, Any]:
     told: dict[str, Any] = {"stock_settings": given} if (given := dict(model.family.stock_settings)) else {}
     if not model.family.stock_loras:
         told["stock_loras"] = False
+    counted = (p.numel() for part in model.parts.values() for p in part.parameters())
+    if model.family.overflows_in_fp16 and sum(counted) > _LARGE:
+        told["stock_large"] = True
     if not isinstance(model.schedule, Flow):
         return told if model.family.embeds_guidance else told | {"stock_scale": stock_scale(model.family, card)}
     if card.grid_size is None:

@@ -158,7 +158,10 @@ class ConsistencyConfig(TrainingConfig):
             self.check_walked(self.learns_at)
 
     def check_walked(self, states: str) -> None:
-        """Raises UserError for what walkers, or trajectories, cannot do: other steps than theirs; asking a target."""
+        """Raises UserError for what walkers, or trajectories, cannot do: other steps than theirs; asking a target;
+        having several shapes."""
+        if self.buckets == "on":
+            raise UserError(f"{states} have one shape, and buckets have several; give --buckets off, or --states data")
         if self.target != "auto" or self.target_decay is not None:
             option = "--target-decay" if self.target == "auto" else "--target"
             raise UserError(f"where {states} lead is known, and no target is asked; leave {option} out")

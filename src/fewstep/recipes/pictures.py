@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import tyro
 
 from fewstep import assets
-from fewstep.data.choices import CaptionLines, Crop
+from fewstep.data.choices import Buckets, CaptionLines, Crop
 from fewstep.data.sources.filters import Filters
 from fewstep.errors import UserError
 from fewstep.models.options import DeviceOptions, ModelOptions
@@ -43,8 +43,13 @@ class PictureOptions:
     """Number of scenes to draw. Other sources are used whole."""
     resolution: int = 0
     """Side length of the pictures in pixels; 0 takes the model's own."""
+    buckets: Buckets = "off"
+    """Whether each picture keeps about its aspect: `on` crops it to the nearest of some shapes of about the area that
+    --resolution has squared, and batches are of one shape each; `off` crops squares. Switch it on where squares would
+    cut off what captions tell of."""
     crop: Crop = "middle"
-    """Square to cut out of a picture that is not square: its `middle`, or a `random` one, drawn anew each time."""
+    """Square, or with buckets shape, to cut out of a picture of another: its `middle`, or a `random` one, drawn anew
+    each time."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "pictures")

@@ -85,7 +85,7 @@ class Prepare(PictureOptions, TrajectoryOptions, ModelOptions, DeviceOptions):
         if not self.trajectories:
             _check_unset(self, walking, "is of trajectories; give --trajectories too")
             return
-        _check_unset(self, {"std", "read_ahead"}, "is of pictures; trajectories have none")
+        _check_unset(self, {"std", "read_ahead", "buckets"}, "is of pictures; trajectories have none")
         self._check_walk()
 
     def _check_walk(self) -> None:

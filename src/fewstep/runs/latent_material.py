@@ -5,21 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fewstep.data import draws
+from fewstep.data.buckets import BucketedOrder, describe_counts
 from fewstep.data.latents import LatentSource
+from fewstep.data.shards.bucketed import BucketedShards
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
 from fewstep.models.prepared_latents import PreparedLatents, check_made_for
 from fewstep.recipes.pictures import TrainingConfig
+from fewstep.runs.buckets import choose_buckets
 from fewstep.runs.material import Material
 
 
 def open_kind(config: TrainingConfig, model: LatentModel, resolution: int, *, captions: int, **_: object) -> Material:
     """Opens the latents of a folder. Raises UserError where they were made for another model."""
-    shards = PreparedShards(Path(config.data), follow_links=config.follow_links)
-    check_made_for(shards, model, resolution)
+    buckets = choose_buckets(config, model)
+    kind = BucketedShards if buckets else PreparedShards
+    shards = kind(Path(config.data), follow_links=config.follow_links)
+    check_made_for(shards, model, resolution, buckets)
+    order = None
+    if isinstance(shards, BucketedShards):
+        print("\n".join(describe_counts(shards.count_sides(), config.batch_size)), flush=True)
+        seed = draws.key(config.seed, "source", 0)
+        order = BucketedOrder(seed, config.batch_size, shards.shard_sizes, shards.bucket_of, shards.shard_repeats)
     return describe_shards(
-        config, shards, resolution, captions, len(shards), lambda: PreparedLatents(model, shards, config.seed)
+        config, shards, resolution, captions, len(shards), lambda: PreparedLatents(model, shards, config.seed, order)
     )
 
 

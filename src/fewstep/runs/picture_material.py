@@ -9,10 +9,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.data.buckets import describe_counts
 from fewstep.data.kind import SourceRequest
 from fewstep.data.opening import open_pictures
 from fewstep.data.reading import CropSettings, PictureReader
-from fewstep.data.sources.base import DroppedError, Source, SourceReport
+from fewstep.data.sources.base import DroppedError, Source, SourceReport, list_sizes
 from fewstep.data.sources.prompts import is_prompt_file, open_prompts
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError, show
@@ -22,6 +26,7 @@ from fewstep.models.family import LatentModel
 from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
 from fewstep.recipes.plain import to_plain
 from fewstep.roots import Root
+from fewstep.runs.buckets import choose_buckets
 from fewstep.runs.material import ENCODED, Material
 
 
@@ -29,7 +34,7 @@ def open_source(config: PictureOptions, data: str, resolution: int, seed: int) -
     """Opens what `data` names with the selection and the cache of a configuration."""
     selection = Selection(
         filters=config.filters, captions=config.caption_fields, lines=config.caption_lines,
-        repeats=config.folder_repeats, follow_links=config.follow_links,
+        repeats=config.folder_repeats, follow_links=config.follow_links, squares=config.buckets == "off",
     )  # fmt: skip
     cache_bytes = int(config.cache_gib * 2**30)
     request = SourceRequest(
@@ -45,16 +50,15 @@ def open_kind(
     given = [(config.data, 1.0), *map(split_weight, config.mix)]
     sources = [_open(config, data, resolution) for data, _ in given]
     count = sum(map(len, sources))
+    cut = CropSettings(
+        resolution=resolution, buckets=choose_buckets(config, model), crop=config.crop, flip=config.flip
+    )  # fmt: skip
+    options: Any = {"settings": cut, "seed": config.seed, "workers": config.read_ahead, "ahead": config.batch_size}
+    reading = PictureReader(sources, [weight for _, weight in given], **options)
+    buckets = describe_counts(reading.count_sides(), config.batch_size)
     if most:
         sources, given = [_First(sources[0], most)], given[:1]
-    reading = PictureReader(
-        sources,
-        [weight for _, weight in given],
-        CropSettings(resolution=resolution, crop=config.crop, flip=config.flip),
-        config.seed,
-        workers=config.read_ahead,
-        ahead=config.batch_size,
-    )
+        reading = PictureReader(sources, [1.0], **options)
     words = [_caption(sources[0], i) for i in range(min(captions, len(sources[0])))]
     reports = [(data, source.report) for (data, _), source in zip(given, sources, strict=True)]
     account = {
@@ -62,7 +66,7 @@ def open_kind(
         | ({"told": dict(r.told)} if r.told else {})
         for data, r in reports
     }
-    for line in _list_shortages(config, dict(reports)):
+    for line in (*_list_shortages(config, dict(reports)), *buckets):
         print(line, flush=True)
     keeping = None if run is None else Keeping(run / ENCODED, describe_pictures(config))
     return Material(
@@ -104,7 +108,7 @@ def describe_pictures(config: TrainingConfig) -> dict[str, Any]:
     """Returns what was chosen of which sources, and a hash of the names, sizes and times of all their files here."""
     chosen = (
         "data", "mix", "filters", "caption_fields", "caption_lines", "folder_repeats", "follow_links", "pictures",
-        "seed", "crop",
+        "seed", "crop", "buckets",
     )  # fmt: skip
     settings = to_plain(config)
     total = hashlib.sha256()
@@ -140,6 +144,9 @@ class _First:
         self.report = source.report
         self.shard_sizes = (min(most, len(source)),)
         self.key, self.caption, self.read, self.shard_name = source.key, source.caption, source.read, source.shard_name
+
+    def measure(self) -> NDArray[np.int64]:
+        return list_sizes(self._source)[: len(self)]
 
     def __len__(self) -> int:
         return self.shard_sizes[0]

@@ -73,6 +73,8 @@ class Studio(Protocol):
     gpus: int
     parts: list[Part]
     made_of: dict[str, Any]
+    notes: list[str]
+    """What is worth saying of them before it begins, a line each."""
 
     def run(self, part: Part) -> Stages:
         """Writes the shard of a part, unless another process has meanwhile."""

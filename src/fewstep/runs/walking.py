@@ -48,7 +48,7 @@ class WalkingStudio:
     def __init__(self, config: Prepare, number: int = 0) -> None:
         """`number` is that of the process on this machine, each of which has a GPU of its own as long as there are
         some."""
-        self._config = config
+        self._config, self.notes = config, list[str]()
         own = int(os.environ.get("LOCAL_RANK", "0")) * max(1, config.workers) + number
         device = pick_device(config.device, own)
         self.on_cpu = device.type == "cpu"

@@ -63,6 +63,8 @@ class AcceptedRequest:
     specs: list[PictureSpec]
     notes: list[str]
     """Notes for the client."""
+    on_words: str = ""
+    """The one of them that names words of the prompt which the model never learnt, if it has any."""
 
 
 class Acceptance:
@@ -95,6 +97,10 @@ class Acceptance:
         """Checks a request. Raises RefusedError, which names the field, its limit and what to do."""
         notes = list[str]()
         self._check_texts(request, notes)
+        vocabulary = self.pipeline.vocabulary
+        on_words = "" if vocabulary is None else vocabulary.explain([request.prompt]) or ""
+        if on_words:
+            notes.append(on_words)
         check_between(request.name_of("n"), request.n, 1, self.settings.pictures)
         steps = self.pipeline.steps if request.steps is None else request.steps
         check_between(request.name_of("steps"), steps, 1, self.most_steps)
@@ -111,7 +117,7 @@ class Acceptance:
             fill=request.fill, strength=strength, previews=request.previews,
         )  # fmt: skip
         specs = [replace(spec, seed=seed + i) for i in range(request.n)]
-        return AcceptedRequest(request, specs, notes)
+        return AcceptedRequest(request, specs, notes, on_words)
 
     def check_work(self, size: tuple[int, int], steps: int) -> None:
         """Raises RefusedError where so many steps, of all pictures together, are more work than allowed."""
@@ -186,15 +192,16 @@ class Acceptance:
         own, asked, name = self.pipeline.guidance_scale, request.guidance_scale, request.name_of("guidance_scale")
         if asked is None:
             return own
-        if not 1 <= asked <= 100:
-            raise RefusedError(f"{name} is {asked:g}; allowed: 1 (none) to 100", param=name)
+        off = self.pipeline.model.family.guidance_of(0.0)
+        if not off <= asked <= 100:
+            raise RefusedError(f"{name} is {asked:g}; allowed: {off:g} (none) to 100", param=name)
         if not self.pipeline.takes_guidance:
-            if asked not in (1.0, own):
-                notes.append(f"guidance is built into the LCM-LoRA: {name} {asked:g} has no effect")
+            if asked not in (off, 1.0, own):
+                notes.append(f"guidance is built into this model: {name} {asked:g} has no effect")
             return own
         low, high = self.pipeline.model.card.guidance_range or (asked, asked)
         if not low <= asked <= high:
-            notes.append(f"{name} is {asked:g}; this model was trained for {low:g} to {high:g}")
+            notes.append(f"{name} is {asked:g}; this model was trained for {self.pipeline.model.card.trained_for}")
         return asked
 
     def _choose_scales(

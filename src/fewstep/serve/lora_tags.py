@@ -6,12 +6,12 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from fewstep.data.infotext import READ_AS_WORDS, has_commands
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.fields import read_rules
 
 _TAG = re.compile(r"<(\w+):([^<>]*)>")
 _KINDS = ("lora", "lyco")
-_WEIGHT = re.compile(r"(?<!\\)\([^()]*:\s*\d*\.?\d+\s*\)|\bBREAK\b|\bAND\b|\[[^\[\]]*:[^\[\]]*\]")
 
 
 @dataclass
@@ -40,8 +40,8 @@ def split_tags(prompt: str, *, heed: bool = True) -> TaggedPrompt:
         if name in found.loras:
             found.notes.append(f"<lora:{name}:…> stands there more than once; the last one counts")
         found.loras[name], found.text_loras[name] = scale, text_scale
-    if _WEIGHT.search(found.text):
-        found.notes.append("the prompt is read as it stands: (word:1.2), [a:b:0.5], BREAK and AND are no commands here")
+    if has_commands(found.text):
+        found.notes.append(READ_AS_WORDS)
     return found
 
 

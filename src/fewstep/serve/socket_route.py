@@ -1,8 +1,9 @@
 """The page's WebSocket: the latest message is painted, and every answer names the message it belongs to.
 
 A message is JSON: `seq`, and what `/v1/images/generations` takes. An answer is one binary message: the length of a JSON
-head (4 bytes, big-endian), the head (`seq`, `kind`: step or picture, `index`, `step`, `seed`, `text`), a PNG. What is
-refused comes as JSON with `seq` and `error`.
+head (4 bytes, big-endian), the head (`seq`, `kind`: step or picture, `index`, `step`, `seed`, `text`), a PNG. Of a
+picture the head has `notes` too, and as `on_words` the one of them that names words which the model never learnt.
+What is refused comes as JSON with `seq` and `error`.
 """
 
 from __future__ import annotations
@@ -201,6 +202,7 @@ async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest,
             head = {
                 "seq": message.seq, "kind": "picture", "index": index, "step": own.steps, "of": len(specs),
                 "ms": round(1e3 * (time.perf_counter() - begun)), "notes": accepted.notes,
+                "on_words": accepted.on_words,
             }  # fmt: skip
             await _send(service, socket, image, own, paint_request, head)
 

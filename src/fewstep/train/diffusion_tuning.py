@@ -27,7 +27,7 @@ class DiffusionTuningTask(LatentTask, StudentTask):
         self._schedule, self._kind, self._null = schedule, parameterisation, null_cond
 
     def loss(self, counters: range) -> Loss:
-        shape = self._source.latent_shape
+        shape = self._source.shape_at(counters)
         batch = self._source.batch(counters, self._normal("vae", counters, shape))
         z_0 = batch.z_0
         dropped = (draws.uniform(self._seed, "drop", counters) < self.DROP_RATE).to(self._device)

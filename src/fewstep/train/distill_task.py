@@ -67,7 +67,7 @@ class DistillTask(LatentTask, StudentTask):
 
     def draw_batch(self, counters: range) -> tuple[TrainingBatch, Tensor]:
         """Returns the batch at these counters, with every draw that its loss needs; and which of it are valid."""
-        shape = self._source.latent_shape
+        shape = self._source.shape_at(counters)
         data = self._source.batch(counters, self._normal("vae", counters, shape))
         t, s, e = self._draw_times(counters)
         epsilon = self._normal("epsilon", counters, shape)

@@ -22,6 +22,7 @@ from fewstep.train.ledger import Ledger
 from fewstep.train.log import RunLog
 from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_averages
 from fewstep.train.role import STUDENT, Role
+from fewstep.train.saving import Saving
 from fewstep.train.scaling import FIRST, LossScale
 from fewstep.train.skipping import Skipping
 from fewstep.train.soundness import why_unfit
@@ -61,12 +62,15 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(RunLog(folder, title, config.steps, state.step)) if world.main else None
         ledger = Ledger(folder, state.counter, samples=config.record_samples) if world.main else None
-        run = _Run(task, config, world, state, checkpoints, log, ledger, stack.enter_context(Stopping()))
+        stopping = stack.enter_context(Stopping())
+        saving = stack.enter_context(Saving(checkpoints if world.main else None, config.keep_checkpoints))
+        run = _Run(task, config, world, state, saving, log, ledger, stopping)
         while state.step < config.steps:
             run.update()
             if at_step is not None:
                 with log.aside() if log else contextlib.nullcontext():
                     at_step(state.step)
+        run.finish_saving()
 
 
 @dataclass
@@ -77,7 +81,7 @@ class _Run:
     config: LoopConfig
     world: World
     state: RunState
-    checkpoints: Checkpoints
+    saving: Saving
     log: RunLog | None
     ledger: Ledger | None
     stopping: Stopping
@@ -85,6 +89,7 @@ class _Run:
     def update(self) -> None:
         """Does one update, and what is due after it; the host waits for the device only when something is."""
         state, config = self.state, self.config
+        self.saving.check()
         counters = one_update(self.task, state, config, self.world)
         if self.ledger and config.record_samples:
             self.ledger.record_samples(state.step, counters, self.task.keys(counters))
@@ -102,8 +107,9 @@ class _Run:
             for role in state.roles:
                 role.losses = []
         if saving:  # before anything of `at_step` can fail
-            self._save()
+            self.saving.save(state)
         if stop and not last:
+            self.finish_saving()
             raise StoppedError(state.step, stop)
 
     def _account(self) -> None:
@@ -132,10 +138,9 @@ class _Run:
         if self.ledger:
             self.ledger.record(state.counter, sorted(dropped, key=lambda each: each.counter))
 
-    def _save(self) -> None:
-        tensors, numbers = self.state.tensors(keep=self.world.main), self.state.numbers()
-        if self.world.main:
-            self.checkpoints.save(tensors, numbers, self.config.keep_checkpoints)
+    def finish_saving(self) -> None:
+        """Waits until the main process has written the last checkpoint."""
+        self.saving.finish()
         self.world.wait()
 
 

@@ -81,7 +81,7 @@ class MatchingTask(LatentTask):
 
     def _paint(self, counters: range) -> _Answer:
         """Follows the student's own chain, without gradient but at its last step."""
-        shape = self._source.latent_shape
+        shape = self._source.shape_at(counters)
         data = self._source.batch(counters, self._normal("vae", counters, shape))
         z = self._normal("epsilon", counters, shape)
         count, last = self.draw_step(counters)
@@ -101,7 +101,7 @@ class MatchingTask(LatentTask):
 
     def _noise_on(self, stream: str, answer: _Answer, counters: range) -> Renoised:
         u = draws.uniform(self._seed, f"tau of {stream}", counters).to(self._device, non_blocking=True)
-        noise = self._normal(f"noise of {stream}", counters, self._source.latent_shape)
+        noise = self._normal(f"noise of {stream}", counters, self._source.shape_at(counters))
         return noise_on(self._schedule, answer.z_e, answer.e, draw_tau(self._schedule, answer.e, u), noise)
 
     def _omegas(self, count: int) -> Tensor:

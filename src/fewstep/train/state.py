@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,18 +98,22 @@ class RunState:
     def device(self) -> torch.device:
         return self.roles[0].parameters[0].device
 
-    def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
-        """Returns every tensor under its name in a checkpoint, whole. All processes call it together, and those that do
-        not `keep` them get none: what is spread is put together one tensor at a time, and leaves the device."""
-        named = {name: value for role in self.roles for name, value in role.tensors().items()}
-        whole = ((name, gather_tensor(value.detach()).contiguous()) for name, value in named.items())
-        return {name: value for name, value in whole if keep}
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns every tensor under its name in a checkpoint. All processes call it together."""
+        return {name: value.contiguous() for name, value in self.whole_tensors()}
+
+    def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields every tensor with its name in a checkpoint. All processes go through them together: what is spread is
+        put together one tensor at a time, and leaves the device."""
+        for role in self.roles:
+            for name, value in role.tensors().items():
+                yield name, gather_tensor(value.detach())
 
     def numbers(self) -> dict[str, Any]:
         """Returns all else, as JSON holds it."""
         in_a_row, total = self.skipping.counts()
         return {
-            "step": self.step, "counter": self.counter, "skipped": self.skipped,
+            "step": self.step, "counter": self.counter, "skipped": list(self.skipped),
             "skipped_in_a_row": in_a_row, "skipped_in_all": total, **(self.scaling.numbers() if self.scaling else {}),
         }  # fmt: skip
 

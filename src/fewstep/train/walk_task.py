@@ -144,8 +144,9 @@ class WalkTask(DistillTask):
         new, where = range(numbers[rows[0]], numbers[rows[-1]] + 1), slice(rows[0], rows[-1] + 1)
         if walkers.walked.held:
             walkers.known.put(where, *walkers.walked.take(where), len(counters))
-        data = self._source.batch(new, self._normal("vae", new, self._source.latent_shape))
-        z = self._normal("epsilon", new, self._source.latent_shape)
+        shape = self._source.shape_at(new)
+        data = self._source.batch(new, self._normal("vae", new, shape))
+        z = self._normal("epsilon", new, shape)
         states = z.new_zeros(len(z), self._walk.hops + 1, *z.shape[1:])
         states[:, 0] = z
         begun = {"states": states, "valid": data.valid} | {_COND + name: value for name, value in data.cond.items()}

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +57,14 @@ def write_shard(
 ) -> None:
     """Writes the table first and the latents last, each completely, so that a shard with latents is complete.
 
-    `latents` hold `[n, c, h, w]` for the rows without a status, in their order.
+    `latents` hold `[n, c, h, w]` for the rows without a status, in their order; or those of each shape, whose name
+    stands behind a dot: `mean.832x1216`.
     """
-    numbers, row = [], 0
+    numbers, counts = [], Counter[tuple[int, ...]]()
     for each in rows:
-        numbers.append(-1 if each.status else row)
-        row += not each.status
+        shape = each.sizes[4:]
+        numbers.append(-1 if each.status else counts[shape])
+        counts[shape] += not each.status
     table = pa.table(
         {
             "key": [each.key for each in rows], "caption": [each.caption for each in rows],
@@ -138,6 +141,7 @@ class PreparedShards:
         try:
             held = load_json(Path(self._find(MANIFEST)))
             self.made_of, self.report, shards = _check_manifest(held)
+            self.manifest: dict[str, Any] = held
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder} is not completely prepared ({error}); run the same `fewstep prepare` again"
@@ -236,12 +240,22 @@ def _read_rows(content: bytes, source: str) -> list[PreparedRow]:
 def count_pictures(file: Path) -> int:
     """Counts the pictures, or the trajectories, in a shard from its header."""
     shapes = read_safetensors_header(file, advice=ADVICE).shapes
-    return shapes["mean" if "mean" in shapes else "states"][0]
+    if "states" in shapes:
+        return shapes["states"][0]
+    return sum(shape[0] for name, shape in shapes.items() if name.partition(".")[0] == "mean")
+
+
+def _count_shapes(file: Path) -> dict[str, int]:
+    """Counts the pictures of each shape in a shard that has several, by its name."""
+    shapes = read_safetensors_header(file, advice=ADVICE).shapes
+    return {name.removeprefix("mean."): shape[0] for name, shape in shapes.items() if name.startswith("mean.")}
 
 
 def write_manifest(folder: Path, names: Sequence[str], made_of: Mapping[str, Any], report: Mapping[str, Any]) -> None:
     """Writes the list of all shards and the counts of pictures, which marks the folder as complete."""
     shards = {name: count_pictures(folder / f"{name}.safetensors") for name in names}
     content = {"made_of": dict(made_of), "report": dict(report), "shards": shards}
+    if "buckets" in made_of:
+        content["buckets"] = {name: _count_shapes(folder / f"{name}.safetensors") for name in names}
     with write_whole(folder / MANIFEST, durable=True) as draft:
         draft.write_text(json.dumps(content, indent=2) + "\n")

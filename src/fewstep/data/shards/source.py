@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from fewstep.data.shards.formats import NamedShard, ShardFormat
-from fewstep.data.shards.index import ABOUT_SHARD, NAMES_OF_SHARD, VERSION, Entry, ShardIndex, write_table
+from fewstep.data.shards.index import ABOUT_SHARD, NAMES_OF_SHARD, VERSION, Entry, ShardIndex
+from fewstep.data.shards.sizes import NO_SIZES, measure_pictures
+from fewstep.data.shards.summaries import ShardSummary, load_summaries, save_summaries, summary_path
 from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
 from fewstep.data.sources.decoding import decode_to_fit
 from fewstep.data.sources.folder_layouts import name_splits
@@ -30,19 +31,8 @@ from fewstep.errors import UserError
 
 _INDEXES_KEPT = 16
 _AT_ONCE = 8
-_SUMMARY = pa.schema([("stamp", pa.string()), ("used", pa.int64()), ("counts", pa.string())])
-
-
-@dataclass(frozen=True)
-class ShardSummary:
-    """The counts of one shard under some settings: all that opening a source needs."""
-
-    used: int
-    dropped: Mapping[str, int]
-    names: Mapping[str, Sequence[str]]
-    told: Mapping[str, int] = field(default_factory=dict)
-    transient: bool = False
-    """Whether another try may give another result, so that this must not be saved."""
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -75,6 +65,20 @@ class ShardIndexer:
 
     def select(self, named: NamedShard, index: ShardIndex, tally: Tally) -> ShardIndex:
         """Returns an index of the pictures that are used, and counts the others in `tally`."""
+        return index.filter(self._choose(named, index, tally))
+
+    def measure(self, named: NamedShard) -> NDArray[np.int64]:
+        """Returns width and height of the pictures that are used, by their headers, which are read once and kept."""
+        index, path = self.load_index(named), self.settings.folder / "sizes" / f"{self.stamp(named)}.parquet"
+        most = self.selection.limits.max_bytes
+        sizes = measure_pictures(
+            index, path, functools.partial(self.format.read_picture, self.cache, named.shard), most
+        )
+        used: NDArray[np.int64] = sizes[self._choose(named, index, Tally())]
+        return used
+
+    def _choose(self, named: NamedShard, index: ShardIndex, tally: Tally) -> NDArray[np.bool_]:
+        """Returns a mask of the pictures that are used, and counts the others in `tally`."""
 
         def key(row: int) -> str:
             return f"{named.name}/{index.key(row)}"
@@ -83,7 +87,8 @@ class ShardIndexer:
         large = wanted & (index.table["size"].to_numpy() > self.selection.limits.max_bytes)
         for row in np.flatnonzero(large):
             tally.drop(Reason.TOO_LARGE, key(int(row)))
-        return index.filter(wanted & ~large)
+        used: NDArray[np.bool_] = wanted & ~large
+        return used
 
     def summarise(self, named: NamedShard) -> ShardSummary:
         tally = Tally(NAMES_OF_SHARD)
@@ -137,6 +142,20 @@ class ShardedPictures:
     def caption(self, index: int) -> str:
         return self._find(index)[1].caption
 
+    def measure(self) -> NDArray[np.int64]:
+        """Returns width and height of every picture `[n, 2]`; zeros where the header of a picture says none."""
+        sizes = np.zeros((len(self), 2), np.int64)
+        measured = _in_threads(self._measure, range(len(self._shards)), "measuring")
+        for end, size, found in zip(self._ends, self.shard_sizes, measured, strict=True):
+            sizes[end - size : end][: len(found)] = found[:size]
+        return sizes
+
+    def _measure(self, shard: int) -> NDArray[np.int64]:
+        try:
+            return self._indexer.measure(self._shards[shard]) if self.shard_sizes[shard] else NO_SIZES
+        except DroppedError:  # gone since it was opened
+            return NO_SIZES
+
     def read(self, index: int) -> Example:
         named, entry = self._find(index)
         limits, filters = self._indexer.selection.limits, self._indexer.selection.filters
@@ -189,7 +208,13 @@ def open_shards(
     stamps = [indexer.stamp(named) for named in shards]
     known = load_summaries(path)
     new = [(stamp, named) for stamp, named in zip(stamps, shards, strict=True) if named.exists and stamp not in known]
-    known |= dict(zip((stamp for stamp, _ in new), _summarise_all([named for _, named in new], indexer), strict=True))
+    known |= dict(
+        zip(
+            (stamp for stamp, _ in new),
+            _in_threads(indexer.summarise, [named for _, named in new], "indexing"),
+            strict=True,
+        )
+    )
     if new:
         save_summaries(path, {stamp: known[stamp] for stamp in stamps if stamp in known})
     for stamp, named in zip(stamps, shards, strict=True):
@@ -248,36 +273,13 @@ def _shorten_names(urls: Sequence[str]) -> list[str]:
     return ["/".join(part[common:]) for part in parts]
 
 
-def _summarise_all(shards: Sequence[NamedShard], indexer: ShardIndexer) -> list[ShardSummary]:
+def _in_threads(work: Callable[[T], R], shards: Sequence[T], title: str) -> list[R]:
+    """Does a work for every shard, with a bar on a terminal, and returns what comes of it in order."""
     if not shards:
         return []
     console = Console(stderr=True)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        work = pool.map(indexer.summarise, shards)
         return list(
-            track(work, f"indexing {len(shards)} shards", len(shards), console=console,
+            track(pool.map(work, shards), f"{title} {len(shards)} shards", len(shards), console=console,
                   disable=not console.is_terminal)
         )  # fmt: skip
-
-
-def summary_path(urls: Sequence[str], kind: ShardFormat, selection: Selection, settings: CacheSettings) -> Path:
-    settled = json.dumps(dataclasses.asdict(selection), sort_keys=True)
-    return settings.folder / "summaries" / f"{hash_name(VERSION, kind.suffix, settled, *urls)}.parquet"
-
-
-def load_summaries(path: Path) -> dict[str, ShardSummary]:
-    """Loads summaries by the stamps of their shards; empty where no file can be read."""
-    try:
-        rows = pq.read_table(path, schema=_SUMMARY).to_pylist()
-        return {row["stamp"]: ShardSummary(row["used"], *json.loads(row["counts"])) for row in rows}
-    except (OSError, pa.ArrowException, ValueError, TypeError):
-        return {}
-
-
-def save_summaries(path: Path, summaries: Mapping[str, ShardSummary]) -> None:
-    rows = [
-        {"stamp": stamp, "used": summary.used, "counts": json.dumps([summary.dropped, summary.names, summary.told])}
-        for stamp, summary in summaries.items()
-        if not summary.transient
-    ]
-    write_table(pa.Table.from_pylist(rows, schema=_SUMMARY), path)

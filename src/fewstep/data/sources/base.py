@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 KEPT_NAMES = 20
@@ -213,6 +215,16 @@ class Source(Protocol):
 def list_repeats(source: Source) -> tuple[int, ...]:
     """Returns how often the pictures of each shard come in an epoch: once, unless a source has `shard_repeats`."""
     return tuple(getattr(source, "shard_repeats", ())) or (1,) * len(source.shard_sizes)
+
+
+def list_sizes(source: Source) -> NDArray[np.int64]:
+    """Returns width and height of every upright picture, `[n, 2]`, as its header says: 0 × 0 where it does not.
+
+    So it is too of a source without `measure`, whose pictures are all square. Raises UserError where they cannot be
+    known before the pictures are used.
+    """
+    measure = getattr(source, "measure", None)
+    return np.zeros((len(source), 2), np.int64) if measure is None else measure()
 
 
 def escape_line(text: object) -> str:

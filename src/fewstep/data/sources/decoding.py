@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -30,6 +30,8 @@ _READERS: tuple[tuple[bytes, Reader], ...] = (
     (b"RIFF", WebPImageFile),
 )
 _MAX_PARTS = 1 << 16
+_LYING = (5, 6, 7, 8)
+"""Values of EXIF's orientation in which width and height change places."""
 _MAX_JPEG_HEADER = 16 << 20
 _START_OF_SCAN = 0xDA
 _MAX_SCANS = 500
@@ -79,6 +81,25 @@ def read_size(content: bytes, limits: PictureLimits = _USUAL) -> tuple[int, int]
     if not limits.allows(*size):
         raise DroppedError(Reason.TOO_LARGE)
     return size
+
+
+def find_upright_size(image: Image.Image) -> tuple[int, int]:
+    """Returns width and height that a picture will have once it is decoded, by what has been read of its header."""
+    with contextlib.suppress(Exception):  # as when it is decoded
+        # Not the method of a PNG, which decodes it to find an entry behind the pixels.
+        if Image.Image.getexif(image).get(ExifTags.Base.Orientation) in _LYING:
+            return image.height, image.width
+    return image.width, image.height
+
+
+def read_upright_size(content: bytes) -> tuple[int, int]:
+    """Returns the same of the beginning of a file. Raises DroppedError where it says no size."""
+    reader = find_reader(content)
+    try:
+        with reader(io.BytesIO(content)) as image:
+            return find_upright_size(image)
+    except Exception as error:  # as in decode
+        raise DroppedError(Reason.BROKEN) from error
 
 
 def decode_to_fit(

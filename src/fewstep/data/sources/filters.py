@@ -22,6 +22,7 @@ SCORES: dict[str, tuple[str, ...]] = {
 }
 """Every score, and its names in the metadata of LAION and img2dataset, in any case. The first name with a value
 counts; for the sides that is the size of the stored picture."""
+_NAMES = frozenset(name for names in SCORES.values() for name in names)
 NO_SCORES = (math.nan,) * len(SCORES)
 
 Missing = Literal["reject", "accept", "error"]
@@ -103,6 +104,8 @@ class Filters:
 
 def read_scores(fields: Mapping[str, object]) -> tuple[float, ...]:
     """Reads the scores of one picture in the order of `SCORES`; names in `fields` are in lower case."""
+    if _NAMES.isdisjoint(fields):
+        return NO_SCORES
     return tuple(_first_number(fields, names) for names in SCORES.values())
 
 

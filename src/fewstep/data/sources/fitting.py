@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 MAX_PIXELS = 64_000_000
@@ -24,9 +26,15 @@ class PictureLimits:
     past any bound."""
 
     def allows(self, width: int, height: int) -> bool:
-        short, long = sorted((width, height))
-        grown = long * self.side**2 // max(1, short)
-        return short * long <= self.max_pixels and grown <= max(MAX_PIXELS, self.side**2)
+        return bool(self.allow(np.array([width]), np.array([height]))[0])
+
+    def allow(self, widths: NDArray[np.int64], heights: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tells of which pictures the sides are within the limits."""
+        sides = np.stack([widths, heights]).astype(np.float64)  # a header may claim more than integers can multiply
+        short, long = sides.min(axis=0), sides.max(axis=0)
+        grown = long * self.side**2 // np.maximum(1, short)
+        fits: NDArray[np.bool_] = (short * long <= self.max_pixels) & (grown <= max(MAX_PIXELS, self.side**2))
+        return fits
 
 
 def fit_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -39,13 +47,25 @@ def fit_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return resized.crop((left, top, left + width, top + height))
 
 
-def fit_square(image: Image.Image, resolution: int, corner: tuple[int, int] | None = None) -> Image.Image:
-    """Resizes the shorter side to `resolution` by Pillow's antialiased bicubic filter, and crops a square.
+def find_covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
+    """Returns the least width and height of that aspect which cover a `wanted` width and height, to a pixel."""
+    (width, height), (wide, high) = size, wanted
+    if width * high <= height * wide:  # it is the width that fits exactly
+        return wide, round(height * wide / width)
+    return round(width * high / height), high
 
-    `corner` is the square's left and top; without it the middle is cropped.
+
+def fit_sides(image: Image.Image, wanted: tuple[int, int], corner: tuple[int, int] | None = None) -> Image.Image:
+    """Resizes by Pillow's antialiased bicubic filter until a `wanted` width and height are just covered, and crops.
+
+    `corner` is left and top of what is kept; without it that is the middle.
     """
-    short = min(image.size)
-    width, height = (round(side * resolution / short) for side in image.size)
+    width, height = find_covering(image.size, wanted)
     resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
-    left, top = corner or ((width - resolution) // 2, (height - resolution) // 2)
-    return resized.crop((left, top, left + resolution, top + resolution))
+    left, top = corner or ((width - wanted[0]) // 2, (height - wanted[1]) // 2)
+    return resized.crop((left, top, left + wanted[0], top + wanted[1]))
+
+
+def fit_square(image: Image.Image, resolution: int) -> Image.Image:
+    """Resizes the shorter side to `resolution`, as `fit_sides` does, and crops the square in the middle."""
+    return fit_sides(image, (resolution, resolution))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
@@ -18,7 +19,7 @@ from fewstep.data.sources.filters import NO_SCORES, SCORES, read_scores
 from fewstep.data.sources.folder_files import WANTED, FolderFiles, Listing, LocalFiles, RemoteFiles, open_files
 from fewstep.data.sources.folder_layouts import describe_repeats, find_repeats, find_unread_splits, name_splits
 from fewstep.data.sources.folder_metadata import FolderMetadata, read_metadata
-from fewstep.data.sources.inspection import View, Views, in_threads, look_at_picture
+from fewstep.data.sources.inspection import KeptViews, View, Views, in_threads, look_at_picture
 from fewstep.data.sources.metadata import PictureMetadata
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
@@ -40,7 +41,6 @@ class Sample(NamedTuple):
 
     name: str
     captions: tuple[str, ...]
-    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ class FolderPictures:
     """Further captions of the pictures that have several, by their places in `samples`."""
     shards: tuple[tuple[str, int, int], ...]
     """Name, number of pictures, and repeats of the parts that the folder has, in order; usually one."""
+    sizes: NDArray[np.float64]
+    """Width and height of every picture `[n, 2]`; NaN where they are not known."""
 
     @property
     def shard_sizes(self) -> Sequence[int]:
@@ -79,6 +81,16 @@ class FolderPictures:
 
     def caption(self, index: int) -> str:
         return self.samples[index][1]
+
+    def measure(self) -> NDArray[np.int64]:
+        """Returns width and height of every picture `[n, 2]`. Raises UserError where one is not known."""
+        if (unknown := np.isnan(self.sizes).any(axis=1)).any():
+            name = escape_line(self.key(int(unknown.argmax())))
+            raise UserError(
+                f"the sides of {name} are not known before it is fetched, nor is its bucket; give shards, a folder on "
+                "this machine, metadata with width and height, or --buckets off"
+            )
+        return self.sizes.astype(np.int64)
 
     def read(self, index: int) -> Example:
         file, caption = self.samples[index]
@@ -107,8 +119,8 @@ def open_folder(
     listing.count_left_out(tally)
     metadata = read_metadata(files, listing, tally, selection.captions)
     found = find_pictures(listing, metadata, tally, selection)
-    samples = inspect(files, found, tally, selection, cache or CacheSettings())
-    source = arrange(files, samples, tally, selection)
+    samples, sizes = inspect(files, found, tally, selection, cache or CacheSettings())
+    source = arrange(files, samples, sizes, tally, selection)
     if not samples:
         counts = source.report.format_summary().removeprefix("data: ")
         seen = [f"it has files ending in {listing.describe_endings()}"]
@@ -146,9 +158,10 @@ def find_pictures(listing: Listing, metadata: FolderMetadata, tally: Tally, sele
         for name in names
     ]
     repeats = {} if selection.captions else find_repeats(names)
-    for folder, group in itertools.groupby(enumerate(found), lambda pair: pair[1].name.partition("/")[0]):
-        places = [place for place, each in group] if folder in repeats else []
-        if places and not any(found[place].metadata or found[place].text for place in places):
+    folders = itertools.groupby(enumerate(found) if repeats else (), lambda pair: pair[1].name.partition("/")[0])
+    for folder, group in folders:
+        places = [place for place, _ in group]
+        if not any(found[place].metadata or found[place].text for place in places):
             words = repeats[folder][1].replace("_", " ")
             tally.notes.append(f"no picture in {escape_line(folder)} has a caption; theirs is {escape_line(words)}")
             for place in places:
@@ -158,8 +171,9 @@ def find_pictures(listing: Listing, metadata: FolderMetadata, tally: Tally, sele
 
 def inspect(
     files: FolderFiles, found: Sequence[Found], tally: Tally, selection: Selection, cache: CacheSettings
-) -> list[Sample]:
-    """Returns the pictures that can be used; `tally` counts the others, and what is worth saying of these."""
+) -> tuple[list[Sample], NDArray[np.float64]]:
+    """Returns the pictures that can be used, and their widths and heights `[n, 2]`, NaN where not known; `tally`
+    counts the others, and what is worth saying of these."""
     looks = (
         _look_locally(files, found, selection, cache) if isinstance(files, LocalFiles)
         else _look_remotely(files, found, selection)
@@ -167,32 +181,44 @@ def inspect(
     return _select(found, looks, tally, selection)
 
 
-def _select(found: Sequence[Found], looks: Sequence[_Look], tally: Tally, selection: Selection) -> list[Sample]:
+def _select(
+    found: Sequence[Found], looks: _Looks, tally: Tally, selection: Selection
+) -> tuple[list[Sample], NDArray[np.float64]]:
     """Reads the captions and checks limits and filters, as `inspect` says."""
     samples: list[Sample] = []
     several_lines: list[bool] = []
-    for each, (picture, text) in zip(found, looks, strict=True):
+    told_scores: list[tuple[float, ...]] = []
+    places: list[int] = []
+    refused = itertools.repeat("") if looks.pictures is None else looks.pictures.refuse(selection.limits)
+    looked = zip(itertools.count(), refused)  # both without end, or one for each that may have a caption
+    for each in found:
+        place, why = next(looked) if _may_have_caption(each) else (-1, "")
         try:
-            metadata = _describe(each, text, selection)
-            told = captions.read_all(metadata.caption, selection.lines)
-            known = metadata.scores
-            if picture is not None:
-                picture.check(selection.limits)
-                known = (*known[:-2], float(picture.width), float(picture.height))  # the last two are the sides
+            caption, known = each.metadata[:2] if each.metadata else _read_text(each, looks, selection)
+            told = captions.read_all(caption, selection.lines)
+            if why:
+                raise DroppedError(why)
         except DroppedError as dropped:
             tally.drop(dropped.reason, each.name)
         else:
-            samples.append(Sample(each.name, told, known))
-            several_lines.append(captions.has_lines(metadata.caption))
-    scores = np.array([sample.scores for sample in samples], dtype=np.float64).reshape(-1, len(SCORES))
+            samples.append(Sample(each.name, told))
+            several_lines.append(captions.has_lines(caption))
+            told_scores.append(known)
+            places.append(place)
+    scores = np.array(told_scores, dtype=np.float64).reshape(-1, len(SCORES))
+    if looks.pictures is not None:
+        scores[:, -2:] = np.stack([looks.pictures.width, looks.pictures.height], axis=1)[places]
     wanted = selection.select(scores, lambda row: samples[row].name, tally)
     if joined := int(np.array(several_lines, bool)[wanted].sum()) if selection.lines == "join" else 0:
         tally.told[captions.JOINED] += joined
-    return [sample for sample, use in zip(samples, wanted, strict=True) if use]
+    return [sample for sample, use in zip(samples, wanted, strict=True) if use], scores[wanted][:, -2:]
 
 
-def arrange(files: FolderFiles, samples: Sequence[Sample], tally: Tally, selection: Selection) -> FolderPictures:
-    """Makes the source of these pictures. Folders that are repeated unequally become shards of their own."""
+def arrange(
+    files: FolderFiles, samples: Sequence[Sample], sizes: NDArray[np.float64], tally: Tally, selection: Selection
+) -> FolderPictures:
+    """Makes the source of these pictures, whose widths and heights are `sizes` `[n, 2]`. Folders that are
+    repeated unequally become shards of their own."""
     tally.used = len(samples)
     repeats = find_repeats([sample.name for sample in samples]) if selection.repeats else {}
     shards: tuple[tuple[str, int, int], ...] = ((files.name, len(samples), 1),)
@@ -207,29 +233,45 @@ def arrange(files: FolderFiles, samples: Sequence[Sample], tally: Tally, selecti
         report=tally.report(),
         others={i: sample.captions[1:] for i, sample in enumerate(samples) if len(sample.captions) > 1},
         shards=shards,
+        sizes=sizes,
     )
 
 
-_Look = tuple[View | None, View]
-"""What is known of a picture, unless it is remote, and of the file of its caption."""
+@dataclass(frozen=True)
+class _Looks:
+    """What was seen in the files of a folder."""
+
+    texts: Mapping[str, tuple[str, str]]
+    """Of each file of captions why it cannot be used, and its text."""
+    pictures: Views | None
+    """Of each picture that may have a caption, in order; of remote ones nothing is known."""
 
 
-def _look_locally(files: LocalFiles, found: Sequence[Found], selection: Selection, cache: CacheSettings) -> list[_Look]:
-    views = Views(files, cache.folder, selection.captions)
-    texts = [each.text for each in found if each.text and not each.metadata]
-    read = views.look_all(texts, _reader_of_texts(files, selection), "captions")
+def _may_have_caption(found: Found) -> bool:
+    return bool(found.text or found.metadata)
+
+
+def _look_locally(files: LocalFiles, found: Sequence[Found], selection: Selection, cache: CacheSettings) -> _Looks:
+    kept = KeptViews(files, cache.folder, selection.captions)
+    names = _list_texts(found)
+    read = kept.look_all(names, _reader_of_texts(files, selection), "captions")
     # Only those that can have a caption, because pictures cost more.
-    names = [each.name for each in found if each.text or each.metadata]
-    pictures = views.look_all(names, _look_at_picture_in(files), "pictures")
-    views.save()
-    return [(pictures.get(each.name), read.get(each.text, View())) for each in found]
+    pictures = [each.name for each in found if _may_have_caption(each)]
+    views = kept.look_all(pictures, _look_at_picture_in(files), "pictures")
+    kept.save()
+    return _Looks(dict(zip(names, zip(read.reason, read.text, strict=True), strict=True)), views)
 
 
-def _look_remotely(files: RemoteFiles, found: Sequence[Found], selection: Selection) -> list[_Look]:
+def _look_remotely(files: RemoteFiles, found: Sequence[Found], selection: Selection) -> _Looks:
     read_text = _reader_of_texts(files, selection)
-    texts = [each.text for each in found if each.text and not each.metadata]
-    read = dict(zip(texts, in_threads(lambda name: read_text(name, 0), texts, "reading captions"), strict=True))
-    return [(None, read.get(each.text, View())) for each in found]
+    names = _list_texts(found)
+    read = in_threads(lambda name: read_text(name, 0), names, "reading captions")
+    return _Looks({name: (view.reason, view.text) for name, view in zip(names, read, strict=True)}, None)
+
+
+def _list_texts(found: Sequence[Found]) -> list[str]:
+    """Lists the files of captions, each once."""
+    return [*dict.fromkeys(each.text for each in found if each.text and not each.metadata)]
 
 
 def _look_at_picture_in(files: LocalFiles) -> Callable[[str, int], View]:
@@ -259,13 +301,12 @@ def _reader_of_texts(files: FolderFiles, selection: Selection) -> Callable[[str,
     return read_text
 
 
-def _describe(found: Found, text: View, selection: Selection) -> PictureMetadata:
-    """Returns what metadata or the file of the caption say of a picture. Raises DroppedError where there are none."""
-    if found.metadata:
-        return found.metadata
-    if text.reason or not found.text:
-        raise DroppedError(text.reason or Reason.NO_CAPTION)
+def _read_text(found: Found, looks: _Looks, selection: Selection) -> tuple[object, tuple[float, ...]]:
+    """Returns what the file of a caption says, and its scores. Raises DroppedError where there is none."""
+    reason, text = looks.texts.get(found.text, (Reason.NO_CAPTION, ""))
+    if reason:
+        raise DroppedError(reason)
     if not found.text.lower().endswith(".json"):
-        return PictureMetadata(text.text, NO_SCORES)
-    fields = json.loads(text.text)
-    return PictureMetadata(captions.find_field(fields, selection.captions), read_scores(fields))
+        return text, NO_SCORES
+    fields = json.loads(text)
+    return captions.find_field(fields, selection.captions), read_scores(fields)

@@ -12,6 +12,8 @@ from fewstep.data.sources.base import escape_line
 _TRAIN = frozenset(("train", "training"))
 _SPLITS = _TRAIN | {"test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev"}
 _SHARD_OF_SPLIT = re.compile(r"([a-z]+)[-_.]\d+")
+_MOST_TOLD = 8
+"""Folders that one line names."""
 _REPEATS = re.compile(r"([1-9]\d{0,2})_(.*\S.*)")
 
 
@@ -30,12 +32,15 @@ def find_unread_splits(metadata: Iterable[str]) -> tuple[str, list[str]]:
 
 def name_splits(names: Iterable[str]) -> list[str]:
     """Lists the splits that the paths of pictures or shards name, where they name several."""
-    found = set()
+    folders, found = set(), set()
     for name in names:
-        *folders, file = name.lower().split("/")
-        shard = _SHARD_OF_SPLIT.match(file)
-        found |= {part for part in (*folders, *(shard.groups() if shard else ())) if part in _SPLITS}
-    return sorted(found) if len(found) > 1 else []
+        folder, _, file = name.lower().rpartition("/")
+        folders.add(folder)
+        if shard := _SHARD_OF_SPLIT.match(file):
+            found.add(shard[1])
+    found.update(part for folder in folders for part in folder.split("/"))
+    splits = found & _SPLITS
+    return sorted(splits) if len(splits) > 1 else []
 
 
 def find_repeats(pictures: Sequence[str]) -> dict[str, tuple[int, str]]:
@@ -51,5 +56,6 @@ def find_repeats(pictures: Sequence[str]) -> dict[str, tuple[int, str]]:
 
 def describe_repeats(repeats: Sequence[tuple[int, str, int]]) -> str:
     """Describes repeats, names and numbers of pictures of folders in one line."""
-    parts = [f"{times} times the {count} of {escape_line(folder)}" for times, folder, count in repeats]
-    return f"an epoch has {', '.join(parts)} (--no-folder-repeats: each picture once)"
+    parts = [f"{times} times the {count} of {escape_line(folder)}" for times, folder, count in repeats[:_MOST_TOLD]]
+    more = f" and so on, {len(repeats)} folders in all" if len(repeats) > _MOST_TOLD else ""
+    return f"an epoch has {', '.join(parts)}{more} (--no-folder-repeats: each picture once)"

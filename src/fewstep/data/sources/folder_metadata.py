@@ -8,7 +8,6 @@ import posixpath
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Reason, Tally, escape_line
@@ -83,6 +82,8 @@ class _Names:
     def find(self, folder: str, name: str) -> str:
         """Returns the picture of this name in a folder. Raises DroppedError where there is none."""
         path = posixpath.join(folder, name)
+        if path in self._pictures:
+            return path
         tried = (path, path.replace("\\", "/"), self._normal.get(unicodedata.normalize("NFC", path), path))
         for each in tried:
             if (
@@ -124,4 +125,4 @@ def _read_line(fields: Mapping[str, object], wanted: Sequence[str]) -> tuple[str
         raise DroppedError(Reason.BAD_LINE) from error
     if leaves_folder(name):
         raise DroppedError(Reason.OUTSIDE)
-    return str(PurePosixPath(name)), PictureMetadata(text, read_scores(fields))
+    return posixpath.normpath(name), PictureMetadata(text, read_scores(fields))

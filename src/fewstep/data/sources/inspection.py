@@ -5,29 +5,33 @@ from __future__ import annotations
 import functools
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from rich.console import Console
 from rich.progress import track
 
 from fewstep.data.sources.base import DroppedError, Reason
-from fewstep.data.sources.decoding import decode, find_reader
+from fewstep.data.sources.decoding import decode, find_reader, find_upright_size
 from fewstep.data.sources.fitting import MAX_BYTES, PictureLimits
 from fewstep.data.sources.folder_files import LocalFiles, read_local
 from fewstep.data.sources.remote import hash_name
 from fewstep.files import write_whole
 from fewstep.roots import open_regular
 
+K = TypeVar("K")
 T = TypeVar("T")
 
-VERSION = "1"
+VERSION = "2"
 """Part of the name of every file of views; increase it when what is seen changes."""
 _JPEG_END, _PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"
 _TAIL = 4096
@@ -40,7 +44,7 @@ _Stamp = tuple[int, int, str]
 """Size and time of a file, and why it cannot be used."""
 _SCHEMA = pa.schema(
     [("name", pa.string()), ("size", pa.int64()), ("mtime", pa.int64()), ("reason", pa.string()),
-     ("width", pa.int32()), ("height", pa.int32()), ("text", pa.string())]
+     ("width", pa.int64()), ("height", pa.int64()), ("text", pa.string())]
 )  # fmt: skip
 
 
@@ -54,18 +58,49 @@ class View(NamedTuple):
     reason: str = ""
     """Why it cannot be used, whatever the limits are."""
     width: int = 0
+    """Of the upright picture, as its height is."""
     height: int = 0
     text: str = ""
 
-    def check(self, limits: PictureLimits) -> None:
-        """Raises DroppedError where this is not a picture within the limits."""
-        if self.reason:
-            raise DroppedError(self.reason)
-        if self.size > limits.max_bytes or not limits.allows(self.width, self.height):
-            raise DroppedError(Reason.TOO_LARGE)
+
+@dataclass(frozen=True)
+class Views:
+    """What is known of many files, in columns `[n]`: an object for each of 200,000 files would cost more than stat."""
+
+    size: NDArray[np.int64]
+    mtime: NDArray[np.int64]
+    reason: NDArray[np.object_]
+    width: NDArray[np.int64]
+    height: NDArray[np.int64]
+    text: NDArray[np.object_]
+
+    @classmethod
+    def gather(cls, views: Sequence[View]) -> Views:
+        columns = zip(*views, strict=True) if views else ((),) * len(View._fields)
+        return cls(*(np.array(column, kind) for column, kind in zip(columns, _KINDS, strict=True)))
+
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        return self.size, self.mtime, self.reason, self.width, self.height, self.text
+
+    def take(self, rows: NDArray[np.intp]) -> Views:
+        return Views(*(column[rows] for column in self.columns()))
+
+    def __add__(self, other: Views) -> Views:
+        return Views(*map(np.concatenate, zip(self.columns(), other.columns(), strict=True)))
+
+    def refuse(self, limits: PictureLimits) -> list[str]:
+        """Returns why each is not a picture within the limits, empty where it is one."""
+        fits = (self.size <= limits.max_bytes) & limits.allow(self.width, self.height)
+        reasons: list[str] = np.where(fits | (self.reason != ""), self.reason, Reason.TOO_LARGE).tolist()
+        return reasons
 
 
-def in_threads(look: Callable[[str], T], names: Sequence[str], title: str) -> list[T]:
+_KINDS = (np.int64, np.int64, np.object_, np.int64, np.int64, np.object_)
+_NOTHING = Views.gather([View(size=-2)])
+"""A row that no file is like."""
+
+
+def in_threads(look: Callable[[K], T], names: Sequence[K], title: str) -> list[T]:
     """Calls `look` for every name in threads, with a bar on a terminal, and returns the results in order."""
     chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
     console = Console(stderr=True)
@@ -75,69 +110,69 @@ def in_threads(look: Callable[[str], T], names: Sequence[str], title: str) -> li
         return [each for chunk in done for each in chunk]
 
 
-class Views:
+class KeptViews:
     """What is known of the files of a folder: kept in one file, by path, size and time of change."""
 
     def __init__(self, files: LocalFiles, cache: Path, fields: Sequence[str]) -> None:
         """`fields` are those that hold captions, since of JSON no others are kept."""
         self._files = files
         self._file = cache / "folders" / f"{hash_name(VERSION, str(files.root.resolve()), *fields)}.parquet"
-        self._known = _load(self._file)
-        self._seen: dict[str, View] = {}
-        self._has_new = False
+        names, known = _load(self._file)
+        self._rows = dict(zip(names, range(len(names)), strict=True))
+        self._known = known + _NOTHING  # which row −1 then is
+        self._seen: list[tuple[Sequence[str], Views]] = []
+        self._new = Views.gather([])
 
-    def look_all(self, names: Sequence[str], look: Callable[[str, int], View], what: str) -> dict[str, View]:
+    def look_all(self, names: Sequence[str], look: Callable[[str, int], View], what: str) -> Views:
         """Returns what `look` gives for each file, given its name and its size; or gave, if it is still the same."""
-        found: dict[str, View] = {}
-        new: dict[str, _Stamp] = {}
-        known = self._known
-        for name in names:
-            stamp = _stamp(self._files, name)
-            view = known.get(name)
-            if view is not None and view[0] == stamp[0] and view[1] == stamp[1]:
-                found[name] = view
-            else:
-                new[name] = stamp
+        stamps = [_stamp(self._files, name) for name in names]
+        sizes, times, reasons = zip(*stamps, strict=True) if stamps else ((),) * 3
+        found = self._known.take(np.array([self._rows.get(name, -1) for name in names], np.intp))
+        fresh = np.flatnonzero((found.size != np.array(sizes, np.int64)) | (found.mtime != np.array(times, np.int64)))
 
-        def look_at(name: str) -> View:
-            size, mtime, reason = new[name]
-            return View(size, mtime, reason) if reason else look(name, size)._replace(size=size, mtime=mtime)
+        def look_at(place: int) -> View:
+            size, mtime, reason = sizes[place], times[place], reasons[place]
+            return View(size, mtime, reason) if reason else look(names[place], size)._replace(size=size, mtime=mtime)
 
-        found.update(zip(new, in_threads(look_at, list(new), f"looking at {len(new)} {what}"), strict=True))
-        self._seen |= found
-        self._has_new = self._has_new or bool(new)
+        new = Views.gather(in_threads(look_at, fresh.tolist(), f"looking at {len(fresh)} {what}"))
+        for column, values in zip(found.columns(), new.columns(), strict=True):
+            column[fresh] = values
+        self._seen.append((names, found))
+        self._new += new
         return found
 
     def save(self) -> None:
         """Keeps what was seen, where that is new. Where it cannot be kept, the next start looks anew."""
-        if not self._has_new and len(self._seen) == len(self._known):
-            return
         settled = time.time_ns() - _UNSETTLED_NS
-        rows = {name: view for name, view in self._seen.items() if view.size >= 0 and view.mtime < settled}
-        if rows == self._known:
+        count = sum(int(_may_keep(views, settled).sum()) for _, views in self._seen)
+        if count == len(self._rows) and not _may_keep(self._new, settled).any():
             return
-        columns = zip(*((name, *view) for name, view in rows.items()), strict=True)
-        arrays = (
-            [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)] if rows else None
-        )
-        table = pa.table(arrays, schema=_SCHEMA) if arrays else _SCHEMA.empty_table()
+        names = np.array([name for seen, _ in self._seen for name in seen], np.object_)
+        views = functools.reduce(Views.__add__, (views for _, views in self._seen))
+        rows = np.flatnonzero(_may_keep(views, settled))
+        columns = (names[rows], *views.take(rows).columns())
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
         try:
             with write_whole(self._file) as draft:
-                pq.write_table(table, draft, compression="zstd")
+                pq.write_table(pa.table(arrays, schema=_SCHEMA), draft, compression="zstd")
         except OSError:
             return
 
 
-def _load(file: Path) -> dict[str, View]:
+def _may_keep(views: Views, settled: int) -> NDArray[np.bool_]:
+    """Tells of which files size and time say what they are."""
+    return (views.size >= 0) & (views.mtime < settled)
+
+
+def _load(file: Path) -> tuple[list[str], Views]:
     try:
         table = pq.read_table(file, schema=_SCHEMA)
-        if any(column.null_count for column in table.columns):
-            return {}
-        names, *columns = (column.to_numpy().tolist() for column in table.columns)
+        if not any(column.null_count for column in table.columns):
+            names, *columns = (column.to_numpy() for column in table.columns)
+            return names.tolist(), Views(*(map(np.asarray, columns, _KINDS)))
     except (OSError, pa.ArrowException, ValueError):
-        return {}
-    views: Iterable[View] = map(functools.partial(tuple.__new__, View), zip(*columns, strict=True))
-    return dict(zip(names, views, strict=True))
+        pass
+    return [], Views.gather([])
 
 
 def _stamp(files: LocalFiles, name: str) -> _Stamp:
@@ -181,6 +216,6 @@ def _read_size(file: BinaryIO, size: int) -> tuple[int, int] | None:
             whole = (_JPEG_END if reader is JpegImageFile else _PNG_END) in end
         file.seek(0)
         with reader(file) as image:
-            return image.size if whole else None
+            return find_upright_size(image) if whole else None
     except Exception:  # as in decode
         return None

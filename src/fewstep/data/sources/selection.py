@@ -27,6 +27,8 @@ class Selection:
     """Whether links may lead out of the folder of a source."""
     repeats: bool = True
     """Whether the numbers of folders `10_cat`, `1_dog` say how often their pictures come in an epoch."""
+    squares: bool = True
+    """Whether pictures become squares, so that it is told of how many the shorter side is enlarged."""
 
     def select(self, scores: NDArray[np.float64], key: Callable[[int], str], tally: Tally) -> NDArray[np.bool_]:
         """Returns a mask of the rows of scores that pass the filters; counts the others in `tally`, named by `key`."""
@@ -36,6 +38,6 @@ class Selection:
             rows = np.flatnonzero(mask)
             tally.add({reason: len(rows)}, {reason: (key(int(row)) for row in rows)})
         short = np.minimum(*scores[wanted].T[-2:])  # the last two scores are the sides; a NaN is not small
-        if small := int((short < self.limits.side).sum()):
+        if self.squares and (small := int((short < self.limits.side).sum())):
             tally.told[f"smaller than {self.limits.side} pixels, and enlarged"] += small
         return wanted

@@ -9,7 +9,7 @@ from fewstep.data.worlds.gallery import Gallery
 from fewstep.data.worlds.gallery_art import Hand
 from fewstep.data.worlds.gallery_drawing import SIDE
 
-_HANDS: dict[str, Hand] = {assets.GALLERY: "noto", assets.GALLERY_TWEMOJI: "twemoji"}
+HANDS: dict[str, Hand] = {assets.GALLERY: "noto", assets.GALLERY_TWEMOJI: "twemoji"}
 
 
 class GalleryExamples(WorldExamples):
@@ -21,4 +21,4 @@ class GalleryExamples(WorldExamples):
 def open_gallery_pictures(request: SourceRequest) -> GalleryExamples:
     """Opens them in the hand asked for. Raises UserError for filters, caption fields or another resolution."""
     check_request(request, "pictures of the gallery", SIDE)
-    return GalleryExamples(Gallery(seed=request.seed, hand=_HANDS[request.data]), request.count)
+    return GalleryExamples(Gallery(seed=request.seed, hand=HANDS[request.data]), request.count)

@@ -14,6 +14,7 @@ from fewstep.evaluate.painting import LATENTS, Kept
 
 _FILES = (
     "accuracy",
+    "coverage",
     "style",
     "distances",
     "clip_score",

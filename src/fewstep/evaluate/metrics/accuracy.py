@@ -1,15 +1,13 @@
-"""Obedience on the scenes world: whether every attribute that a prompt states is right."""
+"""Obedience on a bundled world: whether every attribute that a prompt states is right."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from fewstep.data.pictures import from_levels
 from fewstep.evaluate.bench import Bench, Metric, PaintedBatch
 from fewstep.evaluate.bootstrap import bootstrap_interval
 from fewstep.evaluate.columns import Column
-from fewstep.evaluate.reader import read
 
 ACCURACY = Column(
     "prompt_accuracy",
@@ -32,8 +30,8 @@ def read_as_stated(batch: PaintedBatch) -> Tensor | None:
     stated, reader = batch.bench.roster.stated, batch.bench.reader
     if stated is None or reader is None:
         return None
-    scenes, _ = read(reader, from_levels(batch.pictures))
-    agree = [scene is not None and scene.agrees_with(stated[i]) for scene, i in zip(scenes, batch.rows, strict=True)]
+    pairs = zip(reader.read(batch.pictures), batch.rows, strict=True)
+    agree = [scene is not None and reader.agrees(scene, stated[i]) for scene, i in pairs]
     return torch.tensor(agree, dtype=torch.uint8)
 
 

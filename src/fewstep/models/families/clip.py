@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ class ClipConditioner:
     def encoders(self) -> dict[str, nn.Module]:
         second = {} if self.second is None else {"text_encoder_2": self.second.network}
         return {"text_encoder": self.first.network, **second}
+
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        return (self.first,) if self.second is None else (self.first, self.second)
 
     def with_encoders(self, encoders: Mapping[str, nn.Module]) -> ClipConditioner:
         first = dataclasses.replace(self.first, network=encoders["text_encoder"])

@@ -97,6 +97,9 @@ class TransformerFamily(Family):
     def is_few_step(self, network_config: Mapping[str, Any]) -> bool:  # noqa: ARG002  # cards alone tell
         return False
 
+    def settings_of_file(self, keys: Iterable[str]) -> Mapping[str, Any]:
+        return {**self.released, "guidance_embeds": any("guidance_in." in key for key in keys)}
+
     def recognises(self, network_config: Mapping[str, Any]) -> bool:
         known: str = self.transformer_class.__name__
         return bool(network_config.get("_class_name") == known)
@@ -342,6 +345,11 @@ class FlowFamily(TransformerFamily):
                 f"{source} is a flow, for which --{option.replace('_', '-')} {value} means nothing; leave it out"
             )
         self.read_schedule(config, source, tokens=1)
+        if (last := config.get("shift_terminal")) is not None:
+            logger.info(
+                f"note: {source} ends its steps at σ = {last} (shift_terminal), which a few-step model does not: it "
+                "paints to the end"
+            )
         return config
 
     def make_network(self, transformer: Any, config: Mapping[str, Any], source: str, tokens: int) -> TransformerNetwork:

@@ -26,7 +26,7 @@ from fewstep.models.families.flow_family import (
     read_side_of_codec,
     shape_clip,
 )
-from fewstep.models.families.original_transformers import FLUX_NAMES
+from fewstep.models.families.original_transformers import FLUX_NAMES, XLABS_NAMES
 from fewstep.models.families.packing import pack, unpack
 from fewstep.models.families.t5 import T5Encoder
 from fewstep.models.families.transformer import TransformerNetwork
@@ -84,6 +84,10 @@ class FluxConditioner:
     def encoders(self) -> dict[str, nn.Module]:
         return {"text_encoder": self.clip.network, "text_encoder_2": self.t5.network}
 
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        return (self.clip, self.t5)
+
     def with_encoders(self, encoders: Mapping[str, nn.Module]) -> FluxConditioner:
         clip = dataclasses.replace(self.clip, network=encoders["text_encoder"])
         return FluxConditioner(clip, dataclasses.replace(self.t5, network=encoders["text_encoder_2"]))
@@ -115,7 +119,7 @@ class FluxConditioner:
         return self.t5.truncates(prompt)
 
 
-LORA = lay_out_loras(
+_LAYOUT = lay_out_loras(
     (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
         "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp",
@@ -128,6 +132,9 @@ LORA = lay_out_loras(
     bare_parts=("text_encoder_2",),
     kohya_modules=FLUX_NAMES.list_modules,
 )  # fmt: skip
+LORA = dataclasses.replace(
+    _LAYOUT, original_modules=lambda held: {**FLUX_NAMES.list_modules(held), **XLABS_NAMES.list_modules(held)}
+)
 
 
 class Flux(FlowFamily):

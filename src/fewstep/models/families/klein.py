@@ -207,12 +207,16 @@ class Klein(FlowFamily):
     def load_folder(
         self, folder: Path, source: str, index: Mapping[str, Any], storage: Storage, overrides: Overrides
     ) -> LatentModel:
-        if index.get("is_distilled") and not read_card(folder).method:
+        if not read_card(folder).method:
+            self.refuse_index(index, source)
+        return super().load_folder(folder, source, index, storage, overrides)
+
+    def refuse_index(self, index: Mapping[str, Any], source: str) -> None:
+        if index.get("is_distilled"):
             raise UserError(
                 f"{source} says that it is distilled (is_distilled in model_index.json): it paints in 4 steps already "
                 "and cannot be a teacher; give the base"
             )
-        return super().load_folder(folder, source, index, storage, overrides)
 
     def refuse(self, network_config: Mapping[str, Any], source: str) -> None:
         if network_config.get("guidance_embeds"):

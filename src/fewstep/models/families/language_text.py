@@ -83,6 +83,10 @@ class LanguageConditioner(ABC):
     def encoders(self) -> dict[str, nn.Module]:
         return {"text_encoder": self.reader.network}
 
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        return (self.reader,)
+
     def with_encoders(self, encoders: Mapping[str, nn.Module]) -> Self:
         return dataclasses.replace(self, reader=dataclasses.replace(self.reader, network=encoders["text_encoder"]))
 

@@ -32,6 +32,10 @@ class MaskedConditioner:
     def encoders(self) -> dict[str, nn.Module]:
         return {"text_encoder": self.network}
 
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        return (self,)
+
     def with_encoders(self, encoders: Mapping[str, nn.Module]) -> MaskedConditioner:
         return dataclasses.replace(self, network=encoders["text_encoder"])
 

@@ -206,3 +206,16 @@ FLUX_NAMES = OriginalNames(
     },
     kinds=dict.fromkeys(("attn.norm_q", "attn.norm_k", "attn.norm_added_q", "attn.norm_added_k"), "scale"),
 )  # fmt: skip
+XLABS_NAMES = OriginalNames(
+    blocks={
+        ("double_blocks", "transformer_blocks"): {
+            "processor.qkv_lora1": _inside("attn", _QKV), "processor.proj_lora1": ("attn.to_out.0",),
+            "processor.qkv_lora2": _inside("attn", _ADDED), "processor.proj_lora2": ("attn.to_add_out",),
+        },
+        ("single_blocks", "single_transformer_blocks"): {
+            "processor.qkv_lora": _inside("attn", _QKV), "processor.proj_lora": ("proj_out",),
+        },
+    },
+    outside={},
+)  # fmt: skip
+"""What XLabs' LoRAs of FLUX.1 call the modules that they adapt: by what adapts them, which never has an alpha."""

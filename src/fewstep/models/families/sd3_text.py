@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,10 @@ class TripleConditioner:
     def encoders(self) -> dict[str, nn.Module]:
         third = {} if self.third is None else {"text_encoder_3": self.third.network}
         return {"text_encoder": self.first.network, "text_encoder_2": self.second.network, **third}
+
+    @property
+    def readers(self) -> tuple[Any, ...]:
+        return tuple(each for each in (self.first, self.second, self.third) if each is not None)
 
     def with_encoders(self, encoders: Mapping[str, nn.Module]) -> TripleConditioner:
         first = dataclasses.replace(self.first, network=encoders["text_encoder"])

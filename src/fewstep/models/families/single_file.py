@@ -119,6 +119,9 @@ def holds_average(header: SafetensorsHeader) -> bool:
 def load_pipeline_of_file(family: Family, path: Path, folder: Path, kind: Any, **settings: Any) -> Any:
     """Loads the diffusers pipeline of class `kind` that the file holds, with the configurations of `folder`. Raises
     UserError."""
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.disable_progress_bar()
     try:
         with tempfile.TemporaryDirectory() as place:
             stage_configurations(folder, family.parts, Path(place))

@@ -14,6 +14,7 @@ PEFT = "base_model.model."
 """How peft's keys begin."""
 _PAIR = re.compile(r"(.+?)(?:[._]lora(?:_linear_layer)?\.|\.lora_)(down|up|mid|A|B)(?:\.[\w-]+)?\.weight")
 _HALVES = {"A": "down", "B": "up"}
+_XLABS = re.compile(r"(.+\.processor\.(?:qkv|proj)_lora[12]?)\.(down|up)\.weight")
 _SINGLES = (
     (re.compile(r"(.+)\.alpha"), "alpha"),
     (re.compile(r"(.+)\.dora_scale"), "dora_scale"),
@@ -41,7 +42,7 @@ def split_key(key: str) -> tuple[str, str | None]:
 
     peft may put the adapter's name before `.weight`.
     """
-    if found := _PAIR.fullmatch(key):
+    if found := _XLABS.fullmatch(key) or _PAIR.fullmatch(key):
         return found[1], _HALVES.get(found[2], found[2])
     for pattern, half in _SINGLES:
         if found := pattern.fullmatch(key):

@@ -7,6 +7,7 @@ const part = (id) => document.getElementById(id);
 const HISTORY = 24;
 const LARGEST_DRAWING = 1024;
 const SIDE_BY_SIDE = [1, 2, 4, 8];
+const WORDS_PAUSE = 600; // milliseconds
 
 let model = null; // what the server says of itself
 let socket = null;
@@ -82,6 +83,7 @@ function paint() {
   if (!wish.prompt.trim()) {
     seq += 1; // what is still being painted is late
     for (const name of ["latency", "notes"]) part(name).textContent = "";
+    sayWords("");
     part("download").hidden = true;
     return;
   }
@@ -142,7 +144,8 @@ function answered(event) {
   }
   part("pictures").append(figure);
   if (head.kind !== "picture") return;
-  part("notes").textContent = [...(head.notes ?? []), hint].filter(Boolean).join("; ");
+  part("notes").textContent = [...head.notes.filter((note) => note !== head.on_words), hint].filter(Boolean).join("; ");
+  sayWords(head.on_words);
   const took = performance.now() - sent;
   image.decode().catch(() => {}).then(() => requestAnimationFrame(() => {
     if (head.seq !== seq) return;
@@ -158,6 +161,23 @@ function answered(event) {
   link.textContent = side ? `Download the picture of ${counted(head.step)}` : "Download";
   link.hidden = false;
   remember(blob, { ...asked, seed: asked.seed });
+}
+
+// What the model never learnt is named once typing pauses: half a word is no word yet.
+let saying = 0;
+function sayWords(text) {
+  clearTimeout(saying);
+  const [named, ...known] = text.split("; ");
+  const show = () => { part("words").replaceChildren(...(text ? [inRed(named), ...known.map((each) => `; ${each}`)] : [])); };
+  if (text) saying = setTimeout(show, WORDS_PAUSE);
+  else show();
+}
+
+function inRed(text) {
+  const part = document.createElement("span");
+  part.className = "bad";
+  part.textContent = text;
+  return part;
 }
 
 function clearPictures() {
