@@ -83,7 +83,11 @@ def measure(name: str, arguments: list[Any], folder: Path) -> dict[str, Any]:
     model = folder / name / "model"
     found = {
         "losses": [line["loss"] for line in lines],
-        "files": {file.relative_to(model).as_posix(): describe(file) for file in sorted(model.rglob("*.*"))},
+        "files": {
+            file.relative_to(model).as_posix(): describe(file)
+            for file in sorted(model.rglob("*.*"))
+            if file.name != WORKFLOW_FILE  # younger than the record
+        },
     }
     loras = ["--lora", f"{name}:0.7"] if name == "style" else []
     shown = "scenes-lcm" if name == "style" else f"{name}/model"

@@ -122,7 +122,7 @@ def test_latents_of_other_pictures(latents, tiny, photos, tmp_path):
 
 def test_latents_are_no_pictures(latents, tmp_path):
     said = refused("evaluate", "--data", latents, "--out", tmp_path / "out", "--extractor", "reader")
-    assert "holds latents" in said or "reader reads scenes" in said
+    assert "holds latents" in said or "readers read bundled worlds" in said
 
 
 def test_a_manifest_that_names_what_no_disk_holds_is_refused(latents, tmp_path):
