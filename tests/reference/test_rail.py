@@ -21,6 +21,7 @@ from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from fewstep import assets
+from fewstep.models.lora.comfyui import WORKFLOW_FILE
 from miniatures import FAMILIES, save_miniature
 from warm_command import Warm
 
