@@ -14,7 +14,7 @@ from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import Finetune
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_data
-from fewstep.train.checkpoint import Checkpoints
+from fewstep.train.saving import Saving
 
 SMALL = {"data": "scenes", "steps": 2, "batch_size": 1, "pictures": 4, "checkpoint_every": 1, "device": "cpu"}
 
@@ -30,14 +30,14 @@ SMALL = {"data": "scenes", "steps": 2, "batch_size": 1, "pictures": 4, "checkpoi
 def test_an_account_deleted_in_the_middle_is_written_again(train, make, given, random_teacher, tmp_path, monkeypatch):
     named = {"teacher" if make is Distill else "model": str(random_teacher)}
     config = make(**SMALL, **given, **named, out=tmp_path / "run")
-    file, save, seen = config.out / "data.json", Checkpoints.save, []
+    file, save, seen = config.out / "data.json", Saving.save, []
 
     def delete(*given):
         seen.append(file.read_text())
         file.unlink()
         save(*given)
 
-    monkeypatch.setattr(Checkpoints, "save", delete)
+    monkeypatch.setattr(Saving, "save", delete)
     train(config)
     assert len(seen) == 2
     assert {file.read_text()} == {*seen}

@@ -155,7 +155,9 @@ def test_it_says_how_many_pictures_lie_in_each_bucket(tmp_path, monkeypatch, cap
         Image.new("RGB", (60, 40) if i < 4 else (40, 40)).save(tmp_path / "d" / f"{i}.png")
         (tmp_path / "d" / f"{i}.txt").write_text("words")
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-    counted = MemoryPlan(optimizer="adamw", fsdp=False, checkpointing=False, alone=GIB, each=0.0, flops=10**12)
+    counted = MemoryPlan(
+        optimizer="adamw", fsdp=False, checkpointing=False, alone=GIB, each=0.0, saved=GIB, flops=10**12
+    )
     monkeypatch.setattr("fewstep.commands.plan.list_plans", lambda *_: [counted])
     plan(Plan(recipe="sdxl-lora", batch_size=8, data=str(tmp_path / "d"), buckets="on"))
     said = capsys.readouterr().out

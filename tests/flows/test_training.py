@@ -113,7 +113,7 @@ def test_the_teacher_is_not_told_the_end_and_stays_bit_for_bit(flow):
 
 
 def test_the_end_learns_with_the_adapters(flow, flow_pictures, tmp_path):
-    config = settings(flow, flow_pictures, tmp_path, method="any-step", skip=125, **LORA)
+    config = settings(flow, flow_pictures, tmp_path, method="any-step", skip=125, batch_size=8, **LORA)
     _, task, _ = first_loss(config)
     names = moved(task.student)
     assert any(".lora_B." in name or "lora_B" in name for name in names)

@@ -69,7 +69,9 @@ def encode_pictures(model: LatentModel, reading: PictureReader) -> Encoded:
     """Reads and encodes everything, with a bar on a terminal."""
     console = Console(stderr=True)
     chunks = reading.list_chunks(range(len(reading)), _CHUNK)
-    mean, std = torch.zeros(2, len(reading), math.prod(model.codec.shape(reading.crop_settings.resolution)))
+    dtype = next(model.codec.autoencoder.parameters()).dtype
+    longest = math.prod(model.codec.shape(reading.crop_settings.resolution))
+    mean, std = torch.zeros(2, len(reading), longest, dtype=dtype)
     numbers: dict[str, int] = {}  # equal captions are encoded once
     sizes: list[Sizes] = [(0,) * 6] * len(reading)
     rows: list[list[int]] = [[]] * len(reading)
