@@ -14,10 +14,10 @@ from fewstep.data import draws
 from fewstep.data.order import Indices, Permutation, SampleOrder
 
 Sides = tuple[int, int]
-"""Height and width in pixels."""
+"""Holds height and width in pixels."""
 LEAST_AREA = 0.9
-"""Of the square's; with it the rule gives the table of Stable Diffusion XL (arXiv 2307.01952, appendix I) at 1024
-pixels, and the upright 704 × 1344 besides, which is missing there."""
+"""Is the least share of the square's area; with it the rule gives the table of Stable Diffusion XL (arXiv 2307.01952,
+appendix I) at 1024 pixels, and the upright 704 × 1344 besides, which is missing there."""
 _STEP = 64
 
 
@@ -72,7 +72,7 @@ def describe_counts(counts: Mapping[Sides, int], batch_size: int = 0) -> list[st
 
 @dataclass(frozen=True, eq=False)
 class BucketedOrder:
-    """Whole batches of pictures of one bucket; every bucket has an order and epochs of its own.
+    """Gives whole batches of pictures of one bucket; every bucket has an order and epochs of its own.
 
     Of each bucket an epoch holds the batches that begin in the bucket's own epoch. The last of them may reach over into
     the bucket's next epoch, which is then begun: so no picture is left out and none comes twice. The buckets of an
@@ -82,11 +82,11 @@ class BucketedOrder:
     seed: int
     batch_size: int
     shard_sizes: tuple[int, ...]
-    """Number of pictures in each shard."""
+    """Holds the number of pictures in each shard."""
     buckets: Indices
-    """The number of every picture's bucket."""
+    """Holds the number of every picture's bucket."""
     repeats: tuple[int, ...] = ()
-    """How often an epoch goes through each shard; once through each if empty."""
+    """Says how often an epoch goes through each shard; once through each if empty."""
 
     @property
     def count(self) -> int:

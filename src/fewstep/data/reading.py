@@ -30,7 +30,7 @@ class CropSettings:
 
     resolution: int
     buckets: tuple[Sides, ...] = ()
-    """Shapes, of which each picture has the nearest; without any it is the square."""
+    """Lists shapes, of which each picture has the nearest; without any it is the square."""
     crop: Crop = "middle"
     flip: bool = False
     """Mirror a picture with probability 1/2."""

@@ -26,7 +26,7 @@ _AT_ONCE = 64
 
 
 class ScenesReader:
-    """The reader of scenes as an evaluation asks it."""
+    """Asks the reader of scenes, as an evaluation does."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader

@@ -38,7 +38,7 @@ class WorldReader(Protocol):
 
 
 class BenchWorld(ABC):
-    """A world by the name that `--data` takes."""
+    """Names a world as `--data` takes it."""
 
     def __init__(self, data: str) -> None:
         self.data = data

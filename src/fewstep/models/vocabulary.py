@@ -33,14 +33,14 @@ _PIECE = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What can be asked of a model."""
+    """Holds what can be asked of a model."""
 
     words: tuple[str, ...]
-    """In small letters, sorted."""
+    """Holds them in lower case, sorted."""
     examples: tuple[str, ...] = ()
-    """Captions of its training."""
+    """Holds captions of its training."""
     added: tuple[str, ...] = ()
-    """Words that were learnt for it since; they may have any letters in them."""
+    """Holds words that were learnt for it since; they may have any letters in them."""
 
     def find_unknown(self, prompts: Iterable[str]) -> list[str]:
         """Returns the words of prompts that were never learnt, each once, in small letters."""

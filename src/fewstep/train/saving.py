@@ -21,7 +21,7 @@ class Saving:
     """
 
     THREAD = "checkpoint"
-    """What a thread that writes is called."""
+    """Is what a thread that writes is called."""
 
     def __init__(self, checkpoints: Checkpoints | None, keep: int) -> None:
         self._checkpoints, self._keep = checkpoints, keep

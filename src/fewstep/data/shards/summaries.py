@@ -21,14 +21,14 @@ _SUMMARY = pa.schema([("stamp", pa.string()), ("used", pa.int64()), ("counts", p
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """The counts of one shard under some settings: all that opening a source needs."""
+    """Holds the counts of one shard under some settings: all that opening a source needs."""
 
     used: int
     dropped: Mapping[str, int]
     names: Mapping[str, Sequence[str]]
     told: Mapping[str, int] = field(default_factory=dict)
     transient: bool = False
-    """Whether another try may give another result, so that this must not be saved."""
+    """Tells whether another try may give another result, so that this must not be saved."""
 
 
 def summary_path(urls: Sequence[str], kind: ShardFormat, selection: Selection, settings: CacheSettings) -> Path:

@@ -60,7 +60,7 @@ class FolderPictures:
     shards: tuple[tuple[str, int, int], ...]
     """Name, number of pictures, and repeats of the parts that the folder has, in order; usually one."""
     sizes: NDArray[np.float64]
-    """Width and height of every picture `[n, 2]`; NaN where they are not known."""
+    """Holds width and height of every picture `[n, 2]`; NaN where they are not known."""
 
     @property
     def shard_sizes(self) -> Sequence[int]:
@@ -239,12 +239,12 @@ def arrange(
 
 @dataclass(frozen=True)
 class _Looks:
-    """What was seen in the files of a folder."""
+    """Holds what was seen in the files of a folder."""
 
     texts: Mapping[str, tuple[str, str]]
-    """Of each file of captions why it cannot be used, and its text."""
+    """Says of each file of captions why it cannot be used, and has its text."""
     pictures: Views | None
-    """Of each picture that may have a caption, in order; of remote ones nothing is known."""
+    """Says it of each picture that may have a caption, in order; of remote ones nothing is known."""
 
 
 def _may_have_caption(found: Found) -> bool:

@@ -52,20 +52,20 @@ class View(NamedTuple):
     """What a file of this size and time turned out to be: a picture, or the text of a caption."""
 
     size: int = 0
-    """Bytes."""
+    """Counts the bytes."""
     mtime: int = 0
-    """Time of the last change, in ns."""
+    """Is the time of the last change, in ns."""
     reason: str = ""
-    """Why it cannot be used, whatever the limits are."""
+    """Says why it cannot be used, whatever the limits are."""
     width: int = 0
-    """Of the upright picture, as its height is."""
+    """Is that of the upright picture, as the height is."""
     height: int = 0
     text: str = ""
 
 
 @dataclass(frozen=True)
 class Views:
-    """What is known of many files, in columns `[n]`: an object for each of 200,000 files would cost more than stat."""
+    """Holds what is known of many files, in columns `[n]`: 200,000 objects would cost more than stat."""
 
     size: NDArray[np.int64]
     mtime: NDArray[np.int64]

@@ -15,10 +15,10 @@ from fewstep.models.stock_scheduler import stock_scale
 
 WORKFLOW_FILE = "comfyui.json"
 LCM_GRID = 50
-"""Times among which ComfyUI's `lcm` parameterisation lets a network answer, as the released LCM-LoRAs do."""
+"""Counts the times among which ComfyUI's `lcm` parameterisation lets a network answer, as the released LCM-LoRAs do."""
 _WIDTH, _HEIGHT = 320, 260
 _VALUES = {"STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
-"""Kinds of inputs that a node has a field for; all others come from another node."""
+"""Lists the kinds of inputs that a node has a field for; all others come from another node."""
 
 NODES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "CheckpointLoaderSimple": ({"ckpt_name": "COMBO"}, ("MODEL", "CLIP", "VAE")),
@@ -40,14 +40,14 @@ NODES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, ("IMAGE",)),
     "SaveImage": ({"images": "IMAGE", "filename_prefix": "STRING"}, ()),
 }  # fmt: skip
-"""Inputs and outputs of the nodes that are used, in ComfyUI's order."""
+"""Lists inputs and outputs of the nodes that are used, in ComfyUI's order."""
 SAMPLING = {"epsilon": "eps", "v_prediction": "v_prediction", "sample": "x0"}
-"""What ComfyUI calls that which a network predicts."""
+"""Says what ComfyUI calls that which a network predicts."""
 
 
 @dataclass
 class _Workflow:
-    """Nodes and the links between them, in the format that ComfyUI's window saves."""
+    """Holds nodes and the links between them, in the format that ComfyUI's window saves."""
 
     nodes: list[dict[str, Any]] = field(default_factory=list)
     links: list[list[Any]] = field(default_factory=list)
