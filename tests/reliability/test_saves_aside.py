@@ -219,6 +219,35 @@ def test_a_second_interruption_does_not_wait(tmp_path, while_writing):
     assert why_spoilt(checkpoint(tmp_path, 4)) is None
 
 
+def test_a_run_started_again_in_the_same_process_waits_for_what_is_still_written(
+    tmp_path, while_writing, undisturbed, monkeypatch
+):
+    waiting, newest = threading.Event(), Checkpoints.newest
+
+    def act(step):
+        if step == 4:
+            assert not waiting.wait(0.5)  # nothing is looked for meanwhile
+
+    def look(checkpoints, *given):
+        waiting.set()
+        return newest(checkpoints, *given)
+
+    def interrupt(step):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    while_writing(act)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, interrupt)
+    assert not checkpoint(tmp_path, 4).exists()
+    monkeypatch.setattr(Checkpoints, "newest", look)
+    steps = []
+    train(tmp_path, steps.append)
+    assert steps[0] == 4
+    assert contents(tmp_path, 15) == contents(undisturbed, 15)
+    assert not list(tmp_path.rglob(f"*{DRAFT_MARK}*"))
+
+
 def test_the_next_copy_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
     places = []
 

@@ -22,7 +22,7 @@ from fewstep.train.ledger import Ledger
 from fewstep.train.log import RunLog
 from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_averages
 from fewstep.train.role import STUDENT, Role
-from fewstep.train.saving import Saving
+from fewstep.train.saving import Saving, wait_for_writer
 from fewstep.train.scaling import FIRST, LossScale
 from fewstep.train.skipping import Skipping
 from fewstep.train.soundness import why_unfit
@@ -48,6 +48,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     state = begin(task.roles, config)
     checkpoints = Checkpoints(folder / "checkpoints", fingerprint(config))
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    wait_for_writer(checkpoints.folder)
     newest = checkpoints.newest(lambda found: why_unfit(state, *files_of(found))) if world.main else None
     if name := world.gather(newest and newest.name)[0]:  # hashing a large one takes minutes: one process does
         restore(state, checkpoints.folder / name)

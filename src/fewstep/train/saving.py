@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +12,18 @@ from torch import Tensor
 
 from fewstep.train.checkpoint import Checkpoints
 from fewstep.train.state import RunState
+
+
+_writers: dict[Path, threading.Thread] = {}  # by the folder that each writes to
+
+
+def wait_for_writer(folder: Path) -> None:
+    """Waits for what an interrupted run of this process still writes to `folder`.
+
+    In a notebook the process outlives the run, and whoever starts it again does so while the thread is at work.
+    """
+    if (thread := _writers.pop(folder.resolve(), None)) is not None:
+        thread.join()
 
 
 class Saving:
@@ -53,6 +66,7 @@ class Saving:
         self._thread = threading.Thread(
             target=self._write, args=(self._checkpoints, state.numbers()), name=self.THREAD, daemon=True
         )  # fmt: skip
+        _writers[self._checkpoints.folder.resolve()] = self._thread
         self._thread.start()
 
     @property
@@ -72,8 +86,8 @@ class Saving:
             raise error
 
     def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is not None and self._checkpoints is not None:
+            wait_for_writer(self._checkpoints.folder)
             self._thread = None
 
     def _write(self, checkpoints: Checkpoints, numbers: dict[str, Any]) -> None:
