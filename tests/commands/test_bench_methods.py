@@ -8,7 +8,7 @@ import torch
 from fewstep.commands.bench_methods import (
     STABLE_DIFFUSION,
     BenchMethods,
-    World,
+    Oracle,
     bench_methods,
     tabulate,
     train_and_measure,
@@ -43,7 +43,7 @@ def test_a_table_for_each_guidance_and_a_row_for_each_method(tmp_path, capsys, m
 
 @pytest.fixture(scope="module")
 def world():
-    return World(Tabulated.from_config(STABLE_DIFFUSION), (0.0,), 64)
+    return Oracle(Tabulated.from_config(STABLE_DIFFUSION), (0.0,), 64)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -56,7 +56,7 @@ def test_every_method_learns(name, world):
 
 @pytest.fixture(scope="module")
 def flow_world():
-    return World(BenchMethods(shift=3.0).schedule, (2.0,), 64)
+    return Oracle(BenchMethods(shift=3.0).schedule, (2.0,), 64)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "ect"])

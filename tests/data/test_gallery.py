@@ -19,7 +19,7 @@ from fewstep.data.worlds.gallery_scene import (
     Asked,
     GalleryPrompt,
     GalleryScene,
-    Thing,
+    GalleryThing,
     find_law,
     sort_cells,
 )
@@ -78,7 +78,7 @@ def test_held_out_things_are_never_drawn_unless_asked_for():
 
 
 def scene(arrangement, *names, ground="sand", size="big"):
-    return GalleryScene(tuple(Thing(name, size) for name in names), arrangement, ground)
+    return GalleryScene(tuple(GalleryThing(name, size) for name in names), arrangement, ground)
 
 
 @pytest.mark.parametrize(

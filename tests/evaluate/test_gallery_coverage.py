@@ -7,14 +7,14 @@ import random
 import pytest
 
 from fewstep.data.worlds.gallery import draw_agreeing_scene
-from fewstep.data.worlds.gallery_scene import Asked, GalleryPrompt, GalleryScene, Thing
+from fewstep.data.worlds.gallery_scene import Asked, GalleryPrompt, GalleryScene, GalleryThing
 from fewstep.evaluate.gallery_coverage import measure_coverage
 
 CAT_ON_SAND = GalleryPrompt((Asked("cat"),), "left", "sand")
 
 
 def cat(size, ground="sand"):
-    return GalleryScene((Thing("cat", size),), "left", ground)
+    return GalleryScene((GalleryThing("cat", size),), "left", ground)
 
 
 def test_by_hand():

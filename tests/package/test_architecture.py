@@ -93,6 +93,17 @@ def test_only_a_familys_file_knows_how_a_family_looks():
     assert said == []
 
 
+def test_no_two_classes_have_one_name():
+    places: dict[str, list[str]] = {}
+    for file in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(file.relative_to(ROOT).as_posix())
+    twice = {name: files for name, files in places.items() if len(files) > 1}
+    # Each is a file of its own beside an export, which diffusers loads under the name that the index gives.
+    assert twice == {"AnyStepPipeline": ["models/families/any_step_flow.py", "models/families/any_step_pipeline.py"]}
+
+
 def test_no_two_files_import_each_other():
     files = sorted(ROOT.rglob("*.py"))
     circles = [file.name for file in files if any(file in closure(other) for other in imported_files(file))]

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from fewstep.commands.bench_methods import STABLE_DIFFUSION, BenchMethods, World, draw, make_method
+from fewstep.commands.bench_methods import STABLE_DIFFUSION, BenchMethods, Oracle, draw, make_method
 from fewstep.data import draws
 from fewstep.data.latents import DroppedPicture
 from fewstep.diffusion.schedule import Tabulated
@@ -44,7 +44,7 @@ class CountedPoints(Points):
 
 @pytest.fixture(scope="module")
 def world():
-    return World(SCHEDULE, (), 16)
+    return Oracle(SCHEDULE, (), 16)
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ class BenchMethods:
             raise UserError(f"steps are {self.steps}; with skip {self.skip} they are 1 to {1000 // self.skip}")
 
 
-class World:
+class Oracle:
     """The teacher, and at each ω where its ODE leads from the noise that is measured on."""
 
     def __init__(self, schedule: Schedule, omegas: Sequence[float], points: int) -> None:
@@ -148,7 +148,7 @@ def bench_methods(config: BenchMethods) -> dict[str, Any]:
     """Prints a table for each ω, writes the figures where `config.json` says, and returns them."""
     torch.manual_seed(0)
     schedule = config.schedule
-    world = World(schedule, config.omega, config.points)
+    world = Oracle(schedule, config.omega, config.points)
     rows: list[dict[str, Any]] = []
     for gamma in ORACLES:
         for omega in config.omega:
@@ -169,7 +169,7 @@ def bench_methods(config: BenchMethods) -> dict[str, Any]:
     return results
 
 
-def train_and_measure(named: NamedMethod, config: BenchMethods, world: World, seed: int) -> list[dict[str, Any]]:
+def train_and_measure(named: NamedMethod, config: BenchMethods, world: Oracle, seed: int) -> list[dict[str, Any]]:
     """Trains a method's student by the loop's own updates, and measures it at every ω and number of steps.
 
     A method without a teacher knows nothing of guidance, and is measured at ω = 0 alone.
@@ -182,7 +182,7 @@ def train_and_measure(named: NamedMethod, config: BenchMethods, world: World, se
     return rows + (halve_and_measure(network, config, world, seed) if named.name == HALVING.name else [])
 
 
-def halve_and_measure(first: Student, config: BenchMethods, world: World, seed: int) -> list[dict[str, Any]]:
+def halve_and_measure(first: Student, config: BenchMethods, world: Oracle, seed: int) -> list[dict[str, Any]]:
     """Halves the steps of what `guided-distill` made, again and again, and measures each student at its own number of
     steps alone."""
     made, seconds = {2 * HALVED[0]: first}, 0.0
@@ -213,7 +213,7 @@ def _train(task: DistillTask, learner: Learner, config: BenchMethods, seed: int)
 
 
 def _measure(
-    name: str, named: NamedMethod, made: Mapping[int, Network], config: BenchMethods, world: World, **told: float
+    name: str, named: NamedMethod, made: Mapping[int, Network], config: BenchMethods, world: Oracle, **told: float
 ) -> list[dict[str, Any]]:
     """Measures the network of each number of steps by the method's sampler; a row for every ω."""
     rows = []
@@ -225,7 +225,7 @@ def _measure(
     return rows
 
 
-def make_task(named: NamedMethod, config: BenchMethods, world: World, learner: Learner, seed: int) -> DistillTask:
+def make_task(named: NamedMethod, config: BenchMethods, world: Oracle, learner: Learner, seed: int) -> DistillTask:
     """Sets the seams, and where an update learns, as the method names them."""
     method, source, drawn = make_method(named, world), Points(world.teacher), draw(named, config)
     if named.states == "walkers":
@@ -234,7 +234,7 @@ def make_task(named: NamedMethod, config: BenchMethods, world: World, learner: L
     return DistillTask(learner, method, source, drawn, seed, named.target)
 
 
-def make_method(named: NamedMethod, world: World) -> Method:
+def make_method(named: NamedMethod, world: Oracle) -> Method:
     """Sets the seams as the method names them, with the squared distance where it names none."""
     schedule = world.schedule
     path = TeacherPath(world.teacher, schedule, NULL_COND) if named.path == "teacher" else DataPath(schedule)

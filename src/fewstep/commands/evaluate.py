@@ -24,7 +24,7 @@ from fewstep.evaluate.columns import Column, order_by_direction
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.metrics import list_columns
-from fewstep.evaluate.painting import Kept
+from fewstep.evaluate.painting import PaintedCell
 from fewstep.evaluate.protocol import claim_report_folder, rows_beside
 from fewstep.evaluate.report import columns_of, write_report
 from fewstep.evaluate.scoring import MODEL, index_columns, score
@@ -163,14 +163,14 @@ class Evaluation:
     def _tune(self, cell: Cell) -> Row:
         return self._score(self._tuning, cell, tuning=True)[0]
 
-    def _score(self, bench: Bench, cell: Cell, *, tuning: bool = False) -> tuple[Row, Kept]:
+    def _score(self, bench: Bench, cell: Cell, *, tuning: bool = False) -> tuple[Row, PaintedCell]:
         if self._workers:
             self._workers.run(self.studio.jobs(cell, tuning=tuning))
         name = self._name if cell.sampler == "lcm" else "teacher"
         folder = self.studio.folder(tuning=tuning)
         return score(bench, cell, self.studio.painter(cell), name, self.studio.batch_size, folder)
 
-    def _first(self, cell: Cell, kept: Kept) -> list[Image.Image]:
+    def _first(self, cell: Cell, kept: PaintedCell) -> list[Image.Image]:
         model = self.studio.student.model if cell.sampler == "lcm" else self.studio.teacher
         return to_images(model.codec.decode(kept.latents[:GRID_COLUMNS].to(model.device)))
 

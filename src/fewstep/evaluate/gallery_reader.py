@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.data.worlds.gallery_art import list_names
-from fewstep.data.worlds.gallery_scene import ARRANGEMENTS, GROUNDS, SIZES, GalleryScene, Thing
+from fewstep.data.worlds.gallery_scene import ARRANGEMENTS, GROUNDS, SIZES, GalleryScene, GalleryThing
 from fewstep.evaluate.reader import load_into
 
 LAYOUTS = (*(name for names in ARRANGEMENTS.values() for name in names), "unreadable")
@@ -87,7 +87,7 @@ def _to_scene(layout: str, ground: str, presence: Tensor, size: Tensor, name: Te
     if layout == "unreadable":
         return None
     found = _order(layout, _find_peaks(presence, _COUNTS[layout]))
-    things = tuple(Thing(list_names()[int(name[y, x])], SIZES[int(size[y, x])]) for y, x in found)
+    things = tuple(GalleryThing(list_names()[int(name[y, x])], SIZES[int(size[y, x])]) for y, x in found)
     if len({thing.name for thing in things}) < len(things):
         return None
     return GalleryScene(things, layout, ground)

@@ -23,7 +23,7 @@ _ADVICE = "delete it, and it is painted again"
 
 
 @dataclass(frozen=True)
-class Kept:
+class PaintedCell:
     """Holds all that is known of a cell's pictures, in the roster's order."""
 
     observed: dict[str, Tensor]
@@ -34,7 +34,7 @@ class Kept:
 
 def paint(
     bench: Bench, painter: Painter, observers: Mapping[str, Observer], batch_size: int, folder: Path | None = None
-) -> Kept:
+) -> PaintedCell:
     """Paints the bench's roster in batches that are all of `batch_size`, the last one filled up with pictures that are
     thrown away: every picture is computed in a batch of one shape, whatever else is painted with it.
 
@@ -47,7 +47,7 @@ def paint(
     ]
     joined = {name: torch.cat([part[name] for part in parts]) for name in {LATENTS, *observers}}
     seconds = median(float(part[_SECONDS]) for part in parts)
-    return Kept({name: joined[name] for name in observers if joined[name].numel()}, joined[LATENTS], seconds)
+    return PaintedCell({name: joined[name] for name in observers if joined[name].numel()}, joined[LATENTS], seconds)
 
 
 def parts_of(bench: Bench, batch_size: int) -> int:

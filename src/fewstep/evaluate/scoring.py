@@ -8,7 +8,7 @@ from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.cell import COLUMNS, Cell, Painter, Row
 from fewstep.evaluate.columns import Column
 from fewstep.evaluate.metrics import compute_columns, list_columns, list_observers
-from fewstep.evaluate.painting import Kept, paint
+from fewstep.evaluate.painting import PaintedCell, paint
 
 MODEL = Column("model")
 SECONDS = Column(
@@ -25,7 +25,7 @@ def index_columns() -> dict[str, Column]:
 
 def score(
     bench: Bench, cell: Cell, painter: Painter, name: str, batch_size: int = 64, folder: Path | None = None
-) -> tuple[Row, Kept]:
+) -> tuple[Row, PaintedCell]:
     """Returns the row, and what it was made of; keeps painted parts under `folder`, in one named after the cell."""
     kept = paint(bench, painter, list_observers(), batch_size, None if folder is None else folder / cell.slug)
     computed = compute_columns(kept, bench)

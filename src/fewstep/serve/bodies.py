@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from fewstep.serve.documents import SMALL, parse_document
 from fewstep.serve.errors import RefusedError
-from fewstep.serve.reading import Reader, ReadingPool
+from fewstep.serve.reading import ReadingPool, ReadingTask
 from fewstep.serve.settings import ServerSettings
 from fewstep.serve.validation import IN_DOCS, MOST_SAID, say
 
@@ -62,7 +62,7 @@ async def _parse_body(request: Request, pool: ReadingPool, *, wants_form: bool) 
         request._json = _parse_json(body) if small else await pool.run(lambda reader: _parse_large(body, reader))
 
 
-def _parse_large(body: bytes, reader: Reader) -> Any:
+def _parse_large(body: bytes, reader: ReadingTask) -> Any:
     with reader.budget.reserve(len(body), reader.check):  # for the text, until what is in it has been copied out
         return _parse_json(body)
 

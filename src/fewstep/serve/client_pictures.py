@@ -18,7 +18,7 @@ from fewstep.data.sources.base import DroppedError
 from fewstep.data.sources.decoding import decode, read_size
 from fewstep.data.sources.fitting import PictureLimits, fit_cover
 from fewstep.serve.errors import RefusedError
-from fewstep.serve.reading import Reader
+from fewstep.serve.reading import ReadingTask
 from fewstep.serve.settings import ServerSettings
 
 Format = Literal["png", "jpeg", "webp"]
@@ -46,7 +46,7 @@ class SentPicture:
     def pixels(self) -> int:
         return self.size[0] * self.size[1]
 
-    def decode(self, reader: Reader, *, transparency: bool = False) -> Image.Image:
+    def decode(self, reader: ReadingTask, *, transparency: bool = False) -> Image.Image:
         """Decodes it to RGB or, with `transparency`, to RGBA where any of it is transparent. Raises RefusedError."""
         try:
             return decode(self.content, _limit(self.settings), transparency=transparency, check=reader.check)
@@ -56,7 +56,7 @@ class SentPicture:
 
 @contextlib.contextmanager
 def open_pictures(
-    settings: ServerSettings, reader: Reader, **given: bytes | str | None
+    settings: ServerSettings, reader: ReadingTask, **given: bytes | str | None
 ) -> Iterator[list[SentPicture]]:  # fmt: skip
     """Yields the pictures that are there, given by their fields' names; holds memory to decode one after the other.
 
@@ -160,7 +160,7 @@ def encode_image(image: Image.Image, text: str, form: Format, quality: int | Non
     return file.getvalue()
 
 
-def read_parameters(content: str, settings: ServerSettings, reader: Reader) -> str:
+def read_parameters(content: str, settings: ServerSettings, reader: ReadingTask) -> str:
     """Returns the settings that a PNG's text holds; empty where it holds none. Raises RefusedError."""
     with open_pictures(settings, reader, image=content) as (sent,):
         sent.decode(reader)  # within bounds, before anything of it is believed

@@ -16,7 +16,7 @@ from fewstep.serve.client_pictures import Format, check_mask, count_bytes, flatt
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.openai_answers import Answer, make_request
 from fewstep.serve.openai_fields import ResponseFormat, read_form
-from fewstep.serve.reading import Reader
+from fewstep.serve.reading import ReadingTask
 from fewstep.serve.sdapi_fields import Integer, Number
 from fewstep.serve.service import PaintService
 from fewstep.serve.settings import ServerSettings
@@ -89,7 +89,7 @@ async def _read_edit(
 
 
 def _decode_edit(
-    content: bytes, mask: bytes | None, size: tuple[int, int], settings: ServerSettings, reader: Reader
+    content: bytes, mask: bytes | None, size: tuple[int, int], settings: ServerSettings, reader: ReadingTask
 ) -> Edit:  # fmt: skip
     """Takes as the hole what is transparent of the mask, or else of the picture; both become of `size`."""
     with open_pictures(settings, reader, image=content, mask=mask) as (sent, *masks):

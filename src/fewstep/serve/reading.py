@@ -16,11 +16,11 @@ _THREADS = 2
 Result = TypeVar("Result")
 
 
-class StoppedError(Exception):
+class UnwantedError(Exception):
     """Nobody wants it any more."""
 
 
-class Reader:
+class ReadingTask:
     """What one piece of work in the pool is given: memory to use, and whether it is to go on."""
 
     def __init__(self, budget: Budget, seconds: float) -> None:
@@ -31,9 +31,9 @@ class Reader:
         self._stopped.set()
 
     def check(self) -> None:
-        """Raises StoppedError when nobody wants it any more, RefusedError when it takes too long."""
+        """Raises UnwantedError when nobody wants it any more, RefusedError when it takes too long."""
         if self._stopped.is_set():
-            raise StoppedError
+            raise UnwantedError
         if time.monotonic() > self._end:
             raise refuse_late(self._seconds)
 
@@ -46,9 +46,9 @@ class ReadingPool:
         self._threads = ThreadPoolExecutor(_THREADS, "reading")
         self._slots = asyncio.Semaphore(_THREADS)
 
-    async def run(self, work: Callable[[Reader], Result]) -> Result:
+    async def run(self, work: Callable[[ReadingTask], Result]) -> Result:
         """Returns what `work` returns; tells it to stop when the caller is cancelled. Raises RefusedError."""
-        reader, loop = Reader(self.budget, self._seconds), asyncio.get_running_loop()
+        reader, loop = ReadingTask(self.budget, self._seconds), asyncio.get_running_loop()
         future: Future[Result] | None = None
         try:
             async with asyncio.timeout(self._seconds):

@@ -12,7 +12,7 @@ from fewstep.data.masks import Fill, feather, lay_over, read_mask
 from fewstep.serve.acceptance import check_between
 from fewstep.serve.client_pictures import Box, check_mask, find_inside, fit, flatten, open_pictures
 from fewstep.serve.errors import RefusedError
-from fewstep.serve.reading import Reader
+from fewstep.serve.reading import ReadingTask
 from fewstep.serve.sdapi_fields import ImageToImage
 from fewstep.serve.settings import ServerSettings
 
@@ -47,7 +47,7 @@ class Beginning:
 
 
 def read_beginning(
-    asked: ImageToImage, size: tuple[int, int], settings: ServerSettings, reader: Reader
+    asked: ImageToImage, size: tuple[int, int], settings: ServerSettings, reader: ReadingTask
 ) -> Beginning:  # fmt: skip
     """Reads the pictures of a request that is painted in `size`, a height and width. Raises RefusedError."""
     if len(asked.init_images) != 1:

@@ -18,7 +18,7 @@ from fewstep.serve.client_pictures import count_bytes
 from fewstep.serve.errors import RefusedError
 from fewstep.serve.jobs import PictureSpec
 from fewstep.serve.lora_tags import TaggedPrompt, split_tags
-from fewstep.serve.reading import Reader
+from fewstep.serve.reading import ReadingTask
 from fewstep.serve.sdapi_fields import ImageToImage, PaintingFields, TextToImage
 from fewstep.serve.sdapi_hires import accept_second, enlarge
 from fewstep.serve.sdapi_inpainting import Beginning, read_beginning
@@ -139,7 +139,7 @@ async def _finish(
     """Returns the client's picture with what was painted set into it, encoded."""
     needed, hold = count_bytes(begin.whole), Hold(service.budget)
 
-    def finish(reader: Reader) -> Image.Image:
+    def finish(reader: ReadingTask) -> Image.Image:
         with reader.budget.reserve(2 * needed, reader.check):
             return begin.finish(image)
 

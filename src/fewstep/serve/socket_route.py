@@ -30,7 +30,7 @@ from fewstep.serve.error_handlers import SOCKET
 from fewstep.serve.errors import RefusedError, to_refusal
 from fewstep.serve.jobs import PictureSpec
 from fewstep.serve.pages import Page
-from fewstep.serve.reading import Reader, ReadingPool
+from fewstep.serve.reading import ReadingPool, ReadingTask
 from fewstep.serve.sdapi_fields import Integer, Nullable, Number
 from fewstep.serve.service import PaintService
 from fewstep.serve.settings import ServerSettings
@@ -208,7 +208,7 @@ async def _paint(service: PaintService, socket: WebSocket, message: LiveRequest,
 
 
 def _read_pictures(
-    message: LiveRequest, size: tuple[int, int], settings: ServerSettings, reader: Reader
+    message: LiveRequest, size: tuple[int, int], settings: ServerSettings, reader: ReadingTask
 ) -> tuple[Image.Image, Image.Image | None]:  # fmt: skip
     """Returns the picture to start from and its mask where there is one, of a height and width. Raises RefusedError."""
     with open_pictures(settings, reader, image=message.image, mask=message.mask) as (sent, *masks):

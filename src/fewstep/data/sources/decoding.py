@@ -23,8 +23,8 @@ ENOUGH = 2.9
 """A JPEG is reduced as it is decoded while its shorter side stays this many times what it will be resized to. The
 result is then within 0.6 of 255 levels of that of the whole picture on average, and within 3 in 99 of 100 values."""
 _USUAL = PictureLimits()
-Reader = type[JpegImageFile] | type[PngImageFile] | type[WebPImageFile]
-_READERS: tuple[tuple[bytes, Reader], ...] = (
+PillowReader = type[JpegImageFile] | type[PngImageFile] | type[WebPImageFile]
+_READERS: tuple[tuple[bytes, PillowReader], ...] = (
     (b"\xff\xd8\xff", JpegImageFile),
     (b"\x89PNG\r\n\x1a\n", PngImageFile),
     (b"RIFF", WebPImageFile),
@@ -148,7 +148,7 @@ def _find_reduction(size: tuple[int, int], side: int) -> int:
     return next(fit, 1)
 
 
-def find_reader(content: bytes) -> Reader:
+def find_reader(content: bytes) -> PillowReader:
     """Returns Pillow's decoder for what begins with these bytes. Raises DroppedError where it is no picture."""
     reader = next((reader for mark, reader in _READERS if content.startswith(mark)), None)
     if reader is None:

@@ -11,7 +11,7 @@ from fewstep.data.sources.filters import Filters
 from fewstep.errors import UserError
 
 
-class World(Protocol):
+class DrawnWorld(Protocol):
     """Draws a captioned picture for every index."""
 
     def prompt(self, index: int, /) -> tuple[str, Any]:
@@ -29,7 +29,7 @@ class WorldExamples:
 
     noun: ClassVar[str]
     """Is what a key calls a picture."""
-    world: World
+    world: DrawnWorld
     count: int
 
     @property

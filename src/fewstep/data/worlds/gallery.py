@@ -18,7 +18,7 @@ from fewstep.data.worlds.gallery_scene import (
     Asked,
     GalleryPrompt,
     GalleryScene,
-    Thing,
+    GalleryThing,
     list_layouts,
 )
 
@@ -82,7 +82,7 @@ def draw_scene_attributes(rng: random.Random, split: Split) -> GalleryScene:
     """Draws a scene: number, things (all different), sizes, arrangement and ground, uniformly and independently."""
     names = [artwork.name for artwork in list_artworks(held_out=True)] if split == "held-out" else list_names()
     count = rng.choice(list(ARRANGEMENTS))
-    things = tuple(Thing(name, rng.choice(SIZES)) for name in rng.sample(names, count))
+    things = tuple(GalleryThing(name, rng.choice(SIZES)) for name in rng.sample(names, count))
     return GalleryScene(things, rng.choice(ARRANGEMENTS[count]), rng.choice(GROUNDS))
 
 
@@ -95,7 +95,7 @@ def draw_agreeing_scene(rng: random.Random, prompt: GalleryPrompt) -> GallerySce
         names = [each.name or rng.choice(group_by_kind().get(each.kind or "", list_names())) for each in asked]
         if len(set(names)) == len(names):
             break
-    things = [Thing(name, each.size or rng.choice(SIZES)) for name, each in zip(names, asked, strict=True)]
+    things = [GalleryThing(name, each.size or rng.choice(SIZES)) for name, each in zip(names, asked, strict=True)]
     return GalleryScene(tuple(things[i] for i in order), arrangement, prompt.ground or rng.choice(GROUNDS))
 
 

@@ -24,7 +24,7 @@ Distribution = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Thing:
+class GalleryThing:
     """One thing by its name and size."""
 
     name: str
@@ -35,7 +35,7 @@ class Thing:
 class GalleryScene:
     """One to three different things in an arrangement on a ground."""
 
-    things: tuple[Thing, ...]
+    things: tuple[GalleryThing, ...]
     arrangement: str
     ground: str
 
@@ -48,7 +48,7 @@ class Asked:
     kind: str | None = None
     size: str | None = None
 
-    def fits(self, thing: Thing) -> bool:
+    def fits(self, thing: GalleryThing) -> bool:
         """Tells whether that thing would do."""
         return (
             self.name in (None, thing.name)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from fewstep.evaluate.bench import Bench, Metric, Observer, keep_latents
 from fewstep.evaluate.columns import Column
-from fewstep.evaluate.painting import LATENTS, Kept
+from fewstep.evaluate.painting import LATENTS, PaintedCell
 
 _FILES = (
     "accuracy",
@@ -55,7 +55,7 @@ def list_observers() -> dict[str, Observer]:
     return {name_kept(metric.observe): metric.observe for metric in METRICS}
 
 
-def compute_columns(kept: Kept, bench: Bench) -> dict[str, float | None]:
+def compute_columns(kept: PaintedCell, bench: Bench) -> dict[str, float | None]:
     """Computes the values of all columns that the bench has a use for."""
     columns: dict[str, float | None] = {}
     for metric in METRICS:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.worlds.gallery_art import list_names
-from fewstep.data.worlds.gallery_scene import ARRANGEMENTS, AXES, GROUNDS, SIZES, GalleryScene, Thing
+from fewstep.data.worlds.gallery_scene import ARRANGEMENTS, AXES, GROUNDS, SIZES, GalleryScene, GalleryThing
 from fewstep.evaluate.bench import Bench, Metric, PaintedBatch
 from fewstep.evaluate.columns import Column
 from fewstep.evaluate.gallery_bench import GalleryJudge, describe_coverage, list_repeated
@@ -67,7 +67,7 @@ def to_scene(numbers: Sequence[int]) -> GalleryScene | None:
     if layout < 0:
         return None
     pairs = zip(things[::2], things[1::2], strict=True)
-    shown = tuple(Thing(list_names()[name], SIZES[size]) for name, size in pairs if name >= 0)
+    shown = tuple(GalleryThing(list_names()[name], SIZES[size]) for name, size in pairs if name >= 0)
     return GalleryScene(shown, LAYOUTS[layout], GROUNDS[ground])
 
 
