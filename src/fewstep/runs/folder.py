@@ -188,7 +188,8 @@ def claim_base(config: Any, card: StudentCard) -> None:
             # What is not in the configuration was that of a model that goes on, or the method's.
             phases = {"phases": list(card.phases)} if card.phases and not config.phases else {}
             followed = {} if card.followed_sha256 is None else {"followed_sha256": card.followed_sha256}
-            said = {"base": card.teacher, "sha256": card.teacher_sha256, **began, **phases, **followed}
+            taught = {} if card.learnt_words is None else {"learnt_words": list(card.learnt_words)}
+            said = {"base": card.teacher, "sha256": card.teacher_sha256, **began, **phases, **followed, **taught}
             draft.write_text(json.dumps(said, indent=2) + "\n")
     world.wait()
 

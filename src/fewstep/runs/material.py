@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from fewstep.data.latents import LatentSource
 from fewstep.data.shards.manifest import TRAJECTORIES, is_prepared, read_kind
@@ -41,6 +43,10 @@ class Material:
     """What was found, used and dropped of each source."""
     identity: str
     """Hash of what stands where."""
+    read_squares: Callable[[int], list[Image.Image]] = lambda _: []
+    """Reads that many of its pictures, from all over it, as they are cut; none where only their latents are there."""
+    read_captions: Callable[[int], Iterable[str]] = lambda _: ()
+    """Reads its first so many captions."""
     keep: Callable[[int], None] = lambda _: None
     """Keeps the account in the run folder, called after every update."""
 

@@ -29,6 +29,7 @@ from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import Engine, Offload
 from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pick_storage
 from fewstep.models.scheduler import Overrides, read_overrides
+from fewstep.models.vocabulary import parse_texts
 from fewstep.precision import Precision, Storage
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import BASE_FILE, CONFIG_FILE
@@ -197,6 +198,10 @@ class _Settings:
             raise UserError(f"{self._file} has phases {held!r:.60}; expected a list of whole numbers")
         return int(held[0])
 
+    def taught(self) -> tuple[str, ...] | None:
+        """Returns the words that the run teaches beyond those of its text encoder."""
+        return tuple(parse_texts(self._base.get("learnt_words"))) or None
+
     def method(self) -> NamedMethod:
         """Returns the consistency method, of what went on by another the one that it began by."""
         began = self._base.get("consistency")
@@ -243,7 +248,10 @@ def _make_pairs(named: dict[str, Tensor], alpha: float) -> Lora:
 def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCard:
     """Makes what would be recorded beside the weights, as far as painting asks for it."""
     if "skip" not in settings.held:
-        return StudentCard(name=name, method=STYLE_LORA, teacher=model.source, resolution=model.card.resolution)
+        return StudentCard(
+            name=name, method=STYLE_LORA, teacher=model.source, resolution=model.card.resolution,
+            learnt_words=settings.taught(),
+        )  # fmt: skip
     rank = settings.number("lora_rank", 0)
     makes_few_step = rank and not model.is_student
     notes_side = not rank and not model.network.says_side  # else the network says it
@@ -255,4 +263,5 @@ def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCar
         consistency=None if settings.method().name == "lcm" else settings.method().name,
         sampling_steps=settings.phase(),
         resolution=(int(settings.number("resolution", 0)) if notes_side else 0) or model.card.resolution,
+        learnt_words=settings.taught(),
     )  # fmt: skip
