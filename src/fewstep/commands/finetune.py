@@ -12,6 +12,7 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.finetune import Finetune
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
 from fewstep.runs.learning import make_trainable
+from fewstep.runs.material import check_data
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
 from fewstep.runs.trial import try_out
@@ -22,6 +23,7 @@ from fewstep.train.trainable import Trainable
 def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
+    check_data(config)
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     check_grid(config, model)
     material = open_run(config, model)

@@ -12,7 +12,7 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.learning import choose_frozen_dtype
-from fewstep.runs.material import forget_encoded, open_material
+from fewstep.runs.material import check_data, forget_encoded, open_material
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
 from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
@@ -23,6 +23,7 @@ from fewstep.train.lora_weights import LoraWeights
 def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
+    check_data(config)
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     refuse_others(config.out)
     material = open_material(config, model, run=config.out)

@@ -25,7 +25,7 @@ from fewstep.files import read_safetensors_header
 from fewstep.method.landing import ConsistencyFunction
 from fewstep.method.named import SAMPLERS
 from fewstep.method.sampling import sample_consistency
-from fewstep.models.card import CARD_FILE, LCM_LORA, MAX_STEPS, read_method
+from fewstep.models.card import CARD_FILE, LCM_LORA, MAX_STEPS, STYLE_LORA, read_method
 from fewstep.models.engines import with_engine
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
@@ -250,6 +250,8 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
     storage = pick_storage(device, engine, precision, offload)
     home = storage.home or storage.device
     model = load_latent_model(source, storage.device, base_config, overrides, storage.dtype, home)
+    if lora.is_file() and header.get("fewstep.method") == STYLE_LORA and len(loras) == 1:
+        check_painted_beside(model, lora.parent.parent if lora.parent.name == "model" else lora.parent)
     return finish_pipeline(model, loras, engine, tiny_decoder, precision, offload, home)
 
 
@@ -279,6 +281,18 @@ def finish_pipeline(
     if loras:
         model = with_loras(model, loras)
     return Pipeline(with_engine(settle(model, home, offload), engine, precision))
+
+
+def check_painted_beside(model: LatentModel, style: Path) -> None:
+    """Raises UserError where a style is to be painted with alone, on a base that is no few-step model."""
+    if model.is_few_step:
+        return
+    base = assets.find_name(model.source)
+    few_step = assets.SCENES_LCM if base == assets.SCENES else f"FEW-STEP, a few-step model of {base},"
+    raise UserError(
+        f"{style} is a style LoRA, which does not make {base} a few-step model; paint with both: --model {few_step} "
+        f"--lora {style}"
+    )
 
 
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:

@@ -12,11 +12,13 @@ from typing import Any
 from PIL import Image
 
 from fewstep.data.latents import LatentSource
+from fewstep.data.opening import check_pictures
 from fewstep.data.shards.manifest import TRAJECTORIES, is_prepared, read_kind
+from fewstep.data.sources.prompts import is_prompt_file
 from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
 from fewstep.parallel.world import current_world
-from fewstep.recipes.pictures import PictureOptions, TrainingConfig
+from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
 
 PICTURES = "pictures"
 _KINDS = {
@@ -65,6 +67,13 @@ def choose_side(config: PictureOptions, own: int, unit: int) -> int:
     if resolution % unit:
         raise UserError(f"resolution is {resolution}; the model needs a multiple of {unit}")
     return resolution
+
+
+def check_data(config: PictureOptions) -> None:
+    """Raises UserError where pictures that a configuration names are not there, before a model is loaded."""
+    for data in (config.data, *(split_weight(given)[0] for given in getattr(config, "mix", ()))):
+        if not is_prompt_file(data):
+            check_pictures(data)
 
 
 ENCODED = "encoded"

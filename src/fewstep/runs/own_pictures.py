@@ -32,6 +32,8 @@ Measured with the bundled one at 64 pixels, as root mean square: 0.016 on scenes
 0.074 to 0.32 on each of 19 photographs; 0.19 on the gallery's emoji.
 """
 _LOOKED_AT = 8
+_DRAWN_SIDE = 64
+"""Pixels in which both worlds are drawn."""
 _MOST_CAPTIONS = 20_000
 _WORLDS = (assets.SCENES, assets.GALLERY)
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ def warn_of_autoencoder(model: LatentModel, material: Material, run: Path | None
     Only a model that was taught one drawn world from scratch is asked: how well it holds that is the measure, and any
     other autoencoder was made for pictures of all kinds. Returns whether it was said.
     """
-    if not current_world().main or (own := _open_own_world(model, material.resolution)) is None:
+    if not current_world().main or (own := _open_own_world(model)) is None:
         return False
     if not (pictures := material.read_squares(_LOOKED_AT)):
         return False
@@ -89,13 +91,13 @@ def find_taught(model: LatentModel, material: Material) -> tuple[str, ...] | Non
     return tuple(sorted({*(model.card.learnt_words or ()), *new})) or None
 
 
-def _open_own_world(model: LatentModel, resolution: int) -> Source | None:
+def _open_own_world(model: LatentModel) -> Source | None:
     """Opens the drawn world that a model was taught, by the words that it knows; None where it was taught none."""
     vocabulary = find_vocabulary(model.conditioner)
     if vocabulary is None:
         return None
     for name in _WORLDS:
-        world = open_pictures(SourceRequest(data=name, resolution=resolution, count=_LOOKED_AT))
+        world = open_pictures(SourceRequest(data=name, resolution=_DRAWN_SIDE, count=_LOOKED_AT))
         if not vocabulary.find_unknown(world.caption(i) for i in range(_LOOKED_AT)):
             return world
     return None

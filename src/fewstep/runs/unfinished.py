@@ -28,16 +28,16 @@ from fewstep.models.lora.source import source_of
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import Engine, Offload
 from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pick_storage
+from fewstep.models.run_folder import CHECKPOINTS, CONFIG_FILE, find_run
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.vocabulary import parse_texts
 from fewstep.precision import Precision, Storage
 from fewstep.recipes.plain import read_config_file
-from fewstep.runs.folder import BASE_FILE, CONFIG_FILE
+from fewstep.runs.folder import BASE_FILE
 from fewstep.train.checkpoint import NUMBERS_FILE, TENSORS_FILE, Checkpoints, why_spoilt
 from fewstep.train.soundness import find_fault_in_values, read_numbers
 from fewstep.train.state import EXPORTED
 
-CHECKPOINTS = "checkpoints"
 _MOST = 2**31
 """No setting of a run comes near it."""
 logger = logging.getLogger(__name__)
@@ -66,6 +66,10 @@ def load_painter(  # noqa: PLR0913  # as load_pipeline
             source, device, loras, base_config, engine=engine, tiny_decoder=tiny_decoder, overrides=overrides,
             precision=precision, offload=offload, allow_download=allow_download,
         )  # fmt: skip
+    if loaded[checkpoint].card.method == STYLE_LORA and not loras and not loaded[checkpoint].is_few_step:
+        run = find_run(checkpoint.parent.parent)
+        said = run.describe() if run else str(source)
+        raise UserError(f"{said}; a style paints beside a few-step model, with --lora, once it has ended")
     home = storage.home or storage.device
     return finish_pipeline(loaded[checkpoint], loras, engine, tiny_decoder, precision, offload, home)
 
@@ -88,6 +92,8 @@ def find_checkpoint(source: Path, why_unfit: Callable[[Path], str | None] = lamb
     if not (source / CONFIG_FILE).is_file() or (source / "model").exists():
         return None
     newest = Checkpoints(source / CHECKPOINTS).newest(why_unfit)
+    if newest is None and (run := find_run(source)):
+        raise UserError(f"{run.describe()}, and paints from its first checkpoint on")
     if newest is None:
         settings = read_config_file(source / CONFIG_FILE)
         raise UserError(
