@@ -37,6 +37,7 @@ from fewstep.models.libraries import PRELOAD
 from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.workers import Workers, count_cores
 from fewstep.precision import name_dtype
+from fewstep.progress import report
 from fewstep.runs.folder import made_with
 
 GRID_COLUMNS = 8
@@ -126,6 +127,7 @@ class Evaluation:
             rows.append(row)
             pictures.append((f"{TITLES[cell.sampler]}, {cell.steps}", self._first(cell, kept)))
             print(f"{cell.sampler} {cell.steps}: {_summarise(row)}", file=sys.stderr, flush=True)
+            report("evaluation", number, len(cells))
         rows += self._beside
         painted = {"device": self.studio.device.type, "processes": processes, "threads_each": threads}
         results = {
