@@ -45,8 +45,8 @@ def main() -> None:
     )
 
     # Called again after Ctrl-C, this goes on from the last checkpoint, and ends in the same weights.
-    # `quiet` leaves the terminal to `progress`, which is told of every update.
-    run = fewstep.distill(config, progress=show_progress, quiet=True)
+    # `progress` is told of every update; with quiet=True nothing else would be written to the terminal.
+    run = fewstep.distill(config, progress=show_progress)
 
     log = run.read_log()
     print(f"loss: {log[0]['loss']:.4f} at update {log[0]['step']}, {log[-1]['loss']:.4f} at {log[-1]['step']}")
