@@ -171,7 +171,8 @@ def _run(name: str, arguments: list[str]) -> None:
         name = f"bench {rest.pop(0)}"
     command = COMMANDS.get(name)
     if command is None:
-        nearest = suggest_nearest(name, list(COMMANDS))
+        within = [each for each in COMMANDS if each.startswith(f"{name.partition(' ')[0]} ")]
+        nearest = f"; did you mean {' or '.join(within)}?" if within else suggest_nearest(name, list(COMMANDS))
         raise UserError(f"{name!r} is not a command; known: {', '.join(COMMANDS)}{nearest}")
     _silence_libraries()
     run = _load(command.run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from fewstep.data.buckets import describe_counts, list_buckets
 from fewstep.data.choices import Buckets
 from fewstep.data.reading import CropSettings, PictureReader
-from fewstep.errors import UserError
+from fewstep.errors import UserError, find_nearest
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.memory import GIB, MOMENTS, Need, need
 from fewstep.method.named import METHODS, MethodName, StatesName
@@ -66,8 +65,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.recipe not in named.MEMORY_GIB:
             known = [name for name in named.list_recipes("distill") if name in named.MEMORY_GIB]
-            close = difflib.get_close_matches(self.recipe, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            close = find_nearest(self.recipe, known)
+            hint = f"; did you mean {close}?" if close else ""
             raise UserError(f"recipe is {self.recipe}; full-size ones are {', '.join(known)}{hint}")
         if METHODS[self.method].states == "own" or METHODS[self.method].path == "data":
             raise UserError(f"method is {self.method}, whose updates are others than are counted here; give another")
