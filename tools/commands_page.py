@@ -12,19 +12,24 @@ import functools
 import importlib
 import re
 import textwrap
-import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from fewstep import arguments
 from fewstep.cli import COMMANDS
+from fewstep.helping import (
+    TITLES,
+    is_positional,
+    list_aliases,
+    read_all_help,
+    read_help,
+    say_type,
+    say_value,
+    spell_out,
+)
 from fewstep.recipes.named import RECIPES
 
-read_help = functools.cache(arguments.read_help)
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "commands.md"
 WIDTH = 120
 HEAD = """\
@@ -32,11 +37,10 @@ HEAD = """\
 
 <!-- tools/commands_page.py writes this page from the configuration dataclasses: change their docstrings instead. -->
 
-`fewstep COMMAND --help` prints the same in a terminal. An option that takes several values takes them one after the
-other (`--steps 1 2 4`); where it may be given several times, its help says so. `--guidance-scale` is diffusers'
-everywhere: 1 means no guidance.
+`fewstep COMMAND --help` prints the first of these in a terminal, `--help-all` all of them. An option that takes several
+values takes them one after the other (`--steps 1 2 4`); where it may be given several times, its help says so.
+`--guidance-scale` is diffusers' everywhere: 1 means no guidance.
 """
-_NUMBERS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: ""}
 
 
 def write_page() -> str:
@@ -60,7 +64,7 @@ def _write_command(name: str) -> Iterator[str]:
         fresh = [each for each in read_help(kind) if each not in written]
         written |= set(fresh)
         if fresh:
-            title = "Options" if kind is type(config) else _TITLES.get(kind.__name__, kind.__name__)
+            title = "Options" if kind is type(config) else TITLES.get(kind.__name__, kind.__name__)
             yield f"### {title} {{ #{anchor}-{_slug(title)} }}\n"
             yield from (_write_option(config, each, anchor) for each in fresh)
 
@@ -69,7 +73,7 @@ def _write_shared(config: Any, kind: type, other: str) -> str:
     """Says that a command takes all options of another, and which of their defaults are its own."""
     plain = kind()
     own = [
-        f"`{_option(field.name)} {_say_value(getattr(config, field.name))}`"
+        f"`{_option(field.name)} {say_value(getattr(config, field.name))}`"
         for field in dataclasses.fields(kind)
         if getattr(config, field.name) != getattr(plain, field.name)
     ]
@@ -94,7 +98,7 @@ def _write_recipes(name: str, config: Any) -> Iterator[str]:
     for recipe, make in RECIPES[name].items():
         made = make()
         own = {
-            field.name: _say_value(getattr(made, field.name))
+            field.name: say_value(getattr(made, field.name))
             for field in dataclasses.fields(config)
             if getattr(made, field.name) != getattr(config, field.name)
         }
@@ -106,14 +110,14 @@ def _write_recipes(name: str, config: Any) -> Iterator[str]:
 
 def _write_option(config: Any, name: str, anchor: str) -> str:
     hint = _read_hints(type(config))[name]
-    value, text = getattr(config, name), _mark_up(_read_all_help(type(config))[name])
-    positional = any(extra is tyro.conf.Positional for extra in typing.get_args(hint)[1:])
-    spelled = _say_type(hint) if positional else f"{_option(name)} {_say_type(hint)}".strip()
-    terms = [f"`{each}`" for each in (spelled, *_list_aliases(hint))]
+    value, text = getattr(config, name), _mark_up(read_all_help(type(config))[name])
+    first, *others = map(_option, spell_out(type(config), name))
+    spelled = say_type(hint) if is_positional(hint) else f"{first} {say_type(hint)}".strip()
+    terms = [f"`{each}`" for each in (spelled, *others, *list_aliases(hint))]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        inner = [f"`{_option(name)}.{each.replace('_', '-')}`" for each in _read_all_help(type(value))]
+        inner = [f"`{_option(name)}.{each.replace('_', '-')}`" for each in read_all_help(type(value))]
         text += f" Options: {', '.join(inner)}."
-    elif said := _say_value(value):
+    elif said := say_value(value):
         text += f" *Default:* `{said}`."
     body = textwrap.indent(_wrap(text, width=WIDTH - 4), "    ")
     return f"{', '.join(terms)} {{ #{anchor}-{name.replace('_', '-')} }}\n:{body[1:]}\n"
@@ -136,15 +140,6 @@ def _list_dataclasses(kind: type) -> list[type]:
     return [each for each in kind.__mro__ if dataclasses.is_dataclass(each) and read_help(each)]
 
 
-_TITLES = {
-    "Distill": "Distillation", "ConsistencyConfig": "How it learns", "TrainingConfig": "Training",
-    "PictureOptions": "Pictures", "TrajectoryOptions": "Trajectories", "LoopConfig": "The run",
-    "Optimisation": "Optimisation", "SingleFileOptions": "Single files", "Overrides": "What a model does not say",
-    "DeviceOptions": "Device", "PainterOptions": "Painting", "FewStepOptions": "Few-step model",
-    "LoraOptions": "LoRAs", "ModelOptions": "Model", "Comparison": "Comparison",
-}  # fmt: skip
-
-
 @functools.cache
 def _make_default(name: str) -> Any:
     """Makes a command's configuration with its defaults."""
@@ -153,43 +148,6 @@ def _make_default(name: str) -> Any:
         return type(next(iter(RECIPES[name].values()))())()
     module, _, found = place.partition(":")
     return getattr(importlib.import_module(f"fewstep.{module}"), found)()
-
-
-@functools.cache
-def _read_all_help(kind: type) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for each in reversed(_list_dataclasses(kind)):
-        texts |= read_help(each)
-    return texts
-
-
-def _say_type(hint: Any) -> str:
-    """Says what follows an option: its choices, or what kind of value."""
-    if typing.get_origin(hint) is Annotated:
-        hint = typing.get_args(hint)[0]
-    origin, items = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return "|".join(map(str, items))
-    if origin in (types.UnionType, typing.Union):
-        return _say_type(next(item for item in items if item is not type(None)))
-    if origin is tuple:
-        return f"{_say_type(items[0])} …" if items[-1] is Ellipsis else " ".join(map(_say_type, items))
-    return _NUMBERS.get(hint, "")
-
-
-def _list_aliases(hint: Any) -> list[str]:
-    extras = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
-    return [alias for extra in extras for alias in (getattr(extra, "aliases", None) or ())]
-
-
-def _say_value(value: Any) -> str:
-    if value is None or value in ("", ()):
-        return ""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return " ".join(_say_value(each) for each in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _option(name: str) -> str:

@@ -5,20 +5,17 @@ An option is a field of a configuration dataclass, and its help the docstring un
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
-import difflib
-import inspect
 import io
 import itertools
 import re
-import textwrap
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, find_nearest
+from fewstep.helping import read_all_help, spell, write_help
 
 if typing.TYPE_CHECKING:
     from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
@@ -29,31 +26,89 @@ _UNSET = ("", "''", "None")
 """Defaults, as tyro prints them, of options that mean nothing until they are given."""
 
 
+_MEANINGS = {
+    "cfg cfg_scale scale guidance w omega": "guidance_scale guidance_range",
+    "ckpt checkpoint model_path model_id pretrained_model_name_or_path pretrained base_model m": "model teacher base",
+    "output output_dir output_path outdir dir folder o save save_dir": "out",
+    "n num number images num_images num_pictures amount samples": "count n pictures",
+    "dataset data_dir dataset_name train_data_dir images_dir image_folder instance_data_dir input": "data",
+    "learning_rate": "lr",
+    "lr_scheduler scheduler": "lr_decay sampler",
+    "max_train_steps train_steps iterations num_steps num_train_steps max_steps epochs num_train_epochs updates":
+        "updates steps",
+    "train_batch_size bs batch": "batch_size",
+    "gradient_accumulation_steps gradient_accumulation grad_accum": "accumulation",
+    "rank network_dim r": "lora_rank",
+    "alpha network_alpha": "lora_alpha",
+    "fp16 bf16 half dtype mixed_precision torch_dtype": "precision",
+    "gpu gpus cuda cpu": "device processes",
+    "threads num_workers dataloader_num_workers": "workers read_ahead",
+    "negative neg neg_prompt n_prompt": "negative_prompt",
+    "text p caption": "prompt",
+    "image img init img2img input_image": "init_image",
+    "denoise denoising denoising_strength": "strength",
+    "lora_path lora_weights adapter": "lora",
+    "random_seed s": "seed",
+    "ema": "ema_decay",
+    "low_vram lowvram medvram cpu_offload": "offload",
+    "save_every save_steps checkpointing_steps": "checkpoint_every",
+    "validation_steps": "sample_every eval_every",
+    "center_crop": "crop",
+    "listen": "host",
+}  # fmt: skip
+"""Words that other tools say, by the options that mean the same; the first that a command has is suggested."""
+_SAID_INSTEAD = {
+    "width height size w h aspect image_size": ("resolution", "a model paints at the size that it was trained at"),
+    "resume resume_from_checkpoint continue": ("", "the same command again goes on where a run stopped"),
+    "verbose v debug quiet q": ("", "what is said is neither more nor less"),
+    "force overwrite yes y": ("", "nothing is overwritten; give another --out"),
+    "config": ("", "the config.yaml of an earlier run is the first word of a training"),
+    "token hub_token use_auth_token": ("", "the Hub's own client keeps the token: `hf auth login`"),
+}
+"""Words that no option stands for, with what helps: an option if the command has it, and a sentence."""
+
+
 def parse_arguments(
-    default: Any, arguments: list[str], program: str, recipe: str = "", description: str | None = None
+    default: Any, arguments: list[str], program: str, recipe: str = "", description: str | None = None, lone: str = ""
 ) -> Any:  # fmt: skip
-    """Returns `default` with the options of the command line. Raises UserError of one line for any mistake."""
+    """Returns `default` with the options of the command line; words that belong to none are the option `lone`'s, if it
+    is given. Raises UserError of one line for any mistake."""
     import tyro
 
+    if asked := {"-h", "--help", "--help-all"} & set(arguments):
+        print(write_help(default, program, description or str(type(default).__doc__), whole="--help-all" in asked))
+        raise SystemExit(0)
+    arguments = [_rename(type(default), word) for word in arguments]
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(list_options)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
+            parsed, unknown = tyro.cli(
                 type(default), default=default, args=arguments, prog=program + recipe, description=description,
-                registry=registry,
+                registry=registry, return_unknown_args=True,
             )  # fmt: skip
     except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-    message = _one_line(box.getvalue())
-    unknown = re.search(r"Unrecognized options: (\S+?)(?:,|$|\s)", message)
-    if unknown and unknown[1].startswith("-"):
-        options = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(default)]
-        given = unknown[1].split("=")[0].replace("_", "-")
-        raise UserError(f"{given} is not an option of `{program}`{suggest_nearest(given, options)}")
-    raise UserError(f"{message}; `{program} --help` lists the options")
+        raise UserError(f"{_one_line(box.getvalue())}; `{program} --help` lists the options") from stop
+    if not unknown:
+        return parsed
+    option = next((word for word in unknown if word.startswith("-")), None)
+    if option is None and lone:
+        # Several words without a space among them are one text that somebody forgot to quote.
+        texts = unknown if any(" " in word for word in unknown) else [" ".join(unknown)]
+        return dataclasses.replace(parsed, **{lone: (*getattr(parsed, lone), *texts)})
+    if option is None:
+        raise UserError(f"{unknown[0]!r:.60} belongs to no option; `{program} --help` lists the options")
+    names = [*getattr(type(default), "also_named", {}), *(field.name for field in dataclasses.fields(default))]
+    given = option.split("=")[0].replace("_", "-")
+    raise UserError(f"{given} is not an option of `{program}`{suggest_option(given, names)}")
+
+
+def _rename(kind: type, word: str) -> str:
+    """Returns an option under its own name, where it is given by another of `also_named`."""
+    option, equals, value = word.partition("=")
+    own = getattr(kind, "also_named", {}).get(option.removeprefix("--")) if option.startswith("--") else None
+    return word if own is None else f"{spell(own)}{equals}{value}"
 
 
 def find_option(arguments: list[str], name: str) -> str:
@@ -69,10 +124,26 @@ def find_option(arguments: list[str], name: str) -> str:
     return value
 
 
-def suggest_nearest(given: str, known: list[str]) -> str:
+def suggest_nearest(given: str, known: list[str], alike: float = 0.5) -> str:
     """Returns `; did you mean …?` for a word that is nearly one of those known, else nothing."""
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = find_nearest(given, known, alike)
+    return f"; did you mean {close}?" if close else ""
+
+
+def suggest_option(given: str, names: Sequence[str]) -> str:
+    """Returns `; did you mean --…?` or the like for what is no option of a command, by meaning before spelling.
+
+    `names` are the command's own, as Python has them.
+    """
+    word = given.strip("-").replace("-", "_")
+    if said := next((said for words, said in _SAID_INSTEAD.items() if word in words.split()), None):
+        option = "" if said[0] not in names else f"; give --{said[0]}"
+        return f": {said[1]}{option}"
+    meant = next((means for words, means in _MEANINGS.items() if word in words.split()), "").split()
+    for name in meant:
+        if name in names:
+            return f"; did you mean --{name.replace('_', '-')}?"
+    return suggest_nearest(given, [f"--{name.replace('_', '-')}" for name in names], 0.7)
 
 
 def list_options(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -85,25 +156,10 @@ def list_options(info: StructTypeInfo) -> StructConstructorSpec | None:
     if not dataclasses.is_dataclass(info.type) or not dataclasses.is_dataclass(info.default):
         return None
     hints = typing.get_type_hints(info.type, include_extras=True)
-    texts: dict[str, str] = {}
-    for kind in info.type.__mro__:
-        if dataclasses.is_dataclass(kind):
-            texts = {**texts, **{name: text for name, text in read_help(kind).items() if name not in texts}}
+    texts = read_all_help(info.type)
     names = sorted(texts, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     options = tuple(_option(name, hints[name], getattr(info.default, name), texts[name]) for name in names)
     return StructConstructorSpec(instantiate=typing.cast(Callable[..., Any], info.type), fields=options)
-
-
-def read_help(kind: type) -> dict[str, str]:
-    """Returns the docstring under each field that the class itself declares, as one paragraph."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(definition, ast.ClassDef)
-    texts = {}
-    for field, below in itertools.pairwise([*definition.body, ast.Pass()]):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
-            texts[field.target.id] = " ".join(str(text).split())
-    return texts
 
 
 def _option(name: str, hint: Any, default: Any, text: str) -> StructFieldSpec:
@@ -132,8 +188,20 @@ def _one_line(box: str) -> str:
 
 
 def _in_words(line: str) -> str:
-    """Returns Python's words for a bad number, which tyro hands on, as people's."""
+    """Returns what tyro and Python say of a value as people's words."""
     line = re.sub(r"Error parsing (\S+?/)?(--[\w-]+): ", r"\2: ", line)
     line = re.sub(r"no type matching .*<class '\w+'>: ", "", line)
     line = re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is not a whole number", line)
-    return re.sub(r"could not convert string to float: ('.*?')", r"\1 is not a number", line)
+    line = re.sub(r"could not convert string to float: ('.*?')", r"\1 is not a number", line)
+    line = re.sub(r"Could not find valid parse for arguments: \['(.*?)'.*\]", r"'\1' is not what it takes", line)
+    line = re.sub(r"Could not parse arguments \[(.*?)\] into .*", r"\1 are not the numbers that it takes", line)
+    line = re.sub(r"[Ii]nvalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*?),?\)", _say_choice, line)
+    return re.sub(r"Missing value for argument '(.*?)'\. Expected (\S+) values", _say_missing, line)
+
+
+def _say_choice(found: re.Match[str]) -> str:
+    return f"{found[2].split('/')[-1]} is '{found[1]}'; allowed: {found[3].replace(chr(39), '')}"
+
+
+def _say_missing(found: re.Match[str]) -> str:
+    return f"{found[1].split('/')[-1]} needs {'a value' if found[2] == '1' else f'{found[2]} values'}"

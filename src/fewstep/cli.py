@@ -44,6 +44,8 @@ class Command:
     """Whether several processes can do its work: together, as torchrun starts them, or each a part of its own."""
     owns_out: bool = False
     """Whether its `out` is a folder that nobody else may write into meanwhile."""
+    lone: str = ""
+    """The option that words belong to which stand alone."""
     paints: bool = False
     """Whether what it leaves in its `out` can be painted with."""
 
@@ -63,7 +65,8 @@ COMMANDS = {
         owns_out=True,
     ),
     "generate": Command(
-        "commands.generate:generate", "commands.generate:Generate", "paint pictures with a few-step model"
+        "commands.generate:generate", "commands.generate:Generate", "paint pictures with a few-step model",
+        lone="prompt",
     ),
     "combine": Command(
         "commands.combine:combine", "commands.combine:Combine", "combine LoRAs into one, or merge them into their base",
@@ -84,7 +87,8 @@ COMMANDS = {
     ),
     "plan": Command("commands.plan:plan", "commands.plan:Plan", "find the fastest settings that fit a GPU's memory"),
     "prepare": Command(
-        "commands.prepare:prepare", "commands.prepare:Prepare", "encode pictures, or walk a teacher, for many runs",
+        "commands.prepare:prepare", "recipes.prepare:default_prepare",
+        "encode pictures, or walk a teacher, for many runs",
         "; the same command goes on, and makes nothing twice", "apart",
     ),
     "serve": Command("commands.serve:serve", "commands.serve:Serve", "serve a web page and an HTTP API that paint"),
@@ -172,7 +176,7 @@ def _run(name: str, arguments: list[str]) -> None:
     _silence_libraries()
     run = _load(command.run)
     if command.config:
-        parsed = parse_arguments(_load(command.config)(), rest, f"fewstep {name}")
+        parsed = parse_arguments(_load(command.config)(), rest, f"fewstep {name}", lone=command.lone)
     else:
         parsed = parse_training(name, rest)
     count = getattr(parsed, "processes", 1)

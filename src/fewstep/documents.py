@@ -104,9 +104,34 @@ def load_yaml(file: Path) -> Any:
     except DocumentError:
         raise
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # numbers that are none, as `0x_`
-        raise DocumentError(f"it is no YAML that is read: {error}") from error
+        raise DocumentError(_explain_yaml(error)) from error
     _check_numbers(value)
     return value
+
+
+def _explain_yaml(error: Exception) -> str:
+    """Says in words where a text is no YAML, and what is wrong there."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or not problem:
+        return f"it is no YAML that is read: {error}"
+    said = next((words for begin, words in _YAML_PROBLEMS.items() if problem.startswith(begin)), problem)
+    return f"it is no YAML that is read: line {mark.line + 1}: {said}"
+
+
+_YAML_PROBLEMS = {
+    "mapping values are not allowed": "write one setting a line, as steps: 300; put a text with colons in quotes",
+    "did not find expected ',' or ']'": "a bracket [ is not closed",
+    "did not find expected ',' or '}'": "a brace { is not closed",
+    "expected ',' or ']'": "a bracket [ is not closed",
+    "expected ',' or '}'": "a brace { is not closed",
+    "found character that cannot start any token": "it begins with a tab or another letter that YAML keeps for itself; "
+    "indent with spaces",
+    "found character '\\t'": "it begins with a tab; indent with spaces",
+    "could not find expected ':'": "a setting is followed by a colon and a space, as in steps: 300",
+    "did not find expected key": "it stands at another depth than the lines above; all settings begin at the left",
+    "found unexpected end of stream": "a quotation mark is not closed",
+}
+"""What libyaml says of the mistakes that people make, by how it begins, in words."""
 
 
 def _plain_loader() -> Any:

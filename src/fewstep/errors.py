@@ -1,7 +1,9 @@
 """Exceptions that end a command with a message for the user, and how texts of strangers are shown."""
 
+import difflib
 import logging
 import re
+from collections.abc import Iterable
 
 SCREEN = 2000
 """Letters that a terminal shows at once, and the longest message."""
@@ -26,6 +28,21 @@ def show(text: object, most: int = SCREEN) -> str:
     if (more := len(shown) - most) > 0:
         shown = f"{shown[: most * 2 // 3]} … ({more:,} letters left out) … {shown[-most // 3 :]}"
     return _NOT_SHOWN.sub(lambda found: ascii(found[0])[1:-1], shown)
+
+
+def find_nearest(given: str, known: Iterable[str], alike: float = 0.5) -> str | None:
+    """Returns the word of those known that is spelt nearly as `given` and begins most like it; None where none is.
+
+    `alike` is the least similarity, by difflib's measure.
+    """
+    close = difflib.get_close_matches(given, list(known), 5, alike)
+
+    def count_shared(word: str) -> int:
+        """Counts the letters at the beginning that are the given word's too."""
+        pairs = enumerate(zip(word, given, strict=False))
+        return next((i for i, (one, other) in pairs if one != other), min(len(word), len(given)))
+
+    return max(close, key=count_shared, default=None)
 
 
 class ShownFormatter(logging.Formatter):

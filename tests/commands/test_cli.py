@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,18 +11,19 @@ import time
 import pytest
 from PIL import Image
 
-from fewstep.arguments import read_help
-from fewstep.cli import COMMANDS, _explain_end, main
+from fewstep.cli import COMMANDS, _explain_end, main, parse_training
 from fewstep.data.infotext import READ_AS_WORDS
 from fewstep.errors import UserError
+from fewstep.helping import FIRST, read_help
 from fewstep.models.pipeline import NO_PROMPT
 from fewstep.recipes.named import RECIPES
+from fewstep.recipes.plain import to_plain
 
 BAD_INPUT = {
     "missing folder": (("distill", "--teacher", "/no/such/folder"), "/no/such/folder is neither a folder"),
     "not a pipeline": (("distill", "--teacher", "{empty}"), "model_index.json is missing"),
     "missing pictures": (("distill", "--data", "/no/such/pictures"), "/no/such/pictures"),
-    "no such data": (("evaluate", "--data", "nope"), "data nope is not there"),
+    "no such data": (("evaluate", "--data", "nope"), "data folder nope does not exist; known worlds are"),
     "misspelt world": (("distill", "--data", "scenes-leanin"), "did you mean scenes-leaning?"),
     "strength of nothing": (("generate", "--prompt", "a", "--strength", "0.5"), "give --init-image too"),
     "mask of nothing": (("generate", "--prompt", "a", "--mask", "m.png"), "give the picture with --init-image too"),
@@ -40,8 +42,29 @@ BAD_INPUT = {
     "unknown recipe": (("distill", "scene"), "did you mean scenes?"),
     "not a number": (("distill", "--steps", "many"), "'many' is not a whole number"),
     "not a fraction": (("distill", "--lr", "much"), "'much' is not a number"),
-    "not a choice": (("distill", "--solver", "euler"), "invalid choice 'euler'"),
-    "missing value": (("distill", "--steps"), "Missing value"),
+    "not a choice": (("distill", "--solver", "euler"), "--solver is 'euler'; allowed: "),
+    "missing value": (("distill", "--steps"), "--steps needs a value"),
+    "a choice of other words": (("generate", "a", "--precision", "half"), "--precision is 'half'; allowed: auto, fp32"),
+    "a size": (("generate", "a", "--width", "512"), "a model paints at the size that it was trained at"),
+    "a size of a training": (("distill", "--width", "512"), "that it was trained at; give --resolution"),
+    "another tool's word": (("generate", "a", "--cfg", "3"), "did you mean --guidance-scale?"),
+    "another tool's word for updates": (("distill", "--max-train-steps", "3"), "did you mean --updates?"),
+    "going on": (("distill", "--resume"), "the same command again goes on where a run stopped"),
+    "one of two numbers": (("distill", "--guidance-range", "1"), "--guidance-range needs 2 values"),
+    "two that are no numbers": (("distill", "--guidance-range", "1", "x"), "are not the numbers that it takes"),
+    "numbers in one word": (("evaluate", "--steps", "1,2"), "'1,2' is not what it takes"),
+    "a recipe that is nearly one": (("distill", "sd16"), "did you mean sd15?"),
+    "no yaml": (("distill", "/no/such.yaml"), "/no/such.yaml does not exist; give the config.yaml of an earlier run"),
+    "a folder for a recipe": (("distill", "{empty}"), "is a folder; a run is repeated by its config.yaml"),
+    "too few to score": (("evaluate", "--n", "16"), "at least 20 are needed, and n itself twice the features"),
+    "no LoRA there": (("generate", "a", "--lora", "/no/such.safetensors"), "/no/such.safetensors does not exist"),
+    "no style's pictures": (("train-lora",), "data is not given: give --data, a folder of captioned pictures"),
+    "nothing to prepare": (("prepare",), "data is not given: give --data"),
+    "pictures before the model": (
+        ("distill", "scenes", "--teacher", "{empty}", "--data", "/no/such"),
+        "/no/such does not exist",
+    ),
+    "no CUDA": (("generate", "a", "--device", "cuda"), "device 'cuda' cannot be used here: torch "),
     "a stray word": (("distill", "scenes", "sd15"), "sd15"),
     "guidance outside its range": (("distill", "--guidance-scale", "12"), "guidance_range is 2 to 9"),
     "no prompt": (("generate",), "--prompt"),
@@ -64,7 +87,7 @@ BAD_INPUT = {
     "folder of something else": (("distill", "--out", "{full}"), "is not empty and holds no run of fewstep"),
     "broken yaml": (("distill", "{full}/broken.yaml"), "cannot be read as YAML"),
     "yaml of something else": (("distill", "{full}/other.yaml"), "sets colour, which Distill does not have"),
-    "wrong type in yaml": (("distill", "{full}/typed.yaml"), "steps is 'many'; expected one int"),
+    "wrong type in yaml": (("distill", "{full}/typed.yaml"), "steps is 'many'; expected a whole number"),
     "wrong choice in yaml": (
         ("distill", "{full}/choice.yaml"),
         "distance is 'l3'; allowed: auto, cauchy, huber, l2, root",
@@ -78,7 +101,10 @@ BAD_INPUT = {
         ("generate", "--prompt", "a", "--seed", "-1"),
         f"seed is -1; allowed: 0 to {2**63 - 1}",
     ),
-    "unknown device": (("distill", "--device", "meta"), "is not to be had here; give one of auto, cpu"),
+    "unknown device": (
+        ("distill", "--device", "meta"),
+        "it is no device that fewstep computes on; here give one of auto, cpu",
+    ),
     "stage seed": (("train-teacher", "--reader.seed", "3"), "all stages follow from --seed"),
     "demo of another teacher": (("demo", "--teacher", "/some/where"), "use `fewstep distill`"),
 }
@@ -128,8 +154,9 @@ def test_every_commands_seeds_are_from_0_to_63_bits():
 
 def test_an_empty_prompt_is_painted_with_a_word(tmp_path, capsys):
     main(["generate", "--prompt", "", "--steps", "1", "--out", str(tmp_path)])
-    said = capsys.readouterr().out.splitlines()
-    assert said == [f"warning: {NO_PROMPT}", str(tmp_path / "picture-seed0.png")]
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [str(tmp_path / "picture-seed0.png")]  # for whoever pipes the names on
+    assert f"warning: {NO_PROMPT}" in shown.err.splitlines()
 
 
 def test_what_clients_of_a1111_write_into_prompts_is_told_to_be_words(tmp_path, capsys):
@@ -137,7 +164,7 @@ def test_what_clients_of_a1111_write_into_prompts_is_told_to_be_words(tmp_path, 
     main(
         ["generate", *(word for each in prompts for word in ("--prompt", each)), "--steps", "1", "--out", str(tmp_path)]
     )
-    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert warned[:2] == [
         "warning: <lora:style:0.8> in the prompt is read as words; give LoRAs with --lora", f"warning: {READ_AS_WORDS}",
     ]  # fmt: skip
@@ -178,6 +205,7 @@ def test_help_of_a_command_explains_every_option(fewstep_command, command):
     assert done.returncode == 0
     assert "--out" in done.stdout
     assert done.stderr == ""
+    assert f"fewstep {command} --help-all" in done.stdout or command == "train-teacher"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -189,14 +217,49 @@ def test_every_option_has_a_sentence_of_its_own(name):
     assert [option for option, text in texts.items() if not text.endswith(".")] == []
 
 
+def read_shown(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments])
+    assert not stop.value.code
+    return capsys.readouterr().out
+
+
+def list_options(shown):
+    return re.findall(r"^  (--[\w.-]+)", shown, re.MULTILINE)
+
+
 def test_help_begins_with_what_is_read_and_names_no_empty_defaults(capsys):
-    with pytest.raises(SystemExit):
-        main(["generate", "--help"])
-    lines = capsys.readouterr().out
-    assert lines.index("--model") < lines.index("--out") < lines.index("--steps") < lines.index("--device")
-    assert "--guidance-scale FLOAT" in lines
+    lines = read_shown(capsys, "generate", "--help-all")
+    assert lines.index("--prompt") < lines.index("--out") < lines.index("--device")
+    assert "--guidance-scale X" in lines
     assert "None" not in lines
     assert "(default: )" not in lines
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_the_options_that_people_need_first_are_ten_at_most_and_there(name):
+    named = FIRST[name].split()
+    assert set(named) <= {field.name for field in dataclasses.fields(make_default(name))}
+    assert len(named) <= 10
+
+
+def test_help_shows_ten_and_help_all_every_option_in_groups(capsys):
+    few, whole = (read_shown(capsys, "distill", each) for each in ("--help", "--help-all"))
+    assert len(list_options(few)) == 10
+    assert "--updates N" in few
+    assert "(also --steps)" in few
+    fields = {field.name for field in dataclasses.fields(make_default("distill"))} - {"filters", "steps"}
+    assert {f"--{name.replace('_', '-')}" for name in fields} <= set(list_options(whole))
+    assert [title for title in ("Pictures:", "The run:", "Optimisation:") if f"\n{title}\n" not in whole] == []
+    assert "--filters.min-side" in whole
+
+
+def test_updates_is_steps_on_the_line_and_in_files(tmp_path):
+    for words in (["--updates", "7"], ["--updates=7"], ["--steps", "7"]):
+        assert parse_training("distill", ["scenes", *words]).steps == 7
+    (tmp_path / "c.yaml").write_text("updates: 9")
+    assert parse_training("distill", [str(tmp_path / "c.yaml")]).steps == 9
+    assert to_plain(parse_training("distill", ["scenes"]))["steps"] == 300
 
 
 def test_version(fewstep_command):

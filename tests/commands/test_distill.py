@@ -136,7 +136,7 @@ def test_generate_writes_pictures_that_say_what_made_them(random_student, tmp_pa
         "--num-inference-steps", 2, "--seed", 7, "--guidance-scale", 6, "--count", 2, "--out", tmp_path / "pictures",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (warned,) = (line for line in done.stdout.splitlines() if line.startswith("warning: "))
+    (warned,) = (line for line in done.stderr.splitlines() if line.startswith("warning: "))
     assert 'never learnt the words "ein", "grüner", "stern"' in warned
     paths = [Path(line) for line in done.stdout.splitlines() if line != warned]
     assert len(paths) == 4
@@ -151,7 +151,7 @@ def test_generate_writes_pictures_that_say_what_made_them(random_student, tmp_pa
         "generate", "--model", random_student / "model", "--prompt", prompt, "--steps", 2, "--seed", 7,
         "--guidance-scale", 6, "--out", tmp_path / "pictures", "--negative-prompt", "blurry", "--batch-size", 1,
     )  # fmt: skip
-    assert "warning: this model has guidance built in and ignores the negative prompt" in again.stdout
+    assert "warning: this model has guidance built in and ignores the negative prompt" in again.stderr
     second = Path(again.stdout.splitlines()[-1])
     assert second not in paths  # nothing is overwritten
     assert np.abs(np.asarray(Image.open(second), dtype=int) - np.asarray(expected)).max() <= 1

@@ -37,7 +37,7 @@ def test_torchruns_local_rank_and_the_workers_number_choose_it(monkeypatch, tmp_
 
     monkeypatch.setattr("fewstep.commands.prepare.pick_device", lambda _, number: number)
     monkeypatch.setattr("fewstep.commands.prepare.load_codec", lambda s, d, b: load(s, torch.device("cpu", d), b))
-    config = Prepare(model="scenes", pictures=4, out=tmp_path)
+    config = Prepare(model="scenes", data="scenes", pictures=4, out=tmp_path)
     with pytest.raises(AttributeError):  # a number is no device: it was passed on
         EncodingStudio(config, 3)
     monkeypatch.setenv("LOCAL_RANK", "2")
@@ -69,7 +69,9 @@ def watch_threads(reading):
 def test_pictures_are_read_by_threads_while_others_are_encoded_and_become_the_same(tmp_path):
     held = []
     for threads in (0, 3):
-        config = Prepare(model="scenes", pictures=20, batch_size=3, out=tmp_path / str(threads), read_ahead=threads)
+        config = Prepare(
+            model="scenes", data="scenes", pictures=20, batch_size=3, out=tmp_path / str(threads), read_ahead=threads
+        )
         config.out.mkdir()
         studio = EncodingStudio(config)
         if threads:  # as on a GPU
@@ -85,7 +87,23 @@ def test_pictures_are_read_by_threads_while_others_are_encoded_and_become_the_sa
 
 def test_the_rate_of_each_stage_is_told(tmp_path, capsys):
     start_server()  # that workers are forked from, too
-    main(["prepare", "--model", "scenes", "--pictures", "6", "--workers", "2", "--part", "3", "--out", str(tmp_path)])
+    main(
+        [
+            "prepare",
+            "--model",
+            "scenes",
+            "--data",
+            "scenes",
+            "--pictures",
+            "6",
+            "--workers",
+            "2",
+            "--part",
+            "3",
+            "--out",
+            str(tmp_path),
+        ]
+    )
     said = capsys.readouterr().out
     assert re.search(
         r"pictures a second: decode [\d.]+, encode [\d.]+, write [\d.]+ \(of one thread or process\), [\d.]+ in all",

@@ -30,8 +30,8 @@ def tour(random_teacher, random_student, fewstep_command, tmp_path_factory):
             "--sample-every", 2,
         ),
         "style": run(
-            "train-lora", "scenes", "--model", random_teacher, "--out", folder / "style", *SMALL, "--lr", 0.1,
-            "--ema-decay", 0, "--warmup-steps", 0,
+            "train-lora", "scenes", "--model", random_teacher, "--data", "scenes-leaning",
+            "--out", folder / "style", *SMALL, "--lr", 0.1, "--ema-decay", 0, "--warmup-steps", 0,
         ),
         "tuned": run(
             "finetune", "scenes", "--model", random_student / "model", "--data", "scenes-leaning",

@@ -81,19 +81,21 @@ def test_an_earlier_checkpoint_and_a_spoilt_one(lora_run, tmp_path, capsys):
 def test_a_run_without_a_checkpoint_says_when_it_writes_one(lora_run, tmp_path):
     going = unfinished(lora_run, tmp_path)
     shutil.rmtree(going / "checkpoints")
-    with pytest.raises(UserError, match="has not ended and has no checkpoint yet; it writes one every 1 updates"):
+    with pytest.raises(UserError, match="that stopped before its first checkpoint; it goes on with: fewstep "):
         load_painter(going, "cpu")
 
 
 def test_a_style_that_is_being_trained_is_painted_with_an_lcm_lora(random_teacher, style_run, lora_run, tmp_path):
     going = unfinished(style_run, tmp_path)
     lcm = parse_lora(str(lora_run))
-    with pytest.raises(UserError, match="is a teacher, not a few-step model"):
+    with pytest.raises(UserError, match=r"is a train-lora run that stopped at update .* beside a few-step model"):
         load_painter(going, "cpu")
     styled = load_painter(going, "cpu", [lcm])
     asked = load_painter(random_teacher, "cpu", [lcm, parse_lora(str(style_run))])
     assert np.abs(paint(styled) - paint(asked)).max() <= 1
-    with pytest.raises(UserError, match=r"is a run that has not ended; .* by --model"):
+    with pytest.raises(
+        UserError, match=r"that stopped at update .* it goes on with: .*; paint with it as it is by --model"
+    ):
         parse_lora(f"{going}:0.5")
 
 

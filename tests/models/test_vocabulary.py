@@ -63,7 +63,8 @@ def test_python_names_unknown_words_with_the_nearest_and_what_can_be_asked(bundl
 
 def test_the_command_names_them_on_one_line(tmp_path, capsys):
     generate(Generate(prompt=("a cat",), steps=1, out=tmp_path / "pictures"))
-    first, second = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr()
+    (first,), (second,) = (each.splitlines() for each in (shown.err, shown.out))
     assert first.startswith('warning: this model\'s text encoder never learnt the word "cat"; it knows: a, above, ')
     assert second.endswith("a-cat-seed0.png")
     (listed,) = (line for line in describe(assets.scenes_lcm()) if line.startswith("words that it knows: "))

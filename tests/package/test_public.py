@@ -38,7 +38,7 @@ def test_evaluate_can_be_called_whatever_was_imported_before(tmp_path):
     ("command", "recipe", "settings", "message"),
     [
         ("distill", "scenes", {"stepz": 3}, "sets stepz, which Distill does not have"),
-        ("distill", "scenes", {"steps": "3"}, "steps is '3'; expected one int"),
+        ("distill", "scenes", {"steps": "3"}, "steps is '3'; expected a whole number"),
         ("distill", "scenes", {"steps": 0}, "steps is 0; it must be at least 1"),
         ("distill", "scenez", {}, "did you mean scenes?"),
         ("paint", "scenes", {}, "'paint' has no configuration here"),

@@ -50,7 +50,18 @@ def runs() -> dict[str, list[Any]]:
         found[f"{family}-finetune"] = ["finetune", "scenes", "--model", family, *mini]
     for recipe in ("scenes", "scenes-lora"):
         found[recipe] = ["distill", recipe, *_ALIKE, "--pictures", 8]
-    found["style"] = ["train-lora", *_ALIKE[:-4], "--device", "cpu", "--pictures", 8, "--lora-rank", 4]
+    found["style"] = [
+        "train-lora",
+        "--data",
+        "scenes-leaning",
+        *_ALIKE[:-4],
+        "--device",
+        "cpu",
+        "--pictures",
+        8,
+        "--lora-rank",
+        4,
+    ]
     return found
 
 

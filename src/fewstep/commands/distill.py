@@ -14,7 +14,7 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
 from fewstep.runs.learning import make_trainable
-from fewstep.runs.material import choose_resolution
+from fewstep.runs.material import check_data, choose_resolution
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
@@ -46,6 +46,7 @@ def distill(config: Distill) -> None:
 def load_teacher(config: Distill) -> LatentModel:
     """Loads the teacher, frozen. Raises UserError for a model that is already few-step, or of another family."""
     check_given(config, "teacher", "data")
+    check_data(config)
     teacher = load_latent_model(config.teacher, pick_device(config.device), config.base_config, config)
     if teacher.is_few_step:
         raise UserError(f"{config.teacher} is already a few-step model; give the teacher that it was made from")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
 
 from fewstep.commands.distill import distill
 from fewstep.data.draws import check_seed
@@ -14,6 +17,7 @@ from fewstep.models.card import MAX_STEPS, StudentCard, read_card
 from fewstep.models.hub import check_asked
 from fewstep.models.model_files import find_exported
 from fewstep.models.options import DeviceOptions, ModelOptions
+from fewstep.models.run_folder import find_run
 from fewstep.models.scheduler import read_overrides
 from fewstep.recipes.choosing import choose_recipe
 from fewstep.recipes.distill import Distill
@@ -27,6 +31,8 @@ class Export(ModelOptions, DeviceOptions):
 
     It is `fewstep distill --method pcm --follow MODEL`, which has more settings.
     """
+
+    also_named: ClassVar[Mapping[str, str]] = MappingProxyType({"updates": "steps"})
 
     model: str = ""
     """The any-step model: the folder of its run, or of the model itself."""
@@ -64,6 +70,9 @@ class Export(ModelOptions, DeviceOptions):
 def export(config: Export) -> None:
     """Distils the LoRA into `config.out / "model"`."""
     check_given(config, "model")
+    run = find_run(config.model)
+    if run and not run.ended:
+        raise UserError(f"{run.describe()}; a LoRA is made of it once it has ended")
     folder = Path(find_exported(config.model))
     if not folder.is_dir():
         raise UserError(f"{config.model} is not a folder of a run or of a model; give one by any-step")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fewstep.errors import UserError
 from fewstep.method.paths import DataPath
 from fewstep.models.card import LCF, LCM_LORA
@@ -10,7 +12,9 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.finetune import Finetune
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
 from fewstep.runs.learning import make_trainable
+from fewstep.runs.material import check_data
 from fewstep.runs.observers import Observed, make_observers
+from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
 from fewstep.train.trainable import Trainable
@@ -19,12 +23,15 @@ from fewstep.train.trainable import Trainable
 def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
+    check_data(config)
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     check_grid(config, model)
     material = open_run(config, model)
     if material is None:
         return None
+    warn_of_autoencoder(model, material, None if config.dry_run else config.out)
     student = make_student(config, model)
+    student.card = dataclasses.replace(student.card, learnt_words=find_taught(model, material))
     task = make_task(config, student, DataPath(model.schedule), model, material.latents())
     if config.dry_run:
         return try_out(config, student, task, material.count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ class Generate(PainterOptions):
     steps: Annotated[int | None, tyro.conf.arg(aliases=["--num-inference-steps"])] = None
     """Network evaluations per picture. By default as many as the model says that it wants, or 4."""
     guidance_scale: float | None = None
-    """Guidance scale in diffusers' convention (1 is no guidance). By default the model's own."""
+    """Guidance scale: 1 is no guidance, and more follows the prompt more strictly (diffusers' number). A few-step model
+    was trained for a range, outside of which it warns, and has a default in it; `fewstep inspect` prints both. Where
+    guidance is built in, no other value has an effect."""
     init_image: Path | None = None
     """Picture to start from; its middle square is taken. By default pictures start from noise."""
     strength: float = 0.8
@@ -91,15 +94,15 @@ class Generate(PainterOptions):
 def generate(config: Generate) -> None:
     """Writes one PNG for each picture and prints its name."""
     if not config.prompt:
-        raise UserError('nothing to paint: give --prompt "…"')
+        raise UserError('nothing to paint: give --prompt "a red star", or the prompt alone')
+    init_image = None if config.init_image is None else read_picture(config.init_image)
+    mask = None if config.mask is None else read_picture(config.mask, "RGBA")
     pipeline = load_painter(
         config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config,
         engine=config.engine, tiny_decoder=config.tiny_decoder, overrides=config, precision=config.precision,
         offload=config.offload, allow_download=config.allow_download,
     )  # fmt: skip
     pipeline.use_sampler(config.sampler)
-    init_image = None if config.init_image is None else read_picture(config.init_image)
-    mask = None if config.mask is None else read_picture(config.mask, "RGBA")
     strength = config.strength if init_image else 1.0
     steps = max(1, min(pipeline.steps, pipeline.most_steps(strength))) if config.steps is None else config.steps
     config = dataclasses.replace(config, steps=steps)
@@ -107,7 +110,7 @@ def generate(config: Generate) -> None:
     pipeline.jumps(steps, strength)
     prompts = [prompt for prompt in config.prompt for _ in range(config.count)]
     for message in dict.fromkeys(each for prompt in config.prompt for each in warn_of_commands(prompt)):
-        print(show(f"warning: {message}"), flush=True)
+        print(show(f"warning: {message}"), file=sys.stderr, flush=True)
     said: set[str] = set()
     try:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -137,7 +140,7 @@ def _tell(caught: Sequence[warnings.WarningMessage], said: set[str]) -> None:
     told = dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning)
     for message in told:
         if message not in said:
-            print(show(f"warning: {message}"), flush=True)
+            print(show(f"warning: {message}"), file=sys.stderr, flush=True)
     said.update(told)
 
 

@@ -26,12 +26,11 @@ from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.families.single_file import read_statements
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
 from fewstep.models.model_files import INDEX, TOKENIZER_CONFIG, find_file, read_json
+from fewstep.models.run_folder import CHECKPOINTS, CONFIG_FILE
 from fewstep.models.vocabulary import parse_vocabulary
 from fewstep.recipes.plain import read_config_file
 from fewstep.roots import open_regular
 from fewstep.runs.advice import advise_lora, advise_painting
-from fewstep.runs.folder import CONFIG_FILE
-from fewstep.runs.unfinished import CHECKPOINTS
 from fewstep.train.checkpoint import Checkpoints
 
 _MOST_ENTRIES = 200
@@ -192,6 +191,8 @@ def _describe_run(folder: Path) -> Iterator[str]:
     elif checkpoints:
         yield f'paint with its newest checkpoint: fewstep generate --model {shlex.quote(str(folder))} --prompt "…"'
     command = next((command for name, command in _COMMAND_BY_SETTING.items() if name in settings), None)
+    if command and not (folder / "model").is_dir():
+        yield f"go on: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out {shlex.quote(str(folder))}"
     if command:
         yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
     yield from _list_entries([*settings.items()])

@@ -24,10 +24,11 @@ from fewstep.models.loading import load_codec, pick_device
 from fewstep.models.prepared_latents import made_of
 from fewstep.recipes.prepare import Prepare
 from fewstep.runs.lock import hold_folder
-from fewstep.runs.material import choose_side
+from fewstep.runs.material import check_data, choose_side
 from fewstep.runs.picture_material import open_source
 from fewstep.runs.preparing import Part, Stages, Studio, check_readable, fill, make_row
 from fewstep.runs.walking import WalkingStudio
+from fewstep.train.config import check_given
 
 _BATCHES_AHEAD = 2
 _PART = 10_000
@@ -35,6 +36,8 @@ _PART = 10_000
 
 def prepare(config: Prepare) -> None:
     """Fills `config.out`, and prints how much was used and dropped."""
+    check_given(config, "model", "data")
+    check_data(config)
     studio: Studio = WalkingStudio(config) if config.trajectories else EncodingStudio(config)
     print(*studio.notes, sep="\n", end="\n" if studio.notes else "", flush=True)
     made_of = json.dumps(studio.made_of, sort_keys=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fewstep.diffusion.flow import Flow
 from fewstep.models.card import STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
@@ -10,7 +12,8 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.learning import choose_frozen_dtype
-from fewstep.runs.material import forget_encoded, open_material
+from fewstep.runs.material import check_data, forget_encoded, open_material
+from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
 from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
@@ -20,6 +23,7 @@ from fewstep.train.lora_weights import LoraWeights
 def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
+    check_data(config)
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     refuse_others(config.out)
     material = open_material(config, model, run=config.out)
@@ -28,11 +32,12 @@ def train_lora(config: TrainLora) -> None:
         forget_encoded(config.out)  # where the end of the run was cut short
         return
     keep = claim_data(config, material.account, material.identity)
+    warn_of_autoencoder(model, material, config.out)
     null_cond = model.conditioner.null()
     frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model)
     style = LoraWeights(
         model,
-        make_card(config, model),
+        dataclasses.replace(make_card(config, model), learnt_words=find_taught(model, material)),
         ema=config.ema_decay > 0,
         checkpointing=config.gradient_checkpointing,
         frozen=frozen,

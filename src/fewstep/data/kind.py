@@ -35,3 +35,5 @@ class SourceKind:
     """Tells from the value of `--data` alone, without opening anything, whether it names a source of this kind."""
     open: Callable[[SourceRequest], Source]
     """Opens the source, and prints what was dropped if anything can be. Raises UserError where nothing can be used."""
+    check: Callable[[str], None] = lambda _: None
+    """Raises UserError at once where the value of `--data` names nothing that is there."""

@@ -27,6 +27,11 @@ def each_kind() -> Iterator[SourceKind]:
     return (importlib.import_module(module).KIND for module in _KINDS)
 
 
+def check_pictures(data: str) -> None:
+    """Raises UserError where `--data` names nothing that is there, before anything that takes time."""
+    next(kind for kind in each_kind() if kind.recognises(data)).check(data)
+
+
 def open_pictures(request: SourceRequest) -> Source:
     """Opens what `request.data` names. Raises UserError where that does not exist or holds nothing that can be used."""
     return next(kind for kind in each_kind() if kind.recognises(request.data)).open(request)

@@ -18,6 +18,11 @@ from fewstep.models.options import FewStepOptions
 from fewstep.precision import Precision
 from fewstep.train.config import check_not_negative, check_values
 
+LEAST_PICTURES = 20
+"""Pictures that a kernel distance needs."""
+READER_FEATURES = 64
+"""Features of the bundled worlds' readers, which a Fréchet distance needs twice as many pictures as."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(FewStepOptions):
@@ -81,8 +86,13 @@ class Evaluate(FewStepOptions):
     def __post_init__(self) -> None:
         check_values(self)
         check_not_negative(self, "n_unseen", "n_repeated", "batch_size", "workers")
-        if self.n < 20 or self.n_tuning < 20:
-            raise UserError(f"n is {self.n} and n_tuning {self.n_tuning}; a kernel distance needs at least 20")
+        for name in ("n", "n_tuning"):
+            if (count := getattr(self, name)) < LEAST_PICTURES:
+                more = (
+                    f", and n itself twice the features of the extractor: {2 * READER_FEATURES} for the bundled worlds"
+                    if name == "n" else ""
+                )  # fmt: skip
+                raise UserError(f"{name} is {count}; at least {LEAST_PICTURES} are needed{more}")
         check_seed(self.seed, self.n + 100_000_000)
         if not self.steps or not all(1 <= steps <= TEACHER_STEPS for steps in self.steps):
             raise UserError(f"steps are {_listed(self.steps)}; allowed: 1 to {TEACHER_STEPS}")

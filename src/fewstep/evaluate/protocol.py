@@ -10,6 +10,7 @@ from typing import Any
 from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import is_vacant, remove_abandoned, write_whole
+from fewstep.models.run_folder import find_run
 
 RESULTS_FILE = "results.json"
 
@@ -65,7 +66,9 @@ def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> bool:
         remove_abandoned(out)
         return True
     if not is_vacant(out):
-        raise UserError(f"{out} is not empty and holds no evaluation; choose another --out")
+        run = find_run(out)
+        holds = "is not empty and holds no evaluation" if run is None else f"is {run.kind}"
+        raise UserError(f"{out} {holds}; choose another --out")
     with write_whole(file) as draft:
         draft.write_text(json.dumps(made_of, indent=2) + "\n")
     return False

@@ -11,6 +11,7 @@ import torch
 
 from fewstep import assets
 from fewstep.data.kind import SourceRequest
+from fewstep.data.opening import check_pictures
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench
@@ -19,6 +20,7 @@ from fewstep.evaluate.cell import Cell, Painter, painter_of
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.metrics import list_observers
 from fewstep.evaluate.painting import paint_part, part_file, parts_of
+from fewstep.evaluate.worlds import find_world
 from fewstep.models.card import StudentCard, read_card
 from fewstep.models.extractors import load_extractor
 from fewstep.models.family import LatentModel
@@ -26,6 +28,7 @@ from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.source import parse_lora, source_of
 from fewstep.models.pipeline import load_pipeline
+from fewstep.models.run_folder import find_run
 from fewstep.models.scheduler import read_overrides
 from fewstep.precision import choose_dtype
 
@@ -45,12 +48,17 @@ class EvaluationStudio:
     def __init__(self, config: Evaluate, number: int = 0) -> None:
         """`number` is that of the process, each of which has a GPU of its own as long as there are some."""
         self.config = config
+        if config.data and find_world(config.data) is None:
+            check_pictures(config.data)
         self.device = pick_device(config.device, number)
         loras = [parse_lora(given) for given in config.lora]
         self.card = _find_card(config.model)
         self.teacher_source = config.teacher or self.card.teacher or (config.model if config.lora else "")
         self.data = config.data or self.card.data or ""
         for name, value in (("teacher", self.teacher_source), ("data", self.data)):
+            run = None if value else find_run(config.model)
+            if run and not run.ended:
+                raise UserError(f"{run.describe()}; a run is scored once it has ended")
             if not value:
                 raise UserError(f"{config.model} does not say its {name}: give --{name}")
         base_config = config.base_config or self.card.base_config or ""

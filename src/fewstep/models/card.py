@@ -95,6 +95,8 @@ class StudentCard:
     """Names what a stock pipeline of a flow calls its guidance, where that is not `guidance_scale`."""
     sigmas: dict[str, list[float]] | None = None
     """Lists what a stock pipeline of a flow is to be given as `sigmas`, by the number of steps."""
+    learnt_words: tuple[str, ...] | None = None
+    """Lists words that its text encoder does not know, and captions of its trainings taught."""
     others: dict[str, Any] = field(default_factory=dict)
     """Keeps the entries of a file that another version wrote, as they are."""
 
@@ -110,7 +112,7 @@ class StudentCard:
         known = {name: value for name, value in values.items() if value is not None}
         if self.guidance_range is not None:
             known["guidance_range"] = list(self.guidance_range)
-        for name in ("phases", "base_lora"):
+        for name in ("phases", "base_lora", "learnt_words"):
             if (listed := getattr(self, name)) is not None:
                 known[name] = list(listed)
         return known | self.others
@@ -153,7 +155,7 @@ def make_card(content: dict[str, Any], source: str) -> StudentCard:
     for name, (fits, wanted) in _WANTED.items():
         if name in values and not fits(values[name]):
             raise UserError(f"{source} has {name} {values[name]!r:.60} in {CARD_FILE}; expected {wanted}")
-    for name in ("guidance_range", "phases", "base_lora"):
+    for name in ("guidance_range", "phases", "base_lora", "learnt_words"):
         if name in values:
             values[name] = tuple(values[name])
     return StudentCard(**values, others={name: value for name, value in content.items() if name not in names})
@@ -195,7 +197,7 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "guidance_range": (_lists(is_number, 2), "two numbers"),
     "sampling_steps": (_is_count, f"1 to {MAX_STEPS}"),
     "phases": (_lists(_is_count), "a list of whole numbers"),
-    "base_lora": (_lists(_is_text), "a list of texts"),
+    **dict.fromkeys(("base_lora", "learnt_words"), (_lists(_is_text), "a list of texts")),
     "stock_scale": (is_number, "a number"),
     **dict.fromkeys(("stock_loras", "stock_large"), (lambda value: type(value) is bool, "true or false")),
     "stock_settings": (_names_switches, "an object of true and false"),

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from fewstep.parallel.world import current_world
 
 logger = logging.getLogger(__name__)
 _CHUNK = 64
+_QUIET_SECONDS = 10.0
+"""How long nothing is said of encoding where no terminal shows a bar."""
 _TENSORS, _REST = "encoded.safetensors", "encoded.json"
 
 
@@ -76,7 +79,11 @@ def encode_pictures(model: LatentModel, reading: PictureReader) -> Encoded:
     sizes: list[Sizes] = [(0,) * 6] * len(reading)
     rows: list[list[int]] = [[]] * len(reading)
     reasons = [""] * len(reading)
-    bar = track(chunks, f"encoding {len(reading)} pictures", console=console, disable=not console.is_terminal)
+    title = f"encoding {len(reading):,} pictures"
+    bar = track(chunks, title, console=console, disable=not console.is_terminal)
+    done, said = 0, time.perf_counter()
+    if not console.is_terminal:
+        logger.info(title)
     for chunk, part in zip(chunks, reading.read_in_turn(bar), strict=True):
         for held, found in zip((mean, std), model.codec.encode(to_pixels([each.image for each in part])), strict=True):
             flat = found.flatten(1).cpu()
@@ -84,6 +91,10 @@ def encode_pictures(model: LatentModel, reading: PictureReader) -> Encoded:
         for i, square in zip(chunk, part, strict=True):
             sizes[i], reasons[i] = square.sizes, square.reason
             rows[i] = [numbers.setdefault(caption, len(numbers)) for caption in square.captions]
+        done += len(chunk)
+        if not console.is_terminal and time.perf_counter() - said > _QUIET_SECONDS:
+            said = time.perf_counter()
+            logger.info(f"encoding {done:,} of {len(reading):,} pictures")
     return Encoded(
         mean=mean, std=std, rows=rows, reasons=reasons, text=encode_captions(model.conditioner, list(numbers)),
         sizes={name: value.cpu() for name, value in model.conditioner.tell_sizes(sizes).items()},

@@ -37,15 +37,28 @@ def _pick_device(name: str) -> torch.device:
                 return device
             raise RuntimeError(device.type)
         except (RuntimeError, AssertionError) as error:
-            there = [
-                *(["cuda"] if torch.cuda.is_available() else []),
-                *(["mps"] if torch.backends.mps.is_available() else []),
-            ]
-            said = ", ".join(["auto", "cpu", *there])
-            raise UserError(f"device {name!r} is not to be had here; give one of {said}") from error
+            raise UserError(f"device {name!r:.60} cannot be used here: {_explain_device(name)}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _explain_device(name: str) -> str:
+    """Says why torch has no device of that name here, and what to give."""
+    there = ["auto", "cpu"]
+    there += ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    kind = name.partition(":")[0]
+    if kind == "cuda" and torch.cuda.is_available():
+        why = f"there are {torch.cuda.device_count()} GPUs, counted from 0"
+    elif kind in ("cuda", "gpu") and torch.version.cuda is None and torch.version.hip is None:
+        why = f"torch {torch.__version__} was built without CUDA; install torch's build for CUDA"
+    elif kind in ("cuda", "gpu"):
+        why = "torch finds no GPU; nvidia-smi tells whether the driver does"
+    elif kind == "mps":
+        why = "it is the GPU of Apple's machines, and torch finds none"
+    else:
+        why = "it is no device that fewstep computes on"
+    return f"{why}; here give one of {', '.join(there)}"
 
 
 def load_latent_model(

@@ -10,6 +10,7 @@ from typing import Any
 
 from fewstep import assets, documents
 from fewstep.errors import UserError
+from fewstep.models.run_folder import find_run
 from fewstep.roots import OutsideError, Root
 
 INDEX = "model_index.json"
@@ -69,6 +70,8 @@ MODEL_WANTED = (
 def read_index(folder: Path, source: str | Path) -> dict[str, Any]:
     """Reads the model_index.json of the model that `source` names. Raises UserError where there is none."""
     if not (folder / INDEX).exists():
+        if run := find_run(folder):
+            raise UserError(f"{run.describe()}; here a whole model is needed: {MODEL_WANTED}")
         raise UserError(f"{source} is not a pipeline: {INDEX} is missing; {MODEL_WANTED}")
     return read_json(folder / INDEX, f"{source} is not a pipeline")
 

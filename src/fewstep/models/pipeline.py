@@ -25,7 +25,7 @@ from fewstep.files import read_safetensors_header
 from fewstep.method.landing import ConsistencyFunction
 from fewstep.method.named import SAMPLERS
 from fewstep.method.sampling import sample_consistency
-from fewstep.models.card import CARD_FILE, LCM_LORA, MAX_STEPS, read_method
+from fewstep.models.card import CARD_FILE, LCM_LORA, MAX_STEPS, STYLE_LORA, read_method
 from fewstep.models.engines import with_engine
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
@@ -41,7 +41,7 @@ from fewstep.models.options import Engine, Offload
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
-from fewstep.models.vocabulary import find_vocabulary
+from fewstep.models.vocabulary import WORDS, find_vocabulary, read_taught
 from fewstep.precision import Precision, Storage, choose_dtype, name_dtype
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
@@ -90,7 +90,7 @@ class Pipeline:
         """Used when none is given, in diffusers' convention."""
         self.steps = DEFAULT_STEPS if steps is None else steps
         """Used when none are given."""
-        self.vocabulary = find_vocabulary(model.conditioner)
+        self.vocabulary = find_vocabulary(model.conditioner, model.card.learnt_words or ())
         """The words that can be asked for; None where the model reads any."""
         self.precision = name_dtype(model.network.backbone.dtype)
         """What the network is kept and computes in."""
@@ -250,6 +250,8 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
     storage = pick_storage(device, engine, precision, offload)
     home = storage.home or storage.device
     model = load_latent_model(source, storage.device, base_config, overrides, storage.dtype, home)
+    if lora.is_file() and header.get("fewstep.method") == STYLE_LORA and len(loras) == 1:
+        check_painted_beside(model, lora.parent.parent if lora.parent.name == "model" else lora.parent)
     return finish_pipeline(model, loras, engine, tiny_decoder, precision, offload, home)
 
 
@@ -281,6 +283,18 @@ def finish_pipeline(
     return Pipeline(with_engine(settle(model, home, offload), engine, precision))
 
 
+def check_painted_beside(model: LatentModel, style: Path) -> None:
+    """Raises UserError where a style is to be painted with alone, on a base that is no few-step model."""
+    if model.is_few_step:
+        return
+    base = assets.find_name(model.source)
+    few_step = assets.SCENES_LCM if base == assets.SCENES else f"FEW-STEP, a few-step model of {base},"
+    raise UserError(
+        f"{style} is a style LoRA, which does not make {base} a few-step model; paint with both: --model {few_step} "
+        f"--lora {style}"
+    )
+
+
 def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> LatentModel:
     """Returns `model` with θ + Σ λ_i·ΔW_i in place of θ; an LCM-LoRA among them makes it a few-step model.
 
@@ -301,13 +315,19 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     for i, (file, (_, scale)) in enumerate(zip(files, loras, strict=True)):
         for line in (file.matched(), *file.notes):
             logger.info(line)
-        if held and file.note("teacher_sha256") not in (None, held):
-            logger.info(f"note: {file.source} was made for other weights than those of {model.source}")
+        if held and file.note("teacher_sha256") not in (None, held, model.card.teacher_sha256):
+            logger.info(
+                f"note: {file.source} was made for other weights than those of {assets.find_name(model.source)}"
+            )
         attach(model.parts, file.pairs, f"lora{i}", scale)
         if file is told:
             model.network.load_end(file.end, f"lora{i}", scale)
         for word, vectors in file.embeddings.items():
             model.conditioner.add_word(word, vectors)
+    taught = {*(model.card.learnt_words or ()), *(word for file in files for word in read_taught(file.note(WORDS)))}
+    model = dataclasses.replace(
+        model, card=dataclasses.replace(model.card, learnt_words=tuple(sorted(taught)) or None)
+    )  # fmt: skip
     if model.is_few_step:
         if again := next((file for file in files if file.note("method") == LCM_LORA), None):
             logger.warning(
@@ -321,6 +341,8 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     if card.shift is not None:  # whatever the base's own is
         model.network.schedule = Flow(model.schedule.num_steps, card.shift)
     name = card.name or name_of(Path(makes.source))
-    card = dataclasses.replace(card, name=name, resolution=model.card.resolution)
+    card = dataclasses.replace(
+        card, name=name, resolution=model.card.resolution, learnt_words=model.card.learnt_words
+    )  # fmt: skip
     scheduler = {**model.scheduler_config, "original_inference_steps": grid}
     return dataclasses.replace(model, card=card, scheduler_config=scheduler)

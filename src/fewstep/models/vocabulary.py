@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fewstep.documents import parse_json
 from fewstep.errors import show
 from fewstep.models.conditioner import Conditioner
 
@@ -101,24 +102,35 @@ def record_words(tokenizer: Any, captions: Sequence[str]) -> None:
 
 def parse_vocabulary(config: Mapping[str, Any]) -> Vocabulary | None:
     """Returns what a tokenizer's configuration lists, made sure of; None where it lists no words that are words."""
-    words, examples = (_parse_texts(config.get(name)) for name in (WORDS, EXAMPLES))
+    words, examples = (parse_texts(config.get(name)) for name in (WORDS, EXAMPLES))
     if not words or not all(_PIECE.fullmatch(word) and word == word.lower() for word in words):
         return None
     return Vocabulary(tuple(sorted(words)), tuple(examples[:_EXAMPLES]))
 
 
-def _parse_texts(given: object) -> list[str]:
+def read_taught(text: str | None) -> list[str]:
+    """Returns the words that the header of a LoRA says its captions taught; none where it lists none that are words."""
+    try:
+        return parse_texts(parse_json(text or "null"))
+    except ValueError:
+        return []
+
+
+def parse_texts(given: object) -> list[str]:
+    """Returns a list of short texts that can be shown, of what a file holds; an empty one where it is anything else."""
     texts = given if isinstance(given, list) and len(given) <= _MOST_WORDS else []
     right = all(isinstance(each, str) and len(each) <= _MOST_LETTERS and show(each) == each for each in texts)
     return texts if right else []
 
 
-def find_vocabulary(conditioner: Conditioner) -> Vocabulary | None:
-    """Returns the words that a model knows; None where one of those who read for it reads any word."""
+def find_vocabulary(conditioner: Conditioner, taught: Iterable[str] = ()) -> Vocabulary | None:
+    """Returns the words that a model knows, with those that its trainings `taught`; None where one of those who read
+    for it reads any word."""
     found = [parse_vocabulary(reader.tokenizer.init_kwargs) for reader in conditioner.readers]
     known = [each for each in found if each is not None]
     if not known or len(known) < len(found):
         return None
     added = {word for reader in conditioner.readers for word in getattr(reader, "words", ())}
     words = {word for each in known for word in each.words}
+    words |= {piece for word in taught for piece in _PIECE.findall(word.lower())}
     return Vocabulary(tuple(sorted(words)), known[0].examples, tuple(sorted(added)))

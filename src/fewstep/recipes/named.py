@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewstep.diffusion.prediction import Parameterisation
-from fewstep.errors import UserError
+from fewstep.errors import UserError, find_nearest
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import Finetune, default_finetune
@@ -224,8 +223,10 @@ def find_recipe(name: str, command: str = "distill") -> Any:
         if fitting and command not in fitting:
             raise UserError(f"{name} is of a run of another command; give it to `fewstep {fitting[0]}`")
         return from_file(kinds[command], name)
-    close = difflib.get_close_matches(name, recipes, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    close = find_nearest(name.lower(), recipes)
+    hint = f"; did you mean {close}?" if close else ""
+    if Path(name).is_dir():
+        raise UserError(f"{name} is a folder; a run is repeated by its config.yaml: {Path(name) / 'config.yaml'}")
     raise UserError(
         f"{name!r} is not a recipe; known: {', '.join(recipes)}, or the config.yaml of an earlier run{hint}"
     )

@@ -11,6 +11,11 @@ from typing import Any, TypeVar
 from fewstep.documents import load_yaml
 from fewstep.errors import UserError
 
+_NAMES = {
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path, as text",
+    types.NoneType: "nothing",
+}  # fmt: skip
+"""What people call the types of settings."""
 MADE_WITH = "made_with"
 """The key under which a run's versions stand beside its configuration."""
 T = TypeVar("T")
@@ -20,6 +25,8 @@ def read_config_file(file: Path) -> dict[str, Any]:
     """Reads the fields of a configuration that an earlier run wrote. Raises UserError where the file holds none."""
     try:
         values = load_yaml(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist; give the config.yaml of an earlier run") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as YAML ({' '.join(str(error).split())[:160]})") from error
     if not isinstance(values, dict):
@@ -55,6 +62,7 @@ def from_plain(kind: type[T], values: dict[str, Any], source: object) -> T:
     Raises UserError, which names `source`, for an unknown field and for a value of another type.
     """
     hints = typing.get_type_hints(kind)
+    values = {getattr(kind, "also_named", {}).get(name, name): value for name, value in values.items()}
     unknown = sorted(values.keys() - hints.keys())
     if unknown:
         raise UserError(f"{source} sets {', '.join(unknown)}, which {kind.__name__} does not have")
@@ -88,4 +96,4 @@ def _convert(wanted: Any, value: Any, what: str) -> Any:
         return Path(value)
     elif type(value) is wanted:
         return value
-    raise UserError(f"{what} is {value!r}; expected one {wanted.__name__}")
+    raise UserError(f"{what} is {value!r:.80}; expected {_NAMES.get(wanted, 'something else')}")

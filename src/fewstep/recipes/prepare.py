@@ -98,6 +98,11 @@ class Prepare(PictureOptions, TrajectoryOptions, ModelOptions, DeviceOptions):
             raise UserError(f"phases are {self.phases}; expected numbers from 1 to {MAX_STEPS}")
 
 
+def default_prepare() -> Prepare:
+    """Returns the command's defaults: it asks which pictures are meant."""
+    return Prepare(data="")
+
+
 def _check_unset(config: Prepare, names: set[str], why: str) -> None:
     """Raises UserError where one of these settings is not as it is by default."""
     for field in dataclasses.fields(Prepare):

@@ -17,8 +17,8 @@ class TrainLora(TrainingConfig):
     model: str = assets.SCENES
     """The model to train the LoRA on: `scenes` (bundled), a diffusers folder (docs/families.md), a
     single-file checkpoint or a Hub id."""
-    data: str = assets.SCENES_LEANING
-    """Captioned pictures of the style, in any form that `fewstep distill` takes."""
+    data: str = ""
+    """Captioned pictures of the style, in any form that `fewstep distill` takes; try `scenes-leaning` (bundled)."""
     out: Path = Path("runs/style")
     """Run folder. Give the same command again to resume an interrupted run."""
     lora_rank: int = 16

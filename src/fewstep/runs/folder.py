@@ -18,12 +18,14 @@ from fewstep.errors import UserError
 from fewstep.files import is_vacant, remove_abandoned, write_whole
 from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
+from fewstep.models.run_folder import CONFIG_FILE, find_run, name_command
 from fewstep.parallel.world import current_world
 from fewstep.recipes.plain import MADE_WITH, read_config_file, to_plain
 from fewstep.train.config import NOT_THE_RUN
 
-CONFIG_FILE = "config.yaml"
 BASE_FILE = "base.json"
+_FIXED = ("lora_rank", "optimizer")
+"""Settings on which the shapes in a checkpoint depend, so that a run keeps them."""
 
 
 def refuse_others(out: Path) -> None:
@@ -34,7 +36,9 @@ def refuse_others(out: Path) -> None:
     if not current_world().main:
         return
     if not (out / CONFIG_FILE).exists() and not is_vacant(out):
-        raise UserError(f"{out} is not empty and holds no run of fewstep; choose another --out")
+        run = find_run(out)
+        holds = "is not empty and holds no run of fewstep" if run is None else f"is {run.kind}"
+        raise UserError(f"{out} {holds}; choose another --out")
 
 
 def claim_run_folder(out: Path, config: Any) -> None:
@@ -55,13 +59,21 @@ def _claim(out: Path, config: Any) -> None:
     changing = wanted.pop("change", ())
     if file.exists():
         # What an earlier version did not have yet was as it is by default.
-        held = {**to_plain(type(config)()), **read_config_file(file)}
+        read = read_config_file(file)
+        _check_kind(out, read, wanted)
+        held = {**to_plain(type(config)()), **read}
         held.pop("change", None)
         for each in (held, wanted):
             _name_values(each)
         names = sorted((held.keys() | wanted.keys()) - set(NOT_THE_RUN))
         different = [name for name in names if held.get(name) != wanted.get(name)]
         refused = [name for name in different if name not in changing]
+        if kept := [name for name in different if _is_kept(name, held, wanted)]:
+            said = "; ".join(f"{name} is {held.get(name)} there and {wanted.get(name)} here" for name in kept)
+            raise UserError(
+                f"{out} already holds another run, and what it has learnt fits no other: {said}; choose another --out, "
+                f"or give {'them' if len(kept) > 1 else 'it'} as there"
+            )
         if refused:
             said = "; ".join(f"{name} is {held.get(name)} there and {wanted.get(name)} here" for name in refused)
             raise UserError(
@@ -83,6 +95,25 @@ def _claim(out: Path, config: Any) -> None:
         _write(file, wanted)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); fix that, or choose another --out") from error
+
+
+def _check_kind(out: Path, said: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UserError where a folder is of a run of another command."""
+    there, here = name_command(dict(said)), name_command(dict(wanted))
+    if there and here and there != here:
+        raise UserError(f"{out} is a {there} run, and this is `fewstep {here}`; choose another --out")
+
+
+def _is_kept(name: str, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Tells whether a setting in which two runs differ is one that a run cannot change: what it has kept would not
+    fit."""
+    one, other = held.get(name), wanted.get(name)
+    if name in ("ema_decay", "target_decay"):  # there is an average, or none
+        return bool(one) != bool(other)
+    if name == "method":
+        methods = [METHODS.get(str(each)) for each in (one, other)]
+        return len({each.told_end for each in methods if each is not None}) > 1
+    return name in _FIXED
 
 
 def _list_helpers(settings: Mapping[str, Any]) -> str:
@@ -188,7 +219,8 @@ def claim_base(config: Any, card: StudentCard) -> None:
             # What is not in the configuration was that of a model that goes on, or the method's.
             phases = {"phases": list(card.phases)} if card.phases and not config.phases else {}
             followed = {} if card.followed_sha256 is None else {"followed_sha256": card.followed_sha256}
-            said = {"base": card.teacher, "sha256": card.teacher_sha256, **began, **phases, **followed}
+            taught = {} if card.learnt_words is None else {"learnt_words": list(card.learnt_words)}
+            said = {"base": card.teacher, "sha256": card.teacher_sha256, **began, **phases, **followed, **taught}
             draft.write_text(json.dumps(said, indent=2) + "\n")
     world.wait()
 

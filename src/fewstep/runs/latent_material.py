@@ -46,6 +46,7 @@ def describe_shards(
         captions=[shards.read_row(*shards.locate(i)).caption for i in range(min(captions, len(shards)))],
         account={config.data: shards.report},
         identity=shards.hash_contents(),
+        read_captions=lambda most: (shards.read_row(*shards.locate(i)).caption for i in range(min(most, len(shards)))),
     )
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from fewstep.data.latents import LatentSource
+from fewstep.data.opening import check_pictures
 from fewstep.data.shards.manifest import TRAJECTORIES, is_prepared, read_kind
+from fewstep.data.sources.prompts import is_prompt_file
 from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
 from fewstep.parallel.world import current_world
-from fewstep.recipes.pictures import PictureOptions, TrainingConfig
+from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
 
 PICTURES = "pictures"
 _KINDS = {
@@ -41,6 +45,10 @@ class Material:
     """What was found, used and dropped of each source."""
     identity: str
     """Hash of what stands where."""
+    read_squares: Callable[[int], list[Image.Image]] = lambda _: []
+    """Reads that many of its pictures, from all over it, as they are cut; none where only their latents are there."""
+    read_captions: Callable[[int], Iterable[str]] = lambda _: ()
+    """Reads its first so many captions."""
     keep: Callable[[int], None] = lambda _: None
     """Keeps the account in the run folder, called after every update."""
 
@@ -59,6 +67,13 @@ def choose_side(config: PictureOptions, own: int, unit: int) -> int:
     if resolution % unit:
         raise UserError(f"resolution is {resolution}; the model needs a multiple of {unit}")
     return resolution
+
+
+def check_data(config: PictureOptions) -> None:
+    """Raises UserError where pictures that a configuration names are not there, before a model is loaded."""
+    for data in (config.data, *(split_weight(given)[0] for given in getattr(config, "mix", ()))):
+        if not is_prompt_file(data):
+            check_pictures(data)
 
 
 ENCODED = "encoded"

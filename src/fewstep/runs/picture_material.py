@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fewstep.data.buckets import describe_counts
 from fewstep.data.kind import SourceRequest
@@ -76,7 +77,21 @@ def open_kind(
         captions=words,
         account=account,
         identity=reading.hash_contents(),
+        read_squares=lambda most: _read_squares(reading, most),
+        read_captions=lambda most: _read_captions(sources, most),
     )
+
+
+def _read_squares(reading: PictureReader, most: int) -> list[Image.Image]:
+    """Reads pictures that lie evenly over all sources, without those that cannot be read."""
+    count = len(reading)
+    squares = (reading.read(i * count // min(most, count)) for i in range(min(most, count)))
+    return [square.image for square in squares if not square.reason]
+
+
+def _read_captions(sources: Sequence[Source], most: int) -> Iterator[str]:
+    """Yields the captions of the first pictures of each source."""
+    return (_caption(source, i) for source in sources for i in range(min(most, len(source))))
 
 
 def _open(config: TrainingConfig, data: str, resolution: int) -> Source:

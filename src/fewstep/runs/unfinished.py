@@ -28,15 +28,16 @@ from fewstep.models.lora.source import source_of
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import Engine, Offload
 from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pick_storage
+from fewstep.models.run_folder import CHECKPOINTS, CONFIG_FILE, find_run
 from fewstep.models.scheduler import Overrides, read_overrides
+from fewstep.models.vocabulary import parse_texts
 from fewstep.precision import Precision, Storage
 from fewstep.recipes.plain import read_config_file
-from fewstep.runs.folder import BASE_FILE, CONFIG_FILE
+from fewstep.runs.folder import BASE_FILE
 from fewstep.train.checkpoint import NUMBERS_FILE, TENSORS_FILE, Checkpoints, why_spoilt
 from fewstep.train.soundness import find_fault_in_values, read_numbers
 from fewstep.train.state import EXPORTED
 
-CHECKPOINTS = "checkpoints"
 _MOST = 2**31
 """No setting of a run comes near it."""
 logger = logging.getLogger(__name__)
@@ -65,6 +66,10 @@ def load_painter(  # noqa: PLR0913  # as load_pipeline
             source, device, loras, base_config, engine=engine, tiny_decoder=tiny_decoder, overrides=overrides,
             precision=precision, offload=offload, allow_download=allow_download,
         )  # fmt: skip
+    if loaded[checkpoint].card.method == STYLE_LORA and not loras and not loaded[checkpoint].is_few_step:
+        run = find_run(checkpoint.parent.parent)
+        said = run.describe() if run else str(source)
+        raise UserError(f"{said}; a style paints beside a few-step model, with --lora, once it has ended")
     home = storage.home or storage.device
     return finish_pipeline(loaded[checkpoint], loras, engine, tiny_decoder, precision, offload, home)
 
@@ -87,6 +92,8 @@ def find_checkpoint(source: Path, why_unfit: Callable[[Path], str | None] = lamb
     if not (source / CONFIG_FILE).is_file() or (source / "model").exists():
         return None
     newest = Checkpoints(source / CHECKPOINTS).newest(why_unfit)
+    if newest is None and (run := find_run(source)):
+        raise UserError(f"{run.describe()}, and paints from its first checkpoint on")
     if newest is None:
         settings = read_config_file(source / CONFIG_FILE)
         raise UserError(
@@ -197,6 +204,10 @@ class _Settings:
             raise UserError(f"{self._file} has phases {held!r:.60}; expected a list of whole numbers")
         return int(held[0])
 
+    def taught(self) -> tuple[str, ...] | None:
+        """Returns the words that the run teaches beyond those of its text encoder."""
+        return tuple(parse_texts(self._base.get("learnt_words"))) or None
+
     def method(self) -> NamedMethod:
         """Returns the consistency method, of what went on by another the one that it began by."""
         began = self._base.get("consistency")
@@ -243,7 +254,10 @@ def _make_pairs(named: dict[str, Tensor], alpha: float) -> Lora:
 def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCard:
     """Makes what would be recorded beside the weights, as far as painting asks for it."""
     if "skip" not in settings.held:
-        return StudentCard(name=name, method=STYLE_LORA, teacher=model.source, resolution=model.card.resolution)
+        return StudentCard(
+            name=name, method=STYLE_LORA, teacher=model.source, resolution=model.card.resolution,
+            learnt_words=settings.taught(),
+        )  # fmt: skip
     rank = settings.number("lora_rank", 0)
     makes_few_step = rank and not model.is_student
     notes_side = not rank and not model.network.says_side  # else the network says it
@@ -255,4 +269,5 @@ def _make_card(settings: _Settings, model: LatentModel, name: str) -> StudentCar
         consistency=None if settings.method().name == "lcm" else settings.method().name,
         sampling_steps=settings.phase(),
         resolution=(int(settings.number("resolution", 0)) if notes_side else 0) or model.card.resolution,
+        learnt_words=settings.taught(),
     )  # fmt: skip

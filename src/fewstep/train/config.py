@@ -7,8 +7,10 @@ import hashlib
 import json
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self
 
 from fewstep.data.draws import check_seed
 from fewstep.errors import UserError
@@ -55,7 +57,12 @@ def check_given(config: Any, *names: str) -> None:
     """Raises UserError where a recipe leaves one of these fields to the command line, and it is not there."""
     for name in names:
         if not getattr(config, name):
-            raise UserError(f"this recipe has no {name} of its own: give --{name}")
+            examples = {
+                "data": "a folder of captioned pictures, or the name of a bundled world, such as scenes",
+                "teacher": "a diffusers folder, a single file or a Hub id",
+                "model": "a diffusers folder, a single file or a Hub id",
+            }
+            raise UserError(f"{name} is not given: give --{name}, {examples.get(name, 'which has no default')}")
 
 
 def check_between(config: Any, low: float, high: float, *names: str) -> None:
@@ -100,6 +107,9 @@ class Optimisation:
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(Optimisation):
     """How long a run is and how it goes on; its optimisation is that of every role which has none of its own."""
+
+    also_named: ClassVar[Mapping[str, str]] = MappingProxyType({"updates": "steps"})
+    """Other names of settings, which people are told first."""
 
     steps: int = 1000
     """Updates of the weights."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from fewstep.data.sources.places import Place
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.data.worlds.scene import LOOKS
-from fewstep.errors import UserError
+from fewstep.errors import UserError, find_nearest
 
 _SHARDS = (".tar", ".parquet", ".arrow")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -175,14 +174,19 @@ def _is_pattern(place: str) -> bool:
     return "*" in urls.strip_query(place)
 
 
+def check_named(data: str) -> None:
+    """Raises UserError where a path that is no pattern does not exist, as a misspelt world's name does not."""
+    if not (Path(data).exists() or _URL_OR_PATTERN.intersection(data)):
+        worlds = (*LOOKS, assets.GALLERY, assets.GALLERY_TWEMOJI)
+        close = find_nearest(data, worlds, 0.6)
+        hint = f"; did you mean {close}?" if close else f"; known worlds are {', '.join(worlds)}"
+        raise UserError(f"data folder {data} does not exist{hint}")
+
+
 def open_own_pictures(request: SourceRequest) -> Source:
     """Opens the pictures and prints how many are used and dropped. Raises UserError where none can be used."""
     data = request.data
-    if not (Path(data).exists() or _URL_OR_PATTERN.intersection(data)):
-        worlds = (*LOOKS, assets.GALLERY, assets.GALLERY_TWEMOJI)
-        close = difflib.get_close_matches(data, worlds, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; known worlds are {', '.join(worlds)}"
-        raise UserError(f"data folder {data} does not exist{hint}")
+    check_named(data)
     if is_prepared(Path(data)):
         raise UserError(f"{data} holds latents, but pictures are needed here; give those that it was prepared from")
     selection = dataclasses.replace(request.selection, limits=PictureLimits(side=request.resolution))
@@ -191,4 +195,4 @@ def open_own_pictures(request: SourceRequest) -> Source:
     return source
 
 
-KIND = SourceKind(recognises=lambda _: True, open=open_own_pictures)
+KIND = SourceKind(recognises=lambda _: True, open=open_own_pictures, check=check_named)

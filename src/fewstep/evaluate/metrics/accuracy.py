@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fewstep.evaluate.bench import Bench, Metric, PaintedBatch
-from fewstep.evaluate.bootstrap import bootstrap_interval
+from fewstep.evaluate.bootstrap import share_interval
 from fewstep.evaluate.columns import Column
 
 ACCURACY = Column(
@@ -36,9 +36,9 @@ def read_as_stated(batch: PaintedBatch) -> Tensor | None:
 
 
 def compute_accuracy(correct: Tensor, bench: Bench) -> dict[str, float | None]:
-    """Computes the share that is correct, with its 95 % bootstrap interval; apart from it that of the unseen pairs."""
+    """Computes the share that is correct, with its 95 % interval; apart from it that of the unseen pairs."""
     main, unseen = correct[bench.roster.main_part].double(), correct[bench.roster.unseen_part].double()
-    low, high = bootstrap_interval(main)
+    low, high = share_interval(main)
     return {
         "prompt_accuracy": float(main.mean()),
         "prompt_accuracy_low": low,

@@ -22,6 +22,7 @@ from fewstep.models.lora.file import Lora, write_lora
 from fewstep.models.readme import write_model_card
 from fewstep.models.scheduler import read_overrides
 from fewstep.models.stock_scheduler import describe_sampling, make_scheduler, stock_scale
+from fewstep.models.vocabulary import WORDS
 
 _TEACHERS_SCHEDULER = "DDIMScheduler"
 """The class of a scheduler whose configuration does not name one of diffusers'."""
@@ -120,6 +121,7 @@ def lora_header(model: LatentModel, card: StudentCard) -> dict[str, str]:
         "fewstep.teacher_sha256": card.teacher_sha256,
         **({} if card.base_config is None else {"fewstep.base_config": card.base_config}),
         **{f"fewstep.{name}": value for name, value in read_overrides(card.to_json()).stated().items()},
+        **({} if card.learnt_words is None else {f"fewstep.{WORDS}": card.learnt_words}),
         **model.family.kohya_header(),
     }
     if card.method == LCM_LORA:

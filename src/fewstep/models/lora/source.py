@@ -12,6 +12,7 @@ from fewstep.models.card import LORA_FILE, split_scale
 from fewstep.models.hub import fetch
 from fewstep.models.lora.header import PEFT_FILE
 from fewstep.models.model_files import find_file
+from fewstep.models.run_folder import find_run
 
 _PREFERRED = (LORA_FILE, "adapter_model.safetensors")
 """Is what diffusers and peft call the file of a LoRA."""
@@ -59,16 +60,18 @@ def _find(given: str) -> Path:
     if path.is_dir():
         folder = path / "model" if (path / "model").is_dir() else path  # of a run folder
         names = [file.name for file in folder.glob("*.safetensors")]
-        if not names and any(folder.glob("checkpoints/step-*")):
-            raise UserError(
-                f"{given} is a run that has not ended; its newest checkpoint is painted with by --model {given}"
-            )
+        if not names and (run := find_run(path)):
+            raise UserError(run.describe_as_lora())
         name = _choose(names, given) if names else LORA_FILE
         find_file(folder, name)  # refuses a link out of it
         return folder / name
     found = _HUB.fullmatch(given)
     is_here = path.exists() or Path(path.parts[0] if path.parts else ".").is_dir()
     if found is None or is_here or (found["file"] is None and path.suffix):
+        if not path.exists():
+            raise UserError(
+                f"{given} does not exist; give a LoRA as .safetensors, the folder of a run that made one, or a Hub id"
+            )
         return path
     return _fetch(found["repository"], found["file"])
 

@@ -277,6 +277,7 @@ async function describe() {
   if (model.guidance) {
     Object.assign(part("guidance"), { min: model.guidance.low, max: model.guidance.high });
     part("guidance").value = model.guidance.default;
+    part("guidance").title = `1 is no guidance, more follows the prompt more strictly; this model was trained for ${model.guidance.low} to ${model.guidance.high}, and its default is ${model.guidance.default}`;
   }
   part("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", " × "), size)));
   part("size-row").hidden = model.sizes.length < 2;
@@ -441,6 +442,7 @@ async function take(file, toStart) {
   try {
     await drawOnCanvas(url);
     part("start").open = part("use-start").checked = true;
+    if (!toStart) hint = `there are no settings in ${file.name}, so it is the picture to start from now`;
     paint();
   } catch {
     part("notes").textContent = `${file.name} is not a picture that this browser reads`;
@@ -507,7 +509,11 @@ function read(text) {
 for (const id of ["prompt"]) part(id).addEventListener("input", typed);
 for (const id of ["seed", "steps", "guidance", "strength", "loras"]) part(id).addEventListener("input", () => { say(); paint(); });
 for (const id of ["size", "previews", "compare", "use-start"]) part(id).addEventListener("change", () => { say(); paint(); });
-part("seed").addEventListener("change", () => { part("seed").value = settings().seed; });
+part("seed").addEventListener("change", () => {
+  const asked = part("seed").value;
+  part("seed").value = settings().seed;
+  if (Number(asked) !== settings().seed) part("notes").textContent = `a seed is a whole number, 0 or more; ${settings().seed} is taken`;
+});
 part("roll").addEventListener("click", () => { roll(); paint(); });
 part("clear").addEventListener("click", () => { clearCanvas(); paint(); });
 part("clear-mask").addEventListener("click", () => { mask.clear(); paint(); });
