@@ -86,6 +86,7 @@ COMMANDS = {
         "describe a model, a LoRA, a run folder or a painted picture",
     ),
     "plan": Command("commands.plan:plan", "commands.plan:Plan", "find the fastest settings that fit a GPU's memory"),
+    "plot": Command("commands.plot:plot", "commands.plot:Plot", "draw the curves, scores and samples of runs"),
     "prepare": Command(
         "commands.prepare:prepare", "recipes.prepare:default_prepare",
         "encode pictures, or walk a teacher, for many runs",

@@ -19,6 +19,7 @@ from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
 from fewstep.train.task import Task
+from fewstep.train.tracking import resolve_names
 from fewstep.train.trainable import Trainable
 
 
@@ -47,6 +48,7 @@ def load_teacher(config: Distill) -> LatentModel:
     """Loads the teacher, frozen. Raises UserError for a model that is already few-step, or of another family."""
     check_given(config, "teacher", "data")
     check_data(config)
+    resolve_names(config.report_to)
     teacher = load_latent_model(config.teacher, pick_device(config.device), config.base_config, config)
     if teacher.is_few_step:
         raise UserError(f"{config.teacher} is already a few-step model; give the teacher that it was made from")

@@ -17,6 +17,7 @@ from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
+from fewstep.train.tracking import resolve_names
 from fewstep.train.trainable import Trainable
 
 
@@ -24,6 +25,7 @@ def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
     check_data(config)
+    resolve_names(config.report_to)
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     check_grid(config, model)
     material = open_run(config, model)

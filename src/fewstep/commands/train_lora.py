@@ -18,12 +18,14 @@ from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
 from fewstep.train.lora_weights import LoraWeights
+from fewstep.train.tracking import resolve_names
 
 
 def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
     check_data(config)
+    resolve_names(config.report_to)
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     refuse_others(config.out)
     material = open_material(config, model, run=config.out)
