@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class BenchTrain(Comparison):
     """What networks compute in."""
     frozen_precision: Precision = "auto"
     """What weights that do not learn are stored in."""
+    compile: Literal["off", "blocks"] = "off"
+    """As in `distill`; compiling is a part of the warm-up."""
 
 
 class Arrangement(Protocol):
@@ -198,7 +200,7 @@ def _measured(config: BenchTrain, device: torch.device) -> Iterator[tuple[Distil
     """Yields the recipe as it is measured, its teacher, and for full-size ones a folder of noise to learn from."""
     recipe = named.find_recipe(config.recipe)
     changes: dict[str, Any] = {"device": config.device, "precision": config.precision}
-    changes["frozen_precision"] = config.frozen_precision
+    changes |= {"frozen_precision": config.frozen_precision, "compile": config.compile}
     for name in ("batch_size", "accumulation", "resolution"):
         if value := getattr(config, name):
             changes[name] = value
@@ -236,7 +238,7 @@ def plain_arrangement() -> Any:
 
 
 def _shown(recipe: Distill) -> dict[str, Any]:
-    names = ("batch_size", "accumulation", "gradient_checkpointing", "lora_rank", "solver", "guided_from")
+    names = ("batch_size", "accumulation", "gradient_checkpointing", "lora_rank", "solver", "guided_from", "compile")
     return {name: getattr(recipe, name) for name in names}
 
 

@@ -63,6 +63,7 @@ class Generate(PainterOptions):
 
     def __post_init__(self) -> None:
         check_values(self)
+        self.check_engine()
         if self.steps is not None:
             check_between(self, 1, MAX_STEPS, "steps")
         check_at_least(self, 1, "count", "batch_size")
@@ -98,6 +99,7 @@ def generate(config: Generate) -> None:
         offload=config.offload, allow_download=config.allow_download,
     )  # fmt: skip
     pipeline.use_sampler(config.sampler)
+    pipeline.compile(config.compile)
     init_image = None if config.init_image is None else read_picture(config.init_image)
     mask = None if config.mask is None else read_picture(config.mask, "RGBA")
     strength = config.strength if init_image else 1.0
@@ -157,6 +159,7 @@ def write_parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: in
         **({} if config.init_image is None else _describe_start(config)),
         **({"Tiny decoder": config.tiny_decoder} if config.tiny_decoder else {}),
         **({"Engine": config.engine} if config.engine != "torch" else {}),
+        **({"Compile": config.compile} if config.compile != "off" else {}),
         **({"Precision": pipeline.precision} if pipeline.precision != "fp32" else {}),
         **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
         "Version": f"fewstep {__version__}",

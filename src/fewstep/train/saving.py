@@ -13,7 +13,6 @@ from torch import Tensor
 from fewstep.train.checkpoint import Checkpoints
 from fewstep.train.state import RunState
 
-
 _writers: dict[Path, threading.Thread] = {}  # by the folder that each writes to
 
 
