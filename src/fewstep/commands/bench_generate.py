@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from fewstep.data.pictures import to_images
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
-from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, in_turn, machine
+from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, flops, in_turn, machine, matrix_rate
 from fewstep.models.card import MAX_STEPS
 from fewstep.models.engines import with_engine
 from fewstep.models.families import find_family
@@ -32,7 +32,7 @@ from fewstep.train.config import check_at_least, check_between
 
 RANDOM = {"sd15": "sd1", "sd21-base": "sd2"}
 """Full-size models with random weights, by the recipe's name."""
-_PLAIN = "diffusers"
+_PLAIN, _COMPILED = "diffusers", ", compiled"
 Paint = Callable[[Sequence[str], int, int], list[Image.Image]]
 
 
@@ -80,7 +80,7 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
         plain = plain_arrangement().PlainGeneration
         subjects[_PLAIN] = (plain(pipeline), None)
         if config.compile != "off":
-            subjects[f"{_PLAIN}, compiled"] = (plain(pipeline, compiled=True), None)
+            subjects[_PLAIN + _COMPILED] = (plain(pipeline, compiled=True), None)
     for tiny in ("", *filter(None, [config.tiny_decoder])):
         for engine in config.engines:
             name = f"{engine}, tiny decoder" if tiny else engine
@@ -89,13 +89,15 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
             if config.compile != "off" and engine == "torch":
                 watch = Stopwatch(device)
                 compiled = _compiled(_variant(pipeline, engine, tiny), config.compile)
-                subjects[f"{name}, {config.compile} compiled"] = (_painter(compiled, watch), watch)
+                subjects[name + _COMPILED] = (_painter(compiled, watch), watch)
     pictures = {name: paint(prompts, config.steps, 0) for name, (paint, _) in subjects.items()}
     acts = {name: _call(paint, prompts, config.steps) for name, (paint, _) in subjects.items()}
     seconds = in_turn(acts, config.rounds, device, config.warm_up)
     first = next(iter(subjects))
+    rate, work = matrix_rate(device, choose_dtype(config.precision, device)), _count_work(acts)
     rows = [
         _row(name, seconds[name], watch.per_round(acts[name], 3) if watch else {}, seconds[first], config.batch_size)
+        | ({"share_of_matrix_rate": work[name] / seconds[name].median / rate} if name in work else {})
         | _difference(pictures[name], pictures[first])
         for name, (_, watch) in subjects.items()
     ]
@@ -105,6 +107,7 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
             "steps": config.steps, "batch_size": config.batch_size, "resolution": pipeline.model.resolution,
             "rounds": config.rounds, "precision": config.precision,
         },
+        "matrix_gflops": rate / 1e9, "gflop_per_image": max(work.values()) / config.batch_size / 1e9 if work else None,
         "rows": rows,
     }  # fmt: skip
     print(f"{config.model} on {results['machine']['device']}, {results['machine']['threads']} threads")
@@ -166,6 +169,16 @@ def _painter(pipeline: Pipeline, watch: Stopwatch) -> Paint:
 
 def _call(paint: Paint, prompts: Sequence[str], steps: int) -> Callable[[], object]:
     return lambda: paint(prompts, steps, 0)
+
+
+def _count_work(acts: Mapping[str, Callable[[], object]]) -> dict[str, int]:
+    """Counts the floating-point operations of what torch computes; compiled, it is what is compiled that counts."""
+    counted: dict[str, int] = {}
+    for name, act in acts.items():
+        if name.startswith("openvino"):
+            continue
+        counted[name] = counted.get(name.split(_COMPILED)[0]) or flops(act)
+    return counted
 
 
 def _row(

@@ -185,13 +185,18 @@ def _row(
     if "gradients" in parts:  # the backward pass is what is left of them
         inside = sum(parts[part] for part in ("data", "student", "teacher", "target"))
         parts["backward"] = parts.pop("gradients") - inside
+    if recipe.compile != "off":
+        torch.compiler.set_stance("force_eager")  # what is compiled cannot be counted
     work = flops(made.update)
+    most = most_bytes(made.update, made.list_tensors())
+    if recipe.compile != "off":
+        torch.compiler.set_stance("default")
     low, high = (recipe.batch_size / each for each in reversed(spread.ends))
     return {
         "arrangement": name, "images_per_second": recipe.batch_size / spread.median, "images_per_second_low": low,
         "images_per_second_high": high, **{f"{part}_ms": 1e3 * parts[part] for part in sorted(parts)},
         "gflop_per_image": work / recipe.batch_size / 1e9, "share_of_matrix_rate": work / spread.median / rate,
-        "tensors_gib": most_bytes(made.update, made.list_tensors()) / 2**30, "last_loss": float(made.losses[-1]),
+        "tensors_gib": most / 2**30, "last_loss": float(made.losses[-1]),
     }  # fmt: skip
 
 
