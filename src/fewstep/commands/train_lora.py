@@ -11,7 +11,7 @@ from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
-from fewstep.runs.learning import choose_frozen_dtype
+from fewstep.runs.learning import choose_frozen_dtype, compile_if_wanted
 from fewstep.runs.material import check_data, forget_encoded, open_material
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
 from fewstep.train.config import check_given
@@ -44,6 +44,7 @@ def train_lora(config: TrainLora) -> None:
         checkpointing=config.gradient_checkpointing,
         frozen=frozen,
     )
+    compile_if_wanted(config, style)
     task = DiffusionTuningTask(
         style.learner, model.schedule, model.network.parameterisation, material.latents(), null_cond, config.seed
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import tyro
 
@@ -73,6 +74,9 @@ class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
     for pictures all the same."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    compile: Literal["off", "blocks"] = "off"
+    """Have torch.compile compute the blocks that the networks repeat, each kind compiled once: from one to some minutes
+    at the first update, and equal to within rounding. For long runs of one process, on large networks."""
     frozen_precision: Precision = "auto"
     """Number format in which weights that are not trained are stored. `auto` takes what networks compute in; bf16 and
     fp16 halve their memory."""

@@ -15,6 +15,7 @@ from fewstep.models.hashes import weights_sha256
 from fewstep.precision import Precision, choose_dtype
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill
+from fewstep.recipes.pictures import TrainingConfig
 from fewstep.runs.material import choose_resolution
 from fewstep.train.trainable import Trainable
 
@@ -64,7 +65,7 @@ def make_trainable(
     if config.lora_rank:
         start = None if begun is None else begun.lora
         trainable = kind.LoraWeights(model, card, frozen=frozen, start=start, **kept)
-        return trainable
+        return compile_if_wanted(config, trainable)
     if begun is not None and begun.network is not None:
         network = begun.network.requires_grad_(True)
         model.network.backbone.to(frozen)
@@ -74,6 +75,13 @@ def make_trainable(
         network = model.network.to_student(resolution // model.codec.multiple, told_end=told_end)
         model.network.backbone.to(frozen)
     trainable = kind.WholeWeights(network, model, card, distribution=config.distribution, **kept)
+    return compile_if_wanted(config, trainable)
+
+
+def compile_if_wanted(config: TrainingConfig, trainable: Trainable) -> Trainable:
+    """Returns it, compiled if the configuration says so."""
+    if config.compile != "off":
+        importlib.import_module("fewstep.runs.compiling").compile_trainable(config, trainable)
     return trainable
 
 

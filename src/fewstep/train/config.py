@@ -173,7 +173,7 @@ class LoopConfig(Optimisation):
         return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
 
 
-NOT_THE_RUN = ("out", "device", "processes", "distribution", "change", "read_ahead", "report_to")
+NOT_THE_RUN = ("out", "device", "processes", "distribution", "change", "read_ahead", "report_to", "compile")
 """Fields of a configuration that say nothing about what is trained."""
 
 

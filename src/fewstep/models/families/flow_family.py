@@ -266,8 +266,9 @@ class TransformerFamily(Family):
         """Makes text encoders and tokenizers of the released sizes, as far as they matter, with random weights."""
 
     def random_model(self, device: torch.device, *, few_step: bool = False, side: int = 0) -> LatentModel:  # noqa: ARG002
-        vae = self.random_autoencoder()
-        parts = {self.lora.part: self.transformer_class(**self.released), "vae": vae, **self.random_encoders()}
+        with device:  # numbers for billions of weights are drawn in seconds there
+            vae = self.random_autoencoder()
+            parts = {self.lora.part: self.transformer_class(**self.released), "vae": vae, **self.random_encoders()}
         for part in parts.values():
             if isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
