@@ -123,7 +123,4 @@ def test_latents_in_a_bucket_are_the_same_bytes_though_actors_and_machines_are_l
     assert len(set(made)) == len(whole)  # what was uploaded twice was the same
     said = capfd.readouterr()
     assert "prepared: 24 pictures, 24 used: bucket://shop/latents" in said.out
-    assert all(line.startswith(("ray: ", "note: ")) for line in said.err.splitlines())
-    prepare(Prepare(**PICTURES, out="bucket://shop/latents", engine="ray", actors=1))
-    assert "8 shards of latents, 8 of them there already" in capfd.readouterr().out
-    assert len(list_uploads()) == len(made) + 1  # prepared.json
+    assert [line for line in said.err.splitlines() if not line.startswith(("ray: ", "note: "))] == []
