@@ -102,25 +102,30 @@ def test_what_a_runner_raises_ends_the_command_in_its_words(ray, tmp_path):
 
 
 @pytest.mark.usefixtures("ray")
-def test_latents_in_a_bucket_are_the_same_bytes_though_actors_and_machines_are_lost(machines, whole, capfd):
+@pytest.mark.parametrize(
+    ("readers", "kills"), [(0, 0), pytest.param(1, 1, marks=pytest.mark.slow)], ids=["machine", "machine and actor"]
+)
+def test_latents_in_a_bucket_are_the_same_bytes_though_machines_are_lost(machines, whole, capfd, readers, kills):
     root = Path(os.environ[bucket.ROOT])
     uploads = root / "uploads.txt"
 
     def list_uploads():
         return [line.split() for line in uploads.read_text().splitlines()] if uploads.exists() else []
 
-    with meanwhile(
-        lambda: prepare(Prepare(**PICTURES, out="bucket://shop/latents", engine="ray", actors=2, readers=1))
-    ):
-        wait_until(lambda: len(list_uploads()) >= 2)
-        os.kill(int(list_uploads()[-1][0]), signal.SIGKILL)
+    uploads.unlink(missing_ok=True)
+    config = Prepare(**PICTURES, out=f"bucket://shop/{readers}", engine="ray", actors=2, readers=readers)
+    with meanwhile(lambda: prepare(config)):
+        for at in range(kills):
+            wait_until(lambda at=at: len(list_uploads()) > at)
+            os.kill(int(list_uploads()[-1][0]), signal.SIGKILL)
+        wait_until(lambda: len(list_uploads()) > 2)
         machines.take_away()
-        time.sleep(2)
+        time.sleep(1)
         machines.bring_back()
-    assert hold(root / "objects" / "shop" / "latents") == whole
+    assert hold(root / "objects" / "shop" / str(readers)) == whole
     made = [tuple(upload[1:]) for upload in list_uploads()]
     assert dict(made) == {name: hashlib.sha256(content).hexdigest() for name, content in whole.items()}
     assert len(set(made)) == len(whole)  # what was uploaded twice was the same
     said = capfd.readouterr()
-    assert "prepared: 24 pictures, 24 used: bucket://shop/latents" in said.out
+    assert f"prepared: 24 pictures, 24 used: bucket://shop/{readers}" in said.out
     assert [line for line in said.err.splitlines() if not line.startswith(("ray: ", "note: "))] == []

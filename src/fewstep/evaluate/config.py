@@ -15,12 +15,13 @@ from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.cell import TEACHER_STEPS
 from fewstep.models.options import FewStepOptions
+from fewstep.parallel.options import EngineOptions, check_engine
 from fewstep.precision import Precision
 from fewstep.train.config import check_not_negative, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(FewStepOptions):
+class Evaluate(FewStepOptions, EngineOptions):
     """Scores a few-step model against its teacher, sampled in the ways that need no training."""
 
     model: str = assets.SCENES_LCM
@@ -81,6 +82,7 @@ class Evaluate(FewStepOptions):
     def __post_init__(self) -> None:
         check_values(self)
         check_not_negative(self, "n_unseen", "n_repeated", "batch_size", "workers")
+        check_engine(self)
         if self.n < 20 or self.n_tuning < 20:
             raise UserError(f"n is {self.n} and n_tuning {self.n_tuning}; a kernel distance needs at least 20")
         check_seed(self.seed, self.n + 100_000_000)

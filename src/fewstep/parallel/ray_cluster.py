@@ -64,6 +64,13 @@ def choose_gpus(ray: Any, asked: float, device: str) -> float:
     return asked or (1.0 if there and device != "cpu" else 0.0)
 
 
+def describe_crew(ray: Any, actors: int, gpus: float, readers: int = 0) -> str:
+    """Says who works, and on how many machines."""
+    taken = f"{gpus:g} GPUs" if gpus else "one CPU"
+    helped = f", {readers} readers" if readers else ""
+    return f"ray: {actors} actors of {taken} each{helped}, {sum(node['Alive'] for node in ray.nodes())} machines"
+
+
 def count_actors(ray: Any, gpus: float, spared: int) -> int:
     """Counts the actors of one CPU and so many GPUs that the machines of the cluster have room for, beside `spared`
     further CPUs. Raises UserError where there is no room for one."""

@@ -218,8 +218,12 @@ class RayWorkers:
     """Actors with a runner each, and helpers of theirs. Jobs are given to whoever is free, and given to another where
     an actor is lost; ray makes lost ones again, on the machines that are left or come."""
 
-    def __init__(self, ray: Any, settings: ActorSettings, count: int, helpers: tuple[ActorSettings, int] | None = None):
-        self._ray = ray
+    def __init__(
+        self, ray: Any, settings: ActorSettings, count: int, helpers: tuple[ActorSettings, int] | None = None,
+        plan: Any = None,
+    ) -> None:  # fmt: skip
+        """`plan` is what all runners must have; without it, what the first has."""
+        self._ray, self._plan = ray, plan
         self._handles: list[Any] = []
         arguments = settings.arguments
         if helpers is not None and helpers[1]:
@@ -242,19 +246,21 @@ class RayWorkers:
     def run(self, jobs: Sequence[Any], commit: Callable[[Any, Any], None] = lambda _job, _result: None) -> list[Any]:
         """Runs all jobs, and returns what the runners did, in order; `commit` is called in this process with each job
         and its result, once. Raises what a runner raised, and UserError where a job ends every actor."""
-        wanted, plan = deque(enumerate(jobs)), self.greet().plan
+        wanted, plan = deque(enumerate(jobs)), self._plan or self.greet().plan
         results: dict[int, Any] = {}
         losses: Counter[int] = Counter()
         running: dict[Any, tuple[Any, int, Any]] = {}
+        checked: dict[Any, Greeting] = {}
         while len(results) < len(jobs):
             ready = self._crew.look()
-            for greeting in ready.values():
-                if greeting.plan != plan:
+            for handle, greeting in ready.items():
+                if checked.get(handle) is not greeting and greeting.plan != plan:
                     raise UserError(
                         f"machine {greeting.node} of the ray cluster would make something else than "
                         f"others ({_differ(greeting.plan, plan)}); give --precision and --device, and the same "
                         "files everywhere"
                     )
+                checked[handle] = greeting
             busy = {handle for handle, _, _ in running.values()}
             for handle in [each for each in ready if each not in busy][: len(wanted)]:
                 number, job = wanted.popleft()

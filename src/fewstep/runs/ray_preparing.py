@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fewstep.data.shards.store import FolderStore, UrlStore
 from fewstep.errors import UserError
-from fewstep.parallel.ray_cluster import choose_gpus, count_actors, join_cluster
+from fewstep.parallel.ray_cluster import choose_gpus, count_actors, describe_crew, join_cluster
 from fewstep.parallel.ray_workers import ActorSettings, RayWorkers, name_machine
 from fewstep.recipes.prepare import Prepare
 from fewstep.runs.preparing import MakeStudio, Part, Plan, Stages, plan_of, sum_stages
@@ -59,9 +59,5 @@ def open_ray_engine(config: Prepare, make: MakeStudio, store: FolderStore | UrlS
         reader = ActorSettings(f"{ReadingRunner.__module__}:{ReadingRunner.__name__}", (config,))
         workers = RayWorkers(ray, own, count, (reader, config.readers))
         stack.callback(workers.close)
-        taken = f"{gpus:g} GPUs" if gpus else "one CPU"
-        print(
-            f"ray: {count} actors of {taken} each, {config.readers} readers, {len(ray.nodes())} machines",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        print(describe_crew(ray, count, gpus, config.readers), file=sys.stderr, flush=True)
         yield RayEngine(workers)
