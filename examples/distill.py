@@ -14,6 +14,13 @@ import fewstep
 PROMPTS = ["a large red heart on a white background", "a small cyan ring above a yellow square on a black background"]
 
 
+def show_progress(progress: fewstep.Progress) -> None:
+    """Prints a line now and then; a program of your own may move a bar, or raise an exception to stop."""
+    if progress.done % 10 == 0 or progress.done == progress.total:
+        loss = f", loss {progress.values['loss']:.4f}" if "loss" in progress.values else ""
+        print(f"{progress.work}: {progress.done} of {progress.total}{loss}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, default=300)
@@ -38,7 +45,8 @@ def main() -> None:
     )
 
     # Called again after Ctrl-C, this goes on from the last checkpoint, and ends in the same weights.
-    run = fewstep.distill(config)
+    # `progress` is told of every update; with quiet=True nothing else would be written to the terminal.
+    run = fewstep.distill(config, progress=show_progress)
 
     log = run.read_log()
     print(f"loss: {log[0]['loss']:.4f} at update {log[0]['step']}, {log[-1]['loss']:.4f} at {log[-1]['step']}")

@@ -13,20 +13,21 @@ if TYPE_CHECKING:
     from fewstep.models.options import Engine, Offload
     from fewstep.models.pipeline import Pipeline
     from fewstep.precision import Precision
+    from fewstep.progress import Progress
 
 __all__ = [
-    "Pipeline", "Report", "Run", "UserError", "__version__", "combine", "configure", "distill", "evaluate", "finetune",
-    "load", "prepare", "train_lora",
+    "Pipeline", "Progress", "Report", "Run", "UserError", "__version__", "combine", "configure", "distill", "evaluate",
+    "finetune", "load", "prepare", "train_lora",
 ]  # fmt: skip
 __version__ = "0.1.0"
-_HOMES = {"Pipeline": "models.pipeline", "UserError": "errors"}
+_HOMES = {"Pipeline": "models.pipeline", "Progress": "progress", "UserError": "errors"}
 """Where a public name stands that is not of `api`."""
 
 
 def load(  # noqa: PLR0913  # as load_pipeline
     model: str | Path = "scenes-lcm", device: str = "auto", *, loras: Sequence[str | Path] = (),
     engine: Engine = "torch", tiny_decoder: str | Path = "", precision: Precision = "auto", offload: Offload = "auto",
-    sampler: str = "auto", allow_download: bool = False,
+    sampler: str = "auto", allow_download: bool = False, quiet: bool = False,
 ) -> Pipeline:  # fmt: skip
     """Loads a few-step model: `pipe = fewstep.load(); images = pipe("a red star", steps=4, seed=7)`.
 
@@ -35,17 +36,23 @@ def load(  # noqa: PLR0913  # as load_pipeline
     colon, as in `style.safetensors:0.8`; `device` is auto, cpu, cuda or mps; `engine` torch or openvino;
     `tiny_decoder` one in TAESD's layout; `precision` is auto, fp32, bf16 or fp16; `offload` auto, on or off;
     `sampler` auto, deterministic, consistency or the share of fresh noise between, 0 to 1; `allow_download` lets the
-    header of a LoRA in that folder name what is fetched from the Hub.
+    header of a LoRA in that folder name what is fetched from the Hub; `quiet` keeps notes and bars of the libraries
+    off stderr.
     Raises fewstep.errors.UserError for anything else.
     """
+    import contextlib
+
     # torch and diffusers load here, not with `import fewstep`
+    from fewstep.models.libraries import silence
     from fewstep.models.lora.source import parse_lora
+    from fewstep.progress import listen
     from fewstep.runs.unfinished import load_painter
 
-    pipeline = load_painter(
-        model, device, [parse_lora(str(given)) for given in loras], engine=engine, tiny_decoder=tiny_decoder,
-        precision=precision, offload=offload, allow_download=allow_download,
-    )  # fmt: skip
+    with listen(None, quiet=quiet), silence() if quiet else contextlib.nullcontext():
+        pipeline = load_painter(
+            model, device, [parse_lora(str(given)) for given in loras], engine=engine, tiny_decoder=tiny_decoder,
+            precision=precision, offload=offload, allow_download=allow_download,
+        )  # fmt: skip
     pipeline.use_sampler(sampler)
     return pipeline
 

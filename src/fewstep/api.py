@@ -22,6 +22,8 @@ from fewstep.commands.train_lora import train_lora as run_train_lora
 from fewstep.errors import UserError
 from fewstep.evaluate.cell import Row
 from fewstep.evaluate.config import Evaluate
+from fewstep.models.libraries import silence
+from fewstep.progress import Listener, listen
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import Finetune
 from fewstep.recipes.named import RECIPES, find_recipe
@@ -115,27 +117,33 @@ def configure(command: str, recipe: str = "scenes", **settings: Any) -> Any:
     return from_plain(type(default), to_plain(default) | plain, f"{command} in Python")
 
 
-def distill(config: Distill) -> Run:
-    """Turns a teacher into a few-step model, as `fewstep distill` does; an interrupted run goes on."""
-    return _train(run_distill, config)
+def distill(config: Distill, *, progress: Listener | None = None, quiet: bool = False) -> Run:
+    """Turns a teacher into a few-step model, as `fewstep distill` does; an interrupted run goes on.
+
+    `progress` is called with a `Progress` after every update, and while pictures are encoded; an exception that it
+    raises ends the run, which the same call resumes from its last checkpoint. `quiet` keeps everything off stdout and
+    stderr but what `progress` writes itself; for the time of the call that holds for the whole process. The other
+    commands take both too.
+    """
+    return _train(run_distill, config, progress, quiet=quiet)
 
 
-def finetune(config: Finetune) -> Run:
+def finetune(config: Finetune, *, progress: Listener | None = None, quiet: bool = False) -> Run:
     """Fine-tunes a few-step model on pictures, without a teacher, as `fewstep finetune` does."""
-    return _train(run_finetune, config)
+    return _train(run_finetune, config, progress, quiet=quiet)
 
 
-def train_lora(config: TrainLora) -> Run:
+def train_lora(config: TrainLora, *, progress: Listener | None = None, quiet: bool = False) -> Run:
     """Trains a style LoRA, as `fewstep train-lora` does."""
-    return _train(run_train_lora, config)
+    return _train(run_train_lora, config, progress, quiet=quiet)
 
 
-def evaluate(config: Evaluate) -> Report:
+def evaluate(config: Evaluate, *, progress: Listener | None = None, quiet: bool = False) -> Report:
     """Scores a few-step model against its teacher's samplers, as `fewstep evaluate` does; an interrupted one goes on.
 
     With `workers` above 1 it starts processes, so that a script needs its `if __name__ == "__main__":`.
     """
-    with hold_folder(config.out), explain_out_of_memory(config):
+    with _heard(progress, quiet=quiet), hold_folder(config.out), explain_out_of_memory(config):
         return Report(config.out, run_evaluate(config))
 
 
@@ -146,21 +154,30 @@ def combine(config: Combine) -> Path:
     return config.out
 
 
-def prepare(config: Prepare) -> Path:
+def prepare(config: Prepare, *, progress: Listener | None = None, quiet: bool = False) -> Path:
     """Encodes pictures, or walks a teacher, as `fewstep prepare` does; returns the folder, which is a `data`."""
-    with explain_out_of_memory(config):
+    with _heard(progress, quiet=quiet), explain_out_of_memory(config):
         run_prepare(config)
     return config.out
 
 
-def _train(command: Callable[[Training], None], config: Training) -> Run:
+def _train(
+    command: Callable[[Training], None], config: Training, progress: Listener | None, *, quiet: bool
+) -> Run:  # fmt: skip
     if config.processes > 1:
         raise UserError(
             f"processes is {config.processes} and a training runs in one process from Python; use the command"
         )
-    with _hold(config), explain_out_of_memory(config):
+    with _heard(progress, quiet=quiet), _hold(config), explain_out_of_memory(config):
         command(config)
     return Run(config)
+
+
+@contextlib.contextmanager
+def _heard(progress: Listener | None, *, quiet: bool) -> Iterator[None]:
+    """Tells `progress` of what goes on in it; `quiet`, libraries are silent too."""
+    with listen(progress, quiet=quiet), silence() if quiet else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

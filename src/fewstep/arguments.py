@@ -204,4 +204,5 @@ def _say_choice(found: re.Match[str]) -> str:
 
 
 def _say_missing(found: re.Match[str]) -> str:
-    return f"{found[1].split('/')[-1]} needs {'a value' if found[2] == '1' else f'{found[2]} values'}"
+    name = found[1].split("/")[-1]
+    return f"{name} needs a value" if found[2] == "1" else f"{name} needs {found[2]} values"

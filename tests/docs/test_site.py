@@ -132,15 +132,3 @@ def test_formulas_stand_beside_the_code_that_is_there():
     assert len(blocks) >= 8
     for block in blocks:
         assert "\n".join(line.strip() for line in block.strip().splitlines()) in source, block
-
-
-def test_messages_that_are_explained_are_there():
-    """Each part of a quoted message, between what changes in it, stands in the sources."""
-    source = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text() for file in (ROOT / "src").rglob("*.py")))
-    quoted = re.findall(r'^"\*(.+)\*"$', (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
-    assert len(quoted) >= 20
-    for message in quoted:
-        if not message.startswith("status "):
-            parts = [part for part in re.split(r"\s*…[\s:;?]*", message) if len(part) > 3]
-            assert parts, message
-            assert [part for part in parts if part not in source] == [], message

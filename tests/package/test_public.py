@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +87,72 @@ def test_a_training_is_painted_with_and_combined(random_teacher, tmp_path):
     )
     assert (both / "pytorch_lora_weights.safetensors").exists()
     assert json.loads((run.model / "fewstep.json").read_text())["steps"] == 2
+
+
+PUBLIC = {
+    "Pipeline", "Progress", "Report", "Run", "UserError", "__version__", "combine", "configure", "distill", "evaluate",
+    "finetune", "load", "prepare", "train_lora",
+}  # fmt: skip
+
+
+def test_the_public_names_are_these_and_the_page_has_each():
+    """Whoever adds one, or takes one away, says so here and in docs/reference/python.md."""
+    assert set(fewstep.__all__) == PUBLIC
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "python.md").read_text()
+    assert [name for name in PUBLIC - {"__version__"} if not re.search(rf"^::: fewstep\S*\.{name}$", page, re.M)] == []
+
+
+def configure_small(out, **settings):
+    small = {"steps": 3, "batch_size": 2, "pictures": 8, "log_every": 2, "sample_every": 0, "device": "cpu"}
+    return fewstep.configure("distill", "scenes-lora", lora_rank=2, out=out, **small | settings)
+
+
+def test_a_training_tells_of_every_update_and_quiet_it_writes_nothing_else(random_teacher, tmp_path, capfd):
+    heard = []
+
+    def hear(progress):
+        heard.append(progress)
+        print(f"heard {progress.work}")
+
+    fewstep.distill(configure_small(tmp_path / "run", teacher=str(random_teacher)), progress=hear, quiet=True)
+    shown = capfd.readouterr()
+    assert set(shown.out.splitlines()) == {"heard encoding", "heard distil"}
+    assert shown.err == ""
+    assert [(each.done, each.total) for each in heard if each.work == "encoding"] == [(8, 8)]
+    updates = [each for each in heard if each.work == "distil"]
+    assert [(each.done, each.total) for each in updates] == [(1, 3), (2, 3), (3, 3)]
+    assert ["loss" in each.values for each in updates] == [False, True, True]
+
+
+def test_what_the_listener_raises_ends_a_run_that_goes_on(random_teacher, tmp_path, capfd):
+    config = configure_small(tmp_path / "run", teacher=str(random_teacher), checkpoint_every=1)
+
+    def stop(progress):
+        if progress.work == "distil":
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        fewstep.distill(config, progress=stop, quiet=True)
+    heard = []
+    fewstep.distill(config, progress=heard.append, quiet=True)
+    assert [each.done for each in heard if each.work == "distil"] == [2, 3]
+    assert capfd.readouterr().err == ""
+    fewstep.distill(config)
+    assert "is finished" in capfd.readouterr().out  # nothing stays redirected
+
+
+def test_prepare_and_painting_tell_how_far_they_are(random_teacher, tmp_path, capfd):
+    heard = []
+    config = fewstep.configure(
+        "prepare", model=str(random_teacher), data="scenes", pictures=4, part=2, workers=1, out=tmp_path / "latents",
+        device="cpu",
+    )  # fmt: skip
+    fewstep.prepare(config, progress=heard.append, quiet=True)
+    assert [(each.work, each.done, each.total) for each in heard] == [("preparation", 1, 2), ("preparation", 2, 2)]
+    pipe = fewstep.load(quiet=True, device="cpu")
+    steps = []
+    with_it = pipe(["a red star"] * 3, steps=2, batch_size=2, on_step=lambda *each: steps.append(each))
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [a.tobytes() for a in pipe(["a red star"] * 3, steps=2)] == [a.tobytes() for a in with_it]
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")

@@ -143,7 +143,8 @@ def test_steps_are_shown_and_counts_stand_side_by_side(page):
              prompt.dispatchEvent(new Event('input'));
            })"""
     )
-    assert [text for i, text in enumerate(seen) if text not in seen[:i]] == [f"step {i} of 4" for i in (1, 2, 3)]
+    assert [text for i, text in enumerate(seen) if text not in seen[:i]] == [f"step {i} of 4" for i in (1, 2, 3, 4)]
+    assert page.locator("#pictures figcaption").all_inner_texts() == [f"step {i} of 4" for i in (1, 2, 3, 4)]
     page.uncheck("#previews")
     picture(page, lambda: page.check("#compare"))
     page.wait_for_function("() => document.querySelectorAll('#pictures img').length === 4")

@@ -36,6 +36,7 @@ from fewstep.models.extractors import Extractor
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.pipeline import Pipeline
 from fewstep.precision import name_dtype
+from fewstep.progress import report
 from fewstep.runs.folder import made_with
 
 GRID_COLUMNS = 8
@@ -123,6 +124,7 @@ class Evaluation:
             rows.append(row)
             pictures.append((f"{TITLES[cell.sampler]}, {cell.steps}", self._first(cell, kept)))
             print(f"{cell.sampler} {cell.steps}: {_summarise(row)}", file=sys.stderr, flush=True)
+            report("evaluation", number, len(cells))
         rows += self._beside
         painted = {"device": self.studio.device.type, "processes": processes, "threads_each": threads}
         results = {

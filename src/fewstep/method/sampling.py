@@ -100,14 +100,14 @@ def renoise(schedule: Schedule, z_e: Tensor, noise: Tensor, e: Tensor, t: Tensor
 
 def sample_consistency(
     f: ConsistencyFunction, times: Sequence[int], draw: Callable[[], Tensor], start: Tensor | None = None,
-    ends: Sequence[int] | None = None, kept: Kept | None = None,
+    ends: Sequence[int] | None = None, kept: Kept | None = None, count: Callable[[], None] = lambda: None,
 ) -> Tensor:  # fmt: skip
     """Returns z `[b, …]` after one evaluation at each of `times`, landed at each of `ends`, by default at 0.
 
     `draw()` gives standard normal fp32 noise `[b, …]`: first the initial latent, then that of every later step whose
     time lies above the end before it. With a picture's latents `[b, …]` as `start`, the first draw is what noises them
-    to the first time; what is `kept` of them stays. Raises ValueError for an end above the next time, or that the
-    landing cannot reach.
+    to the first time; what is `kept` of them stays. `count()` is called after each evaluation. Raises ValueError for an
+    end above the next time, or that the landing cannot reach.
     """
     ends = [0] * len(times) if ends is None else ends
     _check_ends(f.landing, times, ends)
@@ -118,6 +118,7 @@ def sample_consistency(
         if kept is not None and noise is not None:
             kept = dataclasses.replace(kept, noise=noise)
         z, stands = advance(f, z, t, e, noise, before if stands else None, kept), end
+        count()
     return z
 
 

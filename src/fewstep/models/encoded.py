@@ -29,6 +29,7 @@ from fewstep.models.conditioner import Conditioner
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.parallel.world import current_world
+from fewstep.progress import report
 
 logger = logging.getLogger(__name__)
 _CHUNK = 64
@@ -92,6 +93,7 @@ def encode_pictures(model: LatentModel, reading: PictureReader) -> Encoded:
             sizes[i], reasons[i] = square.sizes, square.reason
             rows[i] = [numbers.setdefault(caption, len(numbers)) for caption in square.captions]
         done += len(chunk)
+        report("encoding", done, len(reading))
         if not console.is_terminal and time.perf_counter() - said > _QUIET_SECONDS:
             said = time.perf_counter()
             logger.info(f"encoding {done:,} of {len(reading):,} pictures")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import sys
+from collections.abc import Iterator
 
 PRELOAD = ("fewstep.models.without_bitsandbytes",)
 """The module that a process of our own imports first, which does so."""
@@ -26,3 +29,21 @@ def import_without_bitsandbytes() -> None:
         is_bnb_available()  # asked again at the first adapter; peft remembers the answer
     finally:
         del sys.modules["bitsandbytes"]
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keeps diffusers and transformers from notes and bars about themselves, while it lasts."""
+    libraries = [importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
+    levels = [each.get_verbosity() for each in libraries]
+    bars = [each.is_progress_bar_enabled() for each in libraries]
+    try:
+        for each in libraries:
+            each.set_verbosity_error()
+            each.disable_progress_bar()
+        yield
+    finally:
+        for each, level, shown in zip(libraries, levels, bars, strict=True):
+            each.set_verbosity(level)
+            if shown:
+                each.enable_progress_bar()

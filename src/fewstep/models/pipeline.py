@@ -111,13 +111,15 @@ class Pipeline:
         mask: Image.Image | None = None,
         mask_blur: float = 4.0,
         batch_size: int = 16,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         """Paints `count` pictures of every prompt, prompt by prompt.
 
         Picture i has a CPU generator of its own, seeded with seed + i, and does not depend on `batch_size`.
         `guidance_scale` is diffusers' (ω + 1). With `init_image`, cut to a square of the model's size, painting starts
         from it, the further from it the greater `strength` in (0, 1]. With a `mask` of its shape too, only what is
-        white there is painted; its edges are blurred by `mask_blur` pixels. Raises UserError for steps not allowed.
+        white there is painted; its edges are blurred by `mask_blur` pixels. `on_step(done, total)` is called after each
+        evaluation of the network, of those that all batches take. Raises UserError for steps not allowed.
         """
         if negative_prompt:
             warnings.warn("this model has guidance built in and ignores the negative prompt", stacklevel=2)
@@ -146,11 +148,19 @@ class Pipeline:
         own = self.steps if begin is None else max(1, min(self.steps, self.most_steps(strength)))
         count, omega = own if steps is None else steps, self.model.family.omega_of(scale)
         images: list[Image.Image] = []
+        total, done = count * math.ceil(len(prompts) / batch_size), 0
+
+        def count_step() -> None:
+            nonlocal done
+            done += 1
+            if on_step is not None:
+                on_step(done, total)
+
         for start in range(0, len(prompts), batch_size):
             part = prompts[start : start + batch_size]
             seeds = range(seed + start, seed + start + len(part))
             cond = self.model.conditioner.encode(part)
-            z_0 = self.latents(cond, seeds, count, omega, start=begin, strength=strength)
+            z_0 = self.latents(cond, seeds, count, omega, start=begin, strength=strength, count=count_step)
             painted = to_images(self.model.codec.decode(z_0))
             images += painted if begin is None else [begin.lay_over(image) for image in painted]
         return images
@@ -195,7 +205,7 @@ class Pipeline:
     @torch.no_grad()
     def latents(
         self, cond: Cond, seeds: Sequence[int], steps: int, omega: float, *, start: Start | None = None,
-        strength: float = 1.0,
+        strength: float = 1.0, count: Callable[[], None] = lambda: None,
     ) -> Tensor:  # fmt: skip
         """Paints z_0 `[b, c, h, w]` for conditions `[b, …]`, one seed a picture; ω in the paper's convention."""
         model = self.model
@@ -203,7 +213,7 @@ class Pipeline:
         omegas = torch.full((len(seeds),), omega, device=model.device)
         z, kept = (None, None) if start is None else start.encode(model.codec, draw)
         times, ends = self.jumps(steps, strength if start is not None else 1.0)
-        return sample_consistency(self.consistency_function(cond, omegas), times, draw, z, ends, kept)
+        return sample_consistency(self.consistency_function(cond, omegas), times, draw, z, ends, kept, count)
 
     def consistency_function(self, cond: Cond, omega: Tensor) -> ConsistencyFunction:
         """Returns f under a condition `[b, …]` and ω `[b]`."""

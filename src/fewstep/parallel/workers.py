@@ -49,10 +49,14 @@ class Workers:
         self._pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(started, make, arguments))
 
     def run(self, jobs: Sequence[Any]) -> list[Any]:
-        """Runs all jobs, and returns what the runners did. Raises what a worker raised, and UserError where one was
-        killed."""
+        """Runs all jobs, and returns what the runners did. Raises as `run_in_turn` does."""
+        return list(self.run_in_turn(jobs))
+
+    def run_in_turn(self, jobs: Sequence[Any]) -> Iterator[Any]:
+        """Runs all jobs, and yields what the runners did, in their order. Raises what a worker raised, and UserError
+        where one was killed."""
         try:
-            return list(self._pool.map(_run, jobs))
+            yield from self._pool.map(_run, jobs)
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process was killed, perhaps for lack of memory; give fewer --workers, and the same command "

@@ -12,13 +12,11 @@ from typing import Any
 from PIL import Image
 
 from fewstep.data.latents import LatentSource
-from fewstep.data.opening import check_pictures
 from fewstep.data.shards.manifest import TRAJECTORIES, is_prepared, read_kind
-from fewstep.data.sources.prompts import is_prompt_file
 from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
 from fewstep.parallel.world import current_world
-from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
+from fewstep.recipes.pictures import PictureOptions, TrainingConfig
 
 PICTURES = "pictures"
 _KINDS = {
@@ -71,9 +69,8 @@ def choose_side(config: PictureOptions, own: int, unit: int) -> int:
 
 def check_data(config: PictureOptions) -> None:
     """Raises UserError where pictures that a configuration names are not there, before a model is loaded."""
-    for data in (config.data, *(split_weight(given)[0] for given in getattr(config, "mix", ()))):
-        if not is_prompt_file(data):
-            check_pictures(data)
+    if not is_prepared(Path(config.data)):
+        importlib.import_module(_KINDS[PICTURES]).check_named(config)
 
 
 ENCODED = "encoded"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fewstep.data.buckets import describe_counts
 from fewstep.data.kind import SourceRequest
-from fewstep.data.opening import open_pictures
+from fewstep.data.opening import check_pictures, open_pictures
 from fewstep.data.reading import CropSettings, PictureReader
 from fewstep.data.sources.base import DroppedError, Source, SourceReport, list_sizes
 from fewstep.data.sources.prompts import is_prompt_file, open_prompts
@@ -42,6 +42,13 @@ def open_source(config: PictureOptions, data: str, resolution: int, seed: int) -
         data=data, resolution=resolution, seed=seed, count=config.pictures, selection=selection, cache_bytes=cache_bytes
     )
     return open_pictures(request)
+
+
+def check_named(config: PictureOptions) -> None:
+    """Raises UserError where a source that a configuration names is not there."""
+    for data in (config.data, *(split_weight(given)[0] for given in getattr(config, "mix", ()))):
+        if not is_prompt_file(data):
+            check_pictures(data)
 
 
 def open_kind(

@@ -19,6 +19,7 @@ from fewstep.data.sources.base import escape_line
 from fewstep.errors import UserError
 from fewstep.models.libraries import PRELOAD
 from fewstep.parallel.workers import Workers, count_cores, use_one_thread
+from fewstep.progress import report
 from fewstep.recipes.prepare import Prepare
 from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
 
@@ -171,9 +172,16 @@ def run_parts(config: Prepare, studio: Studio, left: list[Part]) -> Stages:
     count = min(config.workers or (count_cores() if studio.on_cpu else studio.gpus), len(left))
     if count > 1:
         with Workers(count, type(studio), (config,), PRELOAD) as workers:
-            return sum_stages(workers.run(left))
+            return sum_stages(_count(workers.run_in_turn(left), len(left)))
     with use_one_thread() if studio.on_cpu else contextlib.nullcontext():  # more would round otherwise
-        return sum_stages([studio.run(part) for part in left])
+        return sum_stages(_count((studio.run(part) for part in left), len(left)))
+
+
+def _count(stages: Iterable[Stages], total: int) -> Iterator[Stages]:
+    """Reports each part when it is made."""
+    for done, each in enumerate(stages, 1):
+        report("preparation", done, total)
+        yield each
 
 
 def make_row(reading: PictureReader, index: int, square: Square) -> PreparedRow:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fewstep.documents import parse_json
 from fewstep.errors import show
 from fewstep.files import append_lines
+from fewstep.progress import report
 from fewstep.train.config import TrackerName
 from fewstep.train.ledger import number_in, read_lines, rewrite
 from fewstep.train.tracking import TrackedRun, Tracking
@@ -35,6 +36,7 @@ class RunLog:
         """Tells the trackers of `report_to` too, and them the run's `settings`."""
         self._path = folder / "metrics.jsonl"
         self._title, self._steps = title, steps
+        self._newest: tuple[int, dict[str, Any]] = (0, {})
         self._begun = time.perf_counter()
         self._last = self._first = (self._begun, start)
         self._progress: Progress | None = None
@@ -67,6 +69,10 @@ class RunLog:
         if self._progress:
             self._progress.update(self._task, completed=step)
 
+    def report(self, step: int) -> None:
+        """Tells the program that listens of an update, with its line of metrics where it has one."""
+        report(self._title, step, self._steps, self._newest[1] if self._newest[0] == step else None)
+
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Takes the time of what goes on in it, which is no training, out of images a second."""
@@ -92,6 +98,7 @@ class RunLog:
         left = (self._steps - step) * (now - begun) / max(1, step - start)  # grids and evaluations too
         line = {"step": step, **values, "images_per_second": round(rate, 2), "seconds": round(now - self._begun, 2)}
         append_lines(self._path, [json.dumps(line)])
+        self._newest = (step, line)
         loss = f"loss {values['loss']:.4g}  " if "loss" in values else ""
         note = f"{loss}{rate:.0f} images/s"
         if self._progress:

@@ -113,6 +113,8 @@ class _Run:
                 role.losses = []
         if saving:  # before anything of `at_step` can fail
             self.saving.save(state)
+        if self.log:
+            self.log.report(state.step)  # of what is saved, since whoever listens may end it
         if stop and not last:
             self.finish_saving()
             raise StoppedError(state.step, stop)

@@ -116,6 +116,8 @@ function roll() {
   part("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
 }
 
+let cleared = 0; // the request whose pictures are shown
+
 // ---- what is answered -------------------------------------------------------------------------------------------
 
 function answered(event) {
@@ -129,15 +131,15 @@ function answered(event) {
   if (head.seq !== seq) return; // late
   const blob = new Blob([new Uint8Array(event.data, 4 + length)], { type: "image/png" });
   const side = head.of > 1;
-  if (head.index === 0) clearPictures();
+  if (cleared !== head.seq) { clearPictures(); cleared = head.seq; } // what follows of it stands beside: a strip of steps
   const url = URL.createObjectURL(blob);
   shown.push(url);
   const figure = document.createElement("figure");
   const image = document.createElement("img");
-  image.alt = `${asked.prompt}, seed ${head.seed}, ${counted(head.step)}`;
+  image.alt = `${asked.prompt}, seed ${head.seed ?? asked.seed}, ${head.kind === "step" ? `after step ${head.step}` : counted(head.step)}`;
   image.src = url;
   figure.append(image);
-  if (side || head.kind === "step") {
+  if (side || asked.previews) {
     const caption = document.createElement("figcaption");
     caption.textContent = side ? counted(head.step) : `step ${head.step} of ${asked.steps}`;
     figure.append(caption);
