@@ -88,6 +88,9 @@ COMMANDS = {
         "commands.prepare:prepare", "commands.prepare:Prepare", "encode pictures, or walk a teacher, for many runs",
         "; the same command goes on, and makes nothing twice", "apart",
     ),
+    "publish": Command(
+        "commands.publish:publish", "commands.publish:Publish", "send a model to the Hub, with a card of its own"
+    ),
     "serve": Command("commands.serve:serve", "commands.serve:Serve", "serve a web page and an HTTP API that paint"),
     "train-lora": Command(
         "commands.train_lora:train_lora", "",

@@ -11,16 +11,16 @@ from fewstep.recipes.finetune import Finetune
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
 from fewstep.runs.learning import make_trainable
 from fewstep.runs.observers import Observed, make_observers
+from fewstep.runs.reporting import settle_reports
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
-from fewstep.train.tracking import resolve_names
 from fewstep.train.trainable import Trainable
 
 
 def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
-    resolve_names(config.report_to)
+    config = settle_reports(config)
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     check_grid(config, model)
     material = open_run(config, model)

@@ -11,17 +11,17 @@ from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.learning import choose_frozen_dtype
 from fewstep.runs.material import forget_encoded, open_material
+from fewstep.runs.reporting import publish_run, settle_reports
 from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
 from fewstep.train.lora_weights import LoraWeights
-from fewstep.train.tracking import resolve_names
 
 
 def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
-    resolve_names(config.report_to)
+    config = settle_reports(config)
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     refuse_others(config.out)
     material = open_material(config, model, run=config.out)
@@ -47,6 +47,7 @@ def train_lora(config: TrainLora) -> None:
     style.save(config.out / "model")
     forget_encoded(config.out)
     print(f"model: {config.out / 'model'}", flush=True)
+    publish_run(config, config.out)
 
 
 def make_card(config: TrainLora, model: LatentModel) -> StudentCard:
