@@ -69,6 +69,9 @@ COMMANDS = {
         "commands.combine:combine", "commands.combine:Combine", "combine LoRAs into one, or merge them into their base",
         owns_out=True,
     ),
+    "convert": Command(
+        "commands.convert:convert", "commands.convert:Convert", "write a LoRA in the spelling of another tool"
+    ),
     "export": Command(
         "commands.export:export", "commands.export:Export",
         "make a LoRA for other tools of an any-step model", _RESUMES, owns_out=True, paints=True,
