@@ -15,9 +15,9 @@ from fewstep.runs.learning import make_trainable
 from fewstep.runs.material import check_data
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
+from fewstep.runs.reporting import settle_reports
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
-from fewstep.train.tracking import resolve_names
 from fewstep.train.trainable import Trainable
 
 
@@ -25,7 +25,7 @@ def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
     check_data(config)
-    resolve_names(config.report_to)
+    config = settle_reports(config)
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     check_grid(config, model)
     material = open_run(config, model)

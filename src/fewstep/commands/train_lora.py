@@ -14,18 +14,18 @@ from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finish
 from fewstep.runs.learning import choose_frozen_dtype, compile_if_wanted
 from fewstep.runs.material import check_data, forget_encoded, open_material
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
+from fewstep.runs.reporting import publish_run, settle_reports
 from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
 from fewstep.train.lora_weights import LoraWeights
-from fewstep.train.tracking import resolve_names
 
 
 def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
     check_data(config)
-    resolve_names(config.report_to)
+    config = settle_reports(config)
     model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
     refuse_others(config.out)
     material = open_material(config, model, run=config.out)
@@ -53,6 +53,7 @@ def train_lora(config: TrainLora) -> None:
     style.save(config.out / "model")
     forget_encoded(config.out)
     print(f"model: {config.out / 'model'}", flush=True)
+    publish_run(config, config.out)
 
 
 def make_card(config: TrainLora, model: LatentModel) -> StudentCard:

@@ -13,6 +13,7 @@ from fewstep.data.sources.filters import Filters
 from fewstep.errors import UserError
 from fewstep.models.options import DeviceOptions, ModelOptions
 from fewstep.precision import Precision
+from fewstep.recipes.hub import HubOptions
 from fewstep.train.config import LoopConfig, check_at_least
 
 _BETWEEN = "::"
@@ -58,7 +59,7 @@ class PictureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
+class TrainingConfig(PictureOptions, LoopConfig, HubOptions, ModelOptions, DeviceOptions):
     """What every training on captioned pictures shares."""
 
     mix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -84,6 +85,7 @@ class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
     def __post_init__(self) -> None:
         LoopConfig.__post_init__(self)
         PictureOptions.__post_init__(self)
+        HubOptions.__post_init__(self)
         check_at_least(self, 0, "read_ahead")
         for given in self.mix:
             split_weight(given)

@@ -173,7 +173,10 @@ class LoopConfig(Optimisation):
         return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
 
 
-NOT_THE_RUN = ("out", "device", "processes", "distribution", "change", "read_ahead", "report_to", "compile")
+NOT_THE_RUN = (
+    "out", "device", "processes", "distribution", "change", "read_ahead", "report_to", "push_to_hub", "license",
+    "public", "compile",
+)  # fmt: skip
 """Fields of a configuration that say nothing about what is trained."""
 
 
