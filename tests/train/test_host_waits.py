@@ -31,15 +31,8 @@ class Waits(TorchDispatchMode):
 
 
 def make_ours(teacher, device, **changes):
-    config = Distill(
-        teacher=str(teacher),
-        batch_size=4,
-        pictures=8,
-        lr=1e-3,
-        device=device.type,
-        guidance_range=(5.0, 5.0),
-        **changes,
-    )
+    where = {"teacher": str(teacher), "device": device.type}
+    config = Distill(batch_size=4, pictures=8, lr=1e-3, guidance_range=(5.0, 5.0), **where, **changes)
     return Ours(config, load_latent_model(teacher, device), Stopwatch(device))
 
 
