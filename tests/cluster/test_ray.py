@@ -151,7 +151,7 @@ def test_latents_in_a_bucket_are_the_same_bytes_though_machines_are_lost(machine
 @pytest.mark.usefixtures("ray")
 def test_what_actors_paint_is_kept_here_and_is_what_one_process_paints(machines, tmp_path):
     config = Evaluate(
-        model="scenes-lcm", n=128, n_unseen=0, n_repeated=2, n_tuning=20, batch_size=16, device="cpu", out=tmp_path,
+        model="scenes-lcm", n=48, n_unseen=0, n_repeated=2, n_tuning=20, batch_size=8, device="cpu", out=tmp_path,
         engine="ray", actors=2,
     )  # fmt: skip
     studio, cell = EvaluationStudio(config), Cell("lcm", 1, "lcm", 3.0)
