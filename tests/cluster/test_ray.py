@@ -9,12 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from cluster import bucket
 from fewstep.commands.prepare import prepare
 from fewstep.errors import UserError
+from fewstep.evaluate.cell import Cell
+from fewstep.evaluate.config import Evaluate
+from fewstep.evaluate.painters import open_painters
+from fewstep.evaluate.painting import part_file
+from fewstep.evaluate.studio import EvaluationStudio
 from fewstep.parallel.ray_cluster import join_cluster
 from fewstep.parallel.ray_workers import ActorSettings, Helpers, RayWorkers
+from fewstep.parallel.workers import use_one_thread
 from fewstep.recipes.prepare import Prepare
 
 PICTURES = {"model": "scenes", "pictures": 24, "part": 3, "batch_size": 2, "workers": 1}
@@ -102,6 +110,15 @@ def test_what_a_runner_raises_ends_the_command_in_its_words(ray, tmp_path):
 
 
 @pytest.mark.usefixtures("ray")
+def test_a_folder_that_a_machine_does_not_see_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = f"/proc/self/task/{os.getpid()}/cwd/out"  # leads there in this process alone
+    with pytest.raises(UserError, match=r"^machine .* of the ray cluster does not see /proc/.*/out; give as --out a"):
+        prepare(Prepare(**PICTURES, out=Path(mine), engine="ray", actors=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("ray")
 @pytest.mark.parametrize(
     ("readers", "kills"), [(0, 0), pytest.param(1, 1, marks=pytest.mark.slow)], ids=["machine", "machine and actor"]
 )
@@ -129,3 +146,26 @@ def test_latents_in_a_bucket_are_the_same_bytes_though_machines_are_lost(machine
     said = capfd.readouterr()
     assert f"prepared: 24 pictures, 24 used: bucket://shop/{readers}" in said.out
     assert [line for line in said.err.splitlines() if not line.startswith(("ray: ", "note: "))] == []
+
+
+@pytest.mark.usefixtures("ray")
+def test_what_actors_paint_is_kept_here_and_is_what_one_process_paints(machines, tmp_path):
+    config = Evaluate(
+        model="scenes-lcm", n=48, n_unseen=0, n_repeated=2, n_tuning=20, batch_size=8, device="cpu", out=tmp_path,
+        engine="ray", actors=2,
+    )  # fmt: skip
+    studio, cell = EvaluationStudio(config), Cell("lcm", 1, "lcm", 3.0)
+    jobs = studio.jobs(cell, tuning=False)
+    folder = studio.folder(tuning=False) / cell.slug
+    with open_painters(config, studio) as painters, meanwhile(lambda: painters.paint(jobs)):
+        wait_until(lambda: part_file(folder, 0).exists())
+        machines.take_away()
+        machines.bring_back()
+    assert studio.jobs(cell, tuning=False) == []
+    for job in jobs[::3]:
+        with use_one_thread():
+            alone = studio.paint(job)
+        kept = load_file(part_file(folder, job.number))
+        assert alone.keys() == kept.keys()
+        for name in alone.keys() - {"seconds_per_image"}:
+            torch.testing.assert_close(kept[name], alone[name], rtol=0, atol=0)

@@ -16,8 +16,8 @@ class EngineOptions:
     """What shares out the work: `processes` of this machine, or actors on all machines of a `ray` cluster (needs
     fewstep[ray]), where a machine may go and come. The files are the same to the byte."""
     ray_address: str = ""
-    """Of ray: address of the cluster, as in `10.0.0.1:6379`. By default $RAY_ADDRESS, else the cluster that this
-    machine is part of, else one that is started here."""
+    """Of ray: address of the cluster, as in `10.0.0.1:6379`, or `auto` for the one that this machine is part of. By
+    default $RAY_ADDRESS, else a cluster is started on this machine alone."""
     actors: int = 0
     """Of ray: actors that hold the model; 0 takes as many as the cluster has room for when the command begins. Give
     more, and they begin as machines join."""

@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 from fewstep.errors import UserError
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
-}  # fmt: skip
-"""Variables that silence ray, and bound how long it tries to reach a cluster that is not there."""
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+"""Variables that silence ray."""
+_CONNECT = 10.0
+"""Seconds to reach the address of a cluster."""
 
 
 @contextlib.contextmanager
 def join_cluster(address: str = "") -> Iterator[Any]:
     """Yields the module `ray`, connected: to a cluster that this process has joined already, else to that of an
-    address, of $RAY_ADDRESS or of this machine, else to one that is started here and ended afterwards.
+    address or of $RAY_ADDRESS, else to one that is started here and ended afterwards.
 
     Raises UserError where ray is not installed, or no cluster answers.
     """
@@ -33,20 +34,42 @@ def join_cluster(address: str = "") -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    address = address or os.environ.get("RAY_ADDRESS", "") or "local"
+    if address not in ("local", "auto"):
+        _check_reachable(address)
+    # Workers of others are as nice as their cluster says; one's own need not be.
+    own: Any = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}} if address == "local" else {}
     _silence(ray)
+    ends = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address or None, logging_level=logging.CRITICAL, log_to_driver=False, configure_logging=False)
+        ray.init(address, logging_level=logging.CRITICAL, log_to_driver=False, configure_logging=False, **own)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
-        said = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"no ray cluster can be joined at {where} ({said}); start one with `ray start --head`, of the same "
-            "versions of ray and Python, and give its address with --ray-address"
-        ) from error
+        raise _refuse(address, error) from error
+    with contextlib.suppress(ValueError, TypeError):  # in another thread, or where it was not Python's
+        signal.signal(signal.SIGTERM, ends)  # ray would print a trace
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises UserError where nobody listens there: ray would try for a minute, and then end the process."""
+    host, _, port = address.rpartition(":")
+    if "//" in address or not host or not port.isdecimal():
+        raise UserError(f"ray_address is {address}; give HOST:PORT of the cluster itself, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise _refuse(address, error) from error
+
+
+def _refuse(address: str, error: Exception) -> UserError:
+    said = " ".join(str(error).split())[:200]
+    return UserError(
+        f"no ray cluster can be joined at {address} ({said}); start one with `ray start --head`, of the same versions "
+        "of ray and Python, and give its address with --ray-address"
+    )
 
 
 def _silence(ray: Any) -> None:
