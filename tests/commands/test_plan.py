@@ -71,6 +71,28 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
     assert counted.saved == pytest.approx(saved, rel=0.01)
 
 
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_a_base_in_few_bits_is_counted(random_teacher, miniature, bits):
+    """With what is put together of it while a layer computes."""
+    model, family = miniature
+    config = Distill(
+        teacher=str(random_teacher), batch_size=2, pictures=8, lora_rank=8, guidance_range=(5.0, 5.0),
+        gradient_checkpointing=True, frozen_precision=bits, precision="bf16", device="cpu",
+    )  # fmt: skip
+    counted, in_bf16 = need(config, family, 8), need(dataclasses.replace(config, frozen_precision="bf16"), family, 8)
+    weights = sum(p.numel() for p in model.network.parameters())
+    assert in_bf16.weights - counted.weights > {"int8": 0.7, "nf4": 1.1}[bits] * weights  # all but few, and scales
+    assert in_bf16.peak > counted.peak
+    ours = Ours(config, model, Stopwatch(CPU))
+    ours.update()
+    # networks are kept in what they compute in, but for what stands outside the blocks
+    tensors = [*model.network.parameters(), *model.network.buffers(), *ours.state.roles[0].role.weights.parameters()]
+    tensors += [value for each in ours.state.roles[0].optimizer.state.values() for value in each.values()]
+    with norms_in_fp32(enabled=True):
+        measured = most_bytes(ours.update, tensors)
+    assert counted.peak == pytest.approx(measured, rel=0.2)
+
+
 def test_heads_and_what_they_read_are_counted(random_teacher, miniature):
     model, family = miniature
     config = Distill(

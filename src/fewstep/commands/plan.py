@@ -7,7 +7,7 @@ import difflib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fewstep.data.buckets import describe_counts, list_buckets
 from fewstep.data.choices import Buckets
@@ -54,6 +54,8 @@ class Plan:
     """As for `distill`: a value other than the recipe's --ema-decay is a second average, which is counted."""
     adversarial: float = 0.0
     """As for `distill`: above 0, heads and what they read are counted."""
+    frozen_precision: Literal["auto", "int8", "nf4"] = "auto"
+    """As for `distill`: of a recipe with adapters the base is counted in 8 or 4 bits."""
     buckets: Buckets = "off"
     """As for `distill`: with `on` it is told how many pictures of --data lie in each bucket. The memory is that of the
     square, than which no bucket is larger."""
@@ -114,6 +116,7 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     recipe = dataclasses.replace(
         named.find_recipe(config.recipe), states=config.states, target_decay=config.target_decay,
         method=config.method, adversarial=config.adversarial, buckets=config.buckets,
+        frozen_precision=config.frozen_precision,
     )  # fmt: skip
     batch = config.batch_size or recipe.batch_size
     share, budget = batch // config.gpus, config.gpu_memory * GIB
@@ -135,6 +138,8 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     print("\n".join(markdown_table(rows)))
     print(_say_work(config, recipe, found))
     print(_say_checkpoint(config, recipe, found))
+    if recipe.frozen_precision != "auto":
+        print(_say_base(recipe))
     print(_say_encoders(recipe))
     print(advise(config, recipe, found))
     return rows
@@ -169,6 +174,16 @@ def _say_checkpoint(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan,
     return (
         f"main memory: {candidate.saved / GIB:.1f} GiB for the copy of the state from which a checkpoint is written "
         "while training goes on, in the first process"
+    )
+
+
+def _say_base(recipe: Distill) -> str:
+    """Says what main memory holds of a base until it is held in fewer bits."""
+    assert recipe.family != "any"  # of full-size recipes
+    size = sum(4 * value.numel() for value in find_family(recipe.family).shaped_network().parameters())
+    return (
+        f"main memory: {size / GIB:.1f} GiB for the base in fp32, in each process, from which it is brought to the GPU "
+        f"in {recipe.frozen_precision}"
     )
 
 
@@ -256,6 +271,7 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
     options += [f"--processes {config.gpus}"] if config.gpus > 1 else []
     options += [f"--batch-size {batch}"] if batch != recipe.batch_size else []
     options += [f"--resolution {config.resolution}"] if config.resolution else []
+    options += [f"--frozen-precision {config.frozen_precision}"] if config.frozen_precision != "auto" else []
     options += ["--buckets on"] if config.buckets == "on" else []
     options += [f"--method {config.method}"] if config.method != "lcm" else []
     options += [f"--states {config.states}"] if config.states != "auto" else []

@@ -6,10 +6,9 @@ from fewstep.diffusion.flow import Flow
 from fewstep.models.card import STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
-from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
-from fewstep.runs.learning import choose_frozen_dtype
+from fewstep.runs.learning import choose_frozen_dtype, load_base
 from fewstep.runs.material import forget_encoded, open_material
 from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
@@ -20,7 +19,7 @@ from fewstep.train.lora_weights import LoraWeights
 def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
-    model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
+    model = load_base(config, config.model)
     refuse_others(config.out)
     material = open_material(config, model, run=config.out)
     claim_run_folder(config.out, config)
@@ -36,6 +35,7 @@ def train_lora(config: TrainLora) -> None:
         ema=config.ema_decay > 0,
         checkpointing=config.gradient_checkpointing,
         frozen=frozen,
+        quantisation=config.quantisation,
     )
     task = DiffusionTuningTask(
         style.learner, model.schedule, model.network.parameterisation, material.latents(), null_cond, config.seed

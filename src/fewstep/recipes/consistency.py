@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
@@ -13,6 +13,7 @@ from fewstep.method.named import METHODS, WALKED, MethodName, NamedMethod, State
 from fewstep.method.times import Times
 from fewstep.method.weights import WeightName
 from fewstep.models.card import MAX_STEPS
+from fewstep.precision import Quantisation
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.train.config import check_between, check_not_negative
 from fewstep.train.learner import Distribution
@@ -109,6 +110,11 @@ class ConsistencyConfig(TrainingConfig):
             raise UserError(
                 "evaluations along the way need pictures that training does not see and features to compare them by: "
                 "give --eval-data and --eval-extractor, or --eval-every 0"
+            )
+        if self.frozen_precision in get_args(Quantisation) and not self.lora_rank:
+            raise UserError(
+                f"frozen_precision is {self.frozen_precision}, for a base under adapters, and every weight learns "
+                "here; give --lora-rank, or --frozen-precision bf16"
             )
         if self.distribution == "fsdp" and self.lora_rank:
             raise UserError("adapters are small and whole in every process; give --distribution ddp")

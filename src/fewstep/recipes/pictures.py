@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import tyro
 
@@ -11,7 +12,7 @@ from fewstep.data.choices import Buckets, CaptionLines, Crop
 from fewstep.data.sources.filters import Filters
 from fewstep.errors import UserError
 from fewstep.models.options import DeviceOptions, ModelOptions
-from fewstep.precision import Precision
+from fewstep.precision import FrozenPrecision, Quantisation
 from fewstep.train.config import LoopConfig, check_at_least
 
 _BETWEEN = "::"
@@ -73,9 +74,11 @@ class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
     for pictures all the same."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
-    frozen_precision: Precision = "auto"
+    frozen_precision: FrozenPrecision = "auto"
     """Number format in which weights that are not trained are stored. `auto` takes what networks compute in; bf16 and
-    fp16 halve their memory."""
+    fp16 halve their memory. Under adapters `int8` and `nf4` (need fewstep[8bit]) hold the base in 8 or 4 bits: take
+    them where a card does not hold it in 16. `int8` rounds weights by 0.6%, `nf4` by 9%, and pictures painted along the
+    way are of the rounded base."""
 
     def __post_init__(self) -> None:
         LoopConfig.__post_init__(self)
@@ -83,6 +86,20 @@ class TrainingConfig(PictureOptions, LoopConfig, ModelOptions, DeviceOptions):
         check_at_least(self, 0, "read_ahead")
         for given in self.mix:
             split_weight(given)
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """Returns the bits that a base is held in, if they are fewer than a format's. Raises UserError without
+        bitsandbytes."""
+        match self.frozen_precision:
+            case "int8" | "nf4":
+                if find_spec("bitsandbytes") is None:
+                    raise UserError(
+                        f"frozen_precision {self.frozen_precision} needs bitsandbytes: pip install 'fewstep[8bit]'"
+                    )
+                return self.frozen_precision
+            case _:
+                return None
 
 
 def split_weight(given: str) -> tuple[str, float]:

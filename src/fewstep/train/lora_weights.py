@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ from fewstep.models.lora.adapters import AdaptedNetwork, AdapterWeights
 from fewstep.models.lora.export import save_lora
 from fewstep.models.lora.file import LoraFile, list_written, read_lora
 from fewstep.parallel.world import current_world
+from fewstep.precision import Quantisation
 from fewstep.train.learner import Learner, replicate
 from fewstep.train.trainable import as_student
 
@@ -26,15 +28,20 @@ class LoraWeights:
 
     def __init__(
         self, model: LatentModel, card: StudentCard, *, ema: bool, target_decay: float | None = None,
-        checkpointing: bool = False, frozen: torch.dtype = torch.float32, start: LoraFile | None = None,
+        checkpointing: bool = False, frozen: torch.dtype = torch.float32, quantisation: Quantisation | None = None,
+        start: LoraFile | None = None,
     ) -> None:  # fmt: skip
-        """Hangs adapters on `model`, whose base is stored in `frozen`, and which are those of `start` if there are any;
-        with an input for the end where its method tells it. `card` is as `save_lora` wants it."""
+        """Hangs adapters on `model`, and which are those of `start` if there are any; with an input for the end where
+        its method tells it. The base is stored in `frozen`, the weights of its blocks by `quantisation` if there is
+        one. `card` is as `save_lora` wants it."""
         assert card.lora_rank is not None
         assert card.lora_alpha is not None
         assert card.seed is not None
         if read_method(card, model.source).told_end and not model.network.takes_end:
             model.network.hang_end()
+        if quantisation:
+            # imported only where a run wants it
+            importlib.import_module("fewstep.models.quantised").quantise(model.network, quantisation, model.device)
         self._adapted = AdaptedNetwork(
             model.network, card.lora_rank, card.lora_alpha, model.family.lora.targets, frozen, card.seed
         )

@@ -135,8 +135,10 @@ class AdaptedNetwork:
         would lose what is small beside W. Checkpointing would recompute without the sum.
         """
         layer = next(iter(self._layers.values()))
-        exact = layer.base_layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(z_t.device.type)
-        if not exact or self.network.backbone.is_gradient_checkpointing:
+        quantised = "weight" not in dict(layer.base_layer.named_parameters())
+        if quantised or self.network.backbone.is_gradient_checkpointing:
+            return False
+        if layer.base_layer.weight.dtype != torch.float32 or torch.is_autocast_enabled(z_t.device.type):
             return False
         positions = z_t[:, 0].numel() / 3  # of a weight on average: inner levels have fewer
         return self._base * (positions + 3 * self.rank) < 3 * self._learning * positions
