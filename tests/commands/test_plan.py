@@ -15,6 +15,7 @@ from fewstep.errors import UserError
 from fewstep.measure.memory import GIB, Need, need
 from fewstep.measure.shapes import norms_in_fp32
 from fewstep.measure.stopwatch import Stopwatch, most_bytes
+from fewstep.models.families import find_family
 from fewstep.models.families.stable_diffusion import SD1
 from fewstep.models.loading import load_latent_model
 from fewstep.parallel.world import current_world
@@ -69,6 +70,19 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
     assert counted.learning == sum(p.numel() for p in student.parameters)
     saved = sum(value.nbytes for name, value in ours.state.whole_tensors() if name != "losses")
     assert counted.saved == pytest.approx(saved, rel=0.01)
+
+
+def test_a_base_that_is_split_under_adapters_is_counted():
+    recipe = named.find_recipe("flux-lora")
+    plans = [*list_plans(Plan(recipe="flux-lora", gpus=4), recipe)]
+    whole, split = ([each.bytes(1) for each in plans if each.fsdp is fsdp] for fsdp in (False, True))
+    assert len(whole) == len(split) == 4
+    base = 2 * sum(value.numel() for value in find_family("flux").shaped_network().parameters())
+    for one, other in zip(whole, split, strict=True):
+        assert 0.65 * base < one - other < 0.75 * 1.05 * base
+    for changes in ({"frozen_precision": "nf4"}, {"adversarial": 0.1}):  # which `distill` refuses to split
+        changed = dataclasses.replace(recipe, **changes)
+        assert not any(each.fsdp for each in list_plans(Plan(recipe="flux-lora", gpus=4), changed))
 
 
 @pytest.mark.parametrize("bits", ["int8", "nf4"])

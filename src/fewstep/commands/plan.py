@@ -41,7 +41,8 @@ class Plan:
     gpu_memory: float = 24.0
     """Memory of each GPU in GiB."""
     gpus: int = 1
-    """Number of GPUs. With several, `--distribution fsdp` is considered for a student that is trained whole."""
+    """Number of GPUs. With several, `--distribution fsdp` is considered: of a student that is trained whole, and of the
+    base under adapters."""
     resolution: int = 0
     """Side length of the pictures in pixels; 0 takes the recipe's."""
     batch_size: int = 0
@@ -227,12 +228,13 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
             for n in (1, 2)
         )  # fmt: skip
         counted[checkpointing] = (one, float(two.peak - one.peak))
-    for fsdp in (False, True) if config.gpus > 1 and not recipe.lora_rank else (False,):
-        for optimizer in ("adamw",) if fsdp else ("adamw", "adamw8bit"):
+    for fsdp in (False, True) if config.gpus > 1 and _can_spread(recipe) else (False,):
+        for optimizer in ("adamw",) if fsdp and not recipe.lora_rank else ("adamw", "adamw8bit"):
             for checkpointing, (one, each) in counted.items():
                 alone = one.peak - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning
                 if fsdp:
-                    alone = _count_sharded(one, alone, config.gpus, _count_averages(recipe))
+                    sharded = _count_spread_base if recipe.lora_rank else _count_sharded
+                    alone = sharded(recipe, one, alone, config.gpus)
                 whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT + (NCCL if config.gpus > 1 else 0)
                 yield MemoryPlan(
                     optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each,
@@ -240,16 +242,34 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
                 )  # fmt: skip
 
 
-def _count_averages(recipe: Distill) -> int:
-    return (recipe.ema_decay > 0) + (recipe.second_decay is not None)
+def _can_spread(recipe: Distill) -> bool:
+    """Returns whether `distill` takes the recipe with `--distribution fsdp`."""
+    try:
+        dataclasses.replace(recipe, distribution="fsdp", optimizer="adamw")
+    except UserError:
+        return False
+    return True
 
 
-def _count_sharded(one: Need, alone: int, gpus: int, averages: int) -> int:
+def _count_spread_base(recipe: Distill, _one: Need, alone: int, gpus: int) -> int:
+    """Counts the bytes of one GPU when the base under adapters, in bf16, is split among several.
+
+    While a block computes, it and the one after it are gathered, and what stands outside the blocks.
+    """
+    assert recipe.family != "any"  # of full-size recipes
+    network = find_family(recipe.family).shaped_network()
+    blocks = [sum(value.numel() for value in block.parameters()) for block in network.blocks]
+    whole = sum(value.numel() for value in network.parameters())
+    return alone - int(2 * whole * (1 - 1 / gpus)) + 2 * (2 * max(blocks) + whole - sum(blocks))
+
+
+def _count_sharded(recipe: Distill, one: Need, alone: int, gpus: int) -> int:
     """Counts the bytes of one GPU when weights, averages, gradients and moments are split among several.
 
     While a block computes, all of it, at most a quarter of the weights, is gathered. Before that each GPU has built
     student and averages whole.
     """
+    averages = (recipe.ema_decay > 0) + (recipe.second_decay is not None)
     bytes_each = 4 + 4 * averages + 4 + MOMENTS["adamw"]
     parts = alone - int(bytes_each * one.learning * (1 - 1 / gpus)) + one.learning
     return max(parts, one.weights)

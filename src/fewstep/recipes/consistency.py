@@ -85,7 +85,8 @@ class ConsistencyConfig(TrainingConfig):
     distribution: Distribution = "ddp"
     """How several processes hold the student: `ddp` keeps it whole in each, `fsdp` splits weights, average, gradients
     and moments among them. Take `fsdp` when one GPU cannot hold them all; each must still hold student and average
-    while they are built."""
+    while they are built. Under adapters `fsdp` splits the frozen base, block by block as it comes to the GPU, and
+    leaves the adapters whole in each."""
     dry_run: bool = False
     """Try three updates, one save and one reload in a folder beside --out that goes away, and print the plan of the
     run."""
@@ -117,12 +118,20 @@ class ConsistencyConfig(TrainingConfig):
                 "here; give --lora-rank, or --frozen-precision bf16"
             )
         if self.distribution == "fsdp" and self.lora_rank:
-            raise UserError("adapters are small and whole in every process; give --distribution ddp")
-        if self.distribution == "fsdp" and self.optimizer != "adamw":
+            self.check_spread_base()
+        if self.distribution == "fsdp" and not self.lora_rank and self.optimizer != "adamw":
             raise UserError(f"optimizer {self.optimizer} needs whole weights; give --distribution ddp or adamw")
         self._check_method()
         if self.huber_c <= 0:
             raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
+
+    def check_spread_base(self) -> None:
+        """Raises UserError for what does not go with a base of which every process holds a part."""
+        if self.frozen_precision in get_args(Quantisation):
+            raise UserError(
+                f"frozen_precision {self.frozen_precision} is held whole in every process; give --distribution ddp, or "
+                "--frozen-precision bf16"
+            )
 
     @property
     def second_decay(self) -> float | None:
