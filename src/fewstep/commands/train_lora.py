@@ -8,10 +8,9 @@ from fewstep.diffusion.flow import Flow
 from fewstep.models.card import STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
-from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
-from fewstep.runs.learning import choose_frozen_dtype, compile_if_wanted
+from fewstep.runs.learning import choose_frozen_dtype, compile_if_wanted, load_base
 from fewstep.runs.material import check_data, forget_encoded, open_material
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
 from fewstep.runs.reporting import publish_run, settle_reports
@@ -26,7 +25,7 @@ def train_lora(config: TrainLora) -> None:
     check_given(config, "model", "data")
     check_data(config)
     config = settle_reports(config)
-    model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
+    model = load_base(config, config.model)
     refuse_others(config.out)
     material = open_material(config, model, run=config.out)
     claim_run_folder(config.out, config)
@@ -43,6 +42,7 @@ def train_lora(config: TrainLora) -> None:
         ema=config.ema_decay > 0,
         checkpointing=config.gradient_checkpointing,
         frozen=frozen,
+        quantisation=config.quantisation,
     )
     compile_if_wanted(config, style)
     task = DiffusionTuningTask(
