@@ -13,6 +13,7 @@ flower.jpg are kept back.
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import safetensors.torch
 import torch
 import tyro
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewstep import assets
@@ -64,8 +65,10 @@ def _cycle(steps: int, lr: float, batch_size: int = 16, **more: Any) -> LoopConf
 
 AUTOENCODER = {
     "first": _cycle(6000, 1.2e-3, precision="bf16"),
-    "second": _cycle(16000, 1e-3, precision="bf16"),
+    "second": _cycle(14000, 1e-3, precision="bf16"),
 }
+WIDTHS = (16, 32, 64, 128)
+"""Of the autoencoder from its second cycle on, from fine to coarse."""
 READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(10000, 1.5e-3, 32)}
 TEXT = _cycle(4000, 2e-3, 64)
 UNET = {"first": _cycle(8000, 1.5e-3, 32), "second": _cycle(16000, 1e-3, 32), "third": _cycle(8000, 7e-4, 64)}
@@ -104,28 +107,53 @@ def widen(wide: Tensor, narrow: Tensor, name: str) -> Tensor:
         return narrow
     result = copy.deepcopy(wide)
     moments = name.startswith(("encoder.conv_out", "quant_conv"))  # their outputs, and the inputs of quant_conv
-    rows = _places(narrow.shape[0], wide.shape[0], halves=moments)
+    rows = _places(narrow.shape[0], wide.shape[0], 2 if moments else 1)
     if narrow.ndim == 1:
         result[rows] = narrow
         return result
-    columns = _places(narrow.shape[1], wide.shape[1], halves=name.startswith("quant_conv"))
+    columns = _places(narrow.shape[1], wide.shape[1], 2 if name.startswith("quant_conv") else 1)
     result[rows] = 0  # what was learnt hears nothing from the new channels at first
     result[rows[:, None], columns] = narrow
     return result
 
 
-def _places(narrow: int, wide: int, *, halves: bool) -> Tensor:
-    if not halves:
-        return torch.arange(narrow)
-    return torch.cat([torch.arange(narrow // 2), wide // 2 + torch.arange(narrow // 2)])
+def _places(narrow: int, wide: int, groups: int) -> Tensor:
+    """Returns where the `narrow` old channels stand among the `wide` ones: first in each of the groups."""
+    return torch.cat([group * (wide // groups) + torch.arange(narrow // groups) for group in range(groups)])
+
+
+def widen_autoencoder(narrow: AutoencoderKL) -> AutoencoderKL:
+    """Returns one of WIDTHS that begins with what `narrow` learnt; each group of a normalisation gets new channels."""
+    torch.manual_seed(3)
+    wider = scenes_model.build_autoencoder(LATENT_CHANNELS, WIDTHS)
+    learnt, groups = narrow.state_dict(), wider.config["norm_num_groups"]
+    for name, tensor in wider.state_dict().items():
+        if name in learnt:
+            old = learnt[name].float()
+        else:  # a block that now changes the number of channels: what it passed on as it was goes through a convolution
+            count = min(tensor.shape[:2]) if tensor.ndim > 1 else min(WIDTHS[-2:])
+            old = torch.eye(count)[..., None, None] if tensor.ndim > 1 else torch.zeros(count)
+        rows = _places(old.shape[0], tensor.shape[0], groups if old.shape[0] < tensor.shape[0] else 1)
+        if old.ndim == 1:
+            tensor[rows] = old
+            continue
+        columns = _places(old.shape[1], tensor.shape[1], groups if old.shape[1] < tensor.shape[1] else 1)
+        tensor[rows] = 0
+        tensor[rows[:, None], columns] = old
+    return wider
 
 
 def train_autoencoder(out: Path, cycle: str, photographs: Path) -> None:
     seed = list(AUTOENCODER).index(cycle)
-    start: nn.Module = build_gallery_autoencoder() if seed == 0 else AutoencoderKL.from_pretrained(out / "vae-first")
-    task = AutoencoderTask(start.to(memory_format=torch.channels_last), Mixture(seed, photographs), seed)
+    pixels = Mixture(seed, photographs)
+    if seed == 0:
+        task = AutoencoderTask(build_gallery_autoencoder().to(memory_format=torch.channels_last), pixels, seed)
+    else:
+        start = widen_autoencoder(AutoencoderKL.from_pretrained(out / "vae-first"))
+        features = load_gallery_reader(out / "reader-first").grid
+        task = AutoencoderTask(start.to(memory_format=torch.channels_last), pixels, seed, features)
     fit(task, AUTOENCODER[cycle], out / f"autoencoder-{cycle}", f"autoencoder, {cycle}")
-    plain = scenes_model.build_autoencoder(LATENT_CHANNELS)
+    plain = scenes_model.build_autoencoder(LATENT_CHANNELS, tuple(task.averaged.config["block_out_channels"]))
     plain.load_state_dict(task.averaged.state_dict())
     for name in (f"vae-{cycle}", "vae"):
         plain.save_pretrained(out / name)
@@ -134,11 +162,23 @@ def train_autoencoder(out: Path, cycle: str, photographs: Path) -> None:
 def train_reader(out: Path, cycle: str) -> None:
     torch.manual_seed(1)
     seed = list(READER).index(cycle)
-    start = GalleryReader() if seed == 0 else load_gallery_reader(out / "reader-first").requires_grad_(True).train()
-    task = GalleryReaderTask(start, seed)
+    if seed == 0:
+        task = GalleryReaderTask(GalleryReader(), seed)
+    else:
+        start = load_gallery_reader(out / "reader-first").requires_grad_(True).train()
+        autoencoder = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
+        task = GalleryReaderTask(start, seed, rebuild=functools.partial(rebuild, autoencoder))
     fit(task, READER[cycle], out / f"reading-{cycle}", f"reader, {cycle}")
     for name in (f"reader-{cycle}", "reader"):
         save_reader(task.averaged, out / name)
+
+
+@torch.no_grad()
+def rebuild(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Maps `[b, 3, 64, 64]` in [−1, 1] to what the autoencoder makes of it, without noise."""
+    with torch.autocast("cpu", torch.bfloat16):
+        rebuilt: Tensor = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mean).sample
+    return rebuilt.float().clamp(-1, 1)
 
 
 def train_text_encoder(out: Path) -> None:

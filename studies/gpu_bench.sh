@@ -1,15 +1,11 @@
 #!/usr/bin/env bash
-# The figures of docs/speed.md that need a GPU: full-size models with random weights, each beside its plain arrangement.
-# Under ten minutes on a card of 80 GB; nothing is fetched:  bash studies/gpu_bench.sh [folder]
+# The figures that need a GPU, in the order of their worth, each step with its own time limit and its own file of JSON;
+# what they are is in studies/gpu_steps.py. Ten minutes on a card of 80 GB; nothing is fetched:
+#     bash studies/gpu_bench.sh                  # writes docs/speed/gpu/
+#     bash studies/gpu_bench.sh --rehearse       # every line of it on a CPU, with miniatures, in half a minute
+#     bash studies/gpu_bench.sh --only train-sd15 paint-1 --minutes 5
 set -euo pipefail
-out=${1:-docs/speed/gpu}
-fewstep=.venv/bin/fewstep
-command -v "$fewstep" >/dev/null || fewstep=fewstep
-mkdir -p "$out"
-train() { timeout 150 "$fewstep" bench train --compare --rounds 5 --device cuda "$@"; }
-train --recipe sd15 --batch-size 16 --accumulation 1 --gradient-checkpointing False --json "$out/train-sd15.json"
-train --recipe sd15-lora --batch-size 16 --accumulation 1 --gradient-checkpointing False --json "$out/train-sd15-lora.json"
-train --recipe sdxl-lora --batch-size 4 --accumulation 1 --json "$out/train-sdxl-lora.json"
-for batch in 1 16; do
-    timeout 100 "$fewstep" bench generate --model sd15 --compare --batch-size "$batch" --device cuda --json "$out/generate-sd15-$batch.json"
-done
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=$here/.venv/bin/python
+command -v "$python" >/dev/null || python=python
+PYTHONPATH="$here/src${PYTHONPATH:+:$PYTHONPATH}" exec "$python" "$here/studies/gpu_bench.py" "$@"

@@ -2,7 +2,8 @@
 
 The method, the weights and every draw are fewstep's own; the arrangement is not: pictures and texts are encoded at
 every update, the teacher is asked with and without the prompt apart, every frozen network is in fp32 and a copy of its
-own, the average is kept tensor by tensor, and the host waits for the loss of every update. Nothing is compiled.
+own, the average is kept tensor by tensor, and the host waits for the loss of every update. Nothing is compiled unless
+asked for.
 """
 
 from __future__ import annotations
@@ -138,11 +139,13 @@ class PlainArrangement:
 class PlainGeneration:
     """diffusers' LatentConsistencyModelPipeline on the same weights, as its documentation shows it."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, *, compiled: bool = False) -> None:
         model = pipeline.model
         config = {**model.scheduler_config, "original_inference_steps": pipeline.grid_size}
         self._pipeline = model.family.make_pipeline(model, model.network, LCMScheduler.from_config(config))
         self._pipeline.set_progress_bar_config(disable=True)
+        if compiled:
+            self._pipeline.unet = torch.compile(self._pipeline.unet)
         self._guidance_scale = pipeline.guidance_scale
 
     def __call__(self, prompts: Sequence[str], steps: int, seed: int) -> list[Image.Image]:

@@ -72,6 +72,9 @@ COMMANDS = {
         "commands.combine:combine", "commands.combine:Combine", "combine LoRAs into one, or merge them into their base",
         owns_out=True,
     ),
+    "convert": Command(
+        "commands.convert:convert", "commands.convert:Convert", "write a LoRA in the spelling of another tool"
+    ),
     "export": Command(
         "commands.export:export", "commands.export:Export",
         "make a LoRA for other tools of an any-step model", _RESUMES, owns_out=True, paints=True,
@@ -86,10 +89,14 @@ COMMANDS = {
         "describe a model, a LoRA, a run folder or a painted picture",
     ),
     "plan": Command("commands.plan:plan", "commands.plan:Plan", "find the fastest settings that fit a GPU's memory"),
+    "plot": Command("commands.plot:plot", "commands.plot:Plot", "draw the curves, scores and samples of runs"),
     "prepare": Command(
         "commands.prepare:prepare", "recipes.prepare:default_prepare",
         "encode pictures, or walk a teacher, for many runs",
         "; the same command goes on, and makes nothing twice", "apart",
+    ),
+    "publish": Command(
+        "commands.publish:publish", "commands.publish:Publish", "send a model to the Hub, with a card of its own"
     ),
     "serve": Command("commands.serve:serve", "commands.serve:Serve", "serve a web page and an HTTP API that paint"),
     "train-lora": Command(

@@ -93,12 +93,21 @@ def _check_nesting(value: Any) -> None:
 
 
 def load_yaml(file: Path) -> Any:
-    """Reads plain YAML: lists, mappings, texts, numbers, true, false and null; a date is text. Raises DocumentError, or
-    OSError where the file cannot be opened."""
+    """Reads plain YAML. Raises DocumentError, or OSError where the file cannot be opened."""
+    content = load_bytes(file, _MOST_YAML)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"it is no YAML that is read: {error}") from error
+    return parse_yaml(text)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parses plain YAML: lists, mappings, texts, numbers, true, false and null; a date is text. Raises
+    DocumentError."""
     import yaml
 
     try:
-        text = load_bytes(file, _MOST_YAML).decode()
         _check_events(text)
         value = yaml.load(text, _plain_loader())
     except DocumentError:

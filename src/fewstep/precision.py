@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Quantisation = Literal["int8", "nf4"]
+"""Fewer bits than a number format has, in which alone what does not learn can be held."""
+FrozenPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _AMPERE = (8, 0)
 """Compute capability from which NVIDIA's GPUs compute in bf16; older ones only imitate it, slower than fp32."""

@@ -15,6 +15,7 @@ from fewstep.errors import UserError
 from fewstep.measure.memory import GIB, Need, need
 from fewstep.measure.shapes import norms_in_fp32
 from fewstep.measure.stopwatch import Stopwatch, most_bytes
+from fewstep.models.families import find_family
 from fewstep.models.families.stable_diffusion import SD1
 from fewstep.models.loading import load_latent_model
 from fewstep.parallel.world import current_world
@@ -69,6 +70,41 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
     assert counted.learning == sum(p.numel() for p in student.parameters)
     saved = sum(value.nbytes for name, value in ours.state.whole_tensors() if name != "losses")
     assert counted.saved == pytest.approx(saved, rel=0.01)
+
+
+def test_a_base_that_is_split_under_adapters_is_counted():
+    recipe = named.find_recipe("flux-lora")
+    plans = [*list_plans(Plan(recipe="flux-lora", gpus=4), recipe)]
+    whole, split = ([each.bytes(1) for each in plans if each.fsdp is fsdp] for fsdp in (False, True))
+    assert len(whole) == len(split) == 4
+    base = 2 * sum(value.numel() for value in find_family("flux").shaped_network().parameters())
+    for one, other in zip(whole, split, strict=True):
+        assert 0.65 * base < one - other < 0.75 * 1.05 * base
+    for changes in ({"frozen_precision": "nf4"}, {"adversarial": 0.1}):  # which `distill` refuses to split
+        changed = dataclasses.replace(recipe, **changes)
+        assert not any(each.fsdp for each in list_plans(Plan(recipe="flux-lora", gpus=4), changed))
+
+
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_a_base_in_few_bits_is_counted(random_teacher, miniature, bits):
+    """With what is put together of it while a layer computes."""
+    model, family = miniature
+    config = Distill(
+        teacher=str(random_teacher), batch_size=2, pictures=8, lora_rank=8, guidance_range=(5.0, 5.0),
+        gradient_checkpointing=True, frozen_precision=bits, precision="bf16", device="cpu",
+    )  # fmt: skip
+    counted, in_bf16 = need(config, family, 8), need(dataclasses.replace(config, frozen_precision="bf16"), family, 8)
+    weights = sum(p.numel() for p in model.network.parameters())
+    assert in_bf16.weights - counted.weights > {"int8": 0.7, "nf4": 1.1}[bits] * weights  # all but few, and scales
+    assert in_bf16.peak > counted.peak
+    ours = Ours(config, model, Stopwatch(CPU))
+    ours.update()
+    # networks are kept in what they compute in, but for what stands outside the blocks
+    tensors = [*model.network.parameters(), *model.network.buffers(), *ours.state.roles[0].role.weights.parameters()]
+    tensors += [value for each in ours.state.roles[0].optimizer.state.values() for value in each.values()]
+    with norms_in_fp32(enabled=True):
+        measured = most_bytes(ours.update, tensors)
+    assert counted.peak == pytest.approx(measured, rel=0.2)
 
 
 def test_heads_and_what_they_read_are_counted(random_teacher, miniature):

@@ -2,7 +2,6 @@
 
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from fewstep.models import loading
 from fewstep.models.families import stable_diffusion_parts
 from fewstep.models.loading import load_codec, load_latent_model, pick_device
 from fewstep.runs.preparing import Stages, run_parts, sum_stages
+from fewstep.runs.reading_stage import ReadingStage
 from warm_command import start_server
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def test_pictures_are_read_by_threads_while_others_are_encoded_and_become_the_sa
         config.out.mkdir()
         studio = EncodingStudio(config)
         if threads:  # as on a GPU
-            studio._pool = ThreadPoolExecutor(threads)
+            studio.stage = ReadingStage(studio._reading, threads)
             names = watch_threads(studio._reading)
         stages = run_parts(config, studio, studio.parts)
         assert stages.pictures == 20

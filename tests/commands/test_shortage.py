@@ -36,7 +36,10 @@ def test_what_is_in_use_is_not_advised(error):
         raise error
     assert "8bit" not in str(told.value)
     assert "checkpointing" not in str(told.value)
-    small = dataclasses.replace(config, accumulation=6, lora_rank=4, guidance_range=(5.0, 5.0))
+    adapters = dataclasses.replace(config, accumulation=6, lora_rank=4, guidance_range=(5.0, 5.0))
+    with pytest.raises(UserError, match="need less: --frozen-precision nf4"), explain_out_of_memory(adapters):
+        raise error
+    small = dataclasses.replace(adapters, frozen_precision="nf4")
     with pytest.raises(UserError, match="with every setting in use"), explain_out_of_memory(small):
         raise error
 
@@ -46,7 +49,7 @@ WHERE = {
     "load": ("generate", "fewstep.commands.generate.load_painter", "--batch-size 8 or less"),
     "paint": ("generate", "fewstep.models.pipeline.Pipeline.latents", "--batch-size 8 or less"),
     "decode": ("generate", "fewstep.models.codec.Codec.decode", "--batch-size 8 or less"),
-    "load to train": ("distill", "fewstep.commands.distill.load_latent_model", "--accumulation 2 or more"),
+    "load to train": ("distill", "fewstep.runs.learning.load_latent_model", "--accumulation 2 or more"),
     "encode": ("distill", "fewstep.models.codec.Codec.encode", "--accumulation 2 or more"),
     "export": ("distill", "fewstep.train.whole_weights.save_student", "--accumulation 2 or more"),
     "prepare": ("prepare", "fewstep.models.codec.Codec.encode", "--batch-size 8 or less"),

@@ -103,11 +103,11 @@ def test_cut_short_it_goes_on_and_ends_with_the_same_bytes(walked, teacher, kept
     config = dataclasses.replace(walked, out=tmp_path / "cut")
     written = []
 
-    def write(folder, name, *more):
+    def write(store, name, *more):
         if written:
-            raise OSError(28, "No space left on device", str(folder / name))
+            raise OSError(28, "No space left on device", f"{store}/{name}")
         written.append(name)
-        honest(folder, name, *more)
+        honest(store, name, *more)
 
     honest = walking.write_shard
     monkeypatch.setattr(walking, "write_shard", write)

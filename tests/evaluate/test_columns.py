@@ -95,7 +95,7 @@ def test_a_new_metric_is_watched_along_a_run(random_teacher, tmp_path, capsys):
     )  # fmt: skip
     distill(config)
     rows = [json.loads(line) for line in (config.out / "evaluations.jsonl").open()]
-    board = EventAccumulator(str(config.out / "tensorboard" / "evaluation")).Reload()
+    board = EventAccumulator(str(config.out / "tensorboard")).Reload()
     for row in rows:
         (event,) = board.Scalars(f"mean_redness/{row['steps']}")
         assert event.value == pytest.approx(row["mean_redness"])

@@ -23,7 +23,7 @@ from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.frechet import frechet_distance
 from fewstep.evaluate.metrics import METRICS, compute_columns, list_columns, list_observers, name_kept
 from fewstep.evaluate.metrics.distances import sum_moments
-from fewstep.evaluate.painting import Kept, paint
+from fewstep.evaluate.painting import PaintedCell, paint
 from fewstep.evaluate.protocol import claim_report_folder, difference, rows_beside
 from fewstep.evaluate.reader import load_reader
 from fewstep.evaluate.report import columns_of
@@ -64,7 +64,9 @@ def columns(bench, pictures):
     rows = list(range(len(pictures)))
     batch = PaintedBatch(pictures, latents, rows, dataclasses.replace(bench, teacher_latents=None))
     observed = {name: observe(batch) for name, observe in OBSERVERS.items()}
-    found = compute_columns(Kept({n: v for n, v in observed.items() if v is not None}, latents, 0.0), batch.bench)
+    found = compute_columns(
+        PaintedCell({n: v for n, v in observed.items() if v is not None}, latents, 0.0), batch.bench
+    )
     assert set(columns_of([found])) <= {column.name for column in list_columns()}
     return found
 

@@ -24,7 +24,7 @@ from fewstep.evaluate.gallery_bench import GalleryJudge, GalleryWorld, list_repe
 from fewstep.evaluate.gallery_reader import GalleryReader
 from fewstep.evaluate.metrics import compute_columns, list_observers
 from fewstep.evaluate.metrics.coverage import to_numbers, to_scene
-from fewstep.evaluate.painting import Kept
+from fewstep.evaluate.painting import PaintedCell
 from fewstep.evaluate.reader import save_reader
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def score(bench, pictures):
         batch = PaintedBatch(pictures, torch.zeros(len(pictures), 1, 1, 1), list(range(len(pictures))), bench)
         if (value := observe(batch)) is not None:
             observed[name] = value
-    return compute_columns(Kept(observed, torch.zeros(len(pictures), 1, 1, 1), 0.0), bench)
+    return compute_columns(PaintedCell(observed, torch.zeros(len(pictures), 1, 1, 1), 0.0), bench)
 
 
 @pytest.fixture(scope="module")

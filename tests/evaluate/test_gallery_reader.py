@@ -55,6 +55,23 @@ def test_two_of_the_same_are_no_scene():
     assert all(scene is None or len(scene.things) == 1 for scene in scenes)
 
 
+def test_every_other_batch_is_seen_as_an_autoencoder_rebuilds_it():
+    seen = []
+
+    def rebuild(pixels):
+        seen.append(pixels)
+        return torch.zeros_like(pixels)
+
+    torch.manual_seed(0)
+    reader = GalleryReader()
+    plain, task = GalleryReaderTask(reader, 0), GalleryReaderTask(reader, 0, rebuild=rebuild)
+    for counters in (range(0, 4), range(4, 8)):
+        rebuilt = counters.start == 4
+        assert torch.equal(task.loss(counters).total, plain.loss(counters).total) != rebuilt
+    assert len(seen) == 1
+    assert torch.equal(seen[0], draw_gallery_batch(0, range(4, 8))[0])
+
+
 def test_loss_falls_and_weights_are_kept(tmp_path):
     torch.manual_seed(0)
     task = GalleryReaderTask(GalleryReader(), 0)

@@ -20,6 +20,7 @@ from torch import nn
 
 from fewstep.data.infotext import build_png_info
 from fewstep.data.shards.prepared import PreparedRow, write_manifest, write_shard
+from fewstep.data.shards.store import FolderStore
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.models import scenes_model
 from fewstep.models.card import StudentCard
@@ -193,16 +194,16 @@ def _write_run(folder: Path) -> None:
 def _write_prepared(folder: Path) -> None:
     rows = [PreparedRow("a", "one", (8, 8, 0, 0, 8, 8)), PreparedRow("b", "two", (8, 8, 0, 0, 8, 8), others=("more",))]
     latents = {"mean": torch.zeros(2, 4, 2, 2, dtype=torch.float16), "std": torch.ones(2, 4, 2, 2, dtype=torch.float16)}
-    write_shard(folder, "0-0-0", rows, latents, MADE_OF)
-    write_manifest(folder, ["0-0-0"], MADE_OF, {"found": 2, "used": 2})
+    write_shard(FolderStore(folder), "0-0-0", rows, latents, MADE_OF)
+    write_manifest(FolderStore(folder), ["0-0-0"], MADE_OF, {"found": 2, "used": 2})
 
 
 def _write_trajectories(folder: Path) -> None:
     rows = [PreparedRow(name, "one", (8, 8, 0, 0, 8, 8)) for name in "ab"]
     made_of = {**MADE_OF, "kind": "trajectories", "stops": [999, 499, 0], "latent_shape": [4, 2, 2]}
     walked = {"states": torch.zeros(2, 3, 4, 2, 2, dtype=torch.float16), "omega": torch.ones(2)}
-    write_shard(folder, "0-0-trajectories", rows, walked, made_of)
-    write_manifest(folder, ["0-0-trajectories"], made_of, {"found": 2, "used": 2})
+    write_shard(FolderStore(folder), "0-0-trajectories", rows, walked, made_of)
+    write_manifest(FolderStore(folder), ["0-0-trajectories"], made_of, {"found": 2, "used": 2})
 
 
 def draw_picture(kind: str, **more: Any) -> bytes:

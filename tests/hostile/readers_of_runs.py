@@ -29,6 +29,7 @@ from fewstep.train import log
 from fewstep.train.checkpoint import MANIFEST_FILE, Checkpoints, files_of, restore
 from fewstep.train.ledger import Ledger
 from fewstep.train.soundness import why_unfit
+from fewstep.train.tracking import read_evaluations
 
 
 def read_config(corpus: Corpus, folder: Path, rng: Random) -> None:
@@ -88,8 +89,8 @@ def read_lines_of_a_run(corpus: Corpus, folder: Path, rng: Random) -> None:
         many=True,
     )
     Ledger(place, 100, samples=True)
-    log._tensorboard = lambda *_: None
     log.RunLog(place, "x", 3, 2)
+    list(read_evaluations(place))
     read_encoded(place, {})
     list(rows_beside(place, {"n": 1, "judge": {"sha256": "a"}}))
     claim_report_folder(place, {"n": 1})

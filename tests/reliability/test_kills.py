@@ -102,6 +102,22 @@ def test_killed_two_hundred_times(undisturbed, tiny, photos, tmp_path):
     check_killed_again_and_again(undisturbed, tiny, photos, tmp_path / "run", 200, random.Random(1))
 
 
+def test_adapters_on_a_base_in_4_bits_go_on_after_a_kill(tiny, photos, tmp_path):
+    """The base is rounded anew, and alike."""
+    own = ("--lora-rank", 2, "--frozen-precision", "nf4", "--guidance-range", 3, 3, "--steps", 6)
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert Warm(arguments(tiny, photos, one, *own)).wait().returncode == 0
+    warm = Warm(arguments(tiny, photos, other, *own))
+    while not (other / "checkpoints" / "step-0000004").is_dir():
+        assert warm.process.is_alive()
+        time.sleep(0.005)
+    warm.process.kill()
+    warm.process.join()
+    assert not (other / "model").exists()
+    assert "goes on after update 4 of 6" in Warm(arguments(tiny, photos, other, *own)).wait().stderr
+    assert same(one, other, 6)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_ends_its_update_saves_and_says_so(undisturbed, tiny, photos, tmp_path, number):
     out = tmp_path / "run"

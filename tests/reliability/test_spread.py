@@ -6,8 +6,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 
 from fewstep.commands.distill import load_teacher, make_path, make_student
+from fewstep.errors import UserError
 from fewstep.parallel.world import current_world
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
@@ -86,6 +88,77 @@ def test_a_spread_run_goes_on_whole_and_the_other_way_round(tiny, photos, tmp_pa
     run_ranks(1, go_on, tiny, photos, tmp_path / "run", 2)
     run_ranks(2, go_on, tiny, photos, tmp_path / "run", 3)
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "straight"), rel=1e-5)
+
+
+SPREAD_BASE = {"distribution": "fsdp", "lora_rank": 2, "guidance_range": (3.0, 3.0), "target_decay": 0.8}
+
+
+def prepare_adapters(teacher, photos, folder, **changes):
+    """As `prepared`, in fp32, as which adapters learn."""
+    config = Distill(
+        teacher=str(teacher), data=str(photos), out=folder, resolution=16, batch_size=4, steps=3, ema_decay=0.5,
+        guidance_scale=3.0, log_every=1, device="cpu", lr=1e-3, **{**SPREAD_BASE, **changes},
+    )  # fmt: skip
+    model = load_teacher(config)
+    student = make_student(config, model)
+    latents = open_material(config, model).latents()
+    return config, student, make_task(config, student, make_path(config, student, model), model, latents)
+
+
+def count_held(module):
+    """The bytes of a network's base that this process holds while nothing computes."""
+    held = [value for name, value in module.named_parameters() if ".lora_" not in name]
+    return sum((value.to_local() if isinstance(value, DTensor) else value).nbytes for value in held)
+
+
+def learn_adapters(teacher, photos, folder, steps, changes):
+    config, student, task = prepare_adapters(teacher, photos, folder, **changes)
+    assert student.is_spread == (current_world().size > 1)
+    assert not is_spread(student.learner.weights)
+    fit(task, dataclasses.replace(config, steps=steps), folder, "test")
+    student.save(folder / "model")
+    held = current_world().gather(count_held(student.model.network))
+    (folder / "held.json").write_text(json.dumps(held))
+
+
+def test_a_spread_base_teaches_adapters_what_a_whole_one_does(tiny, photos, tmp_path):
+    """Teacher, student and target are the same parts, put together a block at a time."""
+    for size in (1, 2):
+        run_ranks(size, learn_adapters, tiny, photos, tmp_path / str(size), 3, {"gradient_checkpointing": size == 2})
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+    states = [load_file(tmp_path / f"{size}/checkpoints/step-0000003/state.safetensors") for size in (1, 2)]
+    assert states[0].keys() == states[1].keys()
+    # Means of gradients: AdamW makes an update of any gradient, however near 0, by whose rounding weights differ.
+    means = [{name: value for name, value in state.items() if ".exp_avg." in name} for state in states]
+    largest = max(float(value.abs().max()) for value in means[0].values())
+    assert len(means[0]) > 50
+    for name, value in means[0].items():
+        torch.testing.assert_close(means[1][name], value, rtol=1e-3, atol=1e-3 * largest)
+    ((whole,), parts) = (json.loads((tmp_path / f"{size}/held.json").read_text()) for size in (1, 2))
+    assert max(parts) < 0.52 * whole
+    files = [load_file(tmp_path / f"{size}/model/pytorch_lora_weights.safetensors") for size in (1, 2)]
+    assert files[0].keys() == files[1].keys()
+    assert {name: value.shape for name, value in files[0].items()} == {n: v.shape for n, v in files[1].items()}
+
+
+def test_adapters_on_a_spread_base_go_on_on_a_whole_one_and_the_other_way_round(tiny, photos, tmp_path):
+    run_ranks(1, learn_adapters, tiny, photos, tmp_path / "straight", 3, {"target_decay": None})
+    for size, steps in ((2, 1), (1, 2), (2, 3)):
+        run_ranks(size, learn_adapters, tiny, photos, tmp_path / "run", steps, {"target_decay": None})
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "straight"), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"frozen_precision": "nf4"}, "nf4 is held whole in every process; give --distribution ddp"),
+        ({"adversarial": 0.1}, "--adversarial asks a base for more than one LoRA does"),
+        ({"method": "tdm", "start": "x", "target_decay": None}, "--method tdm asks a base for more"),
+    ],
+)
+def test_what_does_not_go_with_a_spread_base_is_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        Distill(guidance_scale=3.0, ema_decay=0.5, **{**SPREAD_BASE, **changes})
 
 
 def go_on(teacher, photos, folder, steps):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +18,21 @@ from fewstep.data.pictures import to_images
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
-from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, in_turn, machine
+from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, flops, in_turn, machine, matrix_rate
 from fewstep.models.card import MAX_STEPS
 from fewstep.models.engines import with_engine
 from fewstep.models.families import find_family
 from fewstep.models.loading import pick_device
-from fewstep.models.options import Engine
+from fewstep.models.options import Compile, Engine
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.models.tiny_decoder import load_tiny_decoder
+from fewstep.precision import Precision, choose_dtype
 from fewstep.runs.folder import made_with
 from fewstep.train.config import check_at_least, check_between
 
 RANDOM = {"sd15": "sd1", "sd21-base": "sd2"}
 """Full-size models with random weights, by the recipe's name."""
-_PLAIN = "diffusers"
+_PLAIN, _COMPILED = "diffusers", ", compiled"
 Paint = Callable[[Sequence[str], int, int], list[Image.Image]]
 
 
@@ -51,6 +53,11 @@ class BenchGenerate(Comparison):
     """Side length of the pictures in pixels, for random weights; 0 takes the family's own."""
     batch_size: int = 1
     """Pictures painted together."""
+    precision: Precision = "fp32"
+    """What the networks are kept and compute in, diffusers' too."""
+    compile: Compile = "off"
+    """Also time torch's engine with its repeated blocks compiled as in `generate`, a row more, and with --compare
+    diffusers with its whole network compiled; compiling is a part of the warm-up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,18 +77,27 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
     prompts = [Scenes(seed=0).prompt(i)[0] for i in range(config.batch_size)]
     subjects: dict[str, tuple[Paint, Stopwatch | None]] = {}
     if config.compare:
-        subjects[_PLAIN] = (plain_arrangement().PlainGeneration(pipeline), None)
+        plain = plain_arrangement().PlainGeneration
+        subjects[_PLAIN] = (plain(pipeline), None)
+        if config.compile != "off":
+            subjects[_PLAIN + _COMPILED] = (plain(pipeline, compiled=True), None)
     for tiny in ("", *filter(None, [config.tiny_decoder])):
         for engine in config.engines:
             name = f"{engine}, tiny decoder" if tiny else engine
             watch = Stopwatch(device)
             subjects[name] = (_painter(_variant(pipeline, engine, tiny), watch), watch)
+            if config.compile != "off" and engine == "torch":
+                watch = Stopwatch(device)
+                compiled = _compiled(_variant(pipeline, engine, tiny), config.compile)
+                subjects[name + _COMPILED] = (_painter(compiled, watch), watch)
     pictures = {name: paint(prompts, config.steps, 0) for name, (paint, _) in subjects.items()}
     acts = {name: _call(paint, prompts, config.steps) for name, (paint, _) in subjects.items()}
     seconds = in_turn(acts, config.rounds, device, config.warm_up)
     first = next(iter(subjects))
+    rate, work = matrix_rate(device, choose_dtype(config.precision, device)), _count_work(acts)
     rows = [
         _row(name, seconds[name], watch.per_round(acts[name], 3) if watch else {}, seconds[first], config.batch_size)
+        | ({"share_of_matrix_rate": work[name] / seconds[name].median / rate} if name in work else {})
         | _difference(pictures[name], pictures[first])
         for name, (_, watch) in subjects.items()
     ]
@@ -89,8 +105,9 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
         "machine": machine(device), "versions": made_with(), "model": config.model,
         "settings": {
             "steps": config.steps, "batch_size": config.batch_size, "resolution": pipeline.model.resolution,
-            "rounds": config.rounds,
+            "rounds": config.rounds, "precision": config.precision,
         },
+        "matrix_gflops": rate / 1e9, "gflop_per_image": max(work.values()) / config.batch_size / 1e9 if work else None,
         "rows": rows,
     }  # fmt: skip
     print(f"{config.model} on {results['machine']['device']}, {results['machine']['threads']} threads")
@@ -98,15 +115,32 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
     print("\n".join(markdown_table(rows)))
     write_and_compare(
         results, config.json, config.against,
-        lambda found: {row["engine"]: row["ratio"] for row in found["rows"] if row["engine"] != _PLAIN},
+        lambda found: {
+            row["engine"]: row["ratio"] for row in found["rows"] if not row["engine"].startswith(_PLAIN)
+        },
     )  # fmt: skip
     return results
 
 
 def _load(config: BenchGenerate, device: torch.device) -> Pipeline:
+    """Loads the model with all its parts in one format, as diffusers' pipelines want them."""
     if config.model in RANDOM:
-        return Pipeline(find_family(RANDOM[config.model]).random_model(device, few_step=True, side=config.resolution))
-    return load_pipeline(config.model, config.device, precision="fp32", offload="off")
+        model = find_family(RANDOM[config.model]).random_model(device, few_step=True, side=config.resolution)
+    else:
+        model = load_pipeline(config.model, config.device, precision="fp32", offload="off").model
+    dtype = choose_dtype(config.precision, device)
+    for part in (model.network.backbone, model.codec.autoencoder, *model.conditioner.encoders.values()):
+        part.to(dtype)
+    return Pipeline(model)
+
+
+def _compiled(pipeline: Pipeline, how: Compile) -> Pipeline:
+    """Returns one with a network of its own, compiled; the others' stays as it is."""
+    model = pipeline.model
+    network = model.network.with_backbone(copy.deepcopy(model.network.backbone))
+    own = Pipeline(dataclasses.replace(model, network=network))
+    own.compile(how)
+    return own
 
 
 def _variant(pipeline: Pipeline, engine: Engine, tiny: str) -> Pipeline:
@@ -135,6 +169,16 @@ def _painter(pipeline: Pipeline, watch: Stopwatch) -> Paint:
 
 def _call(paint: Paint, prompts: Sequence[str], steps: int) -> Callable[[], object]:
     return lambda: paint(prompts, steps, 0)
+
+
+def _count_work(acts: Mapping[str, Callable[[], object]]) -> dict[str, int]:
+    """Counts the floating-point operations of what torch computes; compiled, it is what is compiled that counts."""
+    counted: dict[str, int] = {}
+    for name, act in acts.items():
+        if name.startswith("openvino"):
+            continue
+        counted[name] = counted.get(name.split(_COMPILED)[0]) or flops(act)
+    return counted
 
 
 def _row(

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class BenchTrain(Comparison):
     """What networks compute in."""
     frozen_precision: Precision = "auto"
     """What weights that do not learn are stored in."""
+    compile: Literal["off", "blocks"] = "off"
+    """As in `distill`; compiling is a part of the warm-up."""
 
 
 class Arrangement(Protocol):
@@ -183,13 +185,18 @@ def _row(
     if "gradients" in parts:  # the backward pass is what is left of them
         inside = sum(parts[part] for part in ("data", "student", "teacher", "target"))
         parts["backward"] = parts.pop("gradients") - inside
+    if recipe.compile != "off":
+        torch.compiler.set_stance("force_eager")  # what is compiled cannot be counted
     work = flops(made.update)
+    most = most_bytes(made.update, made.list_tensors())
+    if recipe.compile != "off":
+        torch.compiler.set_stance("default")
     low, high = (recipe.batch_size / each for each in reversed(spread.ends))
     return {
         "arrangement": name, "images_per_second": recipe.batch_size / spread.median, "images_per_second_low": low,
         "images_per_second_high": high, **{f"{part}_ms": 1e3 * parts[part] for part in sorted(parts)},
         "gflop_per_image": work / recipe.batch_size / 1e9, "share_of_matrix_rate": work / spread.median / rate,
-        "tensors_gib": most_bytes(made.update, made.list_tensors()) / 2**30, "last_loss": float(made.losses[-1]),
+        "tensors_gib": most / 2**30, "last_loss": float(made.losses[-1]),
     }  # fmt: skip
 
 
@@ -198,7 +205,7 @@ def _measured(config: BenchTrain, device: torch.device) -> Iterator[tuple[Distil
     """Yields the recipe as it is measured, its teacher, and for full-size ones a folder of noise to learn from."""
     recipe = named.find_recipe(config.recipe)
     changes: dict[str, Any] = {"device": config.device, "precision": config.precision}
-    changes["frozen_precision"] = config.frozen_precision
+    changes |= {"frozen_precision": config.frozen_precision, "compile": config.compile}
     for name in ("batch_size", "accumulation", "resolution"):
         if value := getattr(config, name):
             changes[name] = value
@@ -236,7 +243,7 @@ def plain_arrangement() -> Any:
 
 
 def _shown(recipe: Distill) -> dict[str, Any]:
-    names = ("batch_size", "accumulation", "gradient_checkpointing", "lora_rank", "solver", "guided_from")
+    names = ("batch_size", "accumulation", "gradient_checkpointing", "lora_rank", "solver", "guided_from", "compile")
     return {name: getattr(recipe, name) for name in names}
 
 

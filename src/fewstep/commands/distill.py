@@ -10,12 +10,12 @@ from fewstep.errors import UserError
 from fewstep.method.paths import Path, TeacherPath
 from fewstep.models.card import LCD, LCM_LORA
 from fewstep.models.family import LatentModel
-from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
-from fewstep.runs.learning import make_trainable
+from fewstep.runs.learning import load_base, make_trainable
 from fewstep.runs.material import check_data, choose_resolution
 from fewstep.runs.observers import Observed, make_observers
+from fewstep.runs.reporting import settle_reports
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
 from fewstep.train.task import Task
@@ -24,6 +24,7 @@ from fewstep.train.trainable import Trainable
 
 def distill(config: Distill) -> None:
     """Trains and exports to `config.out / "model"`."""
+    config = settle_reports(config)
     teacher = load_teacher(config)
     material = open_run(config, teacher)
     if material is None:
@@ -47,7 +48,7 @@ def load_teacher(config: Distill) -> LatentModel:
     """Loads the teacher, frozen. Raises UserError for a model that is already few-step, or of another family."""
     check_given(config, "teacher", "data")
     check_data(config)
-    teacher = load_latent_model(config.teacher, pick_device(config.device), config.base_config, config)
+    teacher = load_base(config, config.teacher)
     if teacher.is_few_step:
         raise UserError(f"{config.teacher} is already a few-step model; give the teacher that it was made from")
     if config.family not in ("any", teacher.family.name):

@@ -24,6 +24,7 @@ from fewstep.evaluate.columns import Column, order_by_direction
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.metrics import list_columns
+from fewstep.evaluate.painters import Painters, open_painters
 from fewstep.evaluate.painting import PaintedCell
 from fewstep.evaluate.protocol import claim_report_folder, rows_beside
 from fewstep.evaluate.report import columns_of, write_report
@@ -33,9 +34,7 @@ from fewstep.evaluate.tuning import best_cell
 from fewstep.evaluate.worlds import find_world
 from fewstep.models.extractors import Extractor
 from fewstep.models.hashes import weights_sha256
-from fewstep.models.libraries import PRELOAD
 from fewstep.models.pipeline import Pipeline
-from fewstep.parallel.workers import Workers, count_cores
 from fewstep.precision import name_dtype
 from fewstep.progress import report
 from fewstep.runs.folder import made_with
@@ -90,16 +89,14 @@ class Evaluation:
         for column in list_columns():
             if roster.main < (few := column.biased_below):
                 print(f"note: n is {roster.main}; {column.plural} of fewer than {few} lean upwards", flush=True)
-        self._workers: Workers | None = None
+        self._painters: Painters | None = None
 
     def run(self) -> dict[str, Any]:
         """Paints and scores every row that is not there yet."""
-        small = self.studio.device.type == "cpu" and self.studio.teacher.resolution <= 128
-        count = self.config.workers or (count_cores() if small else 1)
-        if count == 1:
-            return self._run(1, torch.get_num_threads())
-        with Workers(count, EvaluationStudio, (self.config,), PRELOAD) as self._workers:
-            return self._run(count, 1)
+        with open_painters(self.config, self.studio) as self._painters:
+            if self._painters is None:
+                return self._run(1, torch.get_num_threads())
+            return self._run(self._painters.count, 1)
 
     def _run(self, processes: int, threads: int) -> dict[str, Any]:
         tried: list[Row] = []
@@ -158,16 +155,16 @@ class Evaluation:
         return fitting or [student.guidance_scale]
 
     def _paint_for_tuning(self, cells: Sequence[Cell]) -> None:
-        """Paints them together, since each alone keeps the workers waiting for the last of its few parts."""
-        if self._workers:
-            self._workers.run([job for cell in cells for job in self.studio.jobs(cell, tuning=True)])
+        """Paints them together, since each alone keeps the painters waiting for the last of its few parts."""
+        if self._painters:
+            self._painters.paint([job for cell in cells for job in self.studio.jobs(cell, tuning=True)])
 
     def _tune(self, cell: Cell) -> Row:
         return self._score(self._tuning, cell, tuning=True)[0]
 
     def _score(self, bench: Bench, cell: Cell, *, tuning: bool = False) -> tuple[Row, PaintedCell]:
-        if self._workers:
-            self._workers.run(self.studio.jobs(cell, tuning=tuning))
+        if self._painters:
+            self._painters.paint(self.studio.jobs(cell, tuning=tuning))
         name = self._name if cell.sampler == "lcm" else "teacher"
         folder = self.studio.folder(tuning=tuning)
         return score(bench, cell, self.studio.painter(cell), name, self.studio.batch_size, folder)

@@ -8,13 +8,13 @@ from fewstep.errors import UserError
 from fewstep.method.paths import DataPath
 from fewstep.models.card import LCF, LCM_LORA
 from fewstep.models.family import LatentModel
-from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.finetune import Finetune
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
-from fewstep.runs.learning import make_trainable
+from fewstep.runs.learning import load_base, make_trainable
 from fewstep.runs.material import check_data
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
+from fewstep.runs.reporting import settle_reports
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
 from fewstep.train.trainable import Trainable
@@ -24,7 +24,8 @@ def finetune(config: Finetune) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
     check_data(config)
-    model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
+    config = settle_reports(config)
+    model = load_base(config, config.model)
     check_grid(config, model)
     material = open_run(config, model)
     if material is None:

@@ -66,6 +66,7 @@ class Generate(PainterOptions):
 
     def __post_init__(self) -> None:
         check_values(self)
+        self.check_engine()
         if self.steps is not None:
             check_between(self, 1, MAX_STEPS, "steps")
         check_at_least(self, 1, "count", "batch_size")
@@ -103,6 +104,7 @@ def generate(config: Generate) -> None:
         offload=config.offload, allow_download=config.allow_download,
     )  # fmt: skip
     pipeline.use_sampler(config.sampler)
+    pipeline.compile(config.compile)
     strength = config.strength if init_image else 1.0
     steps = max(1, min(pipeline.steps, pipeline.most_steps(strength))) if config.steps is None else config.steps
     config = dataclasses.replace(config, steps=steps)
@@ -160,6 +162,7 @@ def write_parameters(config: Generate, pipeline: Pipeline, prompt: str, seed: in
         **({} if config.init_image is None else _describe_start(config)),
         **({"Tiny decoder": config.tiny_decoder} if config.tiny_decoder else {}),
         **({"Engine": config.engine} if config.engine != "torch" else {}),
+        **({"Compile": config.compile} if config.compile != "off" else {}),
         **({"Precision": pipeline.precision} if pipeline.precision != "fp32" else {}),
         **{f"Lora {i}": given for i, given in enumerate(config.lora, 1)},
         "Version": f"fewstep {__version__}",

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fewstep.data.buckets import describe_counts, list_buckets
 from fewstep.data.choices import Buckets
@@ -40,7 +40,8 @@ class Plan:
     gpu_memory: float = 24.0
     """Memory of each GPU in GiB."""
     gpus: int = 1
-    """Number of GPUs. With several, `--distribution fsdp` is considered for a student that is trained whole."""
+    """Number of GPUs. With several, `--distribution fsdp` is considered: of a student that is trained whole, and of the
+    base under adapters."""
     resolution: int = 0
     """Side length of the pictures in pixels; 0 takes the recipe's."""
     batch_size: int = 0
@@ -53,6 +54,8 @@ class Plan:
     """As for `distill`: a value other than the recipe's --ema-decay is a second average, which is counted."""
     adversarial: float = 0.0
     """As for `distill`: above 0, heads and what they read are counted."""
+    frozen_precision: Literal["auto", "int8", "nf4"] = "auto"
+    """As for `distill`: of a recipe with adapters the base is counted in 8 or 4 bits."""
     buckets: Buckets = "off"
     """As for `distill`: with `on` it is told how many pictures of --data lie in each bucket. The memory is that of the
     square, than which no bucket is larger."""
@@ -113,6 +116,7 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     recipe = dataclasses.replace(
         named.find_recipe(config.recipe), states=config.states, target_decay=config.target_decay,
         method=config.method, adversarial=config.adversarial, buckets=config.buckets,
+        frozen_precision=config.frozen_precision,
     )  # fmt: skip
     batch = config.batch_size or recipe.batch_size
     share, budget = batch // config.gpus, config.gpu_memory * GIB
@@ -134,6 +138,8 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     print("\n".join(markdown_table(rows)))
     print(_say_work(config, recipe, found))
     print(_say_checkpoint(config, recipe, found))
+    if recipe.frozen_precision != "auto":
+        print(_say_base(recipe))
     print(_say_encoders(recipe))
     print(advise(config, recipe, found))
     return rows
@@ -168,6 +174,16 @@ def _say_checkpoint(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan,
     return (
         f"main memory: {candidate.saved / GIB:.1f} GiB for the copy of the state from which a checkpoint is written "
         "while training goes on, in the first process"
+    )
+
+
+def _say_base(recipe: Distill) -> str:
+    """Says what main memory holds of a base until it is held in fewer bits."""
+    assert recipe.family != "any"  # of full-size recipes
+    size = sum(4 * value.numel() for value in find_family(recipe.family).shaped_network().parameters())
+    return (
+        f"main memory: {size / GIB:.1f} GiB for the base in fp32, in each process, from which it is brought to the GPU "
+        f"in {recipe.frozen_precision}"
     )
 
 
@@ -211,12 +227,13 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
             for n in (1, 2)
         )  # fmt: skip
         counted[checkpointing] = (one, float(two.peak - one.peak))
-    for fsdp in (False, True) if config.gpus > 1 and not recipe.lora_rank else (False,):
-        for optimizer in ("adamw",) if fsdp else ("adamw", "adamw8bit"):
+    for fsdp in (False, True) if config.gpus > 1 and _can_spread(recipe) else (False,):
+        for optimizer in ("adamw",) if fsdp and not recipe.lora_rank else ("adamw", "adamw8bit"):
             for checkpointing, (one, each) in counted.items():
                 alone = one.peak - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning
                 if fsdp:
-                    alone = _count_sharded(one, alone, config.gpus, _count_averages(recipe))
+                    sharded = _count_spread_base if recipe.lora_rank else _count_sharded
+                    alone = sharded(recipe, one, alone, config.gpus)
                 whole = int(FRAGMENTED * (alone + family.encoder_bytes)) + CONTEXT + (NCCL if config.gpus > 1 else 0)
                 yield MemoryPlan(
                     optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each,
@@ -224,16 +241,34 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
                 )  # fmt: skip
 
 
-def _count_averages(recipe: Distill) -> int:
-    return (recipe.ema_decay > 0) + (recipe.second_decay is not None)
+def _can_spread(recipe: Distill) -> bool:
+    """Returns whether `distill` takes the recipe with `--distribution fsdp`."""
+    try:
+        dataclasses.replace(recipe, distribution="fsdp", optimizer="adamw")
+    except UserError:
+        return False
+    return True
 
 
-def _count_sharded(one: Need, alone: int, gpus: int, averages: int) -> int:
+def _count_spread_base(recipe: Distill, _one: Need, alone: int, gpus: int) -> int:
+    """Counts the bytes of one GPU when the base under adapters, in bf16, is split among several.
+
+    While a block computes, it and the one after it are gathered, and what stands outside the blocks.
+    """
+    assert recipe.family != "any"  # of full-size recipes
+    network = find_family(recipe.family).shaped_network()
+    blocks = [sum(value.numel() for value in block.parameters()) for block in network.blocks]
+    whole = sum(value.numel() for value in network.parameters())
+    return alone - int(2 * whole * (1 - 1 / gpus)) + 2 * (2 * max(blocks) + whole - sum(blocks))
+
+
+def _count_sharded(recipe: Distill, one: Need, alone: int, gpus: int) -> int:
     """Counts the bytes of one GPU when weights, averages, gradients and moments are split among several.
 
     While a block computes, all of it, at most a quarter of the weights, is gathered. Before that each GPU has built
     student and averages whole.
     """
+    averages = (recipe.ema_decay > 0) + (recipe.second_decay is not None)
     bytes_each = 4 + 4 * averages + 4 + MOMENTS["adamw"]
     parts = alone - int(bytes_each * one.learning * (1 - 1 / gpus)) + one.learning
     return max(parts, one.weights)
@@ -255,6 +290,7 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
     options += [f"--processes {config.gpus}"] if config.gpus > 1 else []
     options += [f"--batch-size {batch}"] if batch != recipe.batch_size else []
     options += [f"--resolution {config.resolution}"] if config.resolution else []
+    options += [f"--frozen-precision {config.frozen_precision}"] if config.frozen_precision != "auto" else []
     options += ["--buckets on"] if config.buckets == "on" else []
     options += [f"--method {config.method}"] if config.method != "lcm" else []
     options += [f"--states {config.states}"] if config.states != "auto" else []

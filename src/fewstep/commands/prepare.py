@@ -3,34 +3,33 @@ in any number of processes on one machine or many."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import torch
 
 from fewstep.data.buckets import describe_counts, list_buckets, name_sides
 from fewstep.data.pictures import to_pixels
-from fewstep.data.reading import CropSettings, PictureReader, Square, hash_sources
+from fewstep.data.reading import CropSettings, hash_sources
 from fewstep.data.shards.prepared import PreparedRow, is_written, write_shard
+from fewstep.data.shards.store import FolderStore, open_store
 from fewstep.data.sources.base import Source, list_repeats
 from fewstep.models.loading import load_codec, pick_device
 from fewstep.models.prepared_latents import made_of
 from fewstep.recipes.prepare import Prepare
 from fewstep.runs.lock import hold_folder
 from fewstep.runs.material import check_data, choose_side
-from fewstep.runs.picture_material import open_source
-from fewstep.runs.preparing import Part, Stages, Studio, check_readable, fill, make_row
+from fewstep.runs.preparing import Part, Stages, check_readable, fill, make_row, open_engine
+from fewstep.runs.reading_stage import ReadingHelpers, ReadingStage, open_reading
 from fewstep.runs.walking import WalkingStudio
 from fewstep.train.config import check_given
 
-_BATCHES_AHEAD = 2
 _PART = 10_000
 
 
@@ -38,11 +37,15 @@ def prepare(config: Prepare) -> None:
     """Fills `config.out`, and prints how much was used and dropped."""
     check_given(config, "model", "data")
     check_data(config)
-    studio: Studio = WalkingStudio(config) if config.trajectories else EncodingStudio(config)
-    print(*studio.notes, sep="\n", end="\n" if studio.notes else "", flush=True)
-    made_of = json.dumps(studio.made_of, sort_keys=True)
-    with hold_folder(config.out, sharing=hashlib.sha256(made_of.encode()).hexdigest()):
-        fill(config, studio)
+    store = open_store(config.out)
+    make = WalkingStudio if config.trajectories else EncodingStudio
+    with open_engine(config, make, store) as engine:
+        print(*engine.plan.notes, sep="\n", end="\n" if engine.plan.notes else "", flush=True)
+        made_of = json.dumps(engine.plan.made_of, sort_keys=True)
+        sharing = hashlib.sha256(made_of.encode()).hexdigest()
+        # Behind a URL nothing can be locked: who writes there the same does no harm.
+        with hold_folder(store.folder, sharing) if isinstance(store, FolderStore) else contextlib.nullcontext():
+            fill(store, engine)
 
 
 class EncodingStudio:
@@ -50,44 +53,44 @@ class EncodingStudio:
 
     noun, kind, verb = "pictures", "latents", "encode"
 
-    def __init__(self, config: Prepare, number: int = 0) -> None:
+    def __init__(self, config: Prepare, number: int = 0, helpers: ReadingHelpers | None = None) -> None:
         """`number` is that of the process on this machine, each of which has a GPU of its own as long as there are
-        some."""
-        self._config = config
+        some; `helpers` read for it."""
+        self._config, self._store = config, open_store(config.out)
         own = int(os.environ.get("LOCAL_RANK", "0")) * max(1, config.workers) + number
         device = pick_device(config.device, own)
         self._codec, side = load_codec(config.model, device, config.base_config)
         self.on_cpu = device.type == "cpu"
         self.gpus = 1 if "LOCAL_RANK" in os.environ or device.type != "cuda" else torch.cuda.device_count()
         threads = 0 if self.on_cpu else config.read_ahead  # on a CPU there are as many processes as cores
-        self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
         resolution = choose_side(config, side, self._codec.unit)
-        self._source = open_source(config, config.data, resolution, config.seed)
         buckets = list_buckets(resolution, self._codec.unit) if config.buckets == "on" else ()
-        self._reading = PictureReader(
-            [self._source], [1.0], CropSettings(resolution=resolution, buckets=buckets, crop=config.crop), config.seed
-        )
+        crop = CropSettings(resolution=resolution, buckets=buckets, crop=config.crop)
+        self._reading, source = open_reading(config, crop)
+        self.stage = ReadingStage(self._reading, threads, helpers)
         self.notes = describe_counts(self._reading.count_sides())
         part = config.part or _PART
-        self.parts = list(_split(self._source, part))
+        self.parts = list(_split(source, part))
         self.made_of = made_of(
             self._codec, resolution=resolution, crop=config.crop, std=config.std, seed=config.seed, buckets=buckets
         ) | {
             "data": config.data, "batch_size": config.batch_size, "part": part,
-            "pictures_sha256": hash_sources([self._source]),
+            "pictures_sha256": hash_sources([source]),
         }  # fmt: skip
         if repeats := {part.name: part.times for part in self.parts if part.times != 1}:
             self.made_of["repeats"] = repeats
 
     def run(self, part: Part) -> Stages:
         """Encodes a part, unless another process has meanwhile."""
-        if is_written(self._config.out, part.name):
+        if is_written(self._store, part.name):
             return Stages()
         decoding = encoding = 0.0
         rows: dict[int, PreparedRow] = {}
         latents: dict[str, list[torch.Tensor]] = {}
         size = self._config.batch_size
-        for indices, squares, seconds in self._read_batches(part, size):
+        batches = self._reading.list_chunks(part.pictures, size)
+        read = self.stage.read_in_order([(i, i) for i in indices] for indices in batches)
+        for indices, (squares, seconds) in zip(batches, read, strict=True):
             decoding += seconds
             begun = time.perf_counter()
             kept = torch.tensor([not square.reason for square in squares])
@@ -102,33 +105,8 @@ class EncodingStudio:
             check_readable(list(rows.values()), part)
         joined = {name: torch.cat(values) for name, values in latents.items()}
         begun = time.perf_counter()
-        write_shard(self._config.out, part.name, [rows[i] for i in part.pictures], joined, self.made_of)
+        write_shard(self._store, part.name, [rows[i] for i in part.pictures], joined, self.made_of)
         return Stages(len(part.pictures), decoding, encoding, time.perf_counter() - begun)
-
-    def _read_batches(self, part: Part, size: int) -> Iterator[tuple[Sequence[int], list[Square], float]]:
-        """Yields the batches of a part with the seconds that reading each took; with threads, while the last one is
-        encoded the next two are read."""
-        batches = self._reading.list_chunks(part.pictures, size)
-        if self._pool is None:
-            for indices in batches:
-                yield indices, *self._join([self._read(i) for i in indices])
-            return
-        waiting: deque[tuple[Sequence[int], list[Future[tuple[Square, float]]]]] = deque()
-        for indices in batches:
-            waiting.append((indices, [self._pool.submit(self._read, i) for i in indices]))
-            if len(waiting) > _BATCHES_AHEAD:
-                earlier, futures = waiting.popleft()
-                yield earlier, *self._join([future.result() for future in futures])
-        for earlier, futures in waiting:
-            yield earlier, *self._join([future.result() for future in futures])
-
-    def _read(self, index: int) -> tuple[Square, float]:
-        begun = time.perf_counter()
-        return self._reading.read(index, index), time.perf_counter() - begun
-
-    @staticmethod
-    def _join(read: Sequence[tuple[Square, float]]) -> tuple[list[Square], float]:
-        return [square for square, _ in read], sum(seconds for _, seconds in read)
 
 
 def _split(source: Source, most: int) -> Iterator[Part]:

@@ -69,6 +69,7 @@ class Serve(PainterOptions):
 
     def __post_init__(self) -> None:
         check_values(self)
+        self.check_engine()
         check_between(self, 0, 65535, "port")
         check_between(self, 1, 1 << 20, "connections", "address_connections")
         check_between(self, 64, 1 << 20, "body_memory")
@@ -152,6 +153,7 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
         allow_download=config.allow_download,
     )
     pipeline.use_sampler(config.sampler)
+    pipeline.compile(config.compile)
     sliders = {} if config.engine == "openvino" else {name: f"lora{i}" for i, name in enumerate(names)}
     scales = {name: scale for name, (_, scale) in zip(names, loras, strict=True) if name in sliders}
     limits = EngineLimits(batch=config.batch, waiting=config.waiting, deadline=config.deadline)

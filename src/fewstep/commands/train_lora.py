@@ -8,12 +8,12 @@ from fewstep.diffusion.flow import Flow
 from fewstep.models.card import STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
-from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
-from fewstep.runs.learning import choose_frozen_dtype
+from fewstep.runs.learning import choose_frozen_dtype, compile_if_wanted, load_base
 from fewstep.runs.material import check_data, forget_encoded, open_material
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
+from fewstep.runs.reporting import publish_run, settle_reports
 from fewstep.train.config import check_given
 from fewstep.train.diffusion_tuning import DiffusionTuningTask
 from fewstep.train.loop import fit
@@ -24,7 +24,8 @@ def train_lora(config: TrainLora) -> None:
     """Trains and exports to `config.out / "model"`."""
     check_given(config, "model", "data")
     check_data(config)
-    model = load_latent_model(config.model, pick_device(config.device), config.base_config, config)
+    config = settle_reports(config)
+    model = load_base(config, config.model)
     refuse_others(config.out)
     material = open_material(config, model, run=config.out)
     claim_run_folder(config.out, config)
@@ -41,7 +42,9 @@ def train_lora(config: TrainLora) -> None:
         ema=config.ema_decay > 0,
         checkpointing=config.gradient_checkpointing,
         frozen=frozen,
+        quantisation=config.quantisation,
     )
+    compile_if_wanted(config, style)
     task = DiffusionTuningTask(
         style.learner, model.schedule, model.network.parameterisation, material.latents(), null_cond, config.seed
     )
@@ -50,6 +53,7 @@ def train_lora(config: TrainLora) -> None:
     style.save(config.out / "model")
     forget_encoded(config.out)
     print(f"model: {config.out / 'model'}", flush=True)
+    publish_run(config, config.out)
 
 
 def make_card(config: TrainLora, model: LatentModel) -> StudentCard:

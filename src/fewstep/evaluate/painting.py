@@ -81,9 +81,14 @@ def paint_part(
         value = observe(PaintedBatch(pictures, z_0, rows, bench))
         held[name] = torch.empty(0) if value is None else value.contiguous()
     if file is not None:
-        with write_whole(file) as draft:
-            save_file(held, draft)
+        keep_part(file, held)
     return held
+
+
+def keep_part(file: Path, held: dict[str, Tensor]) -> None:
+    """Writes a part, which is there whole or not at all."""
+    with write_whole(file) as draft:
+        save_file(held, draft)
 
 
 def _latents(bench: Bench, painter: Painter, rows: list[int], batch_size: int) -> Tensor:

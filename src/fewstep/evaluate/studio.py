@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fewstep import assets
 from fewstep.data.kind import SourceRequest
@@ -19,7 +20,7 @@ from fewstep.evaluate.benches import judges, material
 from fewstep.evaluate.cell import Cell, Painter, painter_of
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.metrics import list_observers
-from fewstep.evaluate.painting import paint_part, part_file, parts_of
+from fewstep.evaluate.painting import keep_part, paint_part, part_file, parts_of
 from fewstep.evaluate.worlds import find_world
 from fewstep.models.card import StudentCard, read_card
 from fewstep.models.extractors import load_extractor
@@ -105,9 +106,23 @@ class EvaluationStudio:
         return dataclasses.replace(self._bare, roster=self.found.tuning if tuning else self.found.scored)
 
     def run(self, job: PaintingJob) -> None:
-        folder = self.folder(tuning=job.tuning) / job.cell.slug
+        """Paints a part and keeps it, unless it is there."""
+        self._paint(job, self._folder_of(job))
+
+    def paint(self, job: PaintingJob) -> dict[str, Tensor]:
+        """Paints a part for another process to keep."""
+        return self._paint(job, None)
+
+    def keep(self, job: PaintingJob, painted: dict[str, Tensor]) -> None:
+        """Keeps a part that another process has painted."""
+        keep_part(part_file(self._folder_of(job), job.number), painted)
+
+    def _folder_of(self, job: PaintingJob) -> Path:
+        return self.folder(tuning=job.tuning) / job.cell.slug
+
+    def _paint(self, job: PaintingJob, folder: Path | None) -> dict[str, Tensor]:
         bench = self.bare(tuning=job.tuning)
-        paint_part(bench, self.painter(job.cell), list_observers(), self.batch_size, folder, job.number)
+        return paint_part(bench, self.painter(job.cell), list_observers(), self.batch_size, folder, job.number)
 
     def jobs(self, cell: Cell, *, tuning: bool) -> list[PaintingJob]:
         """Returns the painting jobs that are left of a cell."""

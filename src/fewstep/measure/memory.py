@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -113,6 +114,9 @@ def _networks(
     bf16."""
     base, told_end = family.shaped_network(), METHODS[config.method].told_end
     if config.lora_rank:
+        if quantisation := config.quantisation:
+            # imported only where it is wanted
+            importlib.import_module("fewstep.models.quantised").quantise(base, quantisation, torch.device("meta"))
         with torch.device("meta"):  # peft moves what it makes, which fake tensors do not allow
             if told_end:
                 base.hang_end()

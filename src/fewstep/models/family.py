@@ -102,6 +102,12 @@ class LatentModel:
         self._move_surroundings(device)
         return self
 
+    def settle_around(self, home: torch.device) -> LatentModel:
+        """Returns the model with every part but its network at `home`, where that is to follow."""
+        self.network.schedule = self.network.schedule.to(home)
+        self._move_surroundings(home)
+        return dataclasses.replace(self, home=home)
+
     def rest(self) -> None:
         """Puts what a training does not need, once its pictures are encoded, into main memory."""
         self._move_surroundings(torch.device("cpu"))

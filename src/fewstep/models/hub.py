@@ -122,7 +122,7 @@ def _fetched_before(source: str, error: Exception) -> Path | None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
-    if _status(error) in (401, 403, 404) or isinstance(error, HFValidationError):
+    if find_status(error) in (401, 403, 404) or isinstance(error, HFValidationError):
         return None
     kept = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model")
     revision = kept / "refs" / "main"
@@ -137,25 +137,25 @@ def _fetched_before(source: str, error: Exception) -> Path | None:
 
 def _explain(source: str, error: Exception) -> str:
     """Says in one line what stood in the way, and what to do."""
-    kinds = [type(each).__name__ for each in _chain(error)]
-    for each in _chain(error):
+    kinds = [type(each).__name__ for each in list_causes(error)]
+    for each in list_causes(error):
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"{source} does not fit: the disk of {_cache()} is full; make room, or set HF_HOME to another disk"
         if isinstance(each, PermissionError):
             return f"{source} cannot be kept: {_cache()} cannot be written; set HF_HOME to a folder of yours"
     for words, said in _REASONS:
         if any(word in kind for word in words for kind in kinds):
-            return f"{source} {said}".format(hub=_endpoint(), source=source, proxy=_proxy() or "none is set")
-    status = _status(error)
+            return f"{source} {said}".format(hub=find_endpoint(), source=source, proxy=_proxy() or "none is set")
+    status = find_status(error)
     for low, high, said in _STATUS:
         if status is not None and low <= status <= high:
-            return f"{source} could not be fetched: {_endpoint()} answers {status}; {said}"
+            return f"{source} could not be fetched: {find_endpoint()} answers {status}; {said}"
     if proxy := _proxy():
         return f"{source} could not be fetched through the proxy {proxy} ({kinds[0]}); check it, or unset HTTPS_PROXY"
     reason = " ".join(str(error).split())[:120]
     return (
-        f"{source} is not a folder here and could not be fetched from {_endpoint()} ({kinds[0]}: {reason}); check the "
-        "connection, or give a folder or file that is here"
+        f"{source} is not a folder here and could not be fetched from {find_endpoint()} ({kinds[0]}: {reason}); check "
+        "the connection, or give a folder or file that is here"
     )
 
 
@@ -193,15 +193,17 @@ _STATUS = (
 )
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def list_causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error and those that it came from."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
         seen = seen.__cause__ or seen.__context__
 
 
-def _status(error: Exception) -> int | None:
-    for each in _chain(error):
+def find_status(error: Exception) -> int | None:
+    """Returns the status of the HTTP answer that an error came from, if it came from one."""
+    for each in list_causes(error):
         response: Any = getattr(each, "response", None)
         if response is not None and isinstance(getattr(response, "status_code", None), int):
             return int(response.status_code)
@@ -213,7 +215,8 @@ def _proxy() -> str:
     return next((each.rpartition("@")[2] for each in found if each), "")
 
 
-def _endpoint() -> str:
+def find_endpoint() -> str:
+    """Returns the address of the Hub."""
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)

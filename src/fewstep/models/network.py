@@ -93,3 +93,8 @@ class BackboneNetwork(nn.Module, ABC):
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
         """Returns the parts that are put together one at a time where every process keeps a share of the weights."""
+
+    @property
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        """Returns the parts of few kinds that there are many of, which are compiled kind by kind."""
+        return self.blocks

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fewstep import assets
+from fewstep.errors import UserError
 from fewstep.models.scheduler import Overrides
 from fewstep.precision import Precision
 
@@ -15,6 +16,8 @@ Engine = Literal["torch", "openvino"]
 """What computes a model."""
 Offload = Literal["auto", "on", "off"]
 """Whether the parts of a model take turns on a GPU."""
+Compile = Literal["off", "blocks", "graphs"]
+"""How torch.compile computes a network's repeated blocks, if it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,15 @@ class PainterOptions(FewStepOptions):
     engine: Engine = "torch"
     """What runs the network. `openvino` (needs fewstep[openvino]) is faster on a CPU; it compiles the model once for
     each picture size, with its LoRAs merged in at fixed scales, and keeps the result."""
+    compile: Compile = "off"
+    """Have torch.compile compute the blocks that the network repeats: `blocks` compiles each kind once, which takes
+    from half a minute to some minutes at the first picture of a size, and is worth it where many pictures follow;
+    `graphs` records CUDA graphs of them too (a GPU alone; for pictures of one size and number)."""
     tiny_decoder: str = ""
     """Small decoder in TAESD's layout for the model's latents, as a diffusers folder or a file. It is faster than the
     model's own and less exact."""
+
+    def check_engine(self) -> None:
+        """Raises UserError for options that only torch's own engine has a use for."""
+        if self.engine == "openvino" and self.compile != "off":
+            raise UserError(f"--engine openvino compiles by itself; leave --compile {self.compile} out")

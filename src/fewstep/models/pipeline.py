@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -37,7 +39,7 @@ from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of, source_of
 from fewstep.models.model_files import find_exported
 from fewstep.models.offload import check_offload, settle
-from fewstep.models.options import Engine, Offload
+from fewstep.models.options import Compile, Engine, Offload
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
@@ -162,6 +164,13 @@ class Pipeline:
             painted = to_images(self.model.codec.decode(z_0))
             images += painted if begin is None else [begin.lay_over(image) for image in painted]
         return images
+
+    def compile(self, how: Compile) -> None:
+        """Has torch.compile compute the network's repeated blocks from now on. Raises UserError where it cannot."""
+        if how != "off":
+            compiling: Any = importlib.import_module("fewstep.models.compiling")  # few pictures are painted so
+            network = self.model.network
+            compiling.compile_blocks([network], how, self.model.device, network.backbone.dtype)
 
     def use_sampler(self, asked: str) -> None:
         """Paints from now on by the sampler that is asked for, as `--sampler` names it; `auto` leaves it as it is.

@@ -22,14 +22,16 @@ MAX_TOKENS = 32
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build_autoencoder(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
-    """Builds one from 64×64 pixels to latents of 8×8, 12 channels by default; 1.0 M parameters."""
+def build_autoencoder(
+    latent_channels: int = LATENT_CHANNELS, widths: tuple[int, int, int, int] = (16, 32, 64, 64)
+) -> AutoencoderKL:
+    """Builds one from 64×64 pixels to latents of 8×8; 1.0 M parameters by default. `widths` are from fine to coarse."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 64),
+        block_out_channels=widths,
         layers_per_block=1,
         latent_channels=latent_channels,
         norm_num_groups=8,

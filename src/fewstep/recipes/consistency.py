@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
@@ -13,6 +13,7 @@ from fewstep.method.named import METHODS, WALKED, MethodName, NamedMethod, State
 from fewstep.method.times import Times
 from fewstep.method.weights import WeightName
 from fewstep.models.card import MAX_STEPS
+from fewstep.precision import Quantisation
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.train.config import check_between, check_not_negative
 from fewstep.train.learner import Distribution
@@ -84,7 +85,8 @@ class ConsistencyConfig(TrainingConfig):
     distribution: Distribution = "ddp"
     """How several processes hold the student: `ddp` keeps it whole in each, `fsdp` splits weights, average, gradients
     and moments among them. Take `fsdp` when one GPU cannot hold them all; each must still hold student and average
-    while they are built."""
+    while they are built. Under adapters `fsdp` splits the frozen base, block by block as it comes to the GPU, and
+    leaves the adapters whole in each."""
     dry_run: bool = False
     """Try three updates, one save and one reload in a folder beside --out that goes away, and print the plan of the
     run."""
@@ -110,13 +112,26 @@ class ConsistencyConfig(TrainingConfig):
                 "evaluations along the way need pictures that training does not see and features to compare them by: "
                 "give --eval-data and --eval-extractor, or --eval-every 0"
             )
+        if self.frozen_precision in get_args(Quantisation) and not self.lora_rank:
+            raise UserError(
+                f"frozen_precision is {self.frozen_precision}, for a base under adapters, and every weight learns "
+                "here; give --lora-rank, or --frozen-precision bf16"
+            )
         if self.distribution == "fsdp" and self.lora_rank:
-            raise UserError("adapters are small and whole in every process; give --distribution ddp")
-        if self.distribution == "fsdp" and self.optimizer != "adamw":
+            self.check_spread_base()
+        if self.distribution == "fsdp" and not self.lora_rank and self.optimizer != "adamw":
             raise UserError(f"optimizer {self.optimizer} needs whole weights; give --distribution ddp or adamw")
         self._check_method()
         if self.huber_c <= 0:
             raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
+
+    def check_spread_base(self) -> None:
+        """Raises UserError for what does not go with a base of which every process holds a part."""
+        if self.frozen_precision in get_args(Quantisation):
+            raise UserError(
+                f"frozen_precision {self.frozen_precision} is held whole in every process; give --distribution ddp, or "
+                "--frozen-precision bf16"
+            )
 
     @property
     def second_decay(self) -> float | None:

@@ -89,6 +89,13 @@ class Distill(ConsistencyConfig):
         if self.states == "trajectories":
             self.check_judged()
 
+    def check_spread_base(self) -> None:
+        super().check_spread_base()
+        asked = {"--adversarial": self.adversarial, f"--method {self.method}": self.learns_at == "own"}
+        asked["--to-steps"] = self.to_steps
+        if more := next((name for name, value in asked.items() if value), ""):
+            raise UserError(f"{more} asks a base for more than one LoRA does; give --distribution ddp")
+
     def check_judged(self) -> None:
         """Raises UserError where heads are to read the features of a teacher that trajectories let go."""
         if self.adversarial and not self.lora_rank:

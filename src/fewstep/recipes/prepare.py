@@ -14,6 +14,7 @@ from fewstep.errors import UserError
 from fewstep.models.card import MAX_STEPS
 from fewstep.models.options import DeviceOptions, ModelOptions
 from fewstep.models.scheduler import Overrides
+from fewstep.parallel.options import EngineOptions, check_engine
 from fewstep.precision import Precision
 from fewstep.recipes.pictures import PictureOptions
 from fewstep.train.config import check_at_least, check_between, check_values
@@ -47,7 +48,7 @@ class TrajectoryOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare(PictureOptions, TrajectoryOptions, ModelOptions, DeviceOptions):
+class Prepare(PictureOptions, TrajectoryOptions, EngineOptions, ModelOptions, DeviceOptions):
     """Encodes pictures into a folder that a training takes as --data, or walks a teacher's trajectories into one.
 
     Give the same command again to resume it, or several times at once, on one machine or many, to share the work.
@@ -57,7 +58,8 @@ class Prepare(PictureOptions, TrajectoryOptions, ModelOptions, DeviceOptions):
     """The model whose autoencoder encodes the pictures, or that walks: `scenes` (bundled), a diffusers folder in Stable
     Diffusion's layout, a single-file checkpoint or a Hub id."""
     out: Path = Path("prepared")
-    """Folder for the shards of latents: one for each shard of the source, or several for a long one (--part)."""
+    """Folder for the shards of latents: one for each shard of the source, or several for a long one (--part). Or any
+    URL that fsspec writes to, such as `s3://bucket/latents`."""
     std: bool = True
     """Also store the standard deviations of the latents, so that training can sample them; --no-std halves the disk
     space."""
@@ -68,6 +70,10 @@ class Prepare(PictureOptions, TrajectoryOptions, ModelOptions, DeviceOptions):
     """Pictures encoded, or trajectories walked, together. What they become depends on it, but only by rounding."""
     workers: int = 0
     """Processes on this machine; 0 takes one for each GPU, or without one for each core, of one thread each."""
+    readers: int = 0
+    """Of ray: actors, of one CPU each, that read and decode pictures for those that hold the model; 0 leaves it to
+    these, as --read-ahead says. Give more while the command says that GPUs encode more pictures a second than are
+    decoded."""
     read_ahead: int = 4
     """Threads of each process on a GPU that read and decode the next pictures while it encodes; 0 reads them in
     between."""
@@ -78,7 +84,8 @@ class Prepare(PictureOptions, TrajectoryOptions, ModelOptions, DeviceOptions):
         super().__post_init__()
         check_values(self)
         check_at_least(self, 1, "batch_size")
-        check_at_least(self, 0, "part", "workers", "read_ahead", "trajectories")
+        check_at_least(self, 0, "part", "workers", "readers", "read_ahead", "trajectories")
+        check_engine(self)
         check_seed(self.seed)
         walking = {field.name for field in fields(TrajectoryOptions) if field.name != "trajectories"}
         walking |= {field.name for field in fields(Overrides)}

@@ -21,6 +21,7 @@ from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.learning import check_model
 from fewstep.runs.material import Material, forget_encoded, open_material
+from fewstep.runs.reporting import publish_run
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.latent_task import LatentTask
@@ -105,6 +106,7 @@ def fit_and_save(
     student.save(config.out / "model")
     forget_encoded(config.out)
     print(f"model: {config.out / 'model'}", flush=True)
+    publish_run(config, config.out)
 
 
 def slow_average(config: LoopConfig) -> str:

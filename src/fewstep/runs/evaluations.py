@@ -22,9 +22,7 @@ from fewstep.parallel.world import current_world
 from fewstep.precision import choose_dtype
 from fewstep.runs.observers import Observed
 from fewstep.train.ledger import number_in, read_lines
-from fewstep.train.log import scalars
-
-EVALUATIONS_FILE = "evaluations.jsonl"
+from fewstep.train.tracking import EVALUATIONS_FILE
 
 
 class Evaluations:
@@ -75,10 +73,8 @@ class Evaluations:
         return rows
 
     def _announce(self, step: int, rows: Sequence[Row]) -> None:
-        """Puts the scores on the run's board and the first of them on the terminal."""
+        """Prints the first of the scores on the terminal."""
         columns = [column for column in order_by_direction(list_columns()) if rows[0].get(column.name) is not None]
-        values = {f"{column.name}/{row['steps']}": row[column.name] for row in rows for column in columns}
-        scalars(self._observed.config.out, step, values)
         said = ", ".join(f"{row[columns[0].name]:.3g}" for row in rows)
         steps = ", ".join(str(row["steps"]) for row in rows)
         print(f"after update {step}: {columns[0].label} {said} at {steps} steps", file=sys.stderr, flush=True)

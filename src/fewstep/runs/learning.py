@@ -12,9 +12,12 @@ from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
-from fewstep.precision import Precision, choose_dtype
+from fewstep.models.loading import load_latent_model, pick_device
+from fewstep.parallel.world import current_world
+from fewstep.precision import FrozenPrecision, Precision, choose_dtype
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill
+from fewstep.recipes.pictures import TrainingConfig
 from fewstep.runs.material import choose_resolution
 from fewstep.train.trainable import Trainable
 
@@ -63,8 +66,9 @@ def make_trainable(
     trainable: Trainable
     if config.lora_rank:
         start = None if begun is None else begun.lora
-        trainable = kind.LoraWeights(model, card, frozen=frozen, start=start, **kept)
-        return trainable
+        held: Any = {"frozen": frozen, "quantisation": config.quantisation, "distribution": config.distribution}
+        trainable = kind.LoraWeights(model, card, start=start, **held, **kept)
+        return compile_if_wanted(config, trainable)
     if begun is not None and begun.network is not None:
         network = begun.network.requires_grad_(True)
         model.network.backbone.to(frozen)
@@ -74,6 +78,13 @@ def make_trainable(
         network = model.network.to_student(resolution // model.codec.multiple, told_end=told_end)
         model.network.backbone.to(frozen)
     trainable = kind.WholeWeights(network, model, card, distribution=config.distribution, **kept)
+    return compile_if_wanted(config, trainable)
+
+
+def compile_if_wanted(config: TrainingConfig, trainable: Trainable) -> Trainable:
+    """Returns it, compiled if the configuration says so."""
+    if config.compile != "off":
+        importlib.import_module("fewstep.runs.compiling").compile_trainable(config, trainable)
     return trainable
 
 
@@ -117,6 +128,29 @@ def choose_phases(config: ConsistencyConfig, model: LatentModel, begun: Begun | 
     return config.phases or own or METHODS[config.method].phases
 
 
-def choose_frozen_dtype(frozen: Precision, computing: Precision, model: LatentModel) -> torch.dtype:
-    """Returns what weights that do not learn are stored in; `auto` is what networks compute in."""
-    return model.dtype_for(choose_dtype(computing if frozen == "auto" else frozen, model.device))
+def load_base(config: TrainingConfig, source: str) -> LatentModel:
+    """Loads the model that a training starts from.
+
+    The network of one that will be held in fewer bits, or in part, rests in main memory till then: the card may not
+    hold it whole.
+    """
+    device = pick_device(config.device)
+    rests = config.quantisation is not None or (_spreads_base(config) and current_world().size > 1)
+    if not rests or device.type == "cpu":
+        return load_latent_model(source, device, config.base_config, config)
+    model = load_latent_model(source, torch.device("cpu"), config.base_config, config, home=device)
+    return model.settle_around(device)
+
+
+def _spreads_base(config: TrainingConfig) -> bool:
+    return isinstance(config, ConsistencyConfig) and config.distribution == "fsdp" and bool(config.lora_rank)
+
+
+def choose_frozen_dtype(frozen: FrozenPrecision, computing: Precision, model: LatentModel) -> torch.dtype:
+    """Returns what weights that do not learn are stored in, of a base in 8 or 4 bits those that are not; `auto` is what
+    networks compute in."""
+    match frozen:
+        case "auto" | "int8" | "nf4":
+            return model.dtype_for(choose_dtype(computing, model.device))
+        case _:
+            return model.dtype_for(choose_dtype(frozen, model.device))

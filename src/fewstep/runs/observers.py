@@ -13,7 +13,6 @@ from typing import Any
 from fewstep.parallel.world import current_world
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.material import Material
-from fewstep.train.state import is_spread
 from fewstep.train.trainable import Trainable
 
 _OBSERVERS = {"sample_every": "fewstep.runs.previews", "eval_every": "fewstep.runs.evaluations"}
@@ -30,7 +29,7 @@ class Observed:
 
     def agree(self, seen: bool) -> bool:
         """Returns what the main process sees, where all of them are here: another may look at a file too late."""
-        return bool(current_world().gather(seen)[0]) if is_spread(self.student.learner.weights) else seen
+        return bool(current_world().gather(seen)[0]) if self.student.is_spread else seen
 
 
 def make_observers(observed: Observed) -> Callable[[int], None]:
@@ -45,7 +44,7 @@ def make_observers(observed: Observed) -> Callable[[int], None]:
     def observe(step: int) -> None:
         observed.material.keep(step)
         # Of weights that are spread, all processes paint; else one is enough.
-        if not (current_world().main or is_spread(observed.student.learner.weights)):
+        if not (current_world().main or observed.student.is_spread):
             return
         for every, act in due:
             if step % every == 0 or step == config.steps:

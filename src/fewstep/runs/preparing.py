@@ -7,20 +7,24 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fewstep.data.reading import PictureReader, Square
-from fewstep.data.shards.prepared import PreparedRow, check_written, is_written, read_statuses, write_manifest
+from fewstep.data.shards.prepared import PreparedRow, check_written, read_statuses, write_manifest
+from fewstep.data.shards.store import FolderStore, Store, UrlStore
 from fewstep.data.sources.base import escape_line
 from fewstep.errors import UserError
-from fewstep.files import remove_abandoned
 from fewstep.models.libraries import PRELOAD
 from fewstep.parallel.workers import Workers, count_cores, use_one_thread
 from fewstep.progress import report
 from fewstep.recipes.prepare import Prepare
 from fewstep.train.ledger import MOST_DROPPED, MOST_IN_A_ROW, is_broken
+
+_AT_ONCE = 16
+"""Shards that are looked at together, which behind a URL take a request or two each."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,9 @@ def sum_stages(parts: Iterable[Stages]) -> Stages:
     return Stages(*(sum(column) for column in zip(*rows, strict=True))) if rows else Stages()
 
 
-class Studio(Protocol):
-    """What makes the shards, in each of the processes: made of the configuration and the number of the process."""
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made, alike in all processes."""
 
     noun: str
     """What it makes shards of, one by one."""
@@ -70,40 +75,96 @@ class Studio(Protocol):
     """What the shards hold."""
     verb: str
     """What it does to make it."""
+    parts: list[Part]
+    made_of: dict[str, Any]
+    notes: list[str]
+    """What is worth saying of them before it begins, a line each."""
+
+
+class Studio(Protocol):
+    """What makes the shards, in each of the processes: made of the configuration, the number of the process, and those
+    who read for it."""
+
+    noun: str
+    kind: str
+    verb: str
     on_cpu: bool
     gpus: int
     parts: list[Part]
     made_of: dict[str, Any]
     notes: list[str]
-    """What is worth saying of them before it begins, a line each."""
 
     def run(self, part: Part) -> Stages:
         """Writes the shard of a part, unless another process has meanwhile."""
         ...
 
 
-def fill(config: Prepare, studio: Studio) -> None:
+MakeStudio = Callable[..., Studio]
+
+
+def plan_of(studio: Studio) -> Plan:
+    """Returns what the studio is to make."""
+    return Plan(studio.noun, studio.kind, studio.verb, studio.parts, studio.made_of, studio.notes)
+
+
+class PartsEngine(Protocol):
+    """Makes parts, in whatever processes."""
+
+    plan: Plan
+
+    def run(self, parts: list[Part]) -> Stages:
+        """Makes these parts, and returns the time that it took in all processes together."""
+        ...
+
+
+class ProcessEngine:
+    """This process, or several of this machine."""
+
+    def __init__(self, config: Prepare, make: MakeStudio) -> None:
+        self._config, self._studio = config, make(config)
+        self.plan = plan_of(self._studio)
+
+    def run(self, parts: list[Part]) -> Stages:
+        return run_parts(self._config, self._studio, parts)
+
+
+@contextlib.contextmanager
+def open_engine(config: Prepare, make: MakeStudio, store: FolderStore | UrlStore) -> Iterator[PartsEngine]:
+    """Yields what makes the parts, as the configuration says."""
+    if config.engine == "processes":
+        yield ProcessEngine(config, make)
+        return
+    from fewstep.runs.ray_preparing import open_ray_engine
+
+    with open_ray_engine(config, make, store) as engine:
+        yield engine
+
+
+def fill(store: Store, engine: PartsEngine) -> None:
     """Writes what is not there yet, and the list of all. Raises UserError where a shard is of something else."""
-    remove_abandoned(config.out)
-    parts = studio.parts
-    for file in sorted(config.out.glob("*.safetensors")):
-        check_written(config.out, file.stem, studio.made_of)
-    left = [part for part in _order_for_process(parts) if not is_written(config.out, part.name)]
-    print(f"{len(parts)} shards of {studio.kind}, {len(parts) - len(left)} of them there already", flush=True)
+    store.clean()
+    plan = engine.plan
+    held = {name.removesuffix(".safetensors") for name in store.list_names() if name.endswith(".safetensors")}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(lambda name: check_written(store, name, plan.made_of), sorted(held)):
+            pass
+    left = [part for part in _order_for_process(plan.parts) if part.name not in held]
+    print(f"{len(plan.parts)} shards of {plan.kind}, {len(plan.parts) - len(left)} of them there already", flush=True)
     begun = time.perf_counter()
-    stages = run_parts(config, studio, left)
+    stages = engine.run(left)
     if stages.pictures:
-        print(stages.describe(time.perf_counter() - begun, studio.noun, studio.verb), flush=True)
+        print(stages.describe(time.perf_counter() - begun, plan.noun, plan.verb), flush=True)
     statuses: Counter[str] = Counter()
-    for part in parts:
-        statuses.update(read_statuses(config.out, part.name))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for said in pool.map(lambda part: read_statuses(store, part.name), plan.parts):
+            statuses.update(said)
     used = statuses.pop("", 0)
     dropped = dict(sorted(statuses.items()))
     report = {"found": used + statuses.total(), "used": used, "dropped": dropped}
-    write_manifest(config.out, [part.name for part in parts], studio.made_of, report)
-    said = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-    said = f"{report['found']} {studio.noun}, {used} used{f', {said}' if said else ''}"
-    print(f"prepared: {said}: {config.out}", flush=True)
+    write_manifest(store, [part.name for part in plan.parts], plan.made_of, report)
+    lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    counted = f"{report['found']} {plan.noun}, {used} used{f', {lost}' if lost else ''}"
+    print(f"prepared: {counted}: {store}", flush=True)
 
 
 def run_parts(config: Prepare, studio: Studio, left: list[Part]) -> Stages:

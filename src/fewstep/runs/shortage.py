@@ -8,7 +8,7 @@ from typing import Any
 
 from fewstep.errors import UserError, is_short_of_memory
 
-_CHANGEABLE = ("accumulation", "gradient_checkpointing", "optimizer", "precision", "keep_gib")
+_CHANGEABLE = ("accumulation", "gradient_checkpointing", "optimizer", "frozen_precision", "precision", "keep_gib")
 
 
 @contextlib.contextmanager
@@ -45,6 +45,8 @@ def _list_remedies_of_training(config: Any) -> Iterator[str]:
         yield "--optimizer adamw8bit"
     if getattr(config, "lora_rank", 1) == 0:
         yield "adapters (--lora-rank 64, in a run of their own)"
+    if getattr(config, "lora_rank", 0) and config.frozen_precision not in ("int8", "nf4"):
+        yield "--frozen-precision nf4"
     if config.precision == "fp32":
         yield "--precision bf16"
 

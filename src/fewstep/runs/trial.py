@@ -25,7 +25,7 @@ def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures:
 
     The folder lies beside the run's, where the run will need room too. The weights of `student` are gone afterwards.
     """
-    few = {"steps": 3, "log_every": 1, "checkpoint_every": 3}  # the save falls into the third
+    few = {"steps": 3, "log_every": 1, "checkpoint_every": 3, "report_to": ()}  # the save falls into the third
     settings = {field.name: getattr(config, field.name) for field in fields(LoopConfig)} | few
     moments: list[float] = []
     beside = next(parent for parent in config.out.absolute().parents if parent.is_dir())

@@ -7,17 +7,16 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from fewstep.data import draws
-from fewstep.data.reading import CropSettings, PictureReader, Square, hash_sources
+from fewstep.data.reading import CropSettings, Square, hash_sources
 from fewstep.data.shards.manifest import TRAJECTORIES
 from fewstep.data.shards.prepared import PreparedRow, is_written, write_shard
-from fewstep.data.sources.base import Source, escape_line
-from fewstep.data.sources.prompts import is_prompt_file, open_prompts
+from fewstep.data.shards.store import open_store
+from fewstep.data.sources.base import escape_line
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
 from fewstep.method.batch import TrainingBatch
@@ -29,8 +28,8 @@ from fewstep.models.prepared_trajectories import describe_teacher
 from fewstep.precision import autocast, choose_dtype, name_dtype
 from fewstep.recipes.prepare import Prepare
 from fewstep.runs.material import choose_resolution
-from fewstep.runs.picture_material import open_source
 from fewstep.runs.preparing import Part, Stages, check_readable, make_row
+from fewstep.runs.reading_stage import ReadingHelpers, ReadingStage, open_reading
 from fewstep.train.distill_task import draw_omega
 
 _MOST_BYTES, _MOST_EACH = 128 * 2**20, 256
@@ -45,10 +44,10 @@ class WalkingStudio:
     noun = kind = TRAJECTORIES
     verb = "walk"
 
-    def __init__(self, config: Prepare, number: int = 0) -> None:
+    def __init__(self, config: Prepare, number: int = 0, helpers: ReadingHelpers | None = None) -> None:
         """`number` is that of the process on this machine, each of which has a GPU of its own as long as there are
-        some."""
-        self._config, self.notes = config, list[str]()
+        some; `helpers` read for it."""
+        self._config, self._store, self.notes = config, open_store(config.out), list[str]()
         own = int(os.environ.get("LOCAL_RANK", "0")) * max(1, config.workers) + number
         device = pick_device(config.device, own)
         self.on_cpu = device.type == "cpu"
@@ -57,10 +56,8 @@ class WalkingStudio:
         self._stored = torch.float16 if config.states_precision == "fp16" else torch.float32
         model = self._model = load_teacher(config, device)
         resolution = choose_resolution(config, model)
-        source = _open_captions(config, resolution)
-        self._reading = PictureReader(
-            [source], [1.0], CropSettings(resolution=resolution, crop=config.crop), config.seed
-        )
+        self._reading, source = open_reading(config, CropSettings(resolution=resolution, crop=config.crop))
+        self._stage = ReadingStage(self._reading, _READERS, helpers)
         self._stops = find_stops(model.schedule, config.skip, config.phases)
         self._shape = model.codec.shape(resolution)
         bytes_each = len(self._stops) * math.prod(self._shape) * self._stored.itemsize
@@ -81,33 +78,32 @@ class WalkingStudio:
 
     def run(self, part: Part) -> Stages:
         """Walks the trajectories of a part, unless another process has meanwhile."""
-        if is_written(self._config.out, part.name):
+        if is_written(self._store, part.name):
             return Stages()
         rows: list[PreparedRow] = []
         walked: dict[str, list[Tensor]] = {"states": [], "omega": []}
         reading = walking = 0.0
         size = self._config.batch_size
-        for start in range(part.pictures.start, part.pictures.stop, size):
-            numbers = range(start, min(start + size, part.pictures.stop))
+        starts = range(part.pictures.start, part.pictures.stop, size)
+        batches = [range(start, min(start + size, part.pictures.stop)) for start in starts]
+        for numbers, (squares, seconds) in zip(
+            batches, self._stage.read_in_order(map(self._places, batches)), strict=True
+        ):  # fmt: skip
             begun = time.perf_counter()
-            squares = self._read(numbers)
-            read = time.perf_counter()
             kept = torch.tensor([not square.reason for square in squares])
             for name, values in zip(walked, self._walk(numbers, squares), strict=True):
                 walked[name].append(values[kept])
-            reading, walking = reading + read - begun, walking + time.perf_counter() - read
+            reading, walking = reading + seconds, walking + time.perf_counter() - begun
             rows += [self._make_row(number, square) for number, square in zip(numbers, squares, strict=True)]
             check_readable(rows, part)
         begun = time.perf_counter()
         joined = {name: torch.cat(values) for name, values in walked.items()}
-        write_shard(self._config.out, part.name, rows, joined, self.made_of)
+        write_shard(self._store, part.name, rows, joined, self.made_of)
         return Stages(len(part.pictures), reading, walking, time.perf_counter() - begun)
 
-    def _read(self, numbers: range) -> list[Square]:
-        """Reads what a walker of each number would be given."""
-        indices = self._reading.indices(numbers).tolist()
-        with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self._reading.read, indices, numbers))
+    def _places(self, numbers: range) -> list[tuple[int, int]]:
+        """Returns which picture a walker of each number would be given, and where."""
+        return list(zip(self._reading.indices(numbers).tolist(), numbers, strict=True))
 
     def _make_row(self, number: int, square: Square) -> PreparedRow:
         row = make_row(self._reading, int(self._reading.indices([number])[0]), square)
@@ -159,12 +155,6 @@ def load_teacher(config: Prepare, device: torch.device) -> LatentModel:
     if config.skip > model.schedule.last:
         raise UserError(f"skip is {config.skip} and the schedule has {model.schedule.num_steps} times; give less")
     return model
-
-
-def _open_captions(config: Prepare, resolution: int) -> Source:
-    if is_prompt_file(config.data):
-        return open_prompts(config.data, resolution)
-    return open_source(config, config.data, resolution, config.seed)
 
 
 def _describe(config: Prepare, model: LatentModel, resolution: int, stops: Tensor) -> dict[str, object]:

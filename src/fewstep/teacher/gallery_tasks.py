@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,13 +31,20 @@ Answers = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 class GalleryReaderTask(StudentTask):
     """Trains by the cross entropy of every answer that the picture determines."""
 
-    def __init__(self, reader: GalleryReader, seed: int, hands: Sequence[Hand] = ("noto", "twemoji")) -> None:
+    def __init__(
+        self, reader: GalleryReader, seed: int, hands: Sequence[Hand] = ("noto", "twemoji"),
+        rebuild: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """`rebuild` maps pixels to what an autoencoder makes of them: all that is painted has come through one. Every
+        other batch is rebuilt."""
         self.student = reader
         self.averaged = copy.deepcopy(reader)
-        self._seed, self._hands = seed, hands
+        self._seed, self._hands, self._rebuild = seed, hands, rebuild
 
     def loss(self, counters: range) -> Loss:
         pixels, answers = draw_gallery_batch(self._seed, counters, self._hands)
+        if self._rebuild and counters.start // len(counters) % 2:
+            pixels = self._rebuild(pixels)
         return Loss.from_mean(compute_reader_loss(self.student(pixels), answers), counters)
 
 

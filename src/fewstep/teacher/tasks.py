@@ -25,13 +25,22 @@ class AutoencoderTask(StudentTask):
     """
 
     KL_WEIGHT = 1e-4
+    FEATURE_WEIGHT = 0.15
 
-    def __init__(self, autoencoder: nn.Module, pixels: Callable[[range], Tensor], seed: int) -> None:
-        """`pixels(counters)` returns `[b, 3, h, w]` in [−1, 1]."""
+    def __init__(
+        self, autoencoder: nn.Module, pixels: Callable[[range], Tensor], seed: int,
+        features: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """`pixels(counters)` returns `[b, 3, h, w]` in [−1, 1].
+
+        `features` are of a frozen network that knows what is to be recognised, and their squared error counts too (the
+        perceptual loss of Johnson et al., arXiv 1603.08155): a small thing covers few pixels, and squared error alone
+        leaves it blurred beyond recognition.
+        """
         self.averaged = copy.deepcopy(autoencoder)
         self.student = autoencoder
         _normalise_in_fp32(autoencoder)
-        self._pixels, self._seed = pixels, seed
+        self._pixels, self._seed, self._features = pixels, seed, features
 
     def loss(self, counters: range) -> Loss:
         x = self._pixels(counters).contiguous(memory_format=torch.channels_last)
@@ -41,7 +50,12 @@ class AutoencoderTask(StudentTask):
         edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return Loss.from_mean(error.square().mean() + edges + self.KL_WEIGHT * kl, counters)
+        loss = error.square().mean() + edges + self.KL_WEIGHT * kl
+        if self._features:
+            with torch.no_grad():
+                real = self._features(x)
+            loss = loss + self.FEATURE_WEIGHT * (self._features(x + error) - real).float().square().mean()
+        return Loss.from_mean(loss, counters)
 
 
 def _normalise_in_fp32(network: nn.Module) -> None:

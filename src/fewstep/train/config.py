@@ -16,6 +16,8 @@ from fewstep.data.draws import check_seed
 from fewstep.errors import UserError
 from fewstep.precision import Precision
 
+TrackerName = Literal["auto", "tensorboard", "wandb", "mlflow"]
+
 
 def check_values(config: Any) -> None:
     """Refuses NaN and infinity in any field of a configuration dataclass, and what a choice does not offer.
@@ -136,6 +138,10 @@ class LoopConfig(Optimisation):
     """Names of settings in which this run may differ from the one in its folder; it goes on with the new values."""
     record_samples: bool = False
     """Write the names of the samples of every update to samples.jsonl."""
+    report_to: tuple[TrackerName, ...] = ("auto",)
+    """Trackers that are told settings, losses, samples and evaluations: `tensorboard`, `wandb` and `mlflow`, one or
+    several. `auto` writes TensorBoard's files where it is installed; the option without a value tells nobody. Each
+    needs the package of its name, as fewstep[wandb]; servers and projects are named as wandb and MLflow have it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,8 +173,24 @@ class LoopConfig(Optimisation):
         return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= most)
 
 
-NOT_THE_RUN = ("out", "device", "processes", "distribution", "change", "read_ahead")
+NOT_THE_RUN = (
+    "out", "device", "processes", "distribution", "change", "read_ahead", "report_to", "push_to_hub", "license",
+    "public", "compile",
+)  # fmt: skip
 """Fields of a configuration that say nothing about what is trained."""
+
+
+def list_settings(config: Any) -> dict[str, Any]:
+    """Returns the settings of a configuration dataclass by name, those of one within it as `filters.min_side`; what is
+    no number is a text."""
+    found: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            found |= {f"{name}.{inner}": each for inner, each in list_settings(value).items()}
+        else:
+            plain = value is None or isinstance(value, bool | int | float)
+            found[name] = value if plain else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return found
 
 
 def fingerprint(config: Any) -> str:

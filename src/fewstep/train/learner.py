@@ -112,13 +112,14 @@ def _sum(_, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotation 
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def shard(module: nn.Module, blocks: Sequence[nn.Module]) -> None:
-    """Leaves each process a part of every weight; the whole of a block is put together while it computes (FSDP2)."""
+def shard(module: nn.Module, blocks: Sequence[nn.Module], whole: set[nn.Parameter] | None = None) -> None:
+    """Leaves each process a part of every weight but those that stay `whole`; all of a block is put together while it
+    computes (FSDP2). What rests in main memory comes to the process's device, a block at a time."""
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise UserError(f"--distribution fsdp needs a newer torch than {torch.__version__}; take ddp, or a newer one")
     for part in (*blocks, module):
         # By default the outermost is left whole after a forward pass, and one without a backward pass leaves it so.
-        fully_shard(part, reshard_after_forward=True)
+        fully_shard(part, reshard_after_forward=True, ignored_params=whole)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,24 +15,36 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fewstep.documents import parse_json
 from fewstep.errors import show
-from fewstep.files import append_lines, refusals_named
+from fewstep.files import append_lines
 from fewstep.progress import report
+from fewstep.train.config import TrackerName
 from fewstep.train.ledger import number_in, read_lines, rewrite
+from fewstep.train.tracking import TrackedRun, Tracking
+
+_OF_THE_LINE = ("step", "seconds", "images_per_second")
 
 
 class RunLog:
     """Records metrics of a run of `steps` updates that starts, or goes on, at update `start`."""
 
-    def __init__(self, folder: Path, title: str, steps: int, start: int) -> None:
+    def __init__(
+        self, folder: Path, title: str, steps: int, start: int, report_to: Sequence[TrackerName] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Tells the trackers of `report_to` too, and them the run's `settings`."""
         self._path = folder / "metrics.jsonl"
         self._title, self._steps = title, steps
         self._newest: tuple[int, dict[str, Any]] = (0, {})
         self._begun = time.perf_counter()
         self._last = self._first = (self._begun, start)
-        self._begun -= self._forget_after(start)
-        self._board = _tensorboard(folder / "tensorboard", start + 1)
         self._progress: Progress | None = None
+        last = self._forget_after(start)
+        self._begun -= last.get("seconds", 0.0)
+        self._tracking = Tracking(report_to, TrackedRun(folder, settings or {}, start), self.say)
+        if last.get("step") == start:
+            self._tracking.record(start, {name: last[name] for name in last if name not in _OF_THE_LINE})
         if sys.stderr.isatty():
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
@@ -52,9 +62,7 @@ class RunLog:
     ) -> None:
         if self._progress:
             self._progress.stop()
-        if self._board:
-            with contextlib.suppress(OSError) if error else contextlib.nullcontext():
-                self._board.close()
+        self._tracking.close(done=error is None)
 
     def advance(self, step: int) -> None:
         """Moves the bar; costs nothing when there is none."""
@@ -97,44 +105,17 @@ class RunLog:
             self._progress.update(self._task, completed=step, note=note)
         else:
             print(f"{self._title} {step}/{self._steps}  {note}  {left:.0f} s left", file=sys.stderr, flush=True)
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        with self.aside():
+            self._tracking.record(step, values)
 
-    def _forget_after(self, start: int) -> float:
+    def _forget_after(self, start: int) -> dict[str, float]:
         """Drops lines that an interrupted run wrote after its last checkpoint: they are written again.
 
-        Returns the seconds that the run had taken by the last of the others.
+        Returns the numbers of the last of the others.
         """
         if not self._path.exists():
-            return 0.0
+            return {}
         kept = [line for line in read_lines(self._path) if number_in(line, "step") <= start]
         rewrite(self._path, kept)
-        seconds = number_in(kept[-1], "seconds") if kept else 0.0
-        return seconds if math.isfinite(seconds) else 0.0
-
-
-def scalars(folder: Path, step: int, values: Mapping[str, float]) -> None:
-    """Puts values of now and then on the run's board, if there is one."""
-    if board := _tensorboard(folder / "tensorboard" / "evaluation", None):
-        for name, value in values.items():
-            board.add_scalar(name, value, step)
-        board.close()
-
-
-def _tensorboard(folder: Path, purge_step: int | None) -> Any:
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    threading.excepthook = _pass_over_board
-    with refusals_named(folder):
-        return SummaryWriter(str(folder), purge_step=purge_step)
-
-
-def _pass_over_board(failed: threading.ExceptHookArgs) -> None:
-    """Leaves out what the board's thread says of a disk that does not take its file: the next call on the board raises
-    it again."""
-    board = type(failed.thread).__module__.startswith("tensorboard.")
-    if not (board and failed.exc_type and issubclass(failed.exc_type, OSError)):
-        threading.__excepthook__(failed)
+        names = parse_json(kept[-1]) if kept else {}
+        return {name: number for name in names if math.isfinite(number := number_in(kept[-1], name))}

@@ -17,7 +17,7 @@ from fewstep.errors import StoppedError, UserError
 from fewstep.parallel.world import World, current_world
 from fewstep.precision import autocast, choose_dtype
 from fewstep.train.checkpoint import Checkpoints, files_of, restore
-from fewstep.train.config import LoopConfig, fingerprint
+from fewstep.train.config import LoopConfig, fingerprint, list_settings
 from fewstep.train.ledger import Ledger
 from fewstep.train.log import RunLog
 from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_averages
@@ -61,7 +61,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
         if at_step is not None:
             at_step(state.step)  # may have been cut short
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(RunLog(folder, title, config.steps, state.step)) if world.main else None
+        log = stack.enter_context(_open_log(folder, title, config, state.step)) if world.main else None
         ledger = Ledger(folder, state.counter, samples=config.record_samples) if world.main else None
         stopping = stack.enter_context(Stopping())
         saving = stack.enter_context(Saving(checkpoints if world.main else None, config.keep_checkpoints))
@@ -72,6 +72,10 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
                 with log.aside() if log else contextlib.nullcontext():
                     at_step(state.step)
         run.finish_saving()
+
+
+def _open_log(folder: Path, title: str, config: LoopConfig, start: int) -> RunLog:
+    return RunLog(folder, title, config.steps, start, config.report_to, list_settings(config))
 
 
 @dataclass

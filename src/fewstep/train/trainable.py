@@ -29,6 +29,11 @@ class Trainable(Protocol):
     card: StudentCard
     """What is recorded beside the weights."""
 
+    @property
+    def is_spread(self) -> bool:
+        """Tells whether every process holds a part of the network that paints, so that all must paint together."""
+        ...
+
     def base_alone(self) -> AbstractContextManager[None]:
         """Lets the base's own network answer as `base` does, while it lasts."""
 

@@ -39,6 +39,10 @@ class WholeWeights:
             self.learner = _spread(self.learner, distribution)
         self.model, self.card, self.frozen = model, card, model.network.backbone.dtype
 
+    @property
+    def is_spread(self) -> bool:
+        return is_spread(self.learner.weights)
+
     def base_alone(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fewstep.data.buckets import Sides, name_sides
 from fewstep.data.order import Indices
-from fewstep.data.shards.prepared import ADVICE, PreparedRow, PreparedShards
+from fewstep.data.shards.prepared import PreparedRow, PreparedShards
+from fewstep.data.shards.store import ADVICE
 from fewstep.errors import UserError
 
 _MOST_SIDE = 2**16

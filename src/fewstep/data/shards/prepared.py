@@ -8,6 +8,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,22 @@ from torch import Tensor
 
 from fewstep.data.reading import Sizes
 from fewstep.data.shards.manifest import MANIFEST
+from fewstep.data.shards.store import ADVICE, FolderStore, Store
 from fewstep.data.shards.tables import MOST_BYTES, open_parquet, read_parquet
 from fewstep.documents import load_json, parse_json
 from fewstep.errors import UserError
-from fewstep.files import open_safetensors, read_safetensors_header, write_whole
+from fewstep.files import open_safetensors
 from fewstep.roots import OutsideError, Root, open_regular
 
 _HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
+_AT_ONCE = 16
+"""Headers of shards that are read at once, which behind a URL take a request or two each."""
 _MOST_NAME = 200
 """Bytes of a shard's name without its ending."""
 _OTHERS = "other_captions"
 """Column that a table has where any of its pictures has several captions."""
 _DTYPES = ("F16", "F32", "BF16")
-ADVICE = "delete it and prepare it again"
 _COLUMNS = pa.schema(
     [("key", pa.string()), ("caption", pa.string()), ("sizes", pa.list_(pa.int32(), 6)), ("status", pa.string()),
      ("row", pa.int32())]
@@ -53,7 +56,7 @@ class PreparedRow:
 
 
 def write_shard(
-    folder: Path, name: str, rows: Sequence[PreparedRow], latents: Mapping[str, Tensor], made_of: Mapping[str, Any]
+    store: Store, name: str, rows: Sequence[PreparedRow], latents: Mapping[str, Tensor], made_of: Mapping[str, Any]
 ) -> None:
     """Writes the table first and the latents last, each completely, so that a shard with latents is complete.
 
@@ -77,25 +80,21 @@ def write_shard(
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     content = sink.getvalue().to_pybytes()
-    with write_whole(folder / f"{name}.parquet", durable=True) as draft:
-        draft.write_bytes(content)
+    store.write(f"{name}.parquet", content)
     # A single entry, because safetensors writes several in random order.
     header = {_HEADER: json.dumps({_TABLE: hashlib.sha256(content).hexdigest(), "made_of": made_of}, sort_keys=True)}
-    with write_whole(folder / f"{name}.safetensors", durable=True) as draft:
-        draft.write_bytes(safetensors.torch.save(dict(latents), header))
+    store.write(f"{name}.safetensors", safetensors.torch.save(dict(latents), header))
 
 
-def is_written(folder: Path, name: str) -> bool:
+def is_written(store: Store, name: str) -> bool:
     """Tells whether the shard of that name is complete."""
-    return (folder / f"{name}.safetensors").exists()
+    return f"{name}.safetensors" in store
 
 
-def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
-    """Raises UserError where a shard of that name exists but was made from something else."""
-    file = folder / f"{name}.safetensors"
-    if not file.exists():
-        return
-    metadata = read_safetensors_header(file, advice=ADVICE).metadata
+def check_written(store: Store, name: str, made_of: Mapping[str, Any]) -> None:
+    """Raises UserError where the shard of that name, which is there, was made from something else."""
+    file = f"{store}/{name}.safetensors"
+    metadata = store.read_header(f"{name}.safetensors").metadata
     try:
         held = parse_json(metadata[_HEADER])["made_of"]
         if not isinstance(held, dict):
@@ -110,9 +109,10 @@ def check_written(folder: Path, name: str, made_of: Mapping[str, Any]) -> None:
             )
 
 
-def read_statuses(folder: Path, name: str) -> list[str]:
+def read_statuses(store: Store, name: str) -> list[str]:
     """Reads the status of every picture, unreadable ones included."""
-    statuses: list[str] = pq.read_table(folder / f"{name}.parquet", columns=["status"])["status"].to_pylist()
+    content = io.BytesIO(store.read(f"{name}.parquet"))
+    statuses: list[str] = pq.read_table(content, columns=["status"])["status"].to_pylist()
     return statuses
 
 
@@ -186,7 +186,7 @@ class PreparedShards:
     def _open(self, shard: int) -> tuple[Any, list[PreparedRow]]:
         name = self.names[shard]
         self._find(f"{name}.safetensors")
-        check_written(self.folder, name, self.made_of)
+        check_written(FolderStore(self.folder), name, self.made_of)
         latents = open_safetensors(self.folder / f"{name}.safetensors", advice=ADVICE)
         try:
             with open_regular(self._find(f"{name}.parquet")) as file:
@@ -237,25 +237,25 @@ def _read_rows(content: bytes, source: str) -> list[PreparedRow]:
         raise UserError(f"{source} is damaged ({' '.join(str(error).split())[:120]}); {ADVICE}") from error
 
 
-def count_pictures(file: Path) -> int:
-    """Counts the pictures, or the trajectories, in a shard from its header."""
-    shapes = read_safetensors_header(file, advice=ADVICE).shapes
+def _count_pictures(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Counts the pictures, or the trajectories, in a shard of such tensors."""
     if "states" in shapes:
         return shapes["states"][0]
     return sum(shape[0] for name, shape in shapes.items() if name.partition(".")[0] == "mean")
 
 
-def _count_shapes(file: Path) -> dict[str, int]:
+def _count_sides(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Counts the pictures of each shape in a shard that has several, by its name."""
-    shapes = read_safetensors_header(file, advice=ADVICE).shapes
     return {name.removeprefix("mean."): shape[0] for name, shape in shapes.items() if name.startswith("mean.")}
 
 
-def write_manifest(folder: Path, names: Sequence[str], made_of: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+def write_manifest(store: Store, names: Sequence[str], made_of: Mapping[str, Any], report: Mapping[str, Any]) -> None:
     """Writes the list of all shards and the counts of pictures, which marks the folder as complete."""
-    shards = {name: count_pictures(folder / f"{name}.safetensors") for name in names}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        headers = pool.map(store.read_header, [f"{name}.safetensors" for name in names])
+        shapes = {name: header.shapes for name, header in zip(names, headers, strict=True)}
+    shards = {name: _count_pictures(held) for name, held in shapes.items()}
     content = {"made_of": dict(made_of), "report": dict(report), "shards": shards}
     if "buckets" in made_of:
-        content["buckets"] = {name: _count_shapes(folder / f"{name}.safetensors") for name in names}
-    with write_whole(folder / MANIFEST, durable=True) as draft:
-        draft.write_text(json.dumps(content, indent=2) + "\n")
+        content["buckets"] = {name: _count_sides(held) for name, held in shapes.items()}
+    store.write(MANIFEST, (json.dumps(content, indent=2) + "\n").encode())

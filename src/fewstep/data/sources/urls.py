@@ -30,6 +30,7 @@ T = TypeVar("T")
 WAITS = (0.5, 2.0, 8.0)
 """Seconds before the second, third and fourth try of a request that failed."""
 _AT_ONCE = 32
+_INFINITIVES = {"read": "read", "written": "write"}
 _FINAL = frozenset((400, 401, 403))
 _GONE = frozenset((404, 410))
 _FULL = frozenset((errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)))
@@ -127,8 +128,8 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def retry(url: str, action: Callable[[], T]) -> T:
-    """Calls `action`, again when the network fails, and returns its result.
+def retry(url: str, action: Callable[[], T], verb: str = "read") -> T:
+    """Calls `action`, which reads or does another `verb`, again when the network fails, and returns its result.
 
     Raises UserError in the end; errors that mean "not found" or "disk full" are raised as they are.
     """
@@ -143,8 +144,9 @@ def retry(url: str, action: Callable[[], T]) -> T:
             if wait is None or getattr(error, "status", 0) in _FINAL or isinstance(error, PermissionError):
                 failed = f"{_describe_error(error)}, {tries} {'try' if tries == 1 else 'tries'}"
                 raise UserError(
-                    f"{redact(url)} cannot be read ({failed}); "
-                    "check that it is there for you to read and that the network works, then start again"
+                    f"{redact(url)} cannot be {verb} ({failed}); "
+                    f"check that it is there for you to {_INFINITIVES[verb]} and that the network works, "
+                    "then start again"
                 ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")

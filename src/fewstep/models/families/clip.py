@@ -9,9 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPTextConfig
 
 from fewstep.diffusion.prediction import Cond
 from fewstep.models.conditioner import TextEncoder
+
+CLIP_TOKENS = 77
+CLIP_L: dict[str, Any] = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "projection_dim": 768,
+}  # fmt: skip
+CLIP_G: dict[str, Any] = {
+    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+    "projection_dim": 1280, "hidden_act": "gelu",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,3 +91,8 @@ class ClipConditioner:
 
     def truncates(self, prompt: str) -> bool:
         return self.first.counts(prompt) > int(self.first.tokenizer.model_max_length)
+
+
+def shape_clip(size: Mapping[str, Any]) -> CLIPTextConfig:
+    """Returns the configuration of a released CLIP text encoder."""
+    return CLIPTextConfig(vocab_size=49408, max_position_embeddings=CLIP_TOKENS, **size)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,20 +13,20 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from transformers import CLIPTextConfig
 
 from fewstep import assets
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.schedule import ScheduleError
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, read_safetensors_header
-from fewstep.models.card import CARD_FILE, MOST_SIDE, StudentCard, read_card
+from fewstep.models.card import CARD_FILE, StudentCard, read_card
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
 from fewstep.models.families import any_step_flow
 from fewstep.models.families.original_transformers import OriginalNames, load_original
 from fewstep.models.families.single_file import check_tensors, find_configurations
 from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.families.transformer_checks import PATCH
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.flow_scheduler import CLASSES, read_flow
 from fewstep.models.hub import fetch_network, is_hub_id
@@ -40,18 +39,6 @@ from fewstep.precision import Storage
 
 logger = logging.getLogger(__name__)
 
-CLIP_TOKENS = 77
-CLIP_L: dict[str, Any] = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "projection_dim": 768,
-}  # fmt: skip
-CLIP_G: dict[str, Any] = {
-    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-    "projection_dim": 1280, "hidden_act": "gelu",
-}  # fmt: skip
-_MOST_LATENTS = 2**12
-PATCH = 2
-"""Latents a token of the transformer, in each direction."""
 _WHOLE = "model.diffusion_model."
 """Before the transformer's tensors in a file that holds more than that."""
 _LARGE = torch.bfloat16
@@ -279,8 +266,9 @@ class TransformerFamily(Family):
         """Makes text encoders and tokenizers of the released sizes, as far as they matter, with random weights."""
 
     def random_model(self, device: torch.device, *, few_step: bool = False, side: int = 0) -> LatentModel:  # noqa: ARG002
-        vae = self.random_autoencoder()
-        parts = {self.lora.part: self.transformer_class(**self.released), "vae": vae, **self.random_encoders()}
+        with device:  # numbers for billions of weights are drawn in seconds there
+            vae = self.random_autoencoder()
+            parts = {self.lora.part: self.transformer_class(**self.released), "vae": vae, **self.random_encoders()}
         for part in parts.values():
             if isinstance(part, torch.nn.Module):
                 part.eval().requires_grad_(False)
@@ -357,59 +345,6 @@ class FlowFamily(TransformerFamily):
 
     def spec_prediction(self, parameterisation: str) -> str:  # noqa: ARG002
         return "flow"
-
-
-def find_released_name(source: str) -> str:
-    """Returns what a model is called, in small letters, by where it lies: a file, a folder, a repository of the Hub, a
-    copy of one in the Hub's cache, or the transformer's folder in any of them."""
-    place = Path(os.path.abspath(source))  # links are kept: in a cache they lead to files that are called by a hash
-    place = place.parent if place.name == "transformer" else place
-    if place.parent.name == "snapshots":  # what is called by a commit
-        place = place.parent.parent
-    return place.name.lower()
-
-
-def read_whole_side(value: object, blocks: object, source: str) -> int:
-    """Returns a side in pixels from that in latents and an autoencoder's blocks. Raises UserError for others."""
-    if type(value) is not int or not 0 < value < _MOST_LATENTS:
-        raise UserError(f"{source} has sample_size {value!r:.60}; expected a number below {_MOST_LATENTS:,}")
-    if not isinstance(blocks, list | tuple) or not 0 < len(blocks) <= 16:
-        raise UserError(f"{source} has block_out_channels {blocks!r:.60}; expected a list")
-    return value << (len(blocks) - 1)
-
-
-def read_side_of_codec(codec_config: Mapping[str, Any]) -> int:
-    """Returns the side in pixels of a model's pictures, where its autoencoder alone says it. Raises UserError."""
-    factor = read_whole_side(1, codec_config.get("block_out_channels"), "the model's vae")
-    side = codec_config.get("sample_size")
-    if type(side) is not int or not 0 < side <= MOST_SIDE or side % (PATCH * factor):
-        raise UserError(
-            f"the model's vae has sample_size {side!r:.60}; expected a multiple of {PATCH * factor} up to "
-            f"{MOST_SIDE:,}, a side in pixels"
-        )
-    return side
-
-
-def check_axes(source: str, name: str, axes: object, width: int, count: int = 3) -> None:
-    """Raises UserError where a rotary embedding of so many axes does not fill heads `width` wide."""
-    held = list(axes) if isinstance(axes, list | tuple) else []
-    whole = len(held) == count and all(type(each) is int and each > 0 and each % 2 == 0 for each in held)
-    if not whole or sum(held) != width:
-        raise UserError(f"{source} has {name} {axes!r:.60}; expected {count} even numbers, {width} in sum")
-
-
-def check_channels(source: str, given: int, returned: int, latents: int) -> None:
-    """Raises UserError where a transformer is for other latents than an autoencoder's."""
-    if not given == returned == latents:
-        raise UserError(
-            f"{source} has a transformer of {given} input and {returned} output channels and latents of {latents}: "
-            "inpainting, editing and control models are not read; give a text-to-image model"
-        )
-
-
-def shape_clip(size: Mapping[str, Any]) -> CLIPTextConfig:
-    """Returns the configuration of a released CLIP text encoder."""
-    return CLIPTextConfig(vocab_size=49408, max_position_embeddings=CLIP_TOKENS, **size)
 
 
 def _tokenizer_of(encoder: str) -> str:

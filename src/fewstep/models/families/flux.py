@@ -16,20 +16,13 @@ from fewstep import assets
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.models.conditioner import TextEncoder
-from fewstep.models.families.flow_family import (
-    CLIP_L,
-    CLIP_TOKENS,
-    FlowFamily,
-    check_axes,
-    check_channels,
-    lay_out_loras,
-    read_side_of_codec,
-    shape_clip,
-)
+from fewstep.models.families.clip import CLIP_L, CLIP_TOKENS, shape_clip
+from fewstep.models.families.flow_family import FlowFamily, lay_out_loras
 from fewstep.models.families.original_transformers import FLUX_NAMES, XLABS_NAMES
 from fewstep.models.families.packing import pack, unpack
 from fewstep.models.families.t5 import T5Encoder
 from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.families.transformer_checks import check_axes, check_channels, read_side_of_codec
 from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
 

@@ -20,17 +20,16 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.models.card import is_number, read_card
 from fewstep.models.codec import Codec
-from fewstep.models.families.flow_family import (
-    FlowFamily,
-    check_axes,
-    check_channels,
-    find_released_name,
-    lay_out_loras,
-    read_side_of_codec,
-)
+from fewstep.models.families.flow_family import FlowFamily, lay_out_loras
 from fewstep.models.families.language_text import QWEN_ANSWER, LanguageConditioner, LanguageEncoder
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.families.transformer_checks import (
+    check_axes,
+    check_channels,
+    find_released_name,
+    read_side_of_codec,
+)
 from fewstep.models.family import LatentModel
 from fewstep.models.flow_scheduler import read_flow
 from fewstep.models.network import BackboneNetwork

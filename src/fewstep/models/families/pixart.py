@@ -14,10 +14,11 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
-from fewstep.models.families.flow_family import PATCH, TransformerFamily, lay_out_loras, read_whole_side
+from fewstep.models.families.flow_family import TransformerFamily, lay_out_loras
 from fewstep.models.families.masked_text import TOKENS, MaskedConditioner
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.families.transformer_checks import PATCH, read_whole_side
 from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.scheduler import Overrides, read_schedule, settle_schedule

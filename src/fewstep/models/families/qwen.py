@@ -16,17 +16,12 @@ from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
 from fewstep.models.codec import Codec
-from fewstep.models.families.flow_family import (
-    FlowFamily,
-    check_axes,
-    check_channels,
-    find_released_name,
-    lay_out_loras,
-)
+from fewstep.models.families.flow_family import FlowFamily, lay_out_loras
 from fewstep.models.families.language_text import LanguageConditioner, LanguageEncoder, pad
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.packing import pack, unpack
 from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.families.transformer_checks import check_axes, check_channels, find_released_name
 from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
 

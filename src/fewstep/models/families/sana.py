@@ -16,16 +16,11 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
 from fewstep.models.codec import Codec
-from fewstep.models.families.flow_family import (
-    FlowFamily,
-    check_channels,
-    find_released_name,
-    lay_out_loras,
-    read_whole_side,
-)
+from fewstep.models.families.flow_family import FlowFamily, lay_out_loras
 from fewstep.models.families.masked_text import TOKENS, MaskedConditioner
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.families.transformer_checks import check_channels, find_released_name, read_whole_side
 from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
 

@@ -14,21 +14,13 @@ from fewstep import assets
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.models.conditioner import TextEncoder
-from fewstep.models.families.flow_family import (
-    CLIP_G,
-    CLIP_L,
-    CLIP_TOKENS,
-    PATCH,
-    FlowFamily,
-    check_channels,
-    lay_out_loras,
-    read_whole_side,
-    shape_clip,
-)
+from fewstep.models.families.clip import CLIP_G, CLIP_L, CLIP_TOKENS, shape_clip
+from fewstep.models.families.flow_family import FlowFamily, lay_out_loras
 from fewstep.models.families.original_transformers import SD3_NAMES
 from fewstep.models.families.sd3_text import T5_TOKENS, TripleConditioner
 from fewstep.models.families.t5 import T5Encoder
 from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.families.transformer_checks import PATCH, check_channels, read_whole_side
 from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
 

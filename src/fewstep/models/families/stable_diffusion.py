@@ -234,12 +234,14 @@ class StableDiffusion(Family):
     def random_model(self, device: torch.device, *, few_step: bool = False, side: int = 0) -> LatentModel:
         changes = _few_step(few_step=few_step) | ({"sample_size": side // 8} if side else {})
         tokenizer = CLIPTokenizer.from_pretrained(assets.scenes_teacher() / "tokenizer", model_max_length=TOKENS)
-        parts: dict[str, Any] = {
-            "unet": UNet2DConditionModel(**{**self.unet, **changes}), "vae": self.random_autoencoder(),
-            "text_encoder": CLIPTextModel(_clip(self.encoder)), "tokenizer": tokenizer,
-        }  # fmt: skip
-        if self.encoder_2:
-            parts |= {"text_encoder_2": CLIPTextModelWithProjection(_clip(self.encoder_2)), "tokenizer_2": tokenizer}
+        with device:  # numbers for billions of weights are drawn in seconds there
+            parts: dict[str, Any] = {
+                "unet": UNet2DConditionModel(**{**self.unet, **changes}), "vae": self.random_autoencoder(),
+                "text_encoder": CLIPTextModel(_clip(self.encoder)), "tokenizer": tokenizer,
+            }  # fmt: skip
+            if self.encoder_2:
+                second = CLIPTextModelWithProjection(_clip(self.encoder_2))
+                parts |= {"text_encoder_2": second, "tokenizer_2": tokenizer}
         for part in parts.values():
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
@@ -51,6 +53,10 @@ class UNetNetwork(BackboneNetwork):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return [*self._inward, *self.unet.up_blocks]
+
+    @property
+    def repeated_blocks(self) -> Sequence[nn.Module]:
+        return [module for module in self.unet.modules() if isinstance(module, BasicTransformerBlock | ResnetBlock2D)]
 
     @property
     def _inward(self) -> list[nn.Module]:

@@ -14,18 +14,17 @@ from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 from fewstep.diffusion.prediction import Cond
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
-from fewstep.models.families.flow_family import (
-    PATCH,
-    FlowFamily,
-    check_axes,
-    check_channels,
-    find_released_name,
-    lay_out_loras,
-    read_side_of_codec,
-)
+from fewstep.models.families.flow_family import FlowFamily, lay_out_loras
 from fewstep.models.families.language_text import QWEN_TURN, LanguageConditioner, LanguageEncoder, pad
 from fewstep.models.families.original_transformers import OriginalNames
 from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.families.transformer_checks import (
+    PATCH,
+    check_axes,
+    check_channels,
+    find_released_name,
+    read_side_of_codec,
+)
 from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
 

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from fewstep.data import draws
@@ -135,8 +136,10 @@ class AdaptedNetwork:
         would lose what is small beside W. Checkpointing would recompute without the sum.
         """
         layer = next(iter(self._layers.values()))
-        exact = layer.base_layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(z_t.device.type)
-        if not exact or self.network.backbone.is_gradient_checkpointing:
+        weight = dict(layer.base_layer.named_parameters()).get("weight")  # none where it is held in few bits
+        if weight is None or isinstance(weight, DTensor) or self.network.backbone.is_gradient_checkpointing:
+            return False
+        if weight.dtype != torch.float32 or torch.is_autocast_enabled(z_t.device.type):
             return False
         positions = z_t[:, 0].numel() / 3  # of a weight on average: inner levels have fewer
         return self._base * (positions + 3 * self.rank) < 3 * self._learning * positions

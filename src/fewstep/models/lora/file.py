@@ -182,38 +182,54 @@ def write_lora(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if layout.portable:
-        pairs = {name: _fold(pair) for name, pair in pairs.items()}
+        pairs = {name: fold(pair) for name, pair in pairs.items()}
+    plain = spell_as_diffusers(pairs, layout)
+    said = {"format": "pt", **header}
+    adapter = json.dumps(pack_adapters(pairs), sort_keys=True)
+    plain |= {f"{KEYS}{name}": value.contiguous().cpu() for name, value in (end or {}).items()}
+    safetensors.torch.save_file(plain, folder / DIFFUSERS_FILE, {**said, "lora_adapter_metadata": adapter})
+    wanted = {DIFFUSERS_FILE: pairs}
+    if KOHYA_FILE in list_written(layout, end):
+        kohya, wanted[KOHYA_FILE] = spell_as_kohya(pairs, parts, layout)
+        safetensors.torch.save_file(kohya, folder / KOHYA_FILE, said)
+    return max(
+        measure_difference(read_lora(folder / file, parts, layout), held, end or {}) for file, held in wanted.items()
+    )
+
+
+def spell_as_diffusers(pairs: Lora, layout: LoraLayout) -> dict[str, Tensor]:
+    """Returns the tensors of diffusers' file, which has alpha in its header."""
     plain: dict[str, Tensor] = {}
     for name, pair in pairs.items():
         part, module = name.split(".", 1)
         module = layout.in_files(part, module)
         down, up = pair.down.contiguous().cpu(), pair.up.contiguous().cpu()
         plain |= {f"{part}.{module}.lora_A.weight": down, f"{part}.{module}.lora_B.weight": up}
-    said = {"format": "pt", **header}
-    adapter = json.dumps(_adapter_metadata(pairs), sort_keys=True)
-    plain |= {f"{KEYS}{name}": value.contiguous().cpu() for name, value in (end or {}).items()}
-    safetensors.torch.save_file(plain, folder / DIFFUSERS_FILE, {**said, "lora_adapter_metadata": adapter})
-    wanted = {DIFFUSERS_FILE: pairs}
-    if KOHYA_FILE in list_written(layout, end):
-        kohya, wanted[KOHYA_FILE] = _spell_as_kohya(pairs, parts, layout)
-        safetensors.torch.save_file(kohya, folder / KOHYA_FILE, said)
-    return max(_difference(read_lora(folder / file, parts, layout), held, end or {}) for file, held in wanted.items())
+    return plain
 
 
-def _spell_as_kohya(
+def spell_as_kohya(
     pairs: Lora, parts: Mapping[str, nn.Module], layout: LoraLayout
 ) -> tuple[dict[str, Tensor], Lora]:  # fmt: skip
     """Returns the tensors of kohya's file, and the pairs that it holds."""
     begin = f"{layout.part}."
-    prefixes = {part: layout.prefixes[part][-1 if len(parts) > 2 else 0] for part in parts}
-    prefixes[layout.part] = layout.prefixes[layout.part][0]
-    modules = adaptable_modules(parts)
-    own = [name.removeprefix(begin) for name in modules if name.startswith(begin)]
+    own = [name.removeprefix(begin) for name in adaptable_modules(parts) if name.startswith(begin)]
     assert layout.kohya_modules is not None
     groups = {
-        f"{prefixes[layout.part]}_{theirs.replace('.', '_')}": tuple(f"{begin}{module}" for module in ours)
+        f"{layout.prefixes[layout.part][0]}_{theirs.replace('.', '_')}": tuple(f"{begin}{module}" for module in ours)
         for theirs, ours in layout.kohya_modules(own).items()
     }
+    return spell_groups(pairs, groups, parts, layout)
+
+
+def spell_groups(
+    pairs: Lora, groups: Mapping[str, tuple[str, ...]], parts: Mapping[str, nn.Module], layout: LoraLayout
+) -> tuple[dict[str, Tensor], Lora]:  # fmt: skip
+    """Returns tensors in kohya's halves, of the network under the names of `groups` and of the text encoders under
+    kohya's, and the pairs that they hold."""
+    prefixes = {part: layout.prefixes[part][-1 if len(parts) > 2 else 0] for part in parts}
+    begin, modules = f"{layout.part}.", adaptable_modules(parts)
+    blocks = len({name.split(".")[2] for name in modules if name.startswith(f"{begin}transformer_blocks.")})
     fused = {spelt: ours for spelt, ours in groups.items() if len(ours) > 1}
     spelt = {ours[0]: name for name, ours in groups.items() if len(ours) == 1}
     for name in pairs:
@@ -225,6 +241,11 @@ def _spell_as_kohya(
     for name, several in fuse(pairs, fused, modules).items():
         held |= several
         found[name] = join_rows(several.values())
+    swapped = {
+        spelt[name] for name in pairs.keys() & spelt.keys()
+        if name.startswith(begin) and layout.is_swapped(name.removeprefix(begin), blocks)
+    }  # fmt: skip
+    found |= {name: dataclasses.replace(found[name], up=_swap_halves(found[name].up)) for name in swapped}
     tensors: dict[str, Tensor] = {}
     for name, pair in found.items():
         halves = {"lora_down.weight": pair.down, "lora_up.weight": pair.up, "alpha": torch.tensor(pair.alpha)}
@@ -232,17 +253,23 @@ def _spell_as_kohya(
     return tensors, held
 
 
+def _swap_halves(up: Tensor) -> Tensor:
+    """Returns the rows as the first code of some families has them, whose shift stands before the scale."""
+    return torch.cat(up.chunk(2)[::-1])
+
+
 def list_written(layout: LoraLayout, end: End | None) -> tuple[str, ...]:
     """Returns the files that `write_lora` writes."""
     return (DIFFUSERS_FILE,) if end or layout.kohya_modules is None else (DIFFUSERS_FILE, KOHYA_FILE)
 
 
-def _fold(pair: Pair) -> Pair:
+def fold(pair: Pair) -> Pair:
     """Returns the same with its scale in the weights, and alpha its rank."""
     return dataclasses.replace(pair, up=pair.up * (pair.alpha / pair.rank), alpha=float(pair.rank))
 
 
-def _difference(file: LoraFile, pairs: Lora, end: End) -> float:
+def measure_difference(file: LoraFile, pairs: Lora, end: End) -> float:
+    """Returns the largest difference between what a file holds and some pairs, alpha too; infinity for others."""
     found = file.pairs
     if found.keys() != pairs.keys() or file.end.keys() != end.keys():
         return float("inf")
@@ -252,7 +279,7 @@ def _difference(file: LoraFile, pairs: Lora, end: End) -> float:
     return max(*(float((a - b).abs().max()) for a, b in tensors), *(abs(a.alpha - b.alpha) for a, b in halves))
 
 
-def _adapter_metadata(pairs: Lora) -> dict[str, Any]:
+def pack_adapters(pairs: Lora) -> dict[str, Any]:
     """Returns peft's configuration of each part's adapter, as diffusers packs it."""
     said: dict[str, Any] = {}
     for part in dict.fromkeys(name.split(".", 1)[0] for name in pairs):
