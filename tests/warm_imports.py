@@ -10,9 +10,9 @@ import io
 import pkgutil
 
 import fewstep
-from fewstep.models.libraries import import_without_bitsandbytes
+from fewstep.models.libraries import import_without_extras
 
-import_without_bitsandbytes()  # as every command does
+import_without_extras()  # as every command does
 for found in pkgutil.walk_packages(fewstep.__path__, "fewstep."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import logging
 import os
@@ -18,6 +19,7 @@ from typing import Any, Literal, NoReturn
 from fewstep import __version__
 from fewstep.arguments import find_option, parse_arguments, suggest_nearest
 from fewstep.errors import ShownFormatter, StoppedError, UserError, show
+from fewstep.importing import uncollected
 
 _SIGNS_OF_A_LOST_PROCESS = (
     "closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited", "Connection refused",
@@ -181,12 +183,16 @@ def _run(name: str, arguments: list[str]) -> None:
         within = [each for each in COMMANDS if each.startswith(f"{name.partition(' ')[0]} ")]
         nearest = f"; did you mean {' or '.join(within)}?" if within else suggest_nearest(name, list(COMMANDS))
         raise UserError(f"{name!r} is not a command; known: {', '.join(COMMANDS)}{nearest}")
-    _silence_libraries()
-    run = _load(command.run)
-    if command.config:
-        parsed = parse_arguments(_load(command.config)(), rest, f"fewstep {name}", lone=command.lone)
-    else:
-        parsed = parse_training(name, rest)
+    first = "torch" not in sys.modules
+    with uncollected():
+        _silence_libraries()
+        run = _load(command.run)
+        if command.config:
+            parsed = parse_arguments(_load(command.config)(), rest, f"fewstep {name}", lone=command.lone)
+        else:
+            parsed = parse_training(name, rest)
+    if first:
+        gc.freeze()  # what is imported stays, and need not be looked through
     count = getattr(parsed, "processes", 1)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if command.processes == "one" and max(count, started) > 1:
@@ -258,9 +264,9 @@ def _silence_libraries() -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(ShownFormatter("%(message)s"))
     logging.getLogger("fewstep").setLevel(logging.INFO)
-    from fewstep.models.libraries import import_without_bitsandbytes  # after the variables, which they read
+    from fewstep.models.libraries import import_without_extras  # after the variables, which they read
 
-    import_without_bitsandbytes()
+    import_without_extras()
 
 
 def _load(place: str) -> Any:

@@ -7,28 +7,33 @@ import importlib
 import sys
 from collections.abc import Iterator
 
-PRELOAD = ("fewstep.models.without_bitsandbytes",)
+PRELOAD = ("fewstep.models.without_extras",)
 """The module that a process of our own imports first, which does so."""
+_EXTRAS = ("bitsandbytes", "scipy")
+"""What the libraries import where it is installed, and fewstep has no use for: two seconds to load quantised networks,
+and most of a second for samplers and losses of which there are none here."""
 
 
-def import_without_bitsandbytes() -> None:
-    """Imports diffusers and peft, which take bitsandbytes for not installed from then on; others can import it.
+def import_without_extras() -> None:
+    """Imports diffusers and peft, which take bitsandbytes and scipy for not installed from then on, as does
+    transformers; others can import them.
 
-    They would import it, two seconds, to load quantised networks, of which there are none here. Neither has a setting
-    for that. Does nothing where bitsandbytes is imported already. For processes of our own: a program that calls
-    fewstep may have quantised networks.
+    None of the three has a setting for that, and all run where neither is installed. What is imported already stays.
+    For processes of our own: a program that calls fewstep may have a use for them.
     """
-    if "bitsandbytes" in sys.modules:
-        return
+    hidden = [name for name in _EXTRAS if name not in sys.modules]
     # None is Python's own mark of a module that cannot be imported (docs.python.org/3/reference/import.html, 5.3.1).
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # typeshed leaves the mark out
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # typeshed leaves the mark out
     try:
         import diffusers  # noqa: F401  # asks as it is imported, as does peft
         from peft.import_utils import is_bnb_available
+        from transformers.utils import is_scipy_available
 
         is_bnb_available()  # asked again at the first adapter; peft remembers the answer
+        is_scipy_available()  # transformers remembers it too
     finally:
-        del sys.modules["bitsandbytes"]
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextlib.contextmanager

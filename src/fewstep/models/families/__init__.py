@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
+from fewstep.importing import uncollected
 from fewstep.models.family import Family
 from fewstep.models.lora.spelling import split_key
 from fewstep.models.model_files import check_index, read_json
@@ -27,6 +28,22 @@ _FILES = {
 }
 """The file of each family, which ends in its FAMILIES; it is imported only when a family is asked for."""
 
+_PIPELINES = {
+    "StableDiffusionPipeline": ("sd1", "sd2"),
+    "LatentConsistencyModelPipeline": ("sd1", "sd2"),
+    "StableDiffusionXLPipeline": ("sdxl",),
+    "StableDiffusion3Pipeline": ("sd3",),
+    "FluxPipeline": ("flux",),
+    "ZImagePipeline": ("zimage",),
+    "QwenImagePipeline": ("qwen",),
+    "Flux2KleinPipeline": ("klein",),
+    "SanaPipeline": ("sana",),
+    "SanaSprintPipeline": ("sana",),
+    "PixArtSigmaPipeline": ("pixart",),
+}
+"""The families whose models have a pipeline of each class: what each `Family.pipeline_classes` says, known before the
+file of any is imported, with all that it takes of diffusers."""
+
 if TYPE_CHECKING:
     FamilyChoice = str
 else:
@@ -35,7 +52,8 @@ else:
 
 def find_family(name: str) -> Family:
     """Returns the family of that name."""
-    family: Family = importlib.import_module(f"{__name__}.{_FILES[name]}").FAMILIES[name]
+    with uncollected():
+        family: Family = importlib.import_module(f"{__name__}.{_FILES[name]}").FAMILIES[name]
     return family
 
 
@@ -59,9 +77,7 @@ def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Fam
     check_index(index, source)
     pipeline_class = str(index.get("_class_name"))
     known: list[Family] = []
-    for family in each_family():
-        if pipeline_class not in family.pipeline_classes:
-            continue
+    for family in map(find_family, _PIPELINES.get(pipeline_class, ())):
         known.append(family)
         part = family.lora.part
         if not (folder / part).is_dir():
@@ -70,8 +86,7 @@ def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Fam
         if family.recognises(config):
             return family
     if not known:
-        classes = dict.fromkeys(each for family in list_families() for each in family.pipeline_classes)
-        raise UserError(f"{source} holds a {pipeline_class}; known: {', '.join(classes)}")
+        raise UserError(f"{source} holds a {pipeline_class}; known: {', '.join(_PIPELINES)}")
     raise UserError(
         f"{source} holds a {pipeline_class} around a {config.get('_class_name')} with switches that no family known "
         f"here has; known: {', '.join(family.title for family in known)}"
