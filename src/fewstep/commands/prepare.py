@@ -18,14 +18,23 @@ from fewstep.data.buckets import describe_counts, list_buckets, name_sides
 from fewstep.data.pictures import to_pixels
 from fewstep.data.reading import CropSettings, hash_sources
 from fewstep.data.shards.prepared import PreparedRow, is_written, write_shard
-from fewstep.data.shards.store import FolderStore, open_store
+from fewstep.data.shards.store import FolderStore, UrlStore, open_store
 from fewstep.data.sources.base import Source, list_repeats
 from fewstep.models.loading import load_codec, pick_device
 from fewstep.models.prepared_latents import made_of
 from fewstep.recipes.prepare import Prepare
 from fewstep.runs.lock import hold_folder
 from fewstep.runs.material import check_data, choose_side
-from fewstep.runs.preparing import Part, Stages, check_readable, fill, make_row, open_engine
+from fewstep.runs.preparing import (
+    MakeStudio,
+    Part,
+    PartsEngine,
+    ProcessEngine,
+    Stages,
+    check_readable,
+    fill,
+    make_row,
+)  # fmt: skip
 from fewstep.runs.reading_stage import ReadingHelpers, ReadingStage, open_reading
 from fewstep.runs.walking import WalkingStudio
 from fewstep.train.config import check_given
@@ -46,6 +55,18 @@ def prepare(config: Prepare) -> None:
         # Behind a URL nothing can be locked: who writes there the same does no harm.
         with hold_folder(store.folder, sharing) if isinstance(store, FolderStore) else contextlib.nullcontext():
             fill(store, engine)
+
+
+@contextlib.contextmanager
+def open_engine(config: Prepare, make: MakeStudio, store: FolderStore | UrlStore) -> Iterator[PartsEngine]:
+    """Yields what makes the parts, as the configuration says."""
+    if config.engine == "processes":
+        yield ProcessEngine(config, make)
+        return
+    from fewstep.runs.ray_preparing import open_ray_engine
+
+    with open_ray_engine(config, make, store) as engine:
+        yield engine
 
 
 class EncodingStudio:

@@ -7,14 +7,14 @@ import dataclasses
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fewstep.data.reading import PictureReader, Square
 from fewstep.data.shards.prepared import PreparedRow, check_written, read_statuses, write_manifest
-from fewstep.data.shards.store import FolderStore, Store, UrlStore
+from fewstep.data.shards.store import Store
 from fewstep.data.sources.base import escape_line
 from fewstep.errors import UserError
 from fewstep.models.libraries import PRELOAD
@@ -66,7 +66,7 @@ def sum_stages(parts: Iterable[Stages]) -> Stages:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PartsPlan:
     """What is to be made, alike in all processes."""
 
     noun: str
@@ -102,15 +102,15 @@ class Studio(Protocol):
 MakeStudio = Callable[..., Studio]
 
 
-def plan_of(studio: Studio) -> Plan:
+def plan_of(studio: Studio) -> PartsPlan:
     """Returns what the studio is to make."""
-    return Plan(studio.noun, studio.kind, studio.verb, studio.parts, studio.made_of, studio.notes)
+    return PartsPlan(studio.noun, studio.kind, studio.verb, studio.parts, studio.made_of, studio.notes)
 
 
 class PartsEngine(Protocol):
     """Makes parts, in whatever processes."""
 
-    plan: Plan
+    plan: PartsPlan
 
     def run(self, parts: list[Part]) -> Stages:
         """Makes these parts, and returns the time that it took in all processes together."""
@@ -126,18 +126,6 @@ class ProcessEngine:
 
     def run(self, parts: list[Part]) -> Stages:
         return run_parts(self._config, self._studio, parts)
-
-
-@contextlib.contextmanager
-def open_engine(config: Prepare, make: MakeStudio, store: FolderStore | UrlStore) -> Iterator[PartsEngine]:
-    """Yields what makes the parts, as the configuration says."""
-    if config.engine == "processes":
-        yield ProcessEngine(config, make)
-        return
-    from fewstep.runs.ray_preparing import open_ray_engine
-
-    with open_ray_engine(config, make, store) as engine:
-        yield engine
 
 
 def fill(store: Store, engine: PartsEngine) -> None:

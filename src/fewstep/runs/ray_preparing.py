@@ -12,7 +12,7 @@ from fewstep.errors import UserError
 from fewstep.parallel.ray_cluster import choose_gpus, count_actors, describe_crew, join_cluster
 from fewstep.parallel.ray_workers import ActorSettings, RayWorkers, name_machine
 from fewstep.recipes.prepare import Prepare
-from fewstep.runs.preparing import MakeStudio, Part, Plan, Stages, plan_of, sum_stages
+from fewstep.runs.preparing import MakeStudio, Part, PartsPlan, Stages, plan_of, sum_stages
 from fewstep.runs.reading_stage import ReadingHelpers, ReadingRunner
 
 
@@ -39,7 +39,7 @@ class RayEngine:
         self._workers = workers
         greeting = workers.greet()
         print(greeting.said, end="", flush=True)
-        self.plan: Plan = greeting.plan
+        self.plan: PartsPlan = greeting.plan
 
     def run(self, parts: list[Part]) -> Stages:
         return sum_stages(self._workers.run(parts))
