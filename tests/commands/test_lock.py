@@ -103,8 +103,9 @@ def test_whoever_wants_the_same_shares_it(tmp_path):
 
 
 def test_a_command_that_owns_its_folder_says_so():
-    """Those that do not are named here, with their folders: one shares it, one never writes a name twice."""
-    folders = {"prepare", "generate"}
+    """Those that do not are named here, with their folders: one shares it, one never writes a name twice, and two
+    write one file, which is whole at any time."""
+    folders = {"prepare", "generate", "plot", "convert"}
     for name, command in COMMANDS.items():
         module = command.run.split(":")[0].removeprefix("commands.")
         source = (Path(lock.__file__).parents[1] / "commands" / f"{module}.py").read_text()

@@ -118,7 +118,11 @@ def test_the_commands_of_the_page_are_known():
     text = (ROOT / "docs/containers.md").read_text()
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     seen = 0
-    for line in (line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()):
+    for line in (
+        line
+        for block in re.findall(r"```\n(.*?)```", text.replace("\\\n", ""), re.DOTALL)
+        for line in block.splitlines()
+    ):
         words = [word for word in shlex.split(line, comments=True) if not re.match(r"FEWSTEP_\w+=", word)]
         if words[:2] == ["podman", "build"]:
             options = dict(zip(words[2:-1:2], words[3:-1:2], strict=True))

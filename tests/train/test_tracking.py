@@ -178,7 +178,7 @@ def test_a_missing_package_is_refused_before_anything_is_loaded(name, command, m
     kind, run = {
         "distill": (Distill, distill), "finetune": (Finetune, finetune), "train-lora": (TrainLora, train_lora),
     }[command]  # fmt: skip
-    config = kind(out=tmp_path / "run", report_to=(name,))
+    config = kind(out=tmp_path / "run", report_to=(name,), data="scenes")
     with pytest.raises(UserError, match=rf"--report-to {name} needs the package {name}: pip install 'fewstep\[{name}"):
         run(config)
     assert not (tmp_path / "run").exists()

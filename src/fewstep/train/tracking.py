@@ -97,7 +97,12 @@ class Tracking:
         """Tells of samples and evaluations that the folder has since the last time."""
         if not self._trackers:
             return
-        for step, values in read_evaluations(self._folder):
+        try:
+            evaluations = list(read_evaluations(self._folder))
+        except (OSError, ValueError) as error:
+            self._say(f"{EVALUATIONS_FILE} cannot be read, and trackers are not told of it ({error})")
+            evaluations = []
+        for step, values in evaluations:
             if step > self._scored:
                 self._tell("record", step, values)
                 self._scored = step
