@@ -159,7 +159,7 @@ def _count_buckets(config: Plan, recipe: Distill, side: int, batch: int) -> list
 
 def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
     """Says how long the recipe's updates take, of what is counted: the best settings that fit, or else the first."""
-    candidate, _ = _choose(config, recipe, found) or found[0]
+    candidate, _ = choose_settings(config, recipe, found) or found[0]
     batch = config.batch_size or recipe.batch_size
     hours = candidate.flops * batch * recipe.steps / (config.gpus * config.tflops * 1e12) / 3600
     return (
@@ -170,7 +170,7 @@ def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]
 
 def _say_checkpoint(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
     """Says what main memory holds for a checkpoint, of the same settings as the work."""
-    candidate, _ = _choose(config, recipe, found) or found[0]
+    candidate, _ = choose_settings(config, recipe, found) or found[0]
     return (
         f"main memory: {candidate.saved / GIB:.1f} GiB for the copy of the state from which a checkpoint is written "
         "while training goes on, in the first process"
@@ -187,7 +187,9 @@ def _say_base(recipe: Distill) -> str:
     )
 
 
-def _choose(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> tuple[MemoryPlan, int] | None:
+def choose_settings(
+    config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]
+) -> tuple[MemoryPlan, int] | None:
     """Returns the best of the settings that fit, with the pictures that they compute together, if there are any."""
     fitting = [each for each in found if each[1]]
     if not fitting:
@@ -276,7 +278,7 @@ def _count_sharded(recipe: Distill, one: Need, alone: int, gpus: int) -> int:
 
 def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
     """Returns the command with the best settings, or what to do where none fits."""
-    if (best := _choose(config, recipe, found)) is None:
+    if (best := choose_settings(config, recipe, found)) is None:
         smaller = "" if recipe.lora_rank else f", or the recipe {config.recipe}-lora, whose adapters need less"
         least = min(candidate.bytes(1) for candidate, _ in found) / GIB - _encoders_gib(recipe)
         kept = f"; with pictures kept encoded {least:.1f} GiB would do" if least <= config.gpu_memory else ""
