@@ -53,7 +53,7 @@ def run(random_teacher, tmp_path_factory):
 @pytest.fixture(scope="module")
 def lora(random_teacher, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "style"
-    train_lora(TrainLora(model=str(random_teacher), out=out, lora_rank=2, **SMALL))
+    train_lora(TrainLora(model=str(random_teacher), data="scenes", out=out, lora_rank=2, **SMALL))
     return out
 
 

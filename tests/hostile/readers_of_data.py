@@ -26,7 +26,7 @@ from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.serve.budget import Budget
 from fewstep.serve.client_pictures import read_parameters
-from fewstep.serve.reading import Reader
+from fewstep.serve.reading import ReadingTask
 from fewstep.serve.settings import ServerSettings
 
 
@@ -199,4 +199,4 @@ def read_painted(corpus: Corpus, folder: Path, rng: Random) -> None:
     if rng.random() < 0.5:
         exhaust(describe(path))
     else:
-        read_parameters(base64.b64encode(path.read_bytes()).decode(), ServerSettings(), Reader(Budget(2**29), 5))
+        read_parameters(base64.b64encode(path.read_bytes()).decode(), ServerSettings(), ReadingTask(Budget(2**29), 5))

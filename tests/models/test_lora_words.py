@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -112,7 +113,8 @@ def test_where_a_lora_is_looked_for(tmp_path):
         parse_lora(str(several))
     assert parse_lora(str(several / "b.safetensors:-1"))[1] == -1
     for missing in (tmp_path / "no", "style.safetensors", "styles/x.safetensors", "tests/models/none/x.safetensors"):
-        assert parse_lora(f"{missing}:0.5") == (Path(missing), 0.5)  # read_lora says that it is not there
+        with pytest.raises(UserError, match=re.escape(f"{missing} does not exist; give a LoRA as .safetensors")):
+            parse_lora(f"{missing}:0.5")
     with pytest.raises(UserError, match="--lora is empty"):
         parse_lora("")
     names = {"runs/style/model/pytorch_lora_weights.safetensors": "style", "/a/b c.safetensors": "b c"}

@@ -155,8 +155,8 @@ def test_a_run_goes_on_bit_for_bit_and_writes_a_lora_for_the_base_as_it_was(rand
 
 def test_a_style_learns_on_a_base_in_few_bits(random_teacher, tmp_path):
     config = TrainLora(
-        model=str(random_teacher), device="cpu", out=tmp_path, batch_size=2, pictures=4, steps=1, lora_rank=2,
-        lr=1e-2, frozen_precision="nf4",
+        model=str(random_teacher), data="scenes", device="cpu", out=tmp_path, batch_size=2, pictures=4, steps=1,
+        lora_rank=2, lr=1e-2, frozen_precision="nf4",
     )  # fmt: skip
     train_lora(config)
     (file,) = (tmp_path / "model").glob("pytorch_lora_weights.safetensors")
