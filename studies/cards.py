@@ -1,6 +1,6 @@
 """For each recipe of a released model: the fewest and smallest cards on which an update fits, and the command.
 
-    python studies/cards.py        # an hour on one core: networks are counted, none is built
+    python studies/cards.py        # half an hour on one core: networks are counted, none is built
 
 Figures: docs/cards.json, docs/scale.md.
 """
@@ -51,17 +51,16 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def find_cards(recipe: str) -> dict[str, Any]:
     """Returns the first cards that hold an update, with its memory and the command."""
-    batch, tried = named.find_recipe(recipe).batch_size, {}
-    for gpus, memory in CARDS:
-        config = plan.Plan(recipe=recipe, gpus=gpus, gpu_memory=FREE * memory, batch_size=-(-batch // gpus) * gpus)
-        if gpus not in tried:
-            tried[gpus] = list(plan.list_plans(config, named.find_recipe(recipe)))
-        found = [(each, each.most(FREE * memory * GIB, config.batch_size // gpus)) for each in tried[gpus]]
-        if best := plan.choose_settings(config, named.find_recipe(recipe), found):
+    settings = named.find_recipe(recipe)
+    for gpus, size in CARDS:
+        share = -(-settings.batch_size // gpus)  # the batch is rounded up to what divides among the cards
+        config = plan.Plan(recipe=recipe, gpus=gpus, gpu_memory=FREE * size, batch_size=share * gpus)
+        found = [(each, each.most(FREE * size * GIB, share)) for each in plan.list_plans(config, settings)]
+        if best := plan.choose_settings(config, settings, found):
             return {
-                "recipe": recipe, "cards": gpus, "GB of each": memory,
+                "recipe": recipe, "cards": gpus, "GB of each": size,
                 "needed, GiB": round(best[0].bytes(best[1]) / GIB, 1),
-                "command": plan.advise(config, named.find_recipe(recipe), found).removeprefix("best: "),
+                "command": plan.advise(config, settings, found).removeprefix("best: "),
             }  # fmt: skip
     return {"recipe": recipe, "cards": 0, "GB of each": 0, "needed, GiB": 0, "command": ""}
 

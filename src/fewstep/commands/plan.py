@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -217,18 +218,7 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
     assert recipe.family != "any"  # of full-size recipes
     family = find_family(recipe.family)
     side = (config.resolution or named.RELEASED[config.recipe.removesuffix("-lora")].side) // family.released_multiple
-    counted = {}
-    for checkpointing in (False, True):
-        one, two = (
-            need(
-                dataclasses.replace(
-                    recipe, batch_size=2 * n, accumulation=2, gradient_checkpointing=checkpointing, optimizer="adamw"
-                ),
-                family, side,
-            )
-            for n in (1, 2)
-        )  # fmt: skip
-        counted[checkpointing] = (one, float(two.peak - one.peak))
+    counted = count_updates(recipe, side)
     for fsdp in (False, True) if config.gpus > 1 and _can_spread(recipe) else (False,):
         for optimizer in ("adamw",) if fsdp and not recipe.lora_rank else ("adamw", "adamw8bit"):
             for checkpointing, (one, each) in counted.items():
@@ -241,6 +231,26 @@ def list_plans(config: Plan, recipe: Distill) -> Iterator[MemoryPlan]:
                     optimizer=optimizer, fsdp=fsdp, checkpointing=checkpointing, alone=whole, each=FRAGMENTED * each,
                     saved=one.saved - (MOMENTS["adamw"] - MOMENTS[optimizer]) * one.learning, flops=one.flops,
                 )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=2)
+def count_updates(recipe: Distill, side: int) -> dict[bool, tuple[Need, float]]:
+    """Returns what an update of two pictures, one at a time, needs without gradient checkpointing and with it, and the
+    bytes of each picture more; `side` is in latents. It takes up to minutes, and is the same for any number of GPUs."""
+    assert recipe.family != "any"  # of full-size recipes
+    counted = {}
+    for checkpointing in (False, True):
+        one, two = (
+            need(
+                dataclasses.replace(
+                    recipe, batch_size=2 * n, accumulation=2, gradient_checkpointing=checkpointing, optimizer="adamw"
+                ),
+                find_family(recipe.family), side,
+            )
+            for n in (1, 2)
+        )  # fmt: skip
+        counted[checkpointing] = (one, float(two.peak - one.peak))
+    return counted
 
 
 def _can_spread(recipe: Distill) -> bool:
