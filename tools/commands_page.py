@@ -24,6 +24,7 @@ from fewstep.helping import (
     list_aliases,
     read_all_help,
     read_help,
+    say_place,
     say_type,
     say_value,
     spell_out,
@@ -112,7 +113,7 @@ def _write_option(config: Any, name: str, anchor: str) -> str:
     hint = _read_hints(type(config))[name]
     value, text = getattr(config, name), _mark_up(read_all_help(type(config))[name])
     first, *others = map(_option, spell_out(type(config), name))
-    spelled = say_type(hint) if is_positional(hint) else f"{first} {say_type(hint)}".strip()
+    spelled = say_place(name, hint) if is_positional(hint) else f"{first} {say_type(hint)}".strip()
     terms = [f"`{each}`" for each in (spelled, *others, *list_aliases(hint))]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         inner = [f"`{_option(name)}.{each.replace('_', '-')}`" for each in read_all_help(type(value))]

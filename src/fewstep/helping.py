@@ -33,7 +33,7 @@ FIRST: Mapping[str, str] = {
 """The options that people need first, ten at most, by command; of others all are shown."""
 _LONE = {
     "distill": "[RECIPE]", "finetune": "[RECIPE]", "train-lora": "[RECIPE]", "generate": "[PROMPT]",
-    "inspect": "[PATH]",
+    "inspect": "[PATH]", "convert": "LORA", "plot": "RUNS …", "publish": "SOURCE REPO",
 }  # fmt: skip
 """Words that need no option before them."""
 TITLES = {
@@ -114,14 +114,14 @@ def _write_option(config: Any, name: str, text: str) -> str:
         inner = ((f"{name}.{each}", read_all_help(type(value))[each]) for each in read_all_help(type(value)))
         return "\n".join([_lay_out(name.replace("_", " "), text), *(_lay_out(spell(n), t) for n, t in inner)])
     names = [spell(each) for each in spell_out(type(config), name)]
-    shown = names[0] if not is_positional(hint) else ""
+    term = say_place(name, hint) if is_positional(hint) else f"{names[0]} {say_type(hint)}".strip()
     said = say_value(value)
     also = [*names[1:], *list_aliases(hint)]
     if also:
         text += f" (also {', '.join(also)})"
     if said:
         text += f" (default: {said})"
-    return _lay_out(f"{shown} {say_type(hint)}".strip(), text)
+    return _lay_out(term, text)
 
 
 def _lay_out(term: str, text: str) -> str:
@@ -143,6 +143,11 @@ def spell_out(kind: type, name: str) -> Sequence[str]:
     """Returns the names of an option, the one that people are told first."""
     others = [other for other, meant in getattr(kind, "also_named", {}).items() if meant == name]
     return [*others, name]
+
+
+def say_place(name: str, hint: Any) -> str:
+    """Returns what a word without an option before it is called: the field's name, with … where several may come."""
+    return name.upper() + (" …" if say_type(hint).endswith("…") else "")
 
 
 def is_positional(hint: Any) -> bool:

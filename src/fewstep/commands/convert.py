@@ -32,18 +32,20 @@ class Convert(ModelOptions):
     base: str = ""
     """Model that the LoRA is for, by which its modules are known: a diffusers folder, a single file, a Hub id or
     `scenes`. By default what the LoRA's header names."""
-    out: Path = Path("converted.safetensors")
-    """File to write, or for peft the folder; nothing may be there yet."""
+    out: Path | None = None
+    """File to write, or for peft the folder; nothing may be there yet. By default converted.safetensors, for peft
+    converted."""
 
 
 def convert(config: Convert) -> None:
     """Writes the file and says what it holds."""
     if not config.lora:
         raise UserError("nothing to convert: give a LoRA, as in `fewstep convert style.safetensors --to kohya`")
-    if os.path.lexists(config.out):
-        raise UserError(f"{config.out} is there already; choose another --out")
-    if config.to != "peft" and config.out.suffix != ".safetensors":
-        raise UserError(f"out is {config.out}; give the name of a .safetensors file")
+    out = config.out or Path("converted" if config.to == "peft" else "converted.safetensors")
+    if os.path.lexists(out):
+        raise UserError(f"{out} is there already; choose another --out")
+    if config.to != "peft" and out.suffix != ".safetensors":
+        raise UserError(f"out is {out}; give the name of a .safetensors file")
     path, scale = parse_lora(config.lora)
     if scale != 1:
         raise UserError(f"{config.lora} has a scale, which a conversion leaves as it is; leave :{scale:g} out")
@@ -54,10 +56,10 @@ def convert(config: Convert) -> None:
     if file.embeddings:
         words = ", ".join(file.embeddings)
         print(show(f"warning: {file.source} brings {words} for prompts, which the result will not know"))
-    difference, folded = convert_lora(file, config.out, config.to, model.parts, model.family.lora)
+    difference, folded = convert_lora(file, out, config.to, model.parts, model.family.lora)
     if folded:
         print(f"note: the scale alpha/rank is part of the weights now, since {config.to} has no other place for it")
-    print(show(f"LoRA: {config.out}, read back: largest difference {difference:g}"))
+    print(show(f"LoRA: {out}, read back: largest difference {difference:g}"))
 
 
 def find_base(config: Convert, path: Path) -> str:

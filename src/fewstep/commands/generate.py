@@ -41,7 +41,7 @@ class Generate(PainterOptions):
     negative_prompt: str = ""
     """What not to paint. Models that have guidance built in ignore it, with a warning."""
     steps: Annotated[int | None, tyro.conf.arg(aliases=["--num-inference-steps"])] = None
-    """Network evaluations per picture. By default as many as the model says that it wants, or 4."""
+    """Network evaluations per picture. By default the number that the model was made for, or 4 if it names none."""
     guidance_scale: float | None = None
     """Guidance scale: 1 is no guidance, and more follows the prompt more strictly (diffusers' number). A few-step model
     was trained for a range, outside of which it warns, and has a default in it; `fewstep inspect` prints both. Where
