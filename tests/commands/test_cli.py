@@ -261,6 +261,12 @@ def test_updates_is_steps_on_the_line_and_in_files(tmp_path):
     (tmp_path / "c.yaml").write_text("updates: 9")
     assert parse_training("distill", [str(tmp_path / "c.yaml")]).steps == 9
     assert to_plain(parse_training("distill", ["scenes"]))["steps"] == 300
+    assert parse_training("distill", ["scenes", "--change", "updates", "seed"]).change == ("steps", "seed")
+
+
+@pytest.mark.parametrize(("command", "words"), [("plot", "RUNS"), ("publish", "SOURCE REPO"), ("convert", "LORA")])
+def test_the_usage_has_the_words_that_stand_alone(command, words, capsys):
+    assert read_shown(capsys, command, "--help").startswith(f"usage: fewstep {command} {words}")
 
 
 def test_version(fewstep_command):

@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from fewstep.cli import main
-from fewstep.runs.curves import HEIGHT, Curve, draw_chart, thin_out
+from fewstep.runs.curves import HEIGHT, WIDTH, Curve, draw_chart, thin_out
 from fewstep.runs.records import read_run
 
 
@@ -51,6 +51,12 @@ def charts_of(page):
 
 def points_of(group):
     return [tuple(map(float, pair.split(","))) for pair in group.find("polyline").get("points").split()]
+
+
+def test_scores_that_come_before_the_log_s_next_line_stay_in_the_chart(tmp_path):
+    main(["plot", str(make_run(tmp_path / "mine", done=10)), "--out", str(tmp_path / "page.html")])
+    charts = charts_of((tmp_path / "page.html").read_text())
+    assert max(x for curves in charts.values() for points in curves.values() for x, _ in points) <= WIDTH
 
 
 def test_the_page_shows_what_a_run_wrote(tmp_path, capsys):

@@ -177,6 +177,10 @@ def test_a_terminal_is_asked_for_the_license(hub, run, monkeypatch, capsys):
         (["RUN", REPO], "nothing is published without a license"),
         (["RUN"], "give what is published and where"),
         (["RUN", "no name/at all", "--license", "mit"], "is no name that a repository could have"),
+        (
+            ["STOPPED", REPO, "--license", "mit"],
+            "stopped before its first checkpoint; it goes on with: fewstep distill",
+        ),
         (["RUN", REPO, "--license", "MIT License"], "give the Hub's name of one"),
         (["nowhere", REPO, "--license", "mit"], "nowhere holds no model"),
         (["RUN", REPO, "--license", "mit", "--picture", "plain.png"], "does not say its prompt"),
@@ -189,6 +193,8 @@ def test_what_cannot_be_published_is_refused_in_words_and_nothing_sent(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("plain.png")
     Path("broken.png").write_bytes(b"no picture")
+    Path("STOPPED").mkdir()
+    shutil.copy(run / "config.yaml", "STOPPED")
     with pytest.raises(SystemExit):
         main(["publish", *(str(run) if word == "RUN" else word for word in words)])
     assert message in capsys.readouterr().err
@@ -267,6 +273,34 @@ def test_a_training_that_cannot_send_says_so_before_it_begins_or_how_to_do_it_la
     hub.status = 0
     main(["publish", str(tmp_path / "run"), REPO, "--license", "mit"])
     assert "model_index.json" in hub.files[REPO]
+
+
+def test_the_same_command_sends_what_could_not_be_sent(hub, random_teacher, tmp_path, capsys):
+    """Its model is whole, so that nothing is left to do but that."""
+    trainings = {
+        distill: Distill(teacher=str(random_teacher), out=tmp_path / "a run", sample_every=0, push_to_hub=REPO,
+                         license="mit", **SMALL),
+        train_lora: TrainLora(model=str(random_teacher), data="scenes", out=tmp_path / "a lora", lora_rank=2,
+                              push_to_hub=REPO, license="mit", **SMALL),
+    }  # fmt: skip
+    for train, config in trainings.items():
+        hub.files.clear()
+        hub.status = 403
+        with pytest.raises(UserError, match=f"later: fewstep publish '.*/a [a-z]*' {REPO}"):
+            train(config)
+        hub.status = 0
+        train(config)
+        assert "is finished" in capsys.readouterr().out
+        assert "README.md" in hub.files[REPO]
+
+
+@pytest.mark.parametrize("name", ["somebody/..", "somebody/model.git", f"somebody/{'m' * 97}", "some--body/model"])
+@pytest.mark.usefixtures("hub")
+def test_what_no_repository_can_be_called_is_said_before_the_training(random_teacher, tmp_path, name):
+    config = Distill(teacher=str(random_teacher), out=tmp_path / "run", push_to_hub=name, license="mit", **SMALL)
+    with pytest.raises(UserError, match="is no name that a repository could have"):
+        distill(config)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("given", [{"license": "mit"}, {"public": True}])

@@ -31,6 +31,7 @@ def train_lora(config: TrainLora) -> None:
     claim_run_folder(config.out, config)
     if finished(config.out):
         forget_encoded(config.out)  # where the end of the run was cut short
+        publish_run(config, config.out)  # which may be what failed, or is asked for only now
         return
     keep = claim_data(config, material.account, material.identity)
     warn_of_autoencoder(model, material, config.out)

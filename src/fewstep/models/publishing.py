@@ -16,8 +16,15 @@ T = TypeVar("T")
 def check_account(repo: str) -> None:
     """Raises UserError where nobody is logged in, or the name is none of a repository, before any work is done."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    try:
+        named = re.fullmatch(r"[\w.-]+/[\w.-]+", repo) is not None
+        validate_repo_id(repo)
+    except HFValidationError:
+        named = False
+    if not named:
         raise UserError(f"{repo!r:.80} is no name that a repository could have; give OWNER/NAME")
     _explained(repo, lambda: HfApi().whoami())
 

@@ -52,6 +52,7 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
     claim_run_folder(config.out, config)
     if finished(config.out):
         forget_encoded(config.out)  # where the end of the run was cut short
+        publish_run(config, config.out)  # which may be what failed, or is asked for only now
         return None
     keep = claim_data(config, material.account, material.identity)
     if config.ema_decay**config.steps > 0.1:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from fewstep.models.hub import is_hub_id
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.model_files import INDEX, find_exported
 from fewstep.models.publishing import check_account, send
+from fewstep.models.run_folder import find_run
 from fewstep.parallel.world import current_world
 from fewstep.recipes.hub import check_license
 from fewstep.recipes.pictures import TrainingConfig
@@ -56,6 +58,8 @@ def gather(asked: Publication) -> Files:
     """Returns all that is to be sent. Raises UserError where there is no model, or a file leads out of its folder."""
     folder = Path(find_exported(asked.source))
     if not ((folder / INDEX).is_file() or (folder / DIFFUSERS_FILE).is_file()):
+        if (run := find_run(asked.source)) and not run.ended:
+            raise UserError(f"nothing was sent: {run.describe()}")
         raise UserError(f"{asked.source} holds no model; give a run that has ended, or the folder of a model or a LoRA")
     files: Files = {path.relative_to(folder).as_posix(): path for path in _list_files(folder)}
     header = read_safetensors_header(folder / DIFFUSERS_FILE).metadata if DIFFUSERS_FILE in files else {}
@@ -224,6 +228,7 @@ def push(config: TrainingConfig, out: Path) -> None:
         print(*map(show, list_files(asked.repo, files, public=config.public)), sep="\n", flush=True)
         address = send(asked.repo, files, public=config.public, message=f"fewstep: {out.resolve().name}")
     except UserError as error:
-        later = f"fewstep publish {out} {asked.repo} --license {config.license}{' --public' * config.public}"
+        place = shlex.quote(str(out))
+        later = f"fewstep publish {place} {asked.repo} --license {config.license}{' --public' * config.public}"
         raise UserError(f"the model is whole in {out}, and {error}; later: {later}") from error
     print(f"published: {address}", flush=True)

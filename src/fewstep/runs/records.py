@@ -34,8 +34,9 @@ class RunRecord:
 
     @property
     def steps(self) -> int:
-        """Returns the updates that are done, as far as the log tells."""
-        return int(max((points[-1][0] for points in self.figures.values()), default=0))
+        """Returns the updates that are done, as far as log, evaluations and samples tell."""
+        ends = [points[-1][0] for points in (*self.figures.values(), *self.scores.values())]
+        return int(max([*ends, *(step for step, _ in self.samples)], default=0))
 
 
 def read_run(folder: Path) -> RunRecord:

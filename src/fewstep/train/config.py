@@ -156,6 +156,8 @@ class LoopConfig(Optimisation):
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of {self.processes} processes; give one that is"
             )
+        own = tuple(self.also_named.get(name, name) for name in self.change)
+        object.__setattr__(self, "change", own)
         unknown = set(self.change) - {field.name for field in dataclasses.fields(self)}
         if unknown:
             raise UserError(f"change names {', '.join(sorted(unknown))}, which is not a setting of this command")
