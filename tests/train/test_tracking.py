@@ -137,6 +137,8 @@ def read_offline(file):
             place += left
             continue
         _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        if place + 7 + length > len(content):  # still being written
+            return
         whole += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -146,12 +148,11 @@ def read_offline(file):
             yield record
 
 
-def test_wandb_offline_has_both_lives_in_one_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    lines = run_in_two_lives(tmp_path, "wandb")
-    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+def read_runs(folder):
+    """Returns values by name and update, the updates of samples, and settings, of both lives of a run of wandb."""
+    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
-    (identity,) = json.loads((tmp_path / "tracking.json").read_text()).values()
+    (identity,) = json.loads((folder / "tracking.json").read_text()).values()
     told, samples, settings = {}, [], {}
     for file in files:
         for record in read_offline(file):
@@ -164,6 +165,16 @@ def test_wandb_offline_has_both_lives_in_one_run(tmp_path, monkeypatch):
                 step = json.loads(row["update"])
                 told |= {(name, step): json.loads(row[name]) for name in row.keys() & {"loss", "fd/4"}}
                 samples += [step] if any(name.startswith("samples") for name in row) else []
+    return told, samples, settings
+
+
+def test_wandb_offline_has_both_lives_in_one_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    lines = run_in_two_lives(tmp_path, "wandb")
+    end = time.monotonic() + 20  # its own process writes the last records soon after
+    while ("loss", lines[-1]["step"]) not in (found := read_runs(tmp_path))[0] and time.monotonic() < end:
+        time.sleep(0.2)
+    told, samples, settings = found
     assert settings["lr"] == 0.01
     assert {step: value for (name, step), value in told.items() if name == "loss"} == {
         line["step"]: line["loss"] for line in lines
