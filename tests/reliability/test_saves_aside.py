@@ -64,6 +64,18 @@ class Training:
             assert self._moved.wait_for(lambda: self.step >= step, 20)
 
 
+def interrupt_at_5(training, folder):
+    """Trains until somebody interrupts who has asked before."""
+
+    def at_step(step):
+        training(step)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, at_step)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -202,14 +214,8 @@ def test_a_second_interruption_does_not_wait(tmp_path, while_writing):
         training.wait_for(5)
         assert leave.wait(20)
 
-    def interrupt(step):
-        training(step)
-        if step == 5:
-            raise KeyboardInterrupt
-
     while_writing(act)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, interrupt)
+    interrupt_at_5(training, tmp_path)
     assert not checkpoint(tmp_path, 4).exists()
     leave.set()
     for thread in threading.enumerate():
@@ -232,13 +238,8 @@ def test_a_run_started_again_in_the_same_process_waits_for_what_is_still_written
         waiting.set()
         return newest(checkpoints, *given)
 
-    def interrupt(step):
-        if step == 5:
-            raise KeyboardInterrupt
-
     while_writing(act)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, interrupt)
+    interrupt_at_5(Training(), tmp_path)
     assert not checkpoint(tmp_path, 4).exists()
     monkeypatch.setattr(Checkpoints, "newest", look)
     steps = []

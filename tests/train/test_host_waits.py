@@ -57,6 +57,8 @@ def test_no_operation_of_an_update_waits_for_the_gpu(random_teacher, changes):
     ours.update()
     torch.cuda.set_sync_debug_mode("error")
     try:
+        with pytest.raises(RuntimeError, match="synchroniz"):  # so is what waits found out
+            torch.ones(1, device="cuda").item()
         ours.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")

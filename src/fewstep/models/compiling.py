@@ -18,8 +18,8 @@ from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import Compile
 
 _MOST_GRAPHS = 64
-"""Of one kind of block: its widths, with gradients and without, with adapters and without. After so many, 8 if torch
-chooses, the rest is computed uncompiled without a word."""
+"""Bounds the graphs of one kind of block: of its widths, with gradients and without, with adapters and without. After
+so many, 8 if torch chooses, the rest is computed uncompiled without a word."""
 _HEADS = 64
 """Width of a head where a network's modules do not tell."""
 logger = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any, assert_never
 
@@ -41,7 +42,7 @@ def _functions() -> Any:
     return bitsandbytes.functional
 
 
-class _Quantised(nn.Module):
+class _Quantised(nn.Module, ABC):
     """A frozen layer that stands in the place of a plain one, under its class, its settings and its bias."""
 
     packed: Tensor
@@ -93,13 +94,13 @@ class _Quantised(nn.Module):
         answer: Tensor = _Product.apply(x.to(dtype), self)  # type: ignore[no-untyped-call]  # torch's own
         return answer
 
+    @abstractmethod
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Returns what the plain layer would."""
-        raise NotImplementedError
 
+    @abstractmethod
     def multiply_back(self, gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         """Returns the gradient by an input of that shape."""
-        raise NotImplementedError
 
 
 class _Product(torch.autograd.Function):

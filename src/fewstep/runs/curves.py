@@ -15,13 +15,13 @@ _MOST_POINTS = 400
 _DECADES = 1.5
 """Above so many powers of ten between least and most, values are drawn over a logarithmic axis."""
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
-"""Told apart without colour too."""
+"""Tell curves apart without colour too."""
 COLOURS = 6
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line with its name; `points` are in the order of updates."""
+    """Holds a line with its name; `points` are in the order of updates."""
 
     name: str
     points: Points
@@ -76,7 +76,7 @@ def thin_out(points: Points) -> Points:
 
 @dataclass(frozen=True)
 class _Axis:
-    """The upright axis: what stands at its foot and its top."""
+    """Lays out the upright axis: what stands at its foot and its top."""
 
     low: float
     high: float

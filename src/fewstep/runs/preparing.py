@@ -67,7 +67,7 @@ def sum_stages(parts: Iterable[Stages]) -> Stages:
 
 @dataclass(frozen=True)
 class PartsPlan:
-    """What is to be made, alike in all processes."""
+    """Says what is to be made, alike in all processes."""
 
     noun: str
     """What it makes shards of, one by one."""
@@ -78,11 +78,11 @@ class PartsPlan:
     parts: list[Part]
     made_of: dict[str, Any]
     notes: list[str]
-    """What is worth saying of them before it begins, a line each."""
+    """Say what is worth saying of them before it begins, a line each."""
 
 
 class Studio(Protocol):
-    """What makes the shards, in each of the processes: made of the configuration, the number of the process, and those
+    """Makes the shards, in each of the processes: made of the configuration, the number of the process, and those
     who read for it."""
 
     noun: str
@@ -118,7 +118,7 @@ class PartsEngine(Protocol):
 
 
 class ProcessEngine:
-    """This process, or several of this machine."""
+    """Makes parts in this process, or in several of this machine."""
 
     def __init__(self, config: Prepare, make: MakeStudio) -> None:
         self._config, self._studio = config, make(config)

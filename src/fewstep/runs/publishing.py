@@ -36,9 +36,9 @@ from fewstep.train.tracking import find_samples
 README = "README.md"
 SAMPLES = "images/samples.png"
 _MOST_TEXT = 2**20
-"""Bytes: vocabularies are longer, and configurations shorter."""
+"""Counts bytes: vocabularies are longer, and configurations shorter."""
 Files = dict[str, Path | bytes]
-"""What is sent, by its name in the repository."""
+"""Gives what is sent by its name in the repository."""
 Config = TypeVar("Config", bound=TrainingConfig)
 
 

@@ -17,7 +17,7 @@ from fewstep.runs.reading_stage import ReadingHelpers, ReadingRunner
 
 
 class RayStudio:
-    """A studio in an actor, which must see the folder that it writes into."""
+    """Is a studio in an actor, which must see the folder that it writes into."""
 
     def __init__(
         self, config: Prepare, make: MakeStudio, seen: tuple[Path, str] | None, helpers: ReadingHelpers | None = None
@@ -33,7 +33,7 @@ class RayStudio:
 
 
 class RayEngine:
-    """Actors of a cluster, which write the shards themselves."""
+    """Makes parts by actors of a cluster, which write the shards themselves."""
 
     def __init__(self, workers: RayWorkers) -> None:
         self._workers = workers

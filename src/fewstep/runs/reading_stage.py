@@ -20,18 +20,18 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class ReadingJob:
-    """A batch to be read: how it is cropped, and index and position of each picture."""
+    """Names a batch to be read: how it is cropped, and index and position of each picture."""
 
     crop: CropSettings
     places: tuple[tuple[int, int], ...]
 
 
 ReadBatch = tuple[list[Square], float]
-"""The pictures of a batch, and the seconds that reading took, of all threads together."""
+"""Holds the pictures of a batch, and the seconds that reading took, of all threads together."""
 
 
 class ReadingHelpers(Protocol):
-    """Others who read."""
+    """Read for the process that encodes."""
 
     def run_in_order(self, jobs: Iterable[ReadingJob]) -> Iterator[ReadBatch | None]:
         """Yields what became of each job, in their order; None where nobody could be reached for it."""

@@ -16,19 +16,19 @@ from fewstep.train.ledger import number_in, read_lines
 from fewstep.train.tracking import find_samples, read_evaluations
 
 Points = list[tuple[float, float]]
-"""Updates and values, in order."""
+"""Lists updates and values, in order."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder shows it at a moment."""
+    """Holds a run as its folder shows it at a moment."""
 
     name: str
     settings: Mapping[str, Any]
     figures: Mapping[str, Points]
-    """By the names of metrics.jsonl."""
+    """Has curves by the names of metrics.jsonl."""
     scores: Mapping[str, Points]
-    """By `metric/steps`, as `fd/4`."""
+    """Has curves by `metric/steps`, as `fd/4`."""
     samples: list[tuple[int, Path]]
     finished: bool
 

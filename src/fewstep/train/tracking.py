@@ -40,7 +40,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is opened for: a run that starts, or goes on, at update `start`."""
+    """Says what a tracker is opened for: a run that starts, or goes on, at update `start`."""
 
     folder: Path
     settings: Mapping[str, Any]

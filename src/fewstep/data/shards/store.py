@@ -18,7 +18,7 @@ from fewstep.files import SafetensorsHeader, name_draft, read_safetensors_header
 
 ADVICE = "delete it and prepare it again"
 _URL = re.compile(r"((?:[a-z0-9+.-]+::)*[a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
-"""A scheme of two letters or more, since one is a drive; `Path` leaves one of the slashes behind it."""
+"""Matches a scheme of two letters or more, since one is a drive; `Path` leaves one of the slashes behind it."""
 _MOST_HEADER = 2**26
 
 
@@ -49,7 +49,7 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """A folder, whose files are drafts until they are renamed."""
+    """Is a folder, whose files are drafts until they are renamed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -94,7 +94,7 @@ class FolderStore:
 
 
 class UrlStore:
-    """A place behind a URL, whose files are there once their transaction ends: in a bucket, when the upload is whole.
+    """Is a place behind a URL, whose files are there once their transaction ends: in a bucket, when an upload is whole.
 
     Errors of the network are tried again, and then are UserErrors.
     """

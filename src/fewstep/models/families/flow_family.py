@@ -309,7 +309,7 @@ class FlowFamily(TransformerFamily):
     is_flow = True
     network_class: Callable[[Any, Any], TransformerNetwork]
     released_shift: float
-    """Of its flow, for the released pictures."""
+    """Shifts the times of its flow, for pictures of the released size."""
 
     @property
     def released_scheduler(self) -> Mapping[str, Any]:

@@ -24,13 +24,13 @@ _MARKS = ("scaled_fp8",)
 
 @dataclass(frozen=True)
 class OriginalNames:
-    """The names of one family."""
+    """Holds the names of one family's modules and tensors."""
 
     blocks: Mapping[tuple[str, str], Modules]
-    """By the lists of blocks, the original's and diffusers'; names are within a block."""
+    """Gives modules by the lists of blocks, the original's and diffusers'; names are within a block."""
     outside: Modules
     tensors: Mapping[str, str] = field(default_factory=dict)
-    """diffusers' tensors by the original's, where neither is of a module that has the other's end."""
+    """Gives diffusers' tensors by the original's, where neither is of a module that has the other's end."""
     kinds: Mapping[str, str] = field(default_factory=dict)
     """Ends of tensors as the original has them, by diffusers' modules' ends, where they are another's."""
     unread: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ from fewstep.models.network import BackboneNetwork
 
 TOKENS = 512
 SIDE = 1024
-"""Of the pictures that stock pipelines paint; no file says it."""
+"""Is the side of the pictures that stock pipelines paint; no file says it."""
 _RELEASED: dict[str, Any] = {"num_layers": 60, "num_attention_heads": 24, "joint_attention_dim": 3584}
 """20.4 billion weights."""
 _TOLD_MORE = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
