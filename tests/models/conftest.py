@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from transformers import CLIPTokenizer
 
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.models import scenes_model
@@ -26,3 +27,11 @@ def miniatures(tmp_path_factory):
 def copy(miniatures, tmp_path):
     """Copies a miniature's folder to spoil."""
     return lambda family="sd15": shutil.copytree(miniatures[family][0], tmp_path / family)
+
+
+@pytest.fixture(scope="module")
+def bases(random_teacher, tmp_path_factory):
+    """Saves Stable Diffusion 1.x and XL with the tokenizer of the bundled teacher; do not write into them."""
+    tokenizer = CLIPTokenizer.from_pretrained(random_teacher / "tokenizer")
+    folder = tmp_path_factory.mktemp("bases")
+    return {family: save_miniature(family, tokenizer, folder / family) for family in ("sd15", "sdxl")}

@@ -8,24 +8,15 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from transformers import CLIPTokenizer
 
 from fewstep.cli import main
 from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import adaptable_modules, read_lora
-from miniatures import save_miniature
 
 CPU = torch.device("cpu")
 SPELLINGS = ("diffusers", "kohya", "comfyui", "peft")
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-
-
-@pytest.fixture(scope="module")
-def bases(random_teacher, tmp_path_factory):
-    tokenizer = CLIPTokenizer.from_pretrained(random_teacher / "tokenizer")
-    folder = tmp_path_factory.mktemp("bases")
-    return {family: save_miniature(family, tokenizer, folder / family) for family in ("sd15", "sdxl")}
 
 
 @pytest.fixture(scope="module")

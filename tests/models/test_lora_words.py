@@ -10,7 +10,6 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from transformers import CLIPTokenizer
 
 from fewstep.commands.combine import Combine, combine
 from fewstep.errors import UserError
@@ -20,22 +19,14 @@ from fewstep.models.lora.adapters import detach
 from fewstep.models.lora.file import adaptable_modules, read_lora
 from fewstep.models.lora.source import name_of, parse_lora
 from fewstep.models.pipeline import with_loras
-from miniatures import save_miniature
 
 CPU = torch.device("cpu")
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(scope="module")
-def miniatures(random_teacher, tmp_path_factory):
-    tokenizer = CLIPTokenizer.from_pretrained(random_teacher / "tokenizer")
-    folder = tmp_path_factory.mktemp("miniatures")
-    return {family: save_miniature(family, tokenizer, folder / family) for family in ("sd15", "sdxl")}
-
-
-@pytest.fixture(scope="module")
-def teacher(miniatures):
-    return load_latent_model(miniatures["sd15"], CPU)
+def teacher(bases):
+    return load_latent_model(bases["sd15"], CPU)
 
 
 def one_module():
@@ -156,16 +147,16 @@ def test_pefts_repository_comes_with_its_configuration(hub, teacher):
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_an_embedding_is_read_as_diffusers_reads_it(family, miniatures, tmp_path):
+def test_an_embedding_is_read_as_diffusers_reads_it(family, bases, tmp_path):
     """Two vectors a word; the same prompts through diffusers' textual inversion."""
-    model = load_latent_model(miniatures[family], CPU)
+    model = load_latent_model(bases[family], CPU)
     plain = model.conditioner.encode(["a Sks star", "she asks"])
     vectors = {"clip_l": torch.randn(2, 16)} | ({"clip_g": torch.randn(2, 24)} if family == "sdxl" else {})
     path = save(tmp_path / "lcm.safetensors", one_module() | {f"bundle_emb.sks.{k}": v for k, v in vectors.items()})
     made = with_loras(model, [(path, 1.0)])
     found = made.conditioner.encode(["a Sks star", "she asks"])
     kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
-    pipe = kind.from_pretrained(miniatures[family])
+    pipe = kind.from_pretrained(bases[family])
     for which, own in zip(("", "_2"), vectors.values(), strict=False):
         encoder, tokenizer = getattr(pipe, f"text_encoder{which}"), getattr(pipe, f"tokenizer{which}")
         pipe.load_textual_inversion({"sks": own}, token="<new>", text_encoder=encoder, tokenizer=tokenizer)
@@ -198,9 +189,9 @@ def test_a_file_that_brings_a_dictionary_is_refused(teacher, tmp_path):
         read_lora(save(tmp_path / "x.safetensors", one_module() | words), teacher.parts, teacher.family.lora)
 
 
-def test_combining_knows_an_lcm_lora_of_others_and_says_what_is_left_behind(miniatures, tmp_path, capsys):
+def test_combining_knows_an_lcm_lora_of_others_and_says_what_is_left_behind(bases, tmp_path, capsys):
     path = save(tmp_path / "my-lcm.safetensors", one_module() | {"bundle_emb.sks.clip_l": torch.zeros(1, 16)})
-    combine(Combine(base=str(miniatures["sd15"]), lora=(f"{path}:0.5",), out=tmp_path / "one"))
+    combine(Combine(base=str(bases["sd15"]), lora=(f"{path}:0.5",), out=tmp_path / "one"))
     said = capsys.readouterr().out
     assert f"warning: {path} brings sks for prompts, which the result will not know" in said
     header = read_safetensors_header(tmp_path / "one" / "pytorch_lora_weights.safetensors").metadata
