@@ -2,7 +2,7 @@
 
     python studies/cold.py        # a minute; let nothing else run
 
-Figures: docs/speed/cold.json, docs/speed.md; 0.04 and 5.97 s.
+Figures: docs/speed/cold.json, docs/speed.md; 0.05 and 3.73 s.
 Every run is a process of its own; the first of each is not counted: it
 reads from disk what later ones find in memory.
 """
