@@ -6,6 +6,9 @@ Give the same command again, and it goes on where it stopped. SIGTERM lets it sa
 average of the one before and leaves something of use in the run folder: `vae/`, `reader/`, `text_encoder/`,
 `tokenizer/`, and at the end `pipeline/`. studies/gallery_quality.py measures what there is.
 
+Some stages need not wait for each other: `text` for none; once the encoder is what it stays, after `autoencoder
+second`, its `decoder`, `reader second` and the UNet learn side by side, each a process with its own `--stages`.
+
 `photographs` is a folder with those of scikit-image and scikit-learn (docs/gallery.md), of which chelsea.png and
 flower.jpg are kept back.
 """
@@ -24,6 +27,7 @@ import safetensors.torch
 import torch
 import tyro
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -37,7 +41,7 @@ from fewstep.files import read_safetensors, write_whole
 from fewstep.models import scenes_model
 from fewstep.models.vocabulary import parse_vocabulary, record_words
 from fewstep.teacher.gallery_tasks import GalleryReaderTask, list_stated, list_statements
-from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask
+from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask, normalise_in_fp32
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
 from gallery_pictures import Mixture
@@ -54,6 +58,8 @@ class Study:
     """Run folder."""
     photographs: Path = Path("photographs")
     """Folder of photographs that the autoencoder learns from beside the worlds."""
+    stages: tuple[str, ...] = ()
+    """Stages to do, by name; by default all, one after the other."""
 
 
 def _cycle(steps: int, lr: float, batch_size: int = 16, **more: Any) -> LoopConfig:
@@ -65,29 +71,32 @@ def _cycle(steps: int, lr: float, batch_size: int = 16, **more: Any) -> LoopConf
 
 AUTOENCODER = {
     "first": _cycle(6000, 1.2e-3, precision="bf16"),
-    "second": _cycle(14000, 1e-3, precision="bf16"),
+    "second": _cycle(8000, 1e-3, precision="bf16"),
 }
 WIDTHS = (16, 32, 64, 128)
 """Of the autoencoder from its second cycle on, from fine to coarse."""
-READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(10000, 1.5e-3, 32)}
+DECODER = _cycle(16000, 7e-4, precision="bf16")
+READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32)}
 TEXT = _cycle(4000, 2e-3, 64)
-UNET = {"first": _cycle(8000, 1.5e-3, 32), "second": _cycle(16000, 1e-3, 32), "third": _cycle(8000, 7e-4, 64)}
+UNET = {"first": _cycle(5000, 1.5e-3, 64, precision="bf16"), "second": _cycle(12000, 1e-3, 64, precision="bf16")}
 
 
 def main(study: Study) -> None:
-    stages: list[Callable[[Path], None]] = [
-        lambda out: train_autoencoder(out, "first", study.photographs),
-        lambda out: train_reader(out, "first"),
-        lambda out: train_autoencoder(out, "second", study.photographs),
-        train_text_encoder,
-        keep_latents,
-        lambda out: train_unet(out, "first"),
-        lambda out: train_reader(out, "second"),
-        lambda out: train_unet(out, "second"),
-        lambda out: train_unet(out, "third"),
-    ]
-    for stage in stages:
-        stage(study.out)
+    stages: dict[str, Callable[[Path], None]] = {
+        "autoencoder first": lambda out: train_autoencoder(out, "first", study.photographs),
+        "reader first": lambda out: train_reader(out, "first"),
+        "autoencoder second": lambda out: train_autoencoder(out, "second", study.photographs),
+        "text": train_text_encoder,
+        "latents": keep_latents,
+        "unet first": lambda out: train_unet(out, "first"),
+        "decoder": lambda out: train_decoder(out, study.photographs),
+        "reader second": lambda out: train_reader(out, "second"),
+        "unet second": lambda out: train_unet(out, "second"),
+    }
+    if strangers := set(study.stages) - set(stages):
+        raise SystemExit(f"--stages {' '.join(sorted(strangers))}: the stages are {', '.join(stages)}")
+    for name in study.stages or stages:
+        stages[name](study.out)
 
 
 def build_gallery_autoencoder() -> AutoencoderKL:
@@ -153,10 +162,26 @@ def train_autoencoder(out: Path, cycle: str, photographs: Path) -> None:
         features = load_gallery_reader(out / "reader-first").grid
         task = AutoencoderTask(start.to(memory_format=torch.channels_last), pixels, seed, features)
     fit(task, AUTOENCODER[cycle], out / f"autoencoder-{cycle}", f"autoencoder, {cycle}")
-    plain = scenes_model.build_autoencoder(LATENT_CHANNELS, tuple(task.averaged.config["block_out_channels"]))
-    plain.load_state_dict(task.averaged.state_dict())
-    for name in (f"vae-{cycle}", "vae"):
-        plain.save_pretrained(out / name)
+    save_autoencoder(task.averaged, out, f"vae-{cycle}")
+
+
+def train_decoder(out: Path, photographs: Path) -> None:
+    """Goes on with the decoder alone, so that the latents of all that is trained meanwhile stay what they are."""
+    start = AutoencoderKL.from_pretrained(out / "vae-second")
+    for part in (start.encoder, start.quant_conv):
+        part.requires_grad_(False)
+    pixels, features = Mixture(2, photographs), load_gallery_reader(out / "reader-first").grid
+    task = AutoencoderTask(start.to(memory_format=torch.channels_last), pixels, 2, features)
+    fit(task, DECODER, out / "autoencoder-decoder", "decoder")
+    save_autoencoder(task.averaged, out, "vae-decoder")
+
+
+def save_autoencoder(averaged: torch.nn.Module, out: Path, name: str) -> None:
+    """Writes it under its own name, and as the one that those who come after take."""
+    plain = scenes_model.build_autoencoder(LATENT_CHANNELS, tuple(averaged.config["block_out_channels"]))
+    plain.load_state_dict(averaged.state_dict())
+    for folder in (name, "vae"):
+        plain.save_pretrained(out / folder)
 
 
 def train_reader(out: Path, cycle: str) -> None:
@@ -286,6 +311,8 @@ def train_unet(out: Path, cycle: str) -> None:
     start: Any = build_gallery_unet() if seed == 0 else UNet2DConditionModel.from_pretrained(out / f"unet-{before}")
     text: Any = TextOnDemand(text_encoder, tokens)
     task = DiffusionTask(start, Tabulated.from_config(scheduler.config), latents * scaling_factor, text, seed)
+    normalise_in_fp32(task.student)
+    task.student.set_attn_processor(AttnProcessor())  # the fused one's backward pass takes ten times as long in bf16
     fit(task, UNET[cycle], out / f"diffusion-{cycle}", f"unet, {cycle}")
     task.averaged.save_pretrained(out / f"unet-{cycle}")
     autoencoder = AutoencoderKL.from_pretrained(out / "vae")

@@ -39,7 +39,7 @@ class AutoencoderTask(StudentTask):
         """
         self.averaged = copy.deepcopy(autoencoder)
         self.student = autoencoder
-        _normalise_in_fp32(autoencoder)
+        normalise_in_fp32(autoencoder)
         self._pixels, self._seed, self._features = pixels, seed, features
 
     def loss(self, counters: range) -> Loss:
@@ -58,7 +58,7 @@ class AutoencoderTask(StudentTask):
         return Loss.from_mean(loss, counters)
 
 
-def _normalise_in_fp32(network: nn.Module) -> None:
+def normalise_in_fp32(network: nn.Module) -> None:
     """Makes group norms compute in fp32 under autocast: their bf16 backward is five times slower on a CPU."""
 
     def forward(norm: nn.GroupNorm, x: Tensor) -> Tensor:
