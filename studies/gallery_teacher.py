@@ -280,7 +280,8 @@ def keep_latents(out: Path) -> None:
     gallery, parts = Gallery(), []
     for start in range(0, PICTURES, 100):
         pixels = to_pixels([gallery[i].image for i in range(start, start + 100)])
-        posterior = autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
+        with torch.autocast("cpu", torch.bfloat16):  # as it was trained
+            posterior = autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
         parts.append(posterior.mean.half().contiguous())
         if start % 10_000 == 0:
             print(f"latents: {start} of {PICTURES}", file=sys.stderr, flush=True)
