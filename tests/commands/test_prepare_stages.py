@@ -111,3 +111,12 @@ def test_the_rate_of_each_stage_is_told(tmp_path, capsys):
     )
     assert sum_stages([Stages(2, 1.0, 2.0, 0.5), Stages(4, 1.0, 1.0, 0.5)]) == Stages(6, 2.0, 3.0, 1.0)
     assert sum_stages([]) == Stages()
+
+
+def test_of_processes_that_torchrun_started_the_first_alone_speaks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = ["prepare", "--data", "scenes", "--model", "scenes", "--pictures", "8", "--out", str(tmp_path)]
+    for rank, says in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        main(command)
+        assert len(re.findall("prepared: 8 pictures", capsys.readouterr().out)) == says

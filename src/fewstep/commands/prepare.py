@@ -43,7 +43,15 @@ _PART = 10_000
 
 
 def prepare(config: Prepare) -> None:
-    """Fills `config.out`, and prints how much was used and dropped."""
+    """Fills `config.out`, and prints how much was used and dropped, once where torchrun started several."""
+    if os.environ.get("RANK", "0") == "0":
+        _prepare(config)
+    else:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            _prepare(config)
+
+
+def _prepare(config: Prepare) -> None:
     check_given(config, "model", "data")
     check_data(config)
     store = open_store(config.out)
