@@ -36,19 +36,16 @@ def load(  # noqa: PLR0913  # as load_pipeline
     colon, as in `style.safetensors:0.8`; `device` is auto, cpu, cuda or mps; `engine` torch or openvino;
     `tiny_decoder` one in TAESD's layout; `precision` is auto, fp32, bf16 or fp16; `offload` auto, on or off;
     `sampler` auto, deterministic, consistency or the share of fresh noise between, 0 to 1; `allow_download` lets the
-    header of a LoRA in that folder name what is fetched from the Hub; `quiet` keeps notes and bars of the libraries
-    off stderr.
+    header of a LoRA in that folder name what is fetched from the Hub; `quiet` keeps notes off stdout and stderr.
     Raises fewstep.errors.UserError for anything else.
     """
-    import contextlib
-
     # torch and diffusers load here, not with `import fewstep`
     from fewstep.models.libraries import silence
     from fewstep.models.lora.source import parse_lora
     from fewstep.progress import listen
     from fewstep.runs.unfinished import load_painter
 
-    with listen(None, quiet=quiet), silence() if quiet else contextlib.nullcontext():
+    with listen(None, quiet=quiet), silence():
         pipeline = load_painter(
             model, device, [parse_lora(str(given)) for given in loras], engine=engine, tiny_decoder=tiny_decoder,
             precision=precision, offload=offload, allow_download=allow_download,

@@ -175,8 +175,8 @@ def _train(
 
 @contextlib.contextmanager
 def _heard(progress: Listener | None, *, quiet: bool) -> Iterator[None]:
-    """Tells `progress` of what goes on in it; `quiet`, libraries are silent too."""
-    with listen(progress, quiet=quiet), silence() if quiet else contextlib.nullcontext():
+    """Tells `progress` of what goes on in it, in which libraries say nothing of themselves."""
+    with listen(progress, quiet=quiet), silence():
         yield
 
 

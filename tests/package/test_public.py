@@ -149,7 +149,7 @@ def test_prepare_and_painting_tell_how_far_they_are(random_teacher, tmp_path, ca
     )  # fmt: skip
     fewstep.prepare(config, progress=heard.append, quiet=True)
     assert [(each.work, each.done, each.total) for each in heard] == [("preparation", 1, 2), ("preparation", 2, 2)]
-    pipe = fewstep.load(quiet=True, device="cpu")
+    pipe = fewstep.load(device="cpu")
     steps = []
     with_it = pipe(["a red star"] * 3, steps=2, batch_size=2, on_step=lambda *each: steps.append(each))
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
