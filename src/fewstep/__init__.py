@@ -19,7 +19,7 @@ __all__ = [
     "Pipeline", "Progress", "Report", "Run", "UserError", "__version__", "combine", "configure", "distill", "evaluate",
     "finetune", "load", "prepare", "train_lora",
 ]  # fmt: skip
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOMES = {"Pipeline": "models.pipeline", "Progress": "progress", "UserError": "errors"}
 """Where a public name stands that is not of `api`."""
 
