@@ -71,12 +71,12 @@ def check_made_for(
 ) -> None:  # fmt: skip
     """Raises UserError naming the field in which prepared latents and a model do not agree."""
     if "buckets" in shards.made_of and not buckets:
-        raise UserError(f"{shards.folder} was prepared with buckets; give --buckets on")
+        raise UserError(f"{shards.place} was prepared with buckets; give --buckets on")
     held: Mapping[str, Any] = shards.made_of
     wanted = made_of(model.codec, resolution=resolution, crop="", std=True, seed=0, buckets=buckets)
     for name in ("format", *model.codec.describe(), "resolution", "buckets"):
         if held.get(name) != (own := wanted.get(name)):
             raise UserError(
-                f"{shards.folder} was prepared with {name} {held.get(name)}, this model and run have {own}; prepare "
+                f"{shards.place} was prepared with {name} {held.get(name)}, this model and run have {own}; prepare "
                 "the pictures again for it"
             )

@@ -58,6 +58,11 @@ class PictureOptions:
         check_at_least(self, 1, "pictures")
         check_at_least(self, 0, "resolution", "cache_gib")
 
+    @property
+    def cache_bytes(self) -> int:
+        """Returns the disk space for local copies of shards."""
+        return int(self.cache_gib * 2**30)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(PictureOptions, LoopConfig, HubOptions, ModelOptions, DeviceOptions):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from fewstep.data import draws
 from fewstep.data.buckets import BucketedOrder, describe_counts
 from fewstep.data.latents import LatentSource
 from fewstep.data.shards.bucketed import BucketedShards
 from fewstep.data.shards.prepared import PreparedShards
+from fewstep.data.sources.remote import CacheSettings
 from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
 from fewstep.models.prepared_latents import PreparedLatents, check_made_for
@@ -22,7 +22,7 @@ def open_kind(config: TrainingConfig, model: LatentModel, resolution: int, *, ca
     """Opens the latents of a folder. Raises UserError where they were made for another model."""
     buckets = choose_buckets(config, model)
     kind = BucketedShards if buckets else PreparedShards
-    shards = kind(Path(config.data), follow_links=config.follow_links)
+    shards = kind(config.data, follow_links=config.follow_links, cache=CacheSettings(budget=config.cache_bytes))
     check_made_for(shards, model, resolution, buckets)
     order = None
     if isinstance(shards, BucketedShards):
@@ -62,5 +62,5 @@ def _check_free(config: TrainingConfig, shards: PreparedShards) -> None:
         asked.append("crop")
     if asked:
         raise UserError(
-            f"{shards.folder} holds {shards.kind}, for which {', '.join(asked)} was settled when they were prepared"
+            f"{shards.place} holds {shards.kind}, for which {', '.join(asked)} was settled when they were prepared"
         )

@@ -69,7 +69,7 @@ def choose_side(config: PictureOptions, own: int, unit: int) -> int:
 
 def check_data(config: PictureOptions) -> None:
     """Raises UserError where pictures that a configuration names are not there, before a model is loaded."""
-    if not is_prepared(Path(config.data)):
+    if not is_prepared(config.data):
         importlib.import_module(_KINDS[PICTURES]).check_named(config)
 
 
@@ -86,7 +86,7 @@ def open_material(
     is kept in the folder of a `run` too, if there is one. Raises UserError.
     """
     resolution = choose_resolution(config, model)
-    kind = read_kind(Path(config.data)) if is_prepared(Path(config.data)) else PICTURES
+    kind = read_kind(config.data) if is_prepared(config.data) else PICTURES
     if kind != TRAJECTORIES and getattr(config, "states", "") == TRAJECTORIES:
         raise UserError(f"{config.data} holds no trajectories; `fewstep prepare --trajectories` makes a folder of them")
     opening: Any = importlib.import_module(_KINDS.get(kind, _KINDS["latents"]))  # whose reader says what is wrong

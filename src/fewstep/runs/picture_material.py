@@ -37,10 +37,10 @@ def open_source(config: PictureOptions, data: str, resolution: int, seed: int) -
         filters=config.filters, captions=config.caption_fields, lines=config.caption_lines,
         repeats=config.folder_repeats, follow_links=config.follow_links, squares=config.buckets == "off",
     )  # fmt: skip
-    cache_bytes = int(config.cache_gib * 2**30)
     request = SourceRequest(
-        data=data, resolution=resolution, seed=seed, count=config.pictures, selection=selection, cache_bytes=cache_bytes
-    )
+        data=data, resolution=resolution, seed=seed, count=config.pictures, selection=selection,
+        cache_bytes=config.cache_bytes,
+    )  # fmt: skip
     return open_pictures(request)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 import torch
 
 from fewstep.data.shards.manifest import TRAJECTORIES
 from fewstep.data.shards.trajectories import TrajectoryShards
+from fewstep.data.sources.remote import CacheSettings
 from fewstep.errors import UserError
 from fewstep.method.ends import edges
 from fewstep.method.named import METHODS
@@ -44,7 +44,7 @@ def open_trajectories(config: TrainingConfig, model: LatentModel, resolution: in
         raise UserError(f"{folder} holds trajectories of a teacher, and a student is followed; give other --data")
     config.check_walked(TRAJECTORIES)
     config.check_judged()
-    shards = TrajectoryShards(Path(folder), follow_links=config.follow_links)
+    shards = TrajectoryShards(folder, follow_links=config.follow_links, cache=CacheSettings(budget=config.cache_bytes))
     _check_settings(shards, config)
     _check_teacher(shards, config, model, resolution)
     if config.phases or not config.start:  # else they are the student's, which is not read yet
@@ -64,7 +64,7 @@ def _check_settings(shards: TrajectoryShards, config: Distill) -> None:
             said, here = (" ".join(map(str, each)) if isinstance(each, list) else each for each in (held, value))
             option = name.replace("_", "-")
             raise UserError(
-                f"{shards.folder} was walked with {name} {said} and this run has {here}; give --{option} {said}, or "
+                f"{shards.place} was walked with {name} {said} and this run has {here}; give --{option} {said}, or "
                 f"prepare trajectories with --{option} {here}"
             )
 
@@ -75,7 +75,7 @@ def _check_teacher(shards: TrajectoryShards, config: Distill, model: LatentModel
     for name, value in wanted.items():
         if held.get(name) != value:
             raise UserError(
-                f"{shards.folder} was not walked by {config.teacher} at this resolution: {name} is "
+                f"{shards.place} was not walked by {config.teacher} at this resolution: {name} is "
                 f"{str(held.get(name))[:60]} there and {str(value)[:60]} here; give the teacher that walked, or "
                 "prepare trajectories of this one"
             )

@@ -13,6 +13,7 @@ from fewstep.data.buckets import Sides, name_sides
 from fewstep.data.order import Indices
 from fewstep.data.shards.prepared import PreparedRow, PreparedShards
 from fewstep.data.shards.store import ADVICE
+from fewstep.data.sources.remote import CacheSettings
 from fewstep.errors import UserError
 
 _MOST_SIDE = 2**16
@@ -21,10 +22,14 @@ _MOST_SIDE = 2**16
 class BucketedShards(PreparedShards):
     """Pictures of a shard are numbered bucket by bucket, in the order of `buckets`."""
 
-    def __init__(self, folder: Path, *, follow_links: bool = False) -> None:
-        super().__init__(folder, follow_links=follow_links)
+    def __init__(
+        self, folder: str | Path, *, follow_links: bool = False, cache: CacheSettings | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(folder, follow_links=follow_links, cache=cache)
         if "buckets" not in self.made_of:
-            raise UserError(f"{folder} was prepared without buckets; give --buckets off, or prepare it again with them")
+            raise UserError(
+                f"{self.place} was prepared without buckets; give --buckets off, or prepare it again with them"
+            )
         try:
             self.buckets = tuple(_read_sides(each) for each in self.made_of["buckets"])
             held = self.manifest["buckets"]
@@ -35,7 +40,7 @@ class BucketedShards(PreparedShards):
             if (self._counts < 0).any() or self._counts.sum(axis=1).tolist() != list(self.shard_sizes):
                 raise ValueError("its counts do not add up")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise UserError(f"{folder} does not say what its buckets hold ({error}); {ADVICE}") from error
+            raise UserError(f"{self.place} does not say what its buckets hold ({error}); {ADVICE}") from error
 
     @property
     def bucket_of(self) -> Indices:
@@ -65,7 +70,7 @@ class BucketedShards(PreparedShards):
                 if count and latents.get_slice(f"{part}.{name_sides(sides)}").get_shape()[0] != count:
                     held = []
         if held != self._counts[shard].tolist():
-            raise UserError(f"{self.folder / self.names[shard]}.parquet has other buckets than its folder; {ADVICE}")
+            raise UserError(f"{self.place}/{self.names[shard]}.parquet has other buckets than its folder; {ADVICE}")
         return latents, [rows[i] for i in np.argsort(found, kind="stable")]
 
     def _fit(self, shapes: Mapping[str, tuple[int, ...]], rows: int) -> bool:

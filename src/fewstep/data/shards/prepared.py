@@ -21,12 +21,15 @@ from torch import Tensor
 
 from fewstep.data.reading import Sizes
 from fewstep.data.shards.manifest import MANIFEST
-from fewstep.data.shards.store import ADVICE, FolderStore, Store
+from fewstep.data.shards.place import open_place
+from fewstep.data.shards.store import ADVICE, Store
 from fewstep.data.shards.tables import MOST_BYTES, open_parquet, read_parquet
+from fewstep.data.sources.base import DroppedError
+from fewstep.data.sources.remote import CacheSettings
 from fewstep.documents import load_json, parse_json
 from fewstep.errors import UserError
-from fewstep.files import open_safetensors
-from fewstep.roots import OutsideError, Root, open_regular
+from fewstep.files import open_safetensors, read_safetensors_header
+from fewstep.roots import open_regular
 
 _HEADER, _TABLE = "fewstep", "table_sha256"
 _OPEN_SHARDS = 64
@@ -93,8 +96,12 @@ def is_written(store: Store, name: str) -> bool:
 
 def check_written(store: Store, name: str, made_of: Mapping[str, Any]) -> None:
     """Raises UserError where the shard of that name, which is there, was made from something else."""
-    file = f"{store}/{name}.safetensors"
-    metadata = store.read_header(f"{name}.safetensors").metadata
+    file = f"{name}.safetensors"
+    _check_made_of(f"{store}/{file}", store.read_header(file).metadata, made_of)
+
+
+def _check_made_of(file: str, metadata: Mapping[str, str], made_of: Mapping[str, Any]) -> None:
+    """Raises UserError where a file, by the metadata in its header, was made from something else."""
     try:
         held = parse_json(metadata[_HEADER])["made_of"]
         if not isinstance(held, dict):
@@ -135,16 +142,20 @@ class PreparedShards:
 
     kind = "latents"
 
-    def __init__(self, folder: Path, *, follow_links: bool = False) -> None:
-        """Reads the list of shards; `follow_links` lets files be links out of the folder. Raises UserError."""
-        self.folder, self._root = folder, Root(str(folder), follow_links)
+    def __init__(
+        self, folder: str | Path, *, follow_links: bool = False, cache: CacheSettings | None = None
+    ) -> None:  # fmt: skip
+        """Reads the list of shards, of a folder or a URL, whose files are then kept in `cache`; `follow_links` lets
+        files be links out of the folder. Raises UserError."""
+        self.place = open_place(folder, follow_links=follow_links, cache=cache)
         try:
-            held = load_json(Path(self._find(MANIFEST)))
+            with self.place.open(MANIFEST) as path:
+                held = load_json(path)
             self.made_of, self.report, shards = _check_manifest(held)
             self.manifest: dict[str, Any] = held
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{folder} is not completely prepared ({error}); run the same `fewstep prepare` again"
+                f"{self.place} is not completely prepared ({error}); run the same `fewstep prepare` again"
             ) from error
         self.names: list[str] = list(shards)
         self.shard_sizes: tuple[int, ...] = tuple(shards.values())
@@ -175,35 +186,36 @@ class PreparedShards:
         """Reads the key, caption and sizes of one picture."""
         return self._shard(shard)[1][row]
 
-    def _find(self, name: str) -> str:
-        """Returns where a file is that the list of shards names. Raises UserError where that is elsewhere."""
-        try:
-            return self._root.resolve(name)
-        except OutsideError as error:
-            advice = "follow it with --follow-links" if error.linked else ADVICE
-            raise UserError(f"{self.folder} names {name[:100]!a}, which leads out of it; {advice}") from error
-
     def _open(self, shard: int) -> tuple[Any, list[PreparedRow]]:
-        name = self.names[shard]
-        self._find(f"{name}.safetensors")
-        check_written(FolderStore(self.folder), name, self.made_of)
-        latents = open_safetensors(self.folder / f"{name}.safetensors", advice=ADVICE)
-        try:
-            with open_regular(self._find(f"{name}.parquet")) as file:
-                content = file.read(MOST_BYTES)
-        except OSError as error:
-            raise UserError(f"{self.folder / name}.parquet cannot be read ({error.strerror}); {ADVICE}") from error
+        name = f"{self.place}/{self.names[shard]}"
+        latents, content = self._read_files(self.names[shard])
         if hashlib.sha256(content).hexdigest() != parse_json(latents.metadata()[_HEADER]).get(_TABLE):
             raise UserError(
-                f"{self.folder / name}.parquet is not the table of the latents beside it; delete both and prepare them "
-                "again"
+                f"{name}.parquet is not the table of the latents beside it; delete both and prepare them again"
             )
-        rows = _read_rows(content, f"{self.folder / name}.parquet")
+        rows = _read_rows(content, f"{name}.parquet")
         slices = {part: latents.get_slice(part) for part in latents.keys()}  # noqa: SIM118  # no mapping
         held = {part: tuple(each.get_shape()) for part, each in slices.items() if each.get_dtype() in _DTYPES}
         if not self._fit(held, len(rows)) or len(rows) != self.shard_sizes[shard]:
-            raise UserError(f"{self.folder / name}.safetensors does not hold the {self.kind} of its table; {ADVICE}")
+            raise UserError(f"{name}.safetensors does not hold the {self.kind} of its table; {ADVICE}")
         return latents, rows
+
+    def _read_files(self, name: str) -> tuple[Any, bytes]:
+        """Returns the open tensors of a shard, and its table as it stands there."""
+        file = f"{name}.safetensors"
+        try:
+            with self.place.open(file) as path:
+                held = read_safetensors_header(path, advice=ADVICE).metadata
+                _check_made_of(f"{self.place}/{file}", held, self.made_of)
+                latents = open_safetensors(path, advice=ADVICE)
+            file = f"{name}.parquet"
+            with self.place.open(file) as path, open_regular(path) as table:
+                return latents, table.read(MOST_BYTES)
+        except OSError as error:
+            why = error.strerror or "it is not there"
+            raise UserError(f"{self.place}/{file} cannot be read ({why}); {ADVICE}") from error
+        except DroppedError as error:
+            raise UserError(f"{self.place}/{file} changed while it was read; give the same command again") from error
 
     def _fit(self, shapes: Mapping[str, tuple[int, ...]], rows: int) -> bool:
         """Tells whether tensors of these shapes are what so many rows have."""

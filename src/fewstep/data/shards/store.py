@@ -174,4 +174,9 @@ def open_store(out: str | Path) -> FolderStore | UrlStore:
     """Opens a folder or a URL. Raises UserError where fsspec does not know it."""
     if url := find_url(out):
         return UrlStore(url)
-    return FolderStore(Path(re.sub(r"^(file|local):/+", "/", str(out))))
+    return FolderStore(find_local(out))
+
+
+def find_local(out: str | Path) -> Path:
+    """Returns the folder that was given, also as a URL of this machine."""
+    return Path(re.sub(r"^(file|local):/+", "/", str(out)))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.data.shards.manifest import TRAJECTORIES
 from fewstep.data.shards.prepared import PreparedShards
+from fewstep.data.sources.remote import CacheSettings
 from fewstep.errors import UserError
 
 _MOST_STOPS = 10_000
@@ -20,18 +21,20 @@ class TrajectoryShards(PreparedShards):
 
     kind = TRAJECTORIES
 
-    def __init__(self, folder: Path, *, follow_links: bool = False) -> None:
-        super().__init__(folder, follow_links=follow_links)
+    def __init__(
+        self, folder: str | Path, *, follow_links: bool = False, cache: CacheSettings | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(folder, follow_links=follow_links, cache=cache)
         stops, shape = self.made_of.get("stops"), self.made_of.get("latent_shape")
         if not _are_whole(stops) or not _are_whole(shape):
-            raise UserError(f"{folder} does not say at which times its trajectories stop; prepare them again")
+            raise UserError(f"{self.place} does not say at which times its trajectories stop; prepare them again")
         assert isinstance(stops, list)
         assert isinstance(shape, list)
         self.stops: tuple[int, ...] = tuple(stops)
         self.latent_shape: tuple[int, ...] = tuple(shape)
         falling = all(later > earlier for later, earlier in itertools.pairwise(stops))
         if len(stops) < 2 or stops[-1] != 0 or not falling:
-            raise UserError(f"{folder} has trajectories that do not lead from noise to t = 0; prepare them again")
+            raise UserError(f"{self.place} has trajectories that do not lead from noise to t = 0; prepare them again")
 
     @property
     def hops(self) -> int:

@@ -187,7 +187,7 @@ def open_own_pictures(request: SourceRequest) -> Source:
     """Opens the pictures and prints how many are used and dropped. Raises UserError where none can be used."""
     data = request.data
     check_named(data)
-    if is_prepared(Path(data)):
+    if is_prepared(data):
         raise UserError(f"{data} holds latents, but pictures are needed here; give those that it was prepared from")
     selection = dataclasses.replace(request.selection, limits=PictureLimits(side=request.resolution))
     source = open_picture_files(data, selection, CacheSettings(budget=request.cache_bytes))

@@ -73,7 +73,7 @@ class ShardCache:
             with _open_local(Path(urls.local_path(shard.url)), shard.version) as file:
                 yield file
             return
-        path = self._folder / hash_name(shard.url, shard.version.tag)
+        path = self._folder / _name_copy(shard)
         with self._lock:
             self._in_use[path.name] += 1
         try:
@@ -167,6 +167,12 @@ def _download(shard: Shard, target: Path) -> None:
     now = urls.find_versions([shard.url]).get(shard.url)
     if now != shard.version or shard.version.size not in (-1, target.stat().st_size):
         raise DroppedError(Reason.MISSING_SHARD if now is None else Reason.CHANGED_SHARD)
+
+
+def _name_copy(shard: Shard) -> str:
+    """Names the copy of a shard; safetensors are only read under a name of theirs."""
+    suffix = ".safetensors" if urls.strip_query(shard.url).endswith(".safetensors") else ""
+    return hash_name(shard.url, shard.version.tag) + suffix
 
 
 def hash_name(*parts: str) -> str:

@@ -1,0 +1,76 @@
+"""Latents that `fewstep prepare --out URL` wrote, learnt from where they are."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+
+import fewstep
+from fewstep.commands.prepare import prepare
+from fewstep.data.shards.manifest import MANIFEST, is_prepared
+from fewstep.data.shards.prepared import PreparedShards
+from fewstep.data.sources.remote import CacheSettings
+from fewstep.errors import UserError
+from fewstep.recipes.prepare import Prepare
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """The URL of eight scenes in two shards; the folder with the same."""
+    folder, url = tmp_path_factory.mktemp("latents"), "memory://bucket/latents"
+    for out in (str(folder), url):
+        prepare(Prepare(data="scenes", model="scenes", pictures=8, part=4, workers=1, out=Path(out)))
+    return url, folder
+
+
+def train(out, data):
+    config = fewstep.configure(
+        "distill", "scenes", data=str(data), steps=3, batch_size=4, sample_every=0, log_every=1, out=out, device="cpu"
+    )
+    fewstep.distill(config, quiet=True)
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_the_same_behind_a_url_and_fetches_each_file_once(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    url, folder = bucket
+    memory, fetched = fsspec.filesystem("memory"), []
+    get = type(memory).get_file
+    monkeypatch.setattr(
+        type(memory),
+        "get_file",
+        lambda self, path, *rest, **more: fetched.append(path) or get(self, path, *rest, **more),
+    )
+    assert train(tmp_path / "far", url) == train(tmp_path / "near", folder)
+    names = [path.name for path in folder.iterdir() if path.name != ".lock"]
+    assert sorted(path.rpartition("/")[2] for path in fetched) == sorted(names)
+
+
+def test_what_is_not_all_there_is_told_by_name(bucket, tmp_path):
+    url, _ = bucket
+    memory, cache = fsspec.filesystem("memory"), CacheSettings(folder=tmp_path)
+    memory.copy(url, "memory://bucket/half", recursive=True)
+    shards = PreparedShards("memory://bucket/half", cache=cache)
+    lost = shards.names[1]
+    memory.rm(f"/bucket/half/{lost}.parquet")
+    with pytest.raises(UserError, match=rf"memory://bucket/half/{lost}.parquet cannot be read"):
+        shards.read_row(1, 0)
+
+
+def test_a_list_that_names_what_is_elsewhere_is_refused(bucket, tmp_path):
+    url, _ = bucket
+    memory = fsspec.filesystem("memory")
+    held = json.loads(memory.cat_file(f"{url}/{MANIFEST}"))
+    held["shards"] = {f"../latents/{name}": count for name, count in held["shards"].items()}
+    memory.pipe_file("memory://bucket/forged/" + MANIFEST, json.dumps(held).encode())
+    with pytest.raises(UserError, match="leads out of it"):
+        PreparedShards("memory://bucket/forged", cache=CacheSettings(folder=tmp_path)).read_row(0, 0)
+
+
+def test_only_what_may_be_a_folder_is_asked_for(bucket):
+    url, folder = bucket
+    assert is_prepared(url)
+    assert is_prepared(f"file://{folder}")
+    assert not is_prepared("memory://bucket")
+    assert not is_prepared("nosuchscheme://host/pictures-{000..999}.tar")  # which would raise if it were opened
