@@ -14,7 +14,7 @@ from fewstep.errors import UserError
 from fewstep.roots import OutsideError, Root, leaves_folder
 
 
-class Place(Protocol):
+class ShardPlace(Protocol):
     """Opens files by name. As text it is what messages call it."""
 
     def open(self, name: str) -> contextlib.AbstractContextManager[Path]:
@@ -67,11 +67,11 @@ class UrlPlace:
             yield Path(file.name)
 
 
-def _name_elsewhere(place: Place, name: str, advice: str) -> UserError:
+def _name_elsewhere(place: ShardPlace, name: str, advice: str) -> UserError:
     return UserError(f"{place} names {name[:100]!a}, which leads out of it; {advice}")
 
 
-def open_place(data: str | Path, *, follow_links: bool = False, cache: CacheSettings | None = None) -> Place:
+def open_place(data: str | Path, *, follow_links: bool = False, cache: CacheSettings | None = None) -> ShardPlace:
     """Opens a folder, or a URL with files of it in `cache`. Raises UserError where fsspec does not know the URL."""
     if url := find_url(data):
         return UrlPlace(url, cache or CacheSettings())
