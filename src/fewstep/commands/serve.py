@@ -67,8 +67,9 @@ class Serve(PainterOptions):
     """Most MiB of memory for what clients send and what is made of it: bodies, decoded pictures, answers. What does not
     fit is refused with status 503."""
     replica: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Serve as one of several behind a load balancer that may send each request to another: what this one alone would
-    know, pictures behind links and how far it has come, is refused. Leave it out where a client always gets the same."""
+    """Serve as one of several behind a load balancer that may send each request to another one: what this one alone
+    would know, pictures behind links and how far it has come, is refused. Leave it out where each client stays with
+    one."""
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fewstep.commands.serve import Serve, make_service
@@ -25,11 +25,11 @@ def build(args: dict[str, Any]) -> Any:
     except ImportError as error:
         raise UserError("Ray Serve is not installed; install it with: pip install 'fewstep[ray]'") from error
     # A picture is computed while thousands of requests may wait; the engine refuses what is too much.
-    painter = serve.deployment(
-        Painter, name="Painter", max_ongoing_requests=1000, graceful_shutdown_timeout_s=config.deadline + 10,
+    painter: Any = serve.deployment(
+        PaintReplica, name="Painter", max_ongoing_requests=1000, graceful_shutdown_timeout_s=config.deadline + 10,
         health_check_period_s=5, health_check_timeout_s=30,
     )  # fmt: skip
-    relay = serve.deployment(
+    relay: Any = serve.deployment(
         serve.ingress(_make_relay)(Front), name="Relay", max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=config.deadline + 10, ray_actor_options={"num_cpus": 0},
     )  # fmt: skip
@@ -45,7 +45,9 @@ def read_options(args: dict[str, Any]) -> Serve:
         if name in _PROXIES:
             raise UserError(f"args has {name}, which Ray Serve decides; leave it out (http_options has its address)")
         if name not in known:
-            raise UserError(f"args has {name}, which is no option of `fewstep serve`; it has {', '.join(sorted(known))}")
+            raise UserError(
+                f"args has {name}, which is no option of `fewstep serve`; it has {', '.join(sorted(known))}"
+            )
     if args.get("token") == "random":
         raise UserError("args has token random, and every replica would make up another; give one of your own")
     # A token guards the replicas under any name; without one they are asked under this machine's own alone.
@@ -57,7 +59,7 @@ def read_options(args: dict[str, Any]) -> Serve:
         raise UserError(f"args: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-class Painter:
+class PaintReplica:
     """A replica: a model, its engine and the application."""
 
     def __init__(self, config: Serve) -> None:
@@ -83,15 +85,15 @@ class Painter:
         if not self._engine.alive:
             raise RuntimeError("the engine has ended")
 
-    async def answer(self, scope: Any, body: bytes) -> AsyncIterator[Any]:
+    async def answer(self, scope: Any, body: bytes) -> AsyncGenerator[Any, None]:
         async for each in self._replica.answer(scope, body):
             yield each
 
-    async def greet(self, scope: Any) -> AsyncIterator[Any]:
+    async def greet(self, scope: Any) -> AsyncGenerator[Any, None]:
         async for each in self._replica.greet(scope):
             yield each
 
-    async def say(self, text: str | None) -> AsyncIterator[Any]:
+    async def say(self, text: str | None) -> AsyncGenerator[Any, None]:
         async for each in self._replica.say(text):
             yield each
 
@@ -112,8 +114,8 @@ def _make_relay() -> Any:
 
     painter = serve.get_deployment_handle("Painter", serve.get_replica_context().app_name)
 
-    async def ask(method: str, *given: Any) -> AsyncIterator[Any]:
-        stream = painter.options(method_name=method, stream=True).remote(*given)
+    async def ask(method: str, *given: Any) -> AsyncGenerator[Any, None]:
+        stream: Any = painter.options(method_name=method, stream=True).remote(*given)
         try:
             async for each in stream:
                 yield each

@@ -34,9 +34,7 @@ class RefusedError(Exception):
 
 def refuse_alone(reason: str, param: str | None = None) -> RefusedError:
     """Returns the refusal of what only a server that is alone can answer."""
-    return RefusedError(
-        f"this server is one of several replicas, and {reason}", param=param, code="one_of_several"
-    )
+    return RefusedError(f"this server is one of several replicas, and {reason}", param=param, code="one_of_several")
 
 
 def _write_line(text: str) -> str:

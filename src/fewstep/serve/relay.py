@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from fewstep.serve.bounded_body import refuse_large
+from fewstep.serve.bounded_body import refuse_large, refuse_slow
 from fewstep.serve.errors import RefusedError, refuse_alone
 from fewstep.serve.settings import ServerSettings
 
@@ -26,7 +26,7 @@ _KEPT = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_
          "client", "server", "subprotocols")  # fmt: skip
 """What of a request's scope another process can be sent."""
 
-Ask = Callable[..., AsyncIterator[Any]]
+Ask = Callable[..., AsyncGenerator[Any, None]]
 """Takes the name of a method of `Replica` and its arguments, and yields what a replica answers."""
 
 
@@ -83,15 +83,14 @@ class Relay:
                         raise refuse_large(settings.body_bytes)
                     more = message.get("more_body", False)
         except TimeoutError as error:
-            message = f"the body took more than {settings.body_seconds:g} s to arrive; send it faster, or less"
-            raise RefusedError(message, status=408, code="too_slow") from error
+            raise refuse_slow(settings.body_seconds) from error
         return bytes(body)
 
     async def _ask_in_turn(self, scope: Scope, body: bytes, send: Send) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             held, sent = list[Message](), False
             try:
-                async with contextlib.aclosing(self._ask("answer", scope, body)) as answer:  # type: ignore[type-var]
+                async with contextlib.aclosing(self._ask("answer", scope, body)) as answer:
                     async for message in answer:
                         held.append(_add_attempt(message, attempt))
                         if sent or (_is_stream(held[0]) and message.get("body")):
@@ -112,7 +111,7 @@ class Relay:
         greeting: Message = {"type": "websocket.close", "code": 1013, "reason": "try again later"}
         for _ in range(ATTEMPTS):
             with contextlib.suppress(*self._lost):
-                async with contextlib.aclosing(self._ask("greet", scope)) as answer:  # type: ignore[type-var]
+                async with contextlib.aclosing(self._ask("greet", scope)) as answer:
                     greeting = await anext(answer)
                     break
         await send(greeting)
@@ -133,7 +132,7 @@ class Relay:
         """Sends what a replica says to a message; what another said of it before it was lost comes once more."""
         for _ in range(ATTEMPTS):
             try:
-                async with contextlib.aclosing(self._ask("say", text)) as answer:  # type: ignore[type-var]
+                async with contextlib.aclosing(self._ask("say", text)) as answer:
                     async for said in answer:
                         await send({"type": "websocket.send", "text" if isinstance(said, str) else "bytes": said})
                 return
@@ -149,10 +148,10 @@ class Replica:
         """Takes a `name` that every answer has in a header, and what answers a page's message into an outbox."""
         self._app, self._name, self._say = app, name.encode(), say
 
-    async def answer(self, scope: Scope, body: bytes) -> AsyncIterator[Message]:
+    async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[Message, None]:
         """Yields the messages of ASGI that answer a request."""
         messages = asyncio.Queue[Message | None]()
-        requests = [{"type": "http.request", "body": body}]
+        requests: list[Message] = [{"type": "http.request", "body": body}]
 
         async def receive() -> Message:
             return requests.pop() if requests else await _receive_nothing()
@@ -160,14 +159,14 @@ class Replica:
         task = asyncio.create_task(self._app(scope, receive, messages.put))
         async for message in _drain(task, messages):
             if message["type"] == "http.response.start":
-                named = [*message.get("headers", []), (b"x-fewstep-replica", self._name)]
-                message = {**message, "headers": named}
-            yield message
+                yield {**message, "headers": [*message.get("headers", []), (b"x-fewstep-replica", self._name)]}
+            else:
+                yield message
 
-    async def greet(self, scope: Scope) -> AsyncIterator[Message]:
+    async def greet(self, scope: Scope) -> AsyncGenerator[Message, None]:
         """Yields whether a page is let in, as ASGI's websocket.accept or websocket.close."""
         first = list[Message]()
-        requests = [{"type": "websocket.disconnect", "code": 1000}, {"type": "websocket.connect"}]
+        requests: list[Message] = [{"type": "websocket.disconnect", "code": 1000}, {"type": "websocket.connect"}]
 
         async def receive() -> Message:
             return requests.pop() if requests else await _receive_nothing()
@@ -179,7 +178,7 @@ class Replica:
         accepted = bool(first) and first[0]["type"] == "websocket.accept"
         yield first[0] if accepted else {"type": "websocket.close", "code": 1008, "reason": ""}
 
-    async def say(self, text: str | None) -> AsyncIterator[str | bytes]:
+    async def say(self, text: str | None) -> AsyncGenerator[str | bytes, None]:
         """Yields the answers to a page's message; None stands for a binary one."""
         outbox = Outbox()
         async for said in _drain(asyncio.create_task(self._say(outbox, text)), outbox.said):
@@ -199,7 +198,7 @@ class Outbox:
         self.said.put_nowait(content)
 
 
-async def _drain(task: asyncio.Task[Any], queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
+async def _drain(task: asyncio.Task[Any], queue: asyncio.Queue[Any]) -> AsyncGenerator[Any, None]:
     """Yields what a task puts into a queue; ends with it, and it with this."""
     task.add_done_callback(lambda _: queue.put_nowait(None))
     try:
@@ -250,4 +249,5 @@ async def _wait_for_end(receive: Receive) -> None:
 
 async def _receive_nothing() -> Message:
     """Waits for as long as whoever waits with it."""
-    return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+    never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    return await never
