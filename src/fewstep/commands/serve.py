@@ -158,6 +158,7 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
         config.base_config,
         engine=config.engine,
         precision=config.precision,
+        calibration_prompts=config.calibration_prompts,
         offload=config.offload,
         tiny_decoder=config.tiny_decoder,
         overrides=config,
