@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,7 @@ def score_scenes(study: Study) -> list[dict[str, Any]]:
     pipelines = {name: load_pipeline(assets.SCENES_LCM, "cpu", **given) for name, given in ARRANGEMENTS.items()}
     for steps in study.steps:
         wanted = levels(pipelines["fp32 (torch)"], steps)
-        seconds = take_turns(
-            {name: lambda each=each: paint(each, steps) for name, each in pipelines.items()}, study.rounds
-        )
+        seconds = take_turns({name: partial(paint, each, steps) for name, each in pipelines.items()}, study.rounds)
         for name, pipeline in pipelines.items():
             cell = Cell("lcm", steps, "lcm", pipeline.guidance_scale)
             row = score(bench, cell, painter_of(cell, None, pipeline), pipeline.name, batch_size=16)[0]

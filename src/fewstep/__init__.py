@@ -26,8 +26,9 @@ _HOMES = {"Pipeline": "models.pipeline", "Progress": "progress", "UserError": "e
 
 def load(  # noqa: PLR0913  # as load_pipeline
     model: str | Path = "scenes-lcm", device: str = "auto", *, loras: Sequence[str | Path] = (),
-    engine: Engine = "torch", tiny_decoder: str | Path = "", precision: PaintPrecision = "auto", offload: Offload = "auto",
-    calibration_prompts: str = "", sampler: str = "auto", allow_download: bool = False, quiet: bool = False,
+    engine: Engine = "torch", tiny_decoder: str | Path = "", precision: PaintPrecision = "auto",
+    calibration_prompts: str = "", offload: Offload = "auto", sampler: str = "auto",
+    allow_download: bool = False, quiet: bool = False,
 ) -> Pipeline:  # fmt: skip
     """Loads a few-step model: `pipe = fewstep.load(); images = pipe("a red star", steps=4, seed=7)`.
 

@@ -33,6 +33,10 @@ from fewstep.models.lora.decomposed import merge_attached
 from fewstep.precision import PaintPrecision
 
 _FORMAT = 1
+_WHOLE = (r".*conv_in.*", r".*conv_out.*", r".*time_emb.*")
+"""Parts of a UNet that int8 leaves as they are: its two ends and what its time goes through, a hundredth of its work."""
+_SMOOTH = 0.5
+"""How much of the reach of what comes into a layer is moved into its weights, 0 to 1, so that both fit 8 bits."""
 
 
 def on_openvino(
@@ -42,8 +46,9 @@ def on_openvino(
     """Returns `model` with its LoRAs merged in for good, its UNet and decoder compiled as they are first used.
 
     `auto` is bf16 where the processor has instructions for it. With `int8` the UNet's convolutions and products are in
-    8 bits, scaled by what they meet as `calibration` has it paint, the rest as with `auto`. What is compiled is kept in `cache`, by default
-    `~/.cache/fewstep/openvino` or $FEWSTEP_CACHE/openvino, under the hash of weights, shapes, precision and version.
+    8 bits, scaled by what they meet as `calibration` has it paint, the rest as with `auto`. What is compiled is kept in
+    `cache`, by default `~/.cache/fewstep/openvino` or $FEWSTEP_CACHE/openvino, under the hash of weights, shapes,
+    precision and version.
     """
     try:
         import openvino
@@ -156,7 +161,7 @@ class _Quantiser(_Compiler):
 
     def describe(self) -> dict[str, str]:
         return {
-            **super().describe(), "quantised": "int8", "prompts": self._calibration.sha256,
+            **super().describe(), "quantised": f"int8, {_SMOOTH}, {_WHOLE}", "prompts": self._calibration.sha256,
             "nncf": importlib.metadata.version("nncf"),
         }  # fmt: skip
 
@@ -167,9 +172,12 @@ class _Quantiser(_Compiler):
         print("calibrating int8, once for this model and shape …", file=sys.stderr, flush=True)
         samples = [[each.numpy() for each in sample] for sample in self._calibration.record(self._model, given)]
         with contextlib.redirect_stdout(io.StringIO()):  # its bars
+            smooth = nncf.AdvancedSmoothQuantParameters(convolution=_SMOOTH, matmul=_SMOOTH)
             return nncf.quantize(
                 super()._convert(module, given), nncf.Dataset(samples), subset_size=len(samples),
                 model_type=nncf.ModelType.TRANSFORMER,
+                ignored_scope=nncf.IgnoredScope(patterns=list(_WHOLE), validate=False),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smooth),
             )  # fmt: skip
 
 
