@@ -34,7 +34,7 @@ from fewstep.precision import PaintPrecision
 
 _FORMAT = 1
 _WHOLE = (r".*conv_in.*", r".*conv_out.*", r".*time_emb.*")
-"""Parts of a UNet that int8 leaves as they are: its two ends and what its time goes through, a hundredth of its work."""
+"""Parts of a UNet that int8 leaves as they are: its two ends, and what its time goes through."""
 _SMOOTH = 0.5
 """How much of the reach of what comes into a layer is moved into its weights, 0 to 1, so that both fit 8 bits."""
 
