@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fewstep.errors import UserError
     from fewstep.models.options import Engine, Offload
     from fewstep.models.pipeline import Pipeline
-    from fewstep.precision import Precision
+    from fewstep.precision import PaintPrecision
     from fewstep.progress import Progress
 
 __all__ = [
@@ -26,15 +26,17 @@ _HOMES = {"Pipeline": "models.pipeline", "Progress": "progress", "UserError": "e
 
 def load(  # noqa: PLR0913  # as load_pipeline
     model: str | Path = "scenes-lcm", device: str = "auto", *, loras: Sequence[str | Path] = (),
-    engine: Engine = "torch", tiny_decoder: str | Path = "", precision: Precision = "auto", offload: Offload = "auto",
-    sampler: str = "auto", allow_download: bool = False, quiet: bool = False,
+    engine: Engine = "torch", tiny_decoder: str | Path = "", precision: PaintPrecision = "auto",
+    calibration_prompts: str = "", offload: Offload = "auto", sampler: str = "auto",
+    allow_download: bool = False, quiet: bool = False,
 ) -> Pipeline:  # fmt: skip
     """Loads a few-step model: `pipe = fewstep.load(); images = pipe("a red star", steps=4, seed=7)`.
 
     `model` is `scenes-lcm`, which is bundled, a folder that `distill` wrote, also of a run that has not ended, any
     LatentConsistencyModelPipeline folder, or a Hub id; `loras` are what --lora takes, each with its scale after a
     colon, as in `style.safetensors:0.8`; `device` is auto, cpu, cuda or mps; `engine` torch or openvino;
-    `tiny_decoder` one in TAESD's layout; `precision` is auto, fp32, bf16 or fp16; `offload` auto, on or off;
+    `tiny_decoder` one in TAESD's layout; `precision` is auto, fp32, bf16, fp16 or, with engine openvino, int8, which is
+    calibrated on the lines of a file `calibration_prompts`; `offload` auto, on or off;
     `sampler` auto, deterministic, consistency or the share of fresh noise between, 0 to 1; `allow_download` lets the
     header of a LoRA in that folder name what is fetched from the Hub; `quiet` keeps notes off stdout and stderr.
     Raises fewstep.errors.UserError for anything else.
@@ -49,6 +51,7 @@ def load(  # noqa: PLR0913  # as load_pipeline
         pipeline = load_painter(
             model, device, [parse_lora(str(given)) for given in loras], engine=engine, tiny_decoder=tiny_decoder,
             precision=precision, offload=offload, allow_download=allow_download,
+            calibration_prompts=calibration_prompts,
         )  # fmt: skip
     pipeline.use_sampler(sampler)
     return pipeline

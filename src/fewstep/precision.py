@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PaintPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+"""The same, and what an engine alone can paint in."""
 Quantisation = Literal["int8", "nf4"]
 """Fewer bits than a number format has, in which alone what does not learn can be held."""
 FrozenPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"]

@@ -101,7 +101,7 @@ def generate(config: Generate) -> None:
     pipeline = load_painter(
         config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config,
         engine=config.engine, tiny_decoder=config.tiny_decoder, overrides=config, precision=config.precision,
-        offload=config.offload, allow_download=config.allow_download,
+        offload=config.offload, allow_download=config.allow_download, calibration_prompts=config.calibration_prompts,
     )  # fmt: skip
     pipeline.use_sampler(config.sampler)
     pipeline.compile(config.compile)

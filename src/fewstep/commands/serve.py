@@ -11,7 +11,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import tyro
@@ -66,6 +66,10 @@ class Serve(PainterOptions):
     body_memory: int = 512
     """Most MiB of memory for what clients send and what is made of it: bodies, decoded pictures, answers. What does not
     fit is refused with status 503."""
+    replica: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Serve as one of several behind a load balancer that may send each request to another one: what this one alone
+    would know, pictures behind links and how far it has come, is refused. Leave it out where each client stays with
+    one."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -93,26 +97,12 @@ def serve(config: Serve) -> None:
     from fewstep.serve.budget import use_one_heap
 
     use_one_heap()
-    pipeline, engine, scales, lora_aliases = _make_engine(config)
-    aliases = _split_aliases(config.alias, pipeline.name)
-    from fewstep.serve.app import make_app
+    service, app, token = make_service(config)
     from fewstep.serve.listening import listen
     from fewstep.serve.server import make_server
-    from fewstep.serve.service import PaintService
-    from fewstep.serve.settings import ServerSettings
 
-    token = secrets.token_urlsafe(16) if config.token == "random" else config.token
-    local = ServerSettings().hosts
-    names = (*local, f"[{config.host}]" if ":" in config.host else config.host, *config.allowed_host)
-    hosts = ("*",) if config.host in ("0.0.0.0", "::") and not config.allowed_host else names
-    settings = ServerSettings(
-        token=token, hosts=hosts, origins=config.allowed_origin, connections=config.connections,
-        address_connections=config.address_connections, memory_bytes=config.body_memory << 20,
-    )  # fmt: skip
-    service = PaintService(engine, settings, scales, lora_aliases, aliases)
-    server = make_server(
-        make_app(service, list_vocabulary(pipeline)), config.host, config.port, service, config.deadline
-    )
+    pipeline, engine = service.pipeline, service.engine
+    server = make_server(app, config.host, config.port, service, config.deadline)
     listening = listen(config.host, config.port)
     port = listening.getsockname()[1]
     host = f"[{config.host}]" if ":" in config.host else config.host
@@ -128,6 +118,27 @@ def serve(config: Serve) -> None:
     finally:
         is_done = engine.close(0 if server.force_exit else config.deadline) and not server.force_exit
     print(f"fewstep: stopped; what was accepted is {'done' if is_done else 'not all done'}", flush=True)
+
+
+def make_service(config: Serve) -> tuple[Any, Any, str]:
+    """Returns the PaintService of a configuration, whose engine does not run yet, its application and its token."""
+    from fewstep.serve.app import make_app
+    from fewstep.serve.service import PaintService
+    from fewstep.serve.settings import ServerSettings
+
+    pipeline, engine, scales, lora_aliases = _make_engine(config)
+    aliases = _split_aliases(config.alias, pipeline.name)
+    token = secrets.token_urlsafe(16) if config.token == "random" else config.token
+    local = ServerSettings().hosts
+    names = (*local, f"[{config.host}]" if ":" in config.host else config.host, *config.allowed_host)
+    hosts = ("*",) if config.host in ("0.0.0.0", "::") and not config.allowed_host else names
+    settings = ServerSettings(
+        token=token, hosts=hosts, origins=config.allowed_origin, connections=config.connections,
+        address_connections=config.address_connections, memory_bytes=config.body_memory << 20,
+        alone=not config.replica,
+    )  # fmt: skip
+    service = PaintService(engine, settings, scales, lora_aliases, aliases)
+    return service, make_app(service, list_vocabulary(pipeline)), token
 
 
 def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[str, str]]:
@@ -147,6 +158,7 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
         config.base_config,
         engine=config.engine,
         precision=config.precision,
+        calibration_prompts=config.calibration_prompts,
         offload=config.offload,
         tiny_decoder=config.tiny_decoder,
         overrides=config,

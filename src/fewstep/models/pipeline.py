@@ -29,6 +29,7 @@ from fewstep.method.named import SAMPLERS
 from fewstep.method.sampling import sample_consistency
 from fewstep.models.card import CARD_FILE, LCM_LORA, MAX_STEPS, STYLE_LORA, read_method
 from fewstep.models.engines import with_engine
+from fewstep.models.engines.calibration import PHOTOGRAPHS, SCENES, Calibration, read_prompts
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.hub import check_asked
@@ -39,12 +40,12 @@ from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of, source_of
 from fewstep.models.model_files import find_exported
 from fewstep.models.offload import check_offload, settle
-from fewstep.models.options import Compile, Engine, Offload
+from fewstep.models.options import Compile, Engine, Offload, check_int8
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.models.vocabulary import WORDS, find_vocabulary, read_taught
-from fewstep.precision import Precision, Storage, choose_dtype, name_dtype
+from fewstep.precision import PaintPrecision, Storage, choose_dtype, name_dtype
 
 DIFFUSERS_GUIDANCE_SCALE = 8.5  # LatentConsistencyModelPipeline's default, for models that record none
 NO_PROMPT = "the prompt is empty: what is painted is left to the model"
@@ -205,11 +206,12 @@ class Pipeline:
     @torch.no_grad()
     def latents(
         self, cond: Cond, seeds: Sequence[int], steps: int, omega: float, *, start: Start | None = None,
-        strength: float = 1.0, count: Callable[[], None] = lambda: None,
+        strength: float = 1.0, count: Callable[[], None] = lambda: None, shape: Sequence[int] = (),
     ) -> Tensor:  # fmt: skip
-        """Paints z_0 `[b, c, h, w]` for conditions `[b, …]`, one seed a picture; ω in the paper's convention."""
+        """Paints z_0 `[b, c, h, w]` for conditions `[b, …]`, one seed a picture; ω in the paper's convention. `shape`
+        is that of a picture's latents where it is not the model's own."""
         model = self.model
-        draw = seeded_noise(seeds, model.codec.shape(model.resolution), model.device)
+        draw = seeded_noise(seeds, shape or model.codec.shape(model.resolution), model.device)
         omegas = torch.full((len(seeds),), omega, device=model.device)
         z, kept = (None, None) if start is None else start.encode(model.codec, draw)
         times, ends = self.jumps(steps, strength if start is not None else 1.0)
@@ -241,7 +243,8 @@ class Pipeline:
 def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load` does
     source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
     engine: Engine = "torch", tiny_decoder: str | Path = "", overrides: Overrides | None = None,
-    precision: Precision = "auto", offload: Offload = "auto", allow_download: bool = False,
+    precision: PaintPrecision = "auto", offload: Offload = "auto", allow_download: bool = False,
+    calibration_prompts: str = "",
 ) -> Pipeline:  # fmt: skip
     """Loads a few-step model from a run folder, a diffusers folder, a Hub id, or a folder with an LCM-LoRA that fewstep
     wrote; or a base for the LCM-LoRA among `loras`, which may be `scenes`, the bundled teacher.
@@ -249,8 +252,9 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
     `loras` are files with their scales, hung on together. `device` is auto, cpu, cuda or mps. `base_config` and
     `overrides` as in `load_latent_model`, `tiny_decoder` as `load_tiny_decoder` takes it. `precision` is what
     networks are kept and compute in; matrix products in fp32 are TF32's on GPUs that have it. `allow_download` lets a
-    LoRA's header name what is fetched from the Hub.
+    LoRA's header name what is fetched from the Hub; `calibration_prompts` is a file for precision int8.
     """
+    check_int8(engine, precision, calibration_prompts)
     source = find_exported(source)
     lora = Path(source) / DIFFUSERS_FILE
     if lora.is_file():
@@ -271,10 +275,10 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
     model = load_latent_model(source, storage.device, base_config, overrides, storage.dtype, home)
     if lora.is_file() and header.get("fewstep.method") == STYLE_LORA and len(loras) == 1:
         check_painted_beside(model, lora.parent.parent if lora.parent.name == "model" else lora.parent)
-    return finish_pipeline(model, loras, engine, tiny_decoder, precision, offload, home)
+    return finish_pipeline(model, loras, engine, tiny_decoder, precision, offload, home, calibration_prompts)
 
 
-def pick_storage(device: str, engine: Engine, precision: Precision, offload: Offload) -> Storage:
+def pick_storage(device: str, engine: Engine, precision: PaintPrecision, offload: Offload) -> Storage:
     """Returns where and in what a model that paints is kept: on a GPU it is put once it is known whether it fits.
 
     On a GPU matrix products in fp32 become TF32's.
@@ -286,12 +290,13 @@ def pick_storage(device: str, engine: Engine, precision: Precision, offload: Off
         torch.set_float32_matmul_precision("high")
         loaded = torch.device("cpu")
     # OpenVINO compiles what is in fp32 for the format that it computes in.
-    return Storage(loaded, torch.float32 if engine == "openvino" else choose_dtype(precision, chosen), chosen)
+    dtype = torch.float32 if engine == "openvino" or precision == "int8" else choose_dtype(precision, chosen)
+    return Storage(loaded, dtype, chosen)
 
 
-def finish_pipeline(
+def finish_pipeline(  # as load_pipeline
     model: LatentModel, loras: Sequence[tuple[Path, float]], engine: Engine, tiny_decoder: str | Path,
-    precision: Precision, offload: Offload, home: torch.device,
+    precision: PaintPrecision, offload: Offload, home: torch.device, calibration_prompts: str = "",
 ) -> Pipeline:  # fmt: skip
     """Makes the pipeline of a loaded model with all that is given beside it, as `load_pipeline` takes it."""
     if tiny_decoder:
@@ -299,7 +304,26 @@ def finish_pipeline(
         model = dataclasses.replace(model, codec=model.codec.with_tiny_decoder(decoder))
     if loras:
         model = with_loras(model, loras)
-    return Pipeline(with_engine(settle(model, home, offload), engine, precision))
+    model = settle(model, home, offload)
+    calibration = make_calibration(model, calibration_prompts) if precision == "int8" else None
+    pipeline = Pipeline(with_engine(model, engine, precision, calibration))
+    if calibration is not None:
+        pipeline.precision = "int8"
+    return pipeline
+
+
+def make_calibration(model: LatentModel, file: str = "") -> Calibration:
+    """Returns what int8 is calibrated on: prompts of a file, or bundled ones that the model knows, painted as ever."""
+    words = Pipeline(model).vocabulary
+    prompts = read_prompts(file) if file else PHOTOGRAPHS if words is None else SCENES
+
+    def paint(watched: LatentModel, part: Sequence[str], shape: Sequence[int]) -> None:
+        pipeline = Pipeline(watched)
+        omega = model.family.omega_of(pipeline.guidance_scale)
+        steps = min(max(DEFAULT_STEPS, pipeline.steps), pipeline.most_steps())
+        pipeline.latents(watched.conditioner.encode(part), range(len(part)), steps, omega, shape=shape)
+
+    return Calibration(prompts, paint)
 
 
 def check_painted_beside(model: LatentModel, style: Path) -> None:

@@ -26,12 +26,12 @@ from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.lora.source import source_of
 from fewstep.models.network import BackboneNetwork
-from fewstep.models.options import Engine, Offload
+from fewstep.models.options import Engine, Offload, check_int8
 from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pick_storage
 from fewstep.models.run_folder import CHECKPOINTS, CONFIG_FILE, find_run
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.vocabulary import parse_texts
-from fewstep.precision import Precision, Storage
+from fewstep.precision import PaintPrecision, Storage
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import BASE_FILE
 from fewstep.train.checkpoint import NUMBERS_FILE, TENSORS_FILE, Checkpoints, why_spoilt
@@ -46,9 +46,11 @@ logger = logging.getLogger(__name__)
 def load_painter(  # noqa: PLR0913  # as load_pipeline
     source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
     engine: Engine = "torch", tiny_decoder: str | Path = "", overrides: Overrides | None = None,
-    precision: Precision = "auto", offload: Offload = "auto", allow_download: bool = False,
+    precision: PaintPrecision = "auto", offload: Offload = "auto", allow_download: bool = False,
+    calibration_prompts: str = "",
 ) -> Pipeline:  # fmt: skip
     """Loads what `load_pipeline` does, and runs that have not ended, or any whole checkpoint of a run."""
+    check_int8(engine, precision, calibration_prompts)
     storage = pick_storage(device, engine, precision, offload)
     loaded: dict[Path, LatentModel] = {}
 
@@ -65,13 +67,16 @@ def load_painter(  # noqa: PLR0913  # as load_pipeline
         return load_pipeline(
             source, device, loras, base_config, engine=engine, tiny_decoder=tiny_decoder, overrides=overrides,
             precision=precision, offload=offload, allow_download=allow_download,
+            calibration_prompts=calibration_prompts,
         )  # fmt: skip
     if loaded[checkpoint].card.method == STYLE_LORA and not loras and not loaded[checkpoint].is_few_step:
         run = find_run(checkpoint.parent.parent)
         said = run.describe() if run else str(source)
         raise UserError(f"{said}; a style paints beside a few-step model, with --lora, once it has ended")
     home = storage.home or storage.device
-    return finish_pipeline(loaded[checkpoint], loras, engine, tiny_decoder, precision, offload, home)
+    return finish_pipeline(
+        loaded[checkpoint], loras, engine, tiny_decoder, precision, offload, home, calibration_prompts
+    )
 
 
 class UnfitError(UserError):

@@ -38,11 +38,7 @@ class BoundedBody:
                 message = await self._receive()
             self._count_bytes(len(message.get("body", b"")))
         except TimeoutError:
-            self._refusal = RefusedError(
-                f"the body took more than {self._seconds:g} s to arrive; send it faster, or less",
-                status=408,
-                code="too_slow",
-            )
+            self._refusal = refuse_slow(self._seconds)
             return {"type": "http.disconnect"}
         except RefusedError as error:
             self._refusal = error
@@ -82,3 +78,9 @@ def refuse_large(most: int) -> RefusedError:
     """Returns the refusal of a body that is larger than so many bytes."""
     limit = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
     return RefusedError(f"the body is larger than {limit}; send less", status=413, code="body_too_large")
+
+
+def refuse_slow(seconds: float) -> RefusedError:
+    """Returns the refusal of a body that has not arrived in so many seconds."""
+    message = f"the body took more than {seconds:g} s to arrive; send it faster, or less"
+    return RefusedError(message, status=408, code="too_slow")

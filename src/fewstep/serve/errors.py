@@ -32,6 +32,11 @@ class RefusedError(Exception):
         return JSONResponse(self.content(), self.status, self.headers)
 
 
+def refuse_alone(reason: str, param: str | None = None) -> RefusedError:
+    """Returns the refusal of what only a server that is alone can answer."""
+    return RefusedError(f"this server is one of several replicas, and {reason}", param=param, code="one_of_several")
+
+
 def _write_line(text: str) -> str:
     """Returns a text, what clients sent in it, as one line that JSON and a terminal can hold."""
     return show(text, _MOST_LETTERS).replace("\n", "\\n").replace("\t", "\\t")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fewstep.data.masks import Fill
 from fewstep.serve.acceptance import AcceptedRequest, PaintRequest
-from fewstep.serve.errors import RefusedError, to_refusal
+from fewstep.serve.errors import RefusedError, refuse_alone, to_refusal
 from fewstep.serve.openai_fields import ObeyedFields, check_answer
 from fewstep.serve.service import PaintService
 
@@ -30,6 +30,8 @@ def make_request(
     """Makes the request that the engine's side understands, from `start` where there is one. Raises RefusedError."""
     service.acceptance.check_model(asked.model)
     check_answer(asked)
+    if asked.response_format == "url" and not service.settings.alone:
+        raise refuse_alone("a link would lead to one of them alone; send response_format b64_json", "response_format")
     return PaintRequest(
         prompt=asked.prompt, negative_prompt=asked.negative_prompt, n=asked.n, seed=asked.seed, steps=asked.steps,
         guidance_scale=asked.guidance_scale, size=asked.size, loras=asked.loras, start=start, mask=mask, fill=fill,

@@ -13,6 +13,7 @@ from fewstep.data.infotext import read_infotext
 from fewstep.serve import fields
 from fewstep.serve.bodies import BodyRoute
 from fewstep.serve.client_pictures import read_parameters
+from fewstep.serve.errors import refuse_alone
 from fewstep.serve.sdapi_fields import Options
 from fewstep.serve.sdapi_hires import LATENT_MODES, UPSCALERS
 from fewstep.serve.service import PaintService
@@ -114,6 +115,8 @@ def _add_state(router: APIRouter, service: PaintService) -> None:
 
     @router.get("/progress")
     async def progress() -> dict[str, Any]:
+        if not service.settings.alone:
+            raise refuse_alone("another one may be painting; wait for the answer")
         part, jobs = service.engine.progress()
         state = {
             "skipped": False, "interrupted": False, "stopping_generation": False, "job": "", "job_count": jobs,

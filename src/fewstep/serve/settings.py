@@ -44,3 +44,6 @@ class ServerSettings:
     """Bounds pixels × pictures × steps of one request."""
     sockets: int = 32
     """Most pages that are open at a time."""
+    alone: bool = True
+    """Whether all requests of a client come to this server. Else what it alone would know, pictures behind links and
+    how far it has come, is refused."""

@@ -84,14 +84,14 @@ def make_routes(service: PaintService) -> APIRouter:
                     await _refuse(socket, None, RefusedError("the server goes down", status=503, code="shutting_down"))
                     continue
                 if message is None:
-                    await _refuse(socket, None, RefusedError("the message is binary; send JSON, as text"))
+                    await refuse_binary(socket)
                     continue
                 if page.task is not None:
                     page.task.cancel()  # latest wins
                     with contextlib.suppress(asyncio.CancelledError):
                         await page.task
                 page.last = time.monotonic()
-                page.task = asyncio.create_task(_answer(service, page, message))
+                page.task = asyncio.create_task(answer_message(service, page, message))
                 del message  # it may be large, and the next one may be long in coming
         except (WebSocketDisconnect, RuntimeError):  # gone
             pass
@@ -111,7 +111,8 @@ async def _receive(socket: WebSocket) -> str | None:
     return message.get("text")
 
 
-async def _answer(service: PaintService, page: Page, message: str) -> None:
+async def answer_message(service: PaintService, page: Page, message: str) -> None:
+    """Sends a page what a message asks for, or why it is refused."""
     seq: int | None = None
     hold = Hold(service.budget)
     try:
@@ -130,6 +131,11 @@ async def _answer(service: PaintService, page: Page, message: str) -> None:
     finally:
         hold.release()
         page.last = time.monotonic()
+
+
+async def refuse_binary(socket: WebSocket) -> None:
+    """Tells a page that its message is not text."""
+    await _refuse(socket, None, RefusedError("the message is binary; send JSON, as text"))
 
 
 async def _refuse(socket: WebSocket, seq: int | None, refusal: RefusedError) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from fewstep.models.engines.calibration import Calibration
 from fewstep.models.family import LatentModel
 from fewstep.models.options import Engine
-from fewstep.precision import Precision
+from fewstep.precision import PaintPrecision
 
 
-def with_engine(model: LatentModel, engine: Engine, precision: Precision = "auto") -> LatentModel:
+def with_engine(
+    model: LatentModel, engine: Engine, precision: PaintPrecision = "auto", calibration: Calibration | None = None
+) -> LatentModel:  # fmt: skip
     """Returns `model` computed by that engine; with `openvino` its LoRAs are merged into it for good, and `auto` is
-    bf16 where the processor has instructions for it."""
+    bf16 where the processor has instructions for it; for `int8` it takes a calibration."""
     if engine == "torch":
         return model
     from fewstep.models.engines.openvino import on_openvino
 
-    return on_openvino(model, precision)
+    return on_openvino(model, precision, calibration=calibration)
