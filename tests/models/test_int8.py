@@ -81,7 +81,6 @@ def test_a_processor_without_vnni_is_refused_and_nncf_asked_for(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("nncf") is None, reason="NNCF is not installed")
 def test_pictures_in_8_bits_are_nearly_those_in_32_and_it_calibrates_once(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
     wanted = levels(load_pipeline(assets.SCENES_LCM, "cpu"))
