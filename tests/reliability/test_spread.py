@@ -10,12 +10,12 @@ from torch.distributed.tensor import DTensor
 
 from fewstep.commands.distill import load_teacher, make_path, make_student
 from fewstep.errors import UserError
+from fewstep.parallel.sharding import gather_tensor, is_spread
 from fewstep.parallel.world import current_world
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
 from fewstep.train.loop import fit
-from fewstep.train.state import gather_tensor, is_spread
 from ranks import run_ranks
 
 

@@ -16,6 +16,7 @@ from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork
+from fewstep.parallel.sharding import is_spread
 from fewstep.recipes.distill import Distill
 
 if TYPE_CHECKING:
@@ -82,11 +83,19 @@ def _check_stage(config: Distill, card: StudentCard) -> None:
         )
 
 
+def _load_student(folder: Path, teacher: LatentModel) -> LatentModel:
+    """Loads it as the teacher is held."""
+    if not is_spread(teacher.network):
+        return load_latent_model(folder, teacher.device)
+    spread: LatentModel = importlib.import_module("fewstep.models.spreading").load_spread(folder, teacher.device)
+    return spread
+
+
 def _load_network(config: Distill, teacher: LatentModel) -> Begun:
     folder = Path(find_exported(config.start))
     if folder.suffix == ".safetensors" or (folder / LORA_FILE).is_file():
         raise UserError(f"{config.start} is a LoRA, which goes on as one; give its --lora-rank too")
-    model = load_latent_model(folder, teacher.device)
+    model = _load_student(folder, teacher)
     if not model.is_student:
         raise UserError(f"{config.start} is not a few-step model with an input for guidance; give one")
     if model.family is not teacher.family or model.network.parameterisation != teacher.network.parameterisation:
