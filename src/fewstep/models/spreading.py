@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from fewstep.models.hashes import list_weights, update_hash
 from fewstep.models.loading import load_latent_model
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.scheduler import Overrides
-from fewstep.parallel.sharding import find_plain_class, find_rows, gather_tensor, shard
+from fewstep.parallel.sharding import find_plain_class, find_rows, gather_tensor, local_size, shard
 from fewstep.parallel.world import current_world
 
 _STORED = "stored_in"
@@ -35,7 +36,7 @@ def load_spread(
     One whose weights do not lie in a folder of diffusers' own names (a single file, a LoRA merged into it) is read
     whole by every process first. All processes call it together.
     """
-    model = load_latent_model(source, torch.device("cpu"), base_config, overrides, home=home, shaped=True)
+    model = _load_in_turn(source, home, base_config, overrides)
     network = model.network
     stored = network.backbone.__dict__.pop(_STORED, None)
     shard(network.backbone, network.blocks)
@@ -43,7 +44,25 @@ def load_spread(
         _allocate(network.backbone, home)
         _fill(network.backbone, stored)
     network.backbone.to(home)
-    return model.settle_around(home)
+    return model
+
+
+def _load_in_turn(
+    source: str | Path, home: torch.device, base_config: str, overrides: Overrides | None
+) -> LatentModel:  # fmt: skip
+    """Loads all but the network, which is shaped alone. Where text encoders go to a GPU the processes of a machine load
+    them one after another, so that its main memory holds those of one at a time."""
+    world, turns = current_world(), 1 if home.type == "cpu" else local_size()
+    own = int(os.environ.get("LOCAL_RANK", "0")) % turns
+    model: LatentModel | None = None
+    for turn in range(turns):
+        if turn == own:
+            model = load_latent_model(source, torch.device("cpu"), base_config, overrides, home=home, shaped=True)
+            model = model.settle_around(home)
+        if turns > 1:
+            world.wait()
+    assert model is not None
+    return model
 
 
 def shape_network(kind: Any, folder: Path, files: Sequence[Path], dtype: torch.dtype) -> Any | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
+from fewstep.parallel.world import current_world
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -41,6 +43,11 @@ def gather_tensor(value: Tensor) -> Tensor:
 def is_spread(module: nn.Module) -> bool:
     """Returns whether every process holds a part of its weights."""
     return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+
+
+def local_size() -> int:
+    """Returns how many of the run's processes are on this machine: what whoever started them says, or all."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or current_world().size
 
 
 def find_rows(value: DTensor) -> slice:

@@ -1,0 +1,186 @@
+"""A network that is spread is built where it ends: each process reads its rows, and holds no more than them."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+
+from fewstep.data.worlds.scenes import Scenes
+from fewstep.models import scenes_model, spreading
+from fewstep.models.hashes import weights_sha256
+from fewstep.models.loading import load_latent_model
+from fewstep.parallel.sharding import is_spread
+from fewstep.parallel.world import current_world
+from flow_miniatures import TRANSFORMERS
+from miniatures import save_miniature
+from ranks import run_ranks
+
+CPU = torch.device("cpu")
+
+
+class Counted:
+    """An open safetensors file that counts the bytes that are taken out of it."""
+
+    def __init__(self, file, taken):
+        self._file, self._taken = file, taken
+
+    def __enter__(self):
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self._file.__exit__(*error)
+
+    def keys(self):
+        return self._file.keys()
+
+    def get_slice(self, name):
+        return CountedSlice(self._file.get_slice(name), self._taken)
+
+    def get_tensor(self, name):
+        value = self._file.get_tensor(name)
+        self._taken.append(value.nbytes)
+        return value
+
+
+class CountedSlice:
+    def __init__(self, rows, taken):
+        self._rows, self._taken = rows, taken
+
+    def get_shape(self):
+        return self._rows.get_shape()
+
+    def __getitem__(self, where):
+        value = self._rows[where]
+        self._taken.append(value.nbytes)
+        return value
+
+
+def count_reads(monkeypatch):
+    taken, plain = [], spreading.open_safetensors
+    monkeypatch.setattr(spreading, "open_safetensors", lambda path: Counted(plain(path), taken))
+    return taken
+
+
+def whole_state(network):
+    gathered = spreading.gather_network(network) if is_spread(network) else network
+    return None if gathered is None else gathered.backbone.state_dict()
+
+
+def check_same(spread, whole):
+    state = whole_state(spread)
+    if state is not None:
+        wanted = whole.backbone.state_dict()
+        assert state.keys() == wanted.keys()
+        assert all(value.dtype == wanted[name].dtype for name, value in state.items())
+        assert [name for name, value in state.items() if not torch.equal(value, wanted[name])] == []
+        beside = dict(spread.backbone.named_buffers())
+        for name, value in whole.backbone.named_buffers():
+            assert torch.equal(beside[name], value), name
+
+
+def build(folders):
+    with pytest.MonkeyPatch.context() as patched:
+        for folder in folders:
+            whole = load_latent_model(folder, CPU)
+            taken = count_reads(patched)
+            model = spreading.load_spread(folder, CPU)
+            patched.undo()
+            assert all(hasattr(value, "full_tensor") for value in model.network.parameters())
+            assert not any(value.requires_grad for value in model.network.parameters())
+            assert len(taken) > 10
+            assert not model.network.backbone.training
+            check_same(model.network, whole.network)
+            assert weights_sha256(model.network.backbone) == weights_sha256(whole.network.backbone)
+            for told in (False, True):
+                student = model.network.to_student(8, told_end=told)
+                again = whole.network.to_student(8, told_end=told)
+                assert all(value.requires_grad for value in student.parameters())
+                assert student.takes_end is told
+                assert student.backbone.training is again.backbone.training
+                check_same(student, again)
+                assert dict(student.backbone.config) == dict(again.backbone.config)
+                check_same(spreading.copy_spread(student), again)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
+
+
+def test_spread_networks_are_bit_for_bit_what_whole_ones_are(tokenizer, tmp_path):
+    folders = [save_miniature("sdxl", tokenizer, tmp_path / "sdxl")]
+    folders += [TRANSFORMERS[name](tokenizer, tmp_path / name) for name in ("sd3", "qwen")]
+    run_ranks(3, build, folders)
+
+
+def measure(folder, out):
+    """Writes the bytes that this process reads of the network, and the most that it holds at a time meanwhile."""
+    network_bytes = sum(
+        value.nbytes for path in (folder / "unet").glob("*.safetensors") for value in load_file(path).values()
+    )
+    copies = []
+    import torch.distributed.fsdp  # noqa: F401  # beforehand
+
+    with pytest.MonkeyPatch.context() as patched:
+        taken = count_reads(patched)
+        current_world().wait()
+        with Peak() as peak:
+            model = spreading.load_spread(folder, CPU)
+            copies.append(model.network.to_student(8))
+            copies.append(spreading.copy_spread(copies[0]))
+    held = sum(value.to_local().nbytes for value in model.network.parameters())
+    largest = max(value.numel() * 4 for value in model.network.parameters())
+    said = current_world().gather(
+        {"read": sum(taken), "most": peak.most, "held": held, "largest": largest, "network": network_bytes}
+    )
+    if current_world().main:
+        out.write_text(json.dumps(said))
+
+
+class Peak:
+    """The most anonymous memory that this process takes beyond what it had: what is its own, files that are mapped
+    aside."""
+
+    def __enter__(self):
+        self._before, self._going = self._read(), True
+        self.most = 0
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._going = False
+        self._thread.join()
+
+    def _watch(self):
+        while self._going:
+            self.most = max(self.most, self._read() - self._before)
+            time.sleep(0.002)
+
+    def _read(self):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from /proc")
+def test_each_process_reads_its_rows_and_holds_no_more(tokenizer, tmp_path):
+    folder = save_miniature("sd15", tokenizer, tmp_path / "wide")
+    config = {**UNet2DConditionModel.load_config(folder / "unet"), "block_out_channels": (128, 512)}
+    shutil.rmtree(folder / "unet")
+    UNet2DConditionModel.from_config({**config, "layers_per_block": 2}).save_pretrained(
+        folder / "unet", max_shard_size="40MB"
+    )
+    assert len([*(folder / "unet").glob("*-of-*.safetensors")]) > 2
+    run_ranks(4, measure, folder, tmp_path / "said.json")
+    for said in json.loads((tmp_path / "said.json").read_text()):
+        assert said["read"] <= 1.02 * said["network"] / 4
+        assert said["held"] <= 1.02 * said["network"] / 4
+        # Teacher, student and average are three networks, of each of which a quarter is here.
+        assert said["most"] <= 3.1 * said["network"] / 4 + 2 * said["largest"] + 24 * 2**20
