@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from fewstep.files import open_safetensors
@@ -20,7 +21,7 @@ from fewstep.models.hashes import list_weights, update_hash
 from fewstep.models.loading import load_latent_model
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.scheduler import Overrides
-from fewstep.parallel.sharding import find_plain_class, find_rows, gather_tensor, local_size, shard
+from fewstep.parallel.sharding import count_local, find_mesh, find_plain_class, find_rows, gather_tensor, shard
 from fewstep.parallel.world import current_world
 
 _STORED = "stored_in"
@@ -29,9 +30,11 @@ _Network = TypeVar("_Network", bound=BackboneNetwork)
 
 
 def load_spread(
-    source: str | Path, home: torch.device, base_config: str = "", overrides: Overrides | None = None
-) -> LatentModel:
-    """Loads a model as `load_latent_model` does, in fp32, but of its network each process its own part alone.
+    source: str | Path, home: torch.device, base_config: str = "", overrides: Overrides | None = None, *,
+    mesh: DeviceMesh | None = None,
+) -> LatentModel:  # fmt: skip
+    """Loads a model as `load_latent_model` does, in fp32, but of its network each process its own part alone: one of
+    all, or of those that `mesh` says.
 
     One whose weights do not lie in a folder of diffusers' own names (a single file, a LoRA merged into it) is read
     whole by every process first. All processes call it together.
@@ -39,7 +42,7 @@ def load_spread(
     model = _load_in_turn(source, home, base_config, overrides)
     network = model.network
     stored = network.backbone.__dict__.pop(_STORED, None)
-    shard(network.backbone, network.blocks)
+    shard(network.backbone, network.blocks, mesh)
     if stored is not None:
         _allocate(network.backbone, home)
         _fill(network.backbone, stored)
@@ -52,7 +55,7 @@ def _load_in_turn(
 ) -> LatentModel:  # fmt: skip
     """Loads all but the network, which is shaped alone. Where text encoders go to a GPU the processes of a machine load
     them one after another, so that its main memory holds those of one at a time."""
-    world, turns = current_world(), 1 if home.type == "cpu" else local_size()
+    world, turns = current_world(), 1 if home.type == "cpu" else count_local()
     own = int(os.environ.get("LOCAL_RANK", "0")) % turns
     model: LatentModel | None = None
     for turn in range(turns):
@@ -97,7 +100,7 @@ def copy_spread(
     if (told_end or network.takes_end) and not copy.takes_end:
         with _parameters_on_meta():
             copy.hang_end()
-    shard(copy.backbone, copy.blocks)
+    shard(copy.backbone, copy.blocks, find_mesh(given))
     _allocate(copy.backbone, next(given.parameters()).device)
     _copy_parts(copy.backbone, given, begins or {})
     copied: _Network = copy

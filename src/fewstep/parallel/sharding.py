@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,44 @@ from fewstep.errors import UserError
 from fewstep.parallel.world import current_world
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
+Distribution = Literal["ddp", "fsdp", "hybrid"]
 
-def shard(module: nn.Module, blocks: Sequence[nn.Module], whole: set[nn.Parameter] | None = None) -> None:
-    """Leaves each process a part of every weight but those that stay `whole`; all of a block is put together while it
+
+def count_local() -> int:
+    """Returns how many of the run's processes are on this machine: what whoever started them says, or all."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or current_world().size
+
+
+def make_mesh(distribution: Distribution) -> DeviceMesh | None:
+    """Returns which processes hold the parts of a network: all of them together (None), or with `hybrid` those of each
+    machine, so that machines exchange gradients alone. All processes call it together.
+
+    Raises UserError where machines have different numbers of processes.
+    """
+    world = current_world()
+    here = count_local()
+    if distribution != "hybrid" or here == world.size:
+        return None
+    if len({*world.gather(here)}) > 1 or world.size % here:
+        raise UserError("--distribution hybrid needs as many processes on every machine; give fsdp, or start so many")
+    from torch.distributed.device_mesh import init_device_mesh
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return init_device_mesh(device, (world.size // here, here), mesh_dim_names=("machines", "parts"))
+
+
+def find_mesh(module: nn.Module) -> DeviceMesh:
+    """Returns that of a module that is spread."""
+    spread: Any = next(value for value in module.parameters() if hasattr(value, "full_tensor"))
+    mesh: DeviceMesh = spread.device_mesh
+    return mesh
+
+
+def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh | None = None) -> None:
+    """Leaves each process of a mesh, or of all, a part of every weight; all of a block is put together while it
     computes (FSDP2). What rests in main memory comes to the process's device, a block at a time."""
     from torch.distributed.fsdp import FSDPModule, fully_shard  # seconds, of which a picture has no need
 
@@ -25,7 +58,7 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], whole: set[nn.Paramete
         raise UserError(f"--distribution fsdp needs a newer torch than {torch.__version__}; take ddp, or a newer one")
     for part in (*blocks, module):
         # By default the outermost is left whole after a forward pass, and one without a backward pass leaves it so.
-        fully_shard(part, reshard_after_forward=True, ignored_params=whole)
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
@@ -43,11 +76,6 @@ def gather_tensor(value: Tensor) -> Tensor:
 def is_spread(module: nn.Module) -> bool:
     """Returns whether every process holds a part of its weights."""
     return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
-
-
-def local_size() -> int:
-    """Returns how many of the run's processes are on this machine: what whoever started them says, or all."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or current_world().size
 
 
 def find_rows(value: DTensor) -> slice:

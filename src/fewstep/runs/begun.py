@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import UserError
 from fewstep.method.named import HALVING, METHODS
@@ -16,7 +16,7 @@ from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork
-from fewstep.parallel.sharding import is_spread
+from fewstep.parallel.sharding import find_mesh, is_spread
 from fewstep.recipes.distill import Distill
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def _load_student(folder: Path, teacher: LatentModel) -> LatentModel:
     """Loads it as the teacher is held."""
     if not is_spread(teacher.network):
         return load_latent_model(folder, teacher.device)
-    spread: LatentModel = importlib.import_module("fewstep.models.spreading").load_spread(folder, teacher.device)
+    mesh = find_mesh(teacher.network)
+    spreading: Any = importlib.import_module("fewstep.models.spreading")  # imported only where a run wants it
+    spread: LatentModel = spreading.load_spread(folder, teacher.device, mesh=mesh)
     return spread
 
 

@@ -13,6 +13,7 @@ from fewstep.models.card import StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
+from fewstep.parallel.sharding import make_mesh
 from fewstep.parallel.world import current_world
 from fewstep.precision import FrozenPrecision, Precision, choose_dtype
 from fewstep.recipes.consistency import ConsistencyConfig
@@ -137,7 +138,8 @@ def load_base(config: TrainingConfig, source: str) -> LatentModel:
     device = pick_device(config.device)
     if spreads_base(config):
         spreading: Any = importlib.import_module("fewstep.models.spreading")
-        spread: LatentModel = spreading.load_spread(source, device, config.base_config, config)
+        mesh = make_mesh(getattr(config, "distribution", "ddp"))
+        spread: LatentModel = spreading.load_spread(source, device, config.base_config, config, mesh=mesh)
         return spread
     if config.quantisation is None or device.type == "cpu":
         return load_latent_model(source, device, config.base_config, config)
@@ -151,9 +153,11 @@ def spreads_base(config: TrainingConfig) -> bool:
     One whose features are judged stays whole, since it is asked for some of its blocks alone; and one whose walkers
     may have nothing to ask in some of the processes.
     """
-    if current_world().size == 1 or not isinstance(config, ConsistencyConfig) or config.distribution == "ddp":
+    if current_world().size == 1 or getattr(config, "distribution", "ddp") == "ddp":
         return False
-    return bool(config.lora_rank) or not (getattr(config, "adversarial", 0.0) or config.has_walkers)
+    if not isinstance(config, ConsistencyConfig) or config.lora_rank:
+        return True
+    return not (getattr(config, "adversarial", 0.0) or config.has_walkers)
 
 
 def choose_frozen_dtype(frozen: FrozenPrecision, computing: Precision, model: LatentModel) -> torch.dtype:

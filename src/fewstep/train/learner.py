@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
@@ -16,8 +16,6 @@ from fewstep.diffusion.prediction import Network
 from fewstep.method.step import TargetName
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
-
-Distribution = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.spreading import copy_spread, gather_network
-from fewstep.parallel.sharding import is_spread, shard
+from fewstep.parallel.sharding import Distribution, is_spread, make_mesh, shard
 from fewstep.parallel.world import current_world
-from fewstep.train.learner import Distribution, Learner, learn_every_weight, replicate
+from fewstep.train.learner import Learner, learn_every_weight, replicate
 from fewstep.train.trainable import as_student
 
 
@@ -82,10 +82,11 @@ def _spread(learner: Learner, distribution: Distribution) -> Learner:
     match distribution:
         case "ddp":
             return replicate(learner)
-        case "fsdp":
+        case "fsdp" | "hybrid":
+            mesh = make_mesh(distribution)
             for network in filter(None, (learner.weights, learner.averaged, learner.target_average)):
                 assert isinstance(network, BackboneNetwork)
-                shard(network.backbone, network.blocks)
+                shard(network.backbone, network.blocks, mesh)
             return learner
         case _:
             assert_never(distribution)
