@@ -11,12 +11,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from fewstep.commands.distill import distill
+from fewstep.commands.train_lora import train_lora
 from fewstep.data.worlds.scenes import Scenes
+from fewstep.errors import UserError
 from fewstep.models import scenes_model, spreading
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.parallel.sharding import is_spread
 from fewstep.parallel.world import current_world
+from fewstep.recipes.distill import Distill
+from fewstep.recipes.train_lora import TrainLora
 from flow_miniatures import TRANSFORMERS
 from miniatures import save_miniature
 from ranks import run_ranks
@@ -142,6 +147,52 @@ def measure(folder, out):
     )
     if current_world().main:
         out.write_text(json.dumps(said))
+
+
+SHORT = {
+    "resolution": 16, "batch_size": 4, "steps": 2, "log_every": 1, "device": "cpu", "pictures": 8, "ema_decay": 0.5,
+    "sample_every": 0,
+}  # fmt: skip
+
+
+def run_distill(teacher, folder, distribution, changes):
+    given = {"guidance_range": (3.0, 3.0), "guidance_scale": 3.0, **SHORT, **changes}
+    distill(Distill(teacher=str(teacher), data="scenes", out=folder, distribution=distribution, **given))
+
+
+def run_style(model, folder, distribution):
+    given = {name: value for name, value in SHORT.items() if name != "sample_every"}
+    train_lora(TrainLora(model=str(model), data="scenes", out=folder, lora_rank=2, distribution=distribution, **given))
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
+
+
+def test_a_style_on_a_spread_base_learns_what_it_does_on_a_whole_one(tokenizer, tmp_path):
+    model = save_miniature("sd15", tokenizer, tmp_path / "model")
+    run_ranks(1, run_style, model, tmp_path / "1", "ddp")
+    run_ranks(2, run_style, model, tmp_path / "2", "fsdp")
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+    assert (tmp_path / "2/model/pytorch_lora_weights.safetensors").is_file()
+    with pytest.raises(UserError, match="nf4 is held whole in every process; give --distribution ddp"):
+        TrainLora(frozen_precision="nf4", distribution="fsdp")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"method": "any-step", "sample_every": 2}, {"method": "any-step", "lora_rank": 2}], ids=str
+)
+def test_what_is_told_an_end_is_built_spread_too(tokenizer, tmp_path, changes):
+    """Of a transformer, whose input for the end its own class has not; what a spread run exports is loaded."""
+    teacher = TRANSFORMERS["sd3"](tokenizer, tmp_path / "teacher")
+    run_ranks(1, run_distill, teacher, tmp_path / "1", "ddp", changes)
+    run_ranks(2, run_distill, teacher, tmp_path / "2", "fsdp", changes)
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+    if not changes.get("lora_rank"):
+        models = [load_latent_model(tmp_path / f"{size}/model", CPU) for size in (1, 2)]
+        one, two = (model.network.state_dict() for model in models)
+        assert one.keys() == two.keys()
+        assert any(".end." in name for name in two)
 
 
 class Peak:
