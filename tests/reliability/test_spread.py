@@ -176,6 +176,7 @@ def test_adapters_on_a_spread_base_go_on_on_a_whole_one_and_the_other_way_round(
     ("changes", "said"),
     [
         ({"frozen_precision": "nf4"}, "nf4 is held whole in every process; give --distribution ddp"),
+        ({"method": "any-step", "target_decay": None}, "walkers do not ask a base equally often"),
         ({"adversarial": 0.1}, "--adversarial asks a base for more than one LoRA does"),
         ({"method": "tdm", "start": "x", "target_decay": None}, "--method tdm asks a base for more"),
     ],

@@ -184,7 +184,7 @@ def _say_start(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]
 
 def _spreads_teacher(recipe: Distill) -> bool:
     """Returns whether a run that spreads anything loads the teacher spread, as `runs.learning.spreads_base` has it."""
-    return bool(recipe.lora_rank) or not recipe.adversarial
+    return bool(recipe.lora_rank) or not (recipe.adversarial or recipe.has_walkers)
 
 
 def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
@@ -307,7 +307,8 @@ def _count_sharded(recipe: Distill, one: Need, alone: int, gpus: int) -> int:
     """Counts the bytes of one GPU when weights, averages, gradients and moments are split among several.
 
     While a block computes, all of it, at most a quarter of the weights, is gathered. The teacher, in bf16, is split as
-    they are; but where its features are judged it is whole, and each GPU builds the others whole too.
+    they are; but where its features are judged, or walkers ask it, it is whole, and each GPU builds the others whole
+    too.
     """
     averages = (recipe.ema_decay > 0) + (recipe.second_decay is not None)
     bytes_each = 4 + 4 * averages + 4 + MOMENTS["adamw"]

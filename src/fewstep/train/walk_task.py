@@ -14,7 +14,6 @@ from fewstep.method.batch import TrainingBatch
 from fewstep.method.paths import kept_path
 from fewstep.method.step import Method
 from fewstep.method.walks import Walk, find_stop
-from fewstep.parallel.world import current_world
 from fewstep.train.distill_task import Answers, DistillTask, TimeAndGuidance
 from fewstep.train.learner import Learner
 
@@ -125,17 +124,13 @@ class WalkTask(DistillTask):
 
     def _catch_up(self, counters: range, visit: int) -> _Walkers:
         """Takes the steps before this visit again, from where the first of the trajectories that are learnt began."""
-        walkers, now, asked = _Walkers(visit), self._look_ahead(counters), 0
+        walkers, now = _Walkers(visit), self._look_ahead(counters)
         for back in range(2 * self._walk.hops - 1, 0, -1):
             ago = back * self._walk.walkers
             then = range(now.start - ago, now.stop - ago)
             self._begin(walkers, then)
             if walkers.walked.held:
                 self._go_on(walkers, then)
-                asked += 1
-        # A teacher that is spread over processes answers when all of them ask it.
-        for _ in range(current_world().largest(asked) - asked):
-            self._ask(walkers, now)
         walkers.begun = False
         return walkers
 
@@ -163,20 +158,13 @@ class WalkTask(DistillTask):
     @torch.no_grad()
     def _go_on(self, walkers: _Walkers, counters: range) -> None:
         """Takes every walker one step of the teacher on."""
-        rows, to, z_s = self._ask(walkers, counters)
-        states = walkers.walked.held["states"]
-        states[rows, to] = z_s.to(states.dtype)
-
-    @torch.no_grad()
-    def _ask(self, walkers: _Walkers, counters: range) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns rows, at which of their stops they come next, and where the teacher leads them there."""
         held, hops = walkers.walked.held, torch.tensor(self._walk.locate(counters)[1])
         t, s = self._walk.stops[hops], self._walk.stops[hops + 1]
         rows = torch.arange(len(hops))
         t, s, hops, rows = (each.to(self._device, non_blocking=True) for each in (t, s, hops, rows))
         z = held["states"][rows, hops]
         batch = TrainingBatch(z, _cond_of(held), t, s, s, z, held.get("omega"), z_t=z)
-        return rows, hops + 1, self._lead(z, batch)
+        held["states"][rows, hops + 1] = self._lead(z, batch).to(z.dtype)
 
 
 def _cond_of(held: dict[str, Tensor]) -> dict[str, Tensor]:
