@@ -36,6 +36,8 @@ class Storage:
     dtype: torch.dtype = torch.float32
     home: torch.device | None = None
     """Where they will compute, if that is elsewhere."""
+    shaped: bool = False
+    """Whether the network is shaped alone, where it can be, to be filled once it is spread over processes."""
 
     @property
     def codec_dtype(self) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -10,12 +11,12 @@ from torch.distributed.tensor import DTensor
 
 from fewstep.commands.distill import load_teacher, make_path, make_student
 from fewstep.errors import UserError
+from fewstep.parallel.sharding import find_rows, gather_tensor, is_spread
 from fewstep.parallel.world import current_world
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
 from fewstep.train.loop import fit
-from fewstep.train.state import gather_tensor, is_spread
 from ranks import run_ranks
 
 
@@ -37,7 +38,9 @@ def prepared(teacher, photos, folder, **changes):
 def learn(teacher, photos, folder, changes):
     world = current_world()
     config, student, task = prepared(teacher, photos, folder, **changes)
-    assert is_spread(student.learner.weights) == (config.distribution == "fsdp" and world.size > 1)
+    model = student.model
+    assert is_spread(student.learner.weights) == (config.distribution != "ddp" and world.size > 1)
+    assert is_spread(model.network) == is_spread(student.learner.weights)
     total, _ = task.loss(world.share(range(8, 12)))
     (total / 4).backward()
     gradients = {
@@ -87,6 +90,27 @@ def test_a_spread_run_goes_on_whole_and_the_other_way_round(tiny, photos, tmp_pa
     run_ranks(2, go_on, tiny, photos, tmp_path / "run", 1)
     run_ranks(1, go_on, tiny, photos, tmp_path / "run", 2)
     run_ranks(2, go_on, tiny, photos, tmp_path / "run", 3)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "straight"), rel=1e-5)
+
+
+def check_halves(network):
+    """Two machines have a whole network each, spread over their two processes."""
+    held = [value.to_local().numel() for value in network.parameters()]
+    shapes = [len(value) for value in network.parameters()]
+    assert sum(held) < 0.6 * sum(value.numel() for value in network.parameters())
+    parts = current_world().gather([find_rows(value).start for value in network.parameters()])
+    assert parts[0] == parts[2] == [0] * len(held)
+    assert parts[1] == parts[3] == [-(-length // 2) for length in shapes]
+    first = next(network.parameters()).to_local().detach().double().sum().item()
+    sums = current_world().gather(first)
+    assert sums[0] == sums[2] != sums[1] == sums[3]
+
+
+def test_machines_with_a_spread_student_each_learn_what_one_process_does(tiny, photos, tmp_path):
+    """And any of them goes on from the state of another."""
+    run_ranks(1, go_on, tiny, photos, tmp_path / "straight", 3)
+    for size, steps, distribution in ((4, 1, "hybrid"), (2, 2, "fsdp"), (4, 3, "hybrid")):
+        run_ranks(size, go_on, tiny, photos, tmp_path / "run", steps, distribution)
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "straight"), rel=1e-5)
 
 
@@ -152,6 +176,7 @@ def test_adapters_on_a_spread_base_go_on_on_a_whole_one_and_the_other_way_round(
     ("changes", "said"),
     [
         ({"frozen_precision": "nf4"}, "nf4 is held whole in every process; give --distribution ddp"),
+        ({"method": "any-step", "target_decay": None}, "walkers do not ask a base equally often"),
         ({"adversarial": 0.1}, "--adversarial asks a base for more than one LoRA does"),
         ({"method": "tdm", "start": "x", "target_decay": None}, "--method tdm asks a base for more"),
     ],
@@ -161,6 +186,12 @@ def test_what_does_not_go_with_a_spread_base_is_refused(changes, said):
         Distill(guidance_scale=3.0, ema_decay=0.5, **{**SPREAD_BASE, **changes})
 
 
-def go_on(teacher, photos, folder, steps):
-    config, _, task = prepared(teacher, photos, folder, distribution="fsdp")
+def go_on(teacher, photos, folder, steps, distribution="fsdp"):
+    if distribution == "hybrid":
+        os.environ["LOCAL_WORLD_SIZE"] = "2"
+    config, student, task = prepared(teacher, photos, folder, distribution=distribution)
+    if distribution == "hybrid":
+        check_halves(student.learner.weights)
+        check_halves(student.learner.averaged)
+        check_halves(student.base)
     fit(task, dataclasses.replace(config, steps=steps), folder, "test")

@@ -13,9 +13,10 @@ from torch import nn
 
 from fewstep.data import draws
 from fewstep.errors import UserError
+from fewstep.parallel.sharding import shard
 from fewstep.parallel.world import current_world
 from fewstep.train.config import LoopConfig, Optimisation
-from fewstep.train.learner import Learner, replicate, shard
+from fewstep.train.learner import Learner, replicate
 from fewstep.train.loop import begin, fit
 from fewstep.train.role import Role
 from fewstep.train.task import Loss, Task

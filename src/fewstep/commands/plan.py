@@ -137,6 +137,8 @@ def plan(config: Plan) -> list[dict[str, Any]]:
         for candidate, together in found
     ]  # fmt: skip
     print("\n".join(markdown_table(rows)))
+    if config.gpus > 1:
+        print(_say_start(config, recipe, found))
     print(_say_work(config, recipe, found))
     print(_say_checkpoint(config, recipe, found))
     if recipe.frozen_precision != "auto":
@@ -156,6 +158,33 @@ def _count_buckets(config: Plan, recipe: Distill, side: int, batch: int) -> list
     source = open_source(PictureOptions(data=config.data, buckets="on"), config.data, side, recipe.seed)
     reading = PictureReader([source], [1.0], CropSettings(resolution=side, buckets=buckets), recipe.seed)
     return describe_counts(reading.count_sides(), batch)
+
+
+def _say_start(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
+    """Says what main memory holds while a machine with all GPUs starts, of the same settings as the work.
+
+    A network that is spread comes to each GPU by its rows, all processes at one tensor; and text encoders and
+    autoencoder come in turn. Elsewhere every process loads the whole model there first, in fp32.
+    """
+    assert recipe.family != "any"  # of full-size recipes
+    family = find_family(recipe.family)
+    candidate, _ = choose_settings(config, recipe, found) or found[0]
+    tensors = [4 * value.numel() for value in family.shaped_network().parameters()]
+    if candidate.fsdp and _spreads_teacher(recipe):
+        return (
+            f"main memory: {(max(tensors) + family.encoder_bytes) / GIB:.1f} GiB at most while a machine with all "
+            "processes starts: each reads its rows of the network, and text encoders and autoencoder come in turn"
+        )
+    whole = (sum(tensors) + family.encoder_bytes) / GIB
+    return (
+        f"main memory: {config.gpus * whole:.1f} GiB at most while a machine with all processes starts: each reads the "
+        f"model whole ({whole:.1f} GiB in fp32) before it goes to its GPU"
+    )
+
+
+def _spreads_teacher(recipe: Distill) -> bool:
+    """Returns whether a run that spreads anything loads the teacher spread, as `runs.learning.spreads_base` has it."""
+    return bool(recipe.lora_rank) or not (recipe.adversarial or recipe.has_walkers)
 
 
 def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
@@ -277,13 +306,20 @@ def _count_spread_base(recipe: Distill, _one: Need, alone: int, gpus: int) -> in
 def _count_sharded(recipe: Distill, one: Need, alone: int, gpus: int) -> int:
     """Counts the bytes of one GPU when weights, averages, gradients and moments are split among several.
 
-    While a block computes, all of it, at most a quarter of the weights, is gathered. Before that each GPU has built
-    student and averages whole.
+    While a block computes, all of it, at most a quarter of the weights, is gathered. The teacher, in bf16, is split as
+    they are; but where its features are judged, or walkers ask it, it is whole, and each GPU builds the others whole
+    too.
     """
     averages = (recipe.ema_decay > 0) + (recipe.second_decay is not None)
     bytes_each = 4 + 4 * averages + 4 + MOMENTS["adamw"]
     parts = alone - int(bytes_each * one.learning * (1 - 1 / gpus)) + one.learning
-    return max(parts, one.weights)
+    if not _spreads_teacher(recipe):
+        return max(parts, one.weights)
+    if recipe.states == "trajectories":
+        return parts  # and no teacher
+    assert recipe.family != "any"  # of full-size recipes
+    teacher = sum(value.numel() for value in find_family(recipe.family).shaped_network().parameters())
+    return parts - int(2 * teacher * (1 - 1 / gpus)) + teacher // 2
 
 
 def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.parallel.sharding import gather_tensor
+
 KEYS = "fewstep_lora_end."
 """How the keys of an end's embedding begin in a file. diffusers looks for `lora` in every key, and takes those of its
 networks' names alone."""
@@ -53,9 +55,9 @@ def _copy(layer: Any) -> nn.Linear:
     weight = layer.weight
     has_bias = layer.bias is not None
     copy = nn.Linear(layer.in_features, layer.out_features, has_bias, device=weight.device, dtype=weight.dtype)
-    copy.weight.copy_(weight)
+    copy.weight.copy_(gather_tensor(weight))
     if has_bias:
-        copy.bias.copy_(layer.bias)
+        copy.bias.copy_(gather_tensor(layer.bias))
     return copy
 
 

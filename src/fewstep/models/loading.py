@@ -63,17 +63,19 @@ def _explain_device(name: str) -> str:
 
 def load_latent_model(
     source: str | Path, device: torch.device, base_config: str = "", overrides: Overrides | None = None,
-    dtype: torch.dtype = torch.float32, home: torch.device | None = None,
+    dtype: torch.dtype = torch.float32, home: torch.device | None = None, *, shaped: bool = False,
 ) -> LatentModel:  # fmt: skip
     """Loads every part on `device`, frozen; raises UserError naming what is missing or not known.
 
     `source` is `scenes` or `scenes-lcm` (bundled), a diffusers folder, a Hub id or a single-file checkpoint, for which
     `base_config` may be a folder with the family's configurations and tokenizers. `overrides` is what a person says of
     it over its files. Weights are kept in `dtype`, but for an autoencoder that wants fp32; `home` is where they will
-    compute, if that is elsewhere.
+    compute, if that is elsewhere. With `shaped` the network's parameters are on no device where that can be, and wait
+    for `models.spreading` to fill them.
     """
     overrides = overrides or Overrides()
-    model = _load(source, base_config, overrides, Storage(device, dtype, home))
+    storage = Storage(device, dtype, home, shaped and not overrides.base_lora)
+    model = _load(source, base_config, overrides, storage)
     if overrides.base_lora:
         # few models are loaded with one
         importlib.import_module("fewstep.models.lora.base_lora").merge_into(model, overrides.base_lora)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ _NOT_NEEDED = ("position_ids", "text_projection.weight")
 that a text encoder used without it was saved with."""
 
 
-def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, *, shaped: bool = False) -> Any:
     """Loads a network of a class of diffusers or transformers in `dtype`, frozen. Raises UserError naming what does not
-    fit."""
+    fit. One that is only `shaped`, where that can be, waits for `models.spreading` to fill it."""
     of_transformers = issubclass(kind, PreTrainedModel)
     settings: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True}
     if not of_transformers:
@@ -43,6 +44,11 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
         with tempfile.TemporaryDirectory() as draft:
             stage_weights(folder, chosen, "model" if of_transformers else "diffusion_pytorch_model", Path(draft))
             check_sizes(kind, Path(draft), folder)
+            files = [find_file(folder, name) for name in chosen.names] if shaped else []
+            if files and (waiting := _leave_empty(kind, Path(draft), files, dtype)) is not None:
+                waiting.register_to_config(_name_or_path=str(folder))
+                _check_norms(waiting, folder)
+                return waiting.eval().requires_grad_(False)
             part, report = kind.from_pretrained(
                 draft, use_safetensors=True, local_files_only=True, output_loading_info=True, **settings
             )
@@ -59,6 +65,11 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) ->
     return part.eval().requires_grad_(False)
 
 
+def _leave_empty(kind: Any, staged: Path, files: Sequence[Path], dtype: torch.dtype) -> Any | None:
+    # imported only where a run spreads its network
+    return importlib.import_module("fewstep.models.spreading").shape_network(kind, staged, files, dtype)
+
+
 _IS_VERSION_4 = int(transformers.__version__.split(".")[0]) < 5
 
 
@@ -69,6 +80,11 @@ def _check_norms(network: nn.Module, folder: Path) -> None:
         eps = getattr(module, "variance_epsilon", eps)  # as transformers' own norms call it
         if type(eps) not in (int, float) or not 0 <= eps < math.inf:
             raise UserError(f"{folder}/config.json has norms with an eps of {eps!r:.60}; expected a small number")
+
+
+def put(part: Any, device: torch.device) -> Any:
+    """Puts a part on a device, unless it waits to be filled."""
+    return part if any(value.is_meta for value in part.parameters()) else part.to(device)
 
 
 def check_report(report: Mapping[str, Any], where: str, kind: str) -> None:

@@ -13,10 +13,10 @@ from fewstep.method.named import METHODS, WALKED, MethodName, NamedMethod, State
 from fewstep.method.times import Times
 from fewstep.method.weights import WeightName
 from fewstep.models.card import MAX_STEPS
+from fewstep.parallel.sharding import Distribution
 from fewstep.precision import Quantisation
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.train.config import check_between, check_not_negative
-from fewstep.train.learner import Distribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,9 @@ class ConsistencyConfig(TrainingConfig):
     scenes."""
     distribution: Distribution = "ddp"
     """How several processes hold the student: `ddp` keeps it whole in each, `fsdp` splits weights, average, gradients
-    and moments among them. Take `fsdp` when one GPU cannot hold them all; each must still hold student and average
-    while they are built. Under adapters `fsdp` splits the frozen base, block by block as it comes to the GPU, and
-    leaves the adapters whole in each."""
+    and moments among them, and `hybrid` splits them among those of each machine, so that machines exchange gradients
+    alone. Take `fsdp` when one GPU cannot hold them all, and `hybrid` on several machines, each of which can hold them.
+    Under adapters either splits the frozen base, and leaves the adapters whole in each."""
     dry_run: bool = False
     """Try three updates, one save and one reload in a folder beside --out that goes away, and print the plan of the
     run."""
@@ -117,21 +117,13 @@ class ConsistencyConfig(TrainingConfig):
                 f"frozen_precision is {self.frozen_precision}, for a base under adapters, and every weight learns "
                 "here; give --lora-rank, or --frozen-precision bf16"
             )
-        if self.distribution == "fsdp" and self.lora_rank:
+        if self.distribution != "ddp" and self.lora_rank:
             self.check_spread_base()
-        if self.distribution == "fsdp" and not self.lora_rank and self.optimizer != "adamw":
+        if self.distribution != "ddp" and not self.lora_rank and self.optimizer != "adamw":
             raise UserError(f"optimizer {self.optimizer} needs whole weights; give --distribution ddp or adamw")
         self._check_method()
         if self.huber_c <= 0:
             raise UserError(f"huber_c is {self.huber_c}; it must be above 0")
-
-    def check_spread_base(self) -> None:
-        """Raises UserError for what does not go with a base of which every process holds a part."""
-        if self.frozen_precision in get_args(Quantisation):
-            raise UserError(
-                f"frozen_precision {self.frozen_precision} is held whole in every process; give --distribution ddp, or "
-                "--frozen-precision bf16"
-            )
 
     @property
     def second_decay(self) -> float | None:

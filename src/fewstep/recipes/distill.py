@@ -93,6 +93,8 @@ class Distill(ConsistencyConfig):
         super().check_spread_base()
         asked = {"--adversarial": self.adversarial, f"--method {self.method}": self.learns_at == "own"}
         asked["--to-steps"] = self.to_steps
+        if self.has_walkers:
+            raise UserError("walkers do not ask a base equally often in every process; give --distribution ddp")
         if more := next((name for name, value in asked.items() if value), ""):
             raise UserError(f"{more} asks a base for more than one LoRA does; give --distribution ddp")
 

@@ -98,6 +98,14 @@ class TrainingConfig(PictureOptions, LoopConfig, HubOptions, ModelOptions, Devic
         for given in self.mix:
             split_weight(given)
 
+    def check_spread_base(self) -> None:
+        """Raises UserError for what does not go with a base of which every process holds a part."""
+        if self.quantisation:
+            raise UserError(
+                f"frozen_precision {self.frozen_precision} is held whole in every process; give --distribution ddp, or "
+                "--frozen-precision bf16"
+            )
+
     @property
     def quantisation(self) -> Quantisation | None:
         """Returns the bits that a base is held in, if they are fewer than a format's. Raises UserError without

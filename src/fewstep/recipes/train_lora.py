@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep import assets
+from fewstep.parallel.sharding import Distribution
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.train.config import check_at_least, check_not_negative
 
@@ -26,8 +27,15 @@ class TrainLora(TrainingConfig):
     lora_alpha: float = 0.0
     """The LoRA's effect is multiplied by alpha / rank; 0 takes the rank, so that the factor is 1."""
 
+    distribution: Distribution = "ddp"
+    """How several processes hold the frozen base: `ddp` whole in each, `fsdp` a part in each, and `hybrid` spreads it
+    over the processes of each machine. Take `fsdp` when one GPU cannot hold the base; the adapters are whole in
+    each."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.distribution != "ddp":
+            self.check_spread_base()
         check_at_least(self, 1, "lora_rank")
         check_not_negative(self, "lora_alpha")
 

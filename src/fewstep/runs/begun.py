@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import UserError
 from fewstep.method.named import HALVING, METHODS
@@ -16,6 +16,7 @@ from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork
+from fewstep.parallel.sharding import find_mesh, is_spread
 from fewstep.recipes.distill import Distill
 
 if TYPE_CHECKING:
@@ -82,11 +83,21 @@ def _check_stage(config: Distill, card: StudentCard) -> None:
         )
 
 
+def _load_student(folder: Path, teacher: LatentModel) -> LatentModel:
+    """Loads it as the teacher is held."""
+    if not is_spread(teacher.network):
+        return load_latent_model(folder, teacher.device)
+    mesh = find_mesh(teacher.network)
+    spreading: Any = importlib.import_module("fewstep.models.spreading")  # imported only where a run wants it
+    spread: LatentModel = spreading.load_spread(folder, teacher.device, mesh=mesh)
+    return spread
+
+
 def _load_network(config: Distill, teacher: LatentModel) -> Begun:
     folder = Path(find_exported(config.start))
     if folder.suffix == ".safetensors" or (folder / LORA_FILE).is_file():
         raise UserError(f"{config.start} is a LoRA, which goes on as one; give its --lora-rank too")
-    model = load_latent_model(folder, teacher.device)
+    model = _load_student(folder, teacher)
     if not model.is_student:
         raise UserError(f"{config.start} is not a few-step model with an input for guidance; give one")
     if model.family is not teacher.family or model.network.parameterisation != teacher.network.parameterisation:

@@ -13,6 +13,7 @@ from fewstep.models.card import StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model, pick_device
+from fewstep.parallel.sharding import make_mesh
 from fewstep.parallel.world import current_world
 from fewstep.precision import FrozenPrecision, Precision, choose_dtype
 from fewstep.recipes.consistency import ConsistencyConfig
@@ -66,7 +67,7 @@ def make_trainable(
     trainable: Trainable
     if config.lora_rank:
         start = None if begun is None else begun.lora
-        held: Any = {"frozen": frozen, "quantisation": config.quantisation, "distribution": config.distribution}
+        held: Any = {"frozen": frozen, "quantisation": config.quantisation}
         trainable = kind.LoraWeights(model, card, start=start, **held, **kept)
         return compile_if_wanted(config, trainable)
     if begun is not None and begun.network is not None:
@@ -131,19 +132,32 @@ def choose_phases(config: ConsistencyConfig, model: LatentModel, begun: Begun | 
 def load_base(config: TrainingConfig, source: str) -> LatentModel:
     """Loads the model that a training starts from.
 
-    The network of one that will be held in fewer bits, or in part, rests in main memory till then: the card may not
-    hold it whole.
+    The network of one that will be held in fewer bits rests in main memory till then: the card may not hold it whole.
+    Of one that is spread each process has its part alone, from the first.
     """
     device = pick_device(config.device)
-    rests = config.quantisation is not None or (_spreads_base(config) and current_world().size > 1)
-    if not rests or device.type == "cpu":
+    if spreads_base(config):
+        spreading: Any = importlib.import_module("fewstep.models.spreading")
+        mesh = make_mesh(getattr(config, "distribution", "ddp"))
+        spread: LatentModel = spreading.load_spread(source, device, config.base_config, config, mesh=mesh)
+        return spread
+    if config.quantisation is None or device.type == "cpu":
         return load_latent_model(source, device, config.base_config, config)
     model = load_latent_model(source, torch.device("cpu"), config.base_config, config, home=device)
     return model.settle_around(device)
 
 
-def _spreads_base(config: TrainingConfig) -> bool:
-    return isinstance(config, ConsistencyConfig) and config.distribution == "fsdp" and bool(config.lora_rank)
+def spreads_base(config: TrainingConfig) -> bool:
+    """Returns whether the network that a training starts from is spread over the processes as it is loaded.
+
+    One whose features are judged stays whole, since it is asked for some of its blocks alone; and one whose walkers
+    may have nothing to ask in some of the processes.
+    """
+    if current_world().size == 1 or getattr(config, "distribution", "ddp") == "ddp":
+        return False
+    if not isinstance(config, ConsistencyConfig) or config.lora_rank:
+        return True
+    return not (getattr(config, "adversarial", 0.0) or config.has_walkers)
 
 
 def choose_frozen_dtype(frozen: FrozenPrecision, computing: Precision, model: LatentModel) -> torch.dtype:

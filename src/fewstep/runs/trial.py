@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from fewstep.parallel.sharding import is_spread
 from fewstep.parallel.world import current_world
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
-from fewstep.train.state import is_spread
 from fewstep.train.task import Task
 from fewstep.train.trainable import Trainable
 

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.diffusion.prediction import Network
-from fewstep.errors import UserError
 from fewstep.method.step import TargetName
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
-
-Distribution = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +62,16 @@ TARGETS: dict[TargetName, Callable[[Learner], Network | None]] = {
 path ends at the end itself."""
 
 
-def learn_every_weight(network: nn.Module, *, ema: bool, target_decay: float | None = None) -> Learner:
-    """Returns the learner of a whole `network` (a Network); with `target_decay` its target is a second average."""
-    averaged = copy.deepcopy(network).requires_grad_(False) if ema else None
+def learn_every_weight(
+    network: nn.Module, *, ema: bool, target_decay: float | None = None,
+    copied: Callable[[Any], nn.Module] = copy.deepcopy,
+) -> Learner:  # fmt: skip
+    """Returns the learner of a whole `network` (a Network); with `target_decay` its target is a second average. Either
+    average begins as it is `copied`."""
+    averaged = copied(network).requires_grad_(False) if ema else None
     if target_decay is None:
         return Learner(weights=network, student=network, averaged=averaged, target=averaged)
-    target = copy.deepcopy(network).requires_grad_(False)
+    target = copied(network).requires_grad_(False)
     return Learner(
         weights=network, student=network, averaged=averaged, target=target, target_average=target,
         target_decay=target_decay,
@@ -110,17 +109,3 @@ def replicate_module(weights: nn.Module, network: Callable[..., Any]) -> Distrib
 def _sum(_, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotation that is a string
     work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
-
-
-def shard(module: nn.Module, blocks: Sequence[nn.Module], whole: set[nn.Parameter] | None = None) -> None:
-    """Leaves each process a part of every weight but those that stay `whole`; all of a block is put together while it
-    computes (FSDP2). What rests in main memory comes to the process's device, a block at a time."""
-    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        raise UserError(f"--distribution fsdp needs a newer torch than {torch.__version__}; take ddp, or a newer one")
-    for part in (*blocks, module):
-        # By default the outermost is left whole after a forward pass, and one without a backward pass leaves it so.
-        fully_shard(part, reshard_after_forward=True, ignored_params=whole)
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.set_gradient_divide_factor(1.0)
-            part.set_force_sum_reduction_for_comms(True)  # gloo has no average

@@ -17,24 +17,24 @@ from fewstep.models.family import LatentModel
 from fewstep.models.lora.adapters import AdaptedNetwork, AdapterWeights
 from fewstep.models.lora.export import save_lora
 from fewstep.models.lora.file import LoraFile, list_written, read_lora
+from fewstep.parallel.sharding import is_spread
 from fewstep.parallel.world import current_world
 from fewstep.precision import Quantisation
-from fewstep.train.learner import Distribution, Learner, replicate, shard
-from fewstep.train.state import is_spread
+from fewstep.train.learner import Learner, replicate
 from fewstep.train.trainable import as_student
 
 
 class LoraWeights:
     """Adapters learn; the base serves teacher and student alike, so that there is one copy of it in memory."""
 
-    def __init__(  # noqa: PLR0913  # how a base is held
+    def __init__(  # how a base is held
         self, model: LatentModel, card: StudentCard, *, ema: bool, target_decay: float | None = None,
         checkpointing: bool = False, frozen: torch.dtype = torch.float32, quantisation: Quantisation | None = None,
-        start: LoraFile | None = None, distribution: Distribution = "ddp",
+        start: LoraFile | None = None,
     ) -> None:  # fmt: skip
         """Hangs adapters on `model`, and which are those of `start` if there are any; with an input for the end where
         its method tells it. The base is stored in `frozen`, the weights of its blocks by `quantisation` if there is
-        one; by `fsdp` every process holds a part of it. `card` is as `save_lora` wants it."""
+        one, and every process may hold a part of it. `card` is as `save_lora` wants it."""
         assert card.lora_rank is not None
         assert card.lora_alpha is not None
         assert card.seed is not None
@@ -43,11 +43,11 @@ class LoraWeights:
         if quantisation:
             # imported only where a run wants it
             importlib.import_module("fewstep.models.quantised").quantise(model.network, quantisation, model.device)
+        if is_spread(model.network):
+            model.network.backbone.to(frozen)
         self._adapted = AdaptedNetwork(
             model.network, card.lora_rank, card.lora_alpha, model.family.lora.targets, frozen, card.seed
         )
-        if current_world().size > 1 and distribution == "fsdp":
-            _spread_base(model, self._adapted.weights)
         if start is not None:
             self._adapted.take_over(start.pairs, "the LoRA to start from", start.end)
         self._average = self._adapted.copy_of_weights() if ema else None
@@ -104,10 +104,3 @@ class LoraWeights:
 
     def reload(self, folder: Path) -> None:
         read_lora(folder / LORA_FILE, self.model.parts, self.model.family.lora)
-
-
-def _spread_base(model: LatentModel, adapters: AdapterWeights) -> None:
-    """Leaves each process a part of the base; the adapters are whole in each, and exchange their gradients."""
-    for value in adapters.parameters():
-        value.data = value.data.to(model.device)
-    shard(model.network.backbone, model.network.blocks, {*adapters.parameters()})

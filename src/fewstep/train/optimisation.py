@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
+from fewstep.parallel.sharding import gather_tensor
 from fewstep.train.config import Optimisation
 from fewstep.train.scaling import LossScale
-from fewstep.train.state import RoleState, RunState, gather_tensor
+from fewstep.train.state import RoleState, RunState
 
 
 def learning_rate(optimisation: Optimisation, step: int, steps: int) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from fewstep.parallel.sharding import gather_tensor
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
 from fewstep.train.scaling import LossScale
@@ -134,16 +135,6 @@ class RunState:
         )  # fmt: skip
         if self.scaling and "loss_scale" in numbers:  # a run may go on in another precision
             self.scaling = LossScale(device, numbers["loss_scale"], numbers["updates_at_loss_scale"])
-
-
-def gather_tensor(value: Tensor) -> Tensor:
-    """Returns a tensor of which every process holds a part put together in main memory, and any other as it is."""
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
-
-
-def is_spread(module: nn.Module) -> bool:
-    """Returns whether every process holds a part of its weights."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -17,9 +17,10 @@ from fewstep.models.export import save_student
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.network import BackboneNetwork
+from fewstep.models.spreading import copy_spread, gather_network
+from fewstep.parallel.sharding import Distribution, is_spread, make_mesh, shard
 from fewstep.parallel.world import current_world
-from fewstep.train.learner import Distribution, Learner, learn_every_weight, replicate, shard
-from fewstep.train.state import gather_tensor, is_spread
+from fewstep.train.learner import Learner, learn_every_weight, replicate
 from fewstep.train.trainable import as_student
 
 
@@ -34,9 +35,12 @@ class WholeWeights:
         self.base: Network = model.network
         if checkpointing:
             network.backbone.enable_gradient_checkpointing()
-        self.learner = learn_every_weight(network, ema=ema, target_decay=target_decay)
-        if current_world().size > 1:
-            self.learner = _spread(self.learner, distribution)
+        if is_spread(network):
+            self.learner = learn_every_weight(network, ema=ema, target_decay=target_decay, copied=copy_spread)
+        else:
+            self.learner = learn_every_weight(network, ema=ema, target_decay=target_decay)
+            if current_world().size > 1:
+                self.learner = _spread(self.learner, distribution)
         self.model, self.card, self.frozen = model, card, model.network.backbone.dtype
 
     @property
@@ -47,7 +51,8 @@ class WholeWeights:
         return contextlib.nullcontext()
 
     def freeze_copy(self) -> BackboneNetwork:
-        network = copy.deepcopy(_with_whole_weights(self._network)).requires_grad_(False)
+        copied = copy_spread if self.is_spread else copy.deepcopy
+        network = copied(self._network).requires_grad_(False)
         network.backbone.to(self.model.device, self.model.network.backbone.dtype)
         return network
 
@@ -63,8 +68,8 @@ class WholeWeights:
             yield as_student(self.model, self.card, self._network)
 
     def save(self, folder: Path) -> None:
-        network = _with_whole_weights(self._network)
-        if current_world().main:
+        network = gather_network(self._network) if self.is_spread else self._network
+        if network is not None and current_world().main:
             save_student(folder, self.model, network, self.card)
         current_world().wait()
 
@@ -77,20 +82,11 @@ def _spread(learner: Learner, distribution: Distribution) -> Learner:
     match distribution:
         case "ddp":
             return replicate(learner)
-        case "fsdp":
+        case "fsdp" | "hybrid":
+            mesh = make_mesh(distribution)
             for network in filter(None, (learner.weights, learner.averaged, learner.target_average)):
                 assert isinstance(network, BackboneNetwork)
-                shard(network.backbone, network.blocks)
+                shard(network.backbone, network.blocks, mesh)
             return learner
         case _:
             assert_never(distribution)
-
-
-def _with_whole_weights(network: BackboneNetwork) -> BackboneNetwork:
-    """Returns the same with whole weights, where processes hold a part each."""
-    if not is_spread(network):
-        return network
-    state = {name: gather_tensor(value) for name, value in network.backbone.state_dict().items()}
-    whole = type(network.backbone).from_config(network.backbone.config)
-    whole.load_state_dict(state)
-    return network.with_backbone(whole)

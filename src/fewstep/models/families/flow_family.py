@@ -33,7 +33,7 @@ from fewstep.models.hub import fetch_network, is_hub_id
 from fewstep.models.lora.end import read_end
 from fewstep.models.model_files import END_FILE, find_file, read_index, read_json
 from fewstep.models.network import BackboneNetwork
-from fewstep.models.parts import check_tokenizer, keep_chat_template, load_tokenizer, load_weights
+from fewstep.models.parts import check_tokenizer, keep_chat_template, load_tokenizer, load_weights, put
 from fewstep.models.scheduler import NETWORK_OPTION, Overrides
 from fewstep.precision import Storage
 
@@ -138,9 +138,13 @@ class TransformerFamily(Family):
         config = {"_class_name": named[-1], **config} if isinstance(named, list) and named[-1] else config
         config = self.settle(config, source, overrides)  # before the weights, which take their time
         absent = [name for name in self.optional if index.get(name) in (None, [None, None])]
+        end = find_file(folder, END_FILE)
+        has_end = end.is_file() and not network
+        if has_end:  # what embeds it begins as a copy, for which all is read first
+            storage = dataclasses.replace(storage, shaped=False)
         parts = self._load_parts(folder, source, absent, storage, network)
         model = self.assemble(source, parts, config, storage.device, card=card)
-        if (end := find_file(folder, END_FILE)).is_file() and not network:
+        if has_end:
             layers = [parts[part].get_submodule(name) for name in self.lora.time_layers]
             model.network.load_end(read_end(end, read_safetensors(end), layers), "", 1.0)
         return model
@@ -164,7 +168,7 @@ class TransformerFamily(Family):
         vae = read_json(places["vae"] / "config.json", f"{source} has no autoencoder")
         codec_dtype = torch.float32 if vae.get("force_upcast", True) else dtype
         parts: dict[str, Any] = {
-            self.lora.part: self._load_network(network, places[self.lora.part], dtype),
+            self.lora.part: self._load_network(network, places[self.lora.part], dtype, shaped=storage.shaped),
             "vae": load_weights(self.autoencoder_class, places["vae"], codec_dtype),
         }
         on_gpu = (storage.home or storage.device).type == "cuda"
@@ -178,11 +182,11 @@ class TransformerFamily(Family):
                 check_tokenizer(parts[tokenizer], getattr(told, "text_config", told), str(places[tokenizer]))
         return parts
 
-    def _load_network(self, network: str, own: Path, dtype: torch.dtype) -> Any:
+    def _load_network(self, network: str, own: Path, dtype: torch.dtype, *, shaped: bool) -> Any:
         """Loads the transformer in the folder `own`, or the one that stands in for it: a single file, a folder, or a
         repository of the Hub."""
         if not network:
-            return load_weights(self.transformer_class, own, dtype)
+            return load_weights(self.transformer_class, own, dtype, shaped=shaped)
         path = Path(network)
         if path.is_file():
             keys = list(read_safetensors_header(path).shapes)
@@ -206,7 +210,7 @@ class TransformerFamily(Family):
         if not self.recognises(config):
             raise UserError(f"{network} holds no transformer of {self.title}, as its base is")
         self.refuse(config, network)
-        return load_weights(self.transformer_class, path, dtype)
+        return load_weights(self.transformer_class, path, dtype, shaped=shaped)
 
     def load_single_file(self, path: Path, base_config: str, storage: Storage, overrides: Overrides) -> LatentModel:
         """Takes the transformer of a file, and all else of the folder `base_config`."""
@@ -254,7 +258,7 @@ class TransformerFamily(Family):
             raise UserError(
                 f"{source} has {where}, for which its transformer has no places; expected a multiple of {codec.unit}"
             )
-        moved = {name: part.to(device) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()}
+        moved = {name: put(part, device) if isinstance(part, torch.nn.Module) else part for name, part in parts.items()}
         return LatentModel(
             source=source, family=self, codec=codec,
             network=self.make_network(moved[self.lora.part], scheduler_config, source, (side // codec.unit) ** 2),

@@ -45,6 +45,7 @@ from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.model_files import read_index, read_json
 from fewstep.models.network import BackboneNetwork
+from fewstep.models.parts import put
 from fewstep.models.scheduler import Overrides, read_schedule, settle_schedule
 from fewstep.precision import Storage
 
@@ -186,10 +187,12 @@ class StableDiffusion(Family):
         second = None
         if self.encoder_2:
             second = TextEncoder(parts["tokenizer_2"], parts["text_encoder_2"].to(device))
+        network = UNetNetwork(put(unet, device), schedule, parameterisation, codec.multiple)
+        network.schedule = schedule.to(device)  # where the network that waits to be filled is not
         return LatentModel(
             source=source,
             family=self,
-            network=UNetNetwork(unet.to(device), schedule, parameterisation, codec.multiple),
+            network=network,
             codec=codec,
             conditioner=ClipConditioner(
                 TextEncoder(parts["tokenizer"], parts["text_encoder"].to(device)), second,

@@ -56,7 +56,7 @@ def load_parts_of_folder(family: Family, folder: Path, source: str, network: str
     parts: dict[str, Any] = {
         "unet": load_network(family, network, storage)
         if network
-        else load_weights(UNet2DConditionModel, places["unet"], storage.dtype),
+        else load_weights(UNet2DConditionModel, places["unet"], storage.dtype, shaped=storage.shaped),
         "vae": load_weights(AutoencoderKL, places["vae"], choose_codec_dtype(places["vae"], storage)),
     }
     for encoder in (name for name in _KINDS if name in places):
@@ -97,7 +97,7 @@ def load_network(family: Family, source: str, storage: Storage) -> Any:
     config = read_json(folder / "config.json", f"{source} holds no UNet")
     if not family.recognises(config):
         raise UserError(f"{source} holds no UNet of {family.title}, as its base is ({config.get('_class_name')})")
-    return load_weights(UNet2DConditionModel, folder, storage.dtype)
+    return load_weights(UNet2DConditionModel, folder, storage.dtype, shaped=storage.shaped)
 
 
 def load_parts_of_file(

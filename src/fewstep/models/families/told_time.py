@@ -24,6 +24,11 @@ def tell_end(embedding: Any) -> EndEmbedding:
     return hung
 
 
+def name_first_layer(embedding: Any) -> str:
+    """Returns what diffusers' embedding calls the first layer of its time's MLP."""
+    return "timestep_embedder.linear_1" if hasattr(embedding, "timestep_embedder") else "mlp.0"
+
+
 class _Told:
     """Goes before diffusers' own class."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,8 +17,9 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
 from fewstep.models.end import End, EndEmbedding, scaled
 from fewstep.models.families.tapping import tap
-from fewstep.models.families.told_time import tell_end
+from fewstep.models.families.told_time import name_first_layer, tell_end
 from fewstep.models.network import BackboneNetwork
+from fewstep.parallel.sharding import is_spread
 
 _TAPS = 4
 """How many of a transformer's blocks are features that heads judge by."""
@@ -138,6 +140,8 @@ class TransformerNetwork(BackboneNetwork):
 
     @torch.no_grad()
     def to_student(self, latent_side: int, *, told_end: bool = False) -> Self:
+        if is_spread(self.transformer):
+            return self._to_spread_student(latent_side, told_end=told_end)
         student = copy.deepcopy(self.transformer).requires_grad_(True)
         if self.says_side:
             student.register_to_config(sample_size=latent_side)
@@ -145,6 +149,20 @@ class TransformerNetwork(BackboneNetwork):
         if told_end:
             network.hang_end()
         return network
+
+    def _to_spread_student(self, latent_side: int, *, told_end: bool) -> Self:
+        """Makes the same of a network of which every process holds a part."""
+        (place,) = (name for name, each in self.transformer.named_modules() if each is self.time_embedding)
+        begins: dict[str, str | None] = {}
+        for kind in ("weight", "bias"):
+            begins[f"{place}.end.linear_1.{kind}"] = f"{place}.{name_first_layer(self.time_embedding)}.{kind}"
+            begins[f"{place}.end.linear_2.{kind}"] = None
+        changes = {"sample_size": latent_side} if self.says_side else {}
+        # imported only where a run spreads its network
+        spreading: Any = importlib.import_module("fewstep.models.spreading")
+        student: Self = spreading.copy_spread(self, {}, begins, told_end=told_end)
+        student.backbone.register_to_config(**changes)
+        return student
 
     def with_backbone(self, backbone: Any) -> Self:
         return type(self)(backbone, self.schedule, self.parameterisation)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from fewstep.method.omega_embedding import OMEGA_WIDTH, embed_omega
 from fewstep.models.end import EndEmbedding
 from fewstep.models.families.tapping import tap
 from fewstep.models.network import BackboneNetwork
+from fewstep.parallel.sharding import is_spread
 
 AS_TIMES = "timestep"
 """How diffusers' UNet calls a second input that is embedded as its time is: the end."""
@@ -111,6 +113,8 @@ class UNetNetwork(BackboneNetwork):
         changes: dict[str, Any] = {"time_cond_proj_dim": OMEGA_WIDTH, "sample_size": latent_side}
         if told_end:
             changes["class_embed_type"] = AS_TIMES
+        if is_spread(self.unet):
+            return self._to_spread_student(changes)
         # What an older config.json leaves out diffusers lists under this name, and would set to its default again.
         config = {name: value for name, value in self.unet.config.items() if name != "_use_default_values"}
         copy = UNet2DConditionModel.from_config({**config, **changes}).to(self.unet.device)
@@ -123,6 +127,17 @@ class UNetNetwork(BackboneNetwork):
             copy.class_embedding.linear_2.weight.zero_()
             copy.class_embedding.linear_2.bias.zero_()
         return self.with_backbone(copy)
+
+    def _to_spread_student(self, changes: Mapping[str, Any]) -> UNetNetwork:
+        """Makes the same of a network of which every process holds a part."""
+        begins: dict[str, str | None] = dict.fromkeys(["time_embedding.cond_proj.weight", *_END_WEIGHTS])
+        for name in _END_WEIGHTS[:2]:
+            begins[name] = name.replace("class_embedding", "time_embedding")
+        # imported only where a run spreads its network
+        spreading: Any = importlib.import_module("fewstep.models.spreading")
+        student: UNetNetwork = spreading.copy_spread(self, changes, begins)
+        student.backbone.train()
+        return student
 
     @torch.no_grad()
     def hang_end(self) -> EndEmbedding:

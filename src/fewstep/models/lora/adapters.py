@@ -88,7 +88,8 @@ class AdaptedNetwork:
         for key, parameter in network.named_parameters():
             adapts = ".lora_" in key or id(parameter) in told
             parameter.requires_grad_(adapts)
-            parameter.data = parameter.data.to(torch.float32 if adapts else base_dtype)
+            if not isinstance(parameter, DTensor):  # which its owner has put into its format
+                parameter.data = parameter.data.to(torch.float32 if adapts else base_dtype)
         _draw(self.weights, rank, seed, "adapter" if name == STUDENT else name)
         self.rank = rank
         self._learning = sum(p.numel() for p in self.weights.parameters())

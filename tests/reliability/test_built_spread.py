@@ -1,0 +1,249 @@
+"""A network that is spread is built where it ends: each process reads its rows, and holds no more than them."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+
+from fewstep.commands.distill import distill
+from fewstep.commands.train_lora import train_lora
+from fewstep.data.worlds.scenes import Scenes
+from fewstep.errors import UserError
+from fewstep.models import scenes_model, spreading
+from fewstep.models.hashes import weights_sha256
+from fewstep.models.loading import load_latent_model
+from fewstep.parallel.sharding import is_spread
+from fewstep.parallel.world import current_world
+from fewstep.recipes.distill import Distill
+from fewstep.recipes.train_lora import TrainLora
+from flow_miniatures import TRANSFORMERS
+from miniatures import save_miniature
+from ranks import run_ranks
+
+CPU = torch.device("cpu")
+
+
+class Counted:
+    """An open safetensors file that counts the bytes that are taken out of it."""
+
+    def __init__(self, file, taken):
+        self._file, self._taken = file, taken
+
+    def __enter__(self):
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self._file.__exit__(*error)
+
+    def keys(self):
+        return self._file.keys()
+
+    def get_slice(self, name):
+        return CountedSlice(self._file.get_slice(name), self._taken)
+
+    def get_tensor(self, name):
+        value = self._file.get_tensor(name)
+        self._taken.append(value.nbytes)
+        return value
+
+
+class CountedSlice:
+    def __init__(self, rows, taken):
+        self._rows, self._taken = rows, taken
+
+    def get_shape(self):
+        return self._rows.get_shape()
+
+    def __getitem__(self, where):
+        value = self._rows[where]
+        self._taken.append(value.nbytes)
+        return value
+
+
+def count_reads(monkeypatch):
+    taken, plain = [], spreading.open_safetensors
+    monkeypatch.setattr(spreading, "open_safetensors", lambda path: Counted(plain(path), taken))
+    return taken
+
+
+def whole_state(network):
+    gathered = spreading.gather_network(network) if is_spread(network) else network
+    return None if gathered is None else gathered.backbone.state_dict()
+
+
+def check_same(spread, whole):
+    state = whole_state(spread)
+    if state is not None:
+        wanted = whole.backbone.state_dict()
+        assert state.keys() == wanted.keys()
+        assert all(value.dtype == wanted[name].dtype for name, value in state.items())
+        assert [name for name, value in state.items() if not torch.equal(value, wanted[name])] == []
+        beside = dict(spread.backbone.named_buffers())
+        for name, value in whole.backbone.named_buffers():
+            assert torch.equal(beside[name], value), name
+
+
+def build(folders):
+    with pytest.MonkeyPatch.context() as patched:
+        for folder in folders:
+            whole = load_latent_model(folder, CPU)
+            taken = count_reads(patched)
+            model = spreading.load_spread(folder, CPU)
+            patched.undo()
+            assert is_spread(model.network)
+            assert not any(value.requires_grad for value in model.network.parameters())
+            assert len(taken) > 10
+            assert not model.network.backbone.training
+            check_same(model.network, whole.network)
+            assert weights_sha256(model.network.backbone) == weights_sha256(whole.network.backbone)
+            for told in (False, True):
+                student = model.network.to_student(8, told_end=told)
+                again = whole.network.to_student(8, told_end=told)
+                assert all(value.requires_grad for value in student.parameters())
+                assert student.takes_end is told
+                assert student.backbone.training is again.backbone.training
+                check_same(student, again)
+                assert dict(student.backbone.config) == dict(again.backbone.config)
+                check_same(spreading.copy_spread(student), again)
+            model.network.backbone.to("meta")
+            assert all(value.to_local().is_meta for value in model.network.parameters())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
+
+
+def test_spread_networks_are_bit_for_bit_what_whole_ones_are(tokenizer, tmp_path):
+    folders = [save_miniature("sdxl", tokenizer, tmp_path / "sdxl")]
+    folders += [TRANSFORMERS[name](tokenizer, tmp_path / name) for name in ("sd3", "qwen")]
+    run_ranks(3, build, folders)
+
+
+def measure(folder, out):
+    """Writes the bytes that this process reads of the network, and the most that it holds at a time meanwhile."""
+    network_bytes = sum(
+        value.nbytes for path in (folder / "unet").glob("*.safetensors") for value in load_file(path).values()
+    )
+    copies = []
+    import torch.distributed.fsdp  # noqa: F401  # beforehand
+
+    with pytest.MonkeyPatch.context() as patched:
+        taken = count_reads(patched)
+        current_world().wait()
+        with Peak() as peak:
+            model = spreading.load_spread(folder, CPU)
+            copies.append(model.network.to_student(8))
+            copies.append(spreading.copy_spread(copies[0]))
+    held = sum(value.to_local().nbytes for value in model.network.parameters())
+    largest = max(value.numel() * 4 for value in model.network.parameters())
+    said = current_world().gather(
+        {"read": sum(taken), "most": peak.most, "held": held, "largest": largest, "network": network_bytes}
+    )
+    if current_world().main:
+        out.write_text(json.dumps(said))
+
+
+SHORT = {
+    "resolution": 16, "batch_size": 4, "steps": 2, "log_every": 1, "device": "cpu", "ema_decay": 0.5,
+    "sample_every": 0,
+}  # fmt: skip
+
+
+TOLD = {"method": "any-step", "states": "data"}
+
+
+def run_distill(teacher, photos, folder, distribution, changes):
+    given = {
+        "guidance_range": (3.0, 3.0),
+        "guidance_scale": 3.0,
+        "method": "any-step",
+        "states": "data",
+        **SHORT,
+        **changes,
+    }
+    distill(Distill(teacher=str(teacher), data=str(photos), out=folder, distribution=distribution, **given))
+
+
+def run_style(model, photos, folder, distribution):
+    given = {name: value for name, value in SHORT.items() if name != "sample_every"}
+    train_lora(
+        TrainLora(model=str(model), data=str(photos), out=folder, lora_rank=2, distribution=distribution, **given)
+    )
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
+
+
+def test_a_style_on_a_spread_base_learns_what_it_does_on_a_whole_one(tokenizer, photos, tmp_path):
+    model = save_miniature("sd15", tokenizer, tmp_path / "model")
+    run_ranks(1, run_style, model, photos, tmp_path / "1", "ddp")
+    run_ranks(2, run_style, model, photos, tmp_path / "2", "fsdp")
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+    assert (tmp_path / "2/model/pytorch_lora_weights.safetensors").is_file()
+    with pytest.raises(UserError, match="nf4 is held whole in every process; give --distribution ddp"):
+        TrainLora(frozen_precision="nf4", distribution="fsdp")
+
+
+@pytest.mark.parametrize("changes", [{"sample_every": 2}, {"lora_rank": 2}], ids=str)
+def test_what_is_told_an_end_is_built_spread_too(tokenizer, photos, tmp_path, changes):
+    """Of a transformer, whose input for the end its own class has not; what a spread run exports is loaded."""
+    teacher = TRANSFORMERS["sd3"](tokenizer, tmp_path / "teacher")
+    run_ranks(1, run_distill, teacher, photos, tmp_path / "1", "ddp", changes)
+    run_ranks(2, run_distill, teacher, photos, tmp_path / "2", "fsdp", changes)
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+    if not changes.get("lora_rank"):
+        models = [load_latent_model(tmp_path / f"{size}/model", CPU) for size in (1, 2)]
+        one, two = (model.network.state_dict() for model in models)
+        assert one.keys() == two.keys()
+        assert any(".end." in name for name in two)
+
+
+class Peak:
+    """The most anonymous memory that this process takes beyond what it had: what is its own, files that are mapped
+    aside."""
+
+    def __enter__(self):
+        self._before, self._going = self._read(), True
+        self.most = 0
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._going = False
+        self._thread.join()
+
+    def _watch(self):
+        while self._going:
+            self.most = max(self.most, self._read() - self._before)
+            time.sleep(0.002)
+
+    def _read(self):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from /proc")
+def test_each_process_reads_its_rows_and_holds_no_more(tokenizer, tmp_path):
+    folder = save_miniature("sd15", tokenizer, tmp_path / "wide")
+    config = {**UNet2DConditionModel.load_config(folder / "unet"), "block_out_channels": (128, 512)}
+    shutil.rmtree(folder / "unet")
+    UNet2DConditionModel.from_config({**config, "layers_per_block": 2}).save_pretrained(
+        folder / "unet", max_shard_size="40MB"
+    )
+    assert len([*(folder / "unet").glob("*-of-*.safetensors")]) > 2
+    run_ranks(4, measure, folder, tmp_path / "said.json")
+    for said in json.loads((tmp_path / "said.json").read_text()):
+        assert said["read"] <= 1.02 * said["network"] / 4
+        assert said["held"] <= 1.02 * said["network"] / 4
+        # Teacher, student and average are three networks, of each of which a quarter is here.
+        assert said["most"] <= 3.1 * said["network"] / 4 + 2 * said["largest"] + 24 * 2**20
