@@ -74,7 +74,17 @@ def read_licence(name: str) -> str:
     classified = [each.split(" :: ")[-1] for each in said.get_all("Classifier") or () if each.startswith("License :: ")]
     plain = " ".join((said.get("License") or "").split())
     named = [said.get("License-Expression") or "", plain if len(plain) <= _LONGEST else "", " AND ".join(classified)]
-    return next((each for each in named if each), re.split(r"[.(]| Copyright", plain)[0][:_LONGEST].strip())
+    begun = re.split(r"[.(]| Copyright", plain)[0][:_LONGEST].strip()
+    return next((each for each in (*named, begun) if each), _read_title(name))
+
+
+def _read_title(name: str) -> str:
+    """Returns the first line of the licence that lies beside an installed package, which is its name; or nothing."""
+    package = importlib.metadata.distribution(name)
+    named = {f"licenses/{each}" for each in package.metadata.get_all("License-File") or ()}
+    files = [each for each in package.files or () if "/".join(each.parts[1:]) in named]
+    texts = [Path(str(each.locate())).read_text(errors="replace").strip() for each in files]
+    return next((text.splitlines()[0][:_LONGEST] for text in texts if text), "")
 
 
 def _list_needs(name: str) -> set[str]:

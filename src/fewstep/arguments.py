@@ -78,7 +78,8 @@ def parse_arguments(
     if asked := {"-h", "--help", "--help-all"} & set(arguments):
         print(write_help(default, program, description or str(type(default).__doc__), whole="--help-all" in asked))
         raise SystemExit(0)
-    arguments = [_rename(type(default), word) for word in arguments]
+    written = arguments
+    arguments = [_rename(type(default), word) for word in written]
     registry = tyro.constructors.ConstructorRegistry()
     registry.struct_rule(list_options)
     box = io.StringIO()
@@ -89,7 +90,11 @@ def parse_arguments(
                 registry=registry, return_unknown_args=True,
             )  # fmt: skip
     except SystemExit as stop:
-        raise UserError(f"{_one_line(box.getvalue())}; `{program} --help` lists the options") from stop
+        said = _one_line(box.getvalue())
+        for own, other in zip(arguments, written, strict=True):
+            if own != other:  # as it was given
+                said = re.sub(rf"{re.escape(own.split('=')[0])}(?![\w-])", other.split("=")[0], said)
+        raise UserError(f"{said}; `{program} --help` lists the options") from stop
     if not unknown:
         return parsed
     option = next((word for word in unknown if word.startswith("-")), None)

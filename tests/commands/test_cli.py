@@ -264,6 +264,12 @@ def test_updates_is_steps_on_the_line_and_in_files(tmp_path):
     assert parse_training("distill", ["scenes", "--change", "updates", "seed"]).change == ("steps", "seed")
 
 
+@pytest.mark.parametrize("option", ["--steps", "--updates"])
+def test_an_option_is_complained_of_by_the_name_it_was_given_by(option):
+    with pytest.raises(UserError, match=f"^{option}: 'x' is not a whole number; `fewstep distill --help` lists"):
+        parse_training("distill", ["scenes", option, "x"])
+
+
 @pytest.mark.parametrize(("command", "words"), [("plot", "RUNS"), ("publish", "SOURCE REPO"), ("convert", "LORA")])
 def test_the_usage_has_the_words_that_stand_alone(command, words, capsys):
     assert read_shown(capsys, command, "--help").startswith(f"usage: fewstep {command} {words}")

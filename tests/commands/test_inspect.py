@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shlex
 import shutil
 import time
@@ -21,6 +22,7 @@ from fewstep.commands.inspect import Inspect, describe, inspect
 from fewstep.data.infotext import Infotext, build_png_info, read_infotext
 from fewstep.errors import UserError
 from fewstep.models.families import family_of_file
+from fewstep.recipes.plain import read_config_file
 from fewstep.runs.advice import advise_lora
 
 NAMES = st.from_regex(r"[A-Z][a-z ]{0,8}[a-z]", fullmatch=True)
@@ -68,6 +70,14 @@ def test_a_pipeline(random_teacher):
 def test_a_run_and_its_model(random_student):
     said = "\n".join(describe(random_student))
     assert "done: 3 of 3 updates" in said
+    folded = re.search(
+        r"settings: as the recipe scenes has them, (\d+) of (\d+), but for\n(.*)all of them: config", said, re.S
+    )
+    assert folded
+    other = folded[3].splitlines()
+    assert int(folded[1]) + len(other) == int(folded[2]) == len(read_config_file(random_student / "config.yaml"))
+    assert {"steps: 3", "batch_size: 4", "pictures: 24"} <= {*other}
+    assert len(other) < 15
     assert "fewstep generate --model" in "\n".join(describe(random_student / "model"))
 
 

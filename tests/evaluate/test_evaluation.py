@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 
 import pytest
@@ -297,6 +298,7 @@ def test_killed_and_started_again_in_two_processes_it_gives_the_same_results(ran
 
     done = start(tmp_path / "whole", 1).wait()
     assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^about \d+ s in all, as the first pictures took \d+ s$", done.stderr, re.M)) == 1
     cut = start(tmp_path / "cut", 2)
     until = time.monotonic() + 300
     while not list((tmp_path / "cut").glob("cells/teacher-*/part-00001.*")) and time.monotonic() < until:

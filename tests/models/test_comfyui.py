@@ -125,6 +125,24 @@ def test_what_the_network_predicts_is_said(models):
     assert [(each["sampling"], each["zsnr"]) for each in sampling(v, PCM)] == [("v_prediction", True)]
 
 
+def test_a_folder_of_diffusers_is_no_file_to_load_and_its_own_words_are_asked_for(models, monkeypatch):
+    teacher = load_latent_model(assets.scenes_teacher(), torch.device("cpu"))
+    folder, file = (
+        make_workflow(model, dataclasses.replace(CARD, teacher=base))
+        for model, base in ((teacher, assets.SCENES), (models["sd1"], "dreamshaper_8.safetensors"))
+    )
+    named = folder["nodes"][0]
+    assert (named["type"], named["title"]) == (
+        "CheckpointLoaderSimple", "Choose the base here: scenes, as a single file",
+    )  # fmt: skip
+    assert "title" not in file["nodes"][0]
+    (own, _) = find(walk(folder), "CLIPTextEncode")
+    assert own["text"] == "a little orange cross above a yellow cross on black"
+    monkeypatch.setattr("fewstep.models.lora.comfyui.find_vocabulary", lambda *_: None)
+    (any_words, _) = find(walk(make_workflow(teacher, CARD)), "CLIPTextEncode")
+    assert any_words["text"] == "a photo of a cat"
+
+
 def test_pcm(models):
     model = models["sd1"]
     (sampler,) = find(walk(make_workflow(model, PCM)), "KSampler")

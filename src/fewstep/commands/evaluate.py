@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +23,11 @@ from fewstep.evaluate.benches import make_bench
 from fewstep.evaluate.cell import TEACHER_STEPS, TITLES, Cell, Row
 from fewstep.evaluate.columns import Column, order_by_direction
 from fewstep.evaluate.config import Evaluate
+from fewstep.evaluate.forecast import count_calls, count_work, say_time
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.metrics import list_columns
 from fewstep.evaluate.painters import Painters, open_painters
-from fewstep.evaluate.painting import PaintedCell
+from fewstep.evaluate.painting import PaintedCell, parts_of
 from fewstep.evaluate.protocol import claim_report_folder, rows_beside
 from fewstep.evaluate.report import columns_of, write_report
 from fewstep.evaluate.scoring import MODEL, index_columns, score
@@ -111,6 +113,7 @@ class Evaluation:
         rows: list[Row] = []
         pictures: list[tuple[str, list[Image.Image]]] = []
         bench = self._bench
+        self._foretell(cells, scales)
         for number, start in enumerate(cells, 1):
             print(f"{number} of {len(cells)}: {start.sampler}, steps {start.steps} …", file=sys.stderr, flush=True)
             allowed = self._trained_for(scales) if start.sampler == "lcm" else scales
@@ -135,17 +138,41 @@ class Evaluation:
         write_report(self.config.out, results, labelled_grid(pictures, headings))
         return results
 
+    def _foretell(self, cells: Sequence[Cell], scales: Sequence[float]) -> None:
+        """Paints the first pictures and says how long all will take; nothing where they are there already."""
+        studio, tuned = self.studio, [self._count_tuned(cell, scales) for cell in cells]
+        left = studio.jobs(cells[0], tuning=tuned[0] > 0)
+        if len(left) < parts_of(studio.bare(tuning=tuned[0] > 0), studio.batch_size):
+            return
+        jobs = left[: self._painters.count if self._painters else 1]
+        begun = time.perf_counter()
+        if self._painters:
+            self._painters.paint(jobs)
+        else:
+            studio.run(jobs[0])
+        seconds = time.perf_counter() - begun
+        work = count_work(cells, parts_of(studio.bare(tuning=False), studio.batch_size), tuned)
+        whole = say_time(seconds * work / (count_calls(cells[0]) * len(jobs)))
+        print(f"about {whole} in all, as the first pictures took {say_time(seconds)}", file=sys.stderr, flush=True)
+
+    def _count_tuned(self, cell: Cell, scales: Sequence[float]) -> int:
+        """Counts the parts that are painted of a cell, at most, to choose its guidance and its spacing."""
+        scales = self._trained_for(scales, notes=False) if cell.sampler == "lcm" else scales
+        spacings = 1 if cell.sampler in ("teacher", "lcm") else len(self.config.spacings)
+        tried = len(scales) + spacings - 1
+        return tried * parts_of(self.studio.bare(tuning=True), self.studio.batch_size) if tried > 1 else 0
+
     def _guidance_scales(self) -> tuple[float, ...]:
         return tuple(sorted(self.config.guidance_scale)) or (1.5, 3.0, 5.0, 8.5)
 
-    def _trained_for(self, scales: Sequence[float]) -> list[float]:
+    def _trained_for(self, scales: Sequence[float], *, notes: bool = True) -> list[float]:
         """Picks scales in the few-step model's range, or what is built into it."""
         student = self.studio.student
         low, high = student.model.card.guidance_range or (1.0, math.inf)
         if not student.takes_guidance:
             return [student.guidance_scale]
         fitting = [scale for scale in scales if low <= scale <= high]
-        if self.config.guidance_scale and not fitting:
+        if notes and self.config.guidance_scale and not fitting:
             asked = ", ".join(f"{scale:g}" for scale in scales)
             print(
                 f"note: the few-step model was trained for guidance of {low:g} to {high:g} and is scored at its own, "

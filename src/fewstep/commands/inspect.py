@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,8 @@ from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
 from fewstep.models.model_files import INDEX, TOKENIZER_CONFIG, find_file, read_json
 from fewstep.models.run_folder import CHECKPOINTS, CONFIG_FILE
 from fewstep.models.vocabulary import parse_vocabulary
-from fewstep.recipes.plain import read_config_file
+from fewstep.recipes.named import RECIPES
+from fewstep.recipes.plain import read_config_file, to_plain
 from fewstep.roots import open_regular
 from fewstep.runs.advice import advise_lora, advise_painting
 from fewstep.train.checkpoint import Checkpoints
@@ -195,7 +196,22 @@ def _describe_run(folder: Path) -> Iterator[str]:
         yield f"go on: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out {shlex.quote(str(folder))}"
     if command:
         yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
-    yield from _list_entries([*settings.items()])
+        yield from _compare_settings(settings, command)
+    else:
+        yield from _list_entries([*settings.items()])
+
+
+def _compare_settings(settings: Mapping[str, object], command: str) -> Iterator[str]:
+    """Yields a line for each setting that the command's nearest recipe has otherwise."""
+    others: dict[str, list[tuple[str, object]]] = {}
+    for name, make in RECIPES[command].items():
+        recipe = to_plain(make())
+        others[name] = [each for each in settings.items() if each[0] not in recipe or recipe[each[0]] != each[1]]
+    nearest = min(others, key=lambda name: len(others[name]))
+    alike = len(settings) - len(others[nearest])
+    yield f"settings: as the recipe {nearest} has them, {alike} of {len(settings)}, but for"
+    yield from _list_entries(others[nearest])
+    yield f"all of them: {CONFIG_FILE}"
 
 
 def _list_entries(entries: Sequence[tuple[str, object]]) -> Iterator[str]:

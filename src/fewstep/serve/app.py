@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from fewstep import __version__
+from fewstep.models.pipeline import Pipeline
 from fewstep.serve import openai_routes, sdapi_lookups, sdapi_routes, socket_route
 from fewstep.serve.error_handlers import install_handlers
 from fewstep.serve.guard import Guard
@@ -18,10 +19,15 @@ from fewstep.serve.metrics import Metrics
 from fewstep.serve.service import PaintService
 
 PAGE = Path(__file__).parent / "page"
+_EXAMPLES = ("a lighthouse on a cliff at sunrise", "a red bicycle against a yellow wall", "a small house in the snow")
+"""Prompts to try with a model that reads any words; one that was taught some has captions of its own."""
 _FILES = {
     "/": "index.html",
     "/page.js": "page.js",
+    "/keys.js": "keys.js",
     "/mask.js": "mask.js",
+    "/strip.js": "strip.js",
+    "/logo.svg": "logo.svg",
     "/page.css": "page.css",
     "/docs": "docs.html",
     "/docs.js": "docs.js",
@@ -82,9 +88,16 @@ def describe_model(service: PaintService, vocabulary: dict[str, list[str]]) -> d
     return {
         "name": service.name, "sizes": [f"{width}x{height}" for height, width in service.acceptance.sizes],
         "steps": min(max(8, pipeline.steps), service.acceptance.most_steps), "default_steps": pipeline.steps,
-        "guidance": guidance, "loras": service.loras, "chips": vocabulary,
+        "guidance": guidance, "loras": service.loras, "chips": vocabulary, "examples": list_examples(pipeline),
+        "precision": pipeline.precision, "device": str(pipeline.model.device),
         "prompt_letters": settings.prompt_letters, "version": __version__,
     }  # fmt: skip
+
+
+def list_examples(pipeline: Pipeline) -> list[str]:
+    """Lists prompts to try: captions of the model's training where its tokenizer has any, the shortest of them last."""
+    known = pipeline.vocabulary.examples if pipeline.vocabulary else ()
+    return [*known[1:], *known[:1]] or list(_EXAMPLES)
 
 
 def _file(name: str) -> Any:

@@ -12,10 +12,13 @@ from fewstep.models.family import LatentModel
 from fewstep.models.lora.few_step import DEFAULT_STEPS
 from fewstep.models.lora.file import KOHYA_FILE
 from fewstep.models.stock_scheduler import stock_scale
+from fewstep.models.vocabulary import find_vocabulary
 
 WORKFLOW_FILE = "comfyui.json"
 LCM_GRID = 50
 """Counts the times among which ComfyUI's `lcm` parameterisation lets a network answer, as the released LCM-LoRAs do."""
+_SINGLE_FILES = (".safetensors", ".ckpt")
+"""Are the endings of what ComfyUI calls a checkpoint; any other base is a folder of diffusers."""
 _WIDTH, _HEIGHT = 320, 260
 _VALUES = {"STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
 """Lists the kinds of inputs that a node has a field for; all others come from another node."""
@@ -94,7 +97,10 @@ def make_workflow(model: LatentModel, card: StudentCard) -> dict[str, Any] | Non
     if method.told_end or method.gamma not in (0, 1):
         return None
     flow, side = _Workflow(), model.resolution
-    loader = flow.add(model.family.comfyui_loader, (0, 0), {"ckpt_name": _name_checkpoint(str(card.teacher))})
+    base = str(card.teacher)
+    loader = flow.add(model.family.comfyui_loader, (0, 0), {"ckpt_name": _name_checkpoint(base)})
+    if Path(base).suffix not in _SINGLE_FILES:
+        flow.nodes[-1]["title"] = f"Choose the base here: {Path(base).name}, as a single file"
     lora = flow.add(
         "LoraLoader", (1, 0),
         {"model": (loader, 0), "clip": (loader, 1), "lora_name": KOHYA_FILE, "strength_model": 1, "strength_clip": 1},
@@ -104,7 +110,7 @@ def make_workflow(model: LatentModel, card: StudentCard) -> dict[str, Any] | Non
         sampled = flow.add("ModelSamplingDiscrete", (2, 0), {"model": (lora, 0), **sampling})
     positive, negative = (
         flow.add("CLIPTextEncode", (2, row), {"text": text, "clip": (lora, 1)})
-        for row, text in ((1, "a photo of a cat"), (2, ""))
+        for row, text in ((1, _choose_prompt(model)), (2, ""))
     )
     latent = flow.add("EmptyLatentImage", (1, 1), {"width": side, "height": side, "batch_size": 1})
     sampler = flow.add(
@@ -129,7 +135,13 @@ def _name_sampling(model: LatentModel, card: StudentCard, *, redraws: bool) -> d
     return {"sampling": SAMPLING[predicted], "zsnr": zero}
 
 
+def _choose_prompt(model: LatentModel) -> str:
+    """Returns a prompt to replace, of the model's own words where it has no others."""
+    known = find_vocabulary(model.conditioner, model.card.learnt_words or ())
+    return known.examples[-1] if known and known.examples else "a photo of a cat"
+
+
 def _name_checkpoint(teacher: str) -> str:
     """Returns what the base is called among ComfyUI's checkpoints, as far as its own name tells."""
     name = Path(teacher).name
-    return name if Path(name).suffix in (".safetensors", ".ckpt") else f"{name}.safetensors"
+    return name if Path(name).suffix in _SINGLE_FILES else f"{name}.safetensors"

@@ -1,41 +1,66 @@
 // The mask over the drawing: what is marked may be painted anew, the rest of the picture stays.
 
+const COLOUR = "#ff2fd6";
+
 export class Mask {
   constructor(canvas) {
     this.canvas = canvas;
-    this.pen = canvas.getContext("2d");
-    this.marked = false;
+    this.pen = canvas.getContext("2d", { willReadFrequently: true });
+    this.isMarked = false;
+  }
+
+  // Whether anything is marked; it is said to who does not see it, too.
+  get isMarked() {
+    return this.marked;
+  }
+
+  set isMarked(value) {
+    this.marked = value;
+    this.canvas.ariaLabel = `What is marked to change: ${value ? "a part" : "nothing"}`;
   }
 
   resize(side) {
     this.canvas.width = this.canvas.height = side;
-    this.marked = false;
+    this.isMarked = false;
   }
 
   stroke(from, to, width) {
     this.pen.lineCap = this.pen.lineJoin = "round";
-    this.pen.strokeStyle = "#ff2fd6";
+    this.pen.strokeStyle = COLOUR;
     this.pen.lineWidth = width;
     this.pen.beginPath();
     this.pen.moveTo(...from);
     this.pen.lineTo(...to);
     this.pen.stroke();
-    this.marked = true;
+    this.isMarked = true;
+  }
+
+  // A rectangle, in parts of the sides.
+  fill(left, top, width, height) {
+    this.pen.fillStyle = COLOUR;
+    this.pen.fillRect(left * this.canvas.width, top * this.canvas.height, width * this.canvas.width, height * this.canvas.height);
+    this.isMarked = true;
+  }
+
+  // What it was before.
+  bring(marks, isMarked) {
+    this.pen.putImageData(marks, 0, 0);
+    this.isMarked = isMarked;
   }
 
   clear() {
     this.pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
-    this.marked = false;
+    this.isMarked = false;
   }
 
   // As it is shown, to be shown again; null where nothing is marked.
   toShow() {
-    return this.marked ? this.canvas.toDataURL("image/png") : null;
+    return this.isMarked ? this.canvas.toDataURL("image/png") : null;
   }
 
   // White where it is marked, on black.
   toSend() {
-    if (!this.marked) return null;
+    if (!this.isMarked) return null;
     const flat = document.createElement("canvas");
     [flat.width, flat.height] = [this.canvas.width, this.canvas.height];
     const pen = flat.getContext("2d");
@@ -56,6 +81,6 @@ export class Mask {
     image.src = source;
     await image.decode();
     this.pen.drawImage(image, 0, 0, this.canvas.width, this.canvas.height);
-    this.marked = true;
+    this.isMarked = true;
   }
 }

@@ -1,6 +1,8 @@
 // The page: what stands in its fields is painted as soon as it changes; an answer that is late is thrown away.
 
+import { listenToKeys } from "./keys.js";
 import { Mask } from "./mask.js";
+import { Strip } from "./strip.js";
 
 const token = new URLSearchParams(location.search).get("token");
 const part = (id) => document.getElementById(id);
@@ -8,6 +10,9 @@ const HISTORY = 24;
 const LARGEST_DRAWING = 1024;
 const SIDE_BY_SIDE = [1, 2, 4, 8];
 const WORDS_PAUSE = 600; // milliseconds
+const STRIP_PAUSE = 700; // milliseconds after which the steps of what stands there are painted too
+const SLOW = 1500; // milliseconds from which a picture is worth watching; its steps come with it then
+const FINE = 128; // pixels up to which a picture is shown pixel for pixel, as on the documentation site
 
 let model = null; // what the server says of itself
 let socket = null;
@@ -17,6 +22,11 @@ let wait = 250; // milliseconds to the next try to connect
 let shown = []; // object URLs of the pictures on the page
 let restoring = false;
 const mask = new Mask(part("mask"));
+const strip = new Strip(part("strip"), enlarge);
+let took = Infinity; // milliseconds that the last picture took
+let finished = 0; // the request whose pictures are all there
+let isExample = false; // what the page painted of itself
+let stripping = 0; // the timer of the strip
 let hint = ""; // what the person should know of settings that came from a file
 
 const query = token ? `?token=${encodeURIComponent(token)}` : "";
@@ -72,7 +82,8 @@ function restore(from) {
 }
 
 function say() {
-  for (const name of ["steps", "guidance", "strength"]) part(`${name}-said`).value = part(name).value;
+  const texts = { steps: counted(Number(part("steps").value)), guidance: part("guidance").value, strength: part("strength").value };
+  for (const [name, text] of Object.entries(texts)) part(`${name}-said`).value = part(name).ariaValueText = text;
   for (const slider of document.querySelectorAll("#loras input")) slider.nextElementSibling.value = Number(slider.value).toFixed(2);
   part("steps").disabled = part("compare").checked;
 }
@@ -82,6 +93,7 @@ function paint() {
   const wish = settings();
   if (!wish.prompt.trim()) {
     seq += 1; // what is still being painted is late
+    clearTimeout(stripping);
     for (const name of ["latency", "notes"]) part(name).textContent = "";
     sayWords("");
     part("download").hidden = true;
@@ -92,23 +104,43 @@ function paint() {
     return;
   }
   seq += 1;
+  part("pictures").dataset.asked = seq;
   sent = performance.now();
-  const message = {
-    seq, prompt: wish.prompt, seed: wish.seed, steps: wish.steps, loras: wish.loras, size: wish.size,
-    guidance_scale: wish.guidance_scale, previews: wish.previews, compare: wish.compare ? sideBySide() : [],
-  };
-  if (wish.start) Object.assign(message, { image: wish.start, strength: wish.strength, mask: mask.toSend() });
   asked = wish;
-  socket.send(JSON.stringify(message));
+  send(wish.previews && took > SLOW);
 }
 let asked = null;
+
+// While one types the picture comes first; its steps follow once typing rests, under the same number.
+function send(previews) {
+  clearTimeout(stripping);
+  const message = {
+    seq, previews, prompt: asked.prompt, seed: asked.seed, steps: asked.steps, loras: asked.loras, size: asked.size,
+    guidance_scale: asked.guidance_scale, compare: asked.compare ? sideBySide() : [],
+  };
+  if (asked.start) Object.assign(message, { image: asked.start, strength: asked.strength, mask: mask.toSend() });
+  socket.send(JSON.stringify(message));
+}
 
 const counted = (steps) => `${steps} ${steps === 1 ? "step" : "steps"}`;
 const sideBySide = () => SIDE_BY_SIDE.filter((steps) => steps <= model.steps);
 
 function typed() {
   hint = "";
+  touched();
   if (!part("lock").checked) roll();
+  paint();
+}
+
+// What is painted from now on is the visitor's own.
+function touched() {
+  isExample = false;
+  part("example").hidden = true;
+}
+
+function paintAnother() {
+  touched();
+  roll();
   paint();
 }
 
@@ -131,38 +163,62 @@ function answered(event) {
   if (head.seq !== seq) return; // late
   const blob = new Blob([new Uint8Array(event.data, 4 + length)], { type: "image/png" });
   const side = head.of > 1;
-  if (cleared !== head.seq) { clearPictures(); cleared = head.seq; } // what follows of it stands beside: a strip of steps
+  const isNew = finished !== head.seq; // else it is there, and its strip follows
   const url = URL.createObjectURL(blob);
+  const said = `${asked.prompt}, seed ${head.seed ?? asked.seed}, ${head.kind === "step" ? `after step ${head.step}` : counted(head.step)}`;
+  if (isNew && cleared !== head.seq) { clearPictures(asked.previews && !asked.compare); cleared = head.seq; }
   shown.push(url);
-  const figure = document.createElement("figure");
-  const image = document.createElement("img");
-  image.alt = `${asked.prompt}, seed ${head.seed ?? asked.seed}, ${head.kind === "step" ? `after step ${head.step}` : counted(head.step)}`;
-  image.src = url;
-  figure.append(image);
-  if (side || asked.previews) {
-    const caption = document.createElement("figcaption");
-    caption.textContent = side ? counted(head.step) : `step ${head.step} of ${asked.steps}`;
-    figure.append(caption);
+  if (isNew && !side) part("pictures").replaceChildren(); // each step in place of the one before
+  if (isNew) part("pictures").append(framed(url, said, side ? counted(head.step) : ""));
+  part("pictures").classList.toggle("several", side);
+  const image = part("pictures").lastElementChild.querySelector("img");
+  if (head.kind === "step" || part("strip").childElementCount && !part("strip").matches(".late")) {
+    strip.add(url, head.step, said, head.kind === "picture");
   }
-  part("pictures").append(figure);
+  if (!isNew) return;
   if (head.kind !== "picture") return;
   part("notes").textContent = [...head.notes.filter((note) => note !== head.on_words), hint].filter(Boolean).join("; ");
   sayWords(head.on_words);
-  const took = performance.now() - sent;
   image.decode().catch(() => {}).then(() => requestAnimationFrame(() => {
     if (head.seq !== seq) return;
     part("pictures").dataset.seq = head.seq;
     part("pictures").dataset.milliseconds = Math.round(performance.now() - sent);
   }));
   if (head.index !== (head.of ?? 1) - 1) return;
+  finished = head.seq;
+  took = performance.now() - sent;
+  if (asked.previews && !side && (part("strip").hidden || part("strip").matches(".late"))) {
+    stripping = setTimeout(() => { if (finished === seq && socket.readyState === WebSocket.OPEN) send(true); }, STRIP_PAUSE);
+  }
   part("latency").textContent = `${Math.round(took)} ms, of which ${head.ms} ms on the server`;
   const link = part("download");
   URL.revokeObjectURL(link.href);
   link.href = URL.createObjectURL(blob); // its own: steps of the next picture revoke those that are shown
   link.download = `${asked.prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "picture"}-seed${head.seed}${side ? `-${head.step}-steps` : ""}.png`;
   link.textContent = side ? `Download the picture of ${counted(head.step)}` : "Download";
-  link.hidden = false;
-  remember(blob, { ...asked, seed: asked.seed });
+  link.hidden = part("change-part").hidden = false;
+  part("example").hidden = !isExample;
+  if (!isExample) remember(blob, { ...asked, seed: asked.seed });
+}
+
+function framed(url, alt, captioned) {
+  const figure = document.createElement("figure");
+  const image = document.createElement("img");
+  image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalWidth <= FINE));
+  image.alt = alt;
+  image.src = url;
+  figure.append(image);
+  if (captioned) {
+    const caption = document.createElement("figcaption");
+    caption.textContent = captioned;
+    figure.append(caption);
+  }
+  return figure;
+}
+
+// A frame of the strip in place of the picture.
+function enlarge(url, alt) {
+  part("pictures").replaceChildren(framed(url, alt, ""));
 }
 
 // What the model never learnt is named once typing pauses: half a word is no word yet.
@@ -182,10 +238,14 @@ function inRed(text) {
   return part;
 }
 
-function clearPictures() {
+// Pictures of the strip stay until those that follow are there.
+function clearPictures(keepsStrip) {
   part("pictures").replaceChildren();
-  for (const url of shown) URL.revokeObjectURL(url);
-  shown = [];
+  if (keepsStrip) strip.fade();
+  else strip.clear();
+  const used = new Set([...part("strip").querySelectorAll("img")].map((image) => image.src));
+  for (const url of shown) if (!used.has(url)) URL.revokeObjectURL(url);
+  shown = shown.filter((url) => used.has(url));
 }
 
 // One entry for each pause in typing, not for each letter.
@@ -270,23 +330,59 @@ async function describe() {
   const before = model && JSON.stringify(model);
   model = await answer.json();
   if (before === JSON.stringify(model)) return;
-  part("model").textContent = model.name;
+  part("facts").replaceChildren(...facts().map(([name, text]) => {
+    const group = document.createElement("div");
+    const [term, description] = ["dt", "dd"].map((tag) => document.createElement(tag));
+    term.textContent = name;
+    description.textContent = text;
+    group.append(term, description);
+    return group;
+  }));
   part("steps").max = model.steps;
   part("steps").value = model.default_steps;
   part("prompt").maxLength = model.prompt_letters;
-  part("prompt").placeholder = Object.keys(model.chips).length ? "a small red star above a blue ring on a white background" : "";
+  part("prompt").placeholder = model.examples[0];
   part("guidance-row").hidden = !model.guidance;
   if (model.guidance) {
     Object.assign(part("guidance"), { min: model.guidance.low, max: model.guidance.high });
     part("guidance").value = model.guidance.default;
-    part("guidance").title = `1 is no guidance, more follows the prompt more strictly; this model was trained for ${model.guidance.low} to ${model.guidance.high}, and its default is ${model.guidance.default}`;
+    part("guidance-range").textContent = `1 is none, more follows the prompt more strictly; this model was made for ${model.guidance.low} to ${model.guidance.high}, best at ${model.guidance.default}`;
   }
   part("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", " × "), size)));
   part("size-row").hidden = model.sizes.length < 2;
   resizeDrawing(Math.min(LARGEST_DRAWING, Math.max(256, ...model.sizes[0].split("x").map(Number))));
   part("loras").replaceChildren(...Object.entries(model.loras).map(([name, scale], i) => slider(name, scale, i)));
   part("chips").replaceChildren(...Object.entries(model.chips).map(([name, words]) => chips(name, words)));
+  part("vocabulary").hidden = !Object.keys(model.chips).length;
+  part("vocabulary").open = matchMedia("(min-width: 60rem)").matches; // on a phone they would push the picture away
+  part("examples").replaceChildren(...model.examples.map(exampleButton));
   say();
+  beginWithExample();
+}
+
+function facts() {
+  const { name, sizes, precision, device, default_steps: steps, guidance } = model;
+  return [
+    ["model", name], ["size", sizes[0].replace("x", " × ")], ["precision", `${precision} on ${device}`], ["made for", counted(steps)],
+    ...(guidance ? [["guidance", `${guidance.low} to ${guidance.high}`]] : []),
+  ];
+}
+
+// Who comes sees what the model paints, before a word is typed; the prompt is marked, to be typed over.
+function beginWithExample() {
+  if (seq || part("prompt").value) return;
+  isExample = true;
+  part("prompt").value = model.examples[0];
+  part("example").textContent = `An example that ${model.name} has just painted. Type, and it paints yours.`;
+  if (document.activeElement === part("prompt")) part("prompt").select();
+}
+
+function exampleButton(text) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = text;
+  button.addEventListener("click", () => { part("prompt").value = text; typed(); });
+  return button;
 }
 
 function slider(name, scale, i) {
@@ -336,7 +432,7 @@ function insert(word) {
 
 function drawing() {
   const canvas = part("canvas");
-  const pen = canvas.getContext("2d");
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
     return [((event.clientX - box.left) * canvas.width) / box.width, ((event.clientY - box.top) * canvas.height) / box.height];
@@ -358,7 +454,7 @@ function drawing() {
     pen.lineTo(...point);
     pen.stroke();
   };
-  canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); to(at(event)); });
+  canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); keep(); to(at(event)); });
   canvas.addEventListener("pointermove", (event) => { if (last) to(at(event)); });
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { if (last) { last = null; paint(); } });
   // With the arrow keys a pen moves from the middle; with shift it moves without drawing.
@@ -366,17 +462,52 @@ function drawing() {
   const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const inPixels = () => [place[0] * canvas.width, place[1] * canvas.height];
   canvas.addEventListener("keydown", (event) => {
+    if (event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); undo(); }
     const move = moves[event.key];
     if (!move) return;
     event.preventDefault();
     last = inPixels();
     place = place.map((value, i) => Math.max(0, Math.min(1, value + move[i] / 32)));
-    if (!event.shiftKey) { to(inPixels()); paint(); }
+    if (!event.shiftKey) { if (!event.repeat) keep(); to(inPixels()); paint(); }
     last = null;
     part("pencil").style.left = `${100 * place[0]}%`;
     part("pencil").style.top = `${100 * place[1]}%`;
   });
   clearCanvas();
+}
+
+// What the drawing and its marks were before the last changes, to go back to.
+const UNDONE = 12;
+const past = [];
+
+function keep() {
+  const [drawn, marks] = ["canvas", "mask"].map((name) => {
+    const canvas = part(name);
+    return canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  });
+  past.push({ drawn, marks, isMarked: mask.isMarked, isUsed: part("use-start").checked });
+  if (past.length > UNDONE) past.shift();
+  part("undo").disabled = false;
+}
+
+function undo() {
+  const before = past.pop();
+  if (!before) return;
+  part("canvas").getContext("2d").putImageData(before.drawn, 0, 0);
+  mask.bring(before.marks, before.isMarked);
+  part("use-start").checked = before.isUsed;
+  part("undo").disabled = !past.length;
+  if (!past.length && document.activeElement === document.body) part("canvas").focus();
+  paint();
+}
+
+// A rectangle by numbers, for who has no pointer.
+function markRectangle() {
+  const [left, top, width, height] = ["left", "top", "width", "height"].map((name) => (Number(part(`mark-${name}`).value) || 0) / 100);
+  keep();
+  mask.fill(left, top, width, height);
+  part("use-start").checked = true;
+  paint();
 }
 
 // As fine as the model paints: what stays of the picture is as sharp as before.
@@ -385,6 +516,8 @@ function resizeDrawing(side) {
   if (canvas.width === side) return;
   canvas.width = canvas.height = side;
   mask.resize(side);
+  past.length = 0;
+  part("undo").disabled = true;
   clearCanvas();
 }
 
@@ -410,9 +543,19 @@ async function drawOnCanvas(source) {
 async function takeShown() {
   const image = document.querySelector("#pictures figure:last-child img");
   if (!image) return;
+  touched();
+  keep();
   await drawOnCanvas(image.src);
   part("use-start").checked = true;
   paint();
+}
+
+// The same, and what is drawn marks what shall change.
+async function changePart() {
+  part("start").open = part("draw-mask").checked = true;
+  await takeShown();
+  part("canvas").focus();
+  part("start").scrollIntoView({ block: "nearest" });
 }
 
 // ---- settings out of a PNG --------------------------------------------------------------------------------------
@@ -509,17 +652,21 @@ function read(text) {
 // ---- to begin ---------------------------------------------------------------------------------------------------
 
 for (const id of ["prompt"]) part(id).addEventListener("input", typed);
-for (const id of ["seed", "steps", "guidance", "strength", "loras"]) part(id).addEventListener("input", () => { say(); paint(); });
-for (const id of ["size", "previews", "compare", "use-start"]) part(id).addEventListener("change", () => { say(); paint(); });
+for (const id of ["seed", "steps", "guidance", "strength", "loras"]) part(id).addEventListener("input", () => { touched(); say(); paint(); });
+for (const id of ["size", "previews", "compare", "use-start"]) part(id).addEventListener("change", () => { touched(); say(); paint(); });
 part("seed").addEventListener("change", () => {
   const asked = part("seed").value;
   part("seed").value = settings().seed;
   if (Number(asked) !== settings().seed) part("notes").textContent = `a seed is a whole number, 0 or more; ${settings().seed} is taken`;
 });
-part("roll").addEventListener("click", () => { roll(); paint(); });
-part("clear").addEventListener("click", () => { clearCanvas(); paint(); });
-part("clear-mask").addEventListener("click", () => { mask.clear(); paint(); });
+part("roll").addEventListener("click", paintAnother);
+part("clear").addEventListener("click", () => { keep(); clearCanvas(); paint(); });
+part("clear-mask").addEventListener("click", () => { keep(); mask.clear(); paint(); });
+part("undo").addEventListener("click", undo);
+part("mark").addEventListener("click", markRectangle);
 part("take-shown").addEventListener("click", takeShown);
+part("change-part").addEventListener("click", changePart);
+listenToKeys({ paint: typed, paintAnother });
 part("seed").value = 0;
 say();
 drawing();
