@@ -36,7 +36,7 @@ def test_options_of_the_file_are_those_of_the_command():
     assert (read_options({"token": "a", "lora": ["b", "c"]}).host, read_options({}).host) == ("0.0.0.0", "127.0.0.1")
     for args, message in (
         ({"port": 80}, "args has port, which Ray Serve decides"),
-        ({"modell": "a"}, "args has modle, which is no option"),
+        ({"paints": "a"}, "args has paints, which is no option"),
         ({"token": "random"}, "every replica would make up another"),
         ({"batch": "many"}, "args: batch: Input should be a valid integer"),
         ({"batch": 0}, "batch is 0"),
