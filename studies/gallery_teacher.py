@@ -300,18 +300,48 @@ class TextOnDemand:
         return self._text_encoder(self._tokens[index])[0]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Latents `[n, c, h, w]` of pictures, some of which come several times."""
+
+    latents: Tensor
+    pictures: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.latents[self.pictures[index]]
+
+
+def list_examples() -> tuple[Tensor, list[str]]:
+    """Returns pictures by number, and what is said of each: every one with its own caption, which often names nothing,
+    and with an exact one; those of a single thing, from which names are learnt soonest, exactly twice more.
+
+    What a caption leaves open is as open as before: an exact one says how many things there are.
+    """
+    own, exact = Gallery(), Gallery(level="exact")
+    told = [exact.prompt(i) for i in range(PICTURES)]
+    single = [i for i, (_, prompt) in enumerate(told) if prompt.things is not None and len(prompt.things) == 1]
+    captions = [*(own.prompt(i)[0] for i in range(PICTURES)), *(caption for caption, _ in told)]
+    pictures = [*range(PICTURES), *range(PICTURES), *single * 2]
+    return torch.tensor(pictures), [*captions, *(told[i][0] for i in single * 2)]
+
+
 def train_unet(out: Path, cycle: str) -> None:
     latents = read_safetensors(out / "latents.safetensors")["mean"].float()
     scaling_factor = float(1 / latents.std())
     tokenizer, text_encoder = load_tokenizer(out), CLIPTextModel.from_pretrained(out / "text_encoder")
-    tokens = tokenise(tokenizer, [*(Gallery().prompt(i)[0] for i in range(PICTURES)), ""])
+    pictures, captions = list_examples()
+    tokens = tokenise(tokenizer, [*captions, ""])
     scheduler = scenes_model.build_scheduler()
     torch.manual_seed(3)
     seed = list(UNET).index(cycle)
     before = list(UNET)[seed - 1]
     start: Any = build_gallery_unet() if seed == 0 else UNet2DConditionModel.from_pretrained(out / f"unet-{before}")
     text: Any = TextOnDemand(text_encoder, tokens)
-    task = DiffusionTask(start, Tabulated.from_config(scheduler.config), latents * scaling_factor, text, seed)
+    shown: Any = Shown(latents * scaling_factor, pictures)
+    task = DiffusionTask(start, Tabulated.from_config(scheduler.config), shown, text, seed)
     normalise_in_fp32(task.student)
     task.student.set_attn_processor(AttnProcessor())  # the fused one's backward pass takes ten times as long in bf16
     fit(task, UNET[cycle], out / f"diffusion-{cycle}", f"unet, {cycle}")
