@@ -27,7 +27,7 @@ class PictureOptions:
     data: str = assets.SCENES
     """Captioned pictures: `scenes`, `scenes-leaning`, `gallery` or `gallery-twemoji` (bundled, drawn on the fly); a
     folder of pictures with captions beside them or in a metadata.jsonl or .csv; or tar, parquet or Arrow shards, as a
-    path, URL or pattern (docs/data.md). A training also takes a folder that `fewstep prepare` filled; and a
+    path, URL or pattern (docs/data.md). A training also takes the folder or URL that `fewstep prepare` filled; and a
     distillation that looks at no picture (--states walkers, --method tdm) a .txt file with a prompt on each line."""
     filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
     """Use only some of your own pictures, by scores in their metadata. Every filter is off until it is given."""

@@ -18,6 +18,8 @@ SAMPLES_FILE = "samples.jsonl"
 MOST_DROPPED = 0.05
 """Above this share of all samples something is wrong with the data, and the run stops."""
 MOST_IN_A_ROW = 100
+_NONE_AT_FIRST = 8
+"""Where so many samples are all that there were, and none could be read, nothing was learnt."""
 _BROKEN = frozenset(map(str, Reason))
 
 
@@ -42,6 +44,8 @@ class Ledger:
             append_lines(self._dropped, [json.dumps(vars(each)) for each in dropped])
         self._note(dropped)
         worst = f"the last was {dropped[-1].key} ({dropped[-1].reason})" if dropped else ""
+        if dropped and self._count == counter >= _NONE_AT_FIRST:
+            raise UserError(f"none of the first {counter} pictures could be read; {worst}")
         if self._longest >= MOST_IN_A_ROW:
             raise UserError(f"{self._longest} pictures in a row could not be read; {worst}: fix that shard")
         if dropped and self._count > MOST_DROPPED * counter and self._count >= MOST_IN_A_ROW:

@@ -13,14 +13,16 @@ MANIFEST = "prepared.json"
 TRAJECTORIES = "trajectories"
 """The kind of what a folder holds, where it is not latents."""
 _URL = re.compile(r"(?:[a-z0-9+.-]+::)*[a-z][a-z0-9+.-]+:/")  # one letter is a drive
-_FILES = re.compile(r"[*?{\[]|\.[a-z0-9]{2,7}(\?.*)?$", re.IGNORECASE)  # what names files, not a folder
+_FILES = re.compile(
+    r"[*?{\[]|\.(tar|tgz|gz|zip|parquet|arrow|jsonl?|csv|txt|png|jpe?g|webp)$", re.IGNORECASE
+)  # no folder
 
 
 def is_prepared(data: str | Path) -> bool:
     """Tells whether a folder, or what a URL leads to, holds latents; of a folder, all of them or not."""
     if not _URL.match(str(data)):
         return (Path(data) / MANIFEST).exists() or next(Path(data).glob("*-*-*.safetensors"), None) is not None
-    return not _FILES.search(str(data).rpartition("/")[2]) and MANIFEST in _open_store(data)
+    return not _FILES.search(str(data).partition("?")[0]) and MANIFEST in _open_store(data)
 
 
 def read_kind(data: str | Path) -> str:

@@ -48,7 +48,7 @@ class UrlPlace:
     def __init__(self, url: str, cache: CacheSettings) -> None:
         from fewstep.data.sources.urls import redact  # slow, and of no use to folders
 
-        self._url, self._cache, self._said = url.rstrip("/"), ShardCache(cache), redact(url)
+        self._url, self._cache, self._said = url, ShardCache(cache), redact(url)
 
     def __str__(self) -> str:
         return self._said
@@ -59,7 +59,8 @@ class UrlPlace:
 
         if leaves_folder(name):
             raise _name_elsewhere(self, name, ADVICE)
-        url = f"{self._url}/{name}"
+        path, mark, query = self._url.partition("?")
+        url = f"{path.rstrip('/')}/{name}{mark}{query}"
         version = find_versions([url]).get(url)
         if version is None:
             raise FileNotFoundError(f"{self}/{name} is not there")

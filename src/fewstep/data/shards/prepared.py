@@ -205,9 +205,12 @@ class PreparedShards:
         file = f"{name}.safetensors"
         try:
             with self.place.open(file) as path:
-                held = read_safetensors_header(path, advice=ADVICE).metadata
+                try:
+                    held = read_safetensors_header(path, advice=ADVICE).metadata
+                    latents = open_safetensors(path, advice=ADVICE)
+                except UserError as error:  # names the copy of what is behind a URL
+                    raise UserError(str(error).replace(str(path), f"{self.place}/{file}")) from error
                 _check_made_of(f"{self.place}/{file}", held, self.made_of)
-                latents = open_safetensors(path, advice=ADVICE)
             file = f"{name}.parquet"
             with self.place.open(file) as path, open_regular(path) as table:
                 return latents, table.read(MOST_BYTES)

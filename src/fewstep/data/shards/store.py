@@ -154,7 +154,8 @@ class UrlStore:
         """Leaves it to the place, which keeps no half of a file."""
 
     def _at(self, name: str) -> str:
-        return f"{self._path.rstrip('/')}/{name}"
+        path, mark, query = self._path.partition("?") if "://" in self._path else (self._path, "", "")
+        return f"{path.rstrip('/')}/{name}{mark}{query}"
 
     def _do(self, action: Any, verb: str = "read") -> Any:
         from fewstep.data.sources.urls import retry
@@ -179,4 +180,5 @@ def open_store(out: str | Path) -> FolderStore | UrlStore:
 
 def find_local(out: str | Path) -> Path:
     """Returns the folder that was given, also as a URL of this machine."""
-    return Path(re.sub(r"^(file|local):/+", "/", str(out)))
+    plain = re.sub(r"^(file|local)://(?!/)", "", str(out))
+    return Path(re.sub(r"^(file|local):/+", "/", plain))

@@ -60,7 +60,7 @@ def open_picture_files(
             "lead to, or follow them with --follow-links"
         )
     if not found or sum(map(bool, (tars, tables, arrows, folders))) > 1 or len(folders) > 1:
-        named = zip((tars, tables, arrows, folders), (*_SHARDS, "folder of pictures"), strict=True)
+        named = zip((tars, tables, arrows, folders), (*_SHARDS, "folders of pictures"), strict=True)
         kinds = [(len(files), kind) for files, kind in named]
         counts = ", ".join(f"{count} {kind}" for count, kind in kinds if count) or "nothing"
         raise UserError(f"data is {counts}; one source is of one kind, and of one folder where it is pictures")

@@ -7,16 +7,16 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
+from fewstep.roots import open_regular
 
 SCENES = (
     "a small red star above a blue ring on a white background", "a pink heart", "a large green circle",
-    "a yellow square left of a red triangle", "a purple moon on a black background", "a small white cross",
+    "a yellow square left of a red triangle", "a purple diamond on a black background", "a small green cross",
     "an orange ring above a large cyan heart", "a blue star",
 )  # fmt: skip
 """For models that know the bundled world's words alone."""
@@ -27,6 +27,8 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 """For all other models."""
 _MOST_LETTERS = 1 << 20
+_MOST_PROMPTS = 64
+"""All that the network is given while they are painted is held in memory."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,15 @@ class Calibration:
 def read_prompts(file: str) -> list[str]:
     """Reads prompts, one a line. Raises UserError where there are none."""
     try:
-        text = Path(file).read_text("utf-8") if Path(file).stat().st_size <= _MOST_LETTERS else ""
+        with open_regular(file) as opened:
+            content = opened.read(_MOST_LETTERS + 1)
+        text = content.decode() if len(content) <= _MOST_LETTERS else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"calibration_prompts is {file}, which cannot be read as text ({error})") from error
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise UserError(f"calibration_prompts is {file}; give a text file of up to 1 MiB with a prompt on every line")
+    if not 1 <= len(prompts) <= _MOST_PROMPTS:
+        raise UserError(
+            f"calibration_prompts is {file}, with {len(prompts)} prompts; give a text file of up to 1 MiB with 1 to "
+            f"{_MOST_PROMPTS}, each on a line"
+        )
     return prompts

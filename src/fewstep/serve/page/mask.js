@@ -37,8 +37,11 @@ export class Mask {
 
   // A rectangle, in parts of the sides.
   fill(left, top, width, height) {
+    const [x, right] = [left, left + width].map((share) => Math.round(Math.max(0, Math.min(1, share)) * this.canvas.width));
+    const [y, bottom] = [top, top + height].map((share) => Math.round(Math.max(0, Math.min(1, share)) * this.canvas.height));
+    if (x >= right || y >= bottom) return; // nothing of it is in the picture
     this.pen.fillStyle = COLOUR;
-    this.pen.fillRect(left * this.canvas.width, top * this.canvas.height, width * this.canvas.width, height * this.canvas.height);
+    this.pen.fillRect(x, y, right - x, bottom - y);
     this.isMarked = true;
   }
 

@@ -94,7 +94,8 @@ function paint() {
   if (!wish.prompt.trim()) {
     seq += 1; // what is still being painted is late
     clearTimeout(stripping);
-    for (const name of ["latency", "notes"]) part(name).textContent = "";
+    part("latency").textContent = "Write a prompt, and it is painted.";
+    part("notes").textContent = "";
     sayWords("");
     part("download").hidden = true;
     return;
