@@ -407,10 +407,11 @@ def to_original(model: Any) -> dict[str, torch.Tensor]:
 _SHARED: dict[tuple[object, ...], torch.nn.Module] = {}
 
 
-def load_shared(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_shared(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, **how: Any) -> Any:
     """Loads a network as `load_weights` does; what is no transformer is the same object for the same files."""
     if kind in _TRANSFORMERS:
-        return load_weights(kind, folder, dtype)
+        return load_weights(kind, folder, dtype, **how)
+    assert not any(how.values()), "transformers alone are shaped"
     held = tuple((file.name, hashlib.sha256(file.read_bytes()).digest()) for file in sorted(folder.iterdir()))
     key = (kind, dtype, *held)
     if key not in _SHARED:
