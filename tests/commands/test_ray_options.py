@@ -14,7 +14,7 @@ from fewstep.parallel.ray_cluster import choose_gpus, count_actors, join_cluster
 from fewstep.recipes.prepare import Prepare
 from fewstep.runs.reading_stage import ReadingRunner, ReadingStage, open_reading
 
-RAY = {"parallel/ray_cluster.py", "parallel/ray_workers.py"}
+RAY = {"commands/serve_ray.py", "parallel/ray_cluster.py", "parallel/ray_workers.py"}
 
 
 @pytest.mark.parametrize("config", [Prepare, Evaluate])
