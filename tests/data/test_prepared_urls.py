@@ -10,6 +10,7 @@ import fewstep
 from fewstep.commands.prepare import prepare
 from fewstep.data.shards.manifest import MANIFEST, is_prepared
 from fewstep.data.shards.prepared import PreparedShards
+from fewstep.data.sources import urls as sources_urls
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.errors import UserError
 from fewstep.recipes.prepare import Prepare
@@ -74,3 +75,27 @@ def test_only_what_may_be_a_folder_is_asked_for(bucket):
     assert is_prepared(f"file://{folder}")
     assert not is_prepared("memory://bucket")
     assert not is_prepared("nosuchscheme://host/pictures-{000..999}.tar")  # which would raise if it were opened
+
+
+def test_a_folder_may_be_called_as_a_file_is_and_a_query_goes_behind_each_file(bucket, tmp_path, monkeypatch):
+    url, folder = bucket
+    fsspec.filesystem("memory").copy(url, "memory://bucket/latents.v2", recursive=True)
+    assert is_prepared("memory://bucket/latents.v2")
+    shards = PreparedShards("memory://bucket/latents.v2", cache=CacheSettings(folder=tmp_path))
+    assert shards.read_row(1, 0) == PreparedShards(folder).read_row(1, 0)
+    asked = []
+    monkeypatch.setattr(sources_urls, "find_versions", lambda given: asked.extend(given) or {})
+    with pytest.raises(UserError, match="is not completely prepared"):
+        PreparedShards("https://host/latents?token=a", cache=CacheSettings(folder=tmp_path))
+    assert asked == [f"https://host/latents/{MANIFEST}?token=a"]
+
+
+def test_a_damaged_copy_is_called_by_the_name_of_what_it_is_a_copy_of(bucket, tmp_path):
+    url, _ = bucket
+    memory = fsspec.filesystem("memory")
+    memory.copy(url, "memory://bucket/cut", recursive=True)
+    shards = PreparedShards("memory://bucket/cut", cache=CacheSettings(folder=tmp_path))
+    file = f"memory://bucket/cut/{shards.names[0]}.safetensors"
+    memory.pipe_file(file, memory.cat_file(file)[:-50])
+    with pytest.raises(UserError, match=rf"^{file} is damaged"):
+        shards.read_row(0, 0)

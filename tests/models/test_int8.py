@@ -47,6 +47,11 @@ def test_prompts_are_ones_own_or_those_that_the_model_knows(tmp_path):
     (tmp_path / "large.txt").write_text("a" * (2 << 20))
     with pytest.raises(UserError, match="of up to 1 MiB"):
         read_prompts(str(tmp_path / "large.txt"))
+    (tmp_path / "many.txt").write_text("a cat\n" * 65)
+    with pytest.raises(UserError, match=r"with 65 prompts; give .* with 1 to 64"):
+        read_prompts(str(tmp_path / "many.txt"))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_prompts("/dev/zero")  # which has no end
     first, second = (Calibration(each, lambda *_: None).sha256 for each in (SCENES, PHOTOGRAPHS))
     assert first != second
 

@@ -19,6 +19,13 @@ def test_a_hundred_in_a_row_whatever_stands_beside_them(tmp_path):
         ledger.record(10_000, lost([*range(1000, 1150), 9000]))
 
 
+def test_a_run_that_reads_nothing_at_all_ends_at_once(tmp_path):
+    ledger = Ledger(tmp_path, 0, samples=False)
+    ledger.record(4, lost(range(4)))  # of a run that may yet read others
+    with pytest.raises(UserError, match=r"none of the first 8 pictures could be read; the last was shard.tar/7"):
+        ledger.record(8, lost(range(4, 8)))
+
+
 def test_a_row_goes_on_from_one_account_to_the_next(tmp_path):
     ledger = Ledger(tmp_path, 0, samples=False)
     ledger.record(10_000, lost(range(9940, 10_000)))

@@ -76,12 +76,12 @@ class PainterOptions(FewStepOptions):
     precision: PaintPrecision = "auto"
     """Number format in which the networks are kept and compute. `auto` takes bf16 on a GPU that computes in it, fp16 on
     an older GPU, else fp32. The autoencoder stays in fp32 where it says that it must. `int8` (--engine openvino, needs
-    fewstep[int8]) has 8-bit weights and activations in the UNet, on a processor with VNNI: about half as fast again for
-    Stable Diffusion, pictures a little other; it is calibrated once for each picture size and number, which takes
-    minutes."""
+    fewstep[int8]) has 8-bit weights and activations in the UNet, on a processor with VNNI: a fifth less time than
+    bf16 takes on the bundled model, pictures a little other; it is calibrated once for each picture size and number,
+    which takes minutes."""
     calibration_prompts: str = ""
     """Text file of prompts, one a line, that `int8` is calibrated on; give some like those that will be painted, about
-    eight. By default bundled ones."""
+    eight and at most 64. By default bundled ones."""
     offload: Offload = "auto"
     """Keep each part of the model on the GPU only while it computes: slower, and about half the memory. `auto` does so
     where the GPU cannot hold all of them."""

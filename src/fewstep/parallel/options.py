@@ -16,14 +16,14 @@ class EngineOptions:
     """What shares out the work: `processes` of this machine, or actors on all machines of a `ray` cluster (needs
     fewstep[ray]), where a machine may go and come. The files are the same to the byte."""
     ray_address: str = ""
-    """Of ray: address of the cluster, as in `10.0.0.1:6379`, or `auto` for the one that this machine is part of. By
+    """Address of the ray cluster, as in `10.0.0.1:6379`, or `auto` for the one that this machine is part of. By
     default $RAY_ADDRESS, else a cluster is started on this machine alone."""
     actors: int = 0
-    """Of ray: actors that hold the model; 0 takes as many as the cluster has room for when the command begins. Give
-    more, and they begin as machines join."""
+    """Number of ray actors that hold the model; 0 takes as many as the cluster has room for when the command begins.
+    Give more, and they begin as machines join."""
     gpus_per_actor: float = 0.0
-    """Of ray: GPUs that each actor takes, as in 0.25 for four on one GPU, or a whole number; 0 takes one where the
-    cluster has any and --device is not cpu. Give less where a model leaves most of a GPU's memory and time idle."""
+    """Number of GPUs that each ray actor takes, as in 0.25 for four on one GPU, or a whole number; 0 takes one where
+    the cluster has any and --device is not cpu. Give less where a model leaves most of a GPU's memory and time idle."""
 
 
 def check_engine(config: Any) -> None:

@@ -201,7 +201,7 @@ RECIPES: dict[str, Mapping[str, Callable[[], Any]]] = {
         **{name: make_style(DISTILL[f"{name}-lora"]) for name in RELEASED},
     },
 }
-"""By command; the first of each is that of the bundled models."""
+"""Lists them by command; the first of each is that of the bundled models."""
 
 
 def list_recipes(command: str) -> list[str]:

@@ -29,21 +29,21 @@ class TrajectoryOptions:
     where every step leads is stored. `distill --states trajectories` then asks no teacher. Captions are those of
     --data, which may be a .txt file with a prompt on each line; pictures are not encoded."""
     skip: int = 20
-    """Of trajectories: most time steps of the schedule that the teacher takes at once; as in the `distill` to come."""
+    """Most time steps of the schedule that the teacher takes at once on a trajectory; as in the `distill` to come."""
     phases: tuple[int, ...] = (1, 2, 4, 8)
-    """Of trajectories: numbers of phases at whose begins they stop too, so that these can be learnt."""
+    """Numbers of phases at whose begins trajectories stop too, so that these can be learnt."""
     guidance_range: tuple[float, float] = (3.0, 9.0)
-    """Of trajectories: lowest and highest guidance scale, one of which is drawn for each; as in the `distill` to
+    """Lowest and highest guidance scale, between which one is drawn for each trajectory; as in the `distill` to
     come."""
     guided_from: int = 0
-    """Of trajectories: lowest time step at which the teacher is guided; as in the `distill` to come."""
+    """Lowest time step of a trajectory at which the teacher is guided; as in the `distill` to come."""
     solver: SolverName = "ddim"
-    """Of trajectories: the solver that the teacher takes its steps by; as in the `distill` to come."""
+    """Solver that the teacher walks trajectories by; as in the `distill` to come."""
     precision: Precision = "auto"
-    """Of trajectories: number format that the teacher computes in. `auto` takes bf16 on a GPU that computes in it, fp16
+    """Number format that the teacher walks trajectories in. `auto` takes bf16 on a GPU that computes in it, fp16
     on an older GPU, else fp32."""
     states_precision: Literal["fp16", "fp32"] = "fp16"
-    """Of trajectories: number format in which they are stored; `fp16` is half as large, and off by 1 part in 2,000 at
+    """Number format in which trajectories are stored; `fp16` is half as large, and off by 1 part in 2,000 at
     most."""
 
 
@@ -71,8 +71,8 @@ class Prepare(PictureOptions, TrajectoryOptions, EngineOptions, ModelOptions, De
     workers: int = 0
     """Processes on this machine; 0 takes one for each GPU, or without one for each core, of one thread each."""
     readers: int = 0
-    """Of ray: actors, of one CPU each, that read and decode pictures for those that hold the model; 0 leaves it to
-    these, as --read-ahead says. Give more while the command says that GPUs encode more pictures a second than are
+    """Number of ray actors, of one CPU each, that read and decode pictures for those that hold the model; 0 leaves it
+    to these, as --read-ahead says. Give more while the command says that GPUs encode more pictures a second than are
     decoded."""
     read_ahead: int = 4
     """Threads of each process on a GPU that read and decode the next pictures while it encodes; 0 reads them in

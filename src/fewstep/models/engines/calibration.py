@@ -19,13 +19,13 @@ SCENES = (
     "a yellow square left of a red triangle", "a purple diamond on a black background", "a small green cross",
     "an orange ring above a large cyan heart", "a blue star",
 )  # fmt: skip
-"""For models that know the bundled world's words alone."""
+"""Are for models that know the bundled world's words alone."""
 PHOTOGRAPHS = (
     "a portrait of an old fisherman, natural light", "a red car on a wet street at night", "a bowl of fruit on a table",
     "a mountain lake in the morning, fog", "a cat asleep on a windowsill", "an astronaut on a horse, oil painting",
     "the interior of a library, wide angle", "a city skyline at sunset, aerial view",
 )  # fmt: skip
-"""For all other models."""
+"""Are for all other models."""
 _MOST_LETTERS = 1 << 20
 _MOST_PROMPTS = 64
 """All that the network is given while they are painted is held in memory."""

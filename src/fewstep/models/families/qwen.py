@@ -43,7 +43,7 @@ class SameNames(OriginalNames):
 
 _FEW_STEP = re.compile(r"lightning|turbo|(?<![a-z])distill\w*")
 _EDITS = re.compile(r"(?:(?<![a-z])|image)(?:edit|layered|controlnet|inpainting)(?![a-z])")
-"""Of released models' names."""
+"""Matches names of released models that edit pictures."""
 
 
 NAMES = SameNames(blocks={}, outside={}, is_swapped=lambda _module, _blocks: False)

@@ -27,7 +27,7 @@ class TripleConditioner:
     second: TextEncoder
     third: T5Encoder | None
     width: int
-    """That of T5, to which CLIP's is filled up with zeros."""
+    """Is T5's width, to which CLIP's is filled up with zeros."""
 
     @property
     def encoders(self) -> dict[str, nn.Module]:

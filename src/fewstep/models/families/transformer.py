@@ -38,7 +38,7 @@ class TransformerNetwork(BackboneNetwork):
     block_lists: ClassVar[tuple[str, ...]]
     """The transformer's lists of blocks, in the order in which they compute."""
     tapped: ClassVar[tuple[str, ...]] = ()
-    """Those of them through which text and picture go together; none named are all."""
+    """Names those of them through which text and picture go together; none named are all."""
 
     def __init__(
         self, transformer: Any, schedule: Schedule, parameterisation: Parameterisation = "flow_prediction"
