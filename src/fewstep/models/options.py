@@ -76,7 +76,7 @@ class PainterOptions(FewStepOptions):
     precision: PaintPrecision = "auto"
     """Number format in which the networks are kept and compute. `auto` takes bf16 on a GPU that computes in it, fp16 on
     an older GPU, else fp32. The autoencoder stays in fp32 where it says that it must. `int8` (--engine openvino, needs
-    fewstep[int8]) has 8-bit weights and activations in the UNet, on a processor with VNNI: a fifth less time than
+    fewstep[int8]) has 8-bit weights and activations in the UNet, on a processor with VNNI: a seventh less time than
     bf16 takes on the bundled model, pictures a little other; it is calibrated once for each picture size and number,
     which takes minutes."""
     calibration_prompts: str = ""
