@@ -10,6 +10,11 @@ from warm_command import FORK, start_server
 
 def run_ranks(size, target, *arguments):
     """`target(*arguments)` in `size` processes of one thread each; fails if one of them does."""
+    assert exit_codes(size, target, *arguments) == [0] * size
+
+
+def exit_codes(size, target, *arguments):
+    """As `run_ranks`, and how each of them ended."""
     start_server()
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -23,7 +28,7 @@ def run_ranks(size, target, *arguments):
             for other in ranks:
                 other.kill()
             raise TimeoutError(f"{target.__name__} in {size} processes")
-    assert [rank.exitcode for rank in ranks] == [0] * size
+    return [rank.exitcode for rank in ranks]
 
 
 def _rank(rank, size, port, target, arguments):

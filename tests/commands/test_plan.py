@@ -68,7 +68,7 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
         measured = most_bytes(ours.update, tensors)
     assert counted.peak == pytest.approx(measured, rel=0.2)
     assert counted.learning == sum(p.numel() for p in student.parameters)
-    saved = sum(value.nbytes for name, value in ours.state.whole_tensors() if name != "losses")
+    saved = sum(value.nbytes for name, value in ours.state.tensors().items() if name != "losses")
     assert counted.saved == pytest.approx(saved, rel=0.01)
 
 
@@ -182,7 +182,10 @@ def test_it_says_what_a_checkpoint_takes_of_main_memory(capsys):
         plan(Plan(gpu_memory=gpu_memory))
         *_, said, _, advice = capsys.readouterr().out.splitlines()
         assert said.startswith(f"main memory: {gib} GiB for the copy")
+        assert said.endswith(", in the first process")
         assert ("adamw8bit" in advice) == (gib == "5.0")
+    plan(Plan(gpu_memory=9, gpus=8))
+    assert ", its rows in each process" in capsys.readouterr().out
 
 
 def test_it_says_how_many_pictures_lie_in_each_bucket(tmp_path, monkeypatch, capsys):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,8 +20,10 @@ from fewstep.parallel.sharding import is_spread
 from fewstep.parallel.world import current_world
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.train_lora import TrainLora
+from fewstep.runs.unfinished import load_painter
 from flow_miniatures import TRANSFORMERS
 from miniatures import save_miniature
+from peak import Peak
 from ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -205,31 +205,9 @@ def test_what_is_told_an_end_is_built_spread_too(tokenizer, photos, tmp_path, ch
         one, two = (model.network.state_dict() for model in models)
         assert one.keys() == two.keys()
         assert any(".end." in name for name in two)
-
-
-class Peak:
-    """The most anonymous memory that this process takes beyond what it had: what is its own, files that are mapped
-    aside."""
-
-    def __enter__(self):
-        self._before, self._going = self._read(), True
-        self.most = 0
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._going = False
-        self._thread.join()
-
-    def _watch(self):
-        while self._going:
-            self.most = max(self.most, self._read() - self._before)
-            time.sleep(0.002)
-
-    def _read(self):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+        painting = load_painter(tmp_path / "2/checkpoints/step-0000002", "cpu").model.network.state_dict()
+        assert painting.keys() == two.keys()
+        assert all(torch.equal(value, two[name]) for name, value in painting.items())
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from /proc")

@@ -201,9 +201,10 @@ def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]
 def _say_checkpoint(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
     """Says what main memory holds for a checkpoint, of the same settings as the work."""
     candidate, _ = choose_settings(config, recipe, found) or found[0]
+    where = "its rows in each process" if candidate.fsdp and not recipe.lora_rank else "in the first process"
     return (
         f"main memory: {candidate.saved / GIB:.1f} GiB for the copy of the state from which a checkpoint is written "
-        "while training goes on, in the first process"
+        f"while training goes on, {where}"
     )
 
 

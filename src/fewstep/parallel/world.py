@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 
-_TIMEOUT = timedelta(hours=6)
+TIMEOUT = timedelta(hours=6)
 """Bounds the wait for a process that hashes, saves or evaluates."""
 
 
@@ -87,7 +87,7 @@ def join_world(*, on_gpu: bool = True) -> Iterator[World]:
             raise UserError(f"process {rank} of this machine has no GPU of its own, there are {count}; start so many")
         torch.cuda.set_device(rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_TIMEOUT)
+    dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.documents import read_json
 from fewstep.errors import UserError
-from fewstep.files import explain_damage, open_safetensors
+from fewstep.files import explain_damage
 from fewstep.method.ends import PHASE
 from fewstep.method.named import NamedMethod
 from fewstep.models.card import LCD, LCM_LORA, MAX_STEPS, STYLE_LORA, StudentCard, is_number, read_method
@@ -35,7 +35,7 @@ from fewstep.precision import PaintPrecision, Storage
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.folder import BASE_FILE
 from fewstep.train.checkpoint import NUMBERS_FILE, TENSORS_FILE, Checkpoints, why_spoilt
-from fewstep.train.soundness import find_fault_in_values, read_numbers
+from fewstep.train.soundness import find_fault_in_values, open_tensors, read_numbers
 from fewstep.train.state import EXPORTED
 
 _MOST = 2**31
@@ -234,7 +234,7 @@ def _read_exported(checkpoint: Path) -> tuple[dict[str, Tensor], int]:
     """
     try:
         step = read_numbers(checkpoint / NUMBERS_FILE)["step"]
-        with explain_damage(checkpoint / TENSORS_FILE), open_safetensors(checkpoint / TENSORS_FILE) as file:
+        with explain_damage(checkpoint / TENSORS_FILE), open_tensors(checkpoint / TENSORS_FILE) as file:
             names = list(file.keys())
             role = next((each for each in EXPORTED if any(name.startswith(f"{each}.") for name in names)), None)
             tensors = {name: file.get_tensor(name) for name in names if role and name.startswith(f"{role}.")}

@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep.documents import load_bytes, parse_json
 from fewstep.errors import UserError, show
 from fewstep.files import DRAFT_MARK, name_draft, read_safetensors, refusals_named, sync
-from fewstep.train.soundness import read_numbers
+from fewstep.train.soundness import list_parts, open_tensors, read_numbers
 from fewstep.train.state import RunState
 
 TENSORS_FILE = "state.safetensors"
@@ -35,6 +35,10 @@ class Checkpoints:
         """`configuration` is what every checkpoint records as the run's."""
         self.folder, self._configuration = folder, configuration
         self._whole: dict[Path, bool] = {}  # what has been found out, since hashing a large one takes minutes
+
+    def pick(self, state: RunState) -> dict[str, Tensor]:
+        """Returns what this process writes of a state."""
+        return state.tensors()
 
     def save(self, tensors: dict[str, Tensor], numbers: dict[str, Any], keep: int) -> None:
         """Writes `step-N`; older ones beyond the `keep` newest whole ones go only after it is whole.
@@ -55,17 +59,21 @@ class Checkpoints:
 
     def _write(self, draft: Path, final: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         draft.mkdir()  # and not the run's folder, should somebody have removed that
-        safetensors.torch.save_file(tensors, draft / TENSORS_FILE)
+        files = self._write_tensors(draft / TENSORS_FILE, tensors)
         (draft / NUMBERS_FILE).write_text(json.dumps(numbers))
-        files = {name: _measured(draft / name) for name in (TENSORS_FILE, NUMBERS_FILE)}
+        files[NUMBERS_FILE] = _measured(draft / NUMBERS_FILE)
         content = {"configuration": self._configuration, "counter": numbers["counter"], "files": files}
         (draft / MANIFEST_FILE).write_text(_manifest(content))
-        for path in (*(draft / name for name in (TENSORS_FILE, NUMBERS_FILE, MANIFEST_FILE)), draft):
+        for path in (*(draft / name for name in (*files, MANIFEST_FILE)), draft):
             sync(path)
         if final.exists():  # of an earlier attempt, and not whole, else the run would have gone on from it
             shutil.rmtree(final)
         draft.rename(final)
         sync(self.folder)
+
+    def _write_tensors(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        safetensors.torch.save_file(tensors, path)
+        return {path.name: _measured(path)}
 
     def _refused(self, error: OSError) -> str:
         last = next((path.name for path in reversed(self.list()) if self.is_whole(path)), None)
@@ -140,7 +148,8 @@ def why_spoilt(checkpoint: Path) -> str | None:
         if text != _manifest(content):
             return f"{MANIFEST_FILE} is damaged"
         files = content["files"]
-        for name in (TENSORS_FILE, NUMBERS_FILE):
+        parts = {*(path.name for path in list_parts(checkpoint / TENSORS_FILE)), *files} - {TENSORS_FILE, NUMBERS_FILE}
+        for name in (TENSORS_FILE, NUMBERS_FILE, *sorted(parts)):
             if not (checkpoint / name).is_file():
                 return f"{name} is missing"
             size = (checkpoint / name).stat().st_size  # first, since it may be a terabyte of nothing
@@ -161,8 +170,11 @@ def files_of(checkpoint: Path) -> tuple[Path, Path]:
 def restore(state: RunState, checkpoint: Path) -> None:
     """Takes over a whole one. Raises UserError where it is of another model."""
     try:
-        numbers = read_numbers(checkpoint / NUMBERS_FILE)
-        state.restore(read_safetensors(checkpoint / TENSORS_FILE), numbers)
+        tensors, numbers = files_of(checkpoint)
+        if state.is_spread or list_parts(tensors):
+            open_tensors(tensors, spread=True).restore(state, read_numbers(numbers))
+        else:
+            state.restore(read_safetensors(tensors), read_numbers(numbers))
     except (KeyError, RuntimeError, UserError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

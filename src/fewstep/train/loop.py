@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -46,7 +47,9 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     world = current_world()
     world.share(range(config.batch_size))
     state = begin(task.roles, config)
-    checkpoints = Checkpoints(folder / "checkpoints", fingerprint(config))
+    # imported only where a run's state is spread
+    kind = importlib.import_module("fewstep.train.parts").SpreadCheckpoints if state.is_spread else Checkpoints
+    checkpoints: Checkpoints = kind(folder / "checkpoints", fingerprint(config))
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     wait_for_writer(checkpoints.folder)
     newest = checkpoints.newest(lambda found: why_unfit(state, *files_of(found))) if world.main else None
@@ -64,7 +67,8 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
         log = stack.enter_context(_open_log(folder, title, config, state.step)) if world.main else None
         ledger = Ledger(folder, state.counter, samples=config.record_samples) if world.main else None
         stopping = stack.enter_context(Stopping())
-        saving = stack.enter_context(Saving(checkpoints if world.main else None, config.keep_checkpoints))
+        kept = checkpoints if world.main or state.is_spread else None
+        saving = stack.enter_context(Saving(kept, config.keep_checkpoints))
         run = _Run(task, config, world, state, saving, log, ledger, stopping)
         while state.step < config.steps:
             run.update()
@@ -146,7 +150,7 @@ class _Run:
             self.ledger.record(state.counter, sorted(dropped, key=lambda each: each.counter))
 
     def finish_saving(self) -> None:
-        """Waits until the main process has written the last checkpoint."""
+        """Waits until the last checkpoint is written."""
         self.saving.finish()
         self.world.wait()
 

@@ -28,8 +28,8 @@ def wait_for_writer(folder: Path) -> None:
 class Saving:
     """Saves the states of one run, one at a time.
 
-    All processes of the run have one, since what is spread is put together by all of them; one that is given no
-    `checkpoints` writes nothing. What the thread raises is raised by the next call here.
+    All processes of the run have one, and where its state is spread all write; one that is given no `checkpoints`
+    writes nothing. What the thread raises is raised by the next call here.
     """
 
     THREAD = "checkpoint"
@@ -56,12 +56,11 @@ class Saving:
     def save(self, state: RunState) -> None:
         """Begins to write the state of this moment, and returns when it is copied; waits for the one before first."""
         self.finish()
-        whole = state.whole_tensors()
         if self._checkpoints is None:
-            for _ in whole:
-                pass
             return
-        self._copies = {name: _copy(value, self._copies.get(name)) for name, value in whole}
+        self._copies = {
+            name: _copy(value, self._copies.get(name)) for name, value in self._checkpoints.pick(state).items()
+        }
         self._thread = threading.Thread(
             target=self._write, args=(self._checkpoints, state.numbers()), name=self.THREAD, daemon=True
         )  # fmt: skip

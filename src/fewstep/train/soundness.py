@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def why_unfit(state: RunState, tensors: Path, numbers: Path) -> str | None:
     """
     try:
         found, wanted = read_numbers(numbers), _Wanted(state)
-        with explain_damage(tensors), open_safetensors(tensors) as file:
+        with explain_damage(tensors), open_tensors(tensors) as file:
             names = list(file.keys())
             faults = (wanted.find_fault(name, file.get_tensor(name), found["step"]) for name in names)
             return next(filter(None, itertools.chain(wanted.list_lacks(names), faults)), None)
@@ -92,6 +93,18 @@ class _Wanted:
                 moment, _, parameter = name.removeprefix(f"{begin}.").partition(".")
                 return begin, moment, parameter
         return None
+
+
+def list_parts(tensors: Path) -> list[Path]:
+    """Returns the files beside the first that hold more rows of a checkpoint's tensors, in their order."""
+    return sorted(tensors.parent.glob(f"{tensors.stem}-{'[0-9]' * 5}{tensors.suffix}"))
+
+
+def open_tensors(tensors: Path, *, spread: bool = False) -> Any:
+    """Opens a checkpoint's as `open_safetensors` does; all its parts, where the state was or will be `spread`."""
+    if spread or list_parts(tensors):
+        return importlib.import_module("fewstep.train.parts").Parts(tensors)
+    return open_safetensors(tensors)
 
 
 def read_numbers(file: Path) -> dict[str, Any]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
-from fewstep.parallel.sharding import gather_tensor
+from fewstep.parallel.sharding import is_spread
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
 from fewstep.train.scaling import LossScale
@@ -63,10 +63,10 @@ class RoleState:
         named[self.file_name("losses")] = torch.stack(self.losses) if self.losses else torch.zeros(0)
         return named
 
-    def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """Takes over what `tensors` gave."""
         for begin, module in self.copies.items():
-            _load(module, _part(tensors, begin))
+            module.load_state_dict(_part(tensors, begin))
         moments: dict[str, dict[str, Tensor]] = {}
         for key, value in _part(tensors, self.file_name("optimizer")).items():
             moment, name = key.split(".", 1)
@@ -100,15 +100,12 @@ class RunState:
         return self.roles[0].parameters[0].device
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns every tensor under its name in a checkpoint. All processes call it together."""
-        return {name: value.contiguous() for name, value in self.whole_tensors()}
+        """Returns every tensor under its name in a checkpoint."""
+        return {name: value.detach() for role in self.roles for name, value in role.tensors().items()}
 
-    def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields every tensor with its name in a checkpoint. All processes go through them together: what is spread is
-        put together one tensor at a time, and leaves the device."""
-        for role in self.roles:
-            for name, value in role.tensors().items():
-                yield name, gather_tensor(value.detach())
+    @property
+    def is_spread(self) -> bool:
+        return any(is_spread(module) for role in self.roles for module in role.copies.values())
 
     def numbers(self) -> dict[str, Any]:
         """Returns all else, as JSON holds it."""
@@ -118,7 +115,7 @@ class RunState:
             "skipped_in_a_row": in_a_row, "skipped_in_all": total, **(self.scaling.numbers() if self.scaling else {}),
         }  # fmt: skip
 
-    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], numbers: dict[str, Any]) -> None:
         """Takes over a saved state, of which every tensor must have its place. Raises KeyError or RuntimeError."""
         known = [name for role in self.roles for name in (*role.copies, role.file_name("optimizer"))]
         losses = [role.file_name("losses") for role in self.roles]
@@ -137,24 +134,9 @@ class RunState:
             self.scaling = LossScale(device, numbers["loss_scale"], numbers["updates_at_loss_scale"])
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")
-    }  # fmt: skip
-
-
-def _load(module: nn.Module, saved: dict[str, Tensor]) -> None:
-    own = module.state_dict()
-    module.load_state_dict(
-        {name: _share_out(own[name], value) if name in own else value for name, value in saved.items()}
-    )
-
-
-def _share_out(own: Tensor, saved: Tensor) -> Tensor:
-    """Returns `saved` shared out among the processes as `own` is."""
-    if not isinstance(own, DTensor):
-        return saved
-    return distribute_tensor(saved.to(own.device), own.device_mesh, own.placements)
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Reads those whose names begin so, and no others."""
+    return {name.removeprefix(f"{prefix}."): tensors[name] for name in tensors if name.startswith(f"{prefix}.")}
 
 
 def _moment(parameter: Tensor, saved: Tensor) -> Tensor | int:
@@ -162,10 +144,8 @@ def _moment(parameter: Tensor, saved: Tensor) -> Tensor | int:
     parameter does (channels last, say)."""
     if saved.dtype == torch.int64:
         return int(saved)
-    if saved.shape != parameter.shape:
+    if saved.shape != parameter.shape or isinstance(saved, DTensor):
         return saved.to(parameter.device)
-    if isinstance(parameter, DTensor):
-        return _share_out(parameter, saved)
     return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)
 
 
