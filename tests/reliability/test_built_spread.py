@@ -1,5 +1,6 @@
 """A network that is spread is built where it ends: each process reads its rows, and holds no more than them."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -13,10 +14,14 @@ from fewstep.commands.distill import distill
 from fewstep.commands.train_lora import train_lora
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
+from fewstep.files import replace_folder
+from fewstep.method.named import METHODS
 from fewstep.models import scenes_model, spreading
+from fewstep.models.export import save_pipeline
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
-from fewstep.parallel.sharding import is_spread
+from fewstep.models.stock_scheduler import make_scheduler
+from fewstep.parallel.sharding import gather_tensor, is_spread
 from fewstep.parallel.world import current_world
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.train_lora import TrainLora
@@ -73,9 +78,17 @@ def count_reads(monkeypatch):
     return taken
 
 
+def save_wide(tokenizer, folder, widths, **settings):
+    save_miniature("sd15", tokenizer, folder)
+    config = {**UNet2DConditionModel.load_config(folder / "unet"), "block_out_channels": widths, "layers_per_block": 2}
+    shutil.rmtree(folder / "unet")
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet", **settings)
+    return folder
+
+
 def whole_state(network):
-    gathered = spreading.gather_network(network) if is_spread(network) else network
-    return None if gathered is None else gathered.backbone.state_dict()
+    state = {name: gather_tensor(value.detach()) for name, value in network.backbone.state_dict().items()}
+    return state if current_world().main or not is_spread(network) else None
 
 
 def check_same(spread, whole):
@@ -212,12 +225,7 @@ def test_what_is_told_an_end_is_built_spread_too(tokenizer, photos, tmp_path, ch
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from /proc")
 def test_each_process_reads_its_rows_and_holds_no_more(tokenizer, tmp_path):
-    folder = save_miniature("sd15", tokenizer, tmp_path / "wide")
-    config = {**UNet2DConditionModel.load_config(folder / "unet"), "block_out_channels": (128, 512)}
-    shutil.rmtree(folder / "unet")
-    UNet2DConditionModel.from_config({**config, "layers_per_block": 2}).save_pretrained(
-        folder / "unet", max_shard_size="40MB"
-    )
+    folder = save_wide(tokenizer, tmp_path / "wide", (128, 512), max_shard_size="40MB")
     assert len([*(folder / "unet").glob("*-of-*.safetensors")]) > 2
     run_ranks(4, measure, folder, tmp_path / "said.json")
     for said in json.loads((tmp_path / "said.json").read_text()):
@@ -225,3 +233,61 @@ def test_each_process_reads_its_rows_and_holds_no_more(tokenizer, tmp_path):
         assert said["held"] <= 1.02 * said["network"] / 4
         # Teacher, student and average are three networks, of each of which a quarter is here.
         assert said["most"] <= 3.1 * said["network"] / 4 + 2 * said["largest"] + 24 * 2**20
+
+
+def export(folder, out):
+    """Writes a spread student in files of 8 MiB, and notes the most that this process holds meanwhile."""
+    model = spreading.load_spread(folder, CPU)
+    student = model.network.to_student(8)
+    plain, said = UNet2DConditionModel.save_pretrained, {}
+
+    def save_pretrained(self, folder, **given):
+        with Peak() as peak:
+            plain(self, folder, **{**given, "max_shard_size": "8MB"})
+        said["most"] = peak.most
+
+    def save(network):
+        with replace_folder(out) as draft:
+            save_pipeline(draft, model, network, make_scheduler(model, METHODS["lcm"], 50), few_step=True)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(UNet2DConditionModel, "save_pretrained", save_pretrained)
+        spreading.save_spread(student, save)
+    if current_world().main:
+        out.with_suffix(".json").write_text(json.dumps(said))
+        whole = load_latent_model(folder, CPU).network.to_student(8)
+        written = [load_file(path) for path in (out / "unet").glob("*-of-*.safetensors")]
+        state = {name: value for each in written for name, value in each.items()}
+        wanted = whole.backbone.state_dict()
+        assert len(written) > 5
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(value, wanted[name]) for name, value in state.items())
+        again = UNet2DConditionModel.from_pretrained(out / "unet").state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in again.items())
+    current_world().wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is read from /proc")
+def test_a_spread_network_is_exported_a_file_at_a_time(tokenizer, tmp_path):
+    folder = save_wide(tokenizer, tmp_path / "wide", (64, 256))
+    size = sum(value.nbytes for path in (folder / "unet").glob("*.safetensors") for value in load_file(path).values())
+    assert size > 70 * 2**20
+    run_ranks(2, export, folder, tmp_path / "model")
+    # Two files of 8 MiB, and what it takes to put a tensor together; the whole network would be 74 MiB more.
+    assert json.loads((tmp_path / "model.json").read_text())["most"] < 0.75 * size
+
+
+def refuse_to_export(folder):
+    network = spreading.load_spread(folder, CPU).network
+
+    def save(whole):
+        assert len({*map(id, whole.backbone.state_dict().values())}) > 10
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space") if current_world().main else contextlib.nullcontext():
+        spreading.save_spread(network, save)
+    current_world().wait()
+
+
+def test_no_process_waits_for_tensors_of_an_export_that_failed(tiny):
+    run_ranks(2, refuse_to_export, tiny)

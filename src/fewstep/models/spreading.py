@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from fewstep.files import open_safetensors
+from fewstep.models.end import EndEmbedding
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import list_weights, update_hash
 from fewstep.models.loading import load_latent_model
@@ -107,21 +108,47 @@ def copy_spread(
     return copied
 
 
-def gather_network(network: _Network) -> _Network | None:
-    """Returns a spread network whole in main memory to the first process, and None to the others, of which each gives
-    its part of a tensor at a time."""
-    main = current_world().main
-    state = {name: value if main else None for name, value in _gathered(network.backbone)}
-    if not main:
-        return None
+def save_spread(network: _Network, save: Callable[[_Network], None]) -> None:
+    """Has the first process `save` a spread network as one that is whole: whoever writes it takes tensors out of its
+    state by their names, and finds each put together then, of the parts that the others give. All processes call it."""
+    world, held = current_world(), network.backbone.state_dict()
+    if not world.main:
+        while name := world.gather("")[0]:
+            gather_tensor(held[name].detach())
+        return
+    try:
+        save(_appear_whole(network, held))
+    finally:
+        world.gather("")
+
+
+def _appear_whole(network: _Network, held: Mapping[str, Tensor]) -> _Network:
     whole: Any = network.with_backbone(_shape_like(network.backbone, {}))
     whole.schedule = network.schedule
     if network.takes_end and not whole.takes_end:
         with _parameters_on_meta():
             whole.hang_end()
-    whole.backbone.load_state_dict(state, assign=True)
-    gathered: _Network = whole
-    return gathered
+    backbone = whole.backbone
+    list_shapes = backbone.state_dict
+    for begin, end in backbone.named_modules():
+        if isinstance(end, EndEmbedding):  # small, and written beside
+            state = _Asked(list_shapes(), held)
+            end.load_state_dict({name: state[f"{begin}.{name}"] for name in end.state_dict()}, assign=True)
+    backbone.state_dict = lambda: _Asked(list_shapes(), held)
+    seen: _Network = whole
+    return seen
+
+
+class _Asked(dict[str, Tensor]):
+    """The shapes of a state, of which a tensor that is taken out by its name is put together."""
+
+    def __init__(self, shapes: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+        super().__init__(shapes)
+        self._held = held
+
+    def __getitem__(self, name: str) -> Tensor:
+        current_world().gather(name)
+        return gather_tensor(self._held[name].detach())
 
 
 def hash_spread(network: nn.Module) -> str:
@@ -133,11 +160,6 @@ def hash_spread(network: nn.Module) -> str:
             update_hash(total, name, whole)
     found: str = current_world().gather(total.hexdigest())[0]
     return found
-
-
-def _gathered(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, value in module.state_dict().items():
-        yield name, gather_tensor(value.detach())
 
 
 def _shape_like(given: Any, settings: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from fewstep.models.export import save_student
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.network import BackboneNetwork
-from fewstep.models.spreading import copy_spread, gather_network
+from fewstep.models.spreading import copy_spread, save_spread
 from fewstep.parallel.sharding import Distribution, is_spread, make_mesh, shard
 from fewstep.parallel.world import current_world
 from fewstep.train.learner import Learner, learn_every_weight, replicate
@@ -68,9 +68,13 @@ class WholeWeights:
             yield as_student(self.model, self.card, self._network)
 
     def save(self, folder: Path) -> None:
-        network = gather_network(self._network) if self.is_spread else self._network
-        if network is not None and current_world().main:
+        def write(network: BackboneNetwork) -> None:
             save_student(folder, self.model, network, self.card)
+
+        if self.is_spread:
+            save_spread(self._network, write)
+        elif current_world().main:
+            write(self._network)
         current_world().wait()
 
     def reload(self, folder: Path) -> None:
