@@ -184,7 +184,7 @@ def _say_start(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]
 
 def _spreads_teacher(recipe: Distill) -> bool:
     """Returns whether a run that spreads anything loads the teacher spread, as `runs.learning.spreads_base` has it."""
-    return bool(recipe.lora_rank) or not (recipe.adversarial or recipe.has_walkers)
+    return bool(recipe.lora_rank) or not recipe.adversarial
 
 
 def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:

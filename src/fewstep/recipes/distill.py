@@ -91,12 +91,8 @@ class Distill(ConsistencyConfig):
 
     def check_spread_base(self) -> None:
         super().check_spread_base()
-        asked = {"--adversarial": self.adversarial, f"--method {self.method}": self.learns_at == "own"}
-        asked["--to-steps"] = self.to_steps
-        if self.has_walkers:
-            raise UserError("walkers do not ask a base equally often in every process; give --distribution ddp")
-        if more := next((name for name, value in asked.items() if value), ""):
-            raise UserError(f"{more} asks a base for more than one LoRA does; give --distribution ddp")
+        if self.adversarial:
+            raise UserError("--adversarial reads features in the midst of a base; give --distribution ddp")
 
     def check_judged(self) -> None:
         """Raises UserError where heads are to read the features of a teacher that trajectories let go."""

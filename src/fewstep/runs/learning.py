@@ -150,14 +150,13 @@ def load_base(config: TrainingConfig, source: str) -> LatentModel:
 def spreads_base(config: TrainingConfig) -> bool:
     """Returns whether the network that a training starts from is spread over the processes as it is loaded.
 
-    One whose features are judged stays whole, since it is asked for some of its blocks alone; and one whose walkers
-    may have nothing to ask in some of the processes.
+    One whose features are judged stays whole, since it is asked for some of its blocks alone.
     """
     if current_world().size == 1 or getattr(config, "distribution", "ddp") == "ddp":
         return False
     if not isinstance(config, ConsistencyConfig) or config.lora_rank:
         return True
-    return not (getattr(config, "adversarial", 0.0) or config.has_walkers)
+    return not getattr(config, "adversarial", 0.0)
 
 
 def choose_frozen_dtype(frozen: FrozenPrecision, computing: Precision, model: LatentModel) -> torch.dtype:

@@ -123,14 +123,21 @@ class WalkTask(DistillTask):
         return walkers
 
     def _catch_up(self, counters: range, visit: int) -> _Walkers:
-        """Takes the steps before this visit again, from where the first of the trajectories that are learnt began."""
+        """Takes the steps before this visit again, from where the first of the trajectories that are learnt began.
+
+        A teacher that is spread over processes must be asked by all of them: until one of these walkers has begun, as
+        some of another process may have by then, they walk for nothing.
+        """
         walkers, now = _Walkers(visit), self._look_ahead(counters)
         for back in range(2 * self._walk.hops - 1, 0, -1):
             ago = back * self._walk.walkers
             then = range(now.start - ago, now.stop - ago)
             self._begin(walkers, then)
-            if walkers.walked.held:
-                self._go_on(walkers, then)
+            if not walkers.walked.held:
+                number = max(0, *self._walk.locate(now)[0])
+                waiting, _ = self._start(range(number, number + 1))
+                walkers.walked.put(slice(0, len(counters)), waiting, {}, len(counters))
+            self._go_on(walkers, then)
         walkers.begun = False
         return walkers
 
@@ -144,6 +151,12 @@ class WalkTask(DistillTask):
         new, where = range(numbers[rows[0]], numbers[rows[-1]] + 1), slice(rows[0], rows[-1] + 1)
         if walkers.walked.held:
             walkers.known.put(where, *walkers.walked.take(where), len(counters))
+        begun, lost = self._start(new)
+        lost = {row + rows[0]: each for row, each in lost.items()}
+        walkers.walked.put(where, begun, lost, len(counters))
+
+    def _start(self, new: range) -> tuple[dict[str, Tensor], dict[int, DroppedPicture]]:
+        """Returns what trajectories with these numbers begin with, and by their rows what could not be read."""
         shape = self._source.shape_at(new)
         data = self._source.batch(new, self._normal("vae", new, shape))
         z = self._normal("epsilon", new, shape)
@@ -152,8 +165,7 @@ class WalkTask(DistillTask):
         begun = {"states": states, "valid": data.valid} | {_COND + name: value for name, value in data.cond.items()}
         if (omega := self._draw_omega(new)) is not None:
             begun["omega"] = omega
-        lost = {each.counter - new.start + rows[0]: each for each in self._source.dropped()}
-        walkers.walked.put(where, begun, lost, len(counters))
+        return begun, {each.counter - new.start: each for each in self._source.dropped()}
 
     @torch.no_grad()
     def _go_on(self, walkers: _Walkers, counters: range) -> None:
