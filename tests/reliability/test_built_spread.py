@@ -206,6 +206,12 @@ def test_a_style_on_a_spread_base_learns_what_it_does_on_a_whole_one(tokenizer, 
         TrainLora(frozen_precision="nf4", distribution="fsdp")
 
 
+def test_a_spread_run_is_tried_out(tiny, photos, tmp_path):
+    """All its processes save into one folder, which goes away."""
+    run_ranks(2, run_distill, tiny, photos, tmp_path / "run", "fsdp", {"dry_run": True, "steps": 9})
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("changes", [{"sample_every": 2}, {"lora_rank": 2}], ids=str)
 def test_what_is_told_an_end_is_built_spread_too(tokenizer, photos, tmp_path, changes):
     """Of a transformer, whose input for the end its own class has not; what a spread run exports is loaded."""

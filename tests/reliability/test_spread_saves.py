@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,10 @@ from miniatures import save_miniature
 from peak import Peak
 from ranks import exit_codes, run_ranks
 from regression import Regression
+from small_disk import leave_room, small_disk
 
+GONE = r"closed by peer|reset by peer|Broken pipe"
+"""Parts of what gloo says in a process when the first has ended."""
 BASE = LoopConfig(
     steps=8, batch_size=12, lr=0.01, ema_decay=0.9, log_every=1, checkpoint_every=4, record_samples=True
 )  # fmt: skip
@@ -226,7 +230,7 @@ def train_on_a_full_disk(folder, rank):
     if current_world().rank == rank:
         safetensors.torch.save_file = save
     said = r"No space left on device\); step-0000004 stands whole.*the same command goes on"
-    with pytest.raises(UserError, match=said) if main else pytest.raises(RuntimeError, match=r"closed by peer|reset"):
+    with pytest.raises(UserError, match=said) if main else pytest.raises(RuntimeError, match=GONE):
         train(folder, 12)
 
 
@@ -236,6 +240,30 @@ def test_a_disk_that_is_full_for_one_process_ends_the_run_in_a_line_of_the_first
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000004"]
     run_ranks(2, train, tmp_path)
     assert same(read_whole(checkpoint(tmp_path, 8)), read_whole(checkpoint(undisturbed, 8)))
+
+
+def train_while_the_disk_fills_up(folder, pages):
+    def fill(step):
+        if step == 7 and current_world().main:
+            while not checkpoint(folder, 4).exists():
+                time.sleep(0.005)
+            leave_room(folder.parent, pages)
+
+    said = r"No space left on device\); step-0000004 stands whole"
+    with pytest.raises(UserError, match=said) if current_world().main else pytest.raises(RuntimeError, match=GONE):
+        train(folder, 12, fill)
+
+
+def test_on_a_file_system_that_is_full_the_run_ends_and_goes_on_when_there_is_room(undisturbed, tmp_path):
+    """A checkpoint takes four pages: two parts, its numbers, its manifest."""
+    with small_disk(tmp_path / "small", 1024) as disk:
+        for pages in range(4):
+            run = disk / str(pages)
+            run_ranks(2, train_while_the_disk_fills_up, run, pages)
+            assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000004"]
+            (disk / "filler").unlink()
+        run_ranks(2, train, run)
+        assert same(read_whole(checkpoint(run, 8)), read_whole(checkpoint(undisturbed, 8)))
 
 
 def measure(folder, out):

@@ -29,7 +29,8 @@ def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures:
     settings = {field.name: getattr(config, field.name) for field in fields(LoopConfig)} | few
     moments: list[float] = []
     beside = next(parent for parent in config.out.absolute().parents if parent.is_dir())
-    with tempfile.TemporaryDirectory(prefix=f".{config.out.name}-dry-run-", dir=beside) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{config.out.name}-dry-run-", dir=beside) as own:
+        folder = current_world().gather(own)[0]  # where a state is spread all write into one
         run, model = Path(folder) / "run", Path(folder) / "model"
         fit(task, LoopConfig(**settings), run, "dry run", lambda _: moments.append(time.perf_counter()))
         peak = peak_gib()  # before the reload, which a run does not do
