@@ -15,7 +15,6 @@ flower.jpg are kept back.
 
 from __future__ import annotations
 
-import copy
 import functools
 import sys
 from collections.abc import Callable
@@ -31,7 +30,6 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from fewstep import assets
 from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.gallery import Gallery
 from fewstep.diffusion.schedule import Tabulated
@@ -40,15 +38,17 @@ from fewstep.evaluate.reader import save_reader
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models import scenes_model
 from fewstep.models.vocabulary import parse_vocabulary, record_words
-from fewstep.teacher.gallery_tasks import GalleryReaderTask, list_stated, list_statements
-from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask, normalise_in_fp32
+from fewstep.teacher.blocks import BlockAutoencoderTask, BlockCode
+from fewstep.teacher.gallery_tasks import GalleryReaderTask, SlotTask, expect_slots, list_stated, list_statements
+from fewstep.teacher.tasks import DiffusionTask, normalise_in_fp32
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
 from gallery_pictures import Mixture
 
-LATENT_CHANNELS = 16
-TEXT_WIDTH = 128
-PICTURES = 100_000
+LATENT_CHANNELS = 32
+TEXT_WIDTH = 160
+PICTURES = 200_000
+TEXT_CAPTIONS = 100_000
 TOKENIZER_CAPTIONS = 20_000
 
 
@@ -69,13 +69,9 @@ def _cycle(steps: int, lr: float, batch_size: int = 16, **more: Any) -> LoopConf
     )  # fmt: skip
 
 
-AUTOENCODER = {
-    "first": _cycle(6000, 1.2e-3, precision="bf16"),
-    "second": _cycle(8000, 1e-3, precision="bf16"),
-}
 WIDTHS = (16, 32, 64, 128)
-"""Of the autoencoder from its second cycle on, from fine to coarse."""
-DECODER = _cycle(16000, 7e-4, precision="bf16")
+"""Of the autoencoder, from fine to coarse."""
+AUTOENCODER = {"first": _cycle(4000, 2e-3, precision="bf16"), "second": _cycle(10000, 1e-3, precision="bf16")}
 READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32)}
 TEXT = _cycle(4000, 2e-3, 64)
 UNET = {"first": _cycle(5000, 1.5e-3, 64, precision="bf16"), "second": _cycle(12000, 1e-3, 64, precision="bf16")}
@@ -87,9 +83,8 @@ def main(study: Study) -> None:
         "reader first": lambda out: train_reader(out, "first"),
         "autoencoder second": lambda out: train_autoencoder(out, "second", study.photographs),
         "text": train_text_encoder,
-        "latents": keep_latents,
+        "latents": lambda out: keep_latents(out, study.photographs),
         "unet first": lambda out: train_unet(out, "first"),
-        "decoder": lambda out: train_decoder(out, study.photographs),
         "reader second": lambda out: train_reader(out, "second"),
         "unet second": lambda out: train_unet(out, "second"),
     }
@@ -99,88 +94,31 @@ def main(study: Study) -> None:
         stages[name](study.out)
 
 
+def load_code(out: Path, photographs: Path) -> BlockCode:
+    """The latents' components, of the pictures that the autoencoder learns from."""
+    file = out / "code.safetensors"
+    if not file.exists():
+        BlockCode.fit(Mixture(0, photographs)(range(6000)), LATENT_CHANNELS).save(file)
+    return BlockCode.load(file)
+
+
 def build_gallery_autoencoder() -> AutoencoderKL:
-    """The bundled autoencoder of scenes with four more latent channels, which begin as they are drawn."""
+    """The layout of the one of scenes, wider at its coarse end."""
     torch.manual_seed(0)
-    wider = scenes_model.build_autoencoder(LATENT_CHANNELS)
-    narrow = AutoencoderKL.from_pretrained(assets.scenes_teacher() / "vae").state_dict()
-    wider.load_state_dict(
-        {name: widen(value, narrow[name].float(), name) for name, value in wider.state_dict().items()}
-    )
-    return wider
-
-
-def widen(wide: Tensor, narrow: Tensor, name: str) -> Tensor:
-    """Writes what was learnt into a tensor with room for more channels; mean and log variance are halves of theirs."""
-    if wide.shape == narrow.shape:
-        return narrow
-    result = copy.deepcopy(wide)
-    moments = name.startswith(("encoder.conv_out", "quant_conv"))  # their outputs, and the inputs of quant_conv
-    rows = _places(narrow.shape[0], wide.shape[0], 2 if moments else 1)
-    if narrow.ndim == 1:
-        result[rows] = narrow
-        return result
-    columns = _places(narrow.shape[1], wide.shape[1], 2 if name.startswith("quant_conv") else 1)
-    result[rows] = 0  # what was learnt hears nothing from the new channels at first
-    result[rows[:, None], columns] = narrow
-    return result
-
-
-def _places(narrow: int, wide: int, groups: int) -> Tensor:
-    """Returns where the `narrow` old channels stand among the `wide` ones: first in each of the groups."""
-    return torch.cat([group * (wide // groups) + torch.arange(narrow // groups) for group in range(groups)])
-
-
-def widen_autoencoder(narrow: AutoencoderKL) -> AutoencoderKL:
-    """Returns one of WIDTHS that begins with what `narrow` learnt; each group of a normalisation gets new channels."""
-    torch.manual_seed(3)
-    wider = scenes_model.build_autoencoder(LATENT_CHANNELS, WIDTHS)
-    learnt, groups = narrow.state_dict(), wider.config["norm_num_groups"]
-    for name, tensor in wider.state_dict().items():
-        if name in learnt:
-            old = learnt[name].float()
-        else:  # a block that now changes the number of channels: what it passed on as it was goes through a convolution
-            count = min(tensor.shape[:2]) if tensor.ndim > 1 else min(WIDTHS[-2:])
-            old = torch.eye(count)[..., None, None] if tensor.ndim > 1 else torch.zeros(count)
-        rows = _places(old.shape[0], tensor.shape[0], groups if old.shape[0] < tensor.shape[0] else 1)
-        if old.ndim == 1:
-            tensor[rows] = old
-            continue
-        columns = _places(old.shape[1], tensor.shape[1], groups if old.shape[1] < tensor.shape[1] else 1)
-        tensor[rows] = 0
-        tensor[rows[:, None], columns] = old
-    return wider
+    return scenes_model.build_autoencoder(LATENT_CHANNELS, WIDTHS)
 
 
 def train_autoencoder(out: Path, cycle: str, photographs: Path) -> None:
-    seed = list(AUTOENCODER).index(cycle)
-    pixels = Mixture(seed, photographs)
-    if seed == 0:
-        task = AutoencoderTask(build_gallery_autoencoder().to(memory_format=torch.channels_last), pixels, seed)
-    else:
-        start = widen_autoencoder(AutoencoderKL.from_pretrained(out / "vae-first"))
+    pixels, code, seed = Mixture(list(AUTOENCODER).index(cycle), photographs), load_code(out, photographs), 0
+    start, features = build_gallery_autoencoder(), None
+    if cycle == "second":
+        start, seed = AutoencoderKL.from_pretrained(out / "vae-first"), 1
         features = load_gallery_reader(out / "reader-first").grid
-        task = AutoencoderTask(start.to(memory_format=torch.channels_last), pixels, seed, features)
+    task = BlockAutoencoderTask(start.to(memory_format=torch.channels_last), code, pixels, seed, features)
     fit(task, AUTOENCODER[cycle], out / f"autoencoder-{cycle}", f"autoencoder, {cycle}")
-    save_autoencoder(task.averaged, out, f"vae-{cycle}")
-
-
-def train_decoder(out: Path, photographs: Path) -> None:
-    """Goes on with the decoder alone, so that the latents of all that is trained meanwhile stay what they are."""
-    start = AutoencoderKL.from_pretrained(out / "vae-second")
-    for part in (start.encoder, start.quant_conv):
-        part.requires_grad_(False)
-    pixels, features = Mixture(2, photographs), load_gallery_reader(out / "reader-first").grid
-    task = AutoencoderTask(start.to(memory_format=torch.channels_last), pixels, 2, features)
-    fit(task, DECODER, out / "autoencoder-decoder", "decoder")
-    save_autoencoder(task.averaged, out, "vae-decoder")
-
-
-def save_autoencoder(averaged: torch.nn.Module, out: Path, name: str) -> None:
-    """Writes it under its own name, and as the one that those who come after take."""
-    plain = scenes_model.build_autoencoder(LATENT_CHANNELS, tuple(averaged.config["block_out_channels"]))
-    plain.load_state_dict(averaged.state_dict())
-    for folder in (name, "vae"):
+    plain = scenes_model.build_autoencoder(LATENT_CHANNELS, WIDTHS)
+    plain.load_state_dict(task.averaged.state_dict())
+    for folder in (f"vae-{cycle}", "vae"):
         plain.save_pretrained(out / folder)
 
 
@@ -207,11 +145,13 @@ def rebuild(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 def train_text_encoder(out: Path) -> None:
-    captions, stated = zip(*(Gallery().prompt(i) for i in range(PICTURES)), strict=True)
+    captions, prompts = zip(*(Gallery().prompt(i) for i in range(TEXT_CAPTIONS)), strict=True)
     tokenizer = load_tokenizer(out)
     tokens = tokenise(tokenizer, captions)
     torch.manual_seed(2)
-    task = CaptionTask(build_gallery_text_encoder(tokenizer), tokens, list_statements(), [*map(list_stated, stated)], 0)
+    expected = torch.stack([expect_slots(prompt).half() for prompt in prompts])
+    stated = [*map(list_stated, prompts)]
+    task = SlotTask(build_gallery_text_encoder(tokenizer), tokens, list_statements(), stated, expected, 0)
     fit(task, TEXT, out / "text", "text")
     task.averaged["text_encoder"].save_pretrained(out / "text_encoder")
 
@@ -237,14 +177,14 @@ def tokenise(tokenizer: CLIPTokenizer, captions: Any) -> Tensor:
 
 
 def build_gallery_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Two layers, 128 wide."""
+    """Two layers, 160 wide."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
             intermediate_size=4 * TEXT_WIDTH,
             num_hidden_layers=2,
-            num_attention_heads=4,
+            num_attention_heads=5,
             max_position_embeddings=scenes_model.MAX_TOKENS,
             projection_dim=TEXT_WIDTH,
             bos_token_id=tokenizer.bos_token_id,
@@ -270,19 +210,15 @@ def build_gallery_unet() -> UNet2DConditionModel:
     )
 
 
-@torch.no_grad()
-def keep_latents(out: Path) -> None:
-    """Encodes the training pictures once, in fp16."""
+def keep_latents(out: Path, photographs: Path) -> None:
+    """Draws and encodes the training pictures once, in fp16."""
     file = out / "latents.safetensors"
     if file.exists():
         return
-    autoencoder = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
-    gallery, parts = Gallery(), []
+    gallery, code, parts = Gallery(), load_code(out, photographs), []
     for start in range(0, PICTURES, 100):
         pixels = to_pixels([gallery[i].image for i in range(start, start + 100)])
-        with torch.autocast("cpu", torch.bfloat16):  # as it was trained
-            posterior = autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
-        parts.append(posterior.mean.half().contiguous())
+        parts.append(code.encode(pixels).half())
         if start % 10_000 == 0:
             print(f"latents: {start} of {PICTURES}", file=sys.stderr, flush=True)
     with write_whole(file) as draft:

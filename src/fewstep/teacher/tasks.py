@@ -97,8 +97,11 @@ class CaptionTask(StudentTask):
 
     def logits(self, network: nn.ModuleDict, tokens: Tensor) -> list[Tensor]:
         """Returns logits `[b, k]` for each that may be stated; answer 0 means "not stated"."""
+        return self.read(network, tokens, network["text_encoder"](tokens)[0])
+
+    def read(self, network: nn.ModuleDict, tokens: Tensor, text: Tensor) -> list[Tensor]:
+        """Returns the same of captions that are encoded, as `text` `[b, l, d]`."""
         ended = (tokens == self._end).float()[..., None]
-        text = network["text_encoder"](tokens)[0]
         return list(network["heads"]((text * ended).sum(1) / ended.sum(1)).split(self._sizes, dim=1))
 
     def loss(self, counters: range) -> Loss:
