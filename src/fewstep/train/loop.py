@@ -163,7 +163,8 @@ def begin(roles: Sequence[Role], config: LoopConfig) -> RunState:
     states = []
     for role in roles:
         optimisation = role.optimisation or config
-        states.append(RoleState(role, optimisation, make_optimizer(role.weights, optimisation)))
+        make = role.make_optimizer or make_optimizer
+        states.append(RoleState(role, optimisation, make(role.weights, optimisation)))
     learning = [parameter for state in states for parameter in state.parameters]
     if len(set(learning)) < len(learning):
         raise ValueError(f"two of the roles {names} share a weight that learns; it can follow one loss only")

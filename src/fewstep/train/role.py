@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from fewstep.train.config import Optimisation
 
@@ -37,6 +38,8 @@ class Role:
     """Is the decay of `target`."""
     optimisation: Optimisation | None = None
     """None takes the run's own."""
+    make_optimizer: Callable[[nn.Module, Optimisation], Optimizer] | None = None
+    """None makes the one that `optimisation` names."""
     every: int = 1
     """The role learns at updates k, 2k, 3k, …"""
 

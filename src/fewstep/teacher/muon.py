@@ -1,0 +1,92 @@
+"""Muon, which learns what is seen rarely sooner than AdamW does: names, of which every picture shows one to three."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.train.config import Optimisation
+
+
+class Muon(torch.optim.Optimizer):
+    """Gives the update of each matrix, or convolution seen as one, singular values near 1 (Jordan et al. 2024), and
+    AdamW's size times `RATIO` (Liu et al., arXiv 2502.16982); all other weights follow Adam."""
+
+    MOMENTUM = 0.95
+    RATIO = 20 / 3
+    _ITERATIONS = 5
+    _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+    def __init__(self, weights: nn.Module, optimisation: Optimisation, as_vectors: tuple[str, ...] = ()) -> None:
+        """`as_vectors` are how the names of those matrices begin that follow Adam, such as the first and last layer."""
+        matrices: list[Tensor] = []
+        rest: list[Tensor] = []
+        for name, parameter in weights.named_parameters():
+            if parameter.requires_grad:
+                (rest if parameter.ndim < 2 or name.startswith(as_vectors) else matrices).append(parameter)
+        settings = {"lr": optimisation.lr, "betas": (0.9, optimisation.beta2)}
+        super().__init__([{"params": rest, "whole": False}, {"params": matrices, "whole": True}], settings)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
+                (self._follow_momentum if group["whole"] else self._follow_adam)(parameter, group)
+            if group["whole"]:
+                self._follow_directions(parameters, group["lr"])
+        return loss
+
+    def _follow_momentum(self, parameter: Tensor, group: dict[str, Any]) -> None:  # noqa: ARG002  # as the other has it
+        state = self.state[parameter]
+        momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+        momentum.lerp_(parameter.grad, 1 - self.MOMENTUM)
+
+    def _follow_adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
+        if not state:
+            state |= {"step": torch.zeros(()), "first": torch.zeros_like(parameter)}
+            state["second"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        count = float(state["step"])
+        state["first"].lerp_(parameter.grad, 1 - beta1)
+        state["second"].lerp_(parameter.grad.square(), 1 - beta2)  # type: ignore[union-attr]  # asked before
+        deviation = (state["second"] / (1 - beta2**count)).sqrt_().add_(1e-8)
+        parameter.addcdiv_(state["first"], deviation, value=-group["lr"] / (1 - beta1**count))
+
+    def _follow_directions(self, parameters: list[Tensor], lr: float) -> None:
+        """Moves matrices of one shape together, which takes fewer and larger products."""
+        shapes: dict[tuple[int, int], list[Tensor]] = {}
+        for parameter in parameters:
+            shapes.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
+        for shape, alike in shapes.items():
+            ahead = [_look_ahead(p, self.state[p]["momentum"], self.MOMENTUM).reshape(shape) for p in alike]
+            rate = lr * self.RATIO * 0.2 * math.sqrt(max(shape))
+            for parameter, direction in zip(alike, self.orthogonalise(torch.stack(ahead)), strict=True):
+                parameter.sub_(direction.reshape(parameter.shape), alpha=rate)
+
+    def orthogonalise(self, matrices: Tensor) -> Tensor:
+        """Brings the singular values of `[n, r, k]` near 1, between about 0.7 and 1.2, by Newton and Schulz's
+        iteration."""
+        x = matrices.bfloat16()
+        tall = x.shape[1] > x.shape[2]
+        x = x.mT if tall else x
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+        a, b, c = self._COEFFICIENTS
+        for _ in range(self._ITERATIONS):
+            square = x @ x.mT
+            x = a * x + (b * square + c * (square @ square)) @ x
+        orthogonal: Tensor = x.mT if tall else x
+        return orthogonal.to(matrices.dtype)
+
+
+def _look_ahead(parameter: Tensor, momentum: Tensor, part: float) -> Tensor:
+    """Returns Nesterov's momentum."""
+    gradient = parameter.grad
+    assert gradient is not None
+    return torch.lerp(gradient, momentum, part)
