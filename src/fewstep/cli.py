@@ -88,7 +88,7 @@ COMMANDS = {
     ),
     "inspect": Command(
         "commands.inspect:inspect", "commands.inspect:Inspect",
-        "describe a model, a LoRA, a run folder or a painted picture",
+        "describe a model, a LoRA, a run, a painted picture or prepared latents",
     ),
     "plan": Command("commands.plan:plan", "commands.plan:Plan", "find the fastest settings that fit a GPU's memory"),
     "plot": Command("commands.plot:plot", "commands.plot:Plot", "draw the curves, scores and samples of runs"),
