@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from fewstep.errors import UserError, find_nearest
 from fewstep.helping import read_all_help, spell, write_help
+from fewstep.recipes.given import name_as_given
 
 if typing.TYPE_CHECKING:
     from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
@@ -84,7 +85,7 @@ def parse_arguments(
     registry.struct_rule(list_options)
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(box), name_as_given(type(default), written):
             parsed, unknown = tyro.cli(
                 type(default), default=default, args=arguments, prog=program + recipe, description=description,
                 registry=registry, return_unknown_args=True,

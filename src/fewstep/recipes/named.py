@@ -13,6 +13,7 @@ from fewstep.errors import UserError, find_nearest
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import Finetune, default_finetune
+from fewstep.recipes.given import name_as_given
 from fewstep.recipes.plain import from_file, read_config_file
 from fewstep.recipes.train_lora import TrainLora, default_train_lora
 
@@ -222,7 +223,8 @@ def find_recipe(name: str, command: str = "distill") -> Any:
         ]
         if fitting and command not in fitting:
             raise UserError(f"{name} is of a run of another command; give it to `fewstep {fitting[0]}`")
-        return from_file(kinds[command], name)
+        with name_as_given(kinds[command], settings):
+            return from_file(kinds[command], name)
     close = find_nearest(name.lower(), recipes)
     hint = f"; did you mean {close}?" if close else ""
     if Path(name).is_dir():
