@@ -10,6 +10,7 @@ import dataclasses
 import io
 import itertools
 import re
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -111,9 +112,14 @@ def parse_arguments(
 
 
 def _rename(kind: type, word: str) -> str:
-    """Returns an option under its own name, where it is given by another of `also_named`."""
+    """Returns an option under its own name, where it is given by another of `also_named`, or by the one that it had."""
     option, equals, value = word.partition("=")
-    own = getattr(kind, "also_named", {}).get(option.removeprefix("--")) if option.startswith("--") else None
+    name = option.removeprefix("--") if option.startswith("--") else ""
+    own: str | None = getattr(kind, "also_named", {}).get(name)
+    if now := getattr(kind, "formerly", {}).get(name):
+        own = now
+        note = f"note: {option} is called {spell(now)} now; the next version does not take the old name"
+        print(note, file=sys.stderr, flush=True)
     return word if own is None else f"{spell(own)}{equals}{value}"
 
 

@@ -43,7 +43,7 @@ TITLES = {
     "PictureOptions": "Pictures", "TrajectoryOptions": "Trajectories", "LoopConfig": "The run",
     "Optimisation": "Optimisation", "SingleFileOptions": "Single files", "Overrides": "What a model does not say",
     "DeviceOptions": "Device", "PainterOptions": "Painting", "FewStepOptions": "Few-step model",
-    "LoraOptions": "LoRAs", "EngineOptions": "Who does the work", "ModelOptions": "Model", "Comparison": "Comparison",
+    "LoraOptions": "LoRAs", "ExecutorOptions": "Who does the work", "ModelOptions": "Model", "Comparison": "Comparison",
 }  # fmt: skip
 """What groups of options are called, by the class that declares them."""
 _KINDS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: ""}
