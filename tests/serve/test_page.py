@@ -345,6 +345,37 @@ def test_every_way_to_mark_changes_only_what_is_marked(browser, served, way):
     page.close()
 
 
+def test_the_strength_is_the_apis_until_it_is_moved(page):
+    picture(page, lambda: page.fill("#prompt", "a large red heart on a white background"))
+    page.click("#start > summary")
+    picture(page, lambda: page.click("#take-shown"))
+    assert page.input_value("#strength") == "0.6"
+    picture(page, lambda: page.click("#mark"))
+    assert [page.input_value("#strength"), page.inner_text("#strength-said")] == ["1", "1"]
+    assert page.inner_text("#strength-how") == (
+        "how much changes: 0.6 of a whole picture and 1 of what is marked, until you move it"
+    )
+    picture(page, lambda: page.click("#clear-mask"))
+    assert page.input_value("#strength") == "0.6"
+    picture(page, lambda: slide(page, "#strength", 0.4))
+    picture(page, lambda: page.click("#mark"))
+    assert page.input_value("#strength") == "0.4"
+
+
+def test_on_a_phone_the_prompt_stays_beside_what_is_marked(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    picture(page, lambda: page.fill("#prompt", "a large red heart on a white background"))
+    picture(page, lambda: page.click("#change-part"))
+    page.wait_for_timeout(300)
+    prompt, canvas = (page.locator(name).bounding_box() for name in ("#prompt", "#canvas"))
+    assert prompt["y"] >= 0
+    assert 0 <= canvas["y"] - (prompt["y"] + prompt["height"]) < 250
+    assert canvas["y"] + canvas["height"] <= 740
+    before = canvas["y"]
+    picture(page, lambda: page.fill("#prompt", "a large blue star on a black background"))
+    assert abs(page.locator("#canvas").bounding_box()["y"] - before) < 100  # writing does not lead away from it
+
+
 def canvas_url(page, name="#canvas"):
     return page.evaluate("name => document.querySelector(name).toDataURL('image/png')", name)
 
