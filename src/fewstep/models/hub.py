@@ -25,6 +25,11 @@ def is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
+def name_place(source: str) -> str:
+    """Returns a path that looks like OWNER/NAME as one that no repository is called, such as `./models/base`."""
+    return f"./{source}" if is_hub_id(source) and os.path.exists(source) else source
+
+
 _LONGEST = 255
 """Bytes of a name on any disk."""
 _ALLOW = (
