@@ -24,6 +24,10 @@ class FakeHub:
     trouble: str = ""
     status: int = 0
     delay: threading.Event | None = None
+    storage: int = 0
+    """An HTTP status that the storage behind the Hub, which then has the files, answers with."""
+    asked: list[str] = field(default_factory=list)
+    """What that storage was asked for."""
     fetched: list[str] = field(default_factory=list)
 
 
@@ -46,6 +50,12 @@ def serve_hub(root: Path) -> Iterator[FakeHub]:
                 status, code = _NO.get(hub.trouble, (hub.status, ""))
                 return self.answer(status, b"{}", {"X-Error-Code": code, "X-Error-Message": "no"} if code else {})
             path = self.path.partition("?")[0].strip("/").split("/")
+            if path[0] == "storage":
+                hub.asked.append(self.path)
+                return self.answer(hub.storage, b"no")
+            if "xet-read-token" in path:
+                lasting = {"Access-Token": "t", "Token-Expiration": str(2**33), "Cas-Url": f"{hub.url}/storage"}
+                return self.answer(200, b"{}", {f"X-Xet-{name}": value for name, value in lasting.items()})
             if path[0] == "api":
                 return self.answer(200, json.dumps(self.describe("/".join(path[2:4]), tree="tree" in path)).encode())
             name = "/".join(path[4:])
@@ -63,8 +73,11 @@ def serve_hub(root: Path) -> Iterator[FakeHub]:
             names = [each.relative_to(hub.root / source).as_posix() for each in files]
             if tree:
                 sizes = [each.stat().st_size for each in files]
+                stored = (
+                    {"xetHash": "a" * 64, "lfs": {"oid": "b" * 64, "size": 1, "pointerSize": 1}} if hub.storage else {}
+                )
                 return [
-                    {"type": "file", "path": name, "size": size, "oid": "0" * 40}
+                    {"type": "file", "path": name, "size": size, "oid": "0" * 40, **stored}
                     for name, size in zip(names, sizes, strict=True)
                 ]
             siblings = [{"rfilename": name} for name in names]

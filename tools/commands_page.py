@@ -21,7 +21,6 @@ from fewstep.cli import COMMANDS
 from fewstep.helping import (
     TITLES,
     is_positional,
-    list_aliases,
     read_all_help,
     read_help,
     say_place,
@@ -29,6 +28,7 @@ from fewstep.helping import (
     say_value,
     spell_out,
 )
+from fewstep.recipes.given import list_aliases
 from fewstep.recipes.named import RECIPES
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "commands.md"

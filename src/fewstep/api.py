@@ -26,6 +26,7 @@ from fewstep.models.libraries import silence
 from fewstep.progress import Listener, listen
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import Finetune
+from fewstep.recipes.given import name_as_given
 from fewstep.recipes.named import RECIPES, find_recipe
 from fewstep.recipes.plain import from_plain, to_plain
 from fewstep.recipes.prepare import Prepare
@@ -114,7 +115,8 @@ def configure(command: str, recipe: str = "scenes", **settings: Any) -> Any:
     else:
         raise UserError(f"{command!r} has no configuration here; known: {', '.join([*RECIPES, *_CONFIGS])}")
     plain = {name: _make_plain(value) for name, value in settings.items()}
-    return from_plain(type(default), to_plain(default) | plain, f"{command} in Python")
+    with name_as_given(type(default), plain):
+        return from_plain(type(default), to_plain(default) | plain, f"{command} in Python")
 
 
 def distill(config: Distill, *, progress: Listener | None = None, quiet: bool = False) -> Run:

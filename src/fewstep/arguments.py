@@ -10,12 +10,14 @@ import dataclasses
 import io
 import itertools
 import re
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fewstep.errors import UserError, find_nearest
 from fewstep.helping import read_all_help, spell, write_help
+from fewstep.recipes.given import name_as_given
 
 if typing.TYPE_CHECKING:
     from tyro.constructors import StructConstructorSpec, StructFieldSpec, StructTypeInfo
@@ -84,7 +86,7 @@ def parse_arguments(
     registry.struct_rule(list_options)
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(box), name_as_given(type(default), written):
             parsed, unknown = tyro.cli(
                 type(default), default=default, args=arguments, prog=program + recipe, description=description,
                 registry=registry, return_unknown_args=True,
@@ -110,9 +112,14 @@ def parse_arguments(
 
 
 def _rename(kind: type, word: str) -> str:
-    """Returns an option under its own name, where it is given by another of `also_named`."""
+    """Returns an option under its own name, where it is given by another of `also_named`, or by the one that it had."""
     option, equals, value = word.partition("=")
-    own = getattr(kind, "also_named", {}).get(option.removeprefix("--")) if option.startswith("--") else None
+    name = option.removeprefix("--") if option.startswith("--") else ""
+    own: str | None = getattr(kind, "also_named", {}).get(name)
+    if now := getattr(kind, "formerly", {}).get(name):
+        own = now
+        note = f"note: {option} is called {spell(now)} now; the next version does not take the old name"
+        print(note, file=sys.stderr, flush=True)
     return word if own is None else f"{spell(own)}{equals}{value}"
 
 

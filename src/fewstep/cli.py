@@ -20,6 +20,7 @@ from fewstep import __version__
 from fewstep.arguments import find_option, parse_arguments, suggest_nearest
 from fewstep.errors import ShownFormatter, StoppedError, UserError, show
 from fewstep.importing import uncollected
+from fewstep.recipes.given import name_as_given
 
 _SIGNS_OF_A_LOST_PROCESS = (
     "closed by peer", "reset by peer", "Broken pipe", "Socket closed", "remote process exited", "Connection refused",
@@ -88,7 +89,7 @@ COMMANDS = {
     ),
     "inspect": Command(
         "commands.inspect:inspect", "commands.inspect:Inspect",
-        "describe a model, a LoRA, a run folder or a painted picture",
+        "describe a model, a LoRA, a run, a painted picture or prepared latents",
     ),
     "plan": Command("commands.plan:plan", "commands.plan:Plan", "find the fastest settings that fit a GPU's memory"),
     "plot": Command("commands.plot:plot", "commands.plot:Plot", "draw the curves, scores and samples of runs"),
@@ -191,6 +192,7 @@ def _run(name: str, arguments: list[str]) -> None:
             parsed = parse_arguments(_load(command.config)(), rest, f"fewstep {name}", lone=command.lone)
         else:
             parsed = parse_training(name, rest)
+    run = name_as_given(type(parsed), rest)(run)
     if first:
         gc.freeze()  # what is imported stays, and need not be looked through
     count = getattr(parsed, "processes", 1)

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from fewstep.recipes.given import list_aliases
+
 FIRST: Mapping[str, str] = {
     "demo": "out steps n batch_size seed device",
     "distill": "teacher data out method lora_rank steps batch_size guidance_range guidance_scale dry_run",
@@ -41,7 +43,7 @@ TITLES = {
     "PictureOptions": "Pictures", "TrajectoryOptions": "Trajectories", "LoopConfig": "The run",
     "Optimisation": "Optimisation", "SingleFileOptions": "Single files", "Overrides": "What a model does not say",
     "DeviceOptions": "Device", "PainterOptions": "Painting", "FewStepOptions": "Few-step model",
-    "LoraOptions": "LoRAs", "EngineOptions": "Who does the work", "ModelOptions": "Model", "Comparison": "Comparison",
+    "LoraOptions": "LoRAs", "ExecutorOptions": "Who does the work", "ModelOptions": "Model", "Comparison": "Comparison",
 }  # fmt: skip
 """What groups of options are called, by the class that declares them."""
 _KINDS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: ""}
@@ -155,12 +157,6 @@ def is_positional(hint: Any) -> bool:
     import tyro
 
     return any(extra is tyro.conf.Positional for extra in typing.get_args(hint)[1:])
-
-
-def list_aliases(hint: Any) -> list[str]:
-    """Returns what else an option is called."""
-    extras = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
-    return [alias for extra in extras for alias in (getattr(extra, "aliases", None) or ())]
 
 
 def say_type(hint: Any) -> str:

@@ -114,7 +114,7 @@ def test_a_folder_that_a_machine_does_not_see_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine = f"/proc/self/task/{os.getpid()}/cwd/out"  # leads there in this process alone
     with pytest.raises(UserError, match=r"^machine .* of the ray cluster does not see /proc/.*/out; give as --out a"):
-        prepare(Prepare(**PICTURES, out=Path(mine), engine="ray", actors=1))
+        prepare(Prepare(**PICTURES, out=Path(mine), executor="ray", actors=1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,7 +130,7 @@ def test_latents_in_a_bucket_are_the_same_bytes_though_machines_are_lost(machine
         return [line.split() for line in uploads.read_text().splitlines()] if uploads.exists() else []
 
     uploads.unlink(missing_ok=True)
-    config = Prepare(**PICTURES, out=f"bucket://shop/{readers}", engine="ray", actors=2, readers=readers)
+    config = Prepare(**PICTURES, out=f"bucket://shop/{readers}", executor="ray", actors=2, readers=readers)
     with meanwhile(lambda: prepare(config)):
         for at in range(kills):
             wait_until(lambda at=at: len(list_uploads()) > at)
@@ -152,7 +152,7 @@ def test_latents_in_a_bucket_are_the_same_bytes_though_machines_are_lost(machine
 def test_what_actors_paint_is_kept_here_and_is_what_one_process_paints(machines, tmp_path):
     config = Evaluate(
         model="scenes-lcm", n=48, n_unseen=0, n_repeated=2, n_tuning=20, batch_size=8, device="cpu", out=tmp_path,
-        engine="ray", actors=2,
+        executor="ray", actors=2,
     )  # fmt: skip
     studio, cell = EvaluationStudio(config), Cell("lcm", 1, "lcm", 3.0)
     jobs = studio.jobs(cell, tuning=False)

@@ -11,12 +11,18 @@ import time
 import pytest
 from PIL import Image
 
+import fewstep
+from fewstep.arguments import parse_arguments
 from fewstep.cli import COMMANDS, _explain_end, main, parse_training
+from fewstep.commands.demo import default_demo
+from fewstep.commands.generate import Generate
 from fewstep.data.infotext import READ_AS_WORDS
 from fewstep.errors import UserError
 from fewstep.helping import FIRST, read_help
 from fewstep.models import families
 from fewstep.models.pipeline import NO_PROMPT
+from fewstep.recipes.distill import Distill
+from fewstep.recipes.given import name_as_given
 from fewstep.recipes.named import RECIPES
 from fewstep.recipes.plain import to_plain
 
@@ -170,7 +176,7 @@ def test_what_clients_of_a1111_write_into_prompts_is_told_to_be_words(tmp_path, 
         "warning: <lora:style:0.8> in the prompt is read as words; give LoRAs with --lora", f"warning: {READ_AS_WORDS}",
     ]  # fmt: skip
     assert [line.partition(";")[0] for line in warned[2:]] == [
-        """warning: this model's text encoder never learnt the words "1.3", "lora", "style", "0.8", "and\""""
+        """warning: this model's text encoder never learnt the words "1.3", "lora", "style" and 2 more"""
     ]
 
 
@@ -268,6 +274,33 @@ def test_updates_is_steps_on_the_line_and_in_files(tmp_path):
 def test_an_option_is_complained_of_by_the_name_it_was_given_by(option):
     with pytest.raises(UserError, match=f"^{option}: 'x' is not a whole number; `fewstep distill --help` lists"):
         parse_training("distill", ["scenes", option, "x"])
+
+
+def test_a_check_complains_of_a_setting_by_the_name_it_was_given_by(tmp_path):
+    for option, name in (("--steps", "steps"), ("--updates", "updates")):
+        for words in ((option, "0"), (f"{option}=0",)):
+            with pytest.raises(UserError, match=f"^{name} is 0; it must be at least 1$"):
+                parse_training("distill", ["scenes", *words])
+            with pytest.raises(UserError, match=f"^{name} is 0; it must be at least 1$"):
+                parse_arguments(default_demo(), [*words], "fewstep demo")
+        with pytest.raises(UserError, match=f"^{name} is 0; "):
+            fewstep.configure("train-lora", **{name: 0})
+        (file := tmp_path / "c.yaml").write_text(f"{name}: 0")
+        with pytest.raises(UserError, match=f"^{name} is 0; "):
+            parse_training("distill", [str(file)])
+
+
+def test_what_a_command_says_later_has_the_name_that_was_given():
+    def say(kind, words, text):
+        with pytest.raises(UserError) as caught, name_as_given(kind, words):
+            raise UserError(text)
+        return str(caught.value)
+
+    text = "steps is 3 there and 2 here, of 4 steps; go on: --change lr steps"
+    renamed = "updates is 3 there and 2 here, of 4 steps; go on: --change lr updates"
+    assert say(Distill, ["--updates", "2"], text) == renamed
+    assert say(Distill, ["--steps", "2"], text) == text
+    assert say(Generate, ["--num-inference-steps=60"], "steps is 60; no") == "num_inference_steps is 60; no"
 
 
 @pytest.mark.parametrize(("command", "words"), [("plot", "RUNS"), ("publish", "SOURCE REPO"), ("convert", "LORA")])

@@ -133,6 +133,62 @@ def test_a_lora_names_its_base_and_its_words_and_keeps_its_tensors(hub, lora, tm
     assert "images/samples.png" not in hub.files[REPO]
 
 
+def test_the_base_that_is_given_stands_for_the_bundled_teacher(hub, tmp_path):
+    train_lora(TrainLora(model="scenes", data="scenes", out=tmp_path / "style", lora_rank=2, **SMALL))
+    main(["publish", str(tmp_path / "style"), REPO, "--license", "mit", "--base-model", "somebody/base"])
+    head, text = head_of(hub)
+    assert head["base_model"] == "somebody/base"
+    assert 'DiffusionPipeline.from_pretrained("somebody/base")' in text
+    assert "| base | somebody/base |" in text
+    assert "| data | scenes |" in text
+    assert "assets" not in text
+    assert json.loads(hub.files[REPO]["fewstep.json"])["teacher"] == "somebody/base"
+    (tmp_path / "sent.safetensors").write_bytes(hub.files[REPO]["pytorch_lora_weights.safetensors"])
+    assert read_safetensors_header(tmp_path / "sent.safetensors").metadata["fewstep.teacher"] == "somebody/base"
+
+
+def test_a_relative_path_is_no_base_model_wherever_the_command_is_started(hub, random_teacher, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(random_teacher, tmp_path / "models/base")
+    monkeypatch.chdir(tmp_path)
+    distill(Distill(teacher="models/base", sample_every=0, out=Path("runs/student"), **SMALL))
+    train_lora(TrainLora(model="models/base", data="scenes", out=Path("runs/style"), lora_rank=2, **SMALL))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    card = tmp_path / "runs/student/model/fewstep.json"
+    assert json.loads(card.read_text())["teacher"] == "./models/base"  # which no repository is called
+    for moved in (False, True):
+        if moved:
+            (tmp_path / "models").rename(tmp_path / "elsewhere/others")
+        for name in ("student", "style"):
+            main(["publish", str(tmp_path / "runs" / name), REPO, "--license", "mit"])
+            assert "base_model" not in head_of(hub)[0]
+            assert not [file for file, content in hub.files[REPO].items() if b"models/base" in content]
+    (tmp_path / "elsewhere/others").rename(tmp_path / "models")
+    card.write_text(card.read_text().replace('"./models/base"', '"models/base"'))  # as an earlier version had it
+    main(["publish", str(tmp_path / "runs/student"), REPO, "--license", "mit"])
+    assert "base_model" not in head_of(hub)[0]
+    assert json.loads(hub.files[REPO]["fewstep.json"])["teacher"] == "base"
+
+
+def test_a_path_in_the_head_of_a_card_is_no_base_model(hub, run, tmp_path):
+    shutil.copytree(run / "model", tmp_path / "model")
+    (tmp_path / "model/README.md").write_text("---\nbase_model: /home/me/base\nlanguage: en\n---\n\nMy words.\n")
+    main(["publish", str(tmp_path / "model"), REPO, "--license", "mit"])
+    head, _ = head_of(hub)
+    assert "base_model" not in head
+    assert head["language"] == "en"
+
+
+@pytest.mark.parametrize("base", ["/home/me/base", "here/base"])
+def test_a_path_is_refused_as_the_base_that_is_given(hub, run, base, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here/base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["publish", str(run), REPO, "--license", "mit", "--base-model", base])
+    assert f"base_model is {base}, a path here; give the base's repository, as OWNER/NAME" in capsys.readouterr().err
+    assert hub.files == {}
+
+
 def test_a_dry_run_asks_nobody_and_lists_all(hub, run, capsys):
     main(["publish", str(run), REPO, "--dry-run"])
     said = capsys.readouterr().out

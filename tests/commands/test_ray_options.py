@@ -1,4 +1,4 @@
-"""What `--engine ray` refuses, in words, before anything is started; and that nothing else imports ray."""
+"""What `--executor ray` refuses, in words, before anything is started; and that nothing else imports ray."""
 
 import ast
 import sys
@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 import fewstep
+from fewstep.arguments import parse_arguments
 from fewstep.data.reading import CropSettings
 from fewstep.errors import UserError
 from fewstep.evaluate.config import Evaluate
+from fewstep.helping import write_help
 from fewstep.parallel.ray_cluster import choose_gpus, count_actors, join_cluster
 from fewstep.recipes.prepare import Prepare
 from fewstep.runs.reading_stage import ReadingRunner, ReadingStage, open_reading
@@ -21,18 +23,30 @@ RAY = {"commands/serve_ray.py", "parallel/ray_cluster.py", "parallel/ray_workers
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"actors": 2}, "actors is 2, which is of ray; give --engine ray too"),
+        ({"actors": 2}, "actors is 2, which is of ray; give --executor ray too"),
         ({"ray_address": "auto"}, "ray_address is auto, which is of ray"),
-        ({"engine": "ray", "workers": 2}, "workers is 2, which is of --engine processes; give --actors"),
-        ({"engine": "ray", "gpus_per_actor": 1.5}, "gpus_per_actor is 1.5; above 1 it must be a whole number"),
-        ({"engine": "ray", "actors": -1}, "actors is -1; it must not be negative"),
-        ({"engine": "ray", "device": "cuda:1"}, "device is cuda:1, and ray gives each actor its GPU"),
-        ({"engine": "ray", "device": "cpu", "gpus_per_actor": 0.5}, "gpus_per_actor is 0.5 and device cpu"),
+        ({"executor": "ray", "workers": 2}, "workers is 2, which is of --executor processes; give --actors"),
+        ({"executor": "ray", "gpus_per_actor": 1.5}, "gpus_per_actor is 1.5; above 1 it must be a whole number"),
+        ({"executor": "ray", "actors": -1}, "actors is -1; it must not be negative"),
+        ({"executor": "ray", "device": "cuda:1"}, "device is cuda:1, and ray gives each actor its GPU"),
+        ({"executor": "ray", "device": "cpu", "gpus_per_actor": 0.5}, "gpus_per_actor is 0.5 and device cpu"),
     ],
 )
-def test_options_of_the_other_engine_are_refused(config, given, said):
+def test_options_of_the_other_executor_are_refused(config, given, said):
     with pytest.raises(UserError, match=said):
         config(**given)
+
+
+@pytest.mark.parametrize("config", [Prepare, Evaluate])
+@pytest.mark.parametrize("words", [("--engine", "ray"), ("--engine=ray",)])
+def test_what_shares_the_work_had_the_name_of_what_computes_a_network(config, words, capsys):
+    assert parse_arguments(config(), [*words], "fewstep prepare").executor == "ray"
+    assert capsys.readouterr().err == (
+        "note: --engine is called --executor now; the next version does not take the old name\n"
+    )
+    assert parse_arguments(config(), ["--executor", "ray"], "fewstep prepare").executor == "ray"
+    assert capsys.readouterr().err == ""
+    assert "--engine processes" not in write_help(config(), "fewstep prepare", "", whole=True)
 
 
 def test_readers_are_of_ray():

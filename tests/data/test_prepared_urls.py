@@ -7,10 +7,12 @@ import fsspec
 import pytest
 
 import fewstep
+from fewstep.commands.inspect import Inspect, inspect
 from fewstep.commands.prepare import prepare
 from fewstep.data.shards.manifest import MANIFEST, is_prepared
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.data.sources import urls as sources_urls
+from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.errors import UserError
 from fewstep.recipes.prepare import Prepare
@@ -99,3 +101,33 @@ def test_a_damaged_copy_is_called_by_the_name_of_what_it_is_a_copy_of(bucket, tm
     memory.pipe_file(file, memory.cat_file(file)[:-50])
     with pytest.raises(UserError, match=rf"^{file} is damaged"):
         shards.read_row(0, 0)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_mistyped_url_is_said_to_hold_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"^nothing lies behind memory://bucket/latent, ") as caught:
+        open_picture_files("memory://bucket/latent", None, CacheSettings(folder=tmp_path))
+    assert f"looked for {MANIFEST}" in str(caught.value)
+    assert "folder with neither" not in str(caught.value)
+
+
+def test_inspect_tells_what_a_url_holds(bucket, capsys):
+    url, folder = bucket
+
+    def show(place):
+        inspect(Inspect(path=Path(place)))
+        return capsys.readouterr().out
+
+    assert show(url) == show(folder).replace(str(folder), url)
+    assert show(url).startswith("prepared: 8 latents in 2 shards\n")
+    assert show(f"file://{folder}") == show(folder)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_inspect_says_what_it_can_of_a_url_that_holds_no_latents():
+    fsspec.filesystem("memory").pipe_file("memory://models/one/model_index.json", b"{}")
+    for url, held in (
+        ("memory://bucket/latent", "holds nothing, so no"), ("memory://models/one", "holds model_index.json, but no"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^{url} {held} {MANIFEST}; .*`fewstep prepare --out`"):
+            inspect(Inspect(path=Path(url)))

@@ -1,6 +1,7 @@
 """What is fetched from the Hub, and what is said where it is not: against a Hub on this machine, over real HTTP."""
 
 import errno
+import os
 import shutil
 import socket
 import threading
@@ -14,6 +15,7 @@ from fake_hub import serve_hub
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models import scenes_model
+from fewstep.models.hub import TRIES
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import INDEX, SMALL_FILES
 from fewstep.models.pipeline import load_pipeline
@@ -112,6 +114,18 @@ def test_a_no_of_the_hub_is_one_true_line(trouble, status, said, hub, monkeypatc
     monkeypatch.setattr("time.sleep", lambda _: None)  # clients wait before they ask again
     hub.trouble, hub.status = trouble, status
     assert said in refusal()
+
+
+def test_a_storage_that_fails_over_and_over_is_asked_a_few_times_and_then_named(hub, monkeypatch):
+    monkeypatch.delenv(TRIES, raising=False)
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "1ms")  # of the real client, which waits in its own threads
+    hub.storage = 500
+    assert "answers 500; the trouble is there: try again later, what has come is kept" in refusal()
+    assert os.environ[TRIES] == "3"
+    assert len(hub.asked) == 9 * (1 + 3)  # for nine files; by its own count the client would have asked 54 times
+    monkeypatch.setenv(TRIES, "7")
+    assert f"{TRIES}=10" in refusal()
+    assert os.environ[TRIES] == "7"  # a person's own
 
 
 def test_a_hub_that_is_not_there(tmp_path, monkeypatch):

@@ -1,15 +1,19 @@
 """`--precision int8`: 8 bits in OpenVINO, calibrated once on some prompts, and refused where it is of no use."""
 
 import importlib.util
+import itertools
+import re
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from fewstep import assets
 from fewstep.errors import UserError
+from fewstep.models.engines import calibration
 from fewstep.models.engines import openvino as engine
-from fewstep.models.engines.calibration import PHOTOGRAPHS, SCENES, Calibration, read_prompts
+from fewstep.models.engines.calibration import PHOTOGRAPHS, SCENES, Calibration, Passes, read_prompts
 from fewstep.models.loading import load_latent_model
 from fewstep.models.options import PainterOptions
 from fewstep.models.pipeline import load_pipeline, make_calibration
@@ -24,17 +28,41 @@ def levels(pipeline, **settings):
 
 def test_every_step_of_every_prompt_is_recorded_in_batches_of_its_size():
     model = load_latent_model(assets.SCENES_LCM, CPU)
-    calibration = make_calibration(model)
-    assert calibration.prompts == SCENES
+    bundled = make_calibration(model)
+    assert bundled.prompts == SCENES
     given = [torch.zeros(3, 12, 8, 8), torch.zeros(3, dtype=torch.int64), torch.zeros(3, 32, 64), torch.zeros(3, 256)]
-    samples = calibration.record(model, given)
+    samples = bundled.record(model, given)
     assert len(samples) == 3 * 4  # of eight prompts, three at a time, in four steps
     assert all([each.shape for each in sample] == [each.shape for each in given] for sample in samples)
     assert len({int(sample[1][0]) for sample in samples}) == 4
     alike = [torch.equal(samples[8][2][2], sample[2][0]) for sample in samples[::4]]
     assert alike == [True, False, False]  # the last batch is filled up with the first prompt
-    wide = calibration.record(model, [torch.zeros(1, 12, 8, 16), *(each[:1] for each in given[1:])])
+    wide = bundled.record(model, [torch.zeros(1, 12, 8, 16), *(each[:1] for each in given[1:])])
     assert {sample[0].shape for sample in wide} == {(1, 12, 8, 16)}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_calibrating_shows_how_far_it_is(terminal, monkeypatch, capsys):
+    """A bar on a terminal, and elsewhere a line now and then."""
+    monkeypatch.setattr(calibration, "Console", lambda **more: Console(**more, force_terminal=terminal, width=100))
+    monkeypatch.setattr(calibration, "_QUIET_SECONDS", 0)
+    passes = Passes([1, 2, 3], "calibrating int8, measuring")
+    assert [*passes] == [1, 2, 3]
+    assert [*itertools.islice(passes, 3)] == [1, 2, 3]  # as NNCF takes them
+    assert (len(passes), passes[1]) == (3, 2)
+    said = capsys.readouterr()
+    assert said.out == ""
+    if terminal:
+        assert re.search(r"measuring 1 .*100%.*measuring 2 .*100%", said.err, re.DOTALL)
+    else:
+        assert said.err.splitlines() == [
+            f"calibrating int8, measuring {number} {done} of 3" for number in (1, 2) for done in range(3)
+        ]
+    make_calibration(model := load_latent_model(assets.SCENES_LCM, CPU)).record(
+        model,
+        [torch.zeros(4, 12, 8, 8), torch.zeros(4, dtype=torch.int64), torch.zeros(4, 32, 64), torch.zeros(4, 256)],
+    )
+    assert ("calibrating int8, painting" + " 1 of 2" * (not terminal)) in capsys.readouterr().err
 
 
 def test_prompts_are_ones_own_or_those_that_the_model_knows(tmp_path):
@@ -93,7 +121,7 @@ def test_pictures_in_8_bits_are_nearly_those_in_32_and_it_calibrates_once(tmp_pa
         pipeline = load_pipeline(assets.SCENES_LCM, engine="openvino", precision="int8")
         found = levels(pipeline)
         said = capfd.readouterr()
-        assert (said.err.count("calibrating int8"), said.out) == (expected, "")
+        assert (said.err.count("calibrating int8, once"), said.out) == (expected, "")
         assert 0 < np.abs(found - wanted).mean() < 6
     assert pipeline.precision == "int8"
     graph = max(tmp_path.glob("openvino/*/network.xml"), key=lambda file: file.stat().st_size)
@@ -103,4 +131,4 @@ def test_pictures_in_8_bits_are_nearly_those_in_32_and_it_calibrates_once(tmp_pa
         assets.SCENES_LCM, engine="openvino", precision="int8", calibration_prompts=str(tmp_path / "prompts.txt")
     )
     assert np.abs(levels(other) - found).max() > 0
-    assert capfd.readouterr().err.count("calibrating int8") == 1
+    assert capfd.readouterr().err.count("calibrating int8, once") == 1

@@ -13,7 +13,7 @@ from fewstep.models.card import CARD_FILE
 from fewstep.recipes import choosing
 from fewstep.recipes.choosing import choose_recipe
 from fewstep.recipes.distill import Distill
-from fewstep.recipes.named import MEMORY_GIB, RECIPES, find_recipe
+from fewstep.recipes.named import MEMORY_GIB, RECIPES, find_recipe, list_recipes
 from miniatures import FAMILIES, save_miniature
 
 
@@ -142,3 +142,13 @@ def test_a_program_that_a_configuration_names_is_named_on_the_command_line(tmp_p
     with pytest.raises(UserError, match="is a program that would be run; name it yourself: --eval-extractor "):
         parse_training("distill", [str(file)])
     parse_training("distill", [str(file), "--eval-extractor", str(program)])
+
+
+def test_recipes_are_listed_as_they_are_used():
+    """The bundled teacher's first, then a model's LoRA before the whole model, the old Stable Diffusion 2 last."""
+    names = list_recipes("distill")
+    assert names[:3] == ["scenes", "scenes-lora", "scenes-any-step"]
+    assert [name.removesuffix("-lora") for name in names[3::2]] == names[4::2]
+    assert names[4:8:2] == ["sd15", "sdxl"]
+    assert names[-4::2] == ["sd21-lora", "sd21-base-lora"]
+    assert list_recipes("train-lora")[1:3] == ["sd15", "sdxl"]

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,6 +75,23 @@ def test_a_lora_on_a_full_disk(model, disk, room, pages):
     assert files_of(disk) == {}
     filler.unlink()
     assert save_combined(disk / "lora", model, pairs, {}) == 0
+
+
+@pytest.mark.parametrize("spelling", ["peft", "kohya"])
+@pytest.mark.parametrize("pages", [0, 1, 2])
+def test_a_conversion_on_a_full_disk_writes_all_or_nothing(tiny, model, disk, room, tmp_path, capsys, spelling, pages):
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    size = model.parts["unet"].get_submodule(name.removeprefix("unet.")).weight.shape
+    save_combined(tmp_path / "lora", model, {name: Pair(torch.randn(64, size[1]), torch.randn(size[0], 64), 64.0)}, {})
+    out = disk / ("converted" if spelling == "peft" else "converted.safetensors")
+    command = ("convert", tmp_path / "lora", "--to", spelling, "--base", tiny, "--out", out)
+    filler = room(pages)
+    assert "No space left on device" in run_ended(capsys, *command)
+    assert files_of(disk) == {}
+    filler.unlink()
+    assert not run_ended(capsys, *command)
+    held = {"adapter_config.json", "adapter_model.safetensors"} if spelling == "peft" else {"converted.safetensors"}
+    assert {Path(each).name for each in files_of(disk)} - {"converted"} == held
 
 
 def run(tiny, photos, out, *more):

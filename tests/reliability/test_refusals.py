@@ -62,8 +62,9 @@ def test_a_base_that_is_no_longer_that_of_the_run(tiny, photos, tmp_path):
 
 def test_fewer_updates_than_there_were(tiny, photos, tmp_path):
     assert Warm(small(tiny, photos, tmp_path)).wait().returncode == 0
-    said = refused(*small(tiny, photos, tmp_path, "--steps", 2, "--change", "steps"))
-    assert "has 3 updates behind it and steps is 2; give so many or more" in said
+    for name in ("steps", "updates"):
+        said = refused(*small(tiny, photos, tmp_path, f"--{name}", 2, "--change", name))
+        assert f"has 3 updates behind it and {name} is 2; give so many or more" in said
 
 
 def test_what_runs_in_one_process(tmp_path):

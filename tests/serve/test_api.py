@@ -167,7 +167,7 @@ def test_what_the_client_should_know_is_told(served):
 
 def test_words_that_the_model_never_learnt_are_noted_by_every_api(served):
     asked = {"prompt": "a red cricle and a cat", "steps": 1}
-    said = 'never learnt the words "cricle" (did you mean "circle"?), "and", "cat"; it knows: a, above, '
+    said = 'never learnt the words "cricle" (did you mean "circle"?), "and", "cat"; it knows 38 others, '
     (note,) = served.post("/v1/images/generations", **asked)["notes"]
     assert said in note
     (noted,) = json.loads(served.post("/sdapi/v1/txt2img", **asked, width=64, height=64)["info"])["notes"]

@@ -16,6 +16,7 @@ from fewstep.diffusion.prediction import to_prediction
 from fewstep.errors import UserError
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction
 from fewstep.method.sampling import Kept, sample_consistency
+from fewstep.serve.acceptance import STRENGTHS
 from fewstep.serve.jobs import PictureSpec
 
 PROMPT = "a large blue star on a white background"
@@ -234,6 +235,26 @@ def test_the_pages_socket_takes_a_mask(served, start):
         assert changed[:, 32:].mean() > 5
         assert "send image too" in ask(mask=mask)
         assert "different sizes" in ask(image=b64(start.resize((32, 32))), mask=mask)
+
+
+def test_the_page_and_the_api_change_as_much_where_nobody_says_how_much(served, start):
+    def strength_of(content):
+        said = Image.open(io.BytesIO(content)).info["parameters"]
+        return float(said.partition("Denoising strength: ")[2].partition(",")[0])
+
+    clear_right = Image.new("RGBA", (64, 64), "black")
+    clear_right.paste((0, 0, 0, 0), (32, 0, 64, 64))
+    for marked, usual in ((False, STRENGTHS["whole"]), (True, STRENGTHS["masked"])):
+        fields = {"image": b64(start)} | ({"mask": b64(right_half())} if marked else {})
+        with connect(f"{served.url.replace('http', 'ws')}/ws") as page:
+            page.send(json.dumps({"seq": 1, "prompt": PROMPT, **fields}))
+            answer = page.recv(30)
+        (length,) = struct.unpack(">I", answer[:4])
+        assert strength_of(answer[4 + length :]) == usual
+        files = {"image": encode(start)} | ({"mask": encode(clear_right)} if marked else {})
+        answer = served.http.post("/v1/images/edits", data={"prompt": PROMPT}, files=files).json()
+        assert strength_of(base64.b64decode(answer["data"][0]["b64_json"])) == usual
+    assert STRENGTHS["masked"] > STRENGTHS["whole"]
 
 
 def test_a_mask_smaller_than_a_latent_frees_it_and_resizing_leaves_no_traces():

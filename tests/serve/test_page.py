@@ -132,7 +132,7 @@ def test_words_that_the_model_never_learnt_are_named_under_the_prompt_once_typin
     picture(page, lambda: page.fill("#prompt", "a red cricle"))
     assert page.inner_text("#words") == ""  # which may be a word that is still being typed
     page.wait_for_function("() => document.querySelector('#words').textContent")
-    assert 'never learnt the word "cricle" (did you mean "circle"?); it knows: a, above, ' in page.inner_text("#words")
+    assert 'never learnt the word "cricle" (did you mean "circle"?); it knows 38 others, ' in page.inner_text("#words")
     assert page.inner_text("#notes") == ""
     prompt, words = (page.locator(name).bounding_box() for name in ("#prompt", "#words"))
     assert 0 <= words["y"] - prompt["y"] - prompt["height"] < 20
@@ -343,6 +343,37 @@ def test_every_way_to_mark_changes_only_what_is_marked(browser, served, way):
     picture(page, lambda: page.keyboard.press("Control+z"))
     assert marks(page)[10, 200] > 0
     page.close()
+
+
+def test_the_strength_is_the_apis_until_it_is_moved(page):
+    picture(page, lambda: page.fill("#prompt", "a large red heart on a white background"))
+    page.click("#start > summary")
+    picture(page, lambda: page.click("#take-shown"))
+    assert page.input_value("#strength") == "0.6"
+    picture(page, lambda: page.click("#mark"))
+    assert [page.input_value("#strength"), page.inner_text("#strength-said")] == ["1", "1"]
+    assert page.inner_text("#strength-how") == (
+        "how much changes: 0.6 of a whole picture and 1 of what is marked, until you move it"
+    )
+    picture(page, lambda: page.click("#clear-mask"))
+    assert page.input_value("#strength") == "0.6"
+    picture(page, lambda: slide(page, "#strength", 0.4))
+    picture(page, lambda: page.click("#mark"))
+    assert page.input_value("#strength") == "0.4"
+
+
+def test_on_a_phone_the_prompt_stays_beside_what_is_marked(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    picture(page, lambda: page.fill("#prompt", "a large red heart on a white background"))
+    picture(page, lambda: page.click("#change-part"))
+    page.wait_for_timeout(300)
+    prompt, canvas = (page.locator(name).bounding_box() for name in ("#prompt", "#canvas"))
+    assert prompt["y"] >= 0
+    assert 0 <= canvas["y"] - (prompt["y"] + prompt["height"]) < 250
+    assert canvas["y"] + canvas["height"] <= 740
+    before = canvas["y"]
+    picture(page, lambda: page.fill("#prompt", "a large blue star on a black background"))
+    assert abs(page.locator("#canvas").bounding_box()["y"] - before) < 100  # writing does not lead away from it
 
 
 def canvas_url(page, name="#canvas"):

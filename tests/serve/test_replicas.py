@@ -219,6 +219,21 @@ def test_what_nginx_is_told_holds_for_the_command_beside_it():
     assert "non_idempotent" in re.search(r"proxy_next_upstream (.*);", text)[1]
 
 
+def test_the_lines_to_paste_start_what_the_files_name():
+    page = (DEPLOY.parent / "docs/serving.md").read_text().partition("## Several replicas")[2]
+    by_hand, by_ray = re.findall(r"```\n(.*?)```", page, re.DOTALL)[:2]
+    nginx, ray = (DEPLOY / "nginx.conf").read_text(), yaml.safe_load((DEPLOY / "ray_serve.yaml").read_text())
+    started = re.findall(r"^fewstep serve (.*) &$", by_hand, re.MULTILINE)
+    configs = [parse_arguments(Serve(), each.split(), "fewstep serve") for each in started]
+    assert all(config.replica and config.address_connections == config.connections for config in configs)
+    assert [f"127.0.0.1:{config.port}" for config in configs] == re.findall(r"^ *server (\S+) max", nginx, re.MULTILINE)
+    assert f"listen {re.search(r'http://(.*)', by_hand)[1]};" in nginx
+    assert re.search(r"http://(.*)", by_ray)[1] == f"{ray['http_options']['host']}:{ray['http_options']['port']}"
+    for block, file in ((by_hand, "deploy/nginx.conf"), (by_ray, "deploy/ray_serve.yaml")):
+        assert file in block
+        assert len(block.splitlines()) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

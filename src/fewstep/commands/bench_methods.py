@@ -19,6 +19,7 @@ from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule, Tabulated
 from fewstep.errors import UserError
+from fewstep.files import write_whole
 from fewstep.measure.mixture import (
     CLASSES,
     MEANS,
@@ -164,8 +165,8 @@ def bench_methods(config: BenchMethods) -> dict[str, Any]:
         print(f"\nω = {omega:g}: energy distance to the guided ODE's law, in thousandths / RMS to its points\n")
         print("\n".join(tabulate(rows, omega, config.steps)), flush=True)
     if config.json is not None:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(results, indent=1) + "\n")
+        with write_whole(config.json) as draft:
+            draft.write_text(json.dumps(results, indent=1) + "\n")
     return results
 
 

@@ -10,6 +10,7 @@ from fewstep.errors import UserError, show
 from fewstep.files import is_vacant
 from fewstep.models.card import LCM_LORA
 from fewstep.models.end import scaled
+from fewstep.models.hub import name_place
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.combining import combined, merge
 from fewstep.models.lora.export import save_combined, save_merged, spell
@@ -65,7 +66,7 @@ def combine(config: Combine) -> None:
         save_merged(config.out, model, header)
         print(f"pipeline: {config.out}")
         return
-    header["fewstep.teacher"] = config.base
+    header["fewstep.teacher"] = name_place(config.base)
     if config.base_config:
         header["fewstep.base_config"] = config.base_config
     header |= {f"fewstep.{name}": spell(value) for name, value in config.stated().items()}

@@ -18,6 +18,7 @@ from fewstep.data.infotext import read_infotext
 from fewstep.data.pictures import FORMATS
 from fewstep.data.shards.manifest import MANIFEST, read_kind
 from fewstep.data.shards.prepared import PreparedShards
+from fewstep.data.shards.store import UrlStore, find_local, find_url
 from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
@@ -40,16 +41,18 @@ _WANTED = "give a model, a LoRA, a run folder, or a PNG that `fewstep generate` 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Describes a model, a LoRA, a run folder or a painted picture, and says what can be done with it."""
+    """Describes a model, a LoRA, a run, a painted picture or prepared latents, and says what can be done with it."""
 
     path: Annotated[Path, tyro.conf.Positional] = Path(".")
-    """`scenes` or `scenes-lcm` (bundled), the folder of a pipeline or a run, a LoRA's file or folder, or a PNG that
-    `generate` wrote."""
+    """`scenes` or `scenes-lcm` (bundled), the folder of a pipeline or a run, a LoRA's file or folder, a PNG that
+    `generate` wrote, or what `prepare` wrote, in a folder or behind a URL."""
 
 
 def inspect(config: Inspect) -> None:
     """Prints lines of `name: value`, nothing but names and numbers read from the headers of files."""
-    for line in describe(Path(assets.find_folder(config.path))):
+    url = find_url(config.path)
+    here = find_local(assets.find_folder(config.path))
+    for line in _describe_url(url) if url else describe(here):
         print(show(line, 4 * SCREEN))
 
 
@@ -63,6 +66,19 @@ def describe(path: Path) -> Iterator[str]:
         yield from _describe_tensors(path)
     else:
         yield from _describe_picture(path)
+
+
+def _describe_url(url: str) -> Iterator[str]:
+    """Yields the lines for what `prepare` wrote to a URL. Raises UserError where it wrote nothing there."""
+    store = UrlStore(url)
+    if MANIFEST not in store:
+        names = store.list_names()
+        held = f"holds {', '.join(names[:3])}{', …' if names[3:] else ''}, but no" if names else "holds nothing, so no"
+        raise UserError(
+            f"{store} {held} {MANIFEST}; behind a URL, only what `fewstep prepare --out` wrote whole is inspected: "
+            "fetch a model, a LoRA, a run or a picture first"
+        )
+    yield from _describe_prepared(url)
 
 
 def _describe_tensors(path: Path) -> Iterator[str]:
@@ -170,10 +186,10 @@ def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str
         yield f"  BASE: a diffusers folder of {family.title}, for its text encoders and autoencoder"
 
 
-def _describe_prepared(folder: Path) -> Iterator[str]:
-    shards = PreparedShards(folder)
-    yield f"prepared: {len(shards):,} {read_kind(folder)} in {len(shards.names)} shards"
-    yield f"learn from it: fewstep distill --data {shlex.quote(str(folder))} --out RUN"
+def _describe_prepared(place: str | Path) -> Iterator[str]:
+    shards = PreparedShards(place)
+    yield f"prepared: {len(shards):,} {read_kind(place)} in {len(shards.names)} shards"
+    yield f"learn from it: fewstep distill --data {shlex.quote(str(shards.place))} --out RUN"
     yield from _list_entries([*shards.made_of.items()])
 
 

@@ -28,7 +28,7 @@ from fewstep.runs.material import check_data, choose_side
 from fewstep.runs.preparing import (
     MakeStudio,
     Part,
-    PartsEngine,
+    PartsExecutor,
     ProcessEngine,
     Stages,
     check_readable,
@@ -56,25 +56,25 @@ def _prepare(config: Prepare) -> None:
     check_data(config)
     store = open_store(config.out)
     make = WalkingStudio if config.trajectories else EncodingStudio
-    with open_engine(config, make, store) as engine:
-        print(*engine.plan.notes, sep="\n", end="\n" if engine.plan.notes else "", flush=True)
-        made_of = json.dumps(engine.plan.made_of, sort_keys=True)
+    with open_executor(config, make, store) as executor:
+        print(*executor.plan.notes, sep="\n", end="\n" if executor.plan.notes else "", flush=True)
+        made_of = json.dumps(executor.plan.made_of, sort_keys=True)
         sharing = hashlib.sha256(made_of.encode()).hexdigest()
         # Behind a URL nothing can be locked: who writes there the same does no harm.
         with hold_folder(store.folder, sharing) if isinstance(store, FolderStore) else contextlib.nullcontext():
-            fill(store, engine)
+            fill(store, executor)
 
 
 @contextlib.contextmanager
-def open_engine(config: Prepare, make: MakeStudio, store: FolderStore | UrlStore) -> Iterator[PartsEngine]:
+def open_executor(config: Prepare, make: MakeStudio, store: FolderStore | UrlStore) -> Iterator[PartsExecutor]:
     """Yields what makes the parts, as the configuration says."""
-    if config.engine == "processes":
+    if config.executor == "processes":
         yield ProcessEngine(config, make)
         return
-    from fewstep.runs.ray_preparing import open_ray_engine
+    from fewstep.runs.ray_preparing import open_ray_executor
 
-    with open_ray_engine(config, make, store) as engine:
-        yield engine
+    with open_ray_executor(config, make, store) as executor:
+        yield executor
 
 
 class EncodingStudio:

@@ -30,8 +30,8 @@ class Publish:
     dry_run: bool = False
     """List what would be sent, and its card, and send nothing."""
     base_model: str = ""
-    """Repository of the base, as OWNER/NAME, where the model was made from a folder of this machine; the card, and a
-    LoRA's header, then name it in place of the folder."""
+    """Repository of the base, as OWNER/NAME: the card, and a LoRA's header, name it in place of the teacher that the
+    model was made from. A folder of this machine is never named as the base."""
     instance_prompt: str = ""
     """Words that call what a LoRA has learnt, for the Hub's widget. By default none are named."""
     picture: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()

@@ -8,6 +8,7 @@ from fewstep.diffusion.flow import Flow
 from fewstep.models.card import STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
+from fewstep.models.hub import name_place
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.learning import choose_frozen_dtype, compile_if_wanted, load_base
@@ -60,7 +61,7 @@ def train_lora(config: TrainLora) -> None:
 def make_card(config: TrainLora, model: LatentModel) -> StudentCard:
     """Makes what is recorded beside the weights."""
     return StudentCard(
-        name=config.out.resolve().name, method=STYLE_LORA, teacher=config.model,
+        name=config.out.resolve().name, method=STYLE_LORA, teacher=name_place(config.model),
         shift=model.schedule.shift if isinstance(model.schedule, Flow) else None,
         teacher_sha256=weights_sha256(model.network.backbone), base_config=config.base_config or None,
         **config.stated(),

@@ -15,7 +15,7 @@ from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.cell import TEACHER_STEPS
 from fewstep.models.options import FewStepOptions
-from fewstep.parallel.options import EngineOptions, check_engine
+from fewstep.parallel.options import ExecutorOptions, check_executor
 from fewstep.precision import Precision
 from fewstep.train.config import check_not_negative, check_values
 
@@ -26,7 +26,7 @@ READER_FEATURES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(FewStepOptions, EngineOptions):
+class Evaluate(FewStepOptions, ExecutorOptions):
     """Scores a few-step model against its teacher, sampled in the ways that need no training."""
 
     model: str = assets.SCENES_LCM
@@ -87,7 +87,7 @@ class Evaluate(FewStepOptions, EngineOptions):
     def __post_init__(self) -> None:
         check_values(self)
         check_not_negative(self, "n_unseen", "n_repeated", "batch_size", "workers")
-        check_engine(self)
+        check_executor(self)
         for name in ("n", "n_tuning"):
             if (count := getattr(self, name)) < LEAST_PICTURES:
                 more = (

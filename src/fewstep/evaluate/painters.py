@@ -73,7 +73,7 @@ def describe_studio(studio: EvaluationStudio) -> dict[str, Any]:
 @contextlib.contextmanager
 def open_painters(config: Evaluate, studio: EvaluationStudio) -> Iterator[Painters | None]:
     """Yields who paints, as the configuration says; None where the main process does it alone."""
-    if config.engine == "ray":
+    if config.executor == "ray":
         with _open_actors(config, studio) as painters:
             yield painters
         return

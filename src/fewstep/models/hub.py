@@ -6,6 +6,7 @@ import errno
 import glob
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,12 +18,19 @@ from fewstep.models.weight_files import choose_weights
 
 logger = logging.getLogger(__name__)
 
+TRIES = "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS"
+"""How often the client of the Hub's storage asks again, in silence: 5 times by default, for minutes a file."""
 Choose = Callable[[Sequence[str]], Iterable[str]]
 
 
 def is_hub_id(source: str) -> bool:
     """Says whether a name that is not a path here looks like OWNER/NAME."""
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
+def name_place(source: str) -> str:
+    """Returns a path that looks like OWNER/NAME as one that no repository is called, such as `./models/base`."""
+    return f"./{source}" if is_hub_id(source) and os.path.exists(source) else source
 
 
 _LONGEST = 255
@@ -95,6 +103,7 @@ def fetch(source: str, choose: Choose) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from tqdm import tqdm
 
+    os.environ.setdefault(TRIES, "3")
     try:
         place: Path | None = None
         try:
@@ -189,7 +198,7 @@ _STATUS = (
     (404, 404, "check the name"),
     (407, 407, "the proxy wants a name and a password: check HTTPS_PROXY"),
     (429, 429, "too many requests: wait a while, or `hf auth login`"),
-    (500, 599, "the trouble is there: try again later, what has come is kept"),
+    (500, 599, f"the trouble is there: try again later, what has come is kept ({TRIES}=10 tries for longer)"),
 )
 
 
@@ -207,6 +216,8 @@ def find_status(error: Exception) -> int | None:
         response: Any = getattr(each, "response", None)
         if response is not None and isinstance(getattr(response, "status_code", None), int):
             return int(response.status_code)
+        if said := re.search(r"HTTP status \w+ error \((\d{3})\b", str(each)):  # of the storage, whose client is Rust
+            return int(said[1])
     return None
 
 

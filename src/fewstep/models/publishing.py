@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fewstep.errors import UserError
-from fewstep.models.hub import find_endpoint, find_status, list_causes
+from fewstep.models.hub import TRIES, find_endpoint, find_status, list_causes
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ def send(repo: str, files: Mapping[str, Path | bytes], *, public: bool, message:
 
 
 def _explained(repo: str, act: Callable[[], T]) -> T:
+    os.environ.setdefault(TRIES, "3")
     try:
         return act()
     except UserError:

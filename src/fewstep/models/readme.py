@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -217,6 +218,18 @@ def _load_loras(card: StudentCard) -> list[str]:
         ),
         f"pipe.set_adapters({json.dumps(names)}, {[*(scale for _, scale in given), 1.0]})",
     ]
+
+
+def name_base(text: str, base: str, given: str) -> str:
+    """Returns a card in words that names another base wherever `model_card` named `base`."""
+    text = re.sub(
+        rf"(?m)^(\| (?:teacher|base|started from) \| ){re.escape(base)}(?= )", lambda row: row[1] + given, text
+    )
+    text = text.replace(f"# fewstep combine --base {base} ", f"# fewstep combine --base {given} ")
+    text = text.replace(f'from_pretrained("{base}"', f'from_pretrained("{given}"')
+    if base == assets.SCENES:
+        text = text.replace("from fewstep import assets\n", "").replace("assets.scenes_teacher()", f'"{given}"')
+    return text
 
 
 def write_model_card(folder: Path, card: StudentCard, scores: Sequence[str] = ()) -> None:

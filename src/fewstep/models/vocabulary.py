@@ -21,10 +21,12 @@ from fewstep.models.conditioner import Conditioner
 WORDS, EXAMPLES = "learnt_words", "learnt_captions"
 """Entries of a tokenizer_config.json, which transformers keeps as they are when it saves a tokenizer again."""
 _EXAMPLES = 3
-_MOST_NAMED = 5
+_MOST_NAMED = 3
 """Unknown words that a message names; their nearest known ones are looked for one by one."""
-_MOST_LISTED = 60
-"""Known words that a message lists; of more it gives examples."""
+_MOST_LISTED = 12
+"""Known words that a message lists; of more it gives their number and examples."""
+_MOST_SHOWN = 2
+"""Examples in a message."""
 _MOST_WORDS, _MOST_LETTERS = 20_000, 200
 _ALIKE = 0.75
 """The least similarity, by difflib's measure, at which a known word is suggested: `gray` is that near to `grey`."""
@@ -71,12 +73,12 @@ class Vocabulary:
         return f"this model's text encoder never learnt the {noun} {named}{more}; {self.describe()}"
 
     def describe(self) -> str:
-        """Says what can be asked: all words, where they are few, and examples."""
+        """Says what can be asked: all words, where they are few, or how to see them, and examples."""
         if len(self.words) <= _MOST_LISTED:
             known = f"it knows: {', '.join(self.words)}"
         else:
-            known = f"it knows {len(self.words)} others, which `fewstep inspect` lists"
-        examples = ", ".join(f'"{each}"' for each in self.examples)
+            known = f"it knows {len(self.words)} others, which `fewstep inspect MODEL` lists"
+        examples = ", ".join(f'"{each}"' for each in self.examples[:_MOST_SHOWN])
         return f"{known}; for example {examples}" if examples else known
 
     def _name(self, word: str) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from fewstep.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineOptions:
+class ExecutorOptions:
     """Says which processes do the parts of a command's work."""
 
-    engine: Literal["processes", "ray"] = "processes"
+    formerly: ClassVar[Mapping[str, str]] = MappingProxyType({"engine": "executor"})
+    """Names that settings had, which the command line still takes for one version."""
+
+    executor: Literal["processes", "ray"] = "processes"
     """What shares out the work: `processes` of this machine, or actors on all machines of a `ray` cluster (needs
     fewstep[ray]), where a machine may go and come. The files are the same to the byte."""
     ray_address: str = ""
@@ -26,16 +31,16 @@ class EngineOptions:
     the cluster has any and --device is not cpu. Give less where a model leaves most of a GPU's memory and time idle."""
 
 
-def check_engine(config: Any) -> None:
-    """Raises UserError where options of one engine are given to another, or no actor could be had by them."""
+def check_executor(config: Any) -> None:
+    """Raises UserError where options of one executor are given to another, or no actor could be had by them."""
     for name in ("actors", "gpus_per_actor"):
         if getattr(config, name) < 0:
             raise UserError(f"{name} is {getattr(config, name)}; it must not be negative")
     if config.gpus_per_actor > 1 and config.gpus_per_actor % 1:
         raise UserError(f"gpus_per_actor is {config.gpus_per_actor:g}; above 1 it must be a whole number")
-    if config.engine == "ray":
+    if config.executor == "ray":
         if config.workers > 1:
-            raise UserError(f"workers is {config.workers}, which is of --engine processes; give --actors")
+            raise UserError(f"workers is {config.workers}, which is of --executor processes; give --actors")
         if config.gpus_per_actor and config.device == "cpu":
             raise UserError(f"gpus_per_actor is {config.gpus_per_actor:g} and device cpu; give one of them")
         if ":" in config.device:
@@ -44,7 +49,7 @@ def check_engine(config: Any) -> None:
     of_ray = [field for field in fields(config) if field.name in _OF_RAY]
     for field in of_ray:
         if getattr(config, field.name) != field.default:
-            raise UserError(f"{field.name} is {getattr(config, field.name)}, which is of ray; give --engine ray too")
+            raise UserError(f"{field.name} is {getattr(config, field.name)}, which is of ray; give --executor ray too")
 
 
 _OF_RAY = ("ray_address", "actors", "gpus_per_actor", "readers")

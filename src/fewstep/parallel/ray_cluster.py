@@ -30,7 +30,7 @@ def join_cluster(address: str = "") -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise UserError(f"--engine ray needs ray ({error}); install it with: pip install 'fewstep[ray]'") from error
+        raise UserError(f"--executor ray needs ray ({error}); install it with: pip install 'fewstep[ray]'") from error
     if ray.is_initialized():
         yield ray
         return

@@ -13,6 +13,7 @@ from fewstep.errors import UserError, find_nearest
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import Finetune, default_finetune
+from fewstep.recipes.given import name_as_given
 from fewstep.recipes.plain import from_file, read_config_file
 from fewstep.recipes.train_lora import TrainLora, default_train_lora
 
@@ -123,15 +124,15 @@ def make_lora(recipe: Callable[[], Distill], accumulation: int, guidance_scale: 
 
 
 DISTILL: dict[str, Callable[[], Distill]] = {
-    "scenes": scenes, "sd15": sd15, "sd21-base": sd21_base, "sd21": sd21, "sdxl": sdxl,
-    "scenes-lora": scenes_lora, "sd15-lora": make_lora(sd15, 2), "sd21-base-lora": make_lora(sd21_base, 2),
-    "sd21-lora": make_lora(sd21, 4), "sdxl-lora": make_lora(sdxl, 4), "scenes-any-step": scenes_any_step,
-    "sd35": sd35, "sd35-lora": make_lora(sd35, 8, 4.5), "flux": flux, "flux-lora": make_lora(flux, 16, 3.5),
-    "zimage": zimage, "zimage-lora": make_lora(zimage, 16, 5.0), "qwen": qwen, "qwen-lora": make_lora(qwen, 16, 4.0),
-    "klein": klein, "klein-lora": make_lora(klein, 16, 4.0),
-    "sana": sana, "sana-lora": make_lora(sana, 4, 4.5),
-    "pixart": pixart, "pixart-lora": make_lora(pixart, 4, 4.5),
+    "scenes": scenes, "scenes-lora": scenes_lora, "scenes-any-step": scenes_any_step,
+    "sd15-lora": make_lora(sd15, 2), "sd15": sd15, "sdxl-lora": make_lora(sdxl, 4), "sdxl": sdxl,
+    "flux-lora": make_lora(flux, 16, 3.5), "flux": flux, "sd35-lora": make_lora(sd35, 8, 4.5), "sd35": sd35,
+    "zimage-lora": make_lora(zimage, 16, 5.0), "zimage": zimage, "qwen-lora": make_lora(qwen, 16, 4.0), "qwen": qwen,
+    "klein-lora": make_lora(klein, 16, 4.0), "klein": klein, "sana-lora": make_lora(sana, 4, 4.5), "sana": sana,
+    "pixart-lora": make_lora(pixart, 4, 4.5), "pixart": pixart, "sd21-lora": make_lora(sd21, 4), "sd21": sd21,
+    "sd21-base-lora": make_lora(sd21_base, 2), "sd21-base": sd21_base,
 }  # fmt: skip
+"""Lists the bundled teacher's first, then models by how much they are used, of each the LoRA before the whole."""
 
 
 MEMORY_GIB: dict[str, float] = {
@@ -154,11 +155,11 @@ class Released:
 
 
 RELEASED = {
-    "sd15": Released(512), "sd21-base": Released(512), "sd21": Released(768, "v_prediction"), "sdxl": Released(1024),
-    "sd35": Released(1024, "flow_prediction"), "flux": Released(1024, "flow_prediction"),
-    "zimage": Released(1024, "flow_prediction"), "qwen": Released(1024, "flow_prediction"),
-    "klein": Released(1024, "flow_prediction"), "sana": Released(1024, "flow_prediction"),
-    "pixart": Released(1024),
+    "sd15": Released(512), "sdxl": Released(1024), "flux": Released(1024, "flow_prediction"),
+    "sd35": Released(1024, "flow_prediction"), "zimage": Released(1024, "flow_prediction"),
+    "qwen": Released(1024, "flow_prediction"), "klein": Released(1024, "flow_prediction"),
+    "sana": Released(1024, "flow_prediction"), "pixart": Released(1024), "sd21-base": Released(512),
+    "sd21": Released(768, "v_prediction"),
 }  # fmt: skip
 _MODEL_SETTINGS = ("teacher", "data", "out", "family")
 
@@ -222,7 +223,8 @@ def find_recipe(name: str, command: str = "distill") -> Any:
         ]
         if fitting and command not in fitting:
             raise UserError(f"{name} is of a run of another command; give it to `fewstep {fitting[0]}`")
-        return from_file(kinds[command], name)
+        with name_as_given(kinds[command], settings):
+            return from_file(kinds[command], name)
     close = find_nearest(name.lower(), recipes)
     hint = f"; did you mean {close}?" if close else ""
     if Path(name).is_dir():

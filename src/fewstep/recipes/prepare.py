@@ -14,7 +14,7 @@ from fewstep.errors import UserError
 from fewstep.models.card import MAX_STEPS
 from fewstep.models.options import DeviceOptions, ModelOptions
 from fewstep.models.scheduler import Overrides
-from fewstep.parallel.options import EngineOptions, check_engine
+from fewstep.parallel.options import ExecutorOptions, check_executor
 from fewstep.precision import Precision
 from fewstep.recipes.pictures import PictureOptions
 from fewstep.train.config import check_at_least, check_between, check_values
@@ -48,7 +48,7 @@ class TrajectoryOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare(PictureOptions, TrajectoryOptions, EngineOptions, ModelOptions, DeviceOptions):
+class Prepare(PictureOptions, TrajectoryOptions, ExecutorOptions, ModelOptions, DeviceOptions):
     """Encodes pictures into a folder that a training takes as --data, or walks a teacher's trajectories into one.
 
     Give the same command again to resume it, or several times at once, on one machine or many, to share the work.
@@ -85,7 +85,7 @@ class Prepare(PictureOptions, TrajectoryOptions, EngineOptions, ModelOptions, De
         check_values(self)
         check_at_least(self, 1, "batch_size")
         check_at_least(self, 0, "part", "workers", "readers", "read_ahead", "trajectories")
-        check_engine(self)
+        check_executor(self)
         check_seed(self.seed)
         walking = {field.name for field in fields(TrajectoryOptions) if field.name != "trajectories"}
         walking |= {field.name for field in fields(Overrides)}

@@ -12,6 +12,7 @@ from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
+from fewstep.models.hub import name_place
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.parallel.sharding import make_mesh
 from fewstep.parallel.world import current_world
@@ -51,7 +52,7 @@ def make_trainable(
         resolution=None if model.network.says_side else resolution,
         teacher_sha256=weights_sha256(model.network.backbone), base_config=config.base_config or None,
         **config.stated(),
-        method=method, teacher=teacher, solver=solver, guided_from=guided_from,
+        method=method, teacher=name_place(teacher), solver=solver, guided_from=guided_from,
         consistency=None if consistency == "lcm" else consistency, refined_by=refined_by,
         phases=phases or None,
         sampling_steps=phases[0] if phases and not METHODS[consistency].told_end else None,

@@ -107,7 +107,7 @@ def plan_of(studio: Studio) -> PartsPlan:
     return PartsPlan(studio.noun, studio.kind, studio.verb, studio.parts, studio.made_of, studio.notes)
 
 
-class PartsEngine(Protocol):
+class PartsExecutor(Protocol):
     """Makes parts, in whatever processes."""
 
     plan: PartsPlan
@@ -128,10 +128,10 @@ class ProcessEngine:
         return run_parts(self._config, self._studio, parts)
 
 
-def fill(store: Store, engine: PartsEngine) -> None:
+def fill(store: Store, executor: PartsExecutor) -> None:
     """Writes what is not there yet, and the list of all. Raises UserError where a shard is of something else."""
     store.clean()
-    plan = engine.plan
+    plan = executor.plan
     held = {name.removesuffix(".safetensors") for name in store.list_names() if name.endswith(".safetensors")}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for _ in pool.map(lambda name: check_written(store, name, plan.made_of), sorted(held)):
@@ -139,7 +139,7 @@ def fill(store: Store, engine: PartsEngine) -> None:
     left = [part for part in _order_for_process(plan.parts) if part.name not in held]
     print(f"{len(plan.parts)} shards of {plan.kind}, {len(plan.parts) - len(left)} of them there already", flush=True)
     begun = time.perf_counter()
-    stages = engine.run(left)
+    stages = executor.run(left)
     if stages.pictures:
         print(stages.describe(time.perf_counter() - begun, plan.noun, plan.verb), flush=True)
     statuses: Counter[str] = Counter()

@@ -22,11 +22,12 @@ from fewstep.data.infotext import read_infotext
 from fewstep.documents import parse_yaml, read_json
 from fewstep.errors import UserError, show
 from fewstep.files import DRAFT_MARK, LOCK_FILE, read_safetensors, read_safetensors_header
-from fewstep.models.card import StudentCard, read_card
+from fewstep.models.card import StudentCard, read_card, split_scale
 from fewstep.models.hub import is_hub_id
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.model_files import INDEX, find_exported
 from fewstep.models.publishing import check_account, send
+from fewstep.models.readme import name_base
 from fewstep.models.run_folder import find_run
 from fewstep.parallel.world import current_world
 from fewstep.recipes.hub import check_license
@@ -64,15 +65,21 @@ def gather(asked: Publication) -> Files:
     files: Files = {path.relative_to(folder).as_posix(): path for path in _list_files(folder)}
     header = read_safetensors_header(folder / DIFFUSERS_FILE).metadata if DIFFUSERS_FILE in files else {}
     card = read_card(folder)
-    base = card.teacher or header.get("fewstep.teacher", "")
-    hidden = _hide_paths({**dict.fromkeys(_list_named(card, header, files), ""), base: asked.base_model})
-    base = hidden.get(base, asked.base_model or base)
+    made_of = card.teacher or header.get("fewstep.teacher", "")
+    if asked.base_model and (not is_hub_id(asked.base_model) or _is_local(asked.base_model, folder)):
+        raise UserError(f"base_model is {asked.base_model}, a path here; give the base's repository, as OWNER/NAME")
+    named = [value for value in _list_named(card, header, files) if _is_local(value, folder)]
+    hidden = _hide_paths(named, {made_of: asked.base_model})
+    base = asked.base_model or ("" if made_of in hidden else made_of)
     for name, path in list(files.items()):
-        if name.endswith(".safetensors") and "/" not in name and (changed := _restate(folder / name, hidden)):
+        if name.endswith(".safetensors") and "/" not in name and (changed := _restate(folder / name, hidden, asked)):
             files[name] = changed
         elif _is_text(name, path) and isinstance(path, Path):
             held = path.read_bytes()
-            changed = _replace(held.decode(errors="surrogateescape"), hidden, name).encode(errors="surrogateescape")
+            words = _replace(held.decode(errors="surrogateescape"), hidden, name)
+            if asked.base_model:
+                words = _name_base(words, name, made_of, asked.base_model)
+            changed = words.encode(errors="surrogateescape")
             files[name] = path if changed == held else changed
     pictures = {f"images/{i + 1}.png": _read_painted(file) for i, file in enumerate(asked.pictures)}
     files |= {name: content for name, (content, _) in pictures.items()}
@@ -83,7 +90,7 @@ def gather(asked: Publication) -> Files:
     said = (text if isinstance(text, bytes) else text.read_bytes()).decode(errors="replace")
     metadata = _describe(asked, card, base if is_hub_id(base) else "", is_lora=bool(header))
     metadata["widget"] = [{"text": prompt, "output": {"url": name}} for name, (_, prompt) in pictures.items()]
-    files[README] = _write_card(said, metadata, asked, samples=bool(samples)).encode()
+    files[README] = _write_card(said, metadata, asked, folder, samples=bool(samples)).encode()
     return dict(sorted(files.items()))
 
 
@@ -107,24 +114,28 @@ def _list_named(card: StudentCard, header: Mapping[str, str], files: Files) -> l
     paths = [path for name, path in files.items() if name.endswith("config.json") and _is_text(name, path)]
     values = [str(_read_config(path).get("_name_or_path", "")) for path in paths if isinstance(path, Path)]
     values += [*header.values(), *(value for value in vars(card).values() if isinstance(value, str))]
-    values += (each.rpartition(":")[0] or each for each in card.base_lora or ())
-    return [value for value in values if _is_local(value)]
+    values += (
+        split_scale(each)[0] for each in (*(card.base_lora or ()), *header.get("fewstep.combined", "").split(", "))
+    )
+    return values
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     return read_json(file, f"{file.parent} cannot be published")
 
 
-def _is_local(value: str) -> bool:
+def _is_local(value: str, folder: Path) -> bool:
+    """Tells whether a name is a path of this machine, seen from here or from wherever the run was started."""
     begins = value.startswith(("/", "~", "./", "../")) or PureWindowsPath(value).drive != ""
     short = "\n" not in value and 1 < len(value) < 4096
-    return short and (begins or ("/" in value and os.path.exists(value)))
+    starts = (Path(), *folder.resolve().parents)
+    return short and (begins or ("/" in value and any(os.path.exists(start / value) for start in starts)))
 
 
-def _hide_paths(named: Mapping[str, str]) -> dict[str, str]:
+def _hide_paths(local: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
     """Returns what stands in the place of each path of this machine: what is given, or its last part."""
-    local = {name: put for name, put in named.items() if _is_local(name)}
-    last = {name: put or name.replace("\\", "/").rstrip("/").rpartition("/")[2] for name, put in local.items()}
+    last = {name: given.get(name) or name.replace("\\", "/").rstrip("/").rpartition("/")[2] for name in local}
+    last |= {name[2:]: put for name, put in last.items() if name.startswith("./") and "/" in name[2:]}
     return dict(sorted(last.items(), key=lambda pair: -len(pair[0])))  # a path before the folder that it is in
 
 
@@ -135,10 +146,20 @@ def _replace(text: str, hidden: Mapping[str, str], name: str) -> str:
     return text
 
 
-def _restate(file: Path, hidden: Mapping[str, str]) -> bytes | None:
+def _name_base(text: str, name: str, base: str, given: str) -> str:
+    """Returns a card, or a workflow for ComfyUI, that names the base that is given, also where the other is no path."""
+    if name == README:
+        return name_base(text, base, given)
+    text = text.replace(f"Choose the base here: {Path(base).name},", f"Choose the base here: {Path(given).name},")
+    return text.replace(f'"teacher": {json.dumps(base)}', f'"teacher": {json.dumps(given)}')
+
+
+def _restate(file: Path, hidden: Mapping[str, str], asked: Publication) -> bytes | None:
     """Returns a LoRA's file with other words in its header, and the same tensors; None where none is to change."""
     said = read_safetensors_header(file).metadata
     put = {name: _replace(value, hidden, name) for name, value in said.items()}
+    if asked.base_model and "fewstep.teacher" in put:
+        put["fewstep.teacher"] = asked.base_model
     return None if put == said else safetensors.torch.save(read_safetensors(file), put)
 
 
@@ -172,7 +193,7 @@ def _describe(asked: Publication, card: StudentCard, base: str, *, is_lora: bool
     }
 
 
-def _write_card(text: str, metadata: dict[str, Any], asked: Publication, *, samples: bool) -> str:
+def _write_card(text: str, metadata: dict[str, Any], asked: Publication, folder: Path, *, samples: bool) -> str:
     """Returns the card that lies beside the model, told of the Hub: what its head had besides is kept."""
     found = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.DOTALL)
     try:
@@ -180,6 +201,10 @@ def _write_card(text: str, metadata: dict[str, Any], asked: Publication, *, samp
     except ValueError as error:
         raise UserError(f"the head of {README} beside the model cannot be read ({error}); mend or remove it") from error
     held = held if isinstance(held, dict) else {}
+    bases = held.get("base_model") or []
+    bases = bases if isinstance(bases, list) else [bases]
+    if any(not is_hub_id(str(each)) or _is_local(str(each), folder) for each in bases):
+        held = {name: value for name, value in held.items() if not name.startswith("base_model")}
     tags = [*metadata["tags"], *(map(str, held.get("tags") or ()))]
     head = {**held, **metadata, "tags": list(dict.fromkeys(tags))}
     head = {name: value for name, value in head.items() if value or value == 0}

@@ -32,7 +32,7 @@ class RayStudio:
         self.run, self.plan = studio.run, plan_of(studio)
 
 
-class RayEngine:
+class RayExecutor:
     """Makes parts by actors of a cluster, which write the shards themselves."""
 
     def __init__(self, workers: RayWorkers) -> None:
@@ -46,7 +46,7 @@ class RayEngine:
 
 
 @contextlib.contextmanager
-def open_ray_engine(config: Prepare, make: MakeStudio, store: FolderStore | UrlStore) -> Iterator[RayEngine]:
+def open_ray_executor(config: Prepare, make: MakeStudio, store: FolderStore | UrlStore) -> Iterator[RayExecutor]:
     """Joins the cluster and yields its actors, which end with this. Raises UserError where they cannot work."""
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(join_cluster(config.ray_address))
@@ -60,4 +60,4 @@ def open_ray_engine(config: Prepare, make: MakeStudio, store: FolderStore | UrlS
         workers = RayWorkers(ray, own, count, (reader, config.readers))
         stack.callback(workers.close)
         print(describe_crew(ray, count, gpus, config.readers), file=sys.stderr, flush=True)
-        yield RayEngine(workers)
+        yield RayExecutor(workers)

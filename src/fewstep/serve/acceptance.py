@@ -18,6 +18,9 @@ from fewstep.serve.errors import RefusedError
 from fewstep.serve.jobs import PictureSpec
 from fewstep.serve.settings import ServerSettings
 
+STRENGTHS = {"whole": 0.6, "masked": 1.0}
+"""Says how much of a picture to start from changes where the client does not: of all of it, and of what a mask marks.
+A1111's API has its own."""
 _RANDOM_SEEDS = 2**32
 """Counts the seeds of which one is drawn where a client names none."""
 
@@ -43,7 +46,8 @@ class PaintRequest:
     mask: Image.Image | None = None
     """White where `start` may be painted anew, of its size."""
     fill: Fill = "original"
-    strength: float = 0.8
+    strength: float | None = None
+    """How much of `start` changes; by default one of `STRENGTHS`."""
     previews: bool = False
     told: Mapping[str, str] = field(default_factory=dict)
     """Further settings that the picture's text names."""
@@ -160,11 +164,13 @@ class Acceptance:
         """Returns the steps, and the strength, that there is room for in the part of the schedule of that strength."""
         if request.start is None:
             return steps, 1.0
-        strength, name = request.strength, request.name_of("strength")
-        check_between(name, strength, 0, 1)
+        usual = STRENGTHS["whole" if request.mask is None else "masked"]
+        wanted, name = usual if request.strength is None else request.strength, request.name_of("strength")
+        check_between(name, wanted, 0, 1)
+        strength = wanted
         if self.pipeline.most_steps(strength) < 1:
             strength = next(i / 100 for i in range(1, 101) if self.pipeline.most_steps(i / 100) >= 1)
-            notes.append(f"{name} is {request.strength:g}; {strength:g} was taken, the least that this model has")
+            notes.append(f"{name} is {wanted:g}; {strength:g} was taken, the least that this model has")
         most = self.pipeline.most_steps(strength)
         if steps > most:
             theirs = request.name_of("steps")

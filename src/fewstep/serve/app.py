@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fewstep import __version__
 from fewstep.models.pipeline import Pipeline
 from fewstep.serve import openai_routes, sdapi_lookups, sdapi_routes, socket_route
+from fewstep.serve.acceptance import STRENGTHS
 from fewstep.serve.error_handlers import install_handlers
 from fewstep.serve.guard import Guard
 from fewstep.serve.metrics import Metrics
@@ -89,6 +90,7 @@ def describe_model(service: PaintService, vocabulary: dict[str, list[str]]) -> d
         "name": service.name, "sizes": [f"{width}x{height}" for height, width in service.acceptance.sizes],
         "steps": min(max(8, pipeline.steps), service.acceptance.most_steps), "default_steps": pipeline.steps,
         "guidance": guidance, "loras": service.loras, "chips": vocabulary, "examples": list_examples(pipeline),
+        "strengths": STRENGTHS,
         "precision": pipeline.precision, "device": str(pipeline.model.device),
         "prompt_letters": settings.prompt_letters, "version": __version__,
     }  # fmt: skip

@@ -25,7 +25,7 @@ FILES = "images/files"
 
 def make_request(
     service: PaintService, asked: ObeyedFields, start: Image.Image | None = None, mask: Image.Image | None = None,
-    fill: Fill = "original", strength: float = 1.0,
+    fill: Fill = "original", strength: float | None = None,
 ) -> PaintRequest:  # fmt: skip
     """Makes the request that the engine's side understands, from `start` where there is one. Raises RefusedError."""
     service.acceptance.check_model(asked.model)

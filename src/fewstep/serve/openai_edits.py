@@ -21,9 +21,6 @@ from fewstep.serve.sdapi_fields import Integer, Number
 from fewstep.serve.service import PaintService
 from fewstep.serve.settings import ServerSettings
 
-_STRENGTH = 0.6
-"""Is the strength of an edit of the whole picture, where the client names none; under a mask it is 1."""
-
 
 class Edit(NamedTuple):
     """What an edit starts from, in the size in which it is painted."""
@@ -71,8 +68,6 @@ def add_edits(router: APIRouter, service: PaintService) -> None:
         if edit.fill == "surroundings":
             notes.append("image has transparent parts and there is no mask: these parts alone are painted")
         request.state.hold.add(count_bytes(edit.picture, edit.hole))
-        if strength is None:
-            strength = _STRENGTH if edit.hole is None else 1.0
         paint_request = make_request(service, asked, edit.picture, edit.hole, edit.fill, strength)
         return await Answer(service, asked, "image_edit", notes).paint(paint_request, request)
 

@@ -55,7 +55,7 @@ class LiveRequest(Nullable):
     loras: dict[str, Number] = Field(default={})
     image: str | None = None
     """Picture to start from, in base64."""
-    strength: Number = 0.6
+    strength: Number | None = None
     mask: str | None = None
     """White where the picture may be painted anew, in base64; of its size."""
     mask_blur: Integer = Field(default=4, ge=0, le=256)

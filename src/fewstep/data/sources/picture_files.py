@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from fewstep import assets
 from fewstep.data.kind import SourceKind, SourceRequest
 from fewstep.data.shards.formats import TarShards, arrow_shards, parquet_shards
-from fewstep.data.shards.manifest import is_prepared
+from fewstep.data.shards.manifest import MANIFEST, is_prepared
 from fewstep.data.shards.source import open_shards
 from fewstep.data.sources import captions, urls
 from fewstep.data.sources.base import DroppedError, Reason, Source
@@ -123,6 +123,11 @@ class _Finder:
         self.listed[folder] = list_folder(_to_place(folder), follow_links=self.follow_links)
         listing = self.listed[folder][1]
         endings = listing.by_ending.keys()
+        if not endings and urls.is_remote(folder):
+            raise UserError(
+                f"nothing lies behind {urls.redact(folder)}, and a URL may be mistyped: looked for {MANIFEST}, which "
+                f"`fewstep prepare --out` writes, and for any file that is listed below it; {_GIVE}"
+            )
         pictures = not endings.isdisjoint((*SUFFIXES, *OTHER_SUFFIXES))
         metadata = listing.find_metadata()
         captioned = bool(metadata) or not endings.isdisjoint(captions.SUFFIXES[:2])

@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
@@ -26,9 +31,12 @@ PHOTOGRAPHS = (
     "the interior of a library, wide angle", "a city skyline at sunset, aerial view",
 )  # fmt: skip
 """Are for all other models."""
+T = TypeVar("T")
 _MOST_LETTERS = 1 << 20
 _MOST_PROMPTS = 64
 """All that the network is given while they are painted is held in memory."""
+_QUIET_SECONDS = 10.0
+"""How long nothing is said of calibrating where no terminal shows a bar."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,43 @@ class Calibration:
 
         watched = dataclasses.replace(model, network=model.network.compiled_by(watch))
         count = len(given[0])
-        for start in range(0, len(self.prompts), count):
+        for start in show_progress(range(0, len(self.prompts), count), "calibrating int8, painting"):
             part = itertools.islice(itertools.cycle(self.prompts), start, start + count)
             self.paint(watched, list(part), given[0].shape[1:])
         return [each for each in samples if [one.shape for one in each] == [one.shape for one in given]]
+
+
+def show_progress(items: Sequence[T], title: str) -> Iterator[T]:
+    """Yields them with a bar on a terminal; elsewhere it says now and then how many are done, where that takes long."""
+    console = Console(stderr=True)
+    said = time.perf_counter()
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=len(items))
+        for done, each in enumerate(items):
+            if not console.is_terminal and time.perf_counter() - said > _QUIET_SECONDS:
+                said = time.perf_counter()
+                print(f"{title} {done:,} of {len(items):,}", file=sys.stderr, flush=True)
+            try:
+                yield each
+            finally:  # who takes the last one need not ask for more
+                bar.advance(task)
+
+
+class Passes(Sequence[T]):
+    """What is gone through several times, nobody knows how often, with progress each time."""
+
+    def __init__(self, items: Sequence[T], title: str) -> None:
+        self._items, self._title, self._begun = items, title, 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[T]:
+        self._begun += 1
+        return show_progress(self._items, f"{self._title} {self._begun}")
 
 
 def read_prompts(file: str) -> list[str]:

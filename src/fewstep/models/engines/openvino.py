@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.files import replace_folder
 from fewstep.models.codec import Codec
-from fewstep.models.engines.calibration import Calibration
+from fewstep.models.engines.calibration import Calibration, Passes
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.lora.decomposed import merge_attached
@@ -174,7 +174,8 @@ class _Quantiser(_Compiler):
         with contextlib.redirect_stdout(io.StringIO()):  # its bars
             smooth = nncf.AdvancedSmoothQuantParameters(convolution=_SMOOTH, matmul=_SMOOTH)
             return nncf.quantize(
-                super()._convert(module, given), nncf.Dataset(samples), subset_size=len(samples),
+                super()._convert(module, given), nncf.Dataset(Passes(samples, "calibrating int8, measuring")),
+                subset_size=len(samples),
                 model_type=nncf.ModelType.TRANSFORMER,
                 ignored_scope=nncf.IgnoredScope(patterns=list(_WHOLE), validate=False),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smooth),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.files import open_safetensors, write_whole
+from fewstep.files import open_safetensors, replace_folder, write_whole
 from fewstep.models.family import LoraLayout
 from fewstep.models.lora.file import (
     LoraFile,
@@ -60,14 +60,17 @@ def convert_lora(
     adapters = pack_adapters(pairs)
     if spelling == "diffusers":
         header[DIFFUSERS_ENTRY] = json.dumps(adapters, sort_keys=True)
-    place = out / PEFT_WEIGHTS if spelling == "peft" else out
+    header = {"format": "pt", **header}
     if spelling == "peft":
         said = {name.split(".", 1)[1]: value for name, value in adapters.items()}
-        with write_whole(out / PEFT_FILE) as draft:
-            draft.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
-    with write_whole(place) as draft:
-        safetensors.torch.save_file(tensors, draft, {"format": "pt", **header})
-    return measure_difference(read_lora(place, parts, layout), held, {}), folded
+        with replace_folder(out) as draft:
+            (draft / PEFT_FILE).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+            safetensors.torch.save_file(tensors, draft / PEFT_WEIGHTS, header)
+    else:
+        with write_whole(out) as draft:
+            safetensors.torch.save_file(tensors, draft, header)
+    written = out / PEFT_WEIGHTS if spelling == "peft" else out
+    return measure_difference(read_lora(written, parts, layout), held, {}), folded
 
 
 def _refuse(file: LoraFile, spelling: Spelling, layout: LoraLayout) -> None:

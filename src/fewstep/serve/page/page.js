@@ -27,6 +27,7 @@ let took = Infinity; // milliseconds that the last picture took
 let finished = 0; // the request whose pictures are all there
 let isExample = false; // what the page painted of itself
 let stripping = 0; // the timer of the strip
+let isOwnStrength = false; // set by the person; else it is that of the API, for a whole picture or for marks
 let hint = ""; // what the person should know of settings that came from a file
 
 const query = token ? `?token=${encodeURIComponent(token)}` : "";
@@ -63,7 +64,8 @@ function restore(from) {
   if (from.steps !== undefined) put(part("steps"), "steps", from.steps);
   if (from.guidance_scale != null && model.guidance) put(part("guidance"), "guidance", from.guidance_scale);
   if (from.size && model.sizes.includes(from.size)) part("size").value = from.size;
-  if (from.strength !== undefined) part("strength").value = from.strength;
+  isOwnStrength = from.strength !== undefined && from.strength !== usualStrength(from.mask);
+  if (isOwnStrength) part("strength").value = from.strength;
   for (const slider of document.querySelectorAll("#loras input")) {
     const scale = from.loras?.[slider.dataset.name] ?? model.loras[slider.dataset.name];
     slider.min = Math.min(slider.min, scale);
@@ -90,6 +92,7 @@ function say() {
 
 function paint() {
   if (restoring || !model) return;
+  if (!isOwnStrength) followMarks();
   const wish = settings();
   if (!wish.prompt.trim()) {
     seq += 1; // what is still being painted is late
@@ -121,6 +124,13 @@ function send(previews) {
   };
   if (asked.start) Object.assign(message, { image: asked.start, strength: asked.strength, mask: mask.toSend() });
   socket.send(JSON.stringify(message));
+}
+
+const usualStrength = (marks) => model.strengths[marks ? "masked" : "whole"];
+
+function followMarks() {
+  part("strength").value = usualStrength(part("use-start").checked && mask.isMarked);
+  say();
 }
 
 const counted = (steps) => `${steps} ${steps === 1 ? "step" : "steps"}`;
@@ -349,6 +359,7 @@ async function describe() {
     part("guidance").value = model.guidance.default;
     part("guidance-range").textContent = `1 is none, more follows the prompt more strictly; this model was made for ${model.guidance.low} to ${model.guidance.high}, best at ${model.guidance.default}`;
   }
+  part("strength-how").textContent = `how much changes: ${model.strengths.whole} of a whole picture and ${model.strengths.masked} of what is marked, until you move it`;
   part("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", " × "), size)));
   part("size-row").hidden = model.sizes.length < 2;
   resizeDrawing(Math.min(LARGEST_DRAWING, Math.max(256, ...model.sizes[0].split("x").map(Number))));
@@ -653,6 +664,7 @@ function read(text) {
 // ---- to begin ---------------------------------------------------------------------------------------------------
 
 for (const id of ["prompt"]) part(id).addEventListener("input", typed);
+part("strength").addEventListener("input", () => { isOwnStrength = true; });
 for (const id of ["seed", "steps", "guidance", "strength", "loras"]) part(id).addEventListener("input", () => { touched(); say(); paint(); });
 for (const id of ["size", "previews", "compare", "use-start"]) part(id).addEventListener("change", () => { touched(); say(); paint(); });
 part("seed").addEventListener("change", () => {
