@@ -153,6 +153,7 @@ def test_prepare_and_painting_tell_how_far_they_are(random_teacher, tmp_path, ca
     steps = []
     with_it = pipe(["a red star"] * 3, steps=2, batch_size=2, on_step=lambda *each: steps.append(each))
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [a.tobytes() for a in pipe(["a red star"] * 3, steps=2)] == [a.tobytes() for a in with_it]
+    alone = pipe(["a red star"] * 3, steps=2, batch_size=2)
+    assert [a.tobytes() for a in alone] == [a.tobytes() for a in with_it]
     shown = capfd.readouterr()
     assert (shown.out, shown.err) == ("", "")
