@@ -77,7 +77,7 @@ AUTOENCODER = {"first": _cycle(4000, 2e-3, precision="bf16"), "second": _cycle(1
 READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32)}
 TEXT = _cycle(4000, 2e-3, 64)
 UNET = {
-    "first": _cycle(5000, 1.5e-3, 64, precision="bf16", beta2=0.99),
+    "first": _cycle(3500, 1.5e-3, 64, precision="bf16", beta2=0.99),
     "second": _cycle(12000, 1.5e-3, 64, precision="bf16", beta2=0.99),
 }
 

@@ -32,6 +32,9 @@ MODELS = {
 }
 """The folders of the bundled models by their names."""
 
+FEW_STEP = {SCENES: SCENES_LCM, GALLERY: GALLERY_LCM}
+"""The bundled few-step models by the teachers that they were distilled from."""
+
 
 def scenes_teacher() -> Path:
     """Returns the folder of the bundled teacher, in diffusers' layout."""

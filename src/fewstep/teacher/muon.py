@@ -44,20 +44,20 @@ class Muon(torch.optim.Optimizer):
 
     def _follow_momentum(self, parameter: Tensor, group: dict[str, Any]) -> None:  # noqa: ARG002  # as the other has it
         state = self.state[parameter]
-        momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+        momentum = state.setdefault("exp_avg", torch.zeros_like(parameter))
         momentum.lerp_(parameter.grad, 1 - self.MOMENTUM)
 
     def _follow_adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
-            state |= {"step": torch.zeros(()), "first": torch.zeros_like(parameter)}
-            state["second"] = torch.zeros_like(parameter)
+            state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter)}
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         count = float(state["step"])
-        state["first"].lerp_(parameter.grad, 1 - beta1)
-        state["second"].lerp_(parameter.grad.square(), 1 - beta2)  # type: ignore[union-attr]  # asked before
-        deviation = (state["second"] / (1 - beta2**count)).sqrt_().add_(1e-8)
-        parameter.addcdiv_(state["first"], deviation, value=-group["lr"] / (1 - beta1**count))
+        state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+        state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - beta2)  # type: ignore[union-attr]  # asked before
+        deviation = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt_().add_(1e-8)
+        parameter.addcdiv_(state["exp_avg"], deviation, value=-group["lr"] / (1 - beta1**count))
 
     def _follow_directions(self, parameters: list[Tensor], lr: float) -> None:
         """Moves matrices of one shape together, which takes fewer and larger products."""
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
         for parameter in parameters:
             shapes.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
         for shape, alike in shapes.items():
-            ahead = [_look_ahead(p, self.state[p]["momentum"], self.MOMENTUM).reshape(shape) for p in alike]
+            ahead = [_look_ahead(p, self.state[p]["exp_avg"], self.MOMENTUM).reshape(shape) for p in alike]
             rate = lr * self.RATIO * 0.2 * math.sqrt(max(shape))
             for parameter, direction in zip(alike, self.orthogonalise(torch.stack(ahead)), strict=True):
                 parameter.sub_(direction.reshape(parameter.shape), alpha=rate)

@@ -64,7 +64,7 @@ class _Wanted:
             moments.setdefault(f"{begin}.{parameter}", set()).add(moment)
         self._of_torch = {parameter for parameter, found in moments.items() if found == _TORCHS}
         for parameter, found in moments.items():
-            if found != _TORCHS and not {"step", "state1", "state2"} <= found <= _IN_8_BITS:
+            if found not in (_TORCHS, {"exp_avg"}) and not {"step", "state1", "state2"} <= found <= _IN_8_BITS:
                 yield f"of {parameter} it has {', '.join(sorted(found))}, which are no optimiser's moments"
 
     def find_fault(self, name: str, tensor: Tensor, step: int) -> str | None:
