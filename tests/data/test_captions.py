@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fewstep.data.sources import captions
-from fewstep.data.sources.base import DroppedError, Reason
+from fewstep.data.sources.base import DroppedError
+from fewstep.data.sources.reasons import Reason
 
 
 def reason(action, *arguments: object) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fewstep.data.sources.base import DroppedError, Reason, SourceReport, Tally
+from fewstep.data.sources.base import DroppedError, SourceReport, Tally
+from fewstep.data.sources.reasons import Reason
 
 
 def report(used: int, **names: list[str]) -> SourceReport:

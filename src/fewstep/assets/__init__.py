@@ -20,7 +20,7 @@ SCENES_LCM = "scenes-lcm"
 """The name of the bundled few-step model, which studies/scenes.sh made."""
 
 GALLERY_LCM = "gallery-lcm"
-"""The name of the bundled LCM-LoRA of the gallery's teacher, which studies/gallery_few_steps.py made."""
+"""The name of the bundled LCM-LoRA of the gallery's teacher, which studies/gallery_bundle.py made."""
 
 _HERE = Path(__file__).parent
 

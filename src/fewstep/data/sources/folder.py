@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.data.sources import captions
-from fewstep.data.sources.base import DroppedError, Example, Reason, SourceReport, Tally, escape_line
+from fewstep.data.sources.base import DroppedError, Example, SourceReport, Tally, escape_line
 from fewstep.data.sources.decoding import decode_to_fit
 from fewstep.data.sources.filters import NO_SCORES, SCORES, read_scores
 from fewstep.data.sources.folder_files import WANTED, FolderFiles, Listing, LocalFiles, RemoteFiles, open_files
@@ -21,6 +21,7 @@ from fewstep.data.sources.folder_layouts import describe_repeats, find_repeats, 
 from fewstep.data.sources.folder_metadata import FolderMetadata, read_metadata
 from fewstep.data.sources.inspection import KeptViews, View, Views, in_threads, look_at_picture
 from fewstep.data.sources.metadata import PictureMetadata
+from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.urls import redact

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from fewstep.data.sources.base import Example, Reason, SourceReport, Tally
+from fewstep.data.sources.base import Example, SourceReport, Tally
 from fewstep.data.sources.captions import MAX_CHARACTERS
+from fewstep.data.sources.reasons import Reason
 from fewstep.documents import load_bytes
 from fewstep.errors import UserError
 
