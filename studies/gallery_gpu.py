@@ -45,13 +45,25 @@ from fewstep.diffusion.schedule import Tabulated
 from fewstep.evaluate.gallery_reader import GalleryReader, load_gallery_reader
 from fewstep.evaluate.reader import save_reader
 from fewstep.models import scenes_model
-from fewstep.teacher.gallery_tasks import compute_reader_loss, draw_gallery_batch, list_stated, list_statements
-from fewstep.teacher.tasks import AutoencoderTask, CaptionTask, DiffusionTask
+from fewstep.teacher.blocks import BlockAutoencoderTask
+from fewstep.teacher.gallery_tasks import (
+    SlotTask,
+    compute_reader_loss,
+    draw_gallery_batch,
+    expect_slots,
+    list_stated,
+    list_statements,
+)
+from fewstep.teacher.muon import Muon
+from fewstep.teacher.tasks import DiffusionTask
+from fewstep.train.config import LoopConfig
 from gallery_pictures import Mixture
 from gallery_teacher import (
+    NOT_MATRICES,
     build_gallery_autoencoder,
     build_gallery_text_encoder,
     build_gallery_unet,
+    load_code,
     load_tokenizer,
     tokenise,
 )
@@ -91,11 +103,14 @@ class Study:
 
 
 @torch.enable_grad()
-def train(network: nn.Module, compute_loss: Callable[[nn.Module], Tensor], study: Study) -> nn.Module:
-    """Updates `network` by AdamW until the time is up, and returns its average over the last tenth or so."""
+def train(
+    network: nn.Module, compute_loss: Callable[[nn.Module], Tensor], study: Study,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> nn.Module:  # fmt: skip
+    """Updates `network` by `optimizer`, or AdamW, until the time is up; returns its average over the last tenth."""
     averaged = copy.deepcopy(network).requires_grad_(False)
-    lr = study.lr or (1e-3 if study.stage == "autoencoder" else 2e-3)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.0)
+    lr = find_rate(study)
+    optimizer = optimizer or torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.0)
     begun, step = time.monotonic(), 0
     while (part := (time.monotonic() - begun) / (60 * study.minutes)) < 1:
         for group in optimizer.param_groups:
@@ -115,6 +130,10 @@ def train(network: nn.Module, compute_loss: Callable[[nn.Module], Tensor], study
             print(told, flush=True)
     print(f"{study.stage}: {step} updates of {batch_size(study)}", flush=True)
     return averaged.cpu()
+
+
+def find_rate(study: Study) -> float:
+    return study.lr or (1e-3 if study.stage == "autoencoder" else 2e-3)
 
 
 def batch_size(study: Study) -> int:
@@ -147,14 +166,15 @@ def train_autoencoder(study: Study) -> None:
     batches = draw_endlessly(Mixture(study.seed, study.photographs), batch_size(study))
     network = start.to(study.device, memory_format=torch.channels_last)
 
+    code = load_code(study.run, study.photographs).to(study.device)
+    reader = study.run / "reader"
+    features = load_gallery_reader(reader).to(study.device).grid if reader.exists() else None
+    task = BlockAutoencoderTask(network, code, lambda _: next(batches), study.seed, features)
+
     def compute_loss(network: nn.Module) -> Tensor:
-        x = next(batches).to(study.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        posterior: Any = network.encode(x).latent_dist  # type: ignore[operator]
-        error = network.decode(posterior.sample()).sample.float() - x  # type: ignore[operator]
-        edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return error.square().mean() + edges + AutoencoderTask.KL_WEIGHT * kl
+        x = next(batches).to(study.device, non_blocking=True)
+        latents = code.encode(x)
+        return task.compute(network, x, latents, torch.randn_like(latents))
 
     train(network, compute_loss, study).half().save_pretrained(study.out / "vae", max_shard_size=SHARD)
 
@@ -184,17 +204,16 @@ def train_reader(study: Study) -> None:
 
 def train_text_encoder(study: Study) -> None:
     tokenizer = load_tokenizer(study.run)
-    captions, stated = zip(*(Gallery(study.seed).prompt(i) for i in range(study.pictures)), strict=True)
-    tokens = tokenise(tokenizer, captions).to(study.device)
-    task = CaptionTask(
-        build_gallery_text_encoder(tokenizer), tokens, list_statements(), [*map(list_stated, stated)], study.seed
-    )
-    answers, generator = task._answers.to(study.device), torch.Generator(study.device).manual_seed(study.seed)
+    captions, prompts = zip(*(Gallery(study.seed).prompt(i) for i in range(study.pictures)), strict=True)
+    tokens = tokenise(tokenizer, captions)
+    expected = torch.stack([expect_slots(prompt).half() for prompt in prompts])
+    encoder = build_gallery_text_encoder(tokenizer)
+    task = SlotTask(encoder, tokens, list_statements(), [*map(list_stated, prompts)], expected, study.seed)
+    generator = torch.Generator().manual_seed(study.seed)
 
     def compute_loss(network: nn.Module) -> Tensor:
-        index = torch.randint(len(tokens), (batch_size(study),), generator=generator, device=study.device)
-        pairs = zip(task.logits(network, tokens[index]), answers[index].T, strict=True)  # type: ignore[arg-type]
-        return torch.stack([functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]).sum()
+        index = torch.randint(len(tokens), (batch_size(study),), generator=generator)
+        return task.compute(network, index)  # type: ignore[arg-type]
 
     averaged: Any = train(task.student.to(study.device), compute_loss, study)
     averaged["text_encoder"].save_pretrained(study.out / "text_encoder")
@@ -209,15 +228,14 @@ def draw_levels(job: tuple[int, int]) -> tuple[np.ndarray[Any, Any], list[str]]:
 
 
 @torch.no_grad()
-def encode_gallery(study: Study, autoencoder: AutoencoderKL) -> tuple[Tensor, list[str]]:
-    """Unscaled latent means on the device, fp16, and captions, the empty one last."""
+def encode_gallery(study: Study) -> tuple[Tensor, list[str]]:
+    """Unscaled latents on the device, fp16, and captions, the empty one last."""
+    code = load_code(study.run, study.photographs).to(study.device)
     jobs = [(study.seed, start) for start in range(0, study.pictures, DRAWN_AT_ONCE)]
     latents, captions = [], []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for levels, words in pool.map(draw_levels, jobs):
-            pixels = from_levels(torch.from_numpy(levels).to(study.device))
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            latents.append(autoencoder.encode(pixels).latent_dist.mean.half().contiguous())
+            latents.append(code.encode(from_levels(torch.from_numpy(levels).to(study.device))).half())
             captions += words
     return torch.cat(latents), [*captions, ""]
 
@@ -225,9 +243,7 @@ def encode_gallery(study: Study, autoencoder: AutoencoderKL) -> tuple[Tensor, li
 def train_unet(study: Study) -> None:
     """Learns v as DiffusionTask does; a picture is mirrored in no way, since captions tell left from right."""
     begun = time.monotonic()
-    autoencoder = AutoencoderKL.from_pretrained(study.run / "vae").float()
-    placed = copy.deepcopy(autoencoder).to(study.device, memory_format=torch.channels_last)
-    latents, captions = encode_gallery(study, placed)
+    latents, captions = encode_gallery(study)
     scaling_factor = float(1 / latents.float().std())
     print(f"{len(latents)} pictures drawn and encoded in {time.monotonic() - begun:.0f} s", flush=True)
     tokenizer, text_encoder = load_tokenizer(study.run), CLIPTextModel.from_pretrained(study.run / "text_encoder")
@@ -253,7 +269,8 @@ def train_unet(study: Study) -> None:
         return functional.mse_loss(output.float(), alpha * epsilon - sigma * z_0)
 
     network = start.float().to(study.device, memory_format=torch.channels_last)
-    unet: Any = train(network, compute_loss, study)
+    optimizer = Muon(network, LoopConfig(lr=find_rate(study), beta2=0.99), NOT_MATRICES)
+    unet: Any = train(network, compute_loss, study, optimizer)
     unet.half().save_pretrained(study.out / "unet", max_shard_size=SHARD)
     (study.out / "unet" / SCALING).write_text(json.dumps(scaling_factor))
 
@@ -263,7 +280,7 @@ def train_transformer(study: Study) -> None:
     import flow_teacher
 
     start = flow_teacher.make_pipeline(study.run / "pipeline", **TRANSFORMER)
-    latents, captions = encode_gallery(study, copy.deepcopy(start.vae).to(study.device))
+    latents, captions = encode_gallery(study)
     latents *= start.vae.config.scaling_factor
     tokens = tokenise(start.tokenizer, captions).to(study.device)
     encoder: Any = copy.deepcopy(start.text_encoder).eval().requires_grad_(False).to(study.device)

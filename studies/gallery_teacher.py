@@ -269,12 +269,16 @@ def list_examples() -> tuple[Tensor, list[str]]:
     return torch.tensor(pictures), [*captions, *(told[i][0] for i in single * 2)]
 
 
+NOT_MATRICES = ("conv_in", "conv_out", "time_embedding")
+"""How the names of those weights of a UNet begin that follow Adam."""
+
+
 class NameTask(DiffusionTask):
     """Learns by Muon; what enters and leaves the network, and embeds time, by Adam."""
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        make = functools.partial(Muon, as_vectors=("conv_in", "conv_out", "time_embedding"))
+        make = functools.partial(Muon, as_vectors=NOT_MATRICES)
         return (Role(weights=self.student, average=self.averaged, make_optimizer=make),)
 
 

@@ -6,6 +6,7 @@ An encoder and a decoder then learn to map to and from them, each by itself, whi
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,10 @@ class BlockCode:
         blocks = (latents.movedim(1, -1) * self.scale) @ self.basis.T + self.mean
         return functional.pixel_shuffle(blocks.movedim(-1, 1), SIDE)
 
+    def to(self, device: torch.device | str) -> Self:
+        """Returns it on another device."""
+        return type(self)(*(tensor.to(device) for tensor in vars(self).values()))
+
     def save(self, file: Path) -> None:
         """Writes it as safetensors."""
         with write_whole(file) as draft:
@@ -97,17 +102,22 @@ class BlockAutoencoderTask(StudentTask):
         self._code, self._pixels, self._seed, self._features = code, pixels, seed, features
 
     def loss(self, counters: range) -> Loss:
-        x = self._pixels(counters).contiguous(memory_format=torch.channels_last)
+        x = self._pixels(counters)
         latents = self._code.encode(x)
-        posterior = self.student.encode(x).latent_dist
-        logvar = 2 * torch.tensor(self.NOISE).log()
+        noise = draws.normal(self._seed, "vae", counters, latents.shape[1:])
+        return Loss.from_mean(self.compute(self.student, x, latents, noise), counters)
+
+    def compute(self, autoencoder: Any, x: Tensor, latents: Tensor, noise: Tensor) -> Tensor:
+        """Returns the mean loss on pixels with their latents, of which the decoder sees `NOISE` times the noise."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        posterior = autoencoder.encode(x).latent_dist
+        logvar = 2 * math.log(self.NOISE)
         encoding = (posterior.mean.float() - latents).square() + 0.01 * (posterior.logvar.float() - logvar).square()
-        noise = self.NOISE * draws.normal(self._seed, "vae", counters, latents.shape[1:])
-        error = self.student.decode(latents + noise).sample.float() - x
+        error = autoencoder.decode(latents + self.NOISE * noise).sample.float() - x
         edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
-        loss = error.square().mean() + edges + encoding.mean()
+        loss: Tensor = error.square().mean() + edges + encoding.mean()
         if self._features:
             with torch.no_grad():
                 real = self._features(x)
             loss = loss + self.FEATURE_WEIGHT * (self._features(x + error) - real).float().square().mean()
-        return Loss.from_mean(loss, counters)
+        return loss

@@ -210,13 +210,18 @@ class SlotTask(CaptionTask):
         self._expected = expected
 
     def loss(self, counters: range) -> Loss:
-        index = torch.tensor(self._order(counters))
-        text = self.student["text_encoder"](self._tokens[index])[0]
-        pairs = zip(self.read(self.student, self._tokens[index], text), self._answers[index].T, strict=True)
+        return Loss.from_mean(self.compute(self.student, torch.tensor(self._order(counters))), counters)
+
+    def compute(self, network: nn.ModuleDict, index: Tensor) -> Tensor:
+        """Returns the mean loss on the captions of these numbers, on the network's device."""
+        device = next(network.parameters()).device
+        tokens, answers, expected = (x[index].to(device) for x in (self._tokens, self._answers, self._expected))
+        text = network["text_encoder"](tokens)[0]
+        pairs = zip(self.read(network, tokens, text), answers.T, strict=True)
         errors = [functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]
-        slots = self.student["slots"](text[:, -self._expected.shape[1] :])
-        error = (slots.float() - self._expected[index].float()).square().mean()
-        return Loss.from_mean(torch.stack(errors).sum() + self.WEIGHT * error, counters)
+        slots = network["slots"](text[:, -expected.shape[1] :])
+        loss: Tensor = torch.stack(errors).sum() + self.WEIGHT * (slots.float() - expected.float()).square().mean()
+        return loss
 
 
 _PLACES = [(name, i) for count, names in ARRANGEMENTS.items() for name in names for i in range(count)]

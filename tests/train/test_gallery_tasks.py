@@ -1,0 +1,144 @@
+"""Latents that are blocks' components, what the text encoder's last tokens say, and Muon."""
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.data.pictures import to_pixels
+from fewstep.data.worlds.gallery import Gallery
+from fewstep.data.worlds.gallery_art import find_kind, group_by_kind, list_names
+from fewstep.data.worlds.gallery_scene import Asked, GalleryPrompt
+from fewstep.models import scenes_model
+from fewstep.teacher.blocks import BlockAutoencoderTask, BlockCode
+from fewstep.teacher.gallery_tasks import LOOKS, SlotTask, expect_slots, list_looks, list_stated, list_statements
+from fewstep.teacher.muon import Muon
+from fewstep.train.config import LoopConfig
+from fewstep.train.loop import fit
+from fewstep.train.role import Role
+from fewstep.train.task import Loss, StudentTask
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return to_pixels([Gallery(seed=3)[i].image for i in range(200)])
+
+
+def test_blocks_are_rebuilt_best_by_their_first_components(pictures, tmp_path):
+    errors = []
+    for channels in (4, 32, 192):
+        code = BlockCode.fit(pictures, channels)
+        latents = code.encode(pictures)
+        assert latents.shape == (200, channels, 8, 8)
+        assert latents.square().mean() == pytest.approx(1, abs=1e-3)
+        errors.append(float((code.decode(latents) - pictures).square().mean()))
+    assert errors[0] > 2 * errors[1] > 0
+    assert errors[2] < 1e-8
+    random = torch.linalg.qr(torch.randn(192, 32, generator=torch.Generator().manual_seed(0))).Q
+    other = BlockCode(code.mean, random, torch.ones(32))
+    assert float((other.decode(other.encode(pictures)) - pictures).square().mean()) > 10 * errors[1]
+    code.save(tmp_path / "code.safetensors")
+    read = BlockCode.load(tmp_path / "code.safetensors")
+    assert torch.equal(read.encode(pictures[:2]), code.encode(pictures[:2]))
+
+
+def test_encoder_and_decoder_learn_the_code_each_by_itself(pictures, tmp_path):
+    torch.manual_seed(0)
+    code = BlockCode.fit(pictures, 8)
+    task = BlockAutoencoderTask(scenes_model.build_autoencoder(8), code, lambda _: pictures[:8], seed=0)
+
+    def differentiate():
+        task.student.zero_grad()
+        task.loss(range(8)).total.backward()
+        return {name: p.grad.clone() for name, p in task.student.named_parameters()}
+
+    first = differentiate()
+    with torch.no_grad():
+        task.student.encoder.conv_in.weight.mul_(2)
+    second = differentiate()
+    halves = [name for name in first if name.endswith("conv_in.weight")]
+    assert {name.partition(".")[0] for name in halves} == {"encoder", "decoder"}
+    assert all(first[name].any() for name in halves)
+    alike = {name.partition(".")[0] for name in first if torch.equal(first[name], second[name])}
+    assert alike == {"decoder", "post_quant_conv"}  # hear nothing of the encoder
+    before = float(task.loss(range(8)).total)
+    fit(task, LoopConfig(steps=30, batch_size=8, lr=2e-3, ema_decay=0.5), tmp_path, "autoencoder")
+    assert float(task.loss(range(8)).total) < before / 2
+
+
+def test_slots_hold_what_is_to_be_expected():
+    cat, pizza = (list_looks()[list_names().index(name)] for name in ("cat", "pizza"))
+    prompt = GalleryPrompt((Asked("cat", size="big"), Asked("pizza")), "side by side", "sand")
+    first, second, third = expect_slots(prompt)
+    assert torch.equal(first[:LOOKS], cat)
+    assert torch.equal(second[:LOOKS], pizza)
+    assert first[LOOKS : LOOKS + 2].tolist() == [0, 1]
+    assert second[LOOKS : LOOKS + 2].tolist() == [0.5, 0.5]
+    assert not third.any()
+    assert first[LOOKS + 2 : -7].sum() == 1
+    assert (first[LOOKS + 2 : -7] - second[LOOKS + 2 : -7]).abs().sum() == 2  # each at a place of its own
+    kind = find_kind("cat")
+    of_kind = expect_slots(GalleryPrompt((Asked(kind=kind),), None, None))[0]
+    alike = [list_names().index(name) for name in group_by_kind()[kind]]
+    torch.testing.assert_close(of_kind[:LOOKS], list_looks()[alike].mean(0))
+    nothing = expect_slots(GalleryPrompt(None, None, None))
+    torch.testing.assert_close(nothing[:, -1], torch.tensor([1, 2 / 3, 1 / 3]))  # one, two or three things
+
+
+def test_the_last_tokens_come_to_say_how_things_look(tmp_path):
+    gallery = Gallery(level="exact")
+    captions, prompts = zip(*(gallery.prompt(i) for i in range(400)), strict=True)
+    tokenizer = scenes_model.build_tokenizer(captions)
+    tokens = tokenizer([*captions], padding="max_length", return_tensors="pt").input_ids
+    expected = torch.stack([expect_slots(prompt) for prompt in prompts])
+    torch.manual_seed(0)
+    encoder = scenes_model.build_text_encoder(tokenizer)
+    task = SlotTask(encoder, tokens, list_statements(), [*map(list_stated, prompts)], expected, 0)
+
+    def miss():
+        with torch.no_grad():
+            found = task.averaged["slots"](task.averaged["text_encoder"](tokens)[0][:, -3:])
+        return float((found - expected).square().mean())
+
+    before = miss()
+    fit(task, LoopConfig(steps=120, batch_size=64, lr=3e-3, warmup_steps=10, ema_decay=0.9), tmp_path, "text")
+    assert miss() < 0.75 * before
+
+
+class Matching(StudentTask):
+    """Brings a matrix to a target of which one direction counts a thousand times less."""
+
+    def __init__(self, make_optimizer) -> None:
+        torch.manual_seed(0)
+        self.student, self.averaged = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4)), None
+        self.make = make_optimizer
+        self.x, self.y = torch.randn(64, 6) * torch.tensor([1, 1, 1, 1, 1, 0.03]), torch.randn(64, 4)
+
+    @property
+    def roles(self):
+        return (Role(weights=self.student, make_optimizer=self.make),)
+
+    def loss(self, counters):
+        return Loss.from_mean((self.student(self.x) - self.y).square().mean(), counters)
+
+
+def test_muon_moves_all_directions_alike_and_goes_on_after_a_break(tmp_path):
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 8, 20) * torch.logspace(-2, 1, 20)
+    optimizer = Muon(nn.Linear(2, 2), LoopConfig())
+    for shown in (matrices, matrices.mT):
+        singular = torch.linalg.svdvals(optimizer.orthogonalise(shown).float())
+        assert singular.min() > 0.5
+        assert singular.max() < 1.35
+
+    def run(folder, steps):
+        task = Matching(lambda weights, settings: Muon(weights, settings, as_vectors=("1.",)))
+        fit(task, LoopConfig(steps=steps, batch_size=2, lr=1e-2, checkpoint_every=5), folder, "matching")
+        return task
+
+    begun = Matching(None)
+    whole = run(tmp_path / "whole", 20)
+    assert float(whole.loss(range(1)).total) < 0.9 * float(begun.loss(range(1)).total)
+    run(tmp_path / "parts", 10)
+    joined = run(tmp_path / "parts", 20)
+    for one, other in zip(whole.student.parameters(), joined.student.parameters(), strict=True):
+        assert torch.equal(one, other)
