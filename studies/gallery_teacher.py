@@ -49,8 +49,10 @@ from gallery_pictures import Mixture
 
 LATENT_CHANNELS = 32
 TEXT_WIDTH = 160
+TOKENS = 77
+"""Of which the last 48 describe the parts of things."""
 PICTURES = 200_000
-TEXT_CAPTIONS = 100_000
+TEXT_CAPTIONS = 60_000
 TOKENIZER_CAPTIONS = 20_000
 
 
@@ -73,9 +75,9 @@ def _cycle(steps: int, lr: float, batch_size: int = 16, **more: Any) -> LoopConf
 
 WIDTHS = (16, 32, 64, 128)
 """Of the autoencoder, from fine to coarse."""
-AUTOENCODER = {"first": _cycle(4000, 2e-3, precision="bf16"), "second": _cycle(10000, 1e-3, precision="bf16")}
+AUTOENCODER = {"first": _cycle(4000, 2e-3, precision="bf16"), "second": _cycle(3000, 1e-3, precision="bf16")}
 READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32)}
-TEXT = _cycle(4000, 2e-3, 64)
+TEXT = _cycle(2500, 2e-3, 64, precision="bf16", beta2=0.99)
 UNET = {
     "first": _cycle(3500, 1.5e-3, 64, precision="bf16", beta2=0.99),
     "second": _cycle(12000, 1.5e-3, 64, precision="bf16", beta2=0.99),
@@ -149,6 +151,15 @@ def rebuild(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
     return rebuilt.float().clamp(-1, 1)
 
 
+class DescribingTask(SlotTask):
+    """Learns by Muon, but for the embeddings."""
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        make = functools.partial(Muon, as_vectors=("text_encoder.embeddings", "text_encoder.text_model.embeddings"))
+        return (Role(weights=self.student, average=self.averaged, make_optimizer=make),)
+
+
 def train_text_encoder(out: Path) -> None:
     captions, prompts = zip(*(Gallery().prompt(i) for i in range(TEXT_CAPTIONS)), strict=True)
     tokenizer = load_tokenizer(out)
@@ -156,7 +167,7 @@ def train_text_encoder(out: Path) -> None:
     torch.manual_seed(2)
     expected = torch.stack([expect_slots(prompt).half() for prompt in prompts])
     stated = [*map(list_stated, prompts)]
-    task = SlotTask(build_gallery_text_encoder(tokenizer), tokens, list_statements(), stated, expected, 0)
+    task = DescribingTask(build_gallery_text_encoder(tokenizer), tokens, list_statements(), stated, expected, 0)
     fit(task, TEXT, out / "text", "text")
     task.averaged["text_encoder"].save_pretrained(out / "text_encoder")
 
@@ -165,7 +176,7 @@ def load_tokenizer(out: Path) -> CLIPTokenizer:
     """Its merges come from captions of the world, in which every word stands many times; it lists these words."""
     captions = (Gallery(seed=1).prompt(i)[0] for i in range(TOKENIZER_CAPTIONS))
     if not (out / "tokenizer").exists():
-        scenes_model.build_tokenizer(captions).save_pretrained(out / "tokenizer")
+        scenes_model.build_tokenizer(captions, TOKENS).save_pretrained(out / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     if parse_vocabulary(tokenizer.init_kwargs) is None:  # of a run that began before tokenizers listed words
         record_words(tokenizer, list(captions))
@@ -174,23 +185,22 @@ def load_tokenizer(out: Path) -> CLIPTokenizer:
 
 def tokenise(tokenizer: CLIPTokenizer, captions: Any) -> Tensor:
     tokens = tokenizer([*captions], padding="max_length", return_tensors="pt").input_ids
-    if tokens.shape[1] > scenes_model.MAX_TOKENS:
-        raise SystemExit(
-            f"a caption has {tokens.shape[1]} tokens, and the text encoder reads {scenes_model.MAX_TOKENS}"
-        )
+    if tokens.shape[1] > TOKENS:
+        raise SystemExit(f"a caption has {tokens.shape[1]} tokens, and the text encoder reads {TOKENS}")
     return tokens
 
 
 def build_gallery_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Two layers, 160 wide."""
+    """Three layers, 160 wide."""
     return CLIPTextModel(
         CLIPTextConfig(
+            attn_implementation="eager",  # the fused one's backward pass takes ten times as long in bf16
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=2,
+            intermediate_size=6 * TEXT_WIDTH,
+            num_hidden_layers=3,
             num_attention_heads=5,
-            max_position_embeddings=scenes_model.MAX_TOKENS,
+            max_position_embeddings=TOKENS,
             projection_dim=TEXT_WIDTH,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -91,7 +91,7 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
+def build_tokenizer(captions: Iterable[str], max_tokens: int = MAX_TOKENS) -> CLIPTokenizer:
     """Builds a CLIP byte-pair tokenizer whose merges come from `captions`, and which lists their words.
 
     All 256 bytes stand in the vocabulary, within a word and at its end, so that any prompt tokenises.
@@ -113,14 +113,16 @@ def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
         vocabulary_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocabulary_file.write_text(json.dumps(vocabulary))
         merges_file.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-        tokenizer = CLIPTokenizer.from_pretrained(_write_tokenizer_config(Path(folder)), model_max_length=MAX_TOKENS)
+        tokenizer = CLIPTokenizer.from_pretrained(
+            _write_tokenizer_config(Path(folder), max_tokens), model_max_length=max_tokens
+        )
     record_words(tokenizer, captions)
     return tokenizer
 
 
-def _write_tokenizer_config(folder: Path) -> str:
+def _write_tokenizer_config(folder: Path, max_tokens: int) -> str:
     special = {"bos_token": _BEGIN, "eos_token": _END, "unk_token": _END, "pad_token": _END}
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, **special}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_tokens, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return str(folder)
 

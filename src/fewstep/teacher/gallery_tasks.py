@@ -17,7 +17,7 @@ from torch.nn import functional
 from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.gallery import Gallery, GalleryPicture
 from fewstep.data.worlds.gallery_art import Hand, group_by_kind, list_names, load_drawings
-from fewstep.data.worlds.gallery_drawing import SIDE
+from fewstep.data.worlds.gallery_drawing import SIDE, expect_placement
 from fewstep.data.worlds.gallery_scene import ARRANGEMENTS, GROUNDS, NEXT_TO, SIZES, Asked, GalleryPrompt, list_layouts
 from fewstep.evaluate.gallery_reader import GRID, LAYOUTS, GalleryReader
 from fewstep.teacher.reader_task import add_noise, paste_quarters
@@ -171,29 +171,34 @@ def list_stated(prompt: GalleryPrompt) -> list[int]:
     return [0 if word is None else 1 + options.index(word) for word, options in pairs]
 
 
-LOOKS = 96
-"""Numbers that say how a thing looks."""
+PATCHES = 4
+"""Parts along a side in which a thing is described."""
+LOOKS = 48
+"""Numbers that say how a part looks."""
 
 
 @functools.cache
 def list_looks() -> Tensor:
-    """Returns `[names, 96]`, how each thing looks in Noto's hand: the principal components of its drawing at 16×16 with
-    its outline, coarse ones first, each divided by the root of its deviation."""
-    drawings = [load_drawings("noto")[name].resize((16, 16), Image.Resampling.BOX) for name in list_names()]
+    """Returns `[names, 16, 48]`, how the parts of each thing look in Noto's hand: the principal components of parts of
+    its drawing at 32×32 with its outline, each divided by the root of its deviation."""
+    side = 32 // PATCHES
+    drawings = [load_drawings("noto")[name].resize((32, 32), Image.Resampling.BOX) for name in list_names()]
     pixels = torch.stack([torch.frombuffer(bytearray(each.tobytes()), dtype=torch.uint8) for each in drawings])
-    pixels = pixels.double() / 255
-    left, deviations, _ = torch.linalg.svd(pixels - pixels.mean(0), full_matrices=False)
+    pixels = pixels.double().reshape(-1, PATCHES, side, PATCHES, side, 4).div(255).transpose(2, 3)
+    parts = pixels.reshape(-1, 4 * side**2)
+    left, deviations, _ = torch.linalg.svd(parts - parts.mean(0), full_matrices=False)
     looks: Tensor = left[:, :LOOKS] * deviations[:LOOKS].sqrt()
-    return looks.div(looks.square().mean().sqrt()).float()
+    return looks.div(looks.square().mean().sqrt()).float().reshape(len(list_names()), -1, LOOKS)
 
 
 class SlotTask(CaptionTask):
-    """Trains, beside what `CaptionTask` does, the last three tokens to say one thing each: how it looks, how large it
-    is and where it stands, and the ground, each as it is to be expected where the caption leaves it open.
+    """Trains, beside what `CaptionTask` does, the last 48 tokens to describe a part of a thing each: how it looks and
+    where in the picture it lies, how large the thing is, and the ground, each as it is to be expected where the caption
+    leaves it open.
 
     A UNet that had to learn 277 pictures by heart from names alone still paints blobs after 400,000 of them
-    (docs/log.md). From how a thing looks, all things together teach it to paint. These tokens come after a caption's
-    end, where padding sees all of it, and linear heads read them, as a UNet's attention does.
+    (docs/log.md). From how parts look and where they lie, all things together teach it to paint. These tokens come
+    after a caption's end, where padding sees all of it, and a linear layer reads them, as a UNet's attention does.
     """
 
     WEIGHT = 30.0
@@ -202,7 +207,7 @@ class SlotTask(CaptionTask):
         self, text_encoder: nn.Module, tokens: Tensor, options: Sequence[Sequence[Any]], answers: Sequence[list[int]],
         expected: Tensor, seed: int,
     ) -> None:  # fmt: skip
-        """`expected` `[n, 3, k]` is what `expect_slots` makes of every caption; the rest is as in `CaptionTask`."""
+        """`expected` `[n, 48, k]` is what `expect_slots` makes of every caption; the rest is as in `CaptionTask`."""
         super().__init__(text_encoder, tokens, options, answers, seed)
         config: Any = text_encoder.config
         self.student["slots"] = nn.Linear(config.hidden_size, expected.shape[-1])
@@ -217,7 +222,8 @@ class SlotTask(CaptionTask):
         device = next(network.parameters()).device
         tokens, answers, expected = (x[index].to(device) for x in (self._tokens, self._answers, self._expected))
         text = network["text_encoder"](tokens)[0]
-        pairs = zip(self.read(network, tokens, text), answers.T, strict=True)
+        words = tokens.shape[1] - expected.shape[1]
+        pairs = zip(self.read(network, tokens[:, :words], text[:, :words]), answers.T, strict=True)
         errors = [functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]
         slots = network["slots"](text[:, -expected.shape[1] :])
         loss: Tensor = torch.stack(errors).sum() + self.WEIGHT * (slots.float() - expected.float()).square().mean()
@@ -225,24 +231,51 @@ class SlotTask(CaptionTask):
 
 
 _PLACES = [(name, i) for count, names in ARRANGEMENTS.items() for name in names for i in range(count)]
+_WAVES = (0.5, 1.0, 2.0)
 
 
 def expect_slots(prompt: GalleryPrompt) -> Tensor:
-    """Returns `[3, 119]`: of each thing in the order in which the prompt names it, how it looks and whether it is small
-    or big, at which place of which arrangement, on which ground and there at all: the means over what is left open."""
+    """Returns `[48, 89]`, for each of the sixteen parts of each of three things: how it looks, where in the picture it
+    lies as it is drawn and mirrored, whether the thing is small or big, at which place of which arrangement, on which
+    ground and there at all: means over what is left open."""
     if prompt.things is None:
         counted = [GalleryPrompt((Asked(),) * count, None, prompt.ground) for count in ARRANGEMENTS]
         return torch.stack([expect_slots(each) for each in counted]).mean(0)
-    slots = torch.zeros(_MOST, LOOKS + len(SIZES) + len(_PLACES) + len(GROUNDS) + 1)
     ground = [share(prompt.ground, each, GROUNDS) for each in GROUNDS]
     layouts = list_layouts(prompt)
-    for i, (slot, asked) in enumerate(zip(slots, prompt.things, strict=False)):
+    slots = []
+    for i, asked in enumerate(prompt.things):
         places = Counter((arrangement, order.index(i)) for arrangement, order in layouts)
-        names = [asked.name] if asked.name else group_by_kind().get(asked.kind or "", list_names())
-        slot[:LOOKS] = list_looks()[[list_names().index(name) for name in names]].mean(0)
         sizes = [share(asked.size, each, SIZES) for each in SIZES]
-        slot[LOOKS:] = torch.tensor([*sizes, *(places[each] / len(layouts) for each in _PLACES), *ground, 1.0])
-    return slots
+        stood = torch.tensor([[sizes[j] * places[place] / len(layouts) for j in range(2)] for place in _PLACES])
+        told = torch.tensor([*stood.sum(0).tolist(), *stood.sum(1).tolist(), *ground, 1.0])
+        waves = (list_waves() * stood[..., None, None]).sum((0, 1))
+        slots.append(torch.cat([_look(asked), waves, told.expand(PATCHES**2, -1)], dim=1))
+    slots += [torch.zeros_like(slots[0])] * (_MOST - len(slots))
+    return torch.cat(slots)
+
+
+@functools.cache
+def _look(asked: Asked) -> Tensor:
+    """Returns `[16, 48]`, how a thing that is asked for looks on the whole."""
+    names = [asked.name] if asked.name else group_by_kind().get(asked.kind or "", list_names())
+    return list_looks()[[list_names().index(name) for name in names]].mean(0)
+
+
+@functools.cache
+def list_waves() -> Tensor:
+    """Returns `[14, 2, 16, 18]`, for each place and size of a thing where its parts lie: sines and cosines of the
+    column as drawn, of the column mirrored, and of the row."""
+    offsets = (torch.arange(PATCHES) + 0.5) / PATCHES - 0.5
+    rows, columns = torch.meshgrid(offsets, offsets, indexing="ij")
+    waves = []
+    for arrangement, i in _PLACES:
+        for size in SIZES:
+            x, y, length = expect_placement(arrangement, i, size)
+            at = torch.stack([x + columns * length, x - columns * length, y + rows * length], dim=-1).reshape(-1, 3)
+            angles = 2 * torch.pi * at[..., None] / SIDE * torch.tensor(_WAVES)
+            waves.append(torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(PATCHES**2, -1))
+    return torch.stack(waves).reshape(len(_PLACES), len(SIZES), PATCHES**2, -1)
 
 
 def share(stated: str | None, option: str, options: Sequence[str]) -> float:

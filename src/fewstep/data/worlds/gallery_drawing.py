@@ -75,6 +75,19 @@ def _stray(at: float, length: float, count: int, rng: random.Random) -> float:
     return SIDE * at + rng.uniform(-stray, stray)
 
 
+def expect_placement(arrangement: str, number: int, size: str) -> Placement:
+    """Returns the mean placement of the thing of that number and size in an arrangement."""
+    spots = _SPOTS[arrangement]
+    low, high = _LENGTHS[len(spots)][size]
+    length = (low + high) / 2
+    if len(spots) > 1:
+        x, y = (SIDE * at for at in spots[number])
+    else:
+        room = SIDE / 2 - length * _SPREAD / 2
+        x, y = (SIDE / 2 + 5 / 6 * (2 * at - 1) * room for at in spots[number])
+    return x, y, length
+
+
 def _paste(canvas: Image.Image, drawing: Image.Image, place: Placement, angle: float, mirrored: bool) -> None:
     """Pastes a drawing, scaled and turned around its middle, on the enlarged canvas."""
     x, y, length = (value * _SCALE for value in place)
