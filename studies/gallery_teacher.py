@@ -2,12 +2,14 @@
 
     OMP_NUM_THREADS=1 nice -n 19 python studies/gallery_teacher.py --out runs/gallery --photographs photographs
 
-Give the same command again, and it goes on where it stopped. SIGTERM lets it save first. Every stage begins with the
-average of the one before and leaves something of use in the run folder: `vae/`, `reader/`, `text_encoder/`,
-`tokenizer/`, and at the end `pipeline/`. studies/gallery_quality.py measures what there is.
+Give the same command again, and it goes on where it stopped; a stage whose result is there is left out. SIGTERM lets
+it save first. Every stage begins with the average of the one before and leaves something of use in the run folder:
+`vae/`, `reader/`, `text_encoder/`, `tokenizer/`, and at the end `pipeline/`. studies/gallery_quality.py measures what
+there is. What was trained so far lies in studies/gallery: copy it into the run folder to begin there.
 
-Some stages need not wait for each other: `text` for none; once the encoder is what it stays, after `autoencoder
-second`, its `decoder`, `reader second` and the UNet learn side by side, each a process with its own `--stages`.
+Since latents are known before anything has learnt, only few stages wait for another: `unet first` for `text` and
+`latents`, `autoencoder second` for both that are first, `reader second` for the autoencoder. The others can learn side
+by side, each a process with its own `--stages`.
 
 `photographs` is a folder with those of scikit-image and scikit-learn (docs/gallery.md), of which chelsea.png and
 flower.jpg are kept back.
@@ -51,6 +53,7 @@ LATENT_CHANNELS = 32
 TEXT_WIDTH = 160
 TOKENS = 77
 """Of which the last 48 describe the parts of things."""
+LATENTS = "latents.safetensors"
 PICTURES = 200_000
 TEXT_CAPTIONS = 60_000
 TOKENIZER_CAPTIONS = 20_000
@@ -79,26 +82,28 @@ AUTOENCODER = {"first": _cycle(4000, 2e-3, precision="bf16"), "second": _cycle(3
 READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32)}
 TEXT = _cycle(2500, 2e-3, 64, precision="bf16", beta2=0.99)
 UNET = {
-    "first": _cycle(3500, 1.5e-3, 64, precision="bf16", beta2=0.99),
+    "first": _cycle(2000, 1.5e-3, 64, precision="bf16", beta2=0.99),
     "second": _cycle(12000, 1.5e-3, 64, precision="bf16", beta2=0.99),
 }
 
 
 def main(study: Study) -> None:
-    stages: dict[str, Callable[[Path], None]] = {
-        "autoencoder first": lambda out: train_autoencoder(out, "first", study.photographs),
-        "reader first": lambda out: train_reader(out, "first"),
-        "autoencoder second": lambda out: train_autoencoder(out, "second", study.photographs),
-        "text": train_text_encoder,
-        "latents": lambda out: keep_latents(out, study.photographs),
-        "unet first": lambda out: train_unet(out, "first"),
-        "reader second": lambda out: train_reader(out, "second"),
-        "unet second": lambda out: train_unet(out, "second"),
+    stages: dict[str, tuple[str, Callable[[Path], None]]] = {
+        "autoencoder first": ("vae-first", lambda out: train_autoencoder(out, "first", study.photographs)),
+        "reader first": ("reader-first", lambda out: train_reader(out, "first")),
+        "autoencoder second": ("vae-second", lambda out: train_autoencoder(out, "second", study.photographs)),
+        "text": ("text_encoder", train_text_encoder),
+        "latents": (LATENTS, lambda out: keep_latents(out, study.photographs)),
+        "unet first": ("unet-first", lambda out: train_unet(out, "first")),
+        "reader second": ("reader-second", lambda out: train_reader(out, "second")),
+        "unet second": ("unet-second", lambda out: train_unet(out, "second")),
     }
     if strangers := set(study.stages) - set(stages):
         raise SystemExit(f"--stages {' '.join(sorted(strangers))}: the stages are {', '.join(stages)}")
     for name in study.stages or stages:
-        stages[name](study.out)
+        result, do = stages[name]
+        if not (study.out / result).exists():
+            do(study.out)
 
 
 def load_code(out: Path, photographs: Path) -> BlockCode:
@@ -227,9 +232,7 @@ def build_gallery_unet() -> UNet2DConditionModel:
 
 def keep_latents(out: Path, photographs: Path) -> None:
     """Draws and encodes the training pictures once, in fp16."""
-    file = out / "latents.safetensors"
-    if file.exists():
-        return
+    file = out / LATENTS
     gallery, code, parts = Gallery(), load_code(out, photographs), []
     for start in range(0, PICTURES, 100):
         pixels = to_pixels([gallery[i].image for i in range(start, start + 100)])
@@ -293,9 +296,10 @@ class NameTask(DiffusionTask):
 
 
 def train_unet(out: Path, cycle: str) -> None:
-    latents = read_safetensors(out / "latents.safetensors")["mean"].float()
+    latents = read_safetensors(out / LATENTS)["mean"].float()
     scaling_factor = float(1 / latents.std())
-    tokenizer, text_encoder = load_tokenizer(out), CLIPTextModel.from_pretrained(out / "text_encoder")
+    tokenizer = load_tokenizer(out)
+    text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder").float()
     pictures, captions = list_examples()
     tokens = tokenise(tokenizer, [*captions, ""])
     scheduler = scenes_model.build_scheduler()
