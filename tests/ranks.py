@@ -31,6 +31,14 @@ def exit_codes(size, target, *arguments):
     return [rank.exitcode for rank in ranks]
 
 
+def read_state(file):
+    """Returns the tensors of a checkpoint by their names, whichever processes wrote them."""
+    from fewstep.train.soundness import open_tensors
+
+    opened = open_tensors(file)
+    return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
+
+
 def _rank(rank, size, port, target, arguments):
     from fewstep.parallel.world import join_world
 

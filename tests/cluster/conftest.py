@@ -1,7 +1,9 @@
 """A ray cluster of two machines that are none, of one CPU each, and a bucket that both see."""
 
+import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -25,14 +27,24 @@ class Machines:
         from ray.cluster_utils import Cluster
 
         head = {**MACHINE, "include_dashboard": False, "_system_config": QUICK}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.address, self._second = self.cluster.address, self.cluster.add_node(**MACHINE)
+        with own_signals():
+            self.cluster = Cluster(initialize_head=True, head_node_args=head)
+            self.address, self._second = self.cluster.address, self.cluster.add_node(**MACHINE)
 
     def take_away(self):
         self.cluster.remove_node(self._second, allow_graceful=False)
 
     def bring_back(self):
-        self._second = self.cluster.add_node(**MACHINE)
+        with own_signals():
+            self._second = self.cluster.add_node(**MACHINE)
+
+
+@contextlib.contextmanager
+def own_signals():
+    """A node that starts in this process answers SIGTERM from then on, and tests after these would be asked less."""
+    ends = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, ends)
 
 
 @pytest.fixture(scope="session")

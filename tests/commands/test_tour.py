@@ -163,7 +163,7 @@ def test_the_card_of_a_lora_names_a_base_that_diffusers_can_load(tour):
     assert f'from_pretrained("{card.teacher}")' in model_card(card)
     bundled = model_card(dataclasses.replace(card, teacher="scenes"))
     assert "from fewstep import assets" in bundled
-    assert 'from_pretrained(assets.MODELS["scenes"])' in bundled
+    assert "from_pretrained(assets.scenes_teacher())" in bundled
 
 
 @pytest.mark.parametrize("recipe", ["scenes", "sd15-lora"])

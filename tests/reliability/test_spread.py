@@ -17,8 +17,7 @@ from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
 from fewstep.train.loop import fit
-from fewstep.train.soundness import open_tensors
-from ranks import run_ranks
+from ranks import read_state, run_ranks
 
 
 def prepared(teacher, photos, folder, **changes):
@@ -80,8 +79,7 @@ def test_two_processes_learn_what_one_does(tiny, photos, tmp_path, changes):
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-9 * largest)
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
-    files = [open_tensors(tmp_path / f"{size}/checkpoints/step-0000003/state.safetensors") for size in (1, 2)]
-    states = [{name: file.get_tensor(name) for name in file.keys()} for file in files]  # noqa: SIM118  # no mapping
+    states = [read_state(tmp_path / f"{size}/checkpoints/step-0000003/state.safetensors") for size in (1, 2)]
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         assert states[1][name].shape == value.shape

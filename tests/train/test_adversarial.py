@@ -33,7 +33,7 @@ from fewstep.train.checkpoint import TENSORS_FILE
 from fewstep.train.loop import begin, fit, one_update
 from fewstep.train.role import STUDENT
 from miniatures import FAMILIES, save_miniature
-from ranks import run_ranks
+from ranks import read_state, run_ranks
 
 LORA = {"lora_rank": 2, "gradient_checkpointing": True}
 CASES = {
@@ -304,7 +304,7 @@ def test_two_processes_learn_what_one_does(settings, tmp_path):
     config = settings(method="pcm", steps=2, distribution="fsdp", accumulation=2)
     learn(dataclasses.replace(config, out=tmp_path / "1"))
     run_ranks(2, learn, dataclasses.replace(config, out=tmp_path / "2"))
-    one, two = (load_file(tmp_path / f"{size}/checkpoints/step-0000002" / TENSORS_FILE) for size in (1, 2))
+    one, two = (read_state(tmp_path / f"{size}/checkpoints/step-0000002" / TENSORS_FILE) for size in (1, 2))
     assert one.keys() == two.keys()
     assert any(name.startswith("heads.") for name in one)
     for name, value in one.items():

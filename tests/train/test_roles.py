@@ -8,7 +8,6 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from fewstep.data import draws
@@ -20,7 +19,7 @@ from fewstep.train.learner import Learner, replicate
 from fewstep.train.loop import begin, fit
 from fewstep.train.role import Role
 from fewstep.train.task import Loss, Task
-from ranks import run_ranks
+from ranks import read_state, run_ranks
 
 CONFIG = LoopConfig(
     steps=8, batch_size=8, lr=0.01, ema_decay=0.9, clip_norm=0.5, log_every=3, checkpoint_every=1, keep_checkpoints=8
@@ -102,7 +101,7 @@ def lines(folder):
 
 
 def state(folder, step=CONFIG.steps):
-    return load_file(folder / f"checkpoints/step-{step:07d}/state.safetensors")
+    return read_state(folder / f"checkpoints/step-{step:07d}/state.safetensors")
 
 
 def same(one, other):

@@ -1,4 +1,4 @@
-"""The bundled models: a teacher, a few-step model and a reader for each of two worlds."""
+"""The bundled models: a teacher for scenes, a few-step model distilled from it, and a reader of scenes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCENES_LEANING = "scenes-leaning"
 """The same world in another look, from which styles are learnt."""
 
 GALLERY = "gallery"
-"""The name of the world of emoji on drawn grounds, and of the bundled teacher of it."""
+"""The name of the world of emoji on drawn grounds."""
 
 GALLERY_TWEMOJI = "gallery-twemoji"
 """The same world in another artist's hand, from which styles are learnt."""
@@ -19,31 +19,20 @@ GALLERY_TWEMOJI = "gallery-twemoji"
 SCENES_LCM = "scenes-lcm"
 """The name of the bundled few-step model, which studies/scenes.sh made."""
 
-GALLERY_LCM = "gallery-lcm"
-"""The name of the bundled LCM-LoRA of the gallery's teacher, which studies/gallery_bundle.py made."""
+MODELS = (SCENES_LCM, SCENES)
+"""The names of the bundled models."""
 
 _HERE = Path(__file__).parent
-
-MODELS = {
-    SCENES_LCM: _HERE / "scenes-lcm",
-    SCENES: _HERE / "scenes-teacher",
-    GALLERY_LCM: _HERE / "gallery-lcm",
-    GALLERY: _HERE / "gallery-teacher",
-}
-"""The folders of the bundled models by their names."""
-
-FEW_STEP = {SCENES: SCENES_LCM, GALLERY: GALLERY_LCM}
-"""The bundled few-step models by the teachers that they were distilled from."""
 
 
 def scenes_teacher() -> Path:
     """Returns the folder of the bundled teacher, in diffusers' layout."""
-    return MODELS[SCENES]
+    return _HERE / "scenes-teacher"
 
 
 def scenes_lcm() -> Path:
     """Returns the folder of the bundled few-step model; `find_part` finds what it shares with its teacher."""
-    return MODELS[SCENES_LCM]
+    return _HERE / "scenes-lcm"
 
 
 def find_part(folder: str | Path, name: str) -> Path:
@@ -54,26 +43,21 @@ def find_part(folder: str | Path, name: str) -> Path:
 
 def find_folder(source: str | Path) -> str | Path:
     """Returns the folder of the bundled model of that name; any other source unchanged."""
-    return MODELS.get(str(source), source)
+    return {SCENES: scenes_teacher(), SCENES_LCM: scenes_lcm()}.get(str(source), source)
 
 
 def find_name(source: str | Path) -> str:
     """Returns the name of a bundled model by its folder; any other source unchanged."""
-    return {folder: name for name, folder in MODELS.items()}.get(Path(source), str(source))
-
-
-def gallery_teacher() -> Path:
-    """Returns the folder of the gallery's teacher, in diffusers' layout."""
-    return MODELS[GALLERY]
+    return {scenes_teacher(): SCENES, scenes_lcm(): SCENES_LCM}.get(Path(source), str(source))
 
 
 def scenes_reader() -> Path:
-    """Returns the folder of the bundled reader of scenes."""
+    """Returns the folder of the bundled reader."""
     return _HERE / "scenes-reader"
 
 
 def gallery_reader() -> Path:
-    """Returns the folder of the bundled reader of the gallery."""
+    """Returns the folder of the reader of the gallery, which may not be there."""
     return _HERE / "gallery-reader"
 
 

@@ -69,6 +69,6 @@ def find_base(config: Convert, path: Path) -> str:
     named = read_safetensors_header(path).metadata.get("fewstep.teacher", "")
     if not named:
         raise UserError(f"{path} does not say what model it is for; give --base")
-    if named not in assets.MODELS:
+    if named != assets.SCENES:
         check_asked(named, path, remedy="give --base yourself")
     return named

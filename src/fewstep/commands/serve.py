@@ -210,13 +210,12 @@ def _split_name(given: str) -> tuple[str, str]:
 
 
 def list_vocabulary(pipeline: Pipeline) -> dict[str, list[str]]:
-    """Lists the words that the bundled worlds' models know, in groups; of other models nothing is known."""
-    shown = {pipeline.model.card.data, assets.find_name(pipeline.model.source)}
-    if shown & {assets.GALLERY, assets.GALLERY_TWEMOJI}:
-        from fewstep.data.worlds.gallery_words import list_gallery_words  # of this world alone
-
-        return list_gallery_words()
-    if not shown & {assets.SCENES, assets.SCENES_LCM, assets.SCENES_LEANING}:
+    """Lists the words that the bundled world's models know, in groups; of other models nothing is known."""
+    data = pipeline.model.card.data
+    if (
+        data not in (assets.SCENES, assets.SCENES_LEANING)
+        and assets.find_name(pipeline.model.source) not in assets.MODELS
+    ):
         return {}
     return {
         "sizes": list(SIZES), "colours": list(COLOURS), "shapes": list(SHAPES), "relations": list(RELATIONS),

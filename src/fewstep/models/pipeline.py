@@ -255,7 +255,7 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
     LoRA's header name what is fetched from the Hub; `calibration_prompts` is a file for precision int8.
     """
     check_int8(engine, precision, calibration_prompts)
-    source = find_exported(assets.find_folder(source))
+    source = find_exported(source)
     lora = Path(source) / DIFFUSERS_FILE
     if lora.is_file():
         header = read_safetensors_header(lora).metadata
@@ -331,7 +331,7 @@ def check_painted_beside(model: LatentModel, style: Path) -> None:
     if model.is_few_step:
         return
     base = assets.find_name(model.source)
-    few_step = assets.FEW_STEP.get(base, f"FEW-STEP, a few-step model of {base},")
+    few_step = assets.SCENES_LCM if base == assets.SCENES else f"FEW-STEP, a few-step model of {base},"
     raise UserError(
         f"{style} is a style LoRA, which does not make {base} a few-step model; paint with both: --model {few_step} "
         f"--lora {style}"

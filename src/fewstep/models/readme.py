@@ -174,8 +174,8 @@ def _lora_usage(card: StudentCard) -> list[str]:
     ]  # fmt: skip
     guidance = card.stock_guidance or "guidance_scale"
     asked = f", {_ask_steps(card)}, {guidance}={_off(card)}{_eta(card)}" if few_step else ""
-    bundled = card.teacher in assets.MODELS
-    base = f'assets.MODELS["{card.teacher}"]' if bundled else f'"{card.teacher}"'
+    bundled = card.teacher == assets.SCENES
+    base = "assets.scenes_teacher()" if bundled else f'"{card.teacher}"'
     return [
         *_import_torch(card),
         "from diffusers import DiffusionPipeline" + (f", {kind}" if few_step else ""),
@@ -227,9 +227,8 @@ def name_base(text: str, base: str, given: str) -> str:
     )
     text = text.replace(f"# fewstep combine --base {base} ", f"# fewstep combine --base {given} ")
     text = text.replace(f'from_pretrained("{base}"', f'from_pretrained("{given}"')
-    if base in assets.MODELS:
-        bundled = f'assets.MODELS["{base}"]'
-        text = text.replace("from fewstep import assets\n", "").replace(bundled, f'"{given}"')
+    if base == assets.SCENES:
+        text = text.replace("from fewstep import assets\n", "").replace("assets.scenes_teacher()", f'"{given}"')
     return text
 
 

@@ -48,11 +48,7 @@ def choose_recipe(
     lora = lora and command != "train-lora"
     seen = None if model in ("", *assets.MODELS) else recognise(model, base_config)
     if seen is None or seen.card.teacher in assets.MODELS:
-        shown = {model, seen.card.teacher if seen else None}
-        world = (
-            assets.GALLERY if shown & {assets.GALLERY, assets.GALLERY_LCM} and command != "finetune" else assets.SCENES
-        )
-        name = f"{world}-lora" if lora and f"{world}-lora" in RECIPES[command] else world
+        name = "scenes-lora" if lora and "scenes-lora" in RECIPES[command] else "scenes"
         return Choice(name, find_recipe(name, command))
     if seen and prediction:
         seen = dataclasses.replace(seen, parameterisation=prediction)

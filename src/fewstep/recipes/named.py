@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep import assets
 from fewstep.diffusion.prediction import Parameterisation
 from fewstep.errors import UserError, find_nearest
 from fewstep.recipes.consistency import ConsistencyConfig
@@ -38,21 +37,6 @@ def scenes_any_step() -> Distill:
     """Distils the bundled teacher into a student for any number of steps, guided everywhere (docs/methods.md)."""
     return dataclasses.replace(
         scenes(), method="any-step", steps=600, skip=125, guidance_range=(5.0, 5.0), guided_from=0
-    )
-
-
-def gallery() -> Distill:
-    """Distils the bundled teacher of the gallery in a few minutes on two CPU cores."""
-    return dataclasses.replace(
-        scenes(), teacher=assets.GALLERY, data=assets.GALLERY, out=Path("runs/gallery-lcm"), guidance_range=(1.0, 5.0),
-        guidance_scale=2.5,
-    )  # fmt: skip
-
-
-def gallery_lora() -> Distill:
-    """Trains an LCM-LoRA of the bundled teacher of the gallery: the one that is bundled is made so."""
-    return dataclasses.replace(
-        gallery(), lora_rank=32, lr=1e-3, guidance_range=(2.5, 2.5), guidance_scale=2.5, guided_from=0
     )
 
 
@@ -141,7 +125,6 @@ def make_lora(recipe: Callable[[], Distill], accumulation: int, guidance_scale: 
 
 DISTILL: dict[str, Callable[[], Distill]] = {
     "scenes": scenes, "scenes-lora": scenes_lora, "scenes-any-step": scenes_any_step,
-    "gallery": gallery, "gallery-lora": gallery_lora,
     "sd15-lora": make_lora(sd15, 2), "sd15": sd15, "sdxl-lora": make_lora(sdxl, 4), "sdxl": sdxl,
     "flux-lora": make_lora(flux, 16, 3.5), "flux": flux, "sd35-lora": make_lora(sd35, 8, 4.5), "sd35": sd35,
     "zimage-lora": make_lora(zimage, 16, 5.0), "zimage": zimage, "qwen-lora": make_lora(qwen, 16, 4.0), "qwen": qwen,
@@ -149,7 +132,7 @@ DISTILL: dict[str, Callable[[], Distill]] = {
     "pixart-lora": make_lora(pixart, 4, 4.5), "pixart": pixart, "sd21-lora": make_lora(sd21, 4), "sd21": sd21,
     "sd21-base-lora": make_lora(sd21_base, 2), "sd21-base": sd21_base,
 }  # fmt: skip
-"""Lists the bundled teachers' first, then models by how much they are used, of each the LoRA before the whole."""
+"""Lists the bundled teacher's first, then models by how much they are used, of each the LoRA before the whole."""
 
 
 MEMORY_GIB: dict[str, float] = {
@@ -208,13 +191,6 @@ def make_style(recipe: Callable[[], Distill]) -> Callable[[], TrainLora]:
     return make
 
 
-def gallery_style() -> TrainLora:
-    """Teaches the bundled teacher of the gallery another artist's hand."""
-    return dataclasses.replace(
-        default_train_lora(), model=assets.GALLERY, data=assets.GALLERY_TWEMOJI, out=Path("runs/twemoji")
-    )
-
-
 RECIPES: dict[str, Mapping[str, Callable[[], Any]]] = {
     "distill": DISTILL,
     "finetune": {
@@ -223,7 +199,6 @@ RECIPES: dict[str, Mapping[str, Callable[[], Any]]] = {
     },
     "train-lora": {
         "scenes": default_train_lora,
-        "gallery": gallery_style,
         **{name: make_style(DISTILL[f"{name}-lora"]) for name in RELEASED},
     },
 }

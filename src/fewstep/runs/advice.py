@@ -33,8 +33,8 @@ def advise_lora(lora: Path, metadata: Mapping[str, str]) -> Iterator[str]:
             model += f" --{name.replace('_', '-')}" + ("" if each is True else f" {shlex.quote(str(each))}")
     if metadata.get("fewstep.method") == LCM_LORA:
         yield f'paint with it: fewstep generate --model {model} --lora {here} --prompt "…"'
-    elif few_step := assets.FEW_STEP.get(base):
-        yield f'paint with it: fewstep generate --model {few_step} --lora {here}:0.8 --prompt "…"'
+    elif base == assets.SCENES:
+        yield f'paint with it: fewstep generate --model {assets.SCENES_LCM} --lora {here}:0.8 --prompt "…"'
     else:
         yield f'paint with it: fewstep generate --model FEW-STEP --lora {here}:0.8 --prompt "…"'
         yield f"  FEW-STEP: a few-step model of {shlex.quote(base)}, as `fewstep distill` makes"
