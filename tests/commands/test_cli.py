@@ -301,6 +301,8 @@ def test_what_a_command_says_later_has_the_name_that_was_given():
     assert say(Distill, ["--updates", "2"], text) == renamed
     assert say(Distill, ["--steps", "2"], text) == text
     assert say(Generate, ["--num-inference-steps=60"], "steps is 60; no") == "num_inference_steps is 60; no"
+    for place in ("runs/steps is not empty", "teacher-steps is there", r"C:\runs\steps is no run", "a.steps is odd"):
+        assert say(Distill, ["--updates", "2"], place) == place
 
 
 @pytest.mark.parametrize(("command", "words"), [("plot", "RUNS"), ("publish", "SOURCE REPO"), ("convert", "LORA")])

@@ -189,6 +189,17 @@ def test_a_path_is_refused_as_the_base_that_is_given(hub, run, base, tmp_path, m
     assert hub.files == {}
 
 
+def test_a_copy_here_of_the_recorded_base_does_not_hide_that_it_is_on_the_hub(hub, run, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    shutil.copytree(run / "model", model)
+    card = json.loads((model / "fewstep.json").read_text())
+    (model / "fewstep.json").write_text(json.dumps({**card, "teacher": "them/base"}))
+    (tmp_path / "them/base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    main(["publish", str(model), REPO, "--license", "mit", "--base-model", "them/base"])
+    assert head_of(hub)[0]["base_model"] == "them/base"
+
+
 def test_a_dry_run_asks_nobody_and_lists_all(hub, run, capsys):
     main(["publish", str(run), REPO, "--dry-run"])
     said = capsys.readouterr().out

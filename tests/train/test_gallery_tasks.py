@@ -1,16 +1,30 @@
 """Latents that are blocks' components, what the text encoder's last tokens say, and Muon."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.gallery import Gallery
 from fewstep.data.worlds.gallery_art import find_kind, group_by_kind, list_names
-from fewstep.data.worlds.gallery_scene import Asked, GalleryPrompt
+from fewstep.data.worlds.gallery_drawing import expect_placement
+from fewstep.data.worlds.gallery_scene import GROUNDS, Asked, GalleryPrompt
+from fewstep.errors import UserError
 from fewstep.models import scenes_model
 from fewstep.teacher.blocks import BlockAutoencoderTask, BlockCode
-from fewstep.teacher.gallery_tasks import LOOKS, SlotTask, expect_slots, list_looks, list_stated, list_statements
+from fewstep.teacher.gallery_tasks import (
+    LOOKS,
+    PATCHES,
+    SlotTask,
+    expect_slots,
+    list_looks,
+    list_stated,
+    list_statements,
+    list_waves,
+)
 from fewstep.teacher.muon import Muon
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
@@ -68,39 +82,58 @@ def test_encoder_and_decoder_learn_the_code_each_by_itself(pictures, tmp_path):
 def test_slots_hold_what_is_to_be_expected():
     cat, pizza = (list_looks()[list_names().index(name)] for name in ("cat", "pizza"))
     prompt = GalleryPrompt((Asked("cat", size="big"), Asked("pizza")), "side by side", "sand")
-    first, second, third = expect_slots(prompt)
-    assert torch.equal(first[:LOOKS], cat)
-    assert torch.equal(second[:LOOKS], pizza)
-    assert first[LOOKS : LOOKS + 2].tolist() == [0, 1]
-    assert second[LOOKS : LOOKS + 2].tolist() == [0.5, 0.5]
+    first, second, third = expect_slots(prompt).split(PATCHES**2)
+    assert torch.equal(first[:, :LOOKS], cat)
+    assert torch.equal(second[:, :LOOKS], pizza)
+    told = LOOKS + list_waves().shape[-1]
+    assert (first[:, told : told + 2] == torch.tensor([0.0, 1.0])).all()
+    assert (second[:, told : told + 2] == 0.5).all()
     assert not third.any()
-    assert first[LOOKS + 2 : -7].sum() == 1
-    assert (first[LOOKS + 2 : -7] - second[LOOKS + 2 : -7]).abs().sum() == 2  # each at a place of its own
+    places = slice(told + 2, -len(GROUNDS) - 1)
+    assert (first[:, places].sum(1) == 1).all()
+    assert ((first[:, places] - second[:, places]).abs().sum(1) == 2).all()  # each at a place of its own
     kind = find_kind("cat")
-    of_kind = expect_slots(GalleryPrompt((Asked(kind=kind),), None, None))[0]
+    of_kind = expect_slots(GalleryPrompt((Asked(kind=kind),), None, None))[: PATCHES**2]
     alike = [list_names().index(name) for name in group_by_kind()[kind]]
-    torch.testing.assert_close(of_kind[:LOOKS], list_looks()[alike].mean(0))
-    nothing = expect_slots(GalleryPrompt(None, None, None))
-    torch.testing.assert_close(nothing[:, -1], torch.tensor([1, 2 / 3, 1 / 3]))  # one, two or three things
+    torch.testing.assert_close(of_kind[:, :LOOKS], list_looks()[alike].mean(0))
+    nothing = expect_slots(GalleryPrompt(None, None, None))[:, -1].reshape(3, -1)
+    torch.testing.assert_close(nothing[:, 0], torch.tensor([1, 2 / 3, 1 / 3]))  # one, two or three things
+
+
+def test_parts_lie_where_things_are_drawn():
+    """The sine of half a turn over the picture's width: the first wave of a part's column."""
+    prompt = GalleryPrompt((Asked("cat", size="big"), Asked("pizza", size="small")), "side by side", None)
+    waves = expect_slots(prompt)[:, LOOKS : LOOKS + list_waves().shape[-1]]
+    for number, (at, size) in enumerate(((16, "big"), (48, "small"))):
+        x, y, length = expect_placement("side by side", number, size)
+        assert (x, y) == (at, 32)
+        part = waves[PATCHES**2 * number]  # at the top, on the left
+        left, right = (math.sin(math.pi * (x + sign * 3 / 8 * length) / 64) for sign in (-1, 1))
+        assert part[0] == pytest.approx(left, abs=1e-5)
+        assert part[6] == pytest.approx(right, abs=1e-5)  # as it is when mirrored
+        assert part[12] == pytest.approx(math.sin(math.pi * (y - 3 / 8 * length) / 64), abs=1e-5)
 
 
 def test_the_last_tokens_come_to_say_how_things_look(tmp_path):
     gallery = Gallery(level="exact")
-    captions, prompts = zip(*(gallery.prompt(i) for i in range(400)), strict=True)
-    tokenizer = scenes_model.build_tokenizer(captions)
+    captions, prompts = zip(*(gallery.prompt(i) for i in range(300)), strict=True)
+    tokenizer = scenes_model.build_tokenizer(captions, 77)
     tokens = tokenizer([*captions], padding="max_length", return_tensors="pt").input_ids
+    assert tokens.shape == (300, 77)
     expected = torch.stack([expect_slots(prompt) for prompt in prompts])
     torch.manual_seed(0)
-    encoder = scenes_model.build_text_encoder(tokenizer)
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"vocab_size": len(tokenizer), "max_position_embeddings": 77, "eos_token_id": tokenizer.eos_token_id}
+    encoder = CLIPTextModel(CLIPTextConfig(**sizes, **ids))
     task = SlotTask(encoder, tokens, list_statements(), [*map(list_stated, prompts)], expected, 0)
 
     def miss():
         with torch.no_grad():
-            found = task.averaged["slots"](task.averaged["text_encoder"](tokens)[0][:, -3:])
+            found = task.averaged["slots"](task.averaged["text_encoder"](tokens)[0][:, -48:])
         return float((found - expected).square().mean())
 
     before = miss()
-    fit(task, LoopConfig(steps=120, batch_size=64, lr=3e-3, warmup_steps=10, ema_decay=0.9), tmp_path, "text")
+    fit(task, LoopConfig(steps=60, batch_size=32, lr=3e-3, warmup_steps=10, ema_decay=0.9), tmp_path, "text")
     assert miss() < 0.75 * before
 
 
@@ -139,6 +172,10 @@ def test_muon_moves_all_directions_alike_and_goes_on_after_a_break(tmp_path):
     whole = run(tmp_path / "whole", 20)
     assert float(whole.loss(range(1)).total) < 0.9 * float(begun.loss(range(1)).total)
     run(tmp_path / "parts", 10)
+    with pytest.raises(UserError, match=r"exp_avg, which are no optimiser's moments"):  # not for AdamW to go on with
+        fit(Matching(None), LoopConfig(steps=20, batch_size=2, lr=1e-2, checkpoint_every=5), tmp_path / "parts", "as")
+    with pytest.raises(ValueError, match=r"weight_decay is 0\.1"):
+        Muon(nn.Linear(2, 2), LoopConfig(weight_decay=0.1))
     joined = run(tmp_path / "parts", 20)
     for one, other in zip(whole.student.parameters(), joined.student.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -23,7 +23,7 @@ def name_as_given(kind: type, given: Iterable[str]) -> Iterator[None]:
         words = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in given}
         for other, own in _list_others(kind):
             if other in words:  # only where it stands as a setting: `steps is 0`, `--change steps`
-                said = re.sub(rf"(--change .*?)?\b{own}\b(?(1)|(?= is ))", rf"\g<1>{other}", str(error))
+                said = re.sub(rf"(--change .*?)?(?<![\w/\\.-]){own}\b(?(1)|(?= is ))", rf"\g<1>{other}", str(error))
                 error.args = (said,)
         raise
 

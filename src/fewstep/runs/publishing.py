@@ -66,7 +66,9 @@ def gather(asked: Publication) -> Files:
     header = read_safetensors_header(folder / DIFFUSERS_FILE).metadata if DIFFUSERS_FILE in files else {}
     card = read_card(folder)
     made_of = card.teacher or header.get("fewstep.teacher", "")
-    if asked.base_model and (not is_hub_id(asked.base_model) or _is_local(asked.base_model, folder)):
+    if asked.base_model and (
+        not is_hub_id(asked.base_model) or (asked.base_model != made_of and _is_local(asked.base_model, folder))
+    ):
         raise UserError(f"base_model is {asked.base_model}, a path here; give the base's repository, as OWNER/NAME")
     named = [value for value in _list_named(card, header, files) if _is_local(value, folder)]
     hidden = _hide_paths(named, {made_of: asked.base_model})

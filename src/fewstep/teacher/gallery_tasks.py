@@ -235,7 +235,7 @@ _WAVES = (0.5, 1.0, 2.0)
 
 
 def expect_slots(prompt: GalleryPrompt) -> Tensor:
-    """Returns `[48, 89]`, for each of the sixteen parts of each of three things: how it looks, where in the picture it
+    """Returns `[48, 90]`, for each of the sixteen parts of each of three things: how it looks, where in the picture it
     lies as it is drawn and mirrored, whether the thing is small or big, at which place of which arrangement, on which
     ground and there at all: means over what is left open."""
     if prompt.things is None:

@@ -23,6 +23,8 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, weights: nn.Module, optimisation: Optimisation, as_vectors: tuple[str, ...] = ()) -> None:
         """`as_vectors` are how the names of those matrices begin that follow Adam, such as the first and last layer."""
+        if optimisation.weight_decay:
+            raise ValueError(f"weight_decay is {optimisation.weight_decay}; Muon has none here")
         matrices: list[Tensor] = []
         rest: list[Tensor] = []
         for name, parameter in weights.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -59,8 +60,8 @@ class SpreadCheckpoints(Checkpoints):
                 with refusals_named(path):
                     written = super()._write_tensors(path, tensors)
                     sync(path)
-        except OSError as error:
-            refused = error.errno, error.strerror or str(error)
+        except Exception as error:  # the others wait for what this one has to tell
+            refused = getattr(error, "errno", None) or errno.EIO, getattr(error, "strerror", None) or str(error)
         return self._tell((written, refused))
 
     def _tell(self, message: Any) -> list[Any]:

@@ -54,6 +54,8 @@ class _Wanted:
             for begin, module in role.copies.items():
                 self._weights |= {f"{begin}.{name}": value for name, value in module.state_dict().items()}
             self._parameters[role.file_name("optimizer")] = dict(role.role.weights.named_parameters())
+        self._own = tuple(f"{role.file_name('optimizer')}." for role in state.roles if role.role.make_optimizer)
+        """Holds how the tensors begin of optimisers that roles brought, of which some weights have one moment alone."""
 
     def list_lacks(self, names: list[str]) -> Iterator[str]:
         """Yields what a file with tensors of these names lacks."""
@@ -64,7 +66,8 @@ class _Wanted:
             moments.setdefault(f"{begin}.{parameter}", set()).add(moment)
         self._of_torch = {parameter for parameter, found in moments.items() if found == _TORCHS}
         for parameter, found in moments.items():
-            if found not in (_TORCHS, {"exp_avg"}) and not {"step", "state1", "state2"} <= found <= _IN_8_BITS:
+            one = found == {"exp_avg"} and parameter.startswith(self._own)
+            if found != _TORCHS and not one and not {"step", "state1", "state2"} <= found <= _IN_8_BITS:
                 yield f"of {parameter} it has {', '.join(sorted(found))}, which are no optimiser's moments"
 
     def find_fault(self, name: str, tensor: Tensor, step: int) -> str | None:
