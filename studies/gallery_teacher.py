@@ -47,6 +47,7 @@ from fewstep.teacher.tasks import DiffusionTask, normalise_in_fp32
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
 from fewstep.train.role import Role
+from fewstep.train.task import StudentTask
 from gallery_pictures import Mixture
 
 LATENT_CHANNELS = 32
@@ -156,13 +157,19 @@ def rebuild(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
     return rebuilt.float().clamp(-1, 1)
 
 
-class DescribingTask(SlotTask):
-    """Learns by Muon, but for the embeddings."""
+class ByMuon(StudentTask):
+    """Learns by Muon, but for the weights whose names begin as in `as_vectors`."""
+
+    as_vectors: tuple[str, ...]
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        make = functools.partial(Muon, as_vectors=("text_encoder.embeddings", "text_encoder.text_model.embeddings"))
+        make = functools.partial(Muon, as_vectors=self.as_vectors)
         return (Role(weights=self.student, average=self.averaged, make_optimizer=make),)
+
+
+class TextTask(ByMuon, SlotTask):
+    as_vectors = ("text_encoder.embeddings", "text_encoder.text_model.embeddings")
 
 
 def train_text_encoder(out: Path) -> None:
@@ -172,7 +179,7 @@ def train_text_encoder(out: Path) -> None:
     torch.manual_seed(2)
     expected = torch.stack([expect_slots(prompt).half() for prompt in prompts])
     stated = [*map(list_stated, prompts)]
-    task = DescribingTask(build_gallery_text_encoder(tokenizer), tokens, list_statements(), stated, expected, 0)
+    task = TextTask(build_gallery_text_encoder(tokenizer), tokens, list_statements(), stated, expected, 0)
     fit(task, TEXT, out / "text", "text")
     task.averaged["text_encoder"].save_pretrained(out / "text_encoder")
 
@@ -286,13 +293,8 @@ NOT_MATRICES = ("conv_in", "conv_out", "time_embedding")
 """How the names of those weights of a UNet begin that follow Adam."""
 
 
-class NameTask(DiffusionTask):
-    """Learns by Muon; what enters and leaves the network, and embeds time, by Adam."""
-
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        make = functools.partial(Muon, as_vectors=NOT_MATRICES)
-        return (Role(weights=self.student, average=self.averaged, make_optimizer=make),)
+class UNetTask(ByMuon, DiffusionTask):
+    as_vectors = NOT_MATRICES
 
 
 def train_unet(out: Path, cycle: str) -> None:
@@ -310,7 +312,7 @@ def train_unet(out: Path, cycle: str) -> None:
     text: Any = TextOnDemand(text_encoder, tokens)
     shown: Any = Shown(latents * scaling_factor, pictures)
     start = start.to(memory_format=torch.channels_last)
-    task = NameTask(start, Tabulated.from_config(scheduler.config), shown, text, seed)
+    task = UNetTask(start, Tabulated.from_config(scheduler.config), shown, text, seed)
     normalise_in_fp32(task.student)
     task.student.set_attn_processor(AttnProcessor())  # the fused one's backward pass takes ten times as long in bf16
     task.student.compile()  # a quarter sooner

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from fewstep.data import draws
 from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.gallery import Gallery
 from fewstep.data.worlds.gallery_art import find_kind, group_by_kind, list_names
@@ -77,6 +78,21 @@ def test_encoder_and_decoder_learn_the_code_each_by_itself(pictures, tmp_path):
     before = float(task.loss(range(8)).total)
     fit(task, LoopConfig(steps=30, batch_size=8, lr=2e-3, ema_decay=0.5), tmp_path, "autoencoder")
     assert float(task.loss(range(8)).total) < before / 2
+
+
+def test_what_a_network_sees_in_a_reconstruction_counts_too(pictures):
+    torch.manual_seed(0)
+    autoencoder, x, code = scenes_model.build_autoencoder(8), pictures[:2], BlockCode.fit(pictures, 8)
+    losses = [
+        BlockAutoencoderTask(autoencoder, code, lambda _: x, 0, features).loss(range(2)).total
+        for features in (None, lambda pixels: 3 * pixels, lambda pixels: 0 * pixels)
+    ]
+    latents = code.encode(x)
+    noise = BlockAutoencoderTask.NOISE * draws.normal(0, "vae", range(2), latents.shape[1:])
+    error = autoencoder.decode(latents + noise).sample - x
+    added = BlockAutoencoderTask.FEATURE_WEIGHT * 9 * error.square().mean() * 2  # a loss is a sum over samples
+    torch.testing.assert_close(losses[1] - losses[0], added, rtol=1e-4, atol=1e-6)
+    assert torch.equal(losses[2], losses[0])
 
 
 def test_slots_hold_what_is_to_be_expected():

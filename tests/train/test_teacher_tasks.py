@@ -5,12 +5,11 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from fewstep.data import draws
 from fewstep.data.worlds.scene import Scene, Thing
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.diffusion.schedule import Schedule, Tabulated
 from fewstep.models import scenes_model
-from fewstep.teacher.tasks import STATED, AutoencoderTask, CaptionTask, DiffusionTask, list_answers
+from fewstep.teacher.tasks import STATED, CaptionTask, DiffusionTask, list_answers
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
 
@@ -39,21 +38,6 @@ def test_the_text_encoder_learns_what_captions_state(tmp_path):
     two = wanted[:, 0] > 0  # relation stated: a second thing to tell
     share = (found == wanted)[two].float().mean(0)
     assert share[5] > 0.4, share  # its shape; by chance 1/8
-
-
-def test_what_a_network_sees_in_a_reconstruction_counts_too():
-    torch.manual_seed(0)
-    autoencoder, x = scenes_model.build_autoencoder(), torch.rand(2, 3, 64, 64) * 2 - 1
-    losses = [
-        AutoencoderTask(autoencoder, lambda _: x, 0, features).loss(range(2)).total
-        for features in (None, lambda pixels: 3 * pixels, lambda pixels: 0 * pixels)
-    ]
-    posterior = autoencoder.encode(x).latent_dist
-    noise = draws.normal(0, "vae", range(2), posterior.mean.shape[1:])
-    error = autoencoder.decode(posterior.mean + posterior.std * noise).sample - x
-    added = AutoencoderTask.FEATURE_WEIGHT * 9 * error.square().mean() * 2  # a loss is a sum over samples
-    torch.testing.assert_close(losses[1] - losses[0], added, rtol=1e-4, atol=1e-6)
-    assert torch.equal(losses[2], losses[0])
 
 
 class RightNetwork(nn.Module):

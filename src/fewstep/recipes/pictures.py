@@ -34,7 +34,8 @@ class PictureOptions:
     caption_fields: tuple[str, ...] = ()
     """Fields or columns that hold the captions. By default the usual names are tried."""
     caption_lines: CaptionLines = "join"
-    """Of a caption of several lines: `join` them, `draw` one anew each time, or take the `first`."""
+    """What a caption of several lines becomes: `join` makes one line of them, `draw` draws one of them anew each time,
+    and `first` takes the first."""
     follow_links: bool = False
     """Read what links in the folder of your pictures lead to, wherever it is: pictures, captions, shards and folders.
     Without it a link out of the folder is counted and not read."""

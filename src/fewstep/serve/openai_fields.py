@@ -46,7 +46,7 @@ class ObeyedFields(Nullable):
     partial_images: Annotated[Integer, bounds_in_schema(minimum=0, maximum=8)] = 0
     """In a stream, the number of first steps that are sent as pictures too."""
     steps: Annotated[Integer, bounds_in_schema(minimum=1, maximum=50)] | None = None
-    """By default as many as the model wants, which /api/model says."""
+    """The number of steps; by default what the model wants, which /api/model says."""
     seed: Annotated[Integer, bounds_in_schema(minimum=0)] | None = None
     """Seed of the first picture; picture i has seed + i. Random by default; the answer holds it."""
     guidance_scale: Annotated[Number, bounds_in_schema(minimum=1, maximum=100)] | None = None

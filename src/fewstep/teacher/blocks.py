@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from fewstep.data import draws
 from fewstep.files import read_safetensors, write_whole
-from fewstep.teacher.tasks import normalise_in_fp32
+from fewstep.teacher.tasks import compute_pixel_loss, normalise_in_fp32
 from fewstep.train.task import Loss, StudentTask
 
 SIDE = 8
@@ -82,9 +82,8 @@ def _to_blocks(pixels: Tensor) -> Tensor:
 class BlockAutoencoderTask(StudentTask):
     """Trains an autoencoder whose latents are those of a `BlockCode`: neither half waits for the other.
 
-    The decoder learns by squared error of pixels, of the differences between neighbouring ones, and of `features`, as
-    in `AutoencoderTask`; the encoder by squared error of latents and of log variances, which say what noise the decoder
-    is shown. The two losses share no weights.
+    The decoder learns by the loss of pixels and the squared error of `features`; the encoder by squared error of
+    latents and of log variances, which say what noise the decoder is shown. The two losses share no weights.
     """
 
     FEATURE_WEIGHT = 0.15
@@ -95,7 +94,12 @@ class BlockAutoencoderTask(StudentTask):
         self, autoencoder: nn.Module, code: BlockCode, pixels: Callable[[range], Tensor], seed: int,
         features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """`pixels(counters)` returns `[b, 3, h, w]` in [−1, 1]."""
+        """`pixels(counters)` returns `[b, 3, h, w]` in [−1, 1].
+
+        `features` are of a frozen network that knows what is to be recognised, and their squared error counts too (the
+        perceptual loss of Johnson et al., arXiv 1603.08155): a small thing covers few pixels, and squared error alone
+        leaves it blurred beyond recognition.
+        """
         self.averaged = copy.deepcopy(autoencoder)
         self.student: Any = autoencoder
         normalise_in_fp32(autoencoder)
@@ -114,8 +118,7 @@ class BlockAutoencoderTask(StudentTask):
         logvar = 2 * math.log(self.NOISE)
         encoding = (posterior.mean.float() - latents).square() + 0.01 * (posterior.logvar.float() - logvar).square()
         error = autoencoder.decode(latents + self.NOISE * noise).sample.float() - x
-        edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
-        loss: Tensor = error.square().mean() + edges + encoding.mean()
+        loss: Tensor = compute_pixel_loss(error) + encoding.mean()
         if self._features:
             with torch.no_grad():
                 real = self._features(x)

@@ -18,10 +18,19 @@ from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.gallery import Gallery, GalleryPicture
 from fewstep.data.worlds.gallery_art import Hand, group_by_kind, list_names, load_drawings
 from fewstep.data.worlds.gallery_drawing import SIDE, expect_placement
-from fewstep.data.worlds.gallery_scene import ARRANGEMENTS, GROUNDS, NEXT_TO, SIZES, Asked, GalleryPrompt, list_layouts
+from fewstep.data.worlds.gallery_scene import (
+    ARRANGEMENTS,
+    GROUNDS,
+    NEXT_TO,
+    SIZES,
+    Asked,
+    GalleryPrompt,
+    list_layouts,
+    spread_evenly,
+)
 from fewstep.evaluate.gallery_reader import GRID, LAYOUTS, GalleryReader
 from fewstep.teacher.reader_task import add_noise, paste_quarters
-from fewstep.teacher.tasks import CaptionTask
+from fewstep.teacher.tasks import CaptionTask, compute_caption_loss
 from fewstep.train.task import Loss, StudentTask
 
 IGNORED = -100  # cross_entropy ignores this target
@@ -223,11 +232,9 @@ class SlotTask(CaptionTask):
         tokens, answers, expected = (x[index].to(device) for x in (self._tokens, self._answers, self._expected))
         text = network["text_encoder"](tokens)[0]
         words = tokens.shape[1] - expected.shape[1]
-        pairs = zip(self.read(network, tokens[:, :words], text[:, :words]), answers.T, strict=True)
-        errors = [functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]
-        slots = network["slots"](text[:, -expected.shape[1] :])
-        loss: Tensor = torch.stack(errors).sum() + self.WEIGHT * (slots.float() - expected.float()).square().mean()
-        return loss
+        stated = compute_caption_loss(self.read(network, tokens[:, :words], text[:, :words]), answers)
+        error: Tensor = network["slots"](text[:, words:]).float() - expected.float()
+        return stated + self.WEIGHT * error.square().mean()
 
 
 _PLACES = [(name, i) for count, names in ARRANGEMENTS.items() for name in names for i in range(count)]
@@ -241,18 +248,24 @@ def expect_slots(prompt: GalleryPrompt) -> Tensor:
     if prompt.things is None:
         counted = [GalleryPrompt((Asked(),) * count, None, prompt.ground) for count in ARRANGEMENTS]
         return torch.stack([expect_slots(each) for each in counted]).mean(0)
-    ground = [share(prompt.ground, each, GROUNDS) for each in GROUNDS]
+    ground = list_shares(prompt.ground, GROUNDS)
     layouts = list_layouts(prompt)
     slots = []
     for i, asked in enumerate(prompt.things):
         places = Counter((arrangement, order.index(i)) for arrangement, order in layouts)
-        sizes = [share(asked.size, each, SIZES) for each in SIZES]
+        sizes = list_shares(asked.size, SIZES)
         stood = torch.tensor([[sizes[j] * places[place] / len(layouts) for j in range(2)] for place in _PLACES])
         told = torch.tensor([*stood.sum(0).tolist(), *stood.sum(1).tolist(), *ground, 1.0])
         waves = (list_waves() * stood[..., None, None]).sum((0, 1))
         slots.append(torch.cat([_look(asked), waves, told.expand(PATCHES**2, -1)], dim=1))
     slots += [torch.zeros_like(slots[0])] * (_MOST - len(slots))
     return torch.cat(slots)
+
+
+def list_shares(stated: str | None, options: tuple[str, ...]) -> list[float]:
+    """Returns how likely each of the options is."""
+    law = spread_evenly(stated, options)
+    return [law.get(option, 0.0) for option in options]
 
 
 @functools.cache
@@ -276,8 +289,3 @@ def list_waves() -> Tensor:
             angles = 2 * torch.pi * at[..., None] / SIDE * torch.tensor(_WAVES)
             waves.append(torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(PATCHES**2, -1))
     return torch.stack(waves).reshape(len(_PLACES), len(SIZES), PATCHES**2, -1)
-
-
-def share(stated: str | None, option: str, options: Sequence[str]) -> float:
-    """Returns how likely `option` is."""
-    return 1 / len(options) if stated is None else float(stated == option)

@@ -14,7 +14,8 @@ from fewstep.train.config import Optimisation
 
 class Muon(torch.optim.Optimizer):
     """Gives the update of each matrix, or convolution seen as one, singular values near 1 (Jordan et al. 2024), and
-    AdamW's size times `RATIO` (Liu et al., arXiv 2502.16982); all other weights follow Adam."""
+    AdamW's size times `RATIO` (Liu et al., arXiv 2502.16982); all other weights follow Adam. torch's own takes no
+    convolutions."""
 
     MOMENTUM = 0.95
     RATIO = 20 / 3
@@ -31,46 +32,47 @@ class Muon(torch.optim.Optimizer):
             if parameter.requires_grad:
                 (rest if parameter.ndim < 2 or name.startswith(as_vectors) else matrices).append(parameter)
         settings = {"lr": optimisation.lr, "betas": (0.9, optimisation.beta2)}
-        super().__init__([{"params": rest, "whole": False}, {"params": matrices, "whole": True}], settings)
+        super().__init__([{"params": rest}, {"params": matrices}], settings)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # as torch's
         loss = None if closure is None else closure()
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in parameters:
-                (self._follow_momentum if group["whole"] else self._follow_adam)(parameter, group)
-            if group["whole"]:
-                self._follow_directions(parameters, group["lr"])
+        rest, matrices = self.param_groups
+        for parameter in rest["params"]:
+            if (gradient := parameter.grad) is not None:
+                self._follow_adam(parameter, gradient, rest)
+        self._follow_directions([parameter for parameter in matrices["params"] if parameter.grad is not None])
         return loss
 
-    def _follow_momentum(self, parameter: Tensor, group: dict[str, Any]) -> None:  # noqa: ARG002  # as the other has it
-        state = self.state[parameter]
-        momentum = state.setdefault("exp_avg", torch.zeros_like(parameter))
-        momentum.lerp_(parameter.grad, 1 - self.MOMENTUM)
-
-    def _follow_adam(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _follow_adam(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
             state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter)}
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         count = float(state["step"])
-        state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
-        state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - beta2)  # type: ignore[union-attr]  # asked before
+        state["exp_avg"].lerp_(gradient, 1 - beta1)
+        state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2)
         deviation = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt_().add_(1e-8)
         parameter.addcdiv_(state["exp_avg"], deviation, value=-group["lr"] / (1 - beta1**count))
 
-    def _follow_directions(self, parameters: list[Tensor], lr: float) -> None:
+    def _follow_directions(self, parameters: list[Tensor]) -> None:
         """Moves matrices of one shape together, which takes fewer and larger products."""
+        lr = self.param_groups[1]["lr"]
         shapes: dict[tuple[int, int], list[Tensor]] = {}
         for parameter in parameters:
             shapes.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
         for shape, alike in shapes.items():
-            ahead = [_look_ahead(p, self.state[p]["exp_avg"], self.MOMENTUM).reshape(shape) for p in alike]
+            ahead = [self._look_ahead(parameter).reshape(shape) for parameter in alike]
             rate = lr * self.RATIO * 0.2 * math.sqrt(max(shape))
             for parameter, direction in zip(alike, self.orthogonalise(torch.stack(ahead)), strict=True):
                 parameter.sub_(direction.reshape(parameter.shape), alpha=rate)
+
+    def _look_ahead(self, parameter: Any) -> Tensor:
+        """Moves the momentum, and returns it in Nesterov's way."""
+        momentum: Tensor = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
+        momentum.lerp_(parameter.grad, 1 - self.MOMENTUM)
+        return torch.lerp(parameter.grad, momentum, self.MOMENTUM)
 
     def orthogonalise(self, matrices: Tensor) -> Tensor:
         """Brings the singular values of `[n, r, k]` near 1, between about 0.7 and 1.2, by Newton and Schulz's
@@ -85,10 +87,3 @@ class Muon(torch.optim.Optimizer):
             x = a * x + (b * square + c * (square @ square)) @ x
         orthogonal: Tensor = x.mT if tall else x
         return orthogonal.to(matrices.dtype)
-
-
-def _look_ahead(parameter: Tensor, momentum: Tensor, part: float) -> Tensor:
-    """Returns Nesterov's momentum."""
-    gradient = parameter.grad
-    assert gradient is not None
-    return torch.lerp(gradient, momentum, part)

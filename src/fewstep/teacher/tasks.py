@@ -19,43 +19,33 @@ from fewstep.train.task import Loss, StudentTask
 
 
 class AutoencoderTask(StudentTask):
-    """Trains by squared error, squared error of the differences between neighbouring pixels, and a small KL term.
-
-    Absolute error would settle on the median and lose the colours, since the pictures are mostly flat.
-    """
+    """Trains by the loss of pixels and a small KL term."""
 
     KL_WEIGHT = 1e-4
-    FEATURE_WEIGHT = 0.15
 
-    def __init__(
-        self, autoencoder: nn.Module, pixels: Callable[[range], Tensor], seed: int,
-        features: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:  # fmt: skip
-        """`pixels(counters)` returns `[b, 3, h, w]` in [−1, 1].
-
-        `features` are of a frozen network that knows what is to be recognised, and their squared error counts too (the
-        perceptual loss of Johnson et al., arXiv 1603.08155): a small thing covers few pixels, and squared error alone
-        leaves it blurred beyond recognition.
-        """
+    def __init__(self, autoencoder: nn.Module, pixels: Callable[[range], Tensor], seed: int) -> None:
+        """`pixels(counters)` returns `[b, 3, h, w]` in [−1, 1]."""
         self.averaged = copy.deepcopy(autoencoder)
         self.student = autoencoder
         normalise_in_fp32(autoencoder)
-        self._pixels, self._seed, self._features = pixels, seed, features
+        self._pixels, self._seed = pixels, seed
 
     def loss(self, counters: range) -> Loss:
         x = self._pixels(counters).contiguous(memory_format=torch.channels_last)
         posterior = self.student.encode(x).latent_dist
         noise = draws.normal(self._seed, "vae", counters, posterior.mean.shape[1:])
         error = self.student.decode(posterior.mean + posterior.std * noise).sample.float() - x
-        edges = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = error.square().mean() + edges + self.KL_WEIGHT * kl
-        if self._features:
-            with torch.no_grad():
-                real = self._features(x)
-            loss = loss + self.FEATURE_WEIGHT * (self._features(x + error) - real).float().square().mean()
-        return Loss.from_mean(loss, counters)
+        return Loss.from_mean(compute_pixel_loss(error) + self.KL_WEIGHT * kl, counters)
+
+
+def compute_pixel_loss(error: Tensor) -> Tensor:
+    """Returns the mean squared error plus that of the differences between neighbouring pixels, of `[b, 3, h, w]`.
+
+    Absolute error would settle on the median and lose the colours, since the pictures are mostly flat.
+    """
+    return error.square().mean() + error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
 
 
 def normalise_in_fp32(network: nn.Module) -> None:
@@ -106,9 +96,14 @@ class CaptionTask(StudentTask):
 
     def loss(self, counters: range) -> Loss:
         index = torch.tensor(self._order(counters))
-        pairs = zip(self.logits(self.student, self._tokens[index]), self._answers[index].T, strict=True)
-        errors = [functional.cross_entropy(logits.float(), answer) for logits, answer in pairs]
-        return Loss.from_mean(torch.stack(errors).sum(), counters)
+        logits = self.logits(self.student, self._tokens[index])
+        return Loss.from_mean(compute_caption_loss(logits, self._answers[index]), counters)
+
+
+def compute_caption_loss(logits: Sequence[Tensor], answers: Tensor) -> Tensor:
+    """Returns the cross entropy of answers `[b, m]`, each by its logits `[b, k]`, summed over the m."""
+    pairs = zip(logits, answers.T, strict=True)
+    return torch.stack([functional.cross_entropy(each.float(), answer) for each, answer in pairs]).sum()
 
 
 def list_answers(stated: Scene) -> list[int]:

@@ -43,14 +43,16 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 def check_at_least(config: Any, least: float, *names: str) -> None:
     """Raises UserError where one of these fields is below `least`."""
-    if low := [name for name in names if getattr(config, name) < least]:
-        raise UserError(f"{low[0]} is {getattr(config, low[0])}; it must be at least {least}")
+    for name in names:
+        if getattr(config, name) < least:
+            raise UserError(f"{name} is {getattr(config, name)}; it must be at least {least}")
 
 
 def check_not_negative(config: Any, *names: str) -> None:
     """Raises UserError where one of these fields is below 0."""
-    if low := [name for name in names if getattr(config, name) < 0]:
-        raise UserError(f"{low[0]} is {getattr(config, low[0])}; it must not be negative")
+    for name in names:
+        if getattr(config, name) < 0:
+            raise UserError(f"{name} is {getattr(config, name)}; it must not be negative")
 
 
 def check_given(config: Any, *names: str) -> None:
@@ -147,12 +149,15 @@ class LoopConfig(Optimisation):
         check_at_least(self, 1, "steps", "batch_size", "accumulation", "log_every", "checkpoint_every", "processes")
         check_at_least(self, 2, "keep_checkpoints")
         if self.batch_size % self.accumulation:
-            raise UserError(f"accumulation {self.accumulation} is no divisor of batch_size {self.batch_size}; give one")
+            raise UserError(
+                f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}; choose a divisor"
+            )
         if self.batch_size % self.processes:
             raise UserError(
                 f"batch_size {self.batch_size} is not a multiple of {self.processes} processes; give one that is"
             )
-        object.__setattr__(self, "change", tuple(self.also_named.get(name, name) for name in self.change))
+        own = tuple(self.also_named.get(name, name) for name in self.change)
+        object.__setattr__(self, "change", own)
         unknown = set(self.change) - {field.name for field in dataclasses.fields(self)}
         if unknown:
             raise UserError(f"change names {', '.join(sorted(unknown))}, which is not a setting of this command")

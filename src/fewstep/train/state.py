@@ -105,6 +105,7 @@ class RunState:
 
     @property
     def is_spread(self) -> bool:
+        """Tells whether processes hold parts of it."""
         return any(is_spread(module) for role in self.roles for module in role.copies.values())
 
     def numbers(self) -> dict[str, Any]:

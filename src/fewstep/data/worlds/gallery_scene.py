@@ -123,8 +123,8 @@ def find_law(prompt: GalleryPrompt) -> dict[str, Distribution]:
     if prompt.things is None:
         counted = [find_law(GalleryPrompt((Asked(),) * count, None, None)) for count in ARRANGEMENTS]
         return {axis: _mix([law[axis] for law in counted]) for axis in AXES[:3]} | {"ground": ground}
-    things = [_spread(each.name, group_by_kind().get(each.kind or "", list_names())) for each in prompt.things]
-    sizes = [_spread(each.size, SIZES) for each in prompt.things]
+    things = [spread_evenly(each.name, group_by_kind().get(each.kind or "", list_names())) for each in prompt.things]
+    sizes = [spread_evenly(each.size, SIZES) for each in prompt.things]
     labels = [each.label for each in prompt.things]
     places = Counter(
         _name_place(arrangement, [labels[i] for i in order]) for arrangement, order in list_layouts(prompt)
@@ -151,7 +151,8 @@ def _name_place(arrangement: str, labels: list[str]) -> str:
     return f"{arrangement}: {', '.join(labels)}"
 
 
-def _spread(stated: str | None, options: tuple[str, ...]) -> Distribution:
+def spread_evenly(stated: str | None, options: tuple[str, ...]) -> Distribution:
+    """Returns the law of an attribute: what is stated, or each of the options alike."""
     return {stated: 1.0} if stated is not None else {option: 1 / len(options) for option in options}
 
 
