@@ -159,10 +159,18 @@ def test_a_relative_path_is_no_base_model_wherever_the_command_is_started(hub, r
     for moved in (False, True):
         if moved:
             (tmp_path / "models").rename(tmp_path / "elsewhere/others")
+        readme = tmp_path / "runs/student/model/README.md"
+        if not moved:
+            readme.write_text(readme.read_text() + "\nSee https://example.org/models/base-xl and /models/base.\n")
         for name in ("student", "style"):
             main(["publish", str(tmp_path / "runs" / name), REPO, "--license", "mit"])
             assert "base_model" not in head_of(hub)[0]
-            assert not [file for file, content in hub.files[REPO].items() if b"models/base" in content]
+            held = {file: content.replace(b"org/models/base-xl", b"") for file, content in hub.files[REPO].items()}
+            if name == "student":
+                assert held["README.md"] != hub.files[REPO]["README.md"]  # another's address stays
+                assert held["README.md"].endswith(b" and /models/base.\n")
+                held["README.md"] = held["README.md"].replace(b"/models/base.", b"")
+            assert not [file for file, content in held.items() if b"models/base" in content]
     (tmp_path / "elsewhere/others").rename(tmp_path / "models")
     card.write_text(card.read_text().replace('"./models/base"', '"models/base"'))  # as an earlier version had it
     main(["publish", str(tmp_path / "runs/student"), REPO, "--license", "mit"])

@@ -113,7 +113,9 @@ def test_a_unet_alone_is_fetched_in_its_bases_place(hub):
 def test_a_no_of_the_hub_is_one_true_line(trouble, status, said, hub, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)  # clients wait before they ask again
     hub.trouble, hub.status = trouble, status
-    assert said in refusal()
+    answer = refusal()
+    assert said in answer
+    assert TRIES not in answer  # which the storage alone heeds
 
 
 def test_a_storage_that_fails_over_and_over_is_asked_a_few_times_and_then_named(hub, monkeypatch):

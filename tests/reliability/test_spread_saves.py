@@ -242,6 +242,42 @@ def test_a_disk_that_is_full_for_one_process_ends_the_run_in_a_line_of_the_first
     assert same(read_whole(checkpoint(tmp_path, 8)), read_whole(checkpoint(undisturbed, 8)))
 
 
+def train_with_a_writer_that_fails(folder):
+    """By an error that is none of the disk's."""
+    save_file = safetensors.torch.save_file
+
+    def save(tensors, path):
+        if path.parent.name.startswith("step-0000008"):
+            raise RuntimeError("lost the share")
+        save_file(tensors, path)
+
+    main = current_world().main
+    if not main:
+        safetensors.torch.save_file = save
+    with (
+        pytest.raises(UserError, match=r"^process 1 could not write its part of \S+: RuntimeError: lost the share")
+        if main
+        else pytest.raises(RuntimeError, match=GONE)
+    ):
+        train(folder, 12)
+
+
+def test_an_error_of_another_kind_is_told_by_the_first_process_too(tmp_path):
+    run_ranks(2, train_with_a_writer_that_fails, tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000004"]
+
+
+def train_apart(folder):
+    rank = current_world().rank
+    with pytest.raises(UserError, match=r"^process 1 on \S+ does not see what the first one writes to "):
+        train(folder / f"machine-{rank}")
+    assert list((folder / f"machine-{rank}/checkpoints").iterdir()) == []
+
+
+def test_a_run_folder_that_not_all_machines_see_is_refused_before_the_first_update(tmp_path):
+    run_ranks(2, train_apart, tmp_path)
+
+
 def train_while_the_disk_fills_up(folder, pages):
     def fill(step):
         if step == 7 and current_world().main:

@@ -73,10 +73,10 @@ def _describe_url(url: str) -> Iterator[str]:
     store = UrlStore(url)
     if MANIFEST not in store:
         names = store.list_names()
-        held = f"holds {', '.join(names[:3])}{', …' if names[3:] else ''}, but no" if names else "holds nothing, so no"
+        held = f", but {', '.join(names[:3])}{', …' if names[3:] else ''}" if names else ""
         raise UserError(
-            f"{store} {held} {MANIFEST}; behind a URL, only what `fewstep prepare --out` wrote whole is inspected: "
-            "fetch a model, a LoRA, a run or a picture first"
+            f"{store} has no {MANIFEST}{held}; behind a URL, only what `fewstep prepare --out` wrote whole is "
+            "inspected: fetch a model, a LoRA, a run or a picture first"
         )
     yield from _describe_prepared(url)
 

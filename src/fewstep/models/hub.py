@@ -158,7 +158,8 @@ def _explain(source: str, error: Exception) -> str:
     status = find_status(error)
     for low, high, said in _STATUS:
         if status is not None and low <= status <= high:
-            return f"{source} could not be fetched: {find_endpoint()} answers {status}; {said}"
+            longer = f" ({TRIES}=10 tries for longer)" if status >= 500 and _find_stored(error) else ""
+            return f"{source} could not be fetched: {find_endpoint()} answers {status}; {said}{longer}"
     if proxy := _proxy():
         return f"{source} could not be fetched through the proxy {proxy} ({kinds[0]}); check it, or unset HTTPS_PROXY"
     reason = " ".join(str(error).split())[:120]
@@ -198,7 +199,7 @@ _STATUS = (
     (404, 404, "check the name"),
     (407, 407, "the proxy wants a name and a password: check HTTPS_PROXY"),
     (429, 429, "too many requests: wait a while, or `hf auth login`"),
-    (500, 599, f"the trouble is there: try again later, what has come is kept ({TRIES}=10 tries for longer)"),
+    (500, 599, "the trouble is there: try again later, what has come is kept"),
 )
 
 
@@ -216,9 +217,13 @@ def find_status(error: Exception) -> int | None:
         response: Any = getattr(each, "response", None)
         if response is not None and isinstance(getattr(response, "status_code", None), int):
             return int(response.status_code)
-        if said := re.search(r"HTTP status \w+ error \((\d{3})\b", str(each)):  # of the storage, whose client is Rust
-            return int(said[1])
-    return None
+    return _find_stored(error)
+
+
+def _find_stored(error: Exception) -> int | None:
+    """Returns the status that the storage of large files answered, whose client is written in Rust, if it is that."""
+    said = (re.search(r"HTTP status \w+ error \((\d{3})\b", str(each)) for each in list_causes(error))
+    return next((int(each[1]) for each in said if each), None)
 
 
 def _proxy() -> str:

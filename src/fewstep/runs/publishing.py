@@ -144,7 +144,8 @@ def _hide_paths(local: Sequence[str], given: Mapping[str, str]) -> dict[str, str
 def _replace(text: str, hidden: Mapping[str, str], name: str) -> str:
     for path, put in hidden.items():
         spelt = json.dumps(path)[1:-1] if name.endswith(".json") else path
-        text = text.replace(spelt, put)
+        whole = rf"(?<![\w./-]){re.escape(spelt)}(?![\w.-])" if path[0] not in "/~." else re.escape(spelt)
+        text = re.sub(whole, put.replace("\\", r"\\"), text)
     return text
 
 

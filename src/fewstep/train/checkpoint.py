@@ -36,6 +36,10 @@ class Checkpoints:
         self.folder, self._configuration = folder, configuration
         self._whole: dict[Path, bool] = {}  # what has been found out, since hashing a large one takes minutes
 
+    def make_folder(self) -> None:
+        """Makes the folder that they lie in, where it is not there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+
     def pick(self, state: RunState) -> dict[str, Tensor]:
         """Returns what this process writes of a state."""
         return state.tensors()
@@ -51,9 +55,11 @@ class Checkpoints:
         try:
             with refusals_named(final, draft):
                 self._write(draft, final, tensors, numbers)
-        except OSError as error:
+        except Exception as error:
             shutil.rmtree(draft, ignore_errors=True)
-            raise UserError(self._refused(error)) from error
+            if isinstance(error, OSError):
+                raise UserError(self._refused(error)) from error
+            raise
         self._whole[final] = True
         self._purge(max(keep, LEAST_KEPT))
 

@@ -50,7 +50,7 @@ def fit(task: Task, config: LoopConfig, folder: Path, title: str, at_step: Calla
     # imported only where a run's state is spread
     kind = importlib.import_module("fewstep.train.parts").SpreadCheckpoints if state.is_spread else Checkpoints
     checkpoints: Checkpoints = kind(folder / "checkpoints", fingerprint(config))
-    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.make_folder()
     wait_for_writer(checkpoints.folder)
     newest = checkpoints.newest(lambda found: why_unfit(state, *files_of(found))) if world.main else None
     if name := world.gather(newest and newest.name)[0]:  # hashing a large one takes minutes: one process does

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import errno
+import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from fewstep.errors import UserError
 from fewstep.files import explain_damage, open_safetensors, refusals_named, sync
 from fewstep.parallel.sharding import find_rows
 from fewstep.parallel.world import TIMEOUT, current_world
@@ -30,6 +32,24 @@ class SpreadCheckpoints(Checkpoints):
         # The threads that write talk over it, while the run talks over its own.
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
+    def make_folder(self) -> None:
+        """Makes it, once for all. Raises UserError in every process where one of them does not see what the first one
+        put there: another machine's folder of that name would be found out at the first save."""
+        super().make_folder()
+        probe = self.folder / self._tell(f".seen-{os.getpid()}")[0]
+        if current_world().main:
+            probe.touch()
+        self._tell("")
+        blind = [f"process {rank} on {host}" for rank, (host, seen) in
+                 enumerate(self._tell((socket.gethostname(), probe.exists()))) if not seen]  # fmt: skip
+        if current_world().main:
+            probe.unlink()
+        if blind:
+            raise UserError(
+                f"{', '.join(blind)} does not see what the first one writes to {self.folder}; the run folder of a "
+                "spread training must lie where all machines see it"
+            )
+
     def pick(self, state: RunState) -> dict[str, Tensor]:
         """Returns its rows of what is spread, where no process before it holds the same; the first one all else too."""
         own = {name: _pick_own(value) for name, value in super().pick(state).items()}
@@ -43,26 +63,31 @@ class SpreadCheckpoints(Checkpoints):
             self._write_part(draft / name_part(current_world().rank), tensors)
 
     def _write_tensors(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Has all processes write, and waits for them. Raises OSError where the disk refused what one of them wrote."""
+        """Has all processes write, and waits for them. Raises OSError where the disk refused what one of them wrote,
+        and UserError where one failed otherwise."""
         self._tell(path.parent.name)
         parts = self._write_part(path, tensors)
-        for _, refused in parts:
-            if refused is not None:
-                raise OSError(*refused, str(path))
-        return {name: measured for written, _ in parts for name, measured in written.items()}
+        for rank, (_, code, reason) in enumerate(parts):
+            if code is not None:
+                raise OSError(code, reason, str(path))
+            if reason:
+                raise UserError(f"process {rank} could not write its part of {path.parent.name}: {reason}")
+        return {name: measured for written, *_ in parts for name, measured in written.items()}
 
-    def _write_part(self, path: Path, tensors: dict[str, Tensor]) -> list[Any]:
-        """Writes this process's rows, if it keeps some; returns of every process what it has written, and what its
-        disk refused."""
-        written, refused = {}, None
+    def _write_part(self, path: Path, tensors: dict[str, Tensor]) -> list[tuple[dict[str, Any], int | None, str]]:
+        """Writes this process's rows, if it keeps some; returns of every process what it has written, and why it could
+        not, with the disk's number for that."""
+        written, code, reason = {}, None, ""
         try:
             if tensors:
                 with refusals_named(path):
                     written = super()._write_tensors(path, tensors)
                     sync(path)
+        except OSError as error:
+            code, reason = error.errno, error.strerror or str(error)
         except Exception as error:  # the others wait for what this one has to tell
-            refused = getattr(error, "errno", None) or errno.EIO, getattr(error, "strerror", None) or str(error)
-        return self._tell((written, refused))
+            reason = f"{type(error).__name__}: {error}"
+        return self._tell((written, code, reason))
 
     def _tell(self, message: Any) -> list[Any]:
         """Returns the messages of all processes by rank."""
