@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from typing import Any
 
 from fake_hub import serve
 
@@ -29,97 +30,92 @@ class WritableHub:
     stored: dict[str, bytes] = field(default_factory=dict)
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers what the client asks, a method for each kind of question."""
+
+    hub: WritableHub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.answer_any()
+
+    do_POST = do_PUT = do_GET
+
+    def answer_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = self.path.partition("?")[0]
+        self.hub.asked.append(f"{self.command} {path}")
+        if path.startswith("/storage/"):
+            self.hub.stored[path.rpartition("/")[2]] = body
+            return self.answer(200, {})
+        if self.headers.get("Authorization", "").removeprefix("Bearer ") not in self.hub.tokens:
+            return self.answer(401, {"error": "Invalid username or password."})
+        if path == "/api/whoami-v2":
+            return self.answer(200, {"name": "somebody", "type": "user", "auth": {"type": "access_token"}})
+        if path == "/api/repos/create":
+            return self.create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        return self.answer_of_repository(path, body)
+
+    def create(self, asked: dict[str, Any]) -> None:
+        repo = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
+        self.hub.private[repo] = bool(asked.get("private", asked.get("visibility") == "private"))
+        self.answer(200, {"url": f"{self.hub.url}/{repo}", "id": repo, "name": repo})
+
+    def answer_of_repository(self, path: str, body: bytes) -> None:
+        parts = path.removesuffix(".git/info/lfs/objects/batch").strip("/").split("/")
+        repo = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        if repo not in self.hub.private:
+            return self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+        if path.endswith("/objects/batch"):
+            return self.answer(200, {"transfer": "basic", "objects": [*map(self.offer, json.loads(body)["objects"])]})
+        if "preupload" in parts:
+            return self.answer(200, {"files": [*map(choose_mode, json.loads(body)["files"])]})
+        if "commit" in parts:
+            return self.commit(repo, body)
+        private = self.hub.private[repo]
+        return self.answer(200, {"id": repo, "sha": COMMIT, "private": private, "siblings": [], "tags": []})
+
+    def offer(self, each: dict[str, object]) -> dict[str, object]:
+        place = {"href": f"{self.hub.url}/storage/{each['oid']}"}
+        return {**each, "authenticated": True, "actions": {"upload": place}}
+
+    def commit(self, repo: str, body: bytes) -> None:
+        if self.hub.status:
+            return self.answer(self.hub.status, {"error": "no"})
+        files = self.hub.files.setdefault(repo, {})
+        for line in map(json.loads, body.decode().splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                content = self.hub.stored[value["oid"]]
+                assert hashlib.sha256(content).hexdigest() == value["oid"]
+                files[value["path"]] = content
+        address = f"{self.hub.url}/{repo}/commit/{COMMIT}"
+        return self.answer(200, {"commitUrl": address, "commitOid": COMMIT, "success": True})
+
+    def answer(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
+        said = json.dumps(content).encode()
+        self.send_response(status)
+        told = {"Content-Length": str(len(said)), "Content-Type": "application/json", **(headers or {})}
+        for name, value in told.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(said)
+
+
+def choose_mode(each: dict[str, str]) -> dict[str, object]:
+    """Large files are to be sent to the storage."""
+    large = each["path"].endswith((".safetensors", ".png"))
+    return {"path": each["path"], "shouldIgnore": False, "oid": None, "uploadMode": "lfs" if large else "regular"}
+
+
 @contextlib.contextmanager
 def serve_writable_hub() -> Iterator[WritableHub]:
     hub = WritableHub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self.handle_one()
-
-        def do_POST(self) -> None:
-            self.handle_one()
-
-        def do_PUT(self) -> None:
-            self.handle_one()
-
-        def handle_one(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            path = self.path.partition("?")[0]
-            hub.asked.append(f"{self.command} {path}")
-            if path.startswith("/storage/"):
-                hub.stored[path.rpartition("/")[2]] = body
-                return self.answer(200, {})
-            if self.headers.get("Authorization", "").removeprefix("Bearer ") not in hub.tokens:
-                return self.answer(401, {"error": "Invalid username or password."})
-            if path == "/api/whoami-v2":
-                return self.answer(200, {"name": "somebody", "type": "user", "auth": {"type": "access_token"}})
-            if path == "/api/repos/create":
-                asked = json.loads(body)
-                repo = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
-                hub.private[repo] = bool(asked.get("private", asked.get("visibility") == "private"))
-                return self.answer(200, {"url": f"{hub.url}/{repo}", "id": repo, "name": repo})
-            if path == "/api/validate-yaml":
-                return self.answer(200, {"errors": [], "warnings": []})
-            parts = path.removesuffix(".git/info/lfs/objects/batch").strip("/").split("/")
-            repo = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
-            if repo not in hub.private:
-                return self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-            if path.endswith("/objects/batch"):
-                return self.answer(
-                    200, {"transfer": "basic", "objects": list(map(self.offer, json.loads(body)["objects"]))}
-                )
-            if "preupload" in parts:
-                asked = json.loads(body)["files"]
-                large = (".safetensors", ".png")
-                modes = [
-                    {
-                        "path": each["path"], "shouldIgnore": False, "oid": None,
-                        "uploadMode": "lfs" if each["path"].endswith(large) else "regular",
-                    }
-                    for each in asked
-                ]  # fmt: skip
-                return self.answer(200, {"files": modes})
-            if "commit" in parts:
-                return self.commit(repo, body)
-            return self.answer(
-                200, {"id": repo, "sha": COMMIT, "private": hub.private[repo], "siblings": [], "tags": []}
-            )
-
-        def offer(self, each: dict[str, object]) -> dict[str, object]:
-            place = {"href": f"{hub.url}/storage/{each['oid']}"}
-            return {**each, "authenticated": True, "actions": {"upload": place}}
-
-        def commit(self, repo: str, body: bytes) -> None:
-            if hub.status:
-                return self.answer(hub.status, {"error": "no"})
-            files = hub.files.setdefault(repo, {})
-            for line in map(json.loads, body.decode().splitlines()):
-                value = line["value"]
-                if line["key"] == "file":
-                    files[value["path"]] = base64.b64decode(value["content"])
-                elif line["key"] == "lfsFile":
-                    content = hub.stored[value["oid"]]
-                    assert hashlib.sha256(content).hexdigest() == value["oid"]
-                    files[value["path"]] = content
-            return self.answer(
-                200, {"commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
-            )
-
-        def answer(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
-            said = json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in {
-                "Content-Length": str(len(said)),
-                "Content-Type": "application/json",
-                **(headers or {}),
-            }.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(said)
-
-    with serve(Handler) as hub.url:
+    with serve(type("HandlerOfOne", (Handler,), {"hub": hub})) as hub.url:
         yield hub
