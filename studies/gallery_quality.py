@@ -8,8 +8,10 @@ Writes scores.json, reconstructions.png and, once there is a teacher, paintings.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import tyro
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from fewstep.data.pictures import to_images, to_pixels
 from fewstep.data.worlds.gallery import Gallery, draw_agreeing_scene
@@ -32,7 +35,12 @@ from fewstep.evaluate.gallery_reader import GalleryReader, load_gallery_reader, 
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
+from fewstep.teacher.blocks import BlockCode
+from fewstep.teacher.gallery_tasks import LOOKS, PATCHES, expect_slots, list_looks, list_waves
 from gallery_pictures import HELD_OUT, load_photographs
+from gallery_teacher import CODE, load_tokenizer, tokenise
+
+Rebuild = Callable[[Tensor], Tensor]
 
 _BIRD = Asked(kind="bird")
 OPEN_PROMPTS = (
@@ -67,17 +75,59 @@ class Study:
 def main(study: Study) -> None:
     study.out.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {}
-    reader = load_gallery_reader(study.run / "reader") if (study.run / "reader").exists() else None
-    autoencoder = AutoencoderKL.from_pretrained(study.run / "vae").eval() if (study.run / "vae").exists() else None
-    if autoencoder:
-        scores["psnr"] = measure_psnr(study, autoencoder)
+    reader_folder, autoencoder_folder = (find_newest(study.run, name) for name in ("reader", "vae"))
+    reader = load_gallery_reader(reader_folder) if reader_folder else None
+    rebuilders: dict[str, Rebuild] = {}
+    if autoencoder_folder:
+        autoencoder = AutoencoderKL.from_pretrained(autoencoder_folder).eval()
+        rebuilders["reconstructed"] = functools.partial(rebuild, autoencoder)
+    if (study.run / CODE).exists():
+        code = BlockCode.load(study.run / CODE)
+        rebuilders["components alone"] = lambda pixels: code.decode(code.encode(pixels)).clamp(-1, 1)
+    if rebuilders:
+        scores["psnr"] = measure_psnr(study, rebuilders)
     if reader:
-        scores["reader"] = measure_reader(reader, autoencoder, study.n)
+        scores["reader"] = measure_reader(reader, rebuilders, study.n)
+    if (study.run / "text_encoder").exists():
+        scores["text"] = measure_text(study)
     print(json.dumps(scores, indent=2), flush=True)
     if reader and (study.run / "pipeline").exists():
         teacher = load_latent_model(str(study.run / "pipeline"), torch.device("cpu"))
         scores["teacher"] = measure_teacher(study, reader, teacher)
     (study.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+
+
+def find_newest(run: Path, name: str) -> Path | None:
+    """Returns the folder of a part after its last cycle, if it has had one."""
+    folders = (run / each for each in (name, f"{name}-second", f"{name}-first"))
+    return next((folder for folder in folders if folder.exists()), None)
+
+
+@torch.no_grad()
+def measure_text(study: Study) -> dict[str, float]:
+    """How much a linear layer, fitted to half of the exact captions, misses of what the last tokens are to say of the
+    other half: as a share of its variance; and how often a thing's own look is the nearest of all."""
+    tokenizer = load_tokenizer(study.run)
+    encoder = CLIPTextModel.from_pretrained(study.run / "text_encoder").float().eval()
+    gallery, half = Gallery(seed=7, split="test", level="exact"), study.n // 2
+    captions, prompts = zip(*(gallery.prompt(i) for i in range(study.n)), strict=True)
+    expected = torch.stack([expect_slots(prompt) for prompt in prompts])
+    tokens = tokenise(tokenizer, captions)
+    said = torch.cat([encoder(part)[0][:, -expected.shape[1] :] for part in tokens.split(100)])
+    said = torch.cat([said, torch.ones_like(said[..., :1])], dim=-1)
+    read = torch.linalg.lstsq(said[:half].flatten(0, 1), expected[:half].flatten(0, 1)).solution
+    found, wanted = said[half:] @ read, expected[half:]
+
+    def miss(part: slice) -> float:
+        spread = wanted[..., part] - wanted[..., part].mean((0, 1))
+        return float((found - wanted)[..., part].square().mean() / spread.square().mean())
+
+    looks, waves = slice(0, LOOKS), slice(LOOKS, LOOKS + list_waves().shape[-1])
+    there = wanted[..., -1].reshape(-1, PATCHES**2)[:, 0] == 1
+    each = [x[..., looks].reshape(len(there), -1)[there] for x in (found, wanted)]
+    nearest = [torch.cdist(x, list_looks().flatten(1)).argmin(1) for x in each]
+    names = float((nearest[0] == nearest[1]).float().mean())
+    return {"missed of looks": miss(looks), "missed of where": miss(waves), "nearest is right": names}
 
 
 @torch.no_grad()
@@ -97,8 +147,8 @@ def draw_sorts(n: int) -> dict[str, tuple[Tensor, list[GalleryScene]]]:
     return {name: (to_pixels([p.image for p in shown]), [p.scene for p in shown]) for name, shown in drawn.items()}
 
 
-def measure_psnr(study: Study, autoencoder: AutoencoderKL) -> dict[str, float]:
-    """In dB, the mean over pictures; and a sheet of pictures over their reconstructions."""
+def measure_psnr(study: Study, rebuilders: Mapping[str, Rebuild]) -> dict[str, dict[str, float]]:
+    """In dB, the mean over pictures; and a sheet of pictures over what becomes of them."""
     pixels = {name: pictures for name, (pictures, _) in draw_sorts(200).items()}
     pixels["scenes"] = to_pixels([Scenes(seed=1, split="unseen")[i].image for i in range(200)])
     for photograph in load_photographs(study.photographs, HELD_OUT):
@@ -106,25 +156,26 @@ def measure_psnr(study: Study, autoencoder: AutoencoderKL) -> dict[str, float]:
                 for y in range(0, photograph.height - 63, 64)]  # fmt: skip
         whole = photograph.crop((0, 0, min(photograph.size), min(photograph.size))).resize((64, 64))
         pixels["photographs"] = torch.cat([to_pixels([whole, *cuts]), pixels.get("photographs", torch.empty(0))])
-    figures, sheet = {}, []
+    figures: dict[str, dict[str, float]] = {how: {} for how in rebuilders}
+    sheet = []
     for name, pictures in pixels.items():
-        rebuilt = rebuild(autoencoder, pictures)
-        error = ((rebuilt - pictures) / 2).square().mean((1, 2, 3))
-        figures[name] = round(float((-10 * error.clamp(min=1e-8).log10()).mean()), 2)
-        sheet += [(name, to_images(pictures[:12])), ("", to_images(rebuilt[:12]))]
-    labelled_grid(sheet, [""] * 12, cell=96).save(study.out / "reconstructions.png", optimize=True)
+        sheet.append((name, to_images(pictures[:8])))
+        for how, rebuild in rebuilders.items():
+            rebuilt = rebuild(pictures)
+            error = ((rebuilt - pictures) / 2).square().mean((1, 2, 3))
+            figures[how][name] = round(float((-10 * error.clamp(min=1e-8).log10()).mean()), 2)
+            sheet.append((how, to_images(rebuilt[:8])))
+    labelled_grid(sheet, [""] * 8, cell=64).save(study.out / "reconstructions.png", optimize=True)
     return figures
 
 
-def measure_reader(reader: GalleryReader, autoencoder: AutoencoderKL | None, n: int) -> dict[str, Any]:
+def measure_reader(reader: GalleryReader, rebuilders: Mapping[str, Rebuild], n: int) -> dict[str, Any]:
     """The share read right in every attribute, of real pictures and of their reconstructions, and in each attribute."""
     figures = {}
     for name, (pixels, scenes) in draw_sorts(n).items():
         if name == "held-out things":
             continue
-        sorts = {name: pixels}
-        if autoencoder:
-            sorts[f"{name}, reconstructed"] = rebuild(autoencoder, pixels)
+        sorts = {name: pixels} | {f"{name}, {how}": rebuild(pixels) for how, rebuild in rebuilders.items()}
         for sort, shown in sorts.items():
             found, _ = read_gallery(reader, shown)
             pairs = list(zip(found, scenes, strict=True))

@@ -54,6 +54,7 @@ LATENT_CHANNELS = 32
 TEXT_WIDTH = 160
 TOKENS = 77
 """Of which the last 48 describe the parts of things."""
+CODE = "code.safetensors"
 LATENTS = "latents.safetensors"
 PICTURES = 200_000
 TEXT_CAPTIONS = 60_000
@@ -109,7 +110,7 @@ def main(study: Study) -> None:
 
 def load_code(out: Path, photographs: Path) -> BlockCode:
     """The latents' components, of the pictures that the autoencoder learns from."""
-    file = out / "code.safetensors"
+    file = out / CODE
     if not file.exists():
         BlockCode.fit(Mixture(0, photographs)(range(6000)), LATENT_CHANNELS).save(file)
     return BlockCode.load(file)
