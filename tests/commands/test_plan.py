@@ -80,9 +80,8 @@ def test_a_base_that_is_split_under_adapters_is_counted():
     base = 2 * sum(value.numel() for value in find_family("flux").shaped_network().parameters())
     for one, other in zip(whole, split, strict=True):
         assert 0.65 * base < one - other < 0.75 * 1.05 * base
-    for changes in ({"frozen_precision": "nf4"}, {"adversarial": 0.1}):  # which `distill` refuses to split
-        changed = dataclasses.replace(recipe, **changes)
-        assert not any(each.fsdp for each in list_plans(Plan(recipe="flux-lora", gpus=4), changed))
+    changed = dataclasses.replace(recipe, frozen_precision="nf4")  # which `distill` refuses to split
+    assert not any(each.fsdp for each in list_plans(Plan(recipe="flux-lora", gpus=4), changed))
 
 
 @pytest.mark.parametrize("bits", ["int8", "nf4"])

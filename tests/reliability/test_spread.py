@@ -14,6 +14,7 @@ from fewstep.errors import UserError
 from fewstep.parallel.sharding import find_rows, gather_tensor, is_spread
 from fewstep.parallel.world import current_world
 from fewstep.recipes.distill import Distill
+from fewstep.runs.adversarial import add_heads
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
 from fewstep.train.loop import fit
@@ -134,7 +135,8 @@ def prepare_adapters(teacher, photos, folder, **changes):
     model = load_teacher(config)
     student = make_student(config, model)
     latents = open_material(config, model).latents()
-    return config, student, make_task(config, student, make_path(config, student, model), model, latents)
+    task = make_task(config, student, make_path(config, student, model), model, latents)
+    return config, student, add_heads(config, task, student, model) if config.adversarial else task
 
 
 def count_held(module):
@@ -145,8 +147,9 @@ def count_held(module):
 
 def learn_adapters(teacher, photos, folder, steps, changes):
     config, student, task = prepare_adapters(teacher, photos, folder, **changes)
-    assert student.is_spread == (current_world().size > 1)
+    assert student.is_spread == (current_world().size > 1 and config.distribution != "ddp")
     assert is_spread(student.learner.weights) == (student.is_spread and not config.lora_rank)
+    assert is_spread(student.model.network.backbone) == student.is_spread
     fit(task, dataclasses.replace(config, steps=steps), folder, "test")
     student.save(folder / "model")
     held = current_world().gather(count_held(student.model.network))
@@ -210,6 +213,20 @@ def test_a_stage_that_follows_adapters_on_a_spread_base_learns_what_it_does_on_a
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
 
 
+@pytest.mark.parametrize("rank", [2, 0])
+def test_heads_on_a_spread_teacher_judge_as_those_on_a_whole_one(tiny, photos, tmp_path, rank):
+    """They read features in its midst, and the student's gradient goes back through what it computed on the way."""
+    judged = {"target_decay": None, "adversarial": 0.5, "lora_rank": rank}
+    for distribution in ("ddp", "fsdp"):
+        changes = {**judged, "distribution": distribution, "gradient_checkpointing": distribution == "fsdp"}
+        run_ranks(2, learn_adapters, tiny, photos, tmp_path / distribution, 3, changes)
+    whole, spread = (
+        [json.loads(line) for line in (tmp_path / each / "metrics.jsonl").open()] for each in ("ddp", "fsdp")
+    )  # fmt: skip
+    for name in ("loss", "loss_heads"):
+        assert [line[name] for line in spread] == pytest.approx([line[name] for line in whole], rel=1e-6)
+
+
 WALKERS = {"method": "any-step", "target_decay": None, "skip": 125, "batch_size": 8}
 
 
@@ -225,7 +242,6 @@ def test_walkers_ask_a_spread_base_as_a_whole_one(tiny, photos, tmp_path):
     ("changes", "said"),
     [
         ({"frozen_precision": "nf4"}, "nf4 is held whole in every process; give --distribution ddp"),
-        ({"adversarial": 0.1}, "--adversarial reads features in the midst of a base; give --distribution ddp"),
     ],
 )
 def test_what_does_not_go_with_a_spread_base_is_refused(changes, said):

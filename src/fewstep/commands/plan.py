@@ -170,7 +170,7 @@ def _say_start(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]
     family = find_family(recipe.family)
     candidate, _ = choose_settings(config, recipe, found) or found[0]
     tensors = [4 * value.numel() for value in family.shaped_network().parameters()]
-    if candidate.fsdp and _spreads_teacher(recipe):
+    if candidate.fsdp:
         return (
             f"main memory: {(max(tensors) + family.encoder_bytes) / GIB:.1f} GiB at most while a machine with all "
             "processes starts: each reads its rows of the network, and text encoders and autoencoder come in turn"
@@ -180,11 +180,6 @@ def _say_start(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]
         f"main memory: {config.gpus * whole:.1f} GiB at most while a machine with all processes starts: each reads the "
         f"model whole ({whole:.1f} GiB in fp32) before it goes to its GPU"
     )
-
-
-def _spreads_teacher(recipe: Distill) -> bool:
-    """Returns whether a run that spreads anything loads the teacher spread, as `runs.learning.spreads_base` has it."""
-    return bool(recipe.lora_rank) or not recipe.adversarial
 
 
 def _say_work(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -> str:
@@ -308,14 +303,11 @@ def _count_sharded(recipe: Distill, one: Need, alone: int, gpus: int) -> int:
     """Counts the bytes of one GPU when weights, averages, gradients and moments are split among several.
 
     While a block computes, all of it, at most a quarter of the weights, is gathered. The teacher, in bf16, is split as
-    they are; but where its features are judged, or walkers ask it, it is whole, and each GPU builds the others whole
-    too.
+    they are.
     """
     averages = (recipe.ema_decay > 0) + (recipe.second_decay is not None)
     bytes_each = 4 + 4 * averages + 4 + MOMENTS["adamw"]
     parts = alone - int(bytes_each * one.learning * (1 - 1 / gpus)) + one.learning
-    if not _spreads_teacher(recipe):
-        return max(parts, one.weights)
     if recipe.states == "trajectories":
         return parts  # and no teacher
     assert recipe.family != "any"  # of full-size recipes

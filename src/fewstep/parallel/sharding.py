@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 Distribution = Literal["ddp", "fsdp", "hybrid"]
+_ASK = "ask_spread"
+"""Is what a spread module calls its second way to be asked."""
 
 
 def count_local() -> int:
@@ -52,7 +54,11 @@ def find_mesh(module: nn.Module) -> DeviceMesh:
 def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh | None = None) -> None:
     """Leaves each process of a mesh, or of all, a part of every weight; all of a block is put together while it
     computes (FSDP2). What rests in main memory comes to the process's device, a block at a time."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard  # seconds, of which a picture has no need
+    from torch.distributed.fsdp import (
+        FSDPModule,
+        fully_shard,
+        register_fsdp_forward_method,
+    )  # seconds, of which a picture has no need
 
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise UserError(f"--distribution fsdp needs a newer torch than {torch.__version__}; take ddp, or a newer one")
@@ -63,6 +69,14 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh | Non
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo has no average
+    setattr(module, _ASK, lambda ask: ask())
+    register_fsdp_forward_method(module, _ASK)
+
+
+def ask_spread(module: nn.Module, ask: Callable[[], Any]) -> Any:
+    """Returns what `ask` makes of a forward pass of a spread module. From any tensor in it, one from the midst of the
+    module too, a backward pass finds the weights put together that it needs."""
+    return getattr(module, _ASK)(ask)
 
 
 def gather_tensor(value: Tensor) -> Tensor:

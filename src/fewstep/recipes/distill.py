@@ -89,11 +89,6 @@ class Distill(ConsistencyConfig):
         if self.states == "trajectories":
             self.check_judged()
 
-    def check_spread_base(self) -> None:
-        super().check_spread_base()
-        if self.adversarial:
-            raise UserError("--adversarial reads features in the midst of a base; give --distribution ddp")
-
     def check_judged(self) -> None:
         """Raises UserError where heads are to read the features of a teacher that trajectories let go."""
         if self.adversarial and not self.lora_rank:

@@ -149,15 +149,8 @@ def load_base(config: TrainingConfig, source: str) -> LatentModel:
 
 
 def spreads_base(config: TrainingConfig) -> bool:
-    """Returns whether the network that a training starts from is spread over the processes as it is loaded.
-
-    One whose features are judged stays whole, since it is asked for some of its blocks alone.
-    """
-    if current_world().size == 1 or getattr(config, "distribution", "ddp") == "ddp":
-        return False
-    if not isinstance(config, ConsistencyConfig) or config.lora_rank:
-        return True
-    return not getattr(config, "adversarial", 0.0)
+    """Returns whether the network that a training starts from is spread over the processes as it is loaded."""
+    return current_world().size > 1 and getattr(config, "distribution", "ddp") != "ddp"
 
 
 def choose_frozen_dtype(frozen: FrozenPrecision, computing: Precision, model: LatentModel) -> torch.dtype:

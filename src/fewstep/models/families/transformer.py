@@ -135,8 +135,9 @@ class TransformerNetwork(BackboneNetwork):
     def features(self, z_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
         height, width = z_t.shape[-2:]
         return tap(
-            self._taps, lambda output: self.image_tokens(output, height, width), lambda: self(z_t, t, cond, None)
-        )
+            self.transformer, self._taps, lambda output: self.image_tokens(output, height, width),
+            lambda: self(z_t, t, cond, None),
+        )  # fmt: skip
 
     @torch.no_grad()
     def to_student(self, latent_side: int, *, told_end: bool = False) -> Self:

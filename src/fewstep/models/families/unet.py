@@ -74,7 +74,7 @@ class UNetNetwork(BackboneNetwork):
         def read(output: Any) -> Any:
             return output[0] if isinstance(output, tuple) else output  # the rest is for the way out
 
-        return tap(self._inward, read, lambda: self(z_t, t, cond, None))
+        return tap(self.unet, self._inward, read, lambda: self(z_t, t, cond, None))
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond, omega: Tensor | None) -> Prediction:
         # diffusers' own property looks at every weight, which takes longer than some layers do.
