@@ -48,6 +48,12 @@ class Run:
         return self.folder / "model"
 
 
+def distil(flow: Path, pictures: Path, out: Path, *more: object) -> str:
+    """Distils a miniature's smallest pictures for `more`, which is given to the command, and returns what it said."""
+    own = {"FLOW": flow, "PICTURES": pictures}
+    return run_here(*(own.get(str(word), word) for word in _DISTILL), *_SMALLER, *more, "--out", out)
+
+
 @functools.cache
 def make_run(flow: Path, pictures: Path, name: str) -> Run:
     """Does one of RUNS, and those that it needs."""

@@ -44,9 +44,11 @@ def load(  # noqa: PLR0913  # as load_pipeline
     # torch and diffusers load here, not with `import fewstep`
     from fewstep.models.libraries import silence
     from fewstep.models.lora.source import parse_lora
+    from fewstep.models.pipeline import read_sampler
     from fewstep.progress import listen
     from fewstep.runs.unfinished import load_painter
 
+    read_sampler(sampler)
     with listen(None, quiet=quiet), silence():
         pipeline = load_painter(
             model, device, [parse_lora(str(given)) for given in loras], engine=engine, tiny_decoder=tiny_decoder,

@@ -25,7 +25,7 @@ from fewstep.models.pipeline import load_pipeline, seeded_noise
 from fewstep.models.scheduler import Overrides
 from fewstep.recipes.distill import Distill
 from flow_miniatures import copy_model, copy_stock, to_original
-from flow_runs import make_run
+from flow_runs import make_run, run_here
 
 CPU, PROMPT, SEED = torch.device("cpu"), "a red star", 5
 
@@ -234,14 +234,15 @@ def test_it_is_not_taken_for_sana_nor_the_other_way_round(flow, make_flow, tmp_p
             load_latent_model(base, CPU, overrides=Overrides(unet=str(tmp_path / "file.safetensors")))
 
 
-def test_what_it_has_no_place_for_is_refused(flow, flow_pictures, fewstep_command, tmp_path):
+def test_what_it_has_no_place_for_is_refused(flow, flow_pictures, capsys, tmp_path):
     common = ("distill", "scenes", "--teacher", flow, "--data", flow_pictures, "--steps", 1, "--guided-from", 0)
-    done = fewstep_command(*common, "--guidance-range", 2, 9, "--out", tmp_path / "run")
-    assert done.returncode == 2
-    assert "has no input for guidance and guidance_range is 2 to 9" in done.stderr
-    assert "parameterisation: epsilon" in fewstep_command("inspect", flow).stdout
-    said = fewstep_command(*common, "--prediction-type", "v_prediction", *test_commands.GUIDED, "--dry-run")
-    assert said.returncode == 0, said.stderr
+    with pytest.raises(SystemExit, match="2"):
+        run_here(*common, "--guidance-range", 2, 9, "--out", tmp_path / "run")
+    assert "has no input for guidance and guidance_range is 2 to 9" in capsys.readouterr().err
+    assert "parameterisation: epsilon" in run_here("inspect", flow)
+    run_here(
+        *common, "--prediction-type", "v_prediction", *test_commands.GUIDED, "--dry-run", "--out", tmp_path / "dry"
+    )
 
 
 def test_positions_are_those_of_the_teacher_at_every_size(flow, flow_pictures, tmp_path):

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,14 @@ from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, flops, in_turn, machine, matrix_rate
 from fewstep.models.card import MAX_STEPS
+from fewstep.models.compiling import check_compile
 from fewstep.models.engines import with_engine
 from fewstep.models.families import find_family
 from fewstep.models.loading import pick_device
+from fewstep.models.lora.file import DIFFUSERS_FILE
+from fewstep.models.model_files import find_exported
 from fewstep.models.options import Compile, Engine
-from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.models.pipeline import Pipeline, check_painting, load_pipeline
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.precision import Precision, choose_dtype
 from fewstep.runs.folder import made_with
@@ -122,8 +126,21 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
     return results
 
 
+def _check(config: BenchGenerate, engine: Engine, device: torch.device) -> None:
+    """Raises UserError for an engine or a tiny decoder that the model has no place for, before it is loaded."""
+    if config.compile != "off":
+        check_compile(config.compile, device)
+    source = find_exported(config.model)
+    if config.model in RANDOM:
+        find_family(RANDOM[config.model]).check_painting(engine, tiny_decoder=bool(config.tiny_decoder))
+    elif not (Path(source) / DIFFUSERS_FILE).is_file():  # a LoRA's base is looked at as it is loaded
+        check_painting(source, engine, config.tiny_decoder, "auto", device)
+
+
 def _load(config: BenchGenerate, device: torch.device) -> Pipeline:
     """Loads the model with all its parts in one format, as diffusers' pipelines want them."""
+    for engine in config.engines:
+        _check(config, engine, device)
     if config.model in RANDOM:
         model = find_family(RANDOM[config.model]).random_model(device, few_step=True, side=config.resolution)
     else:

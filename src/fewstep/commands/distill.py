@@ -12,7 +12,7 @@ from fewstep.models.card import LCD, LCM_LORA
 from fewstep.models.family import LatentModel
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
-from fewstep.runs.learning import load_base, make_trainable
+from fewstep.runs.learning import check_before, load_base, look_at, make_trainable
 from fewstep.runs.material import check_data, choose_resolution
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.reporting import settle_reports
@@ -48,16 +48,30 @@ def load_teacher(config: Distill) -> LatentModel:
     """Loads the teacher, frozen. Raises UserError for a model that is already few-step, or of another family."""
     check_given(config, "teacher", "data")
     check_data(config)
+    check_teacher(config)
     teacher = load_base(config, config.teacher)
-    if teacher.is_few_step:
-        raise UserError(f"{config.teacher} is already a few-step model; give the teacher that it was made from")
-    if config.family not in ("any", teacher.family.name):
-        raise UserError(
-            f"this recipe is for the family {config.family} and {config.teacher} is of {teacher.family.name} "
-            f"({teacher.family.title}); choose a recipe of that family, or --family any"
-        )
+    if teacher.is_few_step:  # by a network that stands in for its own
+        raise _refuse_few_step(config)
     teacher.take_side(choose_resolution(config, teacher))
     return dataclasses.replace(teacher, home=teacher.device)  # even where its network is given up
+
+
+def check_teacher(config: Distill) -> None:
+    """Raises UserError for a teacher that is none, is of another family than the recipe's, or has no place for a
+    setting, before its weights are read."""
+    seen = look_at(config, config.teacher)
+    if seen.is_few_step:
+        raise _refuse_few_step(config)
+    if config.family not in ("any", seen.family.name):
+        raise UserError(
+            f"this recipe is for the family {config.family} and {config.teacher} is of {seen.family.name} "
+            f"({seen.family.title}); choose a recipe of that family, or --family any"
+        )
+    check_before(config, config.teacher, seen)
+
+
+def _refuse_few_step(config: Distill) -> UserError:
+    return UserError(f"{config.teacher} is already a few-step model; give the teacher that it was made from")
 
 
 def make_student(config: Distill, teacher: LatentModel) -> Trainable:

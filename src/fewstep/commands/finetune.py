@@ -10,7 +10,7 @@ from fewstep.models.card import LCF, LCM_LORA
 from fewstep.models.family import LatentModel
 from fewstep.recipes.finetune import Finetune
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
-from fewstep.runs.learning import load_base, make_trainable
+from fewstep.runs.learning import check_before, load_base, look_at, make_trainable
 from fewstep.runs.material import check_data
 from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
@@ -25,6 +25,7 @@ def finetune(config: Finetune) -> None:
     check_given(config, "model", "data")
     check_data(config)
     config = settle_reports(config)
+    check_before(config, config.model, look_at(config, config.model))
     model = load_base(config, config.model)
     check_grid(config, model)
     material = open_run(config, model)

@@ -24,7 +24,7 @@ from fewstep.files import create_new
 from fewstep.models.card import MAX_STEPS
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.options import PainterOptions
-from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline import Pipeline, check_options
 from fewstep.roots import open_regular
 from fewstep.runs.unfinished import load_painter
 from fewstep.train.config import check_at_least, check_between, check_values
@@ -98,6 +98,7 @@ def generate(config: Generate) -> None:
         raise UserError('nothing to paint: give --prompt "a red star", or the prompt alone')
     init_image = None if config.init_image is None else read_picture(config.init_image)
     mask = None if config.mask is None else read_picture(config.mask, "RGBA")
+    check_options(config)
     pipeline = load_painter(
         config.model, config.device, [parse_lora(given) for given in config.lora], config.base_config,
         engine=config.engine, tiny_decoder=config.tiny_decoder, overrides=config, precision=config.precision,

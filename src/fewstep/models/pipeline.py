@@ -28,7 +28,7 @@ from fewstep.method.landing import ConsistencyFunction
 from fewstep.method.named import SAMPLERS
 from fewstep.method.sampling import sample_consistency
 from fewstep.models.card import CARD_FILE, LCM_LORA, MAX_STEPS, STYLE_LORA, read_method
-from fewstep.models.engines import with_engine
+from fewstep.models.engines import check_engine, with_engine
 from fewstep.models.engines.calibration import PHOTOGRAPHS, SCENES, Calibration, read_prompts
 from fewstep.models.family import LatentModel
 from fewstep.models.hashes import weights_sha256
@@ -40,7 +40,8 @@ from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of, source_of
 from fewstep.models.model_files import find_exported
 from fewstep.models.offload import check_offload, settle
-from fewstep.models.options import Compile, Engine, Offload, check_int8
+from fewstep.models.options import Compile, Engine, Offload, PainterOptions, check_int8
+from fewstep.models.recognising import recognise_family
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
@@ -178,16 +179,8 @@ class Pipeline:
 
         Raises UserError for one that is not known.
         """
-        if asked == "auto":
-            return
-        try:
-            gamma = SAMPLERS[asked] if asked in SAMPLERS else float(asked)
-        except ValueError:
-            gamma = math.nan
-        if not 0 <= gamma <= 1:
-            known = ", ".join(("auto", *SAMPLERS))
-            raise UserError(f"sampler is {asked!r:.60}; known: {known}, and numbers from 0 to 1")
-        self.method = self.method.with_sampler(gamma)
+        if (gamma := read_sampler(asked)) is not None:
+            self.method = self.method.with_sampler(gamma)
 
     def _make_start(self, image: Image.Image | None, mask: Image.Image | None, blur: float) -> Start | None:
         """Cuts a picture, and its mask with it, to what this model paints. Raises UserError where they do not fit."""
@@ -240,6 +233,40 @@ class Pipeline:
         return self.method.sampling(self.model.schedule, self.grid_size, steps, strength)
 
 
+def read_sampler(asked: str) -> float | None:
+    """Returns the share of fresh noise that a sampler takes; None for `auto`. Raises UserError for one that is not
+    known."""
+    if asked == "auto":
+        return None
+    try:
+        gamma = SAMPLERS[asked] if asked in SAMPLERS else float(asked)
+    except ValueError:
+        gamma = math.nan
+    if not 0 <= gamma <= 1:
+        known = ", ".join(("auto", *SAMPLERS))
+        raise UserError(f"sampler is {asked!r:.60}; known: {known}, and numbers from 0 to 1")
+    return gamma
+
+
+def check_options(options: PainterOptions) -> None:
+    """Raises UserError for a sampler that there is not, or where nothing can be compiled: of no model, so before one is
+    loaded."""
+    read_sampler(options.sampler)
+    if options.compile != "off":
+        compiling: Any = importlib.import_module("fewstep.models.compiling")
+        compiling.check_compile(options.compile, pick_device(options.device))
+
+
+def check_painting(
+    source: str | Path, engine: Engine, tiny_decoder: str | Path, precision: PaintPrecision, home: torch.device
+) -> None:
+    """Raises UserError where a model's family has no place for an engine or a tiny decoder, or the engine does not
+    compute there or in that format; before any weights are read."""
+    if engine != "torch" or tiny_decoder:
+        recognise_family(source).check_painting(engine, tiny_decoder=bool(tiny_decoder))
+    check_engine(engine, precision, home)
+
+
 def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load` does
     source: str | Path, device: str = "auto", loras: Sequence[tuple[Path, float]] = (), base_config: str = "", *,
     engine: Engine = "torch", tiny_decoder: str | Path = "", overrides: Overrides | None = None,
@@ -272,6 +299,7 @@ def load_pipeline(  # noqa: PLR0913  # one call that takes all, as `fewstep.load
             check_asked(name, lora, allowed=allow_download)
     storage = pick_storage(device, engine, precision, offload)
     home = storage.home or storage.device
+    check_painting(source, engine, tiny_decoder, precision, home)
     model = load_latent_model(source, storage.device, base_config, overrides, storage.dtype, home)
     if lora.is_file() and header.get("fewstep.method") == STYLE_LORA and len(loras) == 1:
         check_painted_beside(model, lora.parent.parent if lora.parent.name == "model" else lora.parent)

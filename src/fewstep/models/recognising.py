@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep import assets
-from fewstep.models.card import StudentCard, read_card
+from fewstep.models.card import LCM_LORA, StudentCard, read_card
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.family import Family
 from fewstep.models.loading import find_files
@@ -26,6 +26,21 @@ class Recognised:
     parameterisation: str
     """What the network predicts, in diffusers' words; empty where a single file does not say."""
     card: StudentCard
+
+    @property
+    def is_few_step(self) -> bool:
+        """Tells whether it paints in a few steps as it is, as `LatentModel.is_few_step` does."""
+        return self.few_step or self.card.method == LCM_LORA
+
+
+def recognise_family(source: str | Path) -> Family:
+    """Reads what family a model is of. Raises UserError where it is of none known; of a Hub id only the configuration
+    files are fetched."""
+    path = Path(assets.find_folder(source))
+    if path.is_file():
+        return family_of_file(path)
+    folder = find_files(path if path.exists() else source, Overrides(), weights=False)
+    return family_of_folder(folder, read_index(folder, source), str(source))
 
 
 def recognise(source: str | Path, base_config: str = "") -> Recognised:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from fewstep.errors import UserError
-from fewstep.models.compiling import compile_blocks
+from fewstep.models.compiling import check_compile, compile_blocks
 from fewstep.models.network import BackboneNetwork
 from fewstep.parallel.world import current_world
 from fewstep.precision import choose_dtype
@@ -11,11 +13,17 @@ from fewstep.recipes.pictures import TrainingConfig
 from fewstep.train.trainable import Trainable
 
 
+def check_training(config: TrainingConfig, device: torch.device) -> None:
+    """Raises UserError where nothing can be compiled, or where several processes train; before a model is loaded."""
+    if current_world().size > 1:
+        raise UserError("--compile is for one process; leave it out, or --processes")
+    check_compile(config.compile, device)
+
+
 def compile_trainable(config: TrainingConfig, trainable: Trainable) -> None:
     """Compiles the repeated blocks of student, averages and base, each network once. Raises UserError where it cannot
     be, or where several processes train."""
-    if current_world().size > 1:
-        raise UserError("--compile is for one process; leave it out, or --processes")
+    check_training(config, trainable.model.device)
     learner = trainable.learner
     held = (trainable.model.network, learner.weights, learner.averaged, learner.target_average)
     networks = {id(each): each for each in held if isinstance(each, BackboneNetwork)}

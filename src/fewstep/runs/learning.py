@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from fewstep.errors import UserError
 from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
-from fewstep.models.family import LatentModel
+from fewstep.models.family import Family, LatentModel
 from fewstep.models.hashes import weights_sha256
 from fewstep.models.hub import name_place
 from fewstep.models.loading import load_latent_model, pick_device
@@ -24,6 +25,7 @@ from fewstep.runs.material import choose_resolution
 from fewstep.train.trainable import Trainable
 
 if TYPE_CHECKING:
+    from fewstep.models.recognising import Recognised
     from fewstep.runs.begun import Begun
 
 _KINDS = {"whole": "fewstep.train.whole_weights", "lora": "fewstep.train.lora_weights"}
@@ -92,36 +94,54 @@ def compile_if_wanted(config: TrainingConfig, trainable: Trainable) -> Trainable
 
 def check_model(config: ConsistencyConfig, model: LatentModel) -> None:
     """Raises UserError for settings that a model, or what can be made of it, has no place for."""
-    was, (low, high) = model.card.consistency or "lcm", config.guidance_range
-    if model.is_student and was != config.method:
-        raise UserError(f"{model.source} was made by {was} and cannot go on by {config.method}; give --method {was}")
+    _check_settings(config, model.source, model.family, model.card, is_student=model.is_student)
     if config.method == "ect" and model.schedule.has_zero_terminal_snr:
         raise UserError(
             f"the last time of {model.source} is noise alone, which ect never reaches; give another --method"
         )
-    if model.family.guided_inside:
-        _check_guided_inside(config, model)
-    distils, told = isinstance(config, Distill), model.is_student or model.family.guided_inside
-    adapts = distils and config.lora_rank and not told
-    if low != high and (adapts or not model.family.embeds_guidance):
-        what = "a LoRA" if adapts else f"a student of {model.family.title}"
+
+
+def look_at(config: ConsistencyConfig, source: str) -> Recognised:
+    """Reads what the small files say of the model that a training starts from."""
+    # done with before a run begins, so no part of what it computes
+    seen: Recognised = importlib.import_module("fewstep.models.recognising").recognise(source, config.base_config)
+    if config.network:  # which tells whether it is few-step only as it is loaded
+        return dataclasses.replace(seen, few_step=False, card=StudentCard())
+    return seen
+
+
+def check_before(config: ConsistencyConfig, source: str, seen: Recognised) -> None:
+    """Raises UserError for settings that such a model has no place for, before its weights are read."""
+    _check_settings(config, source, seen.family, seen.card, is_student=seen.few_step)
+
+
+def _check_settings(
+    config: ConsistencyConfig, source: str, family: Family, card: StudentCard, *, is_student: bool
+) -> None:
+    """Raises UserError for settings that a model of that family, a student or not, has no place for."""
+    was, (low, high) = card.consistency or "lcm", config.guidance_range
+    if is_student and was != config.method:
+        raise UserError(f"{source} was made by {was} and cannot go on by {config.method}; give --method {was}")
+    if family.guided_inside:
+        _check_guided_inside(config, family)
+    adapts = isinstance(config, Distill) and config.lora_rank and not (is_student or family.guided_inside)
+    if low != high and (adapts or not family.embeds_guidance):
+        what = "a LoRA" if adapts else f"a student of {family.title}"
         raise UserError(
             f"{what} has no input for guidance and guidance_range is {low:g} to {high:g}; give one "
             f"value twice: --guidance-range {config.guidance_scale:g} {config.guidance_scale:g}"
         )
 
 
-def _check_guided_inside(config: ConsistencyConfig, model: LatentModel) -> None:
+def _check_guided_inside(config: ConsistencyConfig, family: Family) -> None:
     """Raises UserError for what has no meaning with a teacher that guides itself."""
     if config.method == "guided-distill" and not getattr(config, "to_steps", 0):
         raise UserError(
-            f"{model.family.title} is told its guidance already, which is all that the first stage of guided-distill "
+            f"{family.title} is told its guidance already, which is all that the first stage of guided-distill "
             "teaches; give another --method"
         )
     if since := getattr(config, "guided_from", 0):
-        raise UserError(
-            f"guided_from is {since} and {model.family.title} guides itself, at every time alike; leave it out"
-        )
+        raise UserError(f"guided_from is {since} and {family.title} guides itself, at every time alike; leave it out")
 
 
 def choose_phases(config: ConsistencyConfig, model: LatentModel, begun: Begun | None = None) -> tuple[int, ...]:
@@ -137,6 +157,8 @@ def load_base(config: TrainingConfig, source: str) -> LatentModel:
     Of one that is spread each process has its part alone, from the first.
     """
     device = pick_device(config.device)
+    if config.compile != "off":
+        importlib.import_module("fewstep.runs.compiling").check_training(config, device)
     if spreads_base(config):
         spreading: Any = importlib.import_module("fewstep.models.spreading")
         mesh = make_mesh(getattr(config, "distribution", "ddp"))

@@ -27,7 +27,7 @@ from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.lora.source import source_of
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import Engine, Offload, check_int8
-from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pick_storage
+from fewstep.models.pipeline import Pipeline, check_painting, finish_pipeline, load_pipeline, pick_storage
 from fewstep.models.run_folder import CHECKPOINTS, CONFIG_FILE, find_run
 from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.vocabulary import parse_texts
@@ -52,12 +52,16 @@ def load_painter(  # noqa: PLR0913  # as load_pipeline
     """Loads what `load_pipeline` does, and runs that have not ended, or any whole checkpoint of a run."""
     check_int8(engine, precision, calibration_prompts)
     storage = pick_storage(device, engine, precision, offload)
+    home = storage.home or storage.device
     loaded: dict[Path, LatentModel] = {}
 
     def why_unfit(checkpoint: Path) -> str | None:
         loaded.clear()
         try:
-            loaded[checkpoint] = load_checkpoint(checkpoint, storage, overrides, allow_download=allow_download)
+            loaded[checkpoint] = load_checkpoint(
+                checkpoint, storage, overrides, allow_download=allow_download,
+                check=lambda base: check_painting(base, engine, tiny_decoder, precision, home),
+            )  # fmt: skip
         except UnfitError as error:
             return str(error)
         return None
@@ -73,7 +77,6 @@ def load_painter(  # noqa: PLR0913  # as load_pipeline
         run = find_run(checkpoint.parent.parent)
         said = run.describe() if run else str(source)
         raise UserError(f"{said}; a style paints beside a few-step model, with --lora, once it has ended")
-    home = storage.home or storage.device
     return finish_pipeline(
         loaded[checkpoint], loras, engine, tiny_decoder, precision, offload, home, calibration_prompts
     )
@@ -109,11 +112,13 @@ def find_checkpoint(source: Path, why_unfit: Callable[[Path], str | None] = lamb
 
 
 def load_checkpoint(
-    checkpoint: Path, storage: Storage, overrides: Overrides | None = None, *, allow_download: bool = False
-) -> LatentModel:
+    checkpoint: Path, storage: Storage, overrides: Overrides | None = None, *, allow_download: bool = False,
+    check: Callable[[str], None] = lambda _: None,
+) -> LatentModel:  # fmt: skip
     """Loads the base of a run with the weights that it would export if it ended at that checkpoint.
 
-    Raises UserError where the base is not there, or is another than the run's.
+    `check` may refuse the base by its name, before it is loaded. Raises UserError where the base is not there, or is
+    another than the run's.
     """
     run = checkpoint.parent.parent
     settings = _Settings(run / CONFIG_FILE)
@@ -126,6 +131,7 @@ def load_checkpoint(
     styles = [] if own.base_lora else map(source_of, said.base_lora)
     for name in (base, settings.text("base_config"), "" if own.network else said.network, *styles):
         check_asked(name, run / CONFIG_FILE, allowed=allow_download)
+    check(base)
     model = load_latent_model(base, storage.device, settings.text("base_config"), said, storage.dtype, storage.home)
     check_base(run, model)
     if settings.text("teacher") and (side := int(settings.number("resolution", 0))):

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+
+import torch
+
 from fewstep.models.engines.calibration import Calibration
 from fewstep.models.family import LatentModel
 from fewstep.models.options import Engine
 from fewstep.precision import PaintPrecision
+
+
+def check_engine(engine: Engine, precision: PaintPrecision, device: torch.device) -> None:
+    """Raises UserError where that engine is not there, or computes not on that device or not in that format."""
+    if engine != "torch":
+        importlib.import_module("fewstep.models.engines.openvino").check_openvino(device, precision)
 
 
 def with_engine(

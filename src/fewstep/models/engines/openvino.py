@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import importlib.metadata
 import io
 import json
@@ -50,18 +51,11 @@ def on_openvino(
     `cache`, by default `~/.cache/fewstep/openvino` or $FEWSTEP_CACHE/openvino, under the hash of weights, shapes,
     precision and version.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise UserError("engine openvino needs OpenVINO: pip install 'fewstep[openvino]'") from error
-    if model.device.type != "cpu":
-        raise UserError(f"engine openvino computes on a CPU and device is {model.device.type}; give --device cpu")
+    check_openvino(model.device, precision)
+    import openvino
+
     for part in model.parts.values():
         merge_attached(part)
-    if precision == "fp16":
-        raise UserError("engine openvino computes in fp32 or bf16 on a CPU and precision is fp16; give another")
-    if precision == "int8":
-        _check_int8()
     core = openvino.Core()
     can = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     compiler = _Compiler(core, cache or cache_folder(), "bf16" if can and precision != "fp32" else "f32")
@@ -75,6 +69,20 @@ def on_openvino(
         model.codec.tiny_decoder and _Autoencoder(model.codec.tiny_decoder, compiler),
     )
     return dataclasses.replace(model, network=network, codec=codec)
+
+
+def check_openvino(device: torch.device, precision: PaintPrecision) -> None:
+    """Raises UserError where OpenVINO is not there, or does not compute on that device or in that format."""
+    try:
+        importlib.import_module("openvino")
+    except ImportError as error:
+        raise UserError("engine openvino needs OpenVINO: pip install 'fewstep[openvino]'") from error
+    if device.type != "cpu":
+        raise UserError(f"engine openvino computes on a CPU and device is {device.type}; give --device cpu")
+    if precision == "fp16":
+        raise UserError("engine openvino computes in fp32 or bf16 on a CPU and precision is fp16; give another")
+    if precision == "int8":
+        _check_int8()
 
 
 def cache_folder() -> Path:

@@ -25,7 +25,7 @@ from fewstep.models.conditioner import Conditioner
 from fewstep.models.families import any_step_flow
 from fewstep.models.families.original_transformers import OriginalNames, load_original
 from fewstep.models.families.single_file import check_tensors, find_configurations
-from fewstep.models.families.transformer import TransformerNetwork
+from fewstep.models.families.transformer import TransformerNetwork, refuse_engine
 from fewstep.models.families.transformer_checks import PATCH
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.flow_scheduler import CLASSES, read_flow
@@ -80,6 +80,12 @@ class TransformerFamily(Family):
     """The settings of the released transformer."""
     released_codec: ClassVar[Mapping[str, float]]
     """The scale and shift of the released autoencoder's latents."""
+
+    def check_painting(self, engine: str, *, tiny_decoder: bool) -> None:
+        if engine != "torch":
+            raise refuse_engine(self.transformer_class.__name__)
+        if tiny_decoder:
+            self.codec_class.check_tiny_decoder()
 
     def is_few_step(self, network_config: Mapping[str, Any]) -> bool:  # noqa: ARG002  # cards alone tell
         return False

@@ -118,7 +118,8 @@ class KleinCodec(Codec):
         centre, spread = (each.to(z_0.device) for each in self._statistics)
         return functional.pixel_shuffle(z_0 * spread + centre, 2)
 
-    def with_tiny_decoder(self, tiny_decoder: Any) -> Codec:  # noqa: ARG002
+    @classmethod
+    def check_tiny_decoder(cls) -> None:
         raise UserError("no tiny decoder knows the latents of FLUX.2; leave --tiny-decoder out")
 
 

@@ -97,7 +97,8 @@ class QwenCodec(Codec):
         pixels: Tensor = decoder.decode(z.unsqueeze(2)).sample[:, :, 0]
         return pixels
 
-    def with_tiny_decoder(self, tiny_decoder: Any) -> Codec:  # noqa: ARG002
+    @classmethod
+    def check_tiny_decoder(cls) -> None:
         raise UserError("no tiny decoder knows the latents of Qwen-Image; leave --tiny-decoder out")
 
 

@@ -79,7 +79,8 @@ class DeepCodec(Codec):
         latent = self.autoencoder.encode(pixels).latent
         return latent, torch.zeros_like(latent)
 
-    def with_tiny_decoder(self, tiny_decoder: Any) -> Codec:  # noqa: ARG002
+    @classmethod
+    def check_tiny_decoder(cls) -> None:
         raise UserError("no tiny decoder knows the latents of SANA; leave --tiny-decoder out")
 
 

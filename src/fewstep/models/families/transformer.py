@@ -32,6 +32,11 @@ def _spared_fp16(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if half else nullcontext()
 
 
+def refuse_engine(network: str) -> UserError:
+    """Returns what is said where another engine than torch is asked for a network of that class."""
+    return UserError(f"--engine torch alone computes a {network}; leave --engine out")
+
+
 class TransformerNetwork(BackboneNetwork):
     """A transformer that predicts the velocity of a flow, ε − z_0, if no other parameterisation is said."""
 
@@ -169,4 +174,4 @@ class TransformerNetwork(BackboneNetwork):
         return type(self)(backbone, self.schedule, self.parameterisation)
 
     def compiled_by(self, _compile: Callable[[nn.Module, nn.Module], Callable[..., Tensor]]) -> Self:
-        raise UserError(f"--engine torch alone computes a {type(self.transformer).__name__}; leave --engine out")
+        raise refuse_engine(type(self.transformer).__name__)
