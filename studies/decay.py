@@ -21,15 +21,15 @@ import tyro
 from torch import Tensor
 
 from fewstep import assets
-from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.prediction import Cond, Prediction
+from fewstep.diffusion.prediction import Cond, Guided, Prediction
 from fewstep.diffusion.sampling import sample_ode
 from fewstep.evaluate.cell import Cell, Painter
 from fewstep.evaluate.roster import scenes_roster
 from fewstep.evaluate.scenes_bench import scenes_bench
 from fewstep.evaluate.scoring import Row, score
 from fewstep.method.landing import ConsistencyFunction
-from fewstep.method.sampling import consistency_times, sample_consistency
+from fewstep.method.sampling import sample_consistency
+from fewstep.method.times import consistency_times
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.pipeline import seeded_noise

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep.commands.distill import load_teacher, make_path, make_student
-from fewstep.diffusion.sampling import sampling_times
+from fewstep.diffusion.schedule import sampling_times
 from fewstep.evaluate.baselines import teacher_latents
 from fewstep.method.paths import TeacherPath
 from fewstep.models.families.packing import pack, unpack

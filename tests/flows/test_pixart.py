@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from fewstep.commands.combine import Combine, combine
 from fewstep.commands.distill import distill
-from fewstep.diffusion.sampling import sample_ode, sampling_times
+from fewstep.diffusion.sampling import sample_ode
+from fewstep.diffusion.schedule import sampling_times
 from fewstep.errors import UserError
 from fewstep.method.paths import TeacherPath
 from fewstep.models.loading import load_latent_model

@@ -18,7 +18,7 @@ import fewstep
 from fewstep import assets
 from fewstep.data.pictures import to_images, to_pixels
 from fewstep.data.worlds.scenes import Scenes
-from fewstep.diffusion.sampling import sampling_times
+from fewstep.diffusion.schedule import sampling_times
 from fewstep.evaluate.baselines import teacher_latents
 from fewstep.evaluate.reader import load_reader, read
 from fewstep.models import scenes_model

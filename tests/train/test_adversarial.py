@@ -18,7 +18,7 @@ from fewstep.commands.prepare import prepare
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.method.adversarial import draw_tau, heads_losses, student_losses
-from fewstep.method.ends import edges, phase_lengths
+from fewstep.method.times import edges, phase_lengths
 from fewstep.models import scenes_model
 from fewstep.models.loading import load_latent_model
 from fewstep.parallel.world import current_world

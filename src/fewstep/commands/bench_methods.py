@@ -38,8 +38,9 @@ from fewstep.method.distances import DISTANCES
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction, Landing
 from fewstep.method.named import HALVING, METHODS, MethodName, NamedMethod
 from fewstep.method.paths import DataPath, StudentPath, TeacherPath
-from fewstep.method.sampling import jump_times, sample_consistency
+from fewstep.method.sampling import sample_consistency
 from fewstep.method.step import Method
+from fewstep.method.times import jump_times
 from fewstep.method.walks import make_walk
 from fewstep.method.weights import WEIGHTS
 from fewstep.parallel.world import current_world
@@ -240,7 +241,7 @@ def make_method(named: NamedMethod, world: Oracle) -> Method:
     schedule = world.schedule
     path = TeacherPath(world.teacher, schedule, NULL_COND) if named.path == "teacher" else DataPath(schedule)
     return Method(
-        schedule, path, DISTANCES[named.distance or "l2"].make(0.03), WEIGHTS[named.weight](schedule), named.landing,
+        schedule, path, DISTANCES[named.distance or "l2"](0.03), WEIGHTS[named.weight](schedule), named.landing,
         named.told_end,
     )  # fmt: skip
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fewstep.data.buckets import describe_counts, list_buckets
-from fewstep.data.choices import Buckets
 from fewstep.data.reading import CropSettings, PictureReader
+from fewstep.data.sources.filters import Buckets
 from fewstep.errors import UserError, find_nearest
 from fewstep.evaluate.report import markdown_table
 from fewstep.measure.memory import GIB, MOMENTS, Need, need

@@ -14,8 +14,7 @@ from fewstep.diffusion.multistep import sample_dpm_solver_pp_2m, sample_unipc
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.sampling import sample_euler, sample_ode
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers.base import Field, Solver
-from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
+from fewstep.diffusion.solvers.base import DDIM, Field, Solver
 from fewstep.diffusion.solvers.dpm_solver import SOLVER as DPM_SOLVER_2
 from fewstep.diffusion.solvers.midpoint import SOLVER as MIDPOINT
 from fewstep.method.paths import TeacherPath

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Cond
-from fewstep.diffusion.sampling import Spacing, sampling_times, stretch_times
+from fewstep.diffusion.sampling import stretch_times
+from fewstep.diffusion.schedule import Spacing, sampling_times
 from fewstep.evaluate.baselines import SAMPLERS, teacher_latents
 from fewstep.evaluate.columns import Column
 from fewstep.models.family import LatentModel

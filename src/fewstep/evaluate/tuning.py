@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fewstep.diffusion.sampling import Spacing
+from fewstep.diffusion.schedule import Spacing
 from fewstep.evaluate.cell import Cell, Row
 from fewstep.evaluate.metrics import list_columns
 

@@ -16,10 +16,9 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.measure.shapes import make_fake, norms_in_fp32
 from fewstep.measure.stopwatch import LiveBytes, Work
 from fewstep.method.adversarial import Heads, Renoising, heads_losses
-from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances import DISTANCES
 from fewstep.method.named import METHODS
-from fewstep.method.paths import TeacherPath, kept_path
+from fewstep.method.paths import TeacherPath, TrainingBatch, kept_path
 from fewstep.method.step import Method, answer_both, compare, consistency_losses
 from fewstep.method.walks import find_stops
 from fewstep.models.family import Family
@@ -60,7 +59,7 @@ def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) ->
         make_fake(modules)
         null = None if family.guided_inside else family.shaped_condition(1)
         named = METHODS[config.method]
-        distance = DISTANCES[named.choose_distance(config.distance)].make(config.huber_c)
+        distance = DISTANCES[named.choose_distance(config.distance)](config.huber_c)
         kept = config.states == "trajectories"
         path = kept_path if kept else TeacherPath(teacher, schedule, null)
         method = Method(schedule, path, distance, landing=named.landing, told_end=named.told_end)

@@ -18,8 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fewstep.diffusion.guidance import Rescale
-from fewstep.diffusion.prediction import Cond
+from fewstep.diffusion.prediction import Cond, Rescale
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
 from fewstep.models.card import LCD, LCF, LCM_LORA, StudentCard

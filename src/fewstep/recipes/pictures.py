@@ -9,8 +9,7 @@ from typing import Literal
 import tyro
 
 from fewstep import assets
-from fewstep.data.choices import Buckets, CaptionLines, Crop
-from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.filters import Buckets, CaptionLines, Crop, Filters
 from fewstep.errors import UserError
 from fewstep.models.options import DeviceOptions, ModelOptions
 from fewstep.precision import FrozenPrecision, Quantisation

@@ -75,7 +75,7 @@ def make_task(
     method = Method(
         schedule=model.schedule,
         path=path,
-        distance=DISTANCES[named.choose_distance(config.distance)].make(config.huber_c),
+        distance=DISTANCES[named.choose_distance(config.distance)](config.huber_c),
         weight=WEIGHTS[named.choose_weight(config.loss_weight)](model.schedule),
         landing=named.landing,
         told_end=named.told_end,

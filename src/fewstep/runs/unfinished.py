@@ -14,8 +14,8 @@ from torch import Tensor
 from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.files import explain_damage
-from fewstep.method.ends import PHASE
 from fewstep.method.named import NamedMethod
+from fewstep.method.times import PHASE
 from fewstep.models.card import LCD, LCM_LORA, MAX_STEPS, STYLE_LORA, StudentCard, is_number, read_method
 from fewstep.models.end import pick_end
 from fewstep.models.family import LatentModel

@@ -14,7 +14,7 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction
 from fewstep.method.matching import Renoised, draw_tau, fake_losses, matching_losses, noise_on
 from fewstep.method.paths import TeacherPath
-from fewstep.method.sampling import jump_times
+from fewstep.method.times import jump_times
 from fewstep.train.config import Optimisation
 from fewstep.train.latent_task import LatentTask
 from fewstep.train.learner import Learner

@@ -16,11 +16,11 @@ from fewstep.data.shards.source import open_shards
 from fewstep.data.sources import captions, urls
 from fewstep.data.sources.base import DroppedError, Source
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.fitting import PictureLimits
 from fewstep.data.sources.folder import list_folder, open_folder
 from fewstep.data.sources.folder_files import METADATA, WANTED, FolderFiles, Listing, is_hidden
 from fewstep.data.sources.places import Place
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.data.worlds.scene import LOOKS
