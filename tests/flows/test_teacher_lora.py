@@ -12,13 +12,13 @@ from fewstep.commands.distill import distill, load_teacher
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.models.card import LORA_FILE, read_card
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.export import spell
 from fewstep.models.lora.file import write_lora
 from fewstep.models.lora.pair import Pair
+from fewstep.models.network import weights_sha256
+from fewstep.models.options import Overrides, read_overrides
 from fewstep.models.pipeline import load_pipeline
-from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.recipes.distill import Distill
 from flow_miniatures import copy_model
 

@@ -22,8 +22,8 @@ from fewstep.diffusion.schedule import sampling_times
 from fewstep.evaluate.baselines import teacher_latents
 from fewstep.evaluate.reader import load_reader, read
 from fewstep.models import scenes_model
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
+from fewstep.models.network import weights_sha256
 
 
 @pytest.fixture(scope="module")

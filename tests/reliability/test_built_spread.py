@@ -18,11 +18,10 @@ from fewstep.files import replace_folder
 from fewstep.method.named import METHODS
 from fewstep.models import scenes_model, spreading
 from fewstep.models.export import save_pipeline
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
+from fewstep.models.network import weights_sha256
 from fewstep.models.stock_scheduler import make_scheduler
-from fewstep.parallel.sharding import gather_tensor, is_spread
-from fewstep.parallel.world import current_world
+from fewstep.parallel.world import current_world, gather_tensor, is_spread
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.unfinished import load_painter

@@ -15,9 +15,9 @@ from fewstep.commands.train_lora import train_lora
 from fewstep.errors import UserError
 from fewstep.measure.stopwatch import LiveBytes
 from fewstep.models.families.stable_diffusion import LORA
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import read_lora
+from fewstep.models.network import weights_sha256
 from fewstep.models.quantised import BLOCK, QuantisedConv2d, QuantisedLinear, quantise
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import Finetune

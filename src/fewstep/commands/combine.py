@@ -9,8 +9,6 @@ from fewstep import assets
 from fewstep.errors import UserError, show
 from fewstep.files import is_vacant
 from fewstep.models.card import LCM_LORA
-from fewstep.models.end import scaled
-from fewstep.models.hub import name_place
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.combining import combined, merge
 from fewstep.models.lora.export import save_combined, save_merged, spell
@@ -18,6 +16,8 @@ from fewstep.models.lora.few_step import check_told, find_told, recognise
 from fewstep.models.lora.file import list_written, read_lora
 from fewstep.models.lora.header import DIFFUSERS_ENTRY
 from fewstep.models.lora.source import parse_lora
+from fewstep.models.model_files import name_place
+from fewstep.models.network import scaled
 from fewstep.models.options import LoraOptions
 
 

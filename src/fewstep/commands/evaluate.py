@@ -35,7 +35,7 @@ from fewstep.evaluate.studio import EvaluationStudio
 from fewstep.evaluate.tuning import best_cell
 from fewstep.evaluate.worlds import find_world
 from fewstep.models.extractors import Extractor
-from fewstep.models.hashes import weights_sha256
+from fewstep.models.network import weights_sha256
 from fewstep.models.pipeline import Pipeline
 from fewstep.precision import name_dtype
 from fewstep.progress import report

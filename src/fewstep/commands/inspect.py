@@ -22,12 +22,11 @@ from fewstep.data.shards.store import UrlStore, find_local, find_url
 from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
-from fewstep.models.end import KEYS
 from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.families.single_file import read_statements
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
-from fewstep.models.model_files import INDEX, TOKENIZER_CONFIG, find_file, read_json
-from fewstep.models.run_folder import CHECKPOINTS, CONFIG_FILE
+from fewstep.models.model_files import CHECKPOINTS, CONFIG_FILE, INDEX, TOKENIZER_CONFIG, find_file, read_json
+from fewstep.models.network import KEYS
 from fewstep.models.vocabulary import parse_vocabulary
 from fewstep.recipes.named import RECIPES
 from fewstep.recipes.plain import read_config_file, to_plain

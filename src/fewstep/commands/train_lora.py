@@ -7,8 +7,8 @@ import dataclasses
 from fewstep.diffusion.flow import Flow
 from fewstep.models.card import STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
-from fewstep.models.hub import name_place
+from fewstep.models.model_files import name_place
+from fewstep.models.network import weights_sha256
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
 from fewstep.runs.learning import choose_frozen_dtype, compile_if_wanted, load_base

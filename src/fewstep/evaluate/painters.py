@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.studio import EvaluationStudio, PaintingJob
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.libraries import PRELOAD
+from fewstep.models.network import weights_sha256
 from fewstep.parallel.workers import Workers, count_cores
 from fewstep.precision import name_dtype
 

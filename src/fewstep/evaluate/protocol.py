@@ -10,7 +10,7 @@ from typing import Any
 from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import is_vacant, remove_abandoned, write_whole
-from fewstep.models.run_folder import find_run
+from fewstep.models.model_files import find_run
 
 RESULTS_FILE = "results.json"
 

@@ -25,12 +25,11 @@ from fewstep.evaluate.worlds import find_world
 from fewstep.models.card import StudentCard, read_card
 from fewstep.models.extractors import load_extractor
 from fewstep.models.family import LatentModel
-from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.source import parse_lora, source_of
+from fewstep.models.model_files import check_asked, find_run
+from fewstep.models.options import read_overrides
 from fewstep.models.pipeline import load_pipeline
-from fewstep.models.run_folder import find_run
-from fewstep.models.scheduler import read_overrides
 from fewstep.precision import choose_dtype
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
-from fewstep.models.hashes import weights_sha256
+from fewstep.models.network import weights_sha256
 
 PIXELS_AT_ONCE = 2**20
 """Bounds what the autoencoder sees together: one picture of 1024 pixels' side, or four of 512: gigabytes of memory."""

@@ -27,7 +27,7 @@ from fewstep.errors import UserError
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models.conditioner import Conditioner
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
+from fewstep.models.network import weights_sha256
 from fewstep.parallel.world import current_world
 from fewstep.progress import report
 

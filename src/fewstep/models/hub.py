@@ -23,36 +23,6 @@ TRIES = "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS"
 Choose = Callable[[Sequence[str]], Iterable[str]]
 
 
-def is_hub_id(source: str) -> bool:
-    """Says whether a name that is not a path here looks like OWNER/NAME."""
-    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
-
-
-def name_place(source: str) -> str:
-    """Returns a path that looks like OWNER/NAME as one that no repository is called, such as `./models/base`."""
-    return f"./{source}" if is_hub_id(source) and os.path.exists(source) else source
-
-
-_LONGEST = 255
-"""Bytes of a name on any disk."""
-_ALLOW = (
-    "name it yourself, or let files name what is fetched with --allow-download; "
-    "if it is a path, run this command where the path begins"
-)
-
-
-def check_asked(source: str | None, named_in: object, *, allowed: bool = False, remedy: str = _ALLOW) -> None:
-    """Raises UserError where a file names what the person at the terminal neither named nor allowed to be fetched, or
-    what nothing is called."""
-    if source and any(len(os.fsencode(part)) > _LONGEST for part in Path(source).parts):
-        raise UserError(f"{named_in} names {source[:60]}…, which is not a name of a file or of a repository")
-    if allowed or not source or os.path.exists(source):
-        return
-    if "://" not in source and not is_hub_id("/".join(source.split("/")[:2])):  # a LoRA's is OWNER/NAME/FILE
-        return
-    raise UserError(f"{named_in} names {source}, which is not here and would be fetched; {remedy}")
-
-
 def fetch_pipeline(source: str, parts: Sequence[str], *, without: Collection[str] = ()) -> Path:
     """Fetches a diffusers pipeline: its configurations, and of every part one variant of the weights.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,9 +13,8 @@ from fewstep.errors import UserError
 from fewstep.models.codec import Codec
 from fewstep.models.families import family_of_file, family_of_folder, list_families, list_parts
 from fewstep.models.family import LatentModel
-from fewstep.models.hub import fetch_configurations, fetch_pipeline, is_hub_id
-from fewstep.models.model_files import MODEL_WANTED, read_index
-from fewstep.models.scheduler import Overrides
+from fewstep.models.model_files import MODEL_WANTED, is_hub_id, read_index
+from fewstep.models.options import Overrides
 from fewstep.precision import Storage
 
 
@@ -105,7 +105,7 @@ def load_codec(source: str | Path, device: torch.device, base_config: str = "") 
         return family_of_file(place).load_codec(place, base_config, device)
     if not place.is_dir() and is_hub_id(str(source)):
         codecs = {family.codec_part for family in list_families()}
-        place = fetch_pipeline(str(source), list_parts(), without=set(list_parts()) - codecs)
+        place = Path(_open_hub().fetch_pipeline(str(source), list_parts(), without=set(list_parts()) - codecs))
     folder = find_files(place if place.is_dir() else source, Overrides())
     index = read_index(folder, source)
     return family_of_folder(folder, index, str(source)).load_codec(folder, base_config, device)
@@ -119,6 +119,10 @@ def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True
     if not is_hub_id(str(source)):
         raise UserError(f"{source} is neither a folder nor a file; {MODEL_WANTED}")
     if not weights:
-        return fetch_configurations(str(source), list_parts())
+        return Path(_open_hub().fetch_configurations(str(source), list_parts()))
     networks = {family.lora.part for family in list_families()} if overrides.network else set()
-    return fetch_pipeline(str(source), list_parts(), without=networks)
+    return Path(_open_hub().fetch_pipeline(str(source), list_parts(), without=networks))
+
+
+def _open_hub() -> Any:  # which is imported only where something is fetched
+    return importlib.import_module("fewstep.models.hub")

@@ -18,7 +18,7 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.encoded import encode_captions
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
+from fewstep.models.network import weights_sha256
 
 
 class KeptTrajectories(StepSource):

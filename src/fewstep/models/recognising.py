@@ -11,7 +11,7 @@ from fewstep.models.families import family_of_file, family_of_folder
 from fewstep.models.family import Family
 from fewstep.models.loading import find_files
 from fewstep.models.model_files import read_index, read_json
-from fewstep.models.scheduler import Overrides
+from fewstep.models.options import Overrides
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 
 from fewstep import assets
 from fewstep.errors import UserError
-from fewstep.models.hub import check_asked
 from fewstep.models.lora.source import source_of
+from fewstep.models.model_files import check_asked
+from fewstep.models.options import NETWORK_OPTION
 from fewstep.models.recognising import Recognised, recognise
-from fewstep.models.scheduler import NETWORK_OPTION
 from fewstep.recipes.named import MEMORY_GIB, RECIPES, RELEASED, find_recipe
 
 FETCHED = ("teacher", "model", NETWORK_OPTION, "base_config", "base_lora", "data", "mix")

@@ -13,7 +13,7 @@ from fewstep.method.named import METHODS, WALKED, MethodName, NamedMethod, State
 from fewstep.method.times import Times
 from fewstep.method.weights import WeightName
 from fewstep.models.card import MAX_STEPS
-from fewstep.parallel.sharding import Distribution
+from fewstep.parallel.world import Distribution
 from fewstep.precision import Quantisation
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.train.config import check_between, check_not_negative

@@ -12,11 +12,10 @@ from fewstep.errors import UserError
 from fewstep.method.named import HALVING, METHODS
 from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import find_exported
-from fewstep.models.network import BackboneNetwork
-from fewstep.parallel.sharding import find_mesh, is_spread
+from fewstep.models.network import BackboneNetwork, weights_sha256
+from fewstep.parallel.world import find_mesh, is_spread
 from fewstep.recipes.distill import Distill
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.files import is_vacant, remove_abandoned, write_whole
 from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
-from fewstep.models.run_folder import CONFIG_FILE, find_run, name_command
+from fewstep.models.model_files import CONFIG_FILE, find_run, name_command
 from fewstep.parallel.world import current_world
 from fewstep.recipes.plain import MADE_WITH, read_config_file, to_plain
 from fewstep.train.config import NOT_THE_RUN

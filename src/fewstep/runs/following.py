@@ -11,10 +11,9 @@ from fewstep.errors import UserError
 from fewstep.method.paths import StudentPath
 from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import find_exported
-from fewstep.models.network import BackboneNetwork
+from fewstep.models.network import BackboneNetwork, weights_sha256
 from fewstep.recipes.distill import Distill
 from fewstep.runs.begun import ROUNDING
 from fewstep.runs.learning import choose_frozen_dtype

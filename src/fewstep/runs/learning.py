@@ -11,11 +11,10 @@ from fewstep.errors import UserError
 from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
-from fewstep.models.hub import name_place
 from fewstep.models.loading import load_latent_model, pick_device
-from fewstep.parallel.sharding import make_mesh
-from fewstep.parallel.world import current_world
+from fewstep.models.model_files import name_place
+from fewstep.models.network import weights_sha256
+from fewstep.parallel.world import current_world, make_mesh
 from fewstep.precision import FrozenPrecision, Precision, choose_dtype
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill

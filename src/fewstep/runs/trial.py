@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.parallel.sharding import is_spread
-from fewstep.parallel.world import current_world
+from fewstep.parallel.world import current_world, is_spread
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.parallel.sharding import gather_tensor
+from fewstep.parallel.world import gather_tensor
 from fewstep.train.config import Optimisation
 from fewstep.train.scaling import LossScale
 from fewstep.train.state import RoleState, RunState

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fewstep.parallel.sharding import is_spread
+from fewstep.parallel.world import is_spread
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
 from fewstep.train.scaling import LossScale

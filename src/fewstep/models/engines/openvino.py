@@ -28,8 +28,8 @@ from fewstep.files import replace_folder
 from fewstep.models.codec import Codec
 from fewstep.models.engines.calibration import Calibration, Passes
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.lora.decomposed import merge_attached
+from fewstep.models.network import weights_sha256
 from fewstep.precision import PaintPrecision
 
 _FORMAT = 1

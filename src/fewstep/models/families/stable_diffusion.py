@@ -45,8 +45,9 @@ from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.model_files import read_index, read_json
 from fewstep.models.network import BackboneNetwork
+from fewstep.models.options import Overrides
 from fewstep.models.parts import put
-from fewstep.models.scheduler import Overrides, read_schedule, settle_schedule
+from fewstep.models.scheduler import read_schedule, settle_schedule
 from fewstep.precision import Storage
 
 logger = logging.getLogger(__name__)

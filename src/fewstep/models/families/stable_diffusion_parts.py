@@ -35,8 +35,8 @@ from fewstep.models.families.single_file import (
 )
 from fewstep.models.families.unet import AS_TIMES
 from fewstep.models.family import Family
-from fewstep.models.hub import fetch_network, is_hub_id
-from fewstep.models.model_files import check_config, read_json, stage_configurations
+from fewstep.models.hub import fetch_network
+from fewstep.models.model_files import check_config, is_hub_id, read_json, stage_configurations
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 from fewstep.precision import Storage
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.card import LORA_FILE
-from fewstep.models.end import KEYS, End
 from fewstep.models.family import LoraLayout
 from fewstep.models.lora.embeddings import Embeddings, read_embeddings
 from fewstep.models.lora.end import read_end
@@ -27,6 +26,7 @@ from fewstep.models.lora.fused import fuse, join_rows, take_apart
 from fewstep.models.lora.header import DIFFUSERS_ENTRY, PEFT_FILE, Adapter, read_adapters
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.lora.spelling import EMBEDDING, PEFT, list_spellings, refuse_others, split_key
+from fewstep.models.network import KEYS, End
 
 __all__ = ["DIFFUSERS_FILE", "KOHYA_FILE", "Lora", "LoraFile", "Pair", "adaptable_modules", "read_lora", "write_lora"]
 
