@@ -8,7 +8,7 @@ from fewstep.models.network import BackboneNetwork
 from fewstep.parallel.world import current_world
 from fewstep.precision import choose_dtype
 from fewstep.recipes.pictures import TrainingConfig
-from fewstep.train.trainable import Trainable
+from fewstep.train.learner import Trainable
 
 
 def compile_trainable(config: TrainingConfig, trainable: Trainable) -> None:

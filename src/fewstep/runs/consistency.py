@@ -24,10 +24,9 @@ from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.runs.reporting import publish_run
 from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
-from fewstep.train.latent_task import LatentTask
+from fewstep.train.learner import Trainable
 from fewstep.train.loop import fit
-from fewstep.train.task import Task
-from fewstep.train.trainable import Trainable
+from fewstep.train.task import LatentTask, Task
 
 SAMPLE_PROMPTS = 6
 _TASKS = {"walkers": "fewstep.runs.walkers_task", "trajectories": "fewstep.runs.trajectories_task"}

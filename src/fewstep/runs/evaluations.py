@@ -20,7 +20,7 @@ from fewstep.files import write_whole
 from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.world import current_world
 from fewstep.precision import choose_dtype
-from fewstep.runs.observers import Observed
+from fewstep.runs.reporting import Observed
 from fewstep.train.ledger import number_in, read_lines
 from fewstep.train.tracking import EVALUATIONS_FILE
 

@@ -17,7 +17,7 @@ from fewstep.models.network import BackboneNetwork, weights_sha256
 from fewstep.recipes.distill import Distill
 from fewstep.runs.begun import ROUNDING
 from fewstep.runs.learning import choose_frozen_dtype
-from fewstep.train.trainable import Trainable
+from fewstep.train.learner import Trainable
 
 
 def follow_student(config: Distill, student: Trainable, teacher: LatentModel) -> StudentPath:

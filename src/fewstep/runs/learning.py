@@ -20,7 +20,7 @@ from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.runs.material import choose_resolution
-from fewstep.train.trainable import Trainable
+from fewstep.train.learner import Trainable
 
 if TYPE_CHECKING:
     from fewstep.runs.begun import Begun

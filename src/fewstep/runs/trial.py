@@ -14,9 +14,9 @@ import torch
 from fewstep.parallel.world import current_world, is_spread
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.train.config import LoopConfig
+from fewstep.train.learner import Trainable
 from fewstep.train.loop import fit
 from fewstep.train.task import Task
-from fewstep.train.trainable import Trainable
 
 
 def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures: int) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -24,12 +28,34 @@ from fewstep.train.log import RunLog
 from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_averages
 from fewstep.train.role import STUDENT, Role
 from fewstep.train.saving import Saving, wait_for_writer
-from fewstep.train.scaling import FIRST, LossScale
-from fewstep.train.skipping import Skipping
 from fewstep.train.soundness import why_unfit
 from fewstep.train.state import RoleState, RunState, mean_loss
-from fewstep.train.stopping import Stopping
 from fewstep.train.task import Task
+from fewstep.train.vetoes import FIRST_SCALE, LossScale, Skipping
+
+
+class Stopping:
+    """Notes SIGTERM and the first Ctrl-C while it lasts, and does not obey them; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # a handler's signature
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
 
 
 class NonFiniteLossError(UserError):
@@ -169,7 +195,7 @@ def begin(roles: Sequence[Role], config: LoopConfig) -> RunState:
     if len(set(learning)) < len(learning):
         raise ValueError(f"two of the roles {names} share a weight that learns; it can follow one loss only")
     device = learning[0].device
-    scaling = LossScale(device, FIRST) if choose_dtype(config.precision, device) == torch.float16 else None
+    scaling = LossScale(device, FIRST_SCALE) if choose_dtype(config.precision, device) == torch.float16 else None
     return RunState(states, config.steps, Skipping(config.steps, device), scaling=scaling)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.parallel.world import gather_tensor
 from fewstep.train.config import Optimisation
-from fewstep.train.scaling import LossScale
 from fewstep.train.state import RoleState, RunState
+from fewstep.train.vetoes import LossScale
 
 
 def learning_rate(optimisation: Optimisation, step: int, steps: int) -> float:

@@ -14,8 +14,7 @@ from torch.distributed.tensor import DTensor
 from fewstep.parallel.world import is_spread
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
-from fewstep.train.scaling import LossScale
-from fewstep.train.skipping import Skipping
+from fewstep.train.vetoes import LossScale, Skipping
 
 _STUDENTS_NAMES = {"weights": "student", "average": "averaged"}
 EXPORTED = (_STUDENTS_NAMES["average"], _STUDENTS_NAMES["weights"])
