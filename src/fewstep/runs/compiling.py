@@ -5,13 +5,13 @@ from __future__ import annotations
 from fewstep.errors import UserError
 from fewstep.models.compiling import compile_blocks
 from fewstep.models.network import BackboneNetwork
+from fewstep.models.options import Compile
 from fewstep.parallel.world import current_world
-from fewstep.precision import choose_dtype
-from fewstep.recipes.pictures import TrainingConfig
+from fewstep.precision import Precision, choose_dtype
 from fewstep.train.learner import Trainable
 
 
-def compile_trainable(config: TrainingConfig, trainable: Trainable) -> None:
+def compile_trainable(trainable: Trainable, how: Compile, precision: Precision) -> None:
     """Compiles the repeated blocks of student, averages and base, each network once. Raises UserError where it cannot
     be, or where several processes train."""
     if current_world().size > 1:
@@ -20,4 +20,4 @@ def compile_trainable(config: TrainingConfig, trainable: Trainable) -> None:
     held = (trainable.model.network, learner.weights, learner.averaged, learner.target_average)
     networks = {id(each): each for each in held if isinstance(each, BackboneNetwork)}
     device = trainable.model.device
-    compile_blocks([*networks.values()], config.compile, device, choose_dtype(config.precision, device))
+    compile_blocks([*networks.values()], how, device, choose_dtype(precision, device))

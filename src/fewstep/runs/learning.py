@@ -85,7 +85,8 @@ def make_trainable(
 def compile_if_wanted(config: TrainingConfig, trainable: Trainable) -> Trainable:
     """Returns it, compiled if the configuration says so."""
     if config.compile != "off":
-        importlib.import_module("fewstep.runs.compiling").compile_trainable(config, trainable)
+        compiling: Any = importlib.import_module("fewstep.runs.compiling")
+        compiling.compile_trainable(trainable, config.compile, config.precision)
     return trainable
 
 

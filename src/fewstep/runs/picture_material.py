@@ -58,9 +58,8 @@ def open_kind(
     given = [(config.data, 1.0), *map(split_weight, config.mix)]
     sources = [_open(config, data, resolution) for data, _ in given]
     count = sum(map(len, sources))
-    cut = CropSettings(
-        resolution=resolution, buckets=choose_buckets(config, model), crop=config.crop, flip=config.flip
-    )  # fmt: skip
+    shapes = choose_buckets(model, resolution) if config.buckets == "on" else ()
+    cut = CropSettings(resolution=resolution, buckets=shapes, crop=config.crop, flip=config.flip)
     options: Any = {"settings": cut, "seed": config.seed, "workers": config.read_ahead, "ahead": config.batch_size}
     reading = PictureReader(sources, [weight for _, weight in given], **options)
     buckets = describe_counts(reading.count_sides(), config.batch_size)
@@ -74,7 +73,7 @@ def open_kind(
         | ({"told": dict(r.told)} if r.told else {})
         for data, r in reports
     }
-    for line in (*_list_shortages(config, dict(reports)), *buckets):
+    for line in (*_list_shortages(dict(reports), config.batch_size), *buckets):
         print(line, flush=True)
     keeping = None if run is None else Keeping(run / ENCODED, describe_pictures(config))
     return Material(
@@ -113,15 +112,15 @@ def _open(config: TrainingConfig, data: str, resolution: int) -> Source:
     return open_prompts(data, resolution)
 
 
-def _list_shortages(config: TrainingConfig, reports: Mapping[str, SourceReport]) -> Iterator[str]:
+def _list_shortages(reports: Mapping[str, SourceReport], batch_size: int) -> Iterator[str]:
     """Yields a warning for each source of which most is lost, and one where a batch holds pictures several times."""
     for data, report in reports.items():
         if (lost := sum(report.dropped.values())) > report.used:
             yield show(f"warning: {lost} of the {report.found} pictures of {data} are not used; see above why")
-    count, batch = sum(report.used for report in reports.values()), config.batch_size
-    if count < batch:
+    count = sum(report.used for report in reports.values())
+    if count < batch_size:
         yield (
-            f"warning: there are fewer pictures ({count}) than an update takes ({batch}), so it sees some several "
+            f"warning: there are fewer pictures ({count}) than an update takes ({batch_size}), so it sees some several "
             "times; give more pictures, or a smaller --batch-size"
         )
 

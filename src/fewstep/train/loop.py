@@ -235,29 +235,31 @@ def _gradients(
     parts = config.parts(len(share))
     part = len(share) // parts
     totals = torch.zeros(len(due), 2, device=state.device)
+    dtype = choose_dtype(config.precision, state.device)
     for i in range(parts):
         with contextlib.ExitStack() as stack:
             if i < parts - 1:
                 for each in due:
                     stack.enter_context(each.role.without_exchange())
-            totals += _add_gradients(task, state, due, config, share[i * part : (i + 1) * part])
+            totals += _add_gradients(task, state, due, share[i * part : (i + 1) * part], config.batch_size, dtype)
     return [Batch(total / valid, valid, config.batch_size / valid) for total, valid in world.sum(totals)]
 
 
 def _add_gradients(
-    task: Task, state: RunState, due: Sequence[RoleState], config: LoopConfig, counters: range
+    task: Task, state: RunState, due: Sequence[RoleState], counters: range, batch_size: int, dtype: torch.dtype
 ) -> Tensor:  # fmt: skip
-    """Adds those of some samples; returns the sum of their losses and the number of the valid ones, `[due, 2]`."""
+    """Adds those of some samples of a batch, computed in `dtype`; returns the sum of their losses and the number of the
+    valid ones, `[due, 2]`."""
     losses = task.losses(counters, {each.role.name for each in due})
     found = []
     for each in due:
         with _frozen([other for other in state.roles if other is not each]):
-            with autocast(state.device, choose_dtype(config.precision, state.device)):
+            with autocast(state.device, dtype):
                 name, loss = next(losses, (None, None))
             if loss is None or name != each.role.name:
                 raise ValueError(f"{type(task).__name__} gave the loss of {name} where {each.role.name} was due")
             total, valid = loss
-            share = total / config.batch_size
+            share = total / batch_size
             (share if state.scaling is None else share * state.scaling.scale).backward()
         found.append(torch.stack([total.detach().float(), valid.float()]))
     return torch.stack(found)
