@@ -8,7 +8,7 @@ from fewstep.models.family import LatentModel
 
 
 def choose_buckets(model: LatentModel, resolution: int) -> tuple[Sides, ...]:
-    """Returns the shapes of pictures of about that area. Raises UserError where `model` has no place for one of them."""
+    """Returns the shapes of pictures of about that area. Raises UserError where `model` has no place for one."""
     buckets = list_buckets(resolution, model.codec.unit)
     longest = max(map(max, buckets))
     if longest > (most := model.family.largest_side(model.network.backbone.config, model.codec.multiple)):
