@@ -390,9 +390,9 @@ def test_the_file_of_one_family_is_imported_and_no_others(tmp_path):
 import sys
 from pathlib import Path
 import fewstep.models.without_extras
-from fewstep.models.families import family_of_folder
+from fewstep.models.families import recognise_folder
 index = {{"_class_name": "FluxPipeline"}}
-assert family_of_folder(Path({str(tmp_path)!r}), index, "a model").name == "flux"
+assert recognise_folder(Path({str(tmp_path)!r}), index, "a model").name == "flux"
 files = {{"stable_diffusion", "sd3", "flux", "zimage", "qwen", "klein", "sana", "pixart"}}
 assert [name for name in sorted(files) if f"fewstep.models.families.{{name}}" in sys.modules] == ["flux"]
 assert "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3" not in sys.modules

@@ -131,12 +131,12 @@ def test_all_processes_leave_out_what_overflows_in_one(tmp_path):
 def _train_rank(folder):
     from pathlib import Path
 
-    from fewstep.train.loop import begin, one_update
+    from fewstep.train.loop import begin, do_update
 
     task, world = Steep(steep=range(36, 40)), current_world()  # the second half of the fifth batch, one process's share
     state, scales = begin(task.roles, CONFIG), []
     for _ in range(7):
-        one_update(task, state, CONFIG, world)
+        do_update(task, state, CONFIG, world)
         scales.append(float(state.scaling.scale))
     total = [float(value.double().sum()) for value in task.student.state_dict().values()]
     (Path(folder) / f"rank-{world.rank}.json").write_text(json.dumps({"scales": scales, "weights": total}))

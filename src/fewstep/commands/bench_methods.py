@@ -47,7 +47,7 @@ from fewstep.parallel.world import current_world
 from fewstep.train.config import LoopConfig, check_at_least, check_not_negative
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.learner import Learner, learn_every_weight
-from fewstep.train.loop import begin, one_update
+from fewstep.train.loop import begin, do_update
 from fewstep.train.walk_task import WalkTask
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -209,7 +209,7 @@ def _train(task: DistillTask, learner: Learner, config: BenchMethods, seed: int)
     )  # fmt: skip
     state, begun = begin(task.roles, loop), time.perf_counter()
     for _ in range(config.updates):
-        one_update(task, state, loop, current_world())
+        do_update(task, state, loop, current_world())
     assert isinstance(learner.averaged, Student)
     return learner.averaged, time.perf_counter() - begun
 

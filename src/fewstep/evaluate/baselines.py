@@ -35,19 +35,19 @@ class Sampler:
     """Maps (schedule, field, z_T [b, c, h, w], times, latest first) to z_0 [b, c, h, w]."""
 
 
-def _one_solver(name: str, title: str, solver: Solver) -> Sampler:
+def _use_one_solver(name: str, title: str, solver: Solver) -> Sampler:
     return Sampler(name, title, solver.evaluations, functools.partial(sample_ode, solver=solver))
 
 
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in (
-        _one_solver("ddim", "DDIM", DDIM),
-        _one_solver("dpm-solver-2", "DPM-Solver-2", DPM_SOLVER_2),
+        _use_one_solver("ddim", "DDIM", DDIM),
+        _use_one_solver("dpm-solver-2", "DPM-Solver-2", DPM_SOLVER_2),
         Sampler("dpm++", "DPM-Solver++ (2M)", 1, sample_dpm_solver_pp_2m),
         Sampler("euler", "Euler", 1, sample_euler),
         Sampler("unipc", "UniPC", 1, sample_unipc),
-        _one_solver("midpoint", "Midpoint", MIDPOINT),
+        _use_one_solver("midpoint", "Midpoint", MIDPOINT),
     )
 }
 
@@ -58,7 +58,7 @@ else:
 
 
 @torch.no_grad()
-def teacher_latents(
+def sample_teacher(
     teacher: LatentModel, sampler: SamplerName, times: list[int], cond: Cond, seeds: Sequence[int], omega: float
 ) -> Tensor:
     """Samples z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""

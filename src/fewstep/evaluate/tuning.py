@@ -10,7 +10,7 @@ from fewstep.evaluate.cell import Cell, Row
 from fewstep.evaluate.metrics import list_columns
 
 
-def best_cell(
+def find_best_cell(
     start: Cell,
     guidance_scales: Sequence[float],
     spacings: Sequence[Spacing],

@@ -37,14 +37,14 @@ def fetch_pipeline(source: str, parts: Sequence[str], *, without: Collection[str
             )
         yield from (name for name in ("model_index.json", "fewstep.json", END_FILE) if name in names)
         for part in parts:
-            yield from _of_part(names, f"{part}/", source, weights=part not in without)
+            yield from _list_wanted(names, f"{part}/", source, weights=part not in without)
 
     return fetch(source, choose)
 
 
 def fetch_network(source: str) -> Path:
     """Fetches a repository that is a network alone: its configuration, and one variant of its weights."""
-    return fetch(source, lambda names: _of_part(names, "", source, weights=True))
+    return fetch(source, lambda names: _list_wanted(names, "", source, weights=True))
 
 
 def fetch_configurations(source: str, parts: Sequence[str]) -> Path:
@@ -53,12 +53,12 @@ def fetch_configurations(source: str, parts: Sequence[str]) -> Path:
     def choose(names: Sequence[str]) -> Iterator[str]:
         yield from (name for name in ("model_index.json",) if name in names)
         for part in parts:
-            yield from _of_part(names, f"{part}/", source, weights=False)
+            yield from _list_wanted(names, f"{part}/", source, weights=False)
 
     return fetch(source, choose)
 
 
-def _of_part(names: Sequence[str], begin: str, source: str, *, weights: bool) -> Iterator[str]:
+def _list_wanted(names: Sequence[str], begin: str, source: str, *, weights: bool) -> Iterator[str]:
     held = [name.removeprefix(begin) for name in names if name.startswith(begin)]
     held = [name for name in held if "/" not in name]
     yield from (begin + name for name in held if name in SMALL_FILES)
@@ -119,18 +119,20 @@ def _explain(source: str, error: Exception) -> str:
     kinds = [type(each).__name__ for each in list_causes(error)]
     for each in list_causes(error):
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"{source} does not fit: the disk of {_cache()} is full; make room, or set HF_HOME to another disk"
+            return (
+                f"{source} does not fit: the disk of {_find_cache()} is full; make room, or set HF_HOME to another disk"
+            )
         if isinstance(each, PermissionError):
-            return f"{source} cannot be kept: {_cache()} cannot be written; set HF_HOME to a folder of yours"
+            return f"{source} cannot be kept: {_find_cache()} cannot be written; set HF_HOME to a folder of yours"
     for words, said in _REASONS:
         if any(word in kind for word in words for kind in kinds):
-            return f"{source} {said}".format(hub=find_endpoint(), source=source, proxy=_proxy() or "none is set")
+            return f"{source} {said}".format(hub=find_endpoint(), source=source, proxy=_find_proxy() or "none is set")
     status = find_status(error)
     for low, high, said in _STATUS:
         if status is not None and low <= status <= high:
             longer = f" ({TRIES}=10 tries for longer)" if status >= 500 and _find_stored(error) else ""
             return f"{source} could not be fetched: {find_endpoint()} answers {status}; {said}{longer}"
-    if proxy := _proxy():
+    if proxy := _find_proxy():
         return f"{source} could not be fetched through the proxy {proxy} ({kinds[0]}); check it, or unset HTTPS_PROXY"
     reason = " ".join(str(error).split())[:120]
     return (
@@ -196,7 +198,7 @@ def _find_stored(error: Exception) -> int | None:
     return next((int(each[1]) for each in said if each), None)
 
 
-def _proxy() -> str:
+def _find_proxy() -> str:
     found = (os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
     return next((each.rpartition("@")[2] for each in found if each), "")
 
@@ -208,7 +210,7 @@ def find_endpoint() -> str:
     return str(constants.ENDPOINT)
 
 
-def _cache() -> str:
+def _find_cache() -> str:
     from huggingface_hub import constants
 
     return str(constants.HF_HUB_CACHE)

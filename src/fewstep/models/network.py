@@ -78,7 +78,7 @@ def pick_end(named: Mapping[str, Tensor]) -> End:
     return {".".join(name.split(".")[-2:]): value for name, value in named.items() if ".lora_" not in name}
 
 
-def scaled(end: End, scale: float) -> End:
+def scale_end(end: End, scale: float) -> End:
     """Returns an embedding that adds so many times as much."""
     return {name: scale * value if name.startswith(_LAST) else value for name, value in end.items()}
 
@@ -169,7 +169,7 @@ class BackboneNetwork(nn.Module, ABC):
         return self.blocks
 
 
-def weights_sha256(network: nn.Module) -> str:
+def hash_weights(network: nn.Module) -> str:
     """Hashes a network's weights, whatever adapters hang on it. Of one that is spread all processes call it."""
     if any(hasattr(value, "full_tensor") for value in network.parameters()):
         # imported only where a run spreads its network

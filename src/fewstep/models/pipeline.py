@@ -37,7 +37,7 @@ from fewstep.models.lora.few_step import DEFAULT_STEPS, check_told, find_few_ste
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of, source_of
 from fewstep.models.model_files import check_asked, find_exported
-from fewstep.models.network import weights_sha256
+from fewstep.models.network import hash_weights
 from fewstep.models.offload import check_offload, settle
 from fewstep.models.options import Compile, Engine, Offload, Overrides, check_int8, read_overrides
 from fewstep.models.start import Start
@@ -345,7 +345,7 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     files = [read_lora(path, model.parts, model.family.lora) for path, _ in loras]
     hashes = {file.note("teacher_sha256") for file in files} - {None}
     whole = model.network.backbone.dtype == torch.float32  # hashes are of numbers in fp32
-    held = weights_sha256(model.network.backbone) if hashes and whole else None
+    held = hash_weights(model.network.backbone) if hashes and whole else None
     if hashes and not whole:
         logger.info("note: whether LoRAs were made for these very weights is looked at with --precision fp32 alone")
     told = find_told(files, model)

@@ -157,7 +157,7 @@ class _Asked(dict[str, Tensor]):
 
 
 def hash_spread(network: nn.Module) -> str:
-    """Hashes a spread network's weights, as `weights_sha256` does those of a whole one. All processes call it."""
+    """Hashes a spread network's weights, as `hash_weights` does those of a whole one. All processes call it."""
     total, main = hashlib.sha256(), current_world().main
     for name, value in list_weights(network):
         whole = gather_tensor(value.detach())

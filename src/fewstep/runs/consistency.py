@@ -18,7 +18,7 @@ from fewstep.method.times import shrinking_gap
 from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
-from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
+from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, refuse_others, tell_finished
 from fewstep.runs.learning import check_model
 from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.runs.reporting import publish_run
@@ -48,7 +48,7 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
     if config.dry_run:
         return material
     claim_run_folder(config.out, config)
-    if finished(config.out):
+    if tell_finished(config.out):
         forget_encoded(config.out)  # where the end of the run was cut short
         publish_run(config, config.out)  # which may be what failed, or is asked for only now
         return None

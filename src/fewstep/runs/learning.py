@@ -13,7 +13,7 @@ from fewstep.models.card import StudentCard
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.model_files import name_place
-from fewstep.models.network import weights_sha256
+from fewstep.models.network import hash_weights
 from fewstep.parallel.world import current_world, make_mesh
 from fewstep.precision import FrozenPrecision, Precision, choose_dtype
 from fewstep.recipes.consistency import ConsistencyConfig
@@ -49,7 +49,7 @@ def make_trainable(
         shrink=config.shrink, seed=config.seed, guidance_scale=config.guidance_scale,
         guidance_range=config.guidance_range, grid_size=model.schedule.grid_size(config.skip),
         resolution=None if model.network.says_side else resolution,
-        teacher_sha256=weights_sha256(model.network.backbone), base_config=config.base_config or None,
+        teacher_sha256=hash_weights(model.network.backbone), base_config=config.base_config or None,
         **config.stated(),
         method=method, teacher=name_place(teacher), solver=solver, guided_from=guided_from,
         consistency=None if consistency == "lcm" else consistency, refined_by=refined_by,

@@ -66,7 +66,7 @@ def open_kind(
     if most:
         sources, given = [_First(sources[0], most)], given[:1]
         reading = PictureReader(sources, [1.0], **options)
-    words = [_caption(sources[0], i) for i in range(min(captions, len(sources[0])))]
+    words = [_read_caption(sources[0], i) for i in range(min(captions, len(sources[0])))]
     reports = [(data, source.report) for (data, _), source in zip(given, sources, strict=True)]
     account = {
         data: {"found": r.found, "used": r.used, "dropped": dict(r.dropped)}
@@ -97,7 +97,7 @@ def _read_squares(reading: PictureReader, most: int) -> list[Image.Image]:
 
 def _read_captions(sources: Sequence[Source], most: int) -> Iterator[str]:
     """Yields the captions of the first pictures of each source."""
-    return (_caption(source, i) for source in sources for i in range(min(most, len(source))))
+    return (_read_caption(source, i) for source in sources for i in range(min(most, len(source))))
 
 
 def _open(config: TrainingConfig, data: str, resolution: int) -> Source:
@@ -150,7 +150,7 @@ def _list_files(data: str, *, follow_links: bool) -> list[str]:
     return [data] if is_remote(data) or os.path.isfile(data) else expand_wildcards(data)
 
 
-def _caption(source: Source, index: int) -> str:
+def _read_caption(source: Source, index: int) -> str:
     try:
         return source.caption(index)
     except DroppedError:

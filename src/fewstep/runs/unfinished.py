@@ -23,7 +23,7 @@ from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.lora.source import source_of
 from fewstep.models.model_files import CHECKPOINTS, CONFIG_FILE, check_asked, find_run
-from fewstep.models.network import BackboneNetwork, pick_end, weights_sha256
+from fewstep.models.network import BackboneNetwork, hash_weights, pick_end
 from fewstep.models.options import Engine, Offload, Overrides, check_int8, read_overrides
 from fewstep.models.pipeline import Pipeline, finish_pipeline, load_pipeline, pick_storage
 from fewstep.models.vocabulary import parse_texts
@@ -152,7 +152,7 @@ def check_base(run: Path, model: LatentModel) -> None:
     held = read_json(file, f"{run} does not say which base it began with").get("sha256")
     if model.network.backbone.dtype != torch.float32:
         logger.info("note: whether the run began with this very base is looked at with --precision fp32 alone")
-    elif held != weights_sha256(model.network.backbone):
+    elif held != hash_weights(model.network.backbone):
         raise UserError(f"the weights of {model.source} are not those that {run} began with; put them back")
 
 

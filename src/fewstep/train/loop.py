@@ -25,11 +25,11 @@ from fewstep.train.checkpoint import Checkpoints, files_of, restore
 from fewstep.train.config import LoopConfig, fingerprint, list_settings
 from fewstep.train.ledger import Ledger
 from fewstep.train.log import RunLog
-from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_averages
+from fewstep.train.optimisation import Batch, compute_learning_rate, make_optimizer, update, update_averages
 from fewstep.train.role import STUDENT, Role
 from fewstep.train.saving import Saving, wait_for_writer
 from fewstep.train.soundness import why_unfit
-from fewstep.train.state import RoleState, RunState, mean_loss
+from fewstep.train.state import RoleState, RunState, compute_mean_loss
 from fewstep.train.task import Task
 from fewstep.train.vetoes import FIRST_SCALE, LossScale, Skipping
 
@@ -125,7 +125,7 @@ class _Run:
         """Does one update, and what is due after it; the host waits for the device only when something is."""
         state, config = self.state, self.config
         self.saving.check()
-        counters = one_update(self.task, state, config, self.world)
+        counters = do_update(self.task, state, config, self.world)
         if self.ledger and config.record_samples:
             self.ledger.record_samples(state.step, counters, self.task.keys(counters))
         if self.log:
@@ -138,7 +138,7 @@ class _Run:
             self._account()
         if logging:
             if self.log:
-                self.log.record(state.step, config.batch_size, _metrics(state))
+                self.log.record(state.step, config.batch_size, _list_metrics(state))
             for role in state.roles:
                 role.losses = []
         if saving:  # before anything of `at_step` can fail
@@ -203,7 +203,7 @@ Part = Callable[[str], AbstractContextManager[None]]
 """What is entered around a part of an update, by its name: gradients, optimiser, average."""
 
 
-def one_update(task: Task, state: RunState, config: LoopConfig, world: World, part: Part | None = None) -> range:
+def do_update(task: Task, state: RunState, config: LoopConfig, world: World, part: Part | None = None) -> range:
     """Applies the gradients of all roles that are due, or of none where something is not finite, and notes the losses.
 
     Returns the counters of the samples.
@@ -212,7 +212,7 @@ def one_update(task: Task, state: RunState, config: LoopConfig, world: World, pa
     due = [each for each in state.roles if each.role.is_due(state.step)]
     counters = range(state.counter, state.counter + config.batch_size)
     with part("gradients"):
-        batches = _gradients(task, state, due, config, world)
+        batches = _compute_gradients(task, state, due, config, world)
     with part("optimiser"):
         left_out = update(state, due, batches)
     with part("average"):
@@ -226,7 +226,7 @@ def one_update(task: Task, state: RunState, config: LoopConfig, world: World, pa
     return counters
 
 
-def _gradients(
+def _compute_gradients(
     task: Task, state: RunState, due: Sequence[RoleState], config: LoopConfig, world: World
 ) -> list[Batch]:  # fmt: skip
     """Leaves with the weights of every role that is `due` the gradient of its loss, computed in as many parts as the
@@ -278,12 +278,12 @@ def _frozen(roles: Sequence[RoleState]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _metrics(state: RunState) -> dict[str, float]:
+def _list_metrics(state: RunState) -> dict[str, float]:
     """Returns what the log has of the updates since its last line: a role that was not due in them is not in it."""
     student = state.roles[0]
     values = {}
     for each in state.roles:
         if state.step // each.role.every > (state.step - len(each.losses)) // each.role.every:
-            values["loss" if each is student else f"loss_{each.role.name}"] = mean_loss(each.losses)
-    values["lr"] = learning_rate(student.optimisation, state.step - 1, state.steps)
+            values["loss" if each is student else f"loss_{each.role.name}"] = compute_mean_loss(each.losses)
+    values["lr"] = compute_learning_rate(student.optimisation, state.step - 1, state.steps)
     return values | ({"loss_scale": float(state.scaling.scale)} if state.scaling else {})

@@ -145,10 +145,10 @@ def read_scores(fields: Mapping[str, object]) -> tuple[float, ...]:
     """Reads the scores of one picture in the order of `SCORES`; names in `fields` are in lower case."""
     if _NAMES.isdisjoint(fields):
         return NO_SCORES
-    return tuple(_first_number(fields, names) for names in SCORES.values())
+    return tuple(_read_first_number(fields, names) for names in SCORES.values())
 
 
-def _first_number(fields: Mapping[str, object], names: Sequence[str]) -> float:
+def _read_first_number(fields: Mapping[str, object], names: Sequence[str]) -> float:
     return next((value for name in names if not math.isnan(value := parse_number(fields.get(name)))), math.nan)
 
 

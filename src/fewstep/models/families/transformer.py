@@ -17,7 +17,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
 from fewstep.models.families.tapping import tap
 from fewstep.models.families.told_time import name_first_layer, tell_end
-from fewstep.models.network import BackboneNetwork, End, EndEmbedding, scaled
+from fewstep.models.network import BackboneNetwork, End, EndEmbedding, scale_end
 from fewstep.parallel.world import is_spread
 
 _TAPS = 4
@@ -83,7 +83,7 @@ class TransformerNetwork(BackboneNetwork):
             return
         del self.time_embedding.end
         try:
-            yield scaled(end.state_dict(), end.scale)
+            yield scale_end(end.state_dict(), end.scale)
         finally:
             self.time_embedding.end = end
 
