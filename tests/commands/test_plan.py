@@ -251,7 +251,7 @@ def test_the_command_it_gives_is_one_and_means_what_was_counted(capsys, config):
     wanted = {
         "optimizer": parsed.optimizer, "distribution": parsed.distribution,
         "checkpointing": "yes" if parsed.gradient_checkpointing else "no",
-        "pictures together": share // parsed.parts(share),
+        "pictures together": share // parsed.count_parts(share),
     }  # fmt: skip
     assert any(wanted.items() <= row.items() for row in rows)
 

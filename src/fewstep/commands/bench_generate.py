@@ -100,7 +100,7 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
             name, seconds[name], watch.per_round(acts[name], 3) if watch else {}, seconds[first], config.batch_size
         )
         | ({"share_of_matrix_rate": work[name] / seconds[name].median / rate} if name in work else {})
-        | _difference(pictures[name], pictures[first])
+        | _measure_difference(pictures[name], pictures[first])
         for name, (_, watch) in subjects.items()
     ]
     results: dict[str, Any] = {
@@ -194,7 +194,7 @@ def _make_row(
     }  # fmt: skip
 
 
-def _difference(these: Sequence[Image.Image], those: Sequence[Image.Image]) -> dict[str, float]:
+def _measure_difference(these: Sequence[Image.Image], those: Sequence[Image.Image]) -> dict[str, float]:
     """Returns how far pictures differ from those of the first row, in grey levels: on average, and at most."""
     off = np.abs(np.stack(list(map(np.asarray, these))).astype(float) - np.stack(list(map(np.asarray, those))))
     return {"grey_levels_off": float(off.mean()), "most_grey_levels_off": float(off.max())}

@@ -107,7 +107,7 @@ class Tabulated(Schedule):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Reads the configuration of a diffusers scheduler; raises ScheduleError for one that cannot be used."""
-        betas = _betas(config)
+        betas = _make_betas(config)
         alpha_bars = torch.cumprod(1 - betas, 0)
         if config.get("rescale_betas_zero_snr"):
             alpha_bars = _to_zero_terminal_snr(alpha_bars)
@@ -164,7 +164,7 @@ def float_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _betas(config: Mapping[str, Any]) -> Tensor:
+def _make_betas(config: Mapping[str, Any]) -> Tensor:
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
         if betas.ndim != 1:

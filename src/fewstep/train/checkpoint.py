@@ -58,7 +58,7 @@ class Checkpoints:
         except Exception as error:
             shutil.rmtree(draft, ignore_errors=True)
             if isinstance(error, OSError):
-                raise UserError(self._refused(error)) from error
+                raise UserError(self._explain_refusal(error)) from error
             raise
         self._whole[final] = True
         self._purge(max(keep, LEAST_KEPT))
@@ -81,7 +81,7 @@ class Checkpoints:
         safetensors.torch.save_file(tensors, path)
         return {path.name: _measure(path)}
 
-    def _refused(self, error: OSError) -> str:
+    def _explain_refusal(self, error: OSError) -> str:
         last = next((path.name for path in reversed(self.list()) if self.is_whole(path)), None)
         stands = f"{last} stands whole" if last else "there is none before it"
         return (

@@ -168,7 +168,7 @@ class LoopConfig(Optimisation):
         parts = next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= most)
         return dataclasses.replace(self, batch_size=batch_size, accumulation=parts)
 
-    def parts(self, share: int) -> int:
+    def count_parts(self, share: int) -> int:
         """Returns the parts in which a process computes its `share` of a batch: the fewest that are no larger than
         batch_size/accumulation."""
         most = self.batch_size // self.accumulation

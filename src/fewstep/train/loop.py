@@ -135,7 +135,7 @@ class _Run:
         saving = last or bool(stop) or state.step % config.checkpoint_every == 0
         logging = last or state.step % config.log_every == 0
         if logging or saving:
-            self._account()
+            self._settle_account()
         if logging:
             if self.log:
                 self.log.record(state.step, config.batch_size, _list_metrics(state))
@@ -149,7 +149,7 @@ class _Run:
             self.finish_saving()
             raise StoppedError(state.step, stop)
 
-    def _account(self) -> None:
+    def _settle_account(self) -> None:
         """Lists skipped updates and unreadable pictures; raises UserError where there are too many."""
         state, size = self.state, self.config.batch_size
         known = {each["step"] for each in state.skipped}
@@ -232,7 +232,7 @@ def _compute_gradients(
     """Leaves with the weights of every role that is `due` the gradient of its loss, computed in as many parts as the
     configuration says."""
     share = world.share(range(state.counter, state.counter + config.batch_size))
-    parts = config.parts(len(share))
+    parts = config.count_parts(len(share))
     part = len(share) // parts
     totals = torch.zeros(len(due), 2, device=state.device)
     dtype = choose_dtype(config.precision, state.device)
