@@ -10,9 +10,6 @@ SCENES = "scenes"
 SCENES_LEANING = "scenes-leaning"
 """The same world in another look, from which styles are learnt."""
 
-SCENES_WORLDS = (SCENES, SCENES_LEANING)
-"""The names of the world of scenes, in each look."""
-
 GALLERY = "gallery"
 """The name of the world of emoji on drawn grounds."""
 

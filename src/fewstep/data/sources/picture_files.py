@@ -23,6 +23,7 @@ from fewstep.data.sources.folder_files import METADATA, WANTED, FolderFiles, Lis
 from fewstep.data.sources.places import Place
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
+from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError, find_nearest
 
 _SHARDS = (".tar", ".parquet", ".arrow")
@@ -182,7 +183,7 @@ def _is_pattern(place: str) -> bool:
 def check_named(data: str) -> None:
     """Raises UserError where a path that is no pattern does not exist, as a misspelt world's name does not."""
     if not (Path(data).exists() or _URL_OR_PATTERN.intersection(data)):
-        worlds = (*assets.SCENES_WORLDS, assets.GALLERY, assets.GALLERY_TWEMOJI)
+        worlds = (*LOOKS, assets.GALLERY, assets.GALLERY_TWEMOJI)
         close = find_nearest(data, worlds, 0.6)
         hint = f"; did you mean {close}?" if close else f"; known worlds are {', '.join(worlds)}"
         raise UserError(f"data folder {data} does not exist{hint}")
