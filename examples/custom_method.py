@@ -3,7 +3,7 @@
     python examples/custom_method.py                  # a minute; needs no model
 
 A method is a value for each seam of one training step (docs/methods.md). To use a distance in `fewstep distill`, put
-it in a file of method/distances/ and name it in the registry there (docs/architecture.md).
+it in method/distances.py and name it in the registry there (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from torch import Tensor
 
 from fewstep.diffusion.schedule import Tabulated
 from fewstep.measure.mixture import CLASSES, MEANS, NULL_COND, STD, Mixture, Student, energy_distance
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.distances.base import Distance
-from fewstep.method.distances.huber import pseudo_huber
+from fewstep.method.distances import Distance, pseudo_huber
 from fewstep.method.landing import ConsistencyFunction
-from fewstep.method.paths import TeacherPath
-from fewstep.method.sampling import consistency_times, sample_consistency
+from fewstep.method.paths import TeacherPath, TrainingBatch
+from fewstep.method.sampling import sample_consistency
 from fewstep.method.step import Method, consistency_losses
+from fewstep.method.times import consistency_times
 
 SCHEDULE = Tabulated.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 TEACHER, SKIP, SIZE = Mixture(SCHEDULE, MEANS, STD), 20, 256  # four Gaussians, whose ε is known exactly

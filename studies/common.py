@@ -12,8 +12,8 @@ from fewstep.commands.distill import distill
 from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.cell import Cell, Row, painter_of
 from fewstep.evaluate.report import markdown_table
-from fewstep.evaluate.roster import scenes_roster
-from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.roster import make_scenes_roster
+from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes import named
@@ -45,7 +45,7 @@ class Table:
         """With `keep`, rows of the same protocol stay that are not made anew."""
         self._keep = keep
         self._file = OUT / f"{name}.json"
-        self._protocol = {"n": n, "prompts_sha256": scenes_roster(n).sha256, **protocol}
+        self._protocol = {"n": n, "prompts_sha256": make_scenes_roster(n).sha256, **protocol}
         held = json.loads(self._file.read_text()) if self._file.exists() else {}
         self._before = held if held.get("protocol") == self._protocol else {}
         self.rows: list[Row] = []
@@ -75,7 +75,7 @@ class Table:
         rows = [row for row in self._before.get("rows", []) if final.items() <= row.items() and row["steps"] in steps]
         if len(rows) < len(steps) or self._before["runs"].get(config.out.name) != fingerprint(config):
             pipeline = load_pipeline(trained(config), "cpu")
-            self._bench = self._bench or scenes_bench(scenes_roster(self._protocol["n"]))
+            self._bench = self._bench or make_scenes_bench(make_scenes_roster(self._protocol["n"]))
             cells = [Cell("lcm", each, "lcm", config.guidance_scale) for each in steps]
             scores = [
                 score(self._bench, cell, painter_of(cell, None, pipeline), pipeline.name, batch_size=64)[0]

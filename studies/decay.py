@@ -21,15 +21,15 @@ import tyro
 from torch import Tensor
 
 from fewstep import assets
-from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.prediction import Cond, Prediction
+from fewstep.diffusion.prediction import Cond, Guided, Prediction
 from fewstep.diffusion.sampling import sample_ode
 from fewstep.evaluate.cell import Cell, Painter
-from fewstep.evaluate.roster import scenes_roster
-from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.roster import make_scenes_roster
+from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import Row, score
 from fewstep.method.landing import ConsistencyFunction
-from fewstep.method.sampling import consistency_times, sample_consistency
+from fewstep.method.sampling import sample_consistency
+from fewstep.method.times import consistency_times
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.pipeline import seeded_noise
@@ -85,7 +85,7 @@ def painter(teacher: LatentModel, study: Study, steps: int, guidance: tuple[floa
 
 def main(study: Study) -> None:
     teacher = load_latent_model(assets.scenes_teacher(), torch.device("cpu"))
-    bench = scenes_bench(scenes_roster(study.n))
+    bench = make_scenes_bench(make_scenes_roster(study.n))
     rows: list[Row] = []
     for first, later, guided_from in study.guidance:
         for steps in study.steps:

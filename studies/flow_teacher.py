@@ -43,8 +43,8 @@ from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.evaluate.cell import Cell, painter_of
-from fewstep.evaluate.roster import scenes_roster
-from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.roster import make_scenes_roster
+from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models.families.unet import UNetNetwork
@@ -257,7 +257,7 @@ def main(study: Study) -> None:
     run = RUNS / "flow-teacher"
     folder = make_teacher(study, run)
     table = Table("flow-teacher", study.n)
-    bench = scenes_bench(scenes_roster(study.n, repeated=16))
+    bench = make_scenes_bench(make_scenes_roster(study.n, repeated=16))
     model = load_latent_model(folder, CPU)
     cells = [Cell("midpoint", 12, "trailing", study.guidance), *(
         Cell("euler", steps, "trailing", study.guidance) for steps in (1, 2, 4, 8)

@@ -33,7 +33,7 @@ from fewstep.models.pipeline import load_pipeline
 from fewstep.precision import choose_dtype
 from fewstep.recipes import named
 from fewstep.runs import learning
-from fewstep.runs.folder import made_with
+from fewstep.runs.folder import list_versions
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 GIB = 2**30
@@ -66,7 +66,7 @@ class Setting:
 def get_ready(setting: Setting) -> None:
     """Makes miniatures of the full-size models in a rehearsal, and short work of what takes its time."""
     # The hash of a teacher's weights, which a card records, takes a minute of 12 billion and is no part of an update.
-    learning.weights_sha256 = lambda _network: ""  # type: ignore[assignment]
+    learning.hash_weights = lambda _network: ""  # type: ignore[assignment]
     if not setting.rehearse:
         return
     sys.path.insert(0, str(TESTS))
@@ -103,7 +103,7 @@ def run(step: str, setting: Setting) -> dict[str, Any]:
     on_card = setting.place.type == "cuda"
     if on_card:
         torch.cuda.reset_peak_memory_stats()
-    figures = {"device": setting.device, "versions": made_with(), "result": STEPS[step](setting)}
+    figures = {"device": setting.device, "versions": list_versions(), "result": STEPS[step](setting)}
     if on_card:
         figures |= {"card": torch.cuda.get_device_name(), "peak_gib": torch.cuda.max_memory_allocated() / GIB}
         figures["reserved_gib"] = torch.cuda.max_memory_reserved() / GIB

@@ -15,8 +15,8 @@ import tyro
 from common import RUNS, SHOWN, Table, configured, trained
 from fewstep import assets
 from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
-from fewstep.evaluate.roster import scenes_roster
-from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.roster import make_scenes_roster
+from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.models.loading import load_latent_model
 from fewstep.models.pipeline import load_pipeline
@@ -33,7 +33,7 @@ class Study:
 
 
 def main(study: Study) -> None:
-    bench = scenes_bench(scenes_roster(study.n, repeated=16))
+    bench = make_scenes_bench(make_scenes_roster(study.n, repeated=16))
     teacher = load_latent_model(assets.scenes_teacher(), torch.device("cpu"))
     students = {
         "LCM": load_pipeline(trained(configured("recipe")), "cpu"),

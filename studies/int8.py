@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from fewstep import assets
 from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.evaluate.report import markdown_table
-from fewstep.evaluate.roster import scenes_roster
-from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.roster import make_scenes_roster
+from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.models.engines import openvino as engine
 from fewstep.models.pipeline import Pipeline, load_pipeline
@@ -60,7 +60,7 @@ def main(study: Study) -> None:
 
 
 def score_scenes(study: Study) -> list[dict[str, Any]]:
-    bench, rows = scenes_bench(scenes_roster(study.n)), []
+    bench, rows = make_scenes_bench(make_scenes_roster(study.n)), []
     pipelines = {name: load_pipeline(assets.SCENES_LCM, "cpu", **given) for name, given in ARRANGEMENTS.items()}
     for steps in study.steps:
         wanted = levels(pipelines["fp32 (torch)"], steps)

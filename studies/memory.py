@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from fewstep.measure.memory import GIB, activations, need
+from fewstep.measure.memory import GIB, count_need, measure_activations
 from fewstep.measure.shapes import count_autoencoder
 from fewstep.models.families import find_family
 from fewstep.models.families.stable_diffusion import SD1, SD2, SDXL
@@ -69,7 +69,8 @@ def main(study: Study) -> None:
         config = Distill(batch_size=1, ema_decay=0.0, lora_rank=rank, guidance_range=(8.5, 8.5), guidance_scale=8.5)
         print(f"64 pixels in fp32, rank {rank}: {peak(config, SD1, 8, in_bf16=False)}")
     for part in ("encode", "decode"):
-        print(f"activations of the autoencoder, {part}: {count_autoencoder(SDXL, part, activations) / GIB:.1f} GiB")
+        counted = count_autoencoder(SDXL, part, measure_activations)
+        print(f"activations of the autoencoder, {part}: {counted / GIB:.1f} GiB")
 
 
 def part_of(config: Distill) -> int:
@@ -89,7 +90,7 @@ def variants(recipe: Distill) -> list[Distill]:
 
 def peak(config: Distill, family: Family, side: int, *, in_bf16: bool = True) -> dict[str, float]:
     """GiB of one update in the midst of a run, whole and of weights alone."""
-    found = need(config, family, side, in_bf16=in_bf16)
+    found = count_need(config, family, side, in_bf16=in_bf16)
     return {"gib": round(found.peak / GIB, 2), "weights_gib": round(found.weights / GIB, 2)}
 
 

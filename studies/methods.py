@@ -28,8 +28,8 @@ import tyro
 from common import RUNS, SHOWN, Table, configured, trained
 from fewstep import assets
 from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
-from fewstep.evaluate.roster import scenes_roster
-from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.roster import make_scenes_roster
+from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.models.loading import load_latent_model
 from fewstep.models.pipeline import load_pipeline
@@ -85,7 +85,7 @@ def main(study: Study) -> None:
     teacher = load_latent_model(assets.scenes_teacher(), torch.device("cpu"))
     kept_in = RUNS / "methods" / str(study.n)  # parts of other rosters hold other prompts
     for guidance in study.guidance:
-        bench = scenes_bench(scenes_roster(study.n, repeated=16))
+        bench = make_scenes_bench(make_scenes_roster(study.n, repeated=16))
         for count in (TEACHER_STEPS, *study.steps):
             cell = Cell("teacher" if count == TEACHER_STEPS else "ddim", count, "trailing", guidance)
             row, kept = score(bench, cell, painter_of(cell, teacher, None), "teacher", folder=kept_in / "teacher")

@@ -31,7 +31,7 @@ from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import choose_resolution, open_material
 from fewstep.train.learner import Learner
-from fewstep.train.optimisation import learning_rate
+from fewstep.train.optimisation import compute_learning_rate
 
 
 class PlainStudent:
@@ -104,7 +104,7 @@ class PlainArrangement:
         with self._watch("optimiser"):
             nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
             for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(config, len(self.losses), config.steps)
+                group["lr"] = compute_learning_rate(config, len(self.losses), config.steps)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad(), self._watch("average"):

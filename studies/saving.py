@@ -27,7 +27,7 @@ from fewstep.evaluate.report import markdown_table
 from fewstep.parallel.world import World
 from fewstep.train.checkpoint import Checkpoints
 from fewstep.train.config import LoopConfig
-from fewstep.train.loop import begin, one_update
+from fewstep.train.loop import begin, do_update
 from fewstep.train.saving import Saving
 from fewstep.train.task import Loss, StudentTask
 
@@ -64,7 +64,7 @@ def main(study: Study) -> None:
     state = begin(task.roles, config)
 
     def update() -> None:
-        one_update(task, state, config, World())
+        do_update(task, state, config, World())
         state.roles[0].losses = []
 
     measured: dict[str, list[float]] = {"update": [], "before": [], "copy": [], "written": [], "slower": []}

@@ -27,8 +27,8 @@ from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
 from fewstep.evaluate.reader import Reader, load_reader, read
-from fewstep.evaluate.roster import Roster, scenes_roster
-from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.roster import Roster, make_scenes_roster
+from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.evaluate.style import fit_probe
 from fewstep.models.family import LatentModel
@@ -72,7 +72,7 @@ class Judge:
         self.reader: Reader = task.averaged
         teacher = load_latent_model(assets.scenes_teacher(), CPU)
         plain, leaning = (self._features(teacher, look, seed=51) for look in LOOKS)
-        self.bench = dataclasses.replace(scenes_bench(roster, reader=self.reader), style=fit_probe(leaning, plain))
+        self.bench = dataclasses.replace(make_scenes_bench(roster, reader=self.reader), style=fit_probe(leaning, plain))
         plain, leaning = (self._features(teacher, look, seed=52) for look in LOOKS)
         right = torch.cat([~self.bench.style(plain), self.bench.style(leaning)])
         self.probe_accuracy = float(right.float().mean())
@@ -125,7 +125,7 @@ def main(study: Study) -> None:
     ):  # fmt: skip
         if not (config.out / "model").exists():
             train(config)  # type: ignore[operator]
-    judge = Judge(study.runs / "reader", scenes_roster(study.n))
+    judge = Judge(study.runs / "reader", make_scenes_roster(study.n))
     if "combining" in study.tables:
         combining(study, judge, lcm_lora, style)
     if "finetuning" in study.tables:

@@ -23,8 +23,8 @@ from fewstep.data.worlds.scenes import Scenes
 from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.reader import load_reader, read
-from fewstep.evaluate.roster import scenes_roster
-from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.roster import make_scenes_roster
+from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.models.loading import load_latent_model
 
@@ -71,7 +71,9 @@ def main(study: Study) -> None:
     for scale in (study.guidance_scale, *study.others):
         n = study.n if scale == study.guidance_scale else study.n // 4
         cell = Cell("teacher", TEACHER_STEPS, "trailing", scale)
-        row, kept = score(scenes_bench(scenes_roster(n, n // 4)), cell, painter_of(cell, teacher, None), "teacher")
+        row, kept = score(
+            make_scenes_bench(make_scenes_roster(n, n // 4)), cell, painter_of(cell, teacher, None), "teacher"
+        )
         rows.append({"n": n, "n_unseen": n // 4, **row})
         print(rows[-1], flush=True)
         if scale == study.guidance_scale:

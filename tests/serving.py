@@ -1,9 +1,12 @@
 """A real server on a port of its own."""
 
 import contextlib
+import io
+import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -12,6 +15,7 @@ import time
 import httpx
 import pytest
 import torch
+from PIL import Image
 
 from fewstep import assets
 from fewstep.commands.serve import list_vocabulary
@@ -26,6 +30,8 @@ from fewstep.serve.server import make_server
 from fewstep.serve.service import PaintService
 from fewstep.serve.settings import ServerSettings
 from warm_command import Warm
+
+PROMPT = "a small red star above a blue ring on a white background"
 
 
 class Serving:
@@ -137,3 +143,12 @@ class WarmCommand(Command):
     def wait(self):
         done = self._warm.wait(60)
         return done.returncode, done.stdout.partition("\n")[2], done.stderr
+
+
+def read_answer(message):
+    (length,) = struct.unpack(">I", message[:4])
+    return json.loads(message[4 : 4 + length]), Image.open(io.BytesIO(message[4 + length :]))
+
+
+def ask(page, seq, **more):
+    page.send(json.dumps({"seq": seq, "prompt": PROMPT, "seed": 3, **more}))

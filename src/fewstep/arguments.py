@@ -92,7 +92,7 @@ def parse_arguments(
                 registry=registry, return_unknown_args=True,
             )  # fmt: skip
     except SystemExit as stop:
-        said = _one_line(box.getvalue())
+        said = _join_lines(box.getvalue())
         for own, other in zip(arguments, written, strict=True):
             if own != other:  # as it was given
                 said = re.sub(rf"{re.escape(own.split('=')[0])}(?![\w-])", other.split("=")[0], said)
@@ -170,14 +170,14 @@ def list_options(info: StructTypeInfo) -> StructConstructorSpec | None:
     hints = typing.get_type_hints(info.type, include_extras=True)
     texts = read_all_help(info.type)
     names = sorted(texts, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
-    options = tuple(_option(name, hints[name], getattr(info.default, name), texts[name]) for name in names)
+    options = tuple(_make_option(name, hints[name], getattr(info.default, name), texts[name]) for name in names)
     return StructConstructorSpec(instantiate=typing.cast(Callable[..., Any], info.type), fields=options)
 
 
-def _option(name: str, hint: Any, default: Any, text: str) -> StructFieldSpec:
+def _make_option(name: str, hint: Any, default: Any, text: str) -> StructFieldSpec:
     import tyro
 
-    hint = Annotated[hint, tyro.conf.arg(help_behavior_hint=_default_note)]
+    hint = Annotated[hint, tyro.conf.arg(help_behavior_hint=_note_default)]
     kinds = [kind for kind in typing.get_args(typing.get_args(hint)[0]) if kind is not type(None)]
     if default is None and len(kinds) == 1:  # tyro would print that None too
         choices = ("True", "False") if kinds[0] is bool else typing.get_args(kinds[0])
@@ -186,11 +186,11 @@ def _option(name: str, hint: Any, default: Any, text: str) -> StructFieldSpec:
     return tyro.constructors.StructFieldSpec(name=name, type=hint, default=default, helptext=text)
 
 
-def _default_note(default: str) -> str:
+def _note_default(default: str) -> str:
     return "" if default in _UNSET else f"(default: {default})"
 
 
-def _one_line(box: str) -> str:
+def _join_lines(box: str) -> str:
     """Returns tyro's boxed message as one line: what stands between its title and its hints."""
     lines = [line.strip(" │|╭╮╰╯├┤─-") for line in box.splitlines()]
     lines = [line for line in lines if line][1:]

@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.evaluate.cell import Cell
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.painters import open_painters
-from fewstep.evaluate.painting import part_file
+from fewstep.evaluate.painting import find_part
 from fewstep.evaluate.studio import EvaluationStudio
 from fewstep.parallel.ray_cluster import join_cluster
 from fewstep.parallel.ray_workers import ActorSettings, Helpers, RayWorkers
@@ -158,14 +158,14 @@ def test_what_actors_paint_is_kept_here_and_is_what_one_process_paints(machines,
     jobs = studio.jobs(cell, tuning=False)
     folder = studio.folder(tuning=False) / cell.slug
     with open_painters(config, studio) as painters, meanwhile(lambda: painters.paint(jobs)):
-        wait_until(lambda: part_file(folder, 0).exists())
+        wait_until(lambda: find_part(folder, 0).exists())
         machines.take_away()
         machines.bring_back()
     assert studio.jobs(cell, tuning=False) == []
     for job in jobs[::3]:
         with use_one_thread():
             alone = studio.paint(job)
-        kept = load_file(part_file(folder, job.number))
+        kept = load_file(find_part(folder, job.number))
         assert alone.keys() == kept.keys()
         for name in alone.keys() - {"seconds_per_image"}:
             torch.testing.assert_close(kept[name], alone[name], rtol=0, atol=0)

@@ -3,10 +3,6 @@
 import dataclasses
 import importlib
 import json
-import re
-import subprocess
-import sys
-import time
 
 import pytest
 from PIL import Image
@@ -18,8 +14,6 @@ from fewstep.commands.demo import default_demo
 from fewstep.commands.generate import Generate
 from fewstep.data.infotext import READ_AS_WORDS
 from fewstep.errors import UserError
-from fewstep.helping import FIRST, read_help
-from fewstep.models import families
 from fewstep.models.pipeline import NO_PROMPT
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.given import name_as_given
@@ -195,72 +189,6 @@ def test_runs_where_there_is_no_git(tmp_path, random_teacher, fewstep_command):
     assert done.returncode == 0, done.stderr
 
 
-def test_help_is_quick(fewstep_command):
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        done = fewstep_command("--help", fresh=True)
-        times.append(time.perf_counter() - begun)
-    assert done.returncode == 0
-    assert {"demo", "distill", "generate", "train-teacher"} <= set(done.stdout.split())
-    assert min(times) < 0.5
-
-
-@pytest.mark.parametrize("command", ["demo", "distill", "generate", "train-teacher"])
-def test_help_of_a_command_explains_every_option(fewstep_command, command):
-    done = fewstep_command(command, "--help")
-    assert done.returncode == 0
-    assert "--out" in done.stdout
-    assert done.stderr == ""
-    assert f"fewstep {command} --help-all" in done.stdout or command == "train-teacher"
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_a_sentence_of_its_own(name):
-    default = make_default(name)
-    shared = [kind for kind in type(default).__mro__ if dataclasses.is_dataclass(kind)]
-    texts = {option: text for kind in shared for option, text in read_help(kind).items()}
-    assert texts.keys() >= {field.name for field in dataclasses.fields(default)}
-    assert [option for option, text in texts.items() if not text.endswith(".")] == []
-
-
-def read_shown(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments])
-    assert not stop.value.code
-    return capsys.readouterr().out
-
-
-def list_options(shown):
-    return re.findall(r"^  (--[\w.-]+)", shown, re.MULTILINE)
-
-
-def test_help_begins_with_what_is_read_and_names_no_empty_defaults(capsys):
-    lines = read_shown(capsys, "generate", "--help-all")
-    assert lines.index("--prompt") < lines.index("--out") < lines.index("--device")
-    assert "--guidance-scale X" in lines
-    assert "None" not in lines
-    assert "(default: )" not in lines
-
-
-@pytest.mark.parametrize("name", FIRST)
-def test_the_options_that_people_need_first_are_ten_at_most_and_there(name):
-    named = FIRST[name].split()
-    assert set(named) <= {field.name for field in dataclasses.fields(make_default(name))}
-    assert len(named) <= 10
-
-
-def test_help_shows_ten_and_help_all_every_option_in_groups(capsys):
-    few, whole = (read_shown(capsys, "distill", each) for each in ("--help", "--help-all"))
-    assert len(list_options(few)) == 10
-    assert "--updates N" in few
-    assert "(also --steps)" in few
-    fields = {field.name for field in dataclasses.fields(make_default("distill"))} - {"filters", "steps"}
-    assert {f"--{name.replace('_', '-')}" for name in fields} <= set(list_options(whole))
-    assert [title for title in ("Pictures:", "The run:", "Optimisation:") if f"\n{title}\n" not in whole] == []
-    assert "--filters.min-side" in whole
-
-
 def test_updates_is_steps_on_the_line_and_in_files(tmp_path):
     for words in (["--updates", "7"], ["--updates=7"], ["--steps", "7"]):
         assert parse_training("distill", ["scenes", *words]).steps == 7
@@ -303,11 +231,6 @@ def test_what_a_command_says_later_has_the_name_that_was_given():
     assert say(Generate, ["--num-inference-steps=60"], "steps is 60; no") == "num_inference_steps is 60; no"
     for place in ("runs/steps is not empty", "teacher-steps is there", r"C:\runs\steps is no run", "a.steps is odd"):
         assert say(Distill, ["--updates", "2"], place) == place
-
-
-@pytest.mark.parametrize(("command", "words"), [("plot", "RUNS"), ("publish", "SOURCE REPO"), ("convert", "LORA")])
-def test_the_usage_has_the_words_that_stand_alone(command, words, capsys):
-    assert read_shown(capsys, command, "--help").startswith(f"usage: fewstep {command} {words}")
 
 
 def test_version(fewstep_command):
@@ -354,59 +277,6 @@ def test_the_demo_in_miniature(tmp_path, fewstep_command):
     assert again.returncode == 0, again.stderr
     assert (out / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == first
     assert json.loads((out / "evaluation" / "results.json").read_text()) == scores
-
-
-def test_painting_imports_what_its_model_needs(tmp_path):
-    """Two seconds of every command bitsandbytes would cost, and scipy one; other families their pipelines."""
-    code = f"""
-import gc
-import sys
-from fewstep.cli import main
-collected = []
-loaded = ["torch", "diffusers", "peft", "transformers"]
-gc.callbacks.append(lambda phase, _: collected.append([name for name in loaded if name in sys.modules]))
-main(["generate", "--prompt", "a pink heart", "--out", {str(tmp_path)!r}])
-assert loaded in collected and not [each for each in collected if 0 < len(each) < len(loaded)], collected
-import peft
-import torch
-peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["0"]), torch.nn.Sequential(torch.nn.Linear(2, 2)))
-for name in ("bitsandbytes", "scipy", "openvino", "uvicorn"):
-    assert name not in sys.modules, name
-families = {{name.split(".")[3] for name in sys.modules if name.startswith("fewstep.models.families.")}}
-assert not families & {{"sd3", "flux", "zimage", "qwen", "klein", "sana", "pixart", "transformer", "flow_family"}}
-others = [name for name in sys.modules if name.startswith(("fewstep.serve", "fewstep.evaluate", "fewstep.train.loop"))]
-assert not others, others
-import scipy.stats
-from bitsandbytes.optim import AdamW8bit
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")  # nor does what is imported say anything
-
-
-def test_the_file_of_one_family_is_imported_and_no_others(tmp_path):
-    (tmp_path / "transformer").mkdir()
-    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
-    code = f"""
-import sys
-from pathlib import Path
-import fewstep.models.without_extras
-from fewstep.models.families import family_of_folder
-index = {{"_class_name": "FluxPipeline"}}
-assert family_of_folder(Path({str(tmp_path)!r}), index, "a model").name == "flux"
-files = {{"stable_diffusion", "sd3", "flux", "zimage", "qwen", "klein", "sana", "pixart"}}
-assert [name for name in sorted(files) if f"fewstep.models.families.{{name}}" in sys.modules] == ["flux"]
-assert "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_pipelines_of_families_are_what_each_says_of_itself():
-    said: dict[str, tuple[str, ...]] = {}
-    for family in families.list_families():
-        for name in family.pipeline_classes:
-            said[name] = (*said.get(name, ()), family.name)
-    assert said == families._PIPELINES
 
 
 @pytest.mark.parametrize(

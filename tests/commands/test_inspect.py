@@ -21,7 +21,7 @@ from fewstep.commands.generate import read_picture
 from fewstep.commands.inspect import Inspect, describe, inspect
 from fewstep.data.infotext import Infotext, build_png_info, read_infotext
 from fewstep.errors import UserError
-from fewstep.models.families import family_of_file
+from fewstep.models.families import recognise_file
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.advice import advise_lora
 
@@ -127,7 +127,7 @@ def test_a_lora_of_another_tool(ends, said, tmp_path):
     assert lines[:2] == [said, "modules: 1"]
     assert "words for prompts: sks" in lines
     with pytest.raises(UserError, match=r"is a LoRA, not a model; give it with --lora"):
-        family_of_file(tmp_path / "x.safetensors")
+        recognise_file(tmp_path / "x.safetensors")
 
 
 def test_what_is_no_lora_is_called_by_its_name(tmp_path):

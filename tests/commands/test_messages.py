@@ -13,7 +13,7 @@ from fewstep.commands.generate import Generate
 from fewstep.errors import UserError, find_nearest
 from fewstep.evaluate.bootstrap import bootstrap_interval, share_interval
 from fewstep.models.lora.source import parse_lora
-from fewstep.models.run_folder import find_run
+from fewstep.models.model_files import find_run
 from fewstep.recipes.named import find_recipe
 from fewstep.recipes.plain import to_plain
 from fewstep.runs.folder import claim_run_folder, refuse_others

@@ -12,7 +12,7 @@ from fewstep.commands.bench_train import Ours
 from fewstep.commands.distill import make_path, make_student
 from fewstep.commands.plan import MemoryPlan, Plan, list_plans, plan
 from fewstep.errors import UserError
-from fewstep.measure.memory import GIB, Need, need
+from fewstep.measure.memory import GIB, Need, count_need
 from fewstep.measure.shapes import norms_in_fp32
 from fewstep.measure.stopwatch import Stopwatch, most_bytes
 from fewstep.models.families import find_family
@@ -24,7 +24,7 @@ from fewstep.recipes.distill import Distill
 from fewstep.runs.adversarial import add_heads
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
-from fewstep.train.loop import begin, one_update
+from fewstep.train.loop import begin, do_update
 
 CPU = torch.device("cpu")
 
@@ -49,14 +49,14 @@ def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher
         ema_decay=0.0 if rank else 0.9, target_decay=None if rank else 0.5, gradient_checkpointing=checkpointing,
         frozen_precision="bf16", precision="bf16", device="cpu",
     )  # fmt: skip
-    counted = need(config, family, 8)
+    counted = count_need(config, family, 8)
     if not rank:  # adapters hang on their teacher
         one_average = dataclasses.replace(config, target_decay=None)
-        without = need(dataclasses.replace(one_average, states="trajectories"), family, 8)
+        without = count_need(dataclasses.replace(one_average, states="trajectories"), family, 8)
         weights = sum(p.numel() for p in model.network.parameters())
-        assert need(one_average, family, 8).peak - without.peak == pytest.approx(2 * weights, rel=0.05)
+        assert count_need(one_average, family, 8).peak - without.peak == pytest.approx(2 * weights, rel=0.05)
         itself, walking = ({"target": "itself"}, {"states": "walkers"})  # two trajectories a row, of 51 stops
-        more = [need(dataclasses.replace(one_average, **change), family, 8).peak for change in (itself, walking)]
+        more = [count_need(dataclasses.replace(one_average, **change), family, 8).peak for change in (itself, walking)]
         assert more[1] - more[0] == pytest.approx(2 * 16 * 51 * model.codec.channels * 8 * 8 * 4, rel=0.02)
     ours = Ours(config, model, Stopwatch(CPU))
     ours.update()
@@ -92,7 +92,10 @@ def test_a_base_in_few_bits_is_counted(random_teacher, miniature, bits):
         teacher=str(random_teacher), batch_size=2, pictures=8, lora_rank=8, guidance_range=(5.0, 5.0),
         gradient_checkpointing=True, frozen_precision=bits, precision="bf16", device="cpu",
     )  # fmt: skip
-    counted, in_bf16 = need(config, family, 8), need(dataclasses.replace(config, frozen_precision="bf16"), family, 8)
+    counted, in_bf16 = (
+        count_need(config, family, 8),
+        count_need(dataclasses.replace(config, frozen_precision="bf16"), family, 8),
+    )
     weights = sum(p.numel() for p in model.network.parameters())
     assert in_bf16.weights - counted.weights > {"int8": 0.7, "nf4": 1.1}[bits] * weights  # all but few, and scales
     assert in_bf16.peak > counted.peak
@@ -112,7 +115,7 @@ def test_heads_and_what_they_read_are_counted(random_teacher, miniature):
         teacher=str(random_teacher), batch_size=8, pictures=8, lora_rank=8, guidance_range=(5.0, 5.0),
         adversarial=0.1, gradient_checkpointing=True, frozen_precision="bf16", precision="bf16", device="cpu",
     )  # fmt: skip
-    counted, base = need(config, family, 8), sum(p.numel() for p in model.network.parameters())
+    counted, base = count_need(config, family, 8), sum(p.numel() for p in model.network.parameters())
     student = make_student(config, model)
     plain = make_task(
         config, student, make_path(config, student, model), model, open_material(config, model).latents()
@@ -120,13 +123,13 @@ def test_heads_and_what_they_read_are_counted(random_teacher, miniature):
     task = add_heads(config, plain, student, model)
     assert counted.weights == 2 * base + 4 * sum(p.numel() for role in task.roles for p in role.weights.parameters())
     state, world = begin(task.roles, config), current_world()
-    one_update(task, state, config, world)
+    do_update(task, state, config, world)
     tensors = [*model.network.parameters()]
     for role in state.roles:
         tensors += role.role.weights.parameters()
         tensors += [value for each in role.optimizer.state.values() for value in each.values()]
     with norms_in_fp32(enabled=True):
-        measured = most_bytes(lambda: one_update(task, state, config, world), tensors)
+        measured = most_bytes(lambda: do_update(task, state, config, world), tensors)
     assert counted.peak == pytest.approx(measured, rel=0.2)
 
 
@@ -142,7 +145,7 @@ def counted(config, _family, _side):
 
 @pytest.fixture(autouse=True)
 def counting(monkeypatch):
-    monkeypatch.setattr("fewstep.commands.plan.need", counted)
+    monkeypatch.setattr("fewstep.commands.plan.count_need", counted)
 
 
 def best(config, capsys):
@@ -212,11 +215,13 @@ def test_the_work_is_that_of_the_passes():
     and one more where its gradient is computed from checkpoints.
     """
     plain = dataclasses.replace(named.find_recipe("sd15"), batch_size=1, accumulation=1, gradient_checkpointing=False)
-    six = need(plain, SD1, 64).flops
+    six = count_need(plain, SD1, 64).flops
     assert six == pytest.approx(6 * 0.8e12, rel=0.05)
-    seven = need(dataclasses.replace(plain, gradient_checkpointing=True), SD1, 64).flops
+    seven = count_need(dataclasses.replace(plain, gradient_checkpointing=True), SD1, 64).flops
     assert 1.1 * six < seven <= 7 / 6 * six  # the blocks are, and not what stands between them
-    assert need(dataclasses.replace(plain, batch_size=4, accumulation=2), SD1, 64).flops == pytest.approx(six, rel=0.01)
+    assert count_need(dataclasses.replace(plain, batch_size=4, accumulation=2), SD1, 64).flops == pytest.approx(
+        six, rel=0.01
+    )
 
 
 def test_the_advice_follows_the_memory(capsys):
@@ -245,7 +250,7 @@ def test_the_command_it_gives_is_one_and_means_what_was_counted(capsys, config):
     wanted = {
         "optimizer": parsed.optimizer, "distribution": parsed.distribution,
         "checkpointing": "yes" if parsed.gradient_checkpointing else "no",
-        "pictures together": share // parsed.parts(share),
+        "pictures together": share // parsed.count_parts(share),
     }  # fmt: skip
     assert any(wanted.items() <= row.items() for row in rows)
 

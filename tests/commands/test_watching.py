@@ -8,8 +8,8 @@ import pytest
 from fewstep.commands.distill import distill
 from fewstep.errors import UserError
 from fewstep.evaluate.cell import Cell, painter_of
-from fewstep.evaluate.roster import scenes_roster
-from fewstep.evaluate.scenes_bench import scenes_bench
+from fewstep.evaluate.roster import make_scenes_roster
+from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.models.pipeline import load_pipeline
 from fewstep.recipes.distill import Distill
@@ -39,7 +39,7 @@ def test_evaluations_are_those_of_the_exported_weights(random_teacher, tmp_path,
     assert {row["guidance_scale"] for row in rows} == {5.0}
     student = load_pipeline(config.out / "model", "cpu")
     cell = Cell("lcm", eval_steps[-1], "lcm", 5.0)
-    row, _ = score(scenes_bench(scenes_roster(128)), cell, painter_of(cell, None, student), "run")
+    row, _ = score(make_scenes_bench(make_scenes_roster(128)), cell, painter_of(cell, None, student), "run")
     del row["seconds_per_image"]
     assert rows[-1] == {"step": 2, **row}
     first = rows[len(eval_steps) - 1]

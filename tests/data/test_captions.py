@@ -6,7 +6,7 @@ import pytest
 
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError
-from fewstep.data.sources.reasons import Reason
+from fewstep.data.sources.filters import Reason
 
 
 def reason(action, *arguments: object) -> str:

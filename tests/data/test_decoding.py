@@ -19,8 +19,8 @@ from PIL import Image
 
 from fewstep.data.sources.base import DroppedError
 from fewstep.data.sources.decoding import decode
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.fitting import PictureLimits
-from fewstep.data.sources.reasons import Reason
 from spoiled_pictures import seeds, spoil
 from written_shards import picture
 

@@ -14,9 +14,8 @@ from PIL import Image
 
 from fewstep.data.sources import folder_metadata
 from fewstep.data.sources.base import DroppedError
-from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.filters import Filters, Reason
 from fewstep.data.sources.folder import open_folder
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.squares import SquarePictures
 from fewstep.errors import UserError

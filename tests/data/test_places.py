@@ -15,9 +15,9 @@ from fewstep.data.shards.manifest import MANIFEST
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.data.sources import urls
 from fewstep.data.sources.base import DroppedError
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.places import Place
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError

@@ -7,7 +7,7 @@ from PIL import Image
 from fewstep.data.latents import DroppedPicture
 from fewstep.data.reading import CropSettings, PictureReader, crop_picture, hash_sources
 from fewstep.data.sources.base import DroppedError, Example
-from fewstep.data.sources.reasons import Reason
+from fewstep.data.sources.filters import Reason
 from fewstep.data.worlds.scenes import SceneExamples, Scenes
 
 

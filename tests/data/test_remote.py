@@ -18,8 +18,8 @@ import pytest
 
 from fewstep.data.sources import remote, urls
 from fewstep.data.sources.base import DroppedError
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.picture_files import open_picture_files
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache
 from fewstep.data.sources.urls import FileVersion
 from fewstep.errors import UserError

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.data.choices import Buckets
 from fewstep.data.shards import formats
 from fewstep.data.sources.base import list_sizes
 from fewstep.data.sources.decoding import decode
-from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.filters import Buckets, Filters
 from fewstep.data.sources.picture_files import open_picture_files
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection

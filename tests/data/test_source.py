@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fewstep.data.sources.base import DroppedError, SourceReport, Tally
-from fewstep.data.sources.reasons import Reason
+from fewstep.data.sources.filters import Reason
 
 
 def report(used: int, **names: list[str]) -> SourceReport:

@@ -15,10 +15,9 @@ import pytest
 from PIL import Image
 
 from fewstep.data.sources.base import DroppedError, Source
-from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.filters import Filters, Reason
 from fewstep.data.sources.fitting import PictureLimits
 from fewstep.data.sources.picture_files import open_picture_files
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.prediction import to_prediction
+from fewstep.diffusion.prediction import Guided, to_prediction
 
 
 class CountingNetwork:

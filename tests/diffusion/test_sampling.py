@@ -6,7 +6,8 @@ import torch
 from closed_forms import Gaussian
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.multistep import sample_dpm_solver_pp_2m, sample_unipc
-from fewstep.diffusion.sampling import sample_euler, sample_ode, sampling_times
+from fewstep.diffusion.sampling import sample_euler, sample_ode
+from fewstep.diffusion.schedule import sampling_times
 
 SAMPLERS = {
     "ddim": sample_ode, "euler": sample_euler, "dpm++": sample_dpm_solver_pp_2m, "unipc": sample_unipc,

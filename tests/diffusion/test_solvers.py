@@ -10,11 +10,10 @@ import torch
 
 from closed_forms import SD_CONFIG, Gaussian, Mixture, follow_finely
 from fewstep.diffusion.flow import Flow
-from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.prediction import Prediction, to_prediction
+from fewstep.diffusion.prediction import Guided, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule, Tabulated
 from fewstep.diffusion.solvers import SOLVERS
-from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
+from fewstep.diffusion.solvers.base import DDIM
 from fewstep.diffusion.solvers.dpm_solver_pp import SOLVER as DPM_SOLVER_PP_2S
 from fewstep.diffusion.solvers.midpoint import SOLVER as MIDPOINT
 

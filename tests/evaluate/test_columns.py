@@ -16,7 +16,7 @@ from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.cell import COLUMNS, TITLES, Cell
 from fewstep.evaluate.columns import Column
 from fewstep.evaluate.config import Evaluate
-from fewstep.evaluate.report import columns_of
+from fewstep.evaluate.report import list_columns_of
 from fewstep.evaluate.scoring import MODEL, SECONDS, index_columns
 from fewstep.evaluate.tuning import rate
 from fewstep.recipes.distill import Distill
@@ -121,7 +121,7 @@ def test_a_column_that_could_not_do_what_it_says_is_refused():
 @pytest.mark.parametrize("file", ["demo/results.json", "studies/main-best.json"])
 def test_every_published_column_is_known(file):
     rows = json.loads((DOCS / file).read_text())["rows"]
-    assert {name for row in rows for name in columns_of([row])} <= set(index_columns())
+    assert {name for row in rows for name in list_columns_of([row])} <= set(index_columns())
 
 
 def test_no_two_columns_share_a_name_or_a_heading():

@@ -18,21 +18,21 @@ from fewstep.data.pictures import to_levels, to_pixels
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench, PaintedBatch
-from fewstep.evaluate.benches import judges, make_bench, material
+from fewstep.evaluate.benches import make_bench, material, pick_judges
 from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.frechet import frechet_distance
 from fewstep.evaluate.metrics import METRICS, compute_columns, list_columns, list_observers, name_kept
 from fewstep.evaluate.metrics.distances import sum_moments
 from fewstep.evaluate.painting import PaintedCell, paint
-from fewstep.evaluate.protocol import claim_report_folder, difference, rows_beside
+from fewstep.evaluate.protocol import claim_report_folder, name_difference, read_rows_beside
 from fewstep.evaluate.reader import load_reader
-from fewstep.evaluate.report import columns_of
-from fewstep.evaluate.roster import captions_roster, scenes_roster
+from fewstep.evaluate.report import list_columns_of
+from fewstep.evaluate.roster import make_captions_roster, make_scenes_roster
 from fewstep.evaluate.scenes_bench import ScenesReader
 from fewstep.evaluate.studio import EvaluationStudio
 from fewstep.evaluate.style import fit_probe
-from fewstep.evaluate.tuning import best_cell
+from fewstep.evaluate.tuning import find_best_cell
 from fewstep.models.loading import load_latent_model
 from fewstep.parallel.workers import use_one_thread
 from warm_command import Warm
@@ -49,7 +49,7 @@ def bench():
     extractor = reader.extractor
     real = Scenes(71, "seen")
     reference = extractor.features(to_levels(to_pixels([real[i].image for i in range(512)])))
-    return Bench(scenes_roster(N, 0, 8, 8), extractor, reference, reader)
+    return Bench(make_scenes_roster(N, 0, 8, 8), extractor, reference, reader)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def columns(bench, pictures):
     found = compute_columns(
         PaintedCell({n: v for n, v in observed.items() if v is not None}, latents, 0.0), batch.bench
     )
-    assert set(columns_of([found])) <= {column.name for column in list_columns()}
+    assert set(list_columns_of([found])) <= {column.name for column in list_columns()}
     return found
 
 
@@ -98,7 +98,7 @@ def test_pictures_of_other_prompts_are_as_real_and_not_obedient(bench, drawn):
 
 
 def test_unseen_pairs_count_apart(bench, drawn):
-    apart = dataclasses.replace(bench, roster=scenes_roster(N - 32, 32, 8, 8))
+    apart = dataclasses.replace(bench, roster=make_scenes_roster(N - 32, 32, 8, 8))
     unseen = Scenes(1_000_003, "unseen")
     pictures = torch.cat([drawn[: N - 32], to_levels(to_pixels([unseen[i].image for i in range(32)])), drawn[N:]])
     good, wrong = columns(apart, pictures), columns(apart, torch.cat([drawn, drawn[N:]])[: len(pictures)])
@@ -133,11 +133,11 @@ def test_share_in_style_counts_the_pictures_in_the_look_of_the_data(bench, drawn
 
 def test_another_look_has_a_style_and_no_reader(monkeypatch):
     monkeypatch.setattr("fewstep.evaluate.scenes_bench.REFERENCE_SCENES", 256)
-    extractor, reader = judges("scenes-leaning", "", CPU)
+    extractor, reader = pick_judges("scenes-leaning", "", CPU)
     bench, _ = make_bench(material(SourceRequest(data="scenes-leaning", resolution=64), n=128), extractor, reader)
     assert bench.reader is None
     assert bench.style is not None
-    plain, _ = make_bench(material(SourceRequest(data="scenes", resolution=64), n=128), *judges("scenes", "", CPU))
+    plain, _ = make_bench(material(SourceRequest(data="scenes", resolution=64), n=128), *pick_judges("scenes", "", CPU))
     assert plain.reader is not None
     assert plain.style is None
 
@@ -161,8 +161,8 @@ def test_distance_to_the_teacher(bench):
 
 def test_pictures_do_not_depend_on_how_the_work_was_split(random_teacher, bench, tmp_path):
     teacher = load_latent_model(random_teacher, CPU)
-    few = dataclasses.replace(bench, roster=scenes_roster(10, 0, 0))
-    more = dataclasses.replace(bench, roster=scenes_roster(23, 5, 2, 3))
+    few = dataclasses.replace(bench, roster=make_scenes_roster(10, 0, 0))
+    more = dataclasses.replace(bench, roster=make_scenes_roster(23, 5, 2, 3))
     painter = painter_of(Cell("ddim", 2, "trailing", 3.0), teacher, None)
     whole = paint(more, painter, OBSERVERS, 8, tmp_path / "a")
     again = paint(more, painter, OBSERVERS, 8)
@@ -182,7 +182,7 @@ def test_pictures_do_not_depend_on_how_the_work_was_split(random_teacher, bench,
     assert torch.equal(third.latents, whole.latents)
     for other in (
         paint(more, painter_of(Cell("ddim", 2, "trailing", 5.0), teacher, None), {}, 8),
-        paint(dataclasses.replace(more, roster=scenes_roster(23, 5, 2, 3, seed=1)), painter, {}, 8),
+        paint(dataclasses.replace(more, roster=make_scenes_roster(23, 5, 2, 3, seed=1)), painter, {}, 8),
     ):
         assert (other.latents - whole.latents).abs().mean() > 0.01
     assert torch.equal(paint(few, painter, OBSERVERS, 8).latents, whole.latents[:10])
@@ -194,7 +194,7 @@ def test_what_a_metric_kept_is_made_anew_once_its_file_has_changed(random_teache
         return batch.latents[:, 0, 0, :1] + 5
 
     teacher = load_latent_model(random_teacher, CPU)
-    few = dataclasses.replace(bench, roster=scenes_roster(10, 0, 0))
+    few = dataclasses.replace(bench, roster=make_scenes_roster(10, 0, 0))
     painter = painter_of(Cell("ddim", 1, "trailing", 3.0), teacher, None)
     paint(few, painter, OBSERVERS, 8, tmp_path)
     (tmp_path / "part-00001.safetensors").unlink()  # of two
@@ -214,48 +214,48 @@ def test_the_best_guidance_and_spacing_are_taken_and_the_first_of_equals():
         return {"prompt_accuracy": scores[cell.guidance_scale, cell.spacing], "kd": 1.0, "at": cell.slug}
 
     start = Cell("ddim", 4, "trailing", 1.5)
-    best, tried = best_cell(start, (1.5, 3.0), ("trailing", "leading", "linspace"), score)
+    best, tried = find_best_cell(start, (1.5, 3.0), ("trailing", "leading", "linspace"), score)
     assert best == Cell("ddim", 4, "leading", 3.0)
     assert len(tried) == 4
     worse = {**scores, (5.0, "trailing"): 0.7, (8.0, "trailing"): 1.0}  # past the best, so it is not looked at
     scores = worse
-    assert best_cell(start, (1.5, 3.0, 5.0, 8.0), ("trailing",), score)[0].guidance_scale == 3.0
-    assert best_cell(start, (1.5,), ("trailing",), score) == (start, [])
+    assert find_best_cell(start, (1.5, 3.0, 5.0, 8.0), ("trailing",), score)[0].guidance_scale == 3.0
+    assert find_best_cell(start, (1.5,), ("trailing",), score) == (start, [])
     # Without prompts that state anything, the nearer to real pictures the better.
-    near, _ = best_cell(start, (1.5, 3.0), ("trailing",), lambda cell: {"kd": 5 - cell.guidance_scale})
+    near, _ = find_best_cell(start, (1.5, 3.0), ("trailing",), lambda cell: {"kd": 5 - cell.guidance_scale})
     assert near.guidance_scale == 3.0
 
 
 def test_protocols_that_differ_are_named(tmp_path):
     mine = {"n": 5, "extractor": {"name": "x", "sha256": "a"}}
-    assert difference(mine, json.loads(json.dumps(mine))) is None
+    assert name_difference(mine, json.loads(json.dumps(mine))) is None
     assert (
-        difference(mine, {**mine, "extractor": {"name": "x", "sha256": "b"}})
+        name_difference(mine, {**mine, "extractor": {"name": "x", "sha256": "b"}})
         == "extractor.sha256 is a here and b there"
     )
     assert not claim_report_folder(tmp_path / "out", mine)
     assert claim_report_folder(tmp_path / "out", mine)
-    assert difference({"prompts_sha256": 1, "seed": 2}, {"prompts_sha256": 3, "seed": 4}).startswith("seed is 2")
+    assert name_difference({"prompts_sha256": 1, "seed": 2}, {"prompts_sha256": 3, "seed": 4}).startswith("seed is 2")
     with pytest.raises(UserError, match="n is 6 here and 5 there"):
         claim_report_folder(tmp_path / "out", {**mine, "n": 6})
     rows = [{"sampler": "ddim", "model": "teacher"}, *({"sampler": "lcm", "model": name} for name in "aab")]
     (tmp_path / "results.json").write_text(json.dumps({"protocol": mine, "rows": rows}))
-    assert list(rows_beside(tmp_path, mine)) == rows[1:3]  # not what stood beside it there
+    assert list(read_rows_beside(tmp_path, mine)) == rows[1:3]  # not what stood beside it there
     with pytest.raises(UserError, match="same table: n is 7 here and 5 there"):
-        list(rows_beside(tmp_path, {**mine, "n": 7}))
+        list(read_rows_beside(tmp_path, {**mine, "n": 7}))
     with pytest.raises(UserError, match="holds no results"):
-        list(rows_beside(tmp_path / "nowhere", mine))
+        list(read_rows_beside(tmp_path / "nowhere", mine))
 
 
 def test_rosters():
-    roster, longer = scenes_roster(10, 4, 2, 3), scenes_roster(20, 4, 2, 3)
+    roster, longer = make_scenes_roster(10, 4, 2, 3), make_scenes_roster(20, 4, 2, 3)
     assert len(roster) == 20
     assert len(set(roster.seeds)) == 20
     assert roster.seeds[10:] == longer.seeds[20:]
     assert roster.prompts[:10] == longer.prompts[:10]
     assert len(set(roster.prompts[roster.repeated_part])) == 2
     assert roster.sha256 != longer.sha256
-    assert captions_roster(["a", "b"], 1, 2).prompts == ["a", "b", "a", "a"]
+    assert make_captions_roster(["a", "b"], 1, 2).prompts == ["a", "b", "a", "a"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from fewstep.data.worlds.gallery import Gallery, draw_agreeing_scene
 from fewstep.data.worlds.gallery_drawing import draw_gallery_scene
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench, PaintedBatch
-from fewstep.evaluate.benches import judges, material
+from fewstep.evaluate.benches import material, pick_judges
 from fewstep.evaluate.gallery_bench import GalleryJudge, GalleryWorld, list_repeated
 from fewstep.evaluate.gallery_reader import GalleryReader
 from fewstep.evaluate.metrics import compute_columns, list_observers
@@ -156,7 +156,7 @@ def test_without_a_reader_it_is_refused_in_one_line(tmp_path):
         (str(tmp_path / "none"), "none/reader.safetensors"),
     ):
         with pytest.raises(UserError) as told:
-            judges("gallery", "", CPU, folder)
+            pick_judges("gallery", "", CPU, folder)
         assert said in str(told.value)
         assert "\n" not in str(told.value)
 
@@ -164,9 +164,9 @@ def test_without_a_reader_it_is_refused_in_one_line(tmp_path):
 def test_a_reader_of_another_world_is_refused(tmp_path):
     save_reader(GalleryReader(), tmp_path)
     with pytest.raises(UserError, match=r"holds the weights of another reader"):
-        judges("scenes", "", CPU, str(tmp_path))
+        pick_judges("scenes", "", CPU, str(tmp_path))
     with pytest.raises(UserError, match=r"reads a bundled world, which .* is not; leave --reader out"):
-        judges(str(tmp_path), "clip", CPU, str(tmp_path))
+        pick_judges(str(tmp_path), "clip", CPU, str(tmp_path))
 
 
 def test_in_the_other_hand_it_has_a_share_in_style_too():
@@ -178,13 +178,13 @@ def test_in_the_other_hand_it_has_a_share_in_style_too():
 
 def test_the_reader_is_the_extractor_unless_another_is_asked_for(tmp_path, clip):
     save_reader(GalleryReader(), tmp_path)
-    extractor, reader = judges("gallery-twemoji", "", CPU, str(tmp_path))
+    extractor, reader = pick_judges("gallery-twemoji", "", CPU, str(tmp_path))
     pictures = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     assert extractor is reader.extractor
     assert extractor.name == "the gallery reader"
     assert extractor.features(pictures).shape == (2, 128)
     assert len(reader.read(pictures)) == 2
-    extractor, reader = judges("gallery", str(clip), CPU)
+    extractor, reader = pick_judges("gallery", str(clip), CPU)
     assert (extractor.features(pictures).shape, reader) == ((2, 16), None)  # distances alone
 
 

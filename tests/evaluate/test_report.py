@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageChops
 from playwright.sync_api import sync_playwright
 
-from fewstep.evaluate.report import cell_text, columns_of, write_report
+from fewstep.evaluate.report import list_columns_of, write_cell, write_report
 
 DEMO = Path(__file__).parents[2] / "docs" / "demo"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -44,12 +44,12 @@ def test_a_browser_shows_the_pictures_the_figures_and_the_curves(page, report):
     picture = page.locator("img")
     shape = picture.evaluate("image => [image.complete, image.naturalWidth, image.naturalHeight]")
     assert shape == [True, *Image.open(DEMO / "grid.png").size]
-    columns = columns_of(results["rows"])
+    columns = list_columns_of(results["rows"])
     table = page.locator("table").first
     assert [text.strip() for text in table.locator("th").all_inner_texts()] == [c.replace("_", " ") for c in columns]
     lines = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
     assert [[" ".join(text.split()) for text in line] for line in lines] == [
-        [cell_text(row, column).strip() for column in columns] for row in results["rows"]
+        [write_cell(row, column).strip() for column in columns] for row in results["rows"]
     ]
     # All of it in sight, and every figure's meaning.
     assert page.locator(".wide").first.evaluate("wide => wide.scrollWidth <= wide.clientWidth")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fewstep.commands.distill import distill
 from fewstep.data.pictures import to_pixels
 from fewstep.diffusion.flow import Flow
+from fewstep.diffusion.schedule import sampling_times
 from fewstep.errors import UserError
 from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.method.paths import TeacherPath
@@ -91,7 +92,7 @@ def test_many_steps_of_the_teacher_are_the_stock_pipelines(flow):
     solvers = importlib.import_module("fewstep.diffusion.sampling")
     z, count = seeded_noise([SEED], model.codec.shape(64), CPU)(), 5  # whose times are whole
     cond = model.conditioner.encode([PROMPT])
-    times = solvers.sampling_times(model.schedule, count, "trailing")
+    times = sampling_times(model.schedule, count, "trailing")
     with torch.no_grad():
         mine = solvers.sample_ode(model.schedule, lambda z, t: model.network(z, t, cond, None), z, times)
     theirs = paint_by_stock(load_stock(flow, model), [1 - i / count for i in range(count)], off(flow))

@@ -6,7 +6,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.models.lora.converting import convert_lora
-from fewstep.models.lora.file import adaptable_modules, read_lora
+from fewstep.models.lora.file import list_adaptable, read_lora
 from flow_miniatures import copy_model
 
 
@@ -17,7 +17,7 @@ def model(flow):
 
 def write_diffusers(path, model, scale):
     layout, tensors, draw = model.family.lora, {}, torch.Generator().manual_seed(3)
-    for name, module in sorted(adaptable_modules(model.parts).items()):
+    for name, module in sorted(list_adaptable(model.parts).items()):
         if name.startswith(f"{layout.part}.") and module.weight.ndim == 2:
             tensors[f"{name}.lora_A.weight"] = torch.randn(2, module.weight.shape[1], generator=draw)
             tensors[f"{name}.lora_B.weight"] = torch.randn(len(module.weight), 2, generator=draw)

@@ -39,7 +39,9 @@ def test_a_wide_batch_is_learnt_as_a_square_one(transformer, wide, tmp_path, mon
     latents = open_material(config, teacher).latents()
     channels, height, width = latents.shape_at(range(2))
     assert height < width
-    assert (height * teacher.codec.multiple, width * teacher.codec.multiple) in choose_buckets(config, teacher)
+    assert (height * teacher.codec.multiple, width * teacher.codec.multiple) in choose_buckets(
+        teacher, teacher.resolution
+    )
     student = command.make_student(config, teacher)
     task = make_task(config, student, command.make_path(config, student, teacher), teacher, latents)
     answers = task.answer(range(2))
@@ -51,4 +53,4 @@ def test_a_wide_batch_is_learnt_as_a_square_one(transformer, wide, tmp_path, mon
     monkeypatch.setattr(Family, "largest_side", lambda *_: teacher.resolution)
     monkeypatch.setattr(type(teacher.family), "largest_side", Family.largest_side, raising=False)
     with pytest.raises(UserError, match="pixels a side, give --buckets off"):
-        choose_buckets(config, teacher)
+        choose_buckets(teacher, teacher.resolution)

@@ -9,11 +9,13 @@ from torch import nn
 
 from closed_forms import Gaussian
 from fewstep.diffusion.flow import Flow
-from fewstep.diffusion.sampling import sample_ode, sampling_times
+from fewstep.diffusion.sampling import sample_ode
+from fewstep.diffusion.schedule import sampling_times
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.method.landing import BOUNDARY, ConsistencyFunction
 from fewstep.method.paths import TeacherPath
-from fewstep.method.sampling import consistency_times, sample_consistency
+from fewstep.method.sampling import sample_consistency
+from fewstep.method.times import consistency_times
 from fewstep.models.families.sd3 import SD3Network
 
 STD, COUNT = 0.5, 4096

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fewstep.commands.distill import load_teacher, make_path, make_student
-from fewstep.diffusion.sampling import sampling_times
-from fewstep.evaluate.baselines import teacher_latents
+from fewstep.diffusion.schedule import sampling_times
+from fewstep.evaluate.baselines import sample_teacher
 from fewstep.method.paths import TeacherPath
 from fewstep.models.families.packing import pack, unpack
 from fewstep.models.pipeline import seeded_noise
@@ -59,7 +59,7 @@ def test_a_baseline_follows_it(flow):
     model = copy_model(flow)
     cond = model.conditioner.encode(["a red star"])
     z_t, t = seeded_noise([5], model.codec.shape(model.resolution), CPU)(), torch.tensor([1000])
-    found = teacher_latents(model, "euler", sampling_times(model.schedule, 1, "trailing"), cond, [5], OMEGA)
+    found = sample_teacher(model, "euler", sampling_times(model.schedule, 1, "trailing"), cond, [5], OMEGA)
     assert torch.allclose(found, z_t - expect(model, z_t, t, cond, torch.tensor([OMEGA])), atol=1e-5)
 
 

@@ -11,7 +11,7 @@ from fewstep.errors import UserError
 from fewstep.models.families.original_transformers import FLUX_NAMES
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import KOHYA_FILE, Pair, read_lora, write_lora
-from fewstep.models.scheduler import Overrides
+from fewstep.models.options import Overrides
 from flow_miniatures import copy_model, copy_stock, save_sd3, to_original
 
 CPU = torch.device("cpu")

@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 
 from fewstep.commands.combine import Combine, combine
 from fewstep.commands.distill import distill
-from fewstep.diffusion.sampling import sample_ode, sampling_times
+from fewstep.diffusion.sampling import sample_ode
+from fewstep.diffusion.schedule import sampling_times
 from fewstep.errors import UserError
 from fewstep.method.paths import TeacherPath
 from fewstep.models.loading import load_latent_model
+from fewstep.models.options import Overrides
 from fewstep.models.pipeline import load_pipeline, seeded_noise
-from fewstep.models.scheduler import Overrides
 from fewstep.recipes.distill import Distill
 from flow_miniatures import copy_model, copy_stock, to_original
 from flow_runs import make_run, run_here

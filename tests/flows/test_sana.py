@@ -12,7 +12,7 @@ from fewstep.errors import UserError
 from fewstep.models.families.sana import INSTRUCTION, NAMES
 from fewstep.models.flow_scheduler import read_flow
 from fewstep.models.loading import load_latent_model
-from fewstep.models.scheduler import Overrides
+from fewstep.models.options import Overrides
 from fewstep.recipes.distill import Distill
 from flow_miniatures import copy_model, copy_stock
 

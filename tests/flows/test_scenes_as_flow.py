@@ -11,7 +11,8 @@ import torch
 from fewstep import assets
 from fewstep.commands.distill import make_path, make_student
 from fewstep.diffusion.flow import Flow
-from fewstep.diffusion.sampling import sample_ode, sampling_times
+from fewstep.diffusion.sampling import sample_ode
+from fewstep.diffusion.schedule import sampling_times
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.method.paths import TeacherPath
 from fewstep.models.families.unet import UNetNetwork

@@ -12,13 +12,13 @@ from fewstep.commands.distill import distill, load_teacher
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.models.card import LORA_FILE, read_card
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.export import spell
 from fewstep.models.lora.file import write_lora
 from fewstep.models.lora.pair import Pair
+from fewstep.models.network import hash_weights
+from fewstep.models.options import Overrides, read_overrides
 from fewstep.models.pipeline import load_pipeline
-from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.recipes.distill import Distill
 from flow_miniatures import copy_model
 
@@ -60,10 +60,10 @@ def test_a_style_is_distilled_with_its_base(flow, style, distilled, flow_picture
     given = f"{style}:0.5"
     teacher = load_teacher(settings(flow, flow_pictures, tmp_path, base_lora=(given,)))
     plain = copy_model(flow)
-    assert weights_sha256(teacher.network.backbone) != weights_sha256(plain.network.backbone)
+    assert hash_weights(teacher.network.backbone) != hash_weights(plain.network.backbone)
     header = read_safetensors_header(distilled / LORA_FILE).metadata
     assert json.loads(header["fewstep.base_lora"]) == [given]
-    assert header["fewstep.teacher_sha256"] == weights_sha256(teacher.network.backbone)
+    assert header["fewstep.teacher_sha256"] == hash_weights(teacher.network.backbone)
     mine = load_pipeline(distilled, "cpu")
     beside = load_pipeline(str(flow), "cpu", [(style, 0.5), (distilled / LORA_FILE, 1.0)])
     alone = load_pipeline(str(flow), "cpu", [(distilled / LORA_FILE, 1.0)])

@@ -24,10 +24,10 @@ from fewstep.data.shards.store import FolderStore
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.models import scenes_model
 from fewstep.models.card import StudentCard
-from fewstep.models.end import EndEmbedding
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import write_lora
 from fewstep.models.lora.pair import Pair
+from fewstep.models.network import EndEmbedding
 from fewstep.recipes.named import find_recipe
 from fewstep.recipes.plain import to_plain
 from fewstep.train.checkpoint import Checkpoints

@@ -12,7 +12,7 @@ from mutations import mutate_bytes, mutate_json
 from mutations_of_files import mutate_safetensors
 
 from fewstep.commands.inspect import describe
-from fewstep.models.families import family_of_file
+from fewstep.models.families import recognise_file
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.few_step import check_told, find_told, read_few_step
 from fewstep.models.lora.file import read_lora
@@ -42,7 +42,7 @@ def read_flow_folder(corpus: Corpus, folder: Path, rng: Random) -> None:
 def read_flow_file(corpus: Corpus, folder: Path, rng: Random) -> None:
     name = rng.choice(sorted(corpus.flows))
     path = take_file(corpus, f"flow-files/{name}.safetensors", folder, rng, mutate_safetensors)
-    family_of_file(path)
+    recognise_file(path)
     if rng.random() < 0.3:
         exhaust(describe(path))
     else:

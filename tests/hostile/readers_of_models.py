@@ -18,7 +18,7 @@ from fewstep.commands.inspect import describe
 from fewstep.documents import read_json
 from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.card import read_card
-from fewstep.models.families import family_of_file
+from fewstep.models.families import recognise_file
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach, detach
 from fewstep.models.lora.few_step import check_told, find_told, read_few_step
@@ -86,7 +86,7 @@ def read_whole_model(corpus: Corpus, folder: Path, rng: Random) -> None:
 def read_single_file(corpus: Corpus, folder: Path, rng: Random) -> None:
     path = take_file(corpus, "single.safetensors", folder, rng, mutate_safetensors)
     exhaust(describe(path))
-    family_of_file(path)
+    recognise_file(path)
     if rng.random() < 0.05:
         load_latent_model(path, CPU, str(corpus / "model"))
 

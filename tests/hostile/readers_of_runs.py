@@ -22,7 +22,7 @@ from fewstep.data.shards.index import ShardIndex
 from fewstep.data.shards.manifest import is_prepared, read_kind
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.data.shards.trajectories import TrajectoryShards
-from fewstep.evaluate.protocol import claim_report_folder, rows_beside
+from fewstep.evaluate.protocol import claim_report_folder, read_rows_beside
 from fewstep.models.encoded import read_encoded
 from fewstep.recipes.named import RECIPES, find_recipe
 from fewstep.train import log
@@ -92,7 +92,7 @@ def read_lines_of_a_run(corpus: Corpus, folder: Path, rng: Random) -> None:
     log.RunLog(place, "x", 3, 2)
     list(read_evaluations(place))
     read_encoded(place, {})
-    list(rows_beside(place, {"n": 1, "judge": {"sha256": "a"}}))
+    list(read_rows_beside(place, {"n": 1, "judge": {"sha256": "a"}}))
     claim_report_folder(place, {"n": 1})
 
 

@@ -3,11 +3,7 @@ import math
 import pytest
 import torch
 
-from fewstep.method.distances import DISTANCES
-from fewstep.method.distances.cauchy import cauchy
-from fewstep.method.distances.huber import pseudo_huber
-from fewstep.method.distances.l2 import l2
-from fewstep.method.distances.root import root
+from fewstep.method.distances import DISTANCES, cauchy, l2, pseudo_huber, root
 
 X = torch.tensor([[[0.0, 3.0]], [[1.0, 1.0]]], dtype=torch.float64)
 Y = torch.tensor([[[4.0, 3.0]], [[1.0, 1.0]]], dtype=torch.float64)
@@ -30,7 +26,7 @@ def test_pseudo_huber_is_quadratic_near_zero_and_linear_far_off():
 
 @pytest.mark.parametrize("name", DISTANCES)
 def test_distances_are_symmetric_positive_and_have_a_finite_gradient_at_zero(name):
-    distance = DISTANCES[name].make(0.03)
+    distance = DISTANCES[name](0.03)
     x, y = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64).unbind()
     assert distance(x, y).shape == (4,)
     assert torch.equal(distance(x, y), distance(y, x))

@@ -9,14 +9,13 @@ from closed_forms import Gaussian
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.measure.mixture import CLASSES, MEANS, STD, ExactMap, Mixture
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.distances.l2 import l2
-from fewstep.method.ends import ENDS, ZERO, edges
+from fewstep.method.distances import l2
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction
 from fewstep.method.named import METHODS
-from fewstep.method.sampling import jump_times, sample_consistency
+from fewstep.method.paths import TrainingBatch
+from fewstep.method.sampling import sample_consistency
 from fewstep.method.step import Method, consistency_losses
-from fewstep.method.times import fixed_gap, ratio_gap, step_back, whole_gap
+from fewstep.method.times import ENDS, ZERO, edges, fixed_gap, jump_times, ratio_gap, step_back, whole_gap
 
 SCHEDULES = {"tabulated": "sd_schedule", "flow": Flow(1000, 3.0)}
 

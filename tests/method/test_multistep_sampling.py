@@ -7,9 +7,11 @@ import torch
 
 from closed_forms import Gaussian
 from fewstep.diffusion.prediction import to_prediction
-from fewstep.diffusion.sampling import sample_ode, sampling_times
+from fewstep.diffusion.sampling import sample_ode
+from fewstep.diffusion.schedule import sampling_times
 from fewstep.method.landing import BOUNDARY, BY_DDIM, ConsistencyFunction, boundary
-from fewstep.method.sampling import advance, consistency_times, renoise, sample_consistency
+from fewstep.method.sampling import advance, renoise, sample_consistency
+from fewstep.method.times import consistency_times
 
 
 @pytest.fixture

@@ -2,11 +2,10 @@ import pytest
 import torch
 
 from closed_forms import Mixture
-from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.prediction import Guided
 from fewstep.diffusion.solvers import SOLVERS
-from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.paths import DataPath, TeacherPath
+from fewstep.diffusion.solvers.base import DDIM
+from fewstep.method.paths import DataPath, TeacherPath, TrainingBatch
 
 
 def at(t, s, cond, omega) -> TrainingBatch:

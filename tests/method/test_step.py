@@ -10,11 +10,9 @@ from torch import nn
 from closed_forms import Gaussian
 from fewstep.diffusion.prediction import Prediction, to_prediction
 from fewstep.diffusion.solvers import SOLVERS
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.distances.huber import pseudo_huber
-from fewstep.method.distances.l2 import l2
+from fewstep.method.distances import l2, pseudo_huber
 from fewstep.method.landing import BOUNDARY, BY_DDIM, boundary
-from fewstep.method.paths import DataPath, TeacherPath
+from fewstep.method.paths import DataPath, TeacherPath, TrainingBatch
 from fewstep.method.step import Method, consistency_losses
 from fewstep.method.times import draw_times, step_back
 from fewstep.method.weights import one

@@ -3,8 +3,7 @@ import torch
 
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.schedule import Tabulated
-from fewstep.method.sampling import consistency_times
-from fewstep.method.times import draw_times, fixed_gap, shrinking_gap, step_back
+from fewstep.method.times import consistency_times, draw_times, fixed_gap, shrinking_gap, step_back
 
 ALMOST_ONE = 1 - 2**-53
 TABULATED = {steps: Tabulated.from_config({"num_train_timesteps": steps}) for steps in (1000, 250)}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fewstep.errors import UserError
-from fewstep.measure.memory import need
+from fewstep.measure.memory import count_need
 from fewstep.models.families import find_family
 from fewstep.models.families.stable_diffusion import LORA
 from fewstep.models.loading import load_latent_model
@@ -185,4 +185,4 @@ def test_plans_count_it():
     with torch.device("meta"):
         adapters = AdaptedNetwork(network, 4, 4.0, LORA.targets).weights
     own = 32 * 128 + 128 + 128 * 128 + 128
-    assert need(config, family, 8).learning == own + sum(value.numel() for value in adapters.parameters())
+    assert count_need(config, family, 8).learning == own + sum(value.numel() for value in adapters.parameters())

@@ -9,7 +9,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.models.card import StudentCard, make_card, read_card
-from fewstep.models.families import family_of_folder, find_family, list_families
+from fewstep.models.families import find_family, list_families, recognise_folder
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.export import save_merged
 from fewstep.models.lora.file import DIFFUSERS_FILE, Pair, write_lora
@@ -171,7 +171,7 @@ def test_a_folder_without_its_network_says_so(teacher_copy):
     shutil.rmtree(teacher_copy / "unet")
     index = json.loads((teacher_copy / "model_index.json").read_text())
     with pytest.raises(UserError, match="not a whole pipeline: it has no folder unet/"):
-        family_of_folder(teacher_copy, index, str(teacher_copy))
+        recognise_folder(teacher_copy, index, str(teacher_copy))
 
 
 def test_a_flow_scheduler_is_not_read_as_linear_betas(teacher_copy, edit_json):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewstep import assets
-from fewstep.method.sampling import consistency_times, jump_times
+from fewstep.method.times import consistency_times, jump_times
 from fewstep.models.card import LCM_LORA, STYLE_LORA, StudentCard
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.comfyui import LCM_GRID, make_workflow

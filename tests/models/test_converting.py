@@ -12,7 +12,7 @@ import torch
 from fewstep.cli import main
 from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.loading import load_latent_model
-from fewstep.models.lora.file import adaptable_modules, read_lora
+from fewstep.models.lora.file import list_adaptable, read_lora
 
 CPU = torch.device("cpu")
 SPELLINGS = ("diffusers", "kohya", "comfyui", "peft")
@@ -28,7 +28,7 @@ def write_kohya(path, model, dtype=torch.float32, *, texts=True, header=None):
     """Writes a LoRA of every module: ranks 2 and 3, alphas that no rank is, and a convolution's shapes."""
     layout, tensors, draw = model.family.lora, {}, torch.Generator().manual_seed(3)
     alphas = itertools.cycle((1.0, 0.5, 3.0, 2.75))
-    for i, (name, module) in enumerate(sorted(adaptable_modules(model.parts).items())):
+    for i, (name, module) in enumerate(sorted(list_adaptable(model.parts).items())):
         part, own = name.split(".", 1)
         if part != layout.part and not texts:
             continue

@@ -16,7 +16,7 @@ from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora import adapters
 from fewstep.models.lora.adapters import AdaptedNetwork, attach, detach
-from fewstep.models.lora.combining import combined, merge
+from fewstep.models.lora.combining import combine_loras, merge
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE, Pair, read_lora, write_lora
 
 CPU = torch.device("cpu")
@@ -283,7 +283,7 @@ def test_combining_adds_weight_deltas(network):
         f"unet.{QUERY}": lcm[f"unet.{QUERY}"].delta(),
         f"unet.{convolution}": lcm[f"unet.{convolution}"].delta() + 0.8 * style[f"unet.{convolution}"].delta(),
     }
-    one = combined(loras)
+    one = combine_loras(loras)
     assert {name: pair.rank for name, pair in one.items()} == {f"unet.{QUERY}": 3, f"unet.{convolution}": 5}
     for name, expected in by_hand.items():
         torch.testing.assert_close(one[name].delta(), expected, rtol=1e-5, atol=1e-5)

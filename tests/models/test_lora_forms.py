@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from fewstep.errors import UserError
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach, detach, rescale
-from fewstep.models.lora.combining import combined, merge
+from fewstep.models.lora.combining import combine_loras, merge
 from fewstep.models.lora.decomposed import merge_attached
 from fewstep.models.lora.file import read_lora
 from fewstep.models.lora.fitting import LARGEST_RANK
@@ -376,7 +376,7 @@ def test_a_dora_adds_to_other_adapters_and_follows_its_scale(along, model, write
         assert torch.equal(model.network(*asked).z_0, untouched)
     assert not torch.allclose(untouched, wanted[0.5, -1.0], atol=1e-2)
     with pytest.raises(UserError, match=r"a DoRA .* with --merged"):
-        combined([(first.pairs, 1.0), (plain.pairs, 1.0)])
+        combine_loras([(first.pairs, 1.0), (plain.pairs, 1.0)])
 
 
 def changed(model, header=None, **tensors):

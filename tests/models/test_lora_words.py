@@ -16,7 +16,7 @@ from fewstep.errors import UserError
 from fewstep.files import read_safetensors_header
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import detach
-from fewstep.models.lora.file import adaptable_modules, read_lora
+from fewstep.models.lora.file import list_adaptable, read_lora
 from fewstep.models.lora.source import name_of, parse_lora
 from fewstep.models.pipeline import with_loras
 
@@ -36,7 +36,7 @@ def one_module():
 def as_the_papers(teacher):
     """Adapts all that an LCM-LoRA adapts."""
     tensors = {}
-    for name, module in adaptable_modules({"unet": teacher.network.backbone}).items():
+    for name, module in list_adaptable({"unet": teacher.network.backbone}).items():
         if name.endswith(tuple(f".{end}" for end in teacher.family.lora.targets)):
             out, into, *kernel = module.weight.shape
             tensors[f"{name}.lora_A.weight"] = torch.zeros(1, into, *kernel)

@@ -18,12 +18,12 @@ import fewstep
 from fewstep import assets
 from fewstep.data.pictures import to_images, to_pixels
 from fewstep.data.worlds.scenes import Scenes
-from fewstep.diffusion.sampling import sampling_times
-from fewstep.evaluate.baselines import teacher_latents
+from fewstep.diffusion.schedule import sampling_times
+from fewstep.evaluate.baselines import sample_teacher
 from fewstep.evaluate.reader import load_reader, read
 from fewstep.models import scenes_model
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
+from fewstep.models.network import hash_weights
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_stable_diffusion_pipeline_runs_it_unchanged_and_paints_what_the_baselin
     theirs = pipe(prompts, num_inference_steps=20, guidance_scale=3.0, generator=generators).images
     teacher = load_latent_model(assets.scenes_teacher(), torch.device("cpu"))
     times = sampling_times(teacher.schedule, 20, "trailing")
-    z_0 = teacher_latents(teacher, "ddim", times, teacher.conditioner.encode(prompts), range(4), omega=2.0)
+    z_0 = sample_teacher(teacher, "ddim", times, teacher.conditioner.encode(prompts), range(4), omega=2.0)
     for one, other in zip(theirs, to_images(teacher.codec.decode(z_0)), strict=True):
         assert one.size == (64, 64)
         assert np.abs(np.asarray(one, dtype=int) - np.asarray(other)).max() <= 2
@@ -94,7 +94,7 @@ def test_the_bundled_student_was_made_from_the_bundled_teacher_and_obeys():
     pipe, teacher = fewstep.load(), load_latent_model(assets.SCENES, torch.device("cpu"))
     details = json.loads((assets.scenes_lcm() / "fewstep.json").read_text())
     assert pipe.model.card.to_json() == details
-    assert details["teacher_sha256"] == weights_sha256(teacher.network.backbone)
+    assert details["teacher_sha256"] == hash_weights(teacher.network.backbone)
     assert pipe.name == assets.SCENES_LCM
     assert pipe.model.schedule.alphas.equal(teacher.schedule.alphas)
     pairs = [Scenes(seed=6, split="seen").prompt(i) for i in range(24)]

@@ -14,8 +14,8 @@ from fewstep.commands.inspect import describe
 from fewstep.errors import UserError
 from fewstep.models.codec import Codec
 from fewstep.models.loading import load_latent_model
+from fewstep.models.options import Overrides
 from fewstep.models.pipeline import load_pipeline
-from fewstep.models.scheduler import Overrides
 
 CPU = torch.device("cpu")
 PROMPT = "a red star"

@@ -10,8 +10,7 @@ from fewstep.data.order import SampleOrder
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.schedule import Tabulated
-from fewstep.method.sampling import consistency_times
-from fewstep.method.times import draw_times, fixed_gap, shrinking_gap, step_back
+from fewstep.method.times import consistency_times, draw_times, fixed_gap, shrinking_gap, step_back
 
 TABULATED = [
     Tabulated.from_config(config)

@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from fewstep.errors import UserError
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach, detach
-from fewstep.models.lora.combining import combined
+from fewstep.models.lora.combining import combine_loras
 from fewstep.models.lora.file import read_lora
 from miniatures import save_miniature
 
@@ -118,4 +118,4 @@ def test_no_lora_file_ends_in_anything_but_a_line(made, header, filling, model, 
         weight = model.network.backbone.get_submodule(name.removeprefix("unet.")).weight
         assert pair.delta(weight).isfinite().all()
         if pair.magnitude is None:
-            assert combined([({name: pair}, 1.0)])[name].delta().shape == weight.shape
+            assert combine_loras([({name: pair}, 1.0)])[name].delta().shape == weight.shape

@@ -21,12 +21,12 @@ from torch import Tensor
 from closed_forms import SD_CONFIG
 from fewstep.diffusion.multistep import sample_dpm_solver_pp_2m, sample_unipc
 from fewstep.diffusion.prediction import to_prediction
-from fewstep.diffusion.sampling import sample_euler, sample_ode, sampling_times
-from fewstep.diffusion.schedule import Schedule, Tabulated
-from fewstep.method.ends import edges
+from fewstep.diffusion.sampling import sample_euler, sample_ode
+from fewstep.diffusion.schedule import Schedule, Tabulated, sampling_times
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction, boundary
 from fewstep.method.omega_embedding import embed_omega
-from fewstep.method.sampling import consistency_times, jump_times, sample_consistency
+from fewstep.method.sampling import sample_consistency
+from fewstep.method.times import consistency_times, edges, jump_times
 
 SHAPE = (2, 4, 8, 8)
 CONFIGS = {

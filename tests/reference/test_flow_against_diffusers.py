@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Prediction
-from fewstep.diffusion.sampling import sample_euler, sample_ode, sampling_times
+from fewstep.diffusion.sampling import sample_euler, sample_ode
+from fewstep.diffusion.schedule import sampling_times
 
 SHAPE = (2, 4, 8, 8)
 

@@ -18,11 +18,10 @@ from fewstep.files import replace_folder
 from fewstep.method.named import METHODS
 from fewstep.models import scenes_model, spreading
 from fewstep.models.export import save_pipeline
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
+from fewstep.models.network import hash_weights
 from fewstep.models.stock_scheduler import make_scheduler
-from fewstep.parallel.sharding import gather_tensor, is_spread
-from fewstep.parallel.world import current_world
+from fewstep.parallel.world import current_world, gather_tensor, is_spread
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.unfinished import load_painter
@@ -115,7 +114,7 @@ def build(folders):
             assert len(taken) > 10
             assert not model.network.backbone.training
             check_same(model.network, whole.network)
-            assert weights_sha256(model.network.backbone) == weights_sha256(whole.network.backbone)
+            assert hash_weights(model.network.backbone) == hash_weights(whole.network.backbone)
             for told in (False, True):
                 student = model.network.to_student(8, told_end=told)
                 again = whole.network.to_student(8, told_end=told)

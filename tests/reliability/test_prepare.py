@@ -233,7 +233,7 @@ def test_the_error_of_the_process_that_failed_is_shown(undisturbed, tiny, tmp_pa
         "    import fewstep.train.loop as loop\n"
         "    def broken(*_):\n"
         "        raise loop.UserError('the second process has lost its mind; give it another')\n"
-        "    loop.one_update = broken\n"
+        "    loop.do_update = broken\n"
         "main(sys.argv[1:])\n"
     )
     (tmp_path / "fewstep_broken.py").write_text(code)

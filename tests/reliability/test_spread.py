@@ -11,8 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from fewstep.commands.distill import load_teacher, make_path, make_student
 from fewstep.errors import UserError
-from fewstep.parallel.sharding import find_rows, gather_tensor, is_spread
-from fewstep.parallel.world import current_world
+from fewstep.parallel.world import current_world, find_rows, gather_tensor, is_spread
 from fewstep.recipes.distill import Distill
 from fewstep.runs.adversarial import add_heads
 from fewstep.runs.consistency import make_task

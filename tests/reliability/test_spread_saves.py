@@ -20,8 +20,7 @@ from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.models import scenes_model
 from fewstep.models.spreading import copy_spread, load_spread
-from fewstep.parallel.sharding import gather_tensor, shard
-from fewstep.parallel.world import current_world
+from fewstep.parallel.world import current_world, gather_tensor, shard
 from fewstep.train.checkpoint import Checkpoints, files_of, restore, why_spoilt
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import begin, fit

@@ -13,7 +13,7 @@ from fewstep.data.latents import LatentBatch
 from fewstep.data.order import SampleOrder
 from fewstep.diffusion.prediction import to_prediction
 from fewstep.diffusion.schedule import Tabulated
-from fewstep.method.distances.l2 import l2
+from fewstep.method.distances import l2
 from fewstep.method.paths import TeacherPath
 from fewstep.method.step import Method
 from fewstep.method.times import fixed_gap

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from fewstep import assets
 from fewstep.models.families.stable_diffusion import SD1
 from fewstep.runs.consistency import make_task
-from fewstep.runs.trial import peak_gib
+from fewstep.runs.trial import measure_peak
 from fewstep.runs.material import open_material
 from fewstep.recipes.distill import Distill
 from fewstep.commands.distill import make_path, make_student
@@ -55,7 +55,7 @@ loss.backward()
 largest = max(float(p.grad.abs().max()) for p in task.student.parameters() if p.grad is not None)
 broken = update(state, state.roles, [Batch(loss.detach(), torch.ones(()), torch.ones(()))])
 print(json.dumps({
-    "loss": float(loss), "gradient": largest, "broken": float(broken), "peak_gib": peak_gib(),
+    "loss": float(loss), "gradient": largest, "broken": float(broken), "peak_gib": measure_peak(),
     "learning": sum(p.numel() for p in task.student.parameters() if p.requires_grad),
     "frozen": str(model.network.backbone.conv_in.weight.dtype),
 }))
@@ -90,7 +90,7 @@ from fewstep.models.families import find_family
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
-from fewstep.runs.trial import peak_gib
+from fewstep.runs.trial import measure_peak
 from fewstep.train.loop import begin
 from fewstep.train.optimisation import Batch, update
 
@@ -109,7 +109,7 @@ loss.backward()
 largest = max(float(p.grad.abs().max()) for p in task.student.parameters() if p.grad is not None)
 broken = update(state, state.roles, [Batch(loss.detach(), torch.ones(()), torch.ones(()))])
 print(json.dumps({
-    "loss": float(loss), "gradient": largest, "broken": float(broken), "peak_gib": peak_gib(),
+    "loss": float(loss), "gradient": largest, "broken": float(broken), "peak_gib": measure_peak(),
     "base": sum(p.numel() for p in model.network.backbone.parameters() if not p.requires_grad),
 }))
 """

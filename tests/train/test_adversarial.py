@@ -18,7 +18,7 @@ from fewstep.commands.prepare import prepare
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.method.adversarial import draw_tau, heads_losses, student_losses
-from fewstep.method.ends import edges, phase_lengths
+from fewstep.method.times import edges, phase_lengths
 from fewstep.models import scenes_model
 from fewstep.models.loading import load_latent_model
 from fewstep.parallel.world import current_world
@@ -30,7 +30,7 @@ from fewstep.runs.folder import claim_run_folder
 from fewstep.runs.material import open_material
 from fewstep.train.adversarial_task import HEADS, AdversarialTask
 from fewstep.train.checkpoint import TENSORS_FILE
-from fewstep.train.loop import begin, fit, one_update
+from fewstep.train.loop import begin, do_update, fit
 from fewstep.train.role import STUDENT
 from miniatures import FAMILIES, save_miniature
 from ranks import read_state, run_ranks
@@ -179,7 +179,7 @@ def test_each_role_learns_from_its_own_loss_alone(case, settings, kept):
     for role in task.roles:
         role.weights.zero_grad()
     before = {role.name: [p.clone() for p in role.weights.parameters()] for role in task.roles}
-    one_update(task, begin(task.roles, config), config, current_world())  # where other roles are frozen meanwhile
+    do_update(task, begin(task.roles, config), config, current_world())  # where other roles are frozen meanwhile
     for role in task.roles:
         pairs = zip(before[role.name], role.weights.parameters(), strict=True)
         assert sum(not torch.equal(p, q) for p, q in pairs) > 0.8 * len(before[role.name]), role.name
@@ -249,7 +249,7 @@ def test_a_broken_head_leaves_out_the_update_of_both(settings):
     next(task.roles[1].weights.parameters()).data.fill_(torch.nan)
     state = begin(task.roles, config)
     before = [p.clone() for role in task.roles for p in role.weights.parameters()]
-    one_update(task, state, config, current_world())
+    do_update(task, state, config, current_world())
     after = [p for role in task.roles for p in role.weights.parameters()]
     assert all(torch.equal(p.nan_to_num(), q.nan_to_num()) for p, q in zip(before, after, strict=True))
     assert all(bool(torch.isnan(role.losses[0])) for role in state.roles)

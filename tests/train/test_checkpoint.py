@@ -25,9 +25,9 @@ from fewstep.train.checkpoint import (
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import begin
 from fewstep.train.role import Role
-from fewstep.train.skipping import Skipping
 from fewstep.train.soundness import why_unfit
 from fewstep.train.state import RunState
+from fewstep.train.vetoes import Skipping
 from killer import Killer
 
 FILES = (TENSORS_FILE, NUMBERS_FILE, MANIFEST_FILE)

@@ -23,11 +23,10 @@ from fewstep.commands.prepare import prepare
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Prediction, to_prediction
 from fewstep.errors import UserError
-from fewstep.method.batch import TrainingBatch
 from fewstep.method.landing import BY_DDIM, CLEAN, solve_clean
 from fewstep.method.named import METHODS
-from fewstep.method.paths import StudentPath
-from fewstep.method.sampling import jump_times
+from fewstep.method.paths import StudentPath, TrainingBatch
+from fewstep.method.times import jump_times
 from fewstep.models.card import StudentCard
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.prepare import Prepare

@@ -16,7 +16,7 @@ from fewstep.data import draws
 from fewstep.errors import StoppedError, UserError
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import NonFiniteLossError, fit
-from fewstep.train.optimisation import learning_rate, update_average
+from fewstep.train.optimisation import compute_learning_rate, update_average
 from fewstep.train.task import Loss
 from regression import Regression
 
@@ -302,11 +302,11 @@ def test_average_is_the_formula():
 
 def test_learning_rate_shapes():
     config = LoopConfig(steps=110, lr=1.0, warmup_steps=10, lr_decay="linear")
-    assert learning_rate(config, 0, 110) == pytest.approx(0.1)
-    assert learning_rate(config, 9, 110) == pytest.approx(1.0)
-    assert learning_rate(config, 60, 110) == pytest.approx(0.5)
-    assert learning_rate(dataclasses.replace(config, lr_decay="cosine"), 60, 110) == pytest.approx(0.5)
-    assert learning_rate(dataclasses.replace(config, lr_decay="constant"), 109, 110) == 1.0
+    assert compute_learning_rate(config, 0, 110) == pytest.approx(0.1)
+    assert compute_learning_rate(config, 9, 110) == pytest.approx(1.0)
+    assert compute_learning_rate(config, 60, 110) == pytest.approx(0.5)
+    assert compute_learning_rate(dataclasses.replace(config, lr_decay="cosine"), 60, 110) == pytest.approx(0.5)
+    assert compute_learning_rate(dataclasses.replace(config, lr_decay="constant"), 109, 110) == 1.0
 
 
 @pytest.mark.parametrize(

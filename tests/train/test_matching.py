@@ -21,7 +21,7 @@ from fewstep.recipes.finetune import Finetune
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
 from fewstep.train.checkpoint import TENSORS_FILE
-from fewstep.train.loop import begin, one_update
+from fewstep.train.loop import begin, do_update
 from fewstep.train.matching_task import FAKE, MatchingTask
 from fewstep.train.role import STUDENT
 
@@ -111,7 +111,7 @@ def test_each_role_learns_from_its_own_loss_alone(method, rank, begun, random_te
     frozen = copy.deepcopy(teacher.network.backbone.state_dict())
     before = {name: [p.clone() for p in weights.parameters()] for name, weights in roles.items()}
     state = begin(task.roles, config)
-    one_update(task, state, config, current_world())
+    do_update(task, state, config, current_world())
     for name, weights in roles.items():
         assert any(not torch.equal(p, q) for p, q in zip(before[name], weights.parameters(), strict=True)), name
     assert all(

@@ -18,16 +18,14 @@ from torch import Tensor, nn
 from closed_forms import Mixture
 from fewstep.data.latents import LatentBatch
 from fewstep.data.order import SampleOrder
-from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.prediction import Network, to_prediction
-from fewstep.diffusion.sampling import sample_ode, sampling_times
-from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
+from fewstep.diffusion.prediction import Guided, Network, to_prediction
+from fewstep.diffusion.sampling import sample_ode
+from fewstep.diffusion.schedule import Schedule, sampling_times
+from fewstep.diffusion.solvers.base import DDIM
 from fewstep.diffusion.solvers.dpm_solver import SOLVER as DPM_SOLVER_2
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.distances.l2 import l2
+from fewstep.method.distances import l2
 from fewstep.method.landing import ConsistencyFunction
-from fewstep.method.paths import TeacherPath
+from fewstep.method.paths import TeacherPath, TrainingBatch
 from fewstep.method.step import Method, consistency_losses
 from fewstep.method.times import fixed_gap
 from fewstep.train.config import LoopConfig

@@ -15,9 +15,9 @@ from fewstep.commands.train_lora import train_lora
 from fewstep.errors import UserError
 from fewstep.measure.stopwatch import LiveBytes
 from fewstep.models.families.stable_diffusion import LORA
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import read_lora
+from fewstep.models.network import hash_weights
 from fewstep.models.quantised import BLOCK, QuantisedConv2d, QuantisedLinear, quantise
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import Finetune
@@ -142,7 +142,7 @@ def test_a_run_goes_on_bit_for_bit_and_writes_a_lora_for_the_base_as_it_was(rand
         assert torch.equal(states[1][name], value)
     student.save(tmp_path / "model")
     base = load_latent_model(random_teacher, CPU)
-    assert student.card.teacher_sha256 == weights_sha256(base.network.backbone)
+    assert student.card.teacher_sha256 == hash_weights(base.network.backbone)
     lora = f"{tmp_path / 'model' / 'pytorch_lora_weights.safetensors'}"
     combine(Combine(base=str(random_teacher), lora=(lora,), merged=True, out=tmp_path / "merged"))
     merged, name = load_latent_model(tmp_path / "merged", CPU), "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -12,8 +12,7 @@ from torch import nn
 
 from fewstep.data import draws
 from fewstep.errors import UserError
-from fewstep.parallel.sharding import shard
-from fewstep.parallel.world import current_world
+from fewstep.parallel.world import current_world, shard
 from fewstep.train.config import LoopConfig, Optimisation
 from fewstep.train.learner import Learner, replicate
 from fewstep.train.loop import begin, fit

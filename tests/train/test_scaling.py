@@ -11,12 +11,12 @@ from torch import nn
 
 from fewstep.data import draws
 from fewstep.parallel.world import current_world
-from fewstep.train import loop, scaling
+from fewstep.train import loop, vetoes
 from fewstep.train.config import LoopConfig
 from fewstep.train.learner import Learner, replicate
 from fewstep.train.loop import NonFiniteLossError, fit
-from fewstep.train.scaling import LossScale
 from fewstep.train.task import Loss, StudentTask
+from fewstep.train.vetoes import LossScale
 from ranks import run_ranks
 
 CONFIG = LoopConfig(
@@ -63,12 +63,12 @@ def test_it_learns_as_fp32_does_and_computes_in_fp16(tmp_path):
     assert half["loss"] != whole["loss"]
     assert half["loss"] == pytest.approx(whole["loss"], rel=0.1)
     assert half["loss"] < 0.2 * lines(tmp_path / "half")[0]["loss"]
-    assert half["loss_scale"] == scaling.FIRST
+    assert half["loss_scale"] == vetoes.FIRST_SCALE
     assert "loss_scale" not in whole
 
 
 def test_overflows_lower_the_scale_and_change_no_weight(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "FIRST", 2.0**24)
+    monkeypatch.setattr(loop, "FIRST_SCALE", 2.0**24)
     task = Steep()
     begun, seen = [copy.deepcopy(task.student.state_dict())], []
     fit(task, CONFIG, tmp_path, "test", lambda _: seen.append(copy.deepcopy(task.student.state_dict())))
@@ -88,7 +88,7 @@ def test_overflows_lower_the_scale_and_change_no_weight(tmp_path, monkeypatch, c
 
 
 def test_what_no_scale_helps_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "FIRST", 2.0)
+    monkeypatch.setattr(loop, "FIRST_SCALE", 2.0)
     steep = range(8, 1000)
     monkeypatch.setattr(Steep, "loss", lambda self, counters: Loss(
         (self.student(torch.ones(8, 1)).float() * (1e6 if counters.start in steep else 1.0)).sum(), torch.tensor(8.0)
@@ -98,7 +98,7 @@ def test_what_no_scale_helps_ends_the_run(tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_cut_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(scaling, "GROWS_AFTER", 3)
+    monkeypatch.setattr(vetoes, "GROWS_AFTER", 3)
     steep = range(40, 48)
     trained(tmp_path / "straight", steep=steep)
 
@@ -131,22 +131,22 @@ def test_all_processes_leave_out_what_overflows_in_one(tmp_path):
 def _train_rank(folder):
     from pathlib import Path
 
-    from fewstep.train.loop import begin, one_update
+    from fewstep.train.loop import begin, do_update
 
     task, world = Steep(steep=range(36, 40)), current_world()  # the second half of the fifth batch, one process's share
     state, scales = begin(task.roles, CONFIG), []
     for _ in range(7):
-        one_update(task, state, CONFIG, world)
+        do_update(task, state, CONFIG, world)
         scales.append(float(state.scaling.scale))
     total = [float(value.double().sum()) for value in task.student.state_dict().values()]
     (Path(folder) / f"rank-{world.rank}.json").write_text(json.dumps({"scales": scales, "weights": total}))
 
 
 def test_the_scale_doubles_after_enough_updates_and_not_while_it_is_vetoed():
-    scale = LossScale(CPU, 4.0, scaling.GROWS_AFTER - 2)
+    scale = LossScale(CPU, 4.0, vetoes.GROWS_AFTER - 2)
     zero, one = torch.tensor(0.0), torch.tensor(1.0)
     scale.follow(zero, one)
-    assert scale.numbers() == {"loss_scale": 4.0, "updates_at_loss_scale": scaling.GROWS_AFTER - 2}
+    assert scale.numbers() == {"loss_scale": 4.0, "updates_at_loss_scale": vetoes.GROWS_AFTER - 2}
     scale.follow(zero, zero)
     scale.follow(zero, zero)
     assert scale.numbers() == {"loss_scale": 8.0, "updates_at_loss_scale": 0}

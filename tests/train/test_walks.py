@@ -11,8 +11,8 @@ from fewstep.data import draws
 from fewstep.data.latents import DroppedPicture
 from fewstep.diffusion.schedule import Tabulated
 from fewstep.measure.mixture import Points, Student
-from fewstep.method.ends import edges
 from fewstep.method.named import METHODS
+from fewstep.method.times import edges
 from fewstep.method.walks import Walk, make_walk
 from fewstep.train.config import LoopConfig
 from fewstep.train.learner import learn_every_weight

@@ -19,7 +19,7 @@ from fewstep.data.pictures import to_images
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
-from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, flops, in_turn, machine, matrix_rate
+from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, count_flops, in_turn, machine, matrix_rate
 from fewstep.models.card import MAX_STEPS
 from fewstep.models.compiling import check_compile
 from fewstep.models.engines import with_engine
@@ -31,7 +31,7 @@ from fewstep.models.options import Compile, Engine
 from fewstep.models.pipeline import Pipeline, check_painting, load_pipeline
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.precision import Precision, choose_dtype
-from fewstep.runs.folder import made_with
+from fewstep.runs.folder import list_versions
 from fewstep.train.config import check_at_least, check_between
 
 RANDOM = {"sd15": "sd1", "sd21-base": "sd2"}
@@ -89,24 +89,26 @@ def bench_generate(config: BenchGenerate) -> dict[str, Any]:
         for engine in config.engines:
             name = f"{engine}, tiny decoder" if tiny else engine
             watch = Stopwatch(device)
-            subjects[name] = (_painter(_variant(pipeline, engine, tiny), watch), watch)
+            subjects[name] = (_make_painter(_make_variant(pipeline, engine, tiny), watch), watch)
             if config.compile != "off" and engine == "torch":
                 watch = Stopwatch(device)
-                compiled = _compiled(_variant(pipeline, engine, tiny), config.compile)
-                subjects[name + _COMPILED] = (_painter(compiled, watch), watch)
+                compiled = _compiled(_make_variant(pipeline, engine, tiny), config.compile)
+                subjects[name + _COMPILED] = (_make_painter(compiled, watch), watch)
     pictures = {name: paint(prompts, config.steps, 0) for name, (paint, _) in subjects.items()}
     acts = {name: _call(paint, prompts, config.steps) for name, (paint, _) in subjects.items()}
     seconds = in_turn(acts, config.rounds, device, config.warm_up)
     first = next(iter(subjects))
     rate, work = matrix_rate(device, choose_dtype(config.precision, device)), _count_work(acts)
     rows = [
-        _row(name, seconds[name], watch.per_round(acts[name], 3) if watch else {}, seconds[first], config.batch_size)
+        _make_row(
+            name, seconds[name], watch.per_round(acts[name], 3) if watch else {}, seconds[first], config.batch_size
+        )
         | ({"share_of_matrix_rate": work[name] / seconds[name].median / rate} if name in work else {})
-        | _difference(pictures[name], pictures[first])
+        | _measure_difference(pictures[name], pictures[first])
         for name, (_, watch) in subjects.items()
     ]
     results: dict[str, Any] = {
-        "machine": machine(device), "versions": made_with(), "model": config.model,
+        "machine": machine(device), "versions": list_versions(), "model": config.model,
         "settings": {
             "steps": config.steps, "batch_size": config.batch_size, "resolution": pipeline.model.resolution,
             "rounds": config.rounds, "precision": config.precision,
@@ -160,7 +162,7 @@ def _compiled(pipeline: Pipeline, how: Compile) -> Pipeline:
     return own
 
 
-def _variant(pipeline: Pipeline, engine: Engine, tiny: str) -> Pipeline:
+def _make_variant(pipeline: Pipeline, engine: Engine, tiny: str) -> Pipeline:
     model = pipeline.model
     if tiny:
         codec = model.codec.with_tiny_decoder(load_tiny_decoder(tiny, model.device))
@@ -168,7 +170,7 @@ def _variant(pipeline: Pipeline, engine: Engine, tiny: str) -> Pipeline:
     return Pipeline(with_engine(model, engine))
 
 
-def _painter(pipeline: Pipeline, watch: Stopwatch) -> Paint:
+def _make_painter(pipeline: Pipeline, watch: Stopwatch) -> Paint:
     """Returns what the pipeline does when it is called, with each part timed by `watch`."""
     model, omega = pipeline.model, pipeline.model.family.omega_of(pipeline.guidance_scale)
 
@@ -194,11 +196,11 @@ def _count_work(acts: Mapping[str, Callable[[], object]]) -> dict[str, int]:
     for name, act in acts.items():
         if name.startswith("openvino"):
             continue
-        counted[name] = counted.get(name.split(_COMPILED)[0]) or flops(act)
+        counted[name] = counted.get(name.split(_COMPILED)[0]) or count_flops(act)
     return counted
 
 
-def _row(
+def _make_row(
     name: str, spread: Spread, parts: dict[str, float], first: Spread, batch_size: int
 ) -> dict[str, Any]:  # fmt: skip
     low, high = spread.ends
@@ -209,7 +211,7 @@ def _row(
     }  # fmt: skip
 
 
-def _difference(these: Sequence[Image.Image], those: Sequence[Image.Image]) -> dict[str, float]:
+def _measure_difference(these: Sequence[Image.Image], those: Sequence[Image.Image]) -> dict[str, float]:
     """Returns how far pictures differ from those of the first row, in grey levels: on average, and at most."""
     off = np.abs(np.stack(list(map(np.asarray, these))).astype(float) - np.stack(list(map(np.asarray, those))))
     return {"grey_levels_off": float(off.mean()), "most_grey_levels_off": float(off.max())}

@@ -38,15 +38,16 @@ from fewstep.method.distances import DISTANCES
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction, Landing
 from fewstep.method.named import HALVING, METHODS, MethodName, NamedMethod
 from fewstep.method.paths import DataPath, StudentPath, TeacherPath
-from fewstep.method.sampling import jump_times, sample_consistency
+from fewstep.method.sampling import sample_consistency
 from fewstep.method.step import Method
+from fewstep.method.times import jump_times
 from fewstep.method.walks import make_walk
 from fewstep.method.weights import WEIGHTS
 from fewstep.parallel.world import current_world
 from fewstep.train.config import LoopConfig, check_at_least, check_not_negative
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
 from fewstep.train.learner import Learner, learn_every_weight
-from fewstep.train.loop import begin, one_update
+from fewstep.train.loop import begin, do_update
 from fewstep.train.walk_task import WalkTask
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -208,7 +209,7 @@ def _train(task: DistillTask, learner: Learner, config: BenchMethods, seed: int)
     )  # fmt: skip
     state, begun = begin(task.roles, loop), time.perf_counter()
     for _ in range(config.updates):
-        one_update(task, state, loop, current_world())
+        do_update(task, state, loop, current_world())
     assert isinstance(learner.averaged, Student)
     return learner.averaged, time.perf_counter() - begun
 
@@ -240,7 +241,7 @@ def make_method(named: NamedMethod, world: Oracle) -> Method:
     schedule = world.schedule
     path = TeacherPath(world.teacher, schedule, NULL_COND) if named.path == "teacher" else DataPath(schedule)
     return Method(
-        schedule, path, DISTANCES[named.distance or "l2"].make(0.03), WEIGHTS[named.weight](schedule), named.landing,
+        schedule, path, DISTANCES[named.distance or "l2"](0.03), WEIGHTS[named.weight](schedule), named.landing,
         named.told_end,
     )  # fmt: skip
 

@@ -24,7 +24,16 @@ from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.evaluate.report import markdown_table
 from fewstep.files import write_whole
-from fewstep.measure.stopwatch import Comparison, Spread, Stopwatch, flops, in_turn, machine, matrix_rate, most_bytes
+from fewstep.measure.stopwatch import (
+    Comparison,
+    Spread,
+    Stopwatch,
+    count_flops,
+    in_turn,
+    machine,
+    matrix_rate,
+    most_bytes,
+)
 from fewstep.models.families import find_family
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
@@ -33,10 +42,10 @@ from fewstep.precision import Precision, choose_dtype
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
-from fewstep.runs.folder import made_with
+from fewstep.runs.folder import list_versions
 from fewstep.runs.material import choose_resolution, open_material
 from fewstep.train.distill_task import DistillTask
-from fewstep.train.loop import begin, one_update
+from fewstep.train.loop import begin, do_update
 
 OURS, PLAIN = "fewstep", "plain"
 ALLOWED = 0.9
@@ -107,7 +116,7 @@ class Ours:
         return self.state.roles[0].losses
 
     def update(self) -> None:
-        one_update(self._task, self.state, self.config, current_world(), self._watch)
+        do_update(self._task, self.state, self.config, current_world(), self._watch)
 
     def list_tensors(self) -> Iterator[Tensor]:
         model = self._model
@@ -138,9 +147,9 @@ def bench_train(config: BenchTrain) -> dict[str, Any]:
         seconds = in_turn({name: each.update for name, each in made.items()}, config.rounds, device, config.warm_up)
         dtype = choose_dtype(config.precision, device)
         rate = matrix_rate(device, dtype)
-        rows = [_row(name, made[name], seconds[name], recipe, rate, watch) for name in kinds]
+        rows = [_make_row(name, made[name], seconds[name], recipe, rate, watch) for name in kinds]
     results = {
-        "machine": machine(device), "versions": made_with(), "recipe": config.recipe,
+        "machine": machine(device), "versions": list_versions(), "recipe": config.recipe,
         "settings": {
             **_shown(recipe), "resolution": choose_resolution(recipe, model),
             "dtype": str(dtype).removeprefix("torch."),
@@ -178,7 +187,7 @@ def write_and_compare(
     print(f"no slower than {against}: {', '.join(f'{name} {now[name]:.2f} ({before[name]:.2f})' for name in both)}")
 
 
-def _row(
+def _make_row(
     name: str, made: Arrangement, spread: Spread, recipe: Distill, rate: float, watch: Stopwatch
 ) -> dict[str, Any]:  # fmt: skip
     parts = watch.per_round(made.update, 3)
@@ -187,7 +196,7 @@ def _row(
         parts["backward"] = parts.pop("gradients") - inside
     if recipe.compile != "off":
         torch.compiler.set_stance("force_eager")  # what is compiled cannot be counted
-    work = flops(made.update)
+    work = count_flops(made.update)
     most = most_bytes(made.update, made.list_tensors())
     if recipe.compile != "off":
         torch.compiler.set_stance("default")

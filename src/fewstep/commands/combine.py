@@ -9,15 +9,15 @@ from fewstep import assets
 from fewstep.errors import UserError, show
 from fewstep.files import is_vacant
 from fewstep.models.card import LCM_LORA
-from fewstep.models.end import scaled
-from fewstep.models.hub import name_place
 from fewstep.models.loading import load_latent_model, pick_device
-from fewstep.models.lora.combining import combined, merge
+from fewstep.models.lora.combining import combine_loras, merge
 from fewstep.models.lora.export import save_combined, save_merged, spell
 from fewstep.models.lora.few_step import check_told, find_told, recognise
 from fewstep.models.lora.file import list_written, read_lora
 from fewstep.models.lora.header import DIFFUSERS_ENTRY
 from fewstep.models.lora.source import parse_lora
+from fewstep.models.model_files import name_place
+from fewstep.models.network import scale_end
 from fewstep.models.options import LoraOptions
 
 
@@ -45,7 +45,7 @@ def combine(config: Combine) -> None:
     files = [read_lora(path, model.parts, model.family.lora) for path, _ in given]
     loras = [(file.pairs, scale) for file, (_, scale) in zip(files, given, strict=True)]
     told = find_told(files, model)
-    end = {} if told is None else scaled(told.end, given[files.index(told)][1])
+    end = {} if told is None else scale_end(told.end, given[files.index(told)][1])
     for file in files:
         for line in file.notes:
             print(show(line))
@@ -70,6 +70,6 @@ def combine(config: Combine) -> None:
     if config.base_config:
         header["fewstep.base_config"] = config.base_config
     header |= {f"fewstep.{name}": spell(value) for name, value in config.stated().items()}
-    difference = save_combined(config.out, model, combined(loras), header, end)
+    difference = save_combined(config.out, model, combine_loras(loras), header, end)
     written = " and ".join(list_written(model.family.lora, end))
     print(f"LoRA: {config.out}/{written}, read back: largest difference {difference:g}")

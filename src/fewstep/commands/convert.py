@@ -12,11 +12,11 @@ import tyro
 from fewstep import assets
 from fewstep.errors import UserError, show
 from fewstep.files import read_safetensors_header
-from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.converting import Spelling, convert_lora
 from fewstep.models.lora.file import read_lora
 from fewstep.models.lora.source import parse_lora
+from fewstep.models.model_files import check_asked
 from fewstep.models.options import ModelOptions
 
 

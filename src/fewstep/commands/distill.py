@@ -14,12 +14,10 @@ from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
 from fewstep.runs.learning import check_before, load_base, look_at, make_trainable
 from fewstep.runs.material import check_data, choose_resolution
-from fewstep.runs.observers import Observed, make_observers
-from fewstep.runs.reporting import settle_reports
-from fewstep.runs.trial import try_out
+from fewstep.runs.reporting import Observed, make_observers, settle_reports
 from fewstep.train.config import check_given
+from fewstep.train.learner import Trainable
 from fewstep.train.task import Task
-from fewstep.train.trainable import Trainable
 
 
 def distill(config: Distill) -> None:
@@ -39,7 +37,9 @@ def distill(config: Distill) -> None:
         # imported only where a run wants it
         task = importlib.import_module("fewstep.runs.adversarial").add_heads(config, latent_task, student, teacher)
     if config.dry_run:
-        return try_out(config, student, task, material.count)
+        # imported only where a run wants it
+        importlib.import_module("fewstep.runs.trial").try_out(config, student, task, material.count)
+        return None
     observe = make_observers(Observed(config, student, material))
     return fit_and_save(config, task, student, "distil", observe)
 
@@ -78,9 +78,8 @@ def make_student(config: Distill, teacher: LatentModel) -> Trainable:
     """Makes what learns; with adapters `teacher` itself is given them."""
     begun = None
     if config.start:
-        from fewstep.runs.begun import load_begun  # few runs go on from a student
-
-        begun = load_begun(config, teacher)
+        # imported only where a run wants it
+        begun = importlib.import_module("fewstep.runs.begun").load_begun(config, teacher)
     return make_trainable(
         config, teacher, method=LCM_LORA if config.lora_rank else LCD, teacher=config.teacher, solver=config.solver,
         guided_from=config.guided_from, begun=begun,

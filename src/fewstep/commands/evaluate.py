@@ -27,19 +27,19 @@ from fewstep.evaluate.forecast import count_calls, count_work, say_time
 from fewstep.evaluate.grid import labelled_grid
 from fewstep.evaluate.metrics import list_columns
 from fewstep.evaluate.painters import Painters, open_painters
-from fewstep.evaluate.painting import PaintedCell, parts_of
-from fewstep.evaluate.protocol import claim_report_folder, rows_beside
-from fewstep.evaluate.report import columns_of, write_report
+from fewstep.evaluate.painting import PaintedCell, count_parts
+from fewstep.evaluate.protocol import claim_report_folder, read_rows_beside
+from fewstep.evaluate.report import list_columns_of, write_report
 from fewstep.evaluate.scoring import MODEL, index_columns, score
 from fewstep.evaluate.studio import EvaluationStudio
-from fewstep.evaluate.tuning import best_cell
+from fewstep.evaluate.tuning import find_best_cell
 from fewstep.evaluate.worlds import find_world
 from fewstep.models.extractors import Extractor
-from fewstep.models.hashes import weights_sha256
+from fewstep.models.network import hash_weights
 from fewstep.models.pipeline import Pipeline
 from fewstep.precision import name_dtype
 from fewstep.progress import report
-from fewstep.runs.folder import made_with
+from fewstep.runs.folder import list_versions
 
 GRID_COLUMNS = 8
 _VERSIONS = ("fewstep", "torch", "diffusers", "transformers")
@@ -67,7 +67,7 @@ class Evaluation:
         # May refuse: before anything is claimed.
         self._bench, reference_sha256 = make_bench(studio.found, studio.extractor, studio.reader, studio.clip)
         self._tuning = dataclasses.replace(self._bench, roster=studio.found.tuning)
-        made, roster = made_with(), studio.found.scored
+        made, roster = list_versions(), studio.found.scored
         self.protocol = {
             "n": roster.main, "n_unseen": roster.unseen, "repeats": roster.repeats, "seed": config.seed,
             "prompts": studio.data, "prompts_sha256": roster.sha256, "resolution": studio.teacher.resolution,
@@ -76,12 +76,12 @@ class Evaluation:
             "extractor": _describe_extractor(studio.extractor),
             "clip": None if studio.clip is None else _describe_extractor(studio.clip),
             "reference": {"pictures": len(studio.found.real), "sha256": reference_sha256},
-            "teacher": {"source": studio.teacher_source, "sha256": weights_sha256(studio.teacher.network.backbone)},
+            "teacher": {"source": studio.teacher_source, "sha256": hash_weights(studio.teacher.network.backbone)},
             "versions": {name: made[name] for name in _VERSIONS},
             **({"real_pictures": dict(self._bench.real)} if self._bench.real else {}),
         }  # fmt: skip
         self._name = studio.student.name
-        self._beside = [row for folder in config.beside for row in rows_beside(folder, self.protocol)]
+        self._beside = [row for folder in config.beside for row in read_rows_beside(folder, self.protocol)]
         model = {"source": config.model, "loras": list(config.lora), "sha256": _model_sha256(studio.student)}
         if config.sampler != "auto":
             model["sampler"] = config.sampler
@@ -118,7 +118,7 @@ class Evaluation:
             print(f"{number} of {len(cells)}: {start.sampler}, steps {start.steps} …", file=sys.stderr, flush=True)
             allowed = self._trained_for(scales) if start.sampler == "lcm" else scales
             spaced = spacings if start.sampler != "teacher" else ("trailing",)
-            cell, more = best_cell(start, allowed, spaced, self._tune, self._paint_for_tuning)
+            cell, more = find_best_cell(start, allowed, spaced, self._tune, self._paint_for_tuning)
             tried += more
             row, kept = self._score(bench, cell)
             if cell.sampler == "teacher":
@@ -142,7 +142,7 @@ class Evaluation:
         """Paints the first pictures and says how long all will take; nothing where they are there already."""
         studio, tuned = self.studio, [self._count_tuned(cell, scales) for cell in cells]
         left = studio.jobs(cells[0], tuning=tuned[0] > 0)
-        if len(left) < parts_of(studio.bare(tuning=tuned[0] > 0), studio.batch_size):
+        if len(left) < count_parts(studio.bare(tuning=tuned[0] > 0), studio.batch_size):
             return
         jobs = left[: self._painters.count if self._painters else 1]
         begun = time.perf_counter()
@@ -151,7 +151,7 @@ class Evaluation:
         else:
             studio.run(jobs[0])
         seconds = time.perf_counter() - begun
-        work = count_work(cells, parts_of(studio.bare(tuning=False), studio.batch_size), tuned)
+        work = count_work(cells, count_parts(studio.bare(tuning=False), studio.batch_size), tuned)
         whole = say_time(seconds * work / (count_calls(cells[0]) * len(jobs)))
         print(f"about {whole} in all, as the first pictures took {say_time(seconds)}", file=sys.stderr, flush=True)
 
@@ -160,7 +160,7 @@ class Evaluation:
         scales = self._trained_for(scales, notes=False) if cell.sampler == "lcm" else scales
         spacings = 1 if cell.sampler in ("teacher", "lcm") else len(self.config.spacings)
         tried = len(scales) + spacings - 1
-        return tried * parts_of(self.studio.bare(tuning=True), self.studio.batch_size) if tried > 1 else 0
+        return tried * count_parts(self.studio.bare(tuning=True), self.studio.batch_size) if tried > 1 else 0
 
     def _guidance_scales(self) -> tuple[float, ...]:
         return tuple(sorted(self.config.guidance_scale)) or (1.5, 3.0, 5.0, 8.5)
@@ -208,7 +208,7 @@ def _describe_extractor(extractor: Extractor) -> dict[str, str]:
 
 def _model_sha256(pipeline: Pipeline) -> str:
     backbone = pipeline.model.network.backbone
-    total = hashlib.sha256(weights_sha256(backbone).encode())
+    total = hashlib.sha256(hash_weights(backbone).encode())
     for name, value in sorted(backbone.state_dict().items()):
         if ".lora_" in name:
             total.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
@@ -225,16 +225,16 @@ def show(results: dict[str, Any]) -> None:
     """Prints the table on the terminal, without intervals."""
     rows, known = results["rows"], index_columns()
     several = len({row["model"] for row in rows if row["sampler"] == "lcm"}) > 1
-    columns = [known.get(name, Column(name)) for name in columns_of(rows) if several or name != MODEL.name]
+    columns = [known.get(name, Column(name)) for name in list_columns_of(rows) if several or name != MODEL.name]
     columns = [column for column in columns if column.on_terminal]
     table = Table(title=f"{results['protocol']['n']} pictures a row", padding=(0, 1, 0, 0), box=None)
     for column in columns:
         words = any(isinstance(row.get(column.name), str) for row in rows)
         table.add_column(column.heading or column.name, justify="left" if words else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(_short(row.get(column.name))) for column in columns))
+        table.add_row(*(Text(_shorten(row.get(column.name))) for column in columns))
     Console().print(table)
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else errors.show(value, 200)

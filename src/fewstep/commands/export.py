@@ -14,11 +14,8 @@ from fewstep.data.draws import check_seed
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
 from fewstep.models.card import MAX_STEPS, StudentCard, read_card
-from fewstep.models.hub import check_asked
-from fewstep.models.model_files import find_exported
-from fewstep.models.options import DeviceOptions, ModelOptions
-from fewstep.models.run_folder import find_run
-from fewstep.models.scheduler import read_overrides
+from fewstep.models.model_files import check_asked, find_exported, find_run
+from fewstep.models.options import DeviceOptions, ModelOptions, read_overrides
 from fewstep.recipes.choosing import choose_recipe
 from fewstep.recipes.distill import Distill
 from fewstep.train.config import check_at_least, check_between, check_given, check_not_negative

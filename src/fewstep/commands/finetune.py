@@ -12,12 +12,11 @@ from fewstep.recipes.finetune import Finetune
 from fewstep.runs.consistency import fit_and_save, make_task, open_run
 from fewstep.runs.learning import check_before, load_base, look_at, make_trainable
 from fewstep.runs.material import check_data
-from fewstep.runs.observers import Observed, make_observers
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
-from fewstep.runs.reporting import settle_reports
+from fewstep.runs.reporting import Observed, make_observers, settle_reports
 from fewstep.runs.trial import try_out
 from fewstep.train.config import check_given
-from fewstep.train.trainable import Trainable
+from fewstep.train.learner import Trainable
 
 
 def finetune(config: Finetune) -> None:

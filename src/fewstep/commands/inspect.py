@@ -22,12 +22,11 @@ from fewstep.data.shards.store import UrlStore, find_local, find_url
 from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
-from fewstep.models.end import KEYS
-from fewstep.models.families import family_of_file, family_of_folder
+from fewstep.models.families import recognise_file, recognise_folder
 from fewstep.models.families.single_file import read_statements
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
-from fewstep.models.model_files import INDEX, TOKENIZER_CONFIG, find_file, read_json
-from fewstep.models.run_folder import CHECKPOINTS, CONFIG_FILE
+from fewstep.models.model_files import CHECKPOINTS, CONFIG_FILE, INDEX, TOKENIZER_CONFIG, find_file, read_json
+from fewstep.models.network import KEYS
 from fewstep.models.vocabulary import parse_vocabulary
 from fewstep.recipes.named import RECIPES
 from fewstep.recipes.plain import read_config_file, to_plain
@@ -99,7 +98,7 @@ def _is_model(path: Path, header: SafetensorsHeader) -> bool:
             "transformer alone goes over its base: --teacher BASE --transformer FOLDER)"
         )
     try:
-        family_of_file(path)
+        recognise_file(path)
     except UserError:
         return False
     return True
@@ -126,7 +125,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     otherwise = f"{folder} is not a whole pipeline"
     index, scheduler = (read_json(folder / name, otherwise) for name in (INDEX, "scheduler/scheduler_config.json"))
     try:
-        family = family_of_folder(folder, index, str(folder))
+        family = recognise_folder(folder, index, str(folder))
     except UserError as error:
         yield f"pipeline: {index.get('_class_name')}"
         yield f"family: none that fewstep knows ({error})"
@@ -166,7 +165,7 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
 
 
 def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str]:
-    family = family_of_file(path)
+    family = recognise_file(path)
     alone = family.lora.part == "transformer"
     yield f"single-file checkpoint: {family.title}{', the transformer alone' if alone else ''}"
     yield f"parameters: {header.parameters:,} in {len(header.shapes)} tensors"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fewstep.data.buckets import describe_counts, list_buckets
-from fewstep.data.choices import Buckets
 from fewstep.data.reading import CropSettings, PictureReader
+from fewstep.data.sources.filters import Buckets
 from fewstep.errors import UserError, find_nearest
 from fewstep.evaluate.report import markdown_table
-from fewstep.measure.memory import GIB, MOMENTS, Need, need
+from fewstep.measure.memory import GIB, MOMENTS, Need, count_need
 from fewstep.method.named import METHODS, MethodName, StatesName
 from fewstep.models.families import find_family
 from fewstep.recipes import named
@@ -228,12 +228,12 @@ def choose_settings(
 def _say_encoders(recipe: Distill) -> str:
     """Says how much of each number goes where pictures are kept encoded, as those of a small set are."""
     return (
-        f"each number includes {_encoders_gib(recipe):.1f} GiB for autoencoder and text encoders; they rest in main "
+        f"each number includes {_count_encoders(recipe):.1f} GiB for autoencoder and text encoders; they rest in main "
         "memory where pictures and captions are kept encoded (--keep-gib of `distill`)"
     )
 
 
-def _encoders_gib(recipe: Distill) -> float:
+def _count_encoders(recipe: Distill) -> float:
     assert recipe.family != "any"  # of full-size recipes
     return FRAGMENTED * find_family(recipe.family).encoder_bytes / GIB
 
@@ -266,7 +266,7 @@ def count_updates(recipe: Distill, side: int) -> dict[bool, tuple[Need, float]]:
     counted = {}
     for checkpointing in (False, True):
         one, two = (
-            need(
+            count_need(
                 dataclasses.replace(
                     recipe, batch_size=2 * n, accumulation=2, gradient_checkpointing=checkpointing, optimizer="adamw"
                 ),
@@ -319,7 +319,7 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
     """Returns the command with the best settings, or what to do where none fits."""
     if (best := choose_settings(config, recipe, found)) is None:
         smaller = "" if recipe.lora_rank else f", or the recipe {config.recipe}-lora, whose adapters need less"
-        least = min(candidate.bytes(1) for candidate, _ in found) / GIB - _encoders_gib(recipe)
+        least = min(candidate.bytes(1) for candidate, _ in found) / GIB - _count_encoders(recipe)
         kept = f"; with pictures kept encoded {least:.1f} GiB would do" if least <= config.gpu_memory else ""
         return f"nothing fits: more GPUs (--gpus) or memory, or a smaller --resolution{smaller}{kept}"
     batch = config.batch_size or recipe.batch_size

@@ -10,7 +10,7 @@ import tyro
 
 from fewstep.errors import UserError, show
 from fewstep.models.publishing import check_account, send
-from fewstep.recipes.hub import check_license
+from fewstep.recipes.pictures import check_license
 from fewstep.runs.publishing import Publication, gather, list_files, settle_license
 
 

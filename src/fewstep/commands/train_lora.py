@@ -7,10 +7,10 @@ import dataclasses
 from fewstep.diffusion.flow import Flow
 from fewstep.models.card import STYLE_LORA, StudentCard
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
-from fewstep.models.hub import name_place
+from fewstep.models.model_files import name_place
+from fewstep.models.network import hash_weights
 from fewstep.recipes.train_lora import TrainLora
-from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
+from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, refuse_others, tell_finished
 from fewstep.runs.learning import choose_frozen_dtype, compile_if_wanted, load_base
 from fewstep.runs.material import check_data, forget_encoded, open_material
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
@@ -30,7 +30,7 @@ def train_lora(config: TrainLora) -> None:
     refuse_others(config.out)
     material = open_material(config, model, run=config.out)
     claim_run_folder(config.out, config)
-    if finished(config.out):
+    if tell_finished(config.out):
         forget_encoded(config.out)  # where the end of the run was cut short
         publish_run(config, config.out)  # which may be what failed, or is asked for only now
         return
@@ -63,7 +63,7 @@ def make_card(config: TrainLora, model: LatentModel) -> StudentCard:
     return StudentCard(
         name=config.out.resolve().name, method=STYLE_LORA, teacher=name_place(config.model),
         shift=model.schedule.shift if isinstance(model.schedule, Flow) else None,
-        teacher_sha256=weights_sha256(model.network.backbone), base_config=config.base_config or None,
+        teacher_sha256=hash_weights(model.network.backbone), base_config=config.base_config or None,
         **config.stated(),
         data=config.data, steps=config.steps, batch_size=config.batch_size, lr=config.lr, ema_decay=config.ema_decay,
         seed=config.seed, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha or float(config.lora_rank),

@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 
 from fewstep.data import draws
 from fewstep.data.buckets import BucketedOrder, Sides, find_buckets
-from fewstep.data.choices import Crop
 from fewstep.data.latents import DroppedPicture
 from fewstep.data.order import Indices, MixedSampleOrder, Order, SampleOrder
 from fewstep.data.sources.base import DroppedError, Example, Source, list_repeats, list_sizes
+from fewstep.data.sources.filters import Crop
 from fewstep.data.sources.fitting import find_covering, fit_sides
 
 T = TypeVar("T")

@@ -1,40 +1,14 @@
-"""Sampling a teacher from noise over many steps: where they stand, and samplers that take each for itself."""
+"""Sampling a teacher from noise over many steps: samplers that take each for itself."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers.base import Field, Solver
-from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
-
-Spacing = Literal["trailing", "leading", "linspace", "leading+1", "linspace+1"]
-"""Where n steps stand: from the last time in equal strides; from 1 in equal strides (never reaching the last time);
-from the last time to 0 with both ends. The last two make n + 1 such steps and leave out the earliest, as diffusers'
-DPM-Solver schedulers do."""
-
-
-def sampling_times(schedule: Schedule, count: int, spacing: Spacing) -> list[int]:
-    """Returns `count` whole times of a schedule, latest first, as diffusers' schedulers place them."""
-    total, last = schedule.num_steps, schedule.last
-    match spacing:
-        case "leading+1":
-            return sampling_times(schedule, count + 1, "leading")[:-1]
-        case "linspace+1":
-            return sampling_times(schedule, count + 1, "linspace")[:-1]
-        case "trailing":
-            times = torch.arange(total, 0, -total / count, dtype=torch.float64).round()[:count] + (last - total)
-        case "leading":
-            times = (torch.arange(count) * (total // count)).flip(0) + 1
-        case "linspace":
-            times = torch.linspace(0, last, count, dtype=torch.float64).round().flip(0)
-        case _:
-            assert_never(spacing)
-    return [int(time) for time in times]
+from fewstep.diffusion.solvers.base import DDIM, Field, Solver
 
 
 def stretch_times(schedule: Schedule, times: list[int], last_sigma: float) -> list[int]:

@@ -1,11 +1,12 @@
-"""What a noise schedule is, α(t), σ(t) and λ(t) = log(α/σ) at whole and at fractional times; and the tabulated one."""
+"""What a noise schedule is, α(t), σ(t) and λ(t) = log(α/σ) at whole and at fractional times; the
+tabulated one; and where the steps of a sampler stand."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Literal, Self, assert_never
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ class Tabulated(Schedule):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Reads the configuration of a diffusers scheduler; raises ScheduleError for one that cannot be used."""
-        betas = _betas(config)
+        betas = _make_betas(config)
         alpha_bars = torch.cumprod(1 - betas, 0)
         if config.get("rescale_betas_zero_snr"):
             alpha_bars = _to_zero_terminal_snr(alpha_bars)
@@ -163,7 +164,7 @@ def float_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _betas(config: Mapping[str, Any]) -> Tensor:
+def _make_betas(config: Mapping[str, Any]) -> Tensor:
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
         if betas.ndim != 1:
@@ -190,3 +191,28 @@ def _to_zero_terminal_snr(alpha_bars: Tensor) -> Tensor:
     alphas = alpha_bars.sqrt()
     first, last = alphas[0], alphas[-1]
     return ((alphas - last) * first / (first - last)) ** 2
+
+
+Spacing = Literal["trailing", "leading", "linspace", "leading+1", "linspace+1"]
+"""Where n steps stand: from the last time in equal strides; from 1 in equal strides (never reaching the last time);
+from the last time to 0 with both ends. The last two make n + 1 such steps and leave out the earliest, as diffusers'
+DPM-Solver schedulers do."""
+
+
+def sampling_times(schedule: Schedule, count: int, spacing: Spacing) -> list[int]:
+    """Returns `count` whole times of a schedule, latest first, as diffusers' schedulers place them."""
+    total, last = schedule.num_steps, schedule.last
+    match spacing:
+        case "leading+1":
+            return sampling_times(schedule, count + 1, "leading")[:-1]
+        case "linspace+1":
+            return sampling_times(schedule, count + 1, "linspace")[:-1]
+        case "trailing":
+            times = torch.arange(total, 0, -total / count, dtype=torch.float64).round()[:count] + (last - total)
+        case "leading":
+            times = (torch.arange(count) * (total // count)).flip(0) + 1
+        case "linspace":
+            times = torch.linspace(0, last, count, dtype=torch.float64).round().flip(0)
+        case _:
+            assert_never(spacing)
+    return [int(time) for time in times]

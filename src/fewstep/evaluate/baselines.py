@@ -14,8 +14,7 @@ from fewstep.diffusion.multistep import sample_dpm_solver_pp_2m, sample_unipc
 from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.sampling import sample_euler, sample_ode
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers.base import Field, Solver
-from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
+from fewstep.diffusion.solvers.base import DDIM, Field, Solver
 from fewstep.diffusion.solvers.dpm_solver import SOLVER as DPM_SOLVER_2
 from fewstep.diffusion.solvers.midpoint import SOLVER as MIDPOINT
 from fewstep.method.paths import TeacherPath
@@ -36,19 +35,19 @@ class Sampler:
     """Maps (schedule, field, z_T [b, c, h, w], times, latest first) to z_0 [b, c, h, w]."""
 
 
-def _one_solver(name: str, title: str, solver: Solver) -> Sampler:
+def _use_one_solver(name: str, title: str, solver: Solver) -> Sampler:
     return Sampler(name, title, solver.evaluations, functools.partial(sample_ode, solver=solver))
 
 
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in (
-        _one_solver("ddim", "DDIM", DDIM),
-        _one_solver("dpm-solver-2", "DPM-Solver-2", DPM_SOLVER_2),
+        _use_one_solver("ddim", "DDIM", DDIM),
+        _use_one_solver("dpm-solver-2", "DPM-Solver-2", DPM_SOLVER_2),
         Sampler("dpm++", "DPM-Solver++ (2M)", 1, sample_dpm_solver_pp_2m),
         Sampler("euler", "Euler", 1, sample_euler),
         Sampler("unipc", "UniPC", 1, sample_unipc),
-        _one_solver("midpoint", "Midpoint", MIDPOINT),
+        _use_one_solver("midpoint", "Midpoint", MIDPOINT),
     )
 }
 
@@ -59,7 +58,7 @@ else:
 
 
 @torch.no_grad()
-def teacher_latents(
+def sample_teacher(
     teacher: LatentModel, sampler: SamplerName, times: list[int], cond: Cond, seeds: Sequence[int], omega: float
 ) -> Tensor:
     """Samples z_0 `[b, c, h, w]` from the same initial noise that `Pipeline.latents` starts from, for these seeds."""

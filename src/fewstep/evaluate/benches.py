@@ -13,8 +13,8 @@ from fewstep.data.opening import open_pictures
 from fewstep.data.sources.squares import SquarePictures
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench
-from fewstep.evaluate.roster import PROMPT_SEED, Roster, captions_roster
-from fewstep.evaluate.scenes_bench import real_features
+from fewstep.evaluate.roster import PROMPT_SEED, Roster, make_captions_roster
+from fewstep.evaluate.scenes_bench import compute_real_features
 from fewstep.evaluate.style import fit_probe
 from fewstep.evaluate.worlds import WORLDS, WorldReader, find_world
 from fewstep.models.extractors import Extractor, load_extractor
@@ -58,8 +58,8 @@ def material(
     captions = [real.caption(i) for i in range(min(count, n + n_tuning))]
     others = _cycle(captions[n:] or captions, n_tuning)
     return BenchMaterial(
-        scored=captions_roster(captions[:n], repeated, seed=seed),
-        tuning=captions_roster(others, seed=seed + _TUNING_APART),
+        scored=make_captions_roster(captions[:n], repeated, seed=seed),
+        tuning=make_captions_roster(others, seed=seed + _TUNING_APART),
         real=real,
         option=option,
     )
@@ -69,7 +69,7 @@ def _cycle(captions: Sequence[str], count: int) -> list[str]:
     return [captions[i % len(captions)] for i in range(count)]
 
 
-def judges(
+def pick_judges(
     data: str, extractor: str, device: torch.device, reader: str = ""
 ) -> tuple[Extractor, WorldReader | None]:  # fmt: skip
     """Picks the extractor that distances compare with, and who reads the pictures of a bundled world: the bundled
@@ -103,13 +103,13 @@ def make_bench(
 
     Raises UserError where there are too few pictures for the extractor's features.
     """
-    reference, sha256 = real_features(extractor, found.real)
+    reference, sha256 = compute_real_features(extractor, found.real)
     for what, count in ((f"{found.option} is", found.scored.main), ("the real pictures are", len(found.real))):
         if count < 2 * reference.shape[1]:
             raise UserError(
                 f"{what} {count}; {extractor.name} has {reference.shape[1]} features; needed: twice as many, "
                 f"{2 * reference.shape[1]} or more"
             )
-    style = None if found.others is None else fit_probe(reference, real_features(extractor, found.others)[0])
+    style = None if found.others is None else fit_probe(reference, compute_real_features(extractor, found.others)[0])
     real = {} if reader is None else reader.measure_real(found.scored)
     return Bench(found.scored, extractor, reference, reader, style, clip, real), sha256

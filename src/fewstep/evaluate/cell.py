@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Cond
-from fewstep.diffusion.sampling import Spacing, sampling_times, stretch_times
-from fewstep.evaluate.baselines import SAMPLERS, teacher_latents
+from fewstep.diffusion.sampling import stretch_times
+from fewstep.diffusion.schedule import Spacing, sampling_times
+from fewstep.evaluate.baselines import SAMPLERS, sample_teacher
 from fewstep.evaluate.columns import Column
 from fewstep.models.family import LatentModel
 from fewstep.models.pipeline import Pipeline
@@ -103,7 +104,7 @@ def painter_of(
             times = stretch_times(model.schedule, times, last)
 
         def sample(cond: Cond, seeds: Sequence[int]) -> Tensor:
-            return teacher_latents(model, cell.solver, times, cond, seeds, omega)
+            return sample_teacher(model, cell.solver, times, cond, seeds, omega)
 
     def latents(cond: Cond, seeds: Sequence[int]) -> Tensor:
         with autocast(model.device, dtype):

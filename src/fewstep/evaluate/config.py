@@ -10,7 +10,7 @@ import tyro
 
 from fewstep import assets
 from fewstep.data.draws import check_seed
-from fewstep.diffusion.sampling import Spacing
+from fewstep.diffusion.schedule import Spacing
 from fewstep.errors import UserError
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.cell import TEACHER_STEPS

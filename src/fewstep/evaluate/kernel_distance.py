@@ -25,16 +25,18 @@ def kernel_distance(first: Tensor, second: Tensor, seed: int = 0) -> tuple[float
     count = few // size
     generator = torch.Generator().manual_seed(seed)
     x, y = (features[torch.randperm(len(features), generator=generator)].double() for features in (first, second))
-    blocks = [_unbiased(x[i * size : (i + 1) * size], y[i * size : (i + 1) * size]) for i in range(count)]
+    blocks = [_estimate_unbiased(x[i * size : (i + 1) * size], y[i * size : (i + 1) * size]) for i in range(count)]
     estimates = torch.stack(blocks)
     return float(estimates.mean()), float(estimates.std() / math.sqrt(count))
 
 
-def _unbiased(x: Tensor, y: Tensor) -> Tensor:
+def _estimate_unbiased(x: Tensor, y: Tensor) -> Tensor:
     n = len(x)
-    within = sum((_kernel(part, part).sum() - _kernel(part, part).trace()) / (n * (n - 1)) for part in (x, y))
-    return within - 2 * _kernel(x, y).mean()
+    within = sum(
+        (_compute_kernel(part, part).sum() - _compute_kernel(part, part).trace()) / (n * (n - 1)) for part in (x, y)
+    )
+    return within - 2 * _compute_kernel(x, y).mean()
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
+def _compute_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.studio import EvaluationStudio, PaintingJob
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.libraries import PRELOAD
+from fewstep.models.network import hash_weights
 from fewstep.parallel.workers import Workers, count_cores
 from fewstep.precision import name_dtype
 
@@ -65,8 +65,8 @@ def describe_studio(studio: EvaluationStudio) -> dict[str, Any]:
     return {
         "device": studio.device.type, "precision": name_dtype(studio.dtype), "batch_size": studio.batch_size,
         "prompts": studio.found.scored.sha256, "extractor": studio.extractor.sha256,
-        "teacher": weights_sha256(studio.teacher.network.backbone),
-        "student": weights_sha256(studio.student.model.network.backbone),
+        "teacher": hash_weights(studio.teacher.network.backbone),
+        "student": hash_weights(studio.student.model.network.backbone),
     }  # fmt: skip
 
 

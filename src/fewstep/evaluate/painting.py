@@ -43,19 +43,19 @@ def paint(
     """
     parts = [
         paint_part(bench, painter, observers, batch_size, folder, number)
-        for number in range(parts_of(bench, batch_size))
+        for number in range(count_parts(bench, batch_size))
     ]
     joined = {name: torch.cat([part[name] for part in parts]) for name in {LATENTS, *observers}}
     seconds = median(float(part[_SECONDS]) for part in parts)
     return PaintedCell({name: joined[name] for name in observers if joined[name].numel()}, joined[LATENTS], seconds)
 
 
-def parts_of(bench: Bench, batch_size: int) -> int:
+def count_parts(bench: Bench, batch_size: int) -> int:
     """Counts the parts that a cell of this bench is painted in."""
     return -(-len(bench.roster) // batch_size)
 
 
-def part_file(folder: Path, number: int) -> Path:
+def find_part(folder: Path, number: int) -> Path:
     """Says where a part is kept."""
     return folder / f"part-{number:05d}.safetensors"
 
@@ -64,7 +64,7 @@ def paint_part(
     bench: Bench, painter: Painter, observers: Mapping[str, Observer], batch_size: int, folder: Path | None, number: int
 ) -> dict[str, Tensor]:
     """Reads one part from `folder`, or paints it now and writes it there."""
-    file = None if folder is None else part_file(folder, number)
+    file = None if folder is None else find_part(folder, number)
     rows = list(range(number * batch_size, min((number + 1) * batch_size, len(bench.roster))))
     held = read_safetensors(file, advice=_ADVICE) if file is not None and file.exists() else {}
     missing = {name: observe for name, observe in observers.items() if name not in held}

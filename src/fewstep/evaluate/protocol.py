@@ -10,24 +10,24 @@ from typing import Any
 from fewstep.documents import load_json
 from fewstep.errors import UserError
 from fewstep.files import is_vacant, remove_abandoned, write_whole
-from fewstep.models.run_folder import find_run
+from fewstep.models.model_files import find_run
 
 RESULTS_FILE = "results.json"
 
 
-def difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+def name_difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """Names the first field in which two protocols differ, with both values; returns None where they agree."""
     for name in sorted({*mine, *other}, key=lambda name: (name.endswith("sha256"), name)):  # causes before effects
         one, two = mine.get(name), other.get(name)
         if isinstance(one, Mapping) and isinstance(two, Mapping):
-            if inner := difference(one, two):
+            if inner := name_difference(one, two):
                 return f"{name}.{inner}"
         elif one != two:
             return f"{name} is {one} here and {two} there"
     return None
 
 
-def rows_beside(folder: Path, protocol: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def read_rows_beside(folder: Path, protocol: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Reads the rows of an earlier report's model, not of those that stood beside it.
 
     Raises UserError where the report is none, or was made by another protocol.
@@ -40,7 +40,7 @@ def rows_beside(folder: Path, protocol: Mapping[str, Any]) -> Iterator[dict[str,
             raise ValueError("its rows are of other fields")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} holds no results of `fewstep evaluate`") from error
-    if said := difference(protocol, held):
+    if said := name_difference(protocol, held):
         raise UserError(f"{folder} cannot stand in the same table: {said}")
     of_models = [row for row in rows if row["sampler"] == "lcm"]
     yield from (row for row in of_models if row["model"] == of_models[0]["model"])
@@ -61,7 +61,7 @@ def claim_report_folder(out: Path, made_of: Mapping[str, Any]) -> bool:
     """
     file = out / "made_of.json"
     if file.exists():
-        if said := difference(made_of, _read_made_of(file)):
+        if said := name_difference(made_of, _read_made_of(file)):
             raise UserError(f"{out} holds another evaluation: {said}; choose another --out, or remove it")
         remove_abandoned(out)
         return True

@@ -49,7 +49,7 @@ def write_report(out: Path, results: Mapping[str, Any], grid: Image.Image) -> No
     files = {
         GRID_FILE: picture.getvalue(),
         "table.md": "\n".join(markdown_table(results["rows"])).encode() + b"\n",
-        "report.html": page(results, picture.getvalue()).encode(),
+        "report.html": make_page(results, picture.getvalue()).encode(),
         RESULTS_FILE: json.dumps(results, indent=2).encode() + b"\n",
     }
     for name, content in files.items():
@@ -57,13 +57,13 @@ def write_report(out: Path, results: Mapping[str, Any], grid: Image.Image) -> No
             draft.write_bytes(content)
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def list_columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names every column that some row has, in order; the ends of intervals stand with their values."""
     found = dict.fromkeys(name for row in rows for name in row)
     return [name for name in found if not name.endswith(("_low", "_high", "_error"))]
 
 
-def cell_text(row: Mapping[str, Any], column: str) -> str:
+def write_cell(row: Mapping[str, Any], column: str) -> str:
     """Writes the value, with its 95 % interval or standard error where it has one."""
     value = row.get(column)
     if value is None:
@@ -79,12 +79,12 @@ def cell_text(row: Mapping[str, Any], column: str) -> str:
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Writes the rows, whatever their columns, as the lines of a Markdown table."""
-    columns = columns_of(rows)
+    columns = list_columns_of(rows)
     lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|" + "---|" * len(columns)]
-    return lines + ["| " + " | ".join(cell_text(row, column) for column in columns) + " |" for row in rows]
+    return lines + ["| " + " | ".join(write_cell(row, column) for column in columns) + " |" for row in rows]
 
 
-def page(results: Mapping[str, Any], grid: bytes) -> str:
+def make_page(results: Mapping[str, Any], grid: bytes) -> str:
     """Makes a page of HTML that needs nothing beside it; `grid` is a PNG."""
     rows = results["rows"]
     models = list(dict.fromkeys(str(row["model"]) for row in rows if row["sampler"] == "lcm")) or ["the teacher"]
@@ -100,7 +100,7 @@ In brackets: 95 % intervals; after ±: standard errors. {_warn_of_bias(results)}
 <div class="wide">{_tabulate(rows)}</div>
 <h2>What the columns say</h2>
 <dl>
-{_explain(columns_of(rows))}
+{_explain(list_columns_of(rows))}
 </dl>
 <h2>Pictures</h2>
 <img alt="the same prompts and noise, a row a sampler" src="data:image/png;base64,{base64.b64encode(grid).decode()}">
@@ -115,7 +115,7 @@ In brackets: 95 % intervals; after ±: standard errors. {_warn_of_bias(results)}
 
 def _tabulate(rows: Sequence[Mapping[str, Any]]) -> str:
     """Writes the rows, each of its sampler's class."""
-    columns = columns_of(rows)
+    columns = list_columns_of(rows)
     head = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
     body = "\n".join(
         f'<tr class="{escape(str(row["sampler"]))}">'
@@ -128,7 +128,7 @@ def _tabulate(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _break_before_interval(row: Mapping[str, Any], column: str) -> str:
     """Writes a value, and its interval, where there is one, in a line of its own."""
-    value, found, interval = escape(cell_text(row, column)).partition(" (")
+    value, found, interval = escape(write_cell(row, column)).partition(" (")
     return f"{value}<small>({interval}</small>" if found else value
 
 
@@ -140,7 +140,7 @@ def _explain(names: Sequence[str]) -> str:
 
 def _warn_of_bias(results: Mapping[str, Any]) -> str:
     n = results["protocol"]["n"]
-    biased = [index_columns()[name] for name in columns_of(results["rows"]) if name in index_columns()]
+    biased = [index_columns()[name] for name in list_columns_of(results["rows"]) if name in index_columns()]
     return " ".join(
         f"Of {n} pictures, {column.plural} lean upwards; compare them with others of {n} alone."
         for column in biased if n < column.biased_below
@@ -165,7 +165,7 @@ def _tabulate_choices(tried: Sequence[Mapping[str, Any]]) -> str:
     columns = [name for name in wanted if any(row.get(name) is not None for row in tried)]
     head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in columns)
     body = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(cell_text(row, name))}</td>" for name in columns) + "</tr>" for row in tried
+        "<tr>" + "".join(f"<td>{escape(write_cell(row, name))}</td>" for name in columns) + "</tr>" for row in tried
     )
     return (
         "<details><summary>How guidance and spacing were chosen: by pictures of other prompts</summary>"

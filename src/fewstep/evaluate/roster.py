@@ -50,7 +50,7 @@ class Roster:
         return slice(self.main + self.unseen, len(self))
 
 
-def scenes_roster(
+def make_scenes_roster(
     n: int, n_unseen: int = 0, repeated: int = 0, repeats: int = 4, *, seed: int = 0, prompt_seed: int = PROMPT_SEED
 ) -> Roster:
     """Draws prompts of scenes that no picture of a training set was drawn for, and takes the first `repeated` of them
@@ -65,7 +65,7 @@ def scenes_roster(
     )  # fmt: skip
 
 
-def captions_roster(captions: Sequence[str], repeated: int = 0, repeats: int = 4, *, seed: int = 0) -> Roster:
+def make_captions_roster(captions: Sequence[str], repeated: int = 0, repeats: int = 4, *, seed: int = 0) -> Roster:
     """Takes captions of real pictures, one picture each."""
     again = [caption for caption in captions[:repeated] for _ in range(repeats)]
     seeds = space_seeds(seed, len(captions), 0, len(again))

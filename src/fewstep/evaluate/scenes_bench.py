@@ -17,7 +17,7 @@ from fewstep.data.worlds.scene import LOOKS, Look, Scene
 from fewstep.data.worlds.scenes import SceneExamples, Scenes
 from fewstep.evaluate.bench import Bench
 from fewstep.evaluate.reader import Reader, hash_reader, load_reader, read
-from fewstep.evaluate.roster import PROMPT_SEED, Roster, scenes_roster
+from fewstep.evaluate.roster import PROMPT_SEED, Roster, make_scenes_roster
 from fewstep.evaluate.worlds import BenchWorld, WorldReader
 from fewstep.models.extractors import Extractor
 
@@ -30,7 +30,7 @@ class ScenesReader:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self.extractor = reader_extractor(reader)
+        self.extractor = make_reader_extractor(reader)
 
     def read(self, pictures: Tensor) -> Sequence[Scene | None]:
         return read(self._reader, from_levels(pictures))[0]
@@ -48,13 +48,13 @@ class ScenesWorld(BenchWorld):
     def draw_prompts(
         self, n: int, n_unseen: int = 0, repeated: int = 0, *, seed: int = 0, prompt_seed: int = PROMPT_SEED
     ) -> Roster:  # fmt: skip
-        return scenes_roster(n, n_unseen, repeated, seed=seed, prompt_seed=prompt_seed)
+        return make_scenes_roster(n, n_unseen, repeated, seed=seed, prompt_seed=prompt_seed)
 
     def draw_real(self) -> SquarePictures:
-        return reference_scenes(LOOKS[self.data])
+        return draw_references(LOOKS[self.data])
 
     def draw_others(self) -> SquarePictures | None:
-        return None if self.obeys() else reference_scenes()
+        return None if self.obeys() else draw_references()
 
     def load_reader(self, folder: str) -> WorldReader:
         return ScenesReader(load_reader(Path(folder) if folder else assets.scenes_reader()))
@@ -63,18 +63,18 @@ class ScenesWorld(BenchWorld):
         return self.data == assets.SCENES
 
 
-def reference_scenes(look: Look = "plain") -> SquarePictures:
+def draw_references(look: Look = "plain") -> SquarePictures:
     """Draws real pictures that no training set holds by default."""
     return SquarePictures(SceneExamples(Scenes(PROMPT_SEED + 1, "seen", look), REFERENCE_SCENES), SIDE)
 
 
-def scenes_bench(roster: Roster, reader: Reader | None = None) -> Bench:
+def make_scenes_bench(roster: Roster, reader: Reader | None = None) -> Bench:
     """Makes a bench for scores outside `fewstep evaluate`, with the bundled reader where none is given."""
     read_by = ScenesReader(reader or load_reader(assets.scenes_reader()))
-    return Bench(roster, read_by.extractor, real_features(read_by.extractor, reference_scenes())[0], read_by)
+    return Bench(roster, read_by.extractor, compute_real_features(read_by.extractor, draw_references())[0], read_by)
 
 
-def reader_extractor(reader: Reader) -> Extractor:
+def make_reader_extractor(reader: Reader) -> Extractor:
     """Makes an extractor that takes uint8 pictures to the reader's features."""
 
     def features(pictures: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def reader_extractor(reader: Reader) -> Extractor:
     return Extractor("the scenes reader", hash_reader(reader), "none", features)
 
 
-def real_features(extractor: Extractor, pictures: SquarePictures) -> tuple[Tensor, str]:
+def compute_real_features(extractor: Extractor, pictures: SquarePictures) -> tuple[Tensor, str]:
     """Returns features `[m, d]` of real pictures, and the pictures' hash."""
     total = hashlib.sha256()
     parts = []

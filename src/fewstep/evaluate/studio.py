@@ -16,21 +16,20 @@ from fewstep.data.opening import check_pictures
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench
-from fewstep.evaluate.benches import judges, material
+from fewstep.evaluate.benches import material, pick_judges
 from fewstep.evaluate.cell import Cell, Painter, painter_of
 from fewstep.evaluate.config import Evaluate
 from fewstep.evaluate.metrics import list_observers
-from fewstep.evaluate.painting import keep_part, paint_part, part_file, parts_of
+from fewstep.evaluate.painting import count_parts, find_part, keep_part, paint_part
 from fewstep.evaluate.worlds import find_world
 from fewstep.models.card import StudentCard, read_card
 from fewstep.models.extractors import load_extractor
 from fewstep.models.family import LatentModel
-from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.source import parse_lora, source_of
+from fewstep.models.model_files import check_asked, find_run
+from fewstep.models.options import read_overrides
 from fewstep.models.pipeline import load_pipeline, read_sampler
-from fewstep.models.run_folder import find_run
-from fewstep.models.scheduler import read_overrides
 from fewstep.precision import choose_dtype
 
 
@@ -84,7 +83,7 @@ class EvaluationStudio:
         self.teacher = teacher.share_encoders(self.student.model)
         _check_same_latents(self.student.model, self.teacher)
         self.batch_size = config.batch_size or (16 if self.teacher.resolution <= 128 else 8)
-        self.extractor, self.reader = judges(self.data, config.extractor, self.device, config.reader)
+        self.extractor, self.reader = pick_judges(self.data, config.extractor, self.device, config.reader)
         self.clip = load_extractor(config.clip, self.device) if config.clip else None
         self.found = material(
             SourceRequest(
@@ -116,7 +115,7 @@ class EvaluationStudio:
 
     def keep(self, job: PaintingJob, painted: dict[str, Tensor]) -> None:
         """Keeps a part that another process has painted."""
-        keep_part(part_file(self._folder_of(job), job.number), painted)
+        keep_part(find_part(self._folder_of(job), job.number), painted)
 
     def _folder_of(self, job: PaintingJob) -> Path:
         return self.folder(tuning=job.tuning) / job.cell.slug
@@ -128,8 +127,8 @@ class EvaluationStudio:
     def jobs(self, cell: Cell, *, tuning: bool) -> list[PaintingJob]:
         """Returns the painting jobs that are left of a cell."""
         folder = self.folder(tuning=tuning) / cell.slug
-        numbers = range(parts_of(self.bare(tuning=tuning), self.batch_size))
-        return [PaintingJob(cell, tuning, i) for i in numbers if not part_file(folder, i).exists()]
+        numbers = range(count_parts(self.bare(tuning=tuning), self.batch_size))
+        return [PaintingJob(cell, tuning, i) for i in numbers if not find_part(folder, i).exists()]
 
 
 def _find_card(model: str) -> StudentCard:

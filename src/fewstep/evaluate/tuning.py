@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fewstep.diffusion.sampling import Spacing
+from fewstep.diffusion.schedule import Spacing
 from fewstep.evaluate.cell import Cell, Row
 from fewstep.evaluate.metrics import list_columns
 
 
-def best_cell(
+def find_best_cell(
     start: Cell,
     guidance_scales: Sequence[float],
     spacings: Sequence[Spacing],

@@ -16,10 +16,9 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.measure.shapes import make_fake, norms_in_fp32
 from fewstep.measure.stopwatch import LiveBytes, Work
 from fewstep.method.adversarial import Heads, Renoising, heads_losses
-from fewstep.method.batch import TrainingBatch
 from fewstep.method.distances import DISTANCES
 from fewstep.method.named import METHODS
-from fewstep.method.paths import TeacherPath, kept_path
+from fewstep.method.paths import TeacherPath, TrainingBatch, kept_path
 from fewstep.method.step import Method, answer_both, compare, consistency_losses
 from fewstep.method.walks import find_stops
 from fewstep.models.family import Family
@@ -49,23 +48,23 @@ class Need:
     """Counts floating-point operations of matrix products, attention and convolutions, for each picture."""
 
 
-def need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) -> Need:
+def count_need(config: Distill, family: Family, side: int, *, in_bf16: bool = True) -> Need:
     """Counts what one process needs in the midst of a run; `side` is that of the latents.
 
     One whole update is run, teacher, target, student, backward pass and all, and every tensor's bytes are followed from
     its making to its end (torch's fake tensors); networks compute in bf16 under autocast, norms in fp32 as on CUDA.
     """
-    learner, teacher, judge, schedule, modules = _networks(config, family)
+    learner, teacher, judge, schedule, modules = _make_networks(config, family)
     with FakeTensorMode(allow_non_fake_inputs=True), norms_in_fp32(enabled=in_bf16):
         make_fake(modules)
         null = None if family.guided_inside else family.shaped_condition(1)
         named = METHODS[config.method]
-        distance = DISTANCES[named.choose_distance(config.distance)].make(config.huber_c)
+        distance = DISTANCES[named.choose_distance(config.distance)](config.huber_c)
         kept = config.states == "trajectories"
         path = kept_path if kept else TeacherPath(teacher, schedule, null)
         method = Method(schedule, path, distance, landing=named.landing, told_end=named.told_end)
         target = TARGETS[named.choose_target(config.target, config.learns_at)](learner)
-        batch = _batch(family, side, config.batch_size // config.accumulation, kept=kept)
+        batch = _make_batch(family, side, config.batch_size // config.accumulation, kept=kept)
         live = LiveBytes.with_weights(modules)
         weights = live.now
         parts = min(2, config.accumulation)
@@ -99,7 +98,7 @@ def _judge(judge: Judge, method: Method, student: Network, target: Network | Non
     return (compare(method, batch, from_t, from_s) + judged).mean()
 
 
-def activations(act: Callable[[], object]) -> int:
+def measure_activations(act: Callable[[], object]) -> int:
     """Returns the bytes of what `act` makes, at its worst moment."""
     live = LiveBytes()
     with live:
@@ -107,7 +106,7 @@ def activations(act: Callable[[], object]) -> int:
     return live.most
 
 
-def _networks(
+def _make_networks(
     config: Distill, family: Family
 ) -> tuple[Learner, Network, Judge | None, Schedule, list[nn.Module]]:  # fmt: skip
     """Returns what learns, its teacher, its judge if it has one, the schedule, and all that has weights; the base in
@@ -157,7 +156,7 @@ def _count_walkers(config: Distill, family: Family, side: int, schedule: Schedul
     return 2 * 4 * config.batch_size * stops * family.released_latent_channels * side**2
 
 
-def _batch(family: Family, side: int, count: int, *, kept: bool) -> TrainingBatch:
+def _make_batch(family: Family, side: int, count: int, *, kept: bool) -> TrainingBatch:
     latents = torch.randn(2, count, family.released_latent_channels, side, side)
     t = torch.zeros(count, dtype=torch.long)
     step = {"z_t": latents[0], "z_s": latents[1]} if kept else {}

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from fewstep.data.latents import DroppedPicture, LatentBatch
 from fewstep.data.order import SampleOrder
 from fewstep.diffusion.flow import Flow
-from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
+from fewstep.diffusion.prediction import Cond, Guided, Parameterisation, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.solvers.dpm_solver import SOLVER as DPM_SOLVER_2
 

@@ -199,7 +199,7 @@ def most_bytes(act: Callable[[], object], held: Iterable[Tensor]) -> int:
     return live.most
 
 
-def flops(act: Callable[[], object]) -> int:
+def count_flops(act: Callable[[], object]) -> int:
     """Counts what its convolutions, matrix products and attention do; a multiplication and an addition are two."""
     counter = FlopCounterMode(display=False)
     with counter:
@@ -223,11 +223,11 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Says what the figures are of."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _name_processor()
     return {"device": name, "threads": torch.get_num_threads()}
 
 
-def _processor() -> str:
+def _name_processor() -> str:
     """Its name, where the system tells it."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []

@@ -43,7 +43,7 @@ def land_by_boundary(_schedule: Schedule, answer: Prediction, z_t: Tensor, t: Te
     """
     c_skip, c_out = boundary(t)
     c_skip = torch.where(e == 0, c_skip, torch.nan)
-    return _shape(c_skip.to(answer.z_0.dtype), z_t) * z_t + _shape(c_out.to(answer.z_0.dtype), z_t) * answer.z_0
+    return _expand(c_skip.to(answer.z_0.dtype), z_t) * z_t + _expand(c_out.to(answer.z_0.dtype), z_t) * answer.z_0
 
 
 def land_by_ddim(schedule: Schedule, answer: Prediction, z_t: Tensor, t: Tensor, e: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def land_by_ddim(schedule: Schedule, answer: Prediction, z_t: Tensor, t: Tensor,
     At e = t that is z_t but for rounding, for every network, and is given as z_t.
     """
     alpha, sigma = schedule.coefficients(e, z_t)
-    return torch.where(_shape(e == t, z_t), z_t, alpha * answer.z_0 + sigma * answer.epsilon)
+    return torch.where(_expand(e == t, z_t), z_t, alpha * answer.z_0 + sigma * answer.epsilon)
 
 
 def land_clean(_schedule: Schedule, answer: Prediction, _z_t: Tensor, _t: Tensor, _e: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def solve_clean(schedule: Schedule, z_t: Tensor, z_e: Tensor, t: Tensor, e: Tens
     return (z_t * sigma_e - z_e * sigma_t) / (alpha_t * sigma_e - sigma_t * alpha_e)
 
 
-def _shape(values: Tensor, z: Tensor) -> Tensor:
+def _expand(values: Tensor, z: Tensor) -> Tensor:
     """Shapes `[b]` to multiply `[b, …]`."""
     return values.view((-1,) + (1,) * (z.ndim - 1))
 

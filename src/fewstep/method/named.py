@@ -8,11 +8,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.method.ends import ANYWHERE, DRAWN_PHASE, PHASE, ZERO, End
 from fewstep.method.landing import BOUNDARY, BY_DDIM, CLEAN, Landing
-from fewstep.method.sampling import consistency_times, jump_times
 from fewstep.method.step import TargetName
-from fewstep.method.times import Gap, fixed_gap, ratio_gap, whole_gap
+from fewstep.method.times import (
+    ANYWHERE,
+    DRAWN_PHASE,
+    PHASE,
+    ZERO,
+    End,
+    Gap,
+    consistency_times,
+    fixed_gap,
+    jump_times,
+    ratio_gap,
+    whole_gap,
+)
 
 GapName = Literal["fixed", "whole", "ratio"]
 PathName = Literal["teacher", "data"]

@@ -1,4 +1,4 @@
-"""How z_t moves to the earlier z_s."""
+"""How z_t moves to the earlier z_s, of what one update is computed from."""
 
 from __future__ import annotations
 
@@ -9,14 +9,29 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.guidance import Guided, Rescale
-from fewstep.diffusion.prediction import Cond, Network, Prediction
+from fewstep.diffusion.prediction import Cond, Guided, Network, Prediction, Rescale
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.solvers.base import Solver
-from fewstep.diffusion.solvers.ddim import SOLVER as DDIM
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.ends import choose_edge
+from fewstep.diffusion.solvers.base import DDIM, Solver
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction, solve_clean
+from fewstep.method.times import choose_edge
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Data with every draw that its loss needs: z_0 and epsilon `[b, …]`, e ≤ s ≤ t `[b]`, ω `[b]` or None."""
+
+    z_0: Tensor
+    cond: Cond
+    t: Tensor
+    s: Tensor
+    e: Tensor
+    """The end point, where answers at t and at s land."""
+    epsilon: Tensor
+    omega: Tensor | None
+    z_t: Tensor | None = None
+    """Where the batch stands at t, if that is not z_0 with the noise ε."""
+    z_s: Tensor | None = None
+    """Where the path leads from z_t, if that is known."""
 
 
 class Path(Protocol):

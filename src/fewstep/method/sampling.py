@@ -9,21 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.sampling import sampling_times
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.landing import ConsistencyFunction, Landing, solve_clean
-
-
-def consistency_times(schedule: Schedule, grid_size: int, count: int, strength: float = 1.0) -> list[int]:
-    """Returns `count` of the `grid_size` times of the schedule's grid, latest first.
-
-    With `strength` below 1, of the earlier part of them alone. Raises ValueError where there are fewer than `count`.
-    """
-    allowed = int(grid_size * strength)
-    if not 1 <= count <= allowed:
-        raise ValueError(f"steps is {count}; this model allows 1 to {allowed}")
-    grid: list[int] = schedule.grid(grid_size).tolist()
-    return [grid[allowed - i * allowed // count - 1] for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -74,21 +61,6 @@ def bring(schedule: Schedule, z: Tensor, t: Tensor, noise: Tensor | None, before
 def find_clean(schedule: Schedule, z_t: Tensor, z_e: Tensor, t: Tensor, e: Tensor) -> Tensor:
     """Returns the ẑ_0 by which DDIM's formula has led from z_t to z_e, and z_e itself where that is clean, at e = 0."""
     return torch.where((e == 0).view((-1,) + (1,) * (z_t.ndim - 1)), z_e, solve_clean(schedule, z_t, z_e, t, e))
-
-
-def jump_times(
-    schedule: Schedule, count: int, gamma: float = 0.0, strength: float = 1.0
-) -> tuple[list[int], list[int]]:
-    """Returns `count` times of equal strides, latest first, and the end of each jump; the first time is the last of the
-    schedule, or so much earlier as `strength` says.
-
-    A jump ends at (1 − γ) of the next time, rounded down, and is brought back to that time by fresh noise: at γ = 0 it
-    ends at the next time itself (PCM, arXiv 2405.18407), at γ = 1 at 0 (TCD's γ, arXiv 2402.19159). The last ends at 0.
-    """
-    whole = sampling_times(schedule, count, "trailing")
-    begin = schedule.last + 1 - schedule.num_steps
-    times = [max(1, begin - 1 + round((time - begin + 1) * strength)) for time in whole]
-    return times, [int((1 - gamma) * later) for later in [*times[1:], 0]]
 
 
 def renoise(schedule: Schedule, z_e: Tensor, noise: Tensor, e: Tensor, t: Tensor) -> Tensor:

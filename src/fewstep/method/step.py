@@ -10,10 +10,9 @@ from torch import Tensor
 
 from fewstep.diffusion.prediction import Network
 from fewstep.diffusion.schedule import Schedule
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.distances.base import Distance
+from fewstep.method.distances import Distance
 from fewstep.method.landing import BOUNDARY, ConsistencyFunction, Landing
-from fewstep.method.paths import Path
+from fewstep.method.paths import Path, TrainingBatch
 from fewstep.method.weights import Weight, one
 
 TargetName = Literal["average", "itself", "none"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.schedule import Schedule
-from fewstep.method.ends import edges
+from fewstep.method.times import edges
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.models.card import is_number
-from fewstep.models.hashes import weights_sha256
+from fewstep.models.network import hash_weights
 
 PIXELS_AT_ONCE = 2**20
 """Bounds what the autoencoder sees together: one picture of 1024 pixels' side, or four of 512: gigabytes of memory."""
@@ -90,8 +90,8 @@ class Codec:
 
     def scale_latents(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
         """Returns them as the network sees them, of those that `read_posterior` returns, fp32."""
-        shift, scale = _shift(self.autoencoder), self.autoencoder.config.scaling_factor
-        if (spread := _spread(self.autoencoder)) is not None:
+        shift, scale = _read_shift(self.autoencoder), self.autoencoder.config.scaling_factor
+        if (spread := _read_spread(self.autoencoder)) is not None:
             scale = scale / spread.to(mean.device)
         return (mean - (shift.to(mean.device) if isinstance(shift, Tensor) else shift)) * scale, std * scale
 
@@ -107,9 +107,9 @@ class Codec:
     def unscale_latents(self, z_0: Tensor, decoder: Any) -> Tensor:
         """Undoes `scale_latents`, at the scale that a decoder's configuration says."""
         z: Tensor = z_0 / decoder.config.scaling_factor
-        if (spread := _spread(decoder)) is not None:
+        if (spread := _read_spread(decoder)) is not None:
             z = z * spread.to(z.device)
-        shift = _shift(decoder)
+        shift = _read_shift(decoder)
         if isinstance(shift, Tensor) or shift:
             z = z + (shift.to(z.device) if isinstance(shift, Tensor) else shift)
         return z
@@ -126,7 +126,7 @@ class Codec:
     def with_tiny_decoder(self, tiny_decoder: Any) -> Codec:
         """Returns the same with another decoder. Raises UserError where its latents would be others."""
         self.check_tiny_decoder()
-        if _spread(self.autoencoder) is not None:
+        if _read_spread(self.autoencoder) is not None:
             raise UserError(
                 "a tiny decoder is used to latents that are scaled alone, and this model's have a mean and a deviation "
                 "for each channel; leave --tiny-decoder out"
@@ -137,7 +137,7 @@ class Codec:
         """Returns what latents depend on, as prepared latents record it."""
         config = self.autoencoder.config
         given = {name: value for name in _SHIFTS if (value := getattr(config, name, None))}
-        return {"vae_sha256": weights_sha256(self.autoencoder), "scaling_factor": self.scale, **given}
+        return {"vae_sha256": hash_weights(self.autoencoder), "scaling_factor": self.scale, **given}
 
 
 def _check_scale(config: Any) -> None:
@@ -153,18 +153,18 @@ _SHIFTS = ("shift_factor", "latents_mean", "latents_std")
 """What latents are shifted and divided by, where an autoencoder says so."""
 
 
-def _shift(autoencoder: Any) -> float | Tensor:
+def _read_shift(autoencoder: Any) -> float | Tensor:
     """Returns what is taken from latents before they are scaled, a number or `[1, c, 1, 1]`; most have none."""
     if (mean := getattr(autoencoder.config, "latents_mean", None)) is not None:
-        return _per_channel(mean)
+        return _shape_channels(mean)
     return float(getattr(autoencoder.config, "shift_factor", None) or 0.0)
 
 
-def _spread(autoencoder: Any) -> Tensor | None:
+def _read_spread(autoencoder: Any) -> Tensor | None:
     """Returns what latents are divided by as they are scaled, `[1, c, 1, 1]`, or None."""
     std = getattr(autoencoder.config, "latents_std", None)
-    return None if std is None else _per_channel(std)
+    return None if std is None else _shape_channels(std)
 
 
-def _per_channel(values: Any) -> Tensor:
+def _shape_channels(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

@@ -27,7 +27,7 @@ from fewstep.errors import UserError
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models.conditioner import Conditioner
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
+from fewstep.models.network import hash_weights
 from fewstep.parallel.world import current_world
 from fewstep.progress import report
 
@@ -138,7 +138,7 @@ def _describe(model: LatentModel, reading: PictureReader) -> dict[str, Any]:
     settings = reading.crop_settings
     return {
         "format": 2, **model.codec.describe(), "resolution": settings.resolution, "crop": settings.crop,
-        "encoders": {name: weights_sha256(module) for name, module in model.conditioner.encoders.items()},
+        "encoders": {name: hash_weights(module) for name, module in model.conditioner.encoders.items()},
         "pictures_sha256": reading.hash_contents(),
     }  # fmt: skip
 

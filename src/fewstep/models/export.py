@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 
 from fewstep.files import replace_folder
 from fewstep.models.card import StudentCard, read_method
-from fewstep.models.end import KEYS
 from fewstep.models.family import LatentModel
 from fewstep.models.model_files import END_FILE
-from fewstep.models.network import BackboneNetwork
+from fewstep.models.network import KEYS, BackboneNetwork
 from fewstep.models.parts import write_for_every_version
 from fewstep.models.readme import write_model_card
 from fewstep.models.stock_scheduler import describe_sampling, make_scheduler

@@ -44,19 +44,19 @@ def load_extractor(source: str | Path, device: torch.device) -> Extractor:
     """Loads a folder of CLIP or DINOv2 in transformers' layout, or Inception's TorchScript file. Nothing is fetched."""
     path = Path(source)
     if path.is_file():
-        return _inception(path, device)
+        return _load_inception(path, device)
     config = path / "config.json"
     if not config.is_file():
         raise UserError(f"{path} is neither a folder of CLIP or DINOv2 (it has no config.json) nor a TorchScript file")
     kind = read_json(config, f"{path} is not a model").get("model_type")
     if kind == "clip":
-        return _clip(path, device)
+        return _load_clip(path, device)
     if kind == "dinov2":
-        return _dinov2(path, device)
+        return _load_dinov2(path, device)
     raise UserError(f"{path} holds a {kind!r} model; features are read from clip and dinov2")
 
 
-def _clip(folder: Path, device: torch.device) -> Extractor:
+def _load_clip(folder: Path, device: torch.device) -> Extractor:
     from transformers import CLIPModel, CLIPTokenizer
 
     model = _loaded(CLIPModel, folder, device)
@@ -76,22 +76,22 @@ def _clip(folder: Path, device: torch.device) -> Extractor:
         return projected
 
     return Extractor(
-        f"CLIP {folder.name}", _sha256(folder), f"middle square to {side}",
+        f"CLIP {folder.name}", _hash_files(folder), f"middle square to {side}",
         _in_parts(side, _normalised(folder, images, device), device), texts,
     )  # fmt: skip
 
 
-def _dinov2(folder: Path, device: torch.device) -> Extractor:
+def _load_dinov2(folder: Path, device: torch.device) -> Extractor:
     from transformers import Dinov2Model
 
     model = _loaded(Dinov2Model, folder, device)
-    side = _preprocessor(folder).get("crop_size", {}).get("height", 224)
+    side = _read_preprocessor(folder).get("crop_size", {}).get("height", 224)
     network = _normalised(folder, lambda pixels: model(pixel_values=pixels).pooler_output, device)
     features = _in_parts(side, network, device)
-    return Extractor(f"DINOv2 {folder.name}", _sha256(folder), f"middle square to {side}", features)
+    return Extractor(f"DINOv2 {folder.name}", _hash_files(folder), f"middle square to {side}", features)
 
 
-def _inception(file: Path, device: torch.device) -> Extractor:
+def _load_inception(file: Path, device: torch.device) -> Extractor:
     """Loads `inception-2015-12-05.pt`, which takes uint8 and, asked so, gives the 2,048 features of FID."""
     logger.info(f"note: {file} is a program in TorchScript, which is run: give none that you do not trust")
     try:
@@ -104,11 +104,11 @@ def _inception(file: Path, device: torch.device) -> Extractor:
         return read
 
     features = _in_parts(INCEPTION_SIDE, network, device)
-    return Extractor(file.stem, _sha256(file), f"middle square to {INCEPTION_SIDE}", features)
+    return Extractor(file.stem, _hash_files(file), f"middle square to {INCEPTION_SIDE}", features)
 
 
 def _normalised(folder: Path, network: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
-    held = _preprocessor(folder)
+    held = _read_preprocessor(folder)
     mean, std = (torch.tensor(held[name], device=device).view(3, 1, 1) for name in ("image_mean", "image_std"))
     return lambda pixels: network((pixels - mean) / std)
 
@@ -141,13 +141,13 @@ def _loaded(kind: Any, folder: Path, device: torch.device) -> Any:
     return load_weights(kind, folder).to(device)
 
 
-def _preprocessor(folder: Path) -> dict[str, Any]:
+def _read_preprocessor(folder: Path) -> dict[str, Any]:
     return read_json(
         folder / "preprocessor_config.json", f"{folder} does not say how pictures are normalised for its network"
     )
 
 
-def _sha256(source: Path) -> str:
+def _hash_files(source: Path) -> str:
     names = sorted(file.name for file in source.glob("*.safetensors"))
     files = [find_file(source, name) for name in names] if source.is_dir() else [source]
     total = hashlib.sha256()

@@ -18,16 +18,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fewstep.diffusion.guidance import Rescale
-from fewstep.diffusion.prediction import Cond
+from fewstep.diffusion.prediction import Cond, Rescale
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
 from fewstep.models.card import LCD, LCF, LCM_LORA, StudentCard
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
-from fewstep.models.hashes import have_same_weights
-from fewstep.models.network import BackboneNetwork
-from fewstep.models.scheduler import Overrides
+from fewstep.models.network import BackboneNetwork, have_same_weights
+from fewstep.models.options import Overrides
 from fewstep.precision import Storage
 
 

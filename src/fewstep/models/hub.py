@@ -23,36 +23,6 @@ TRIES = "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS"
 Choose = Callable[[Sequence[str]], Iterable[str]]
 
 
-def is_hub_id(source: str) -> bool:
-    """Says whether a name that is not a path here looks like OWNER/NAME."""
-    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
-
-
-def name_place(source: str) -> str:
-    """Returns a path that looks like OWNER/NAME as one that no repository is called, such as `./models/base`."""
-    return f"./{source}" if is_hub_id(source) and os.path.exists(source) else source
-
-
-_LONGEST = 255
-"""Bytes of a name on any disk."""
-_ALLOW = (
-    "name it yourself, or let files name what is fetched with --allow-download; "
-    "if it is a path, run this command where the path begins"
-)
-
-
-def check_asked(source: str | None, named_in: object, *, allowed: bool = False, remedy: str = _ALLOW) -> None:
-    """Raises UserError where a file names what the person at the terminal neither named nor allowed to be fetched, or
-    what nothing is called."""
-    if source and any(len(os.fsencode(part)) > _LONGEST for part in Path(source).parts):
-        raise UserError(f"{named_in} names {source[:60]}…, which is not a name of a file or of a repository")
-    if allowed or not source or os.path.exists(source):
-        return
-    if "://" not in source and not is_hub_id("/".join(source.split("/")[:2])):  # a LoRA's is OWNER/NAME/FILE
-        return
-    raise UserError(f"{named_in} names {source}, which is not here and would be fetched; {remedy}")
-
-
 def fetch_pipeline(source: str, parts: Sequence[str], *, without: Collection[str] = ()) -> Path:
     """Fetches a diffusers pipeline: its configurations, and of every part one variant of the weights.
 
@@ -67,14 +37,14 @@ def fetch_pipeline(source: str, parts: Sequence[str], *, without: Collection[str
             )
         yield from (name for name in ("model_index.json", "fewstep.json", END_FILE) if name in names)
         for part in parts:
-            yield from _of_part(names, f"{part}/", source, weights=part not in without)
+            yield from _list_wanted(names, f"{part}/", source, weights=part not in without)
 
     return fetch(source, choose)
 
 
 def fetch_network(source: str) -> Path:
     """Fetches a repository that is a network alone: its configuration, and one variant of its weights."""
-    return fetch(source, lambda names: _of_part(names, "", source, weights=True))
+    return fetch(source, lambda names: _list_wanted(names, "", source, weights=True))
 
 
 def fetch_configurations(source: str, parts: Sequence[str]) -> Path:
@@ -83,12 +53,12 @@ def fetch_configurations(source: str, parts: Sequence[str]) -> Path:
     def choose(names: Sequence[str]) -> Iterator[str]:
         yield from (name for name in ("model_index.json",) if name in names)
         for part in parts:
-            yield from _of_part(names, f"{part}/", source, weights=False)
+            yield from _list_wanted(names, f"{part}/", source, weights=False)
 
     return fetch(source, choose)
 
 
-def _of_part(names: Sequence[str], begin: str, source: str, *, weights: bool) -> Iterator[str]:
+def _list_wanted(names: Sequence[str], begin: str, source: str, *, weights: bool) -> Iterator[str]:
     held = [name.removeprefix(begin) for name in names if name.startswith(begin)]
     held = [name for name in held if "/" not in name]
     yield from (begin + name for name in held if name in SMALL_FILES)
@@ -149,18 +119,20 @@ def _explain(source: str, error: Exception) -> str:
     kinds = [type(each).__name__ for each in list_causes(error)]
     for each in list_causes(error):
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"{source} does not fit: the disk of {_cache()} is full; make room, or set HF_HOME to another disk"
+            return (
+                f"{source} does not fit: the disk of {_find_cache()} is full; make room, or set HF_HOME to another disk"
+            )
         if isinstance(each, PermissionError):
-            return f"{source} cannot be kept: {_cache()} cannot be written; set HF_HOME to a folder of yours"
+            return f"{source} cannot be kept: {_find_cache()} cannot be written; set HF_HOME to a folder of yours"
     for words, said in _REASONS:
         if any(word in kind for word in words for kind in kinds):
-            return f"{source} {said}".format(hub=find_endpoint(), source=source, proxy=_proxy() or "none is set")
+            return f"{source} {said}".format(hub=find_endpoint(), source=source, proxy=_find_proxy() or "none is set")
     status = find_status(error)
     for low, high, said in _STATUS:
         if status is not None and low <= status <= high:
             longer = f" ({TRIES}=10 tries for longer)" if status >= 500 and _find_stored(error) else ""
             return f"{source} could not be fetched: {find_endpoint()} answers {status}; {said}{longer}"
-    if proxy := _proxy():
+    if proxy := _find_proxy():
         return f"{source} could not be fetched through the proxy {proxy} ({kinds[0]}); check it, or unset HTTPS_PROXY"
     reason = " ".join(str(error).split())[:120]
     return (
@@ -226,7 +198,7 @@ def _find_stored(error: Exception) -> int | None:
     return next((int(each[1]) for each in said if each), None)
 
 
-def _proxy() -> str:
+def _find_proxy() -> str:
     found = (os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
     return next((each.rpartition("@")[2] for each in found if each), "")
 
@@ -238,7 +210,7 @@ def find_endpoint() -> str:
     return str(constants.ENDPOINT)
 
 
-def _cache() -> str:
+def _find_cache() -> str:
     from huggingface_hub import constants
 
     return str(constants.HF_HUB_CACHE)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.models.codec import Codec
-from fewstep.models.families import family_of_file, family_of_folder, list_families, list_parts
+from fewstep.models.families import list_families, list_parts, recognise_file, recognise_folder
 from fewstep.models.family import LatentModel
-from fewstep.models.hub import fetch_configurations, fetch_pipeline, is_hub_id
-from fewstep.models.model_files import MODEL_WANTED, read_index
-from fewstep.models.scheduler import Overrides
+from fewstep.models.model_files import MODEL_WANTED, is_hub_id, read_index
+from fewstep.models.options import Overrides
 from fewstep.precision import Storage
 
 
@@ -85,14 +85,14 @@ def load_latent_model(
 def _load(source: str | Path, base_config: str, overrides: Overrides, storage: Storage) -> LatentModel:
     source = assets.find_folder(source)
     if Path(source).is_file():
-        return family_of_file(Path(source)).load_single_file(Path(source), base_config, storage, overrides)
+        return recognise_file(Path(source)).load_single_file(Path(source), base_config, storage, overrides)
     if base_config:
         if not Path(source).exists():
             raise UserError(f"{source} is not there; a base that a LoRA names is looked for from where you are")
         raise UserError(f"{source} is not a single file and has its own configurations; leave --base-config out")
     folder = find_files(source, overrides)
     index = read_index(folder, source)
-    return family_of_folder(folder, index, str(source)).load_folder(folder, str(source), index, storage, overrides)
+    return recognise_folder(folder, index, str(source)).load_folder(folder, str(source), index, storage, overrides)
 
 
 def load_codec(source: str | Path, device: torch.device, base_config: str = "") -> tuple[Codec, int]:
@@ -102,13 +102,13 @@ def load_codec(source: str | Path, device: torch.device, base_config: str = "") 
     """
     place = Path(assets.find_folder(source))
     if place.is_file():
-        return family_of_file(place).load_codec(place, base_config, device)
+        return recognise_file(place).load_codec(place, base_config, device)
     if not place.is_dir() and is_hub_id(str(source)):
         codecs = {family.codec_part for family in list_families()}
-        place = fetch_pipeline(str(source), list_parts(), without=set(list_parts()) - codecs)
+        place = Path(_open_hub().fetch_pipeline(str(source), list_parts(), without=set(list_parts()) - codecs))
     folder = find_files(place if place.is_dir() else source, Overrides())
     index = read_index(folder, source)
-    return family_of_folder(folder, index, str(source)).load_codec(folder, base_config, device)
+    return recognise_folder(folder, index, str(source)).load_codec(folder, base_config, device)
 
 
 def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True) -> Path:
@@ -119,6 +119,10 @@ def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True
     if not is_hub_id(str(source)):
         raise UserError(f"{source} is neither a folder nor a file; {MODEL_WANTED}")
     if not weights:
-        return fetch_configurations(str(source), list_parts())
+        return Path(_open_hub().fetch_configurations(str(source), list_parts()))
     networks = {family.lora.part for family in list_families()} if overrides.network else set()
-    return fetch_pipeline(str(source), list_parts(), without=networks)
+    return Path(_open_hub().fetch_pipeline(str(source), list_parts(), without=networks))
+
+
+def _open_hub() -> Any:  # which is imported only where something is fetched
+    return importlib.import_module("fewstep.models.hub")

@@ -1,15 +1,17 @@
-"""Options that commands share: which model they read, and what they compute on."""
+"""Options that commands share: which model they read, whatever its files say of it, and what they compute on."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from fewstep import assets
 from fewstep.errors import UserError
-from fewstep.models.scheduler import Overrides
 from fewstep.precision import PaintPrecision
 
 Engine = Literal["torch", "openvino"]
@@ -18,6 +20,41 @@ Offload = Literal["auto", "on", "off"]
 """Whether the parts of a model take turns on a GPU."""
 Compile = Literal["off", "blocks", "graphs"]
 """How torch.compile computes a network's repeated blocks, if it does."""
+NETWORK_OPTION = "unet"
+"""The option that names a repository which is a network alone."""
+OF_BETAS = ("epsilon", "v_prediction", "sample")
+"""What networks on a schedule of betas predict, in diffusers' names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """Says what holds of a model whatever its files say."""
+
+    prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = "auto"
+    """What the network predicts. `auto` is what the model's files say; any other decides over them."""
+    zero_snr: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The model was trained on a schedule that ends in noise alone (zero-terminal SNR), whatever its files say."""
+    unet: Annotated[str, tyro.conf.arg(aliases=["--transformer"])] = ""
+    """Folder or Hub id of a repository that is a UNet or a transformer alone (config.json and its weights), used in
+    place of the model's own. Of a flow transformer it may be a single file too, in fp8 or bf16."""
+
+    base_lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["--teacher-lora"])] = ()
+    """A LoRA that is merged into the model before all else, as in `style.safetensors:0.9`: so a style, or several, is
+    distilled together with its base. May be given several times."""
+
+    @property
+    def network(self) -> str:
+        """Returns the repository or folder whose network stands in for the model's own, or empty."""
+        return self.unet
+
+    def stated(self, *, network: bool = True) -> dict[str, Any]:
+        """Returns what was given, for records; but for the network, if so asked."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(Overrides)}
+        return {
+            name: value
+            for name, value in values.items()
+            if value not in ("", "auto", False, ()) and (network or name != "unet")
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +146,24 @@ def check_int8(engine: Engine, precision: PaintPrecision, calibration_prompts: s
         raise UserError("precision int8 is OpenVINO's; give --engine openvino with it, or another --precision")
     if calibration_prompts and precision != "int8":
         raise UserError("calibration_prompts are for --engine openvino --precision int8 alone; leave them out")
+
+
+def read_overrides(record: Mapping[str, Any]) -> Overrides:
+    """Reads what `Overrides.stated` gave back from a record whose values may be text."""
+    kind: Any = record.get("prediction_type")
+    return Overrides(
+        prediction_type=kind if kind in OF_BETAS else "auto", zero_snr=str(record.get("zero_snr", False)) == "True",
+        unet=str(record.get("unet") or ""), base_lora=_read_loras(record.get("base_lora")),
+    )  # fmt: skip
+
+
+def _read_loras(said: object) -> tuple[str, ...]:
+    held = said or []
+    if isinstance(held, str):
+        try:
+            held = json.loads(held)
+        except ValueError:
+            held = None
+    if not isinstance(held, list | tuple) or not all(isinstance(each, str) for each in held):
+        raise UserError(f"fewstep.base_lora is {said!r:.60} in the record of a model; expected a list of LoRAs")
+    return tuple(held)

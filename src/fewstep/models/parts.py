@@ -117,10 +117,10 @@ def _mismatch(found: Any) -> str:
     if isinstance(found, str):  # transformers 4 gives names alone
         return found
     name, held, wanted = found
-    return f"{name} {_shape(held)} for {_shape(wanted)}"
+    return f"{name} {_write_size(held)} for {_write_size(wanted)}"
 
 
-def _shape(size: Any) -> str:
+def _write_size(size: Any) -> str:
     return "×".join(map(str, size)) or "1"
 
 
@@ -216,11 +216,11 @@ def write_for_every_version(folder: Path, encoders: Iterable[str]) -> None:
     """Writes the text encoders and tokenizers of a pipeline once more, so that transformers 4 and 5 both read them."""
     for place in (folder / encoder for encoder in encoders if _is_clip(folder / encoder)):
         for file in sorted(place.glob("*.safetensors")):
-            tensors = {_full_name(name): value for name, value in read_safetensors(file).items()}
+            tensors = {_name_in_full(name): value for name, value in read_safetensors(file).items()}
             _write(file, tensors)
         for file in sorted(place.glob("*.safetensors.index.json")):
             index = json.loads(file.read_text())
-            index["weight_map"] = {_full_name(name): shard for name, shard in index["weight_map"].items()}
+            index["weight_map"] = {_name_in_full(name): shard for name, shard in index["weight_map"].items()}
             file.write_text(json.dumps(index, indent=2))
     for place in sorted(folder.glob("tokenizer*/")):
         write_vocabulary(place)
@@ -237,7 +237,7 @@ def _write(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         save_file(dict(tensors), draft, metadata={"format": "pt"})
 
 
-def _full_name(name: str) -> str:
+def _name_in_full(name: str) -> str:
     return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
 
 

@@ -31,18 +31,16 @@ from fewstep.models.card import CARD_FILE, LCM_LORA, MAX_STEPS, STYLE_LORA, read
 from fewstep.models.engines import check_engine, with_engine
 from fewstep.models.engines.calibration import PHOTOGRAPHS, SCENES, Calibration, read_prompts
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
-from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.few_step import DEFAULT_STEPS, check_told, find_few_step, find_told, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of, source_of
-from fewstep.models.model_files import find_exported
+from fewstep.models.model_files import check_asked, find_exported
+from fewstep.models.network import hash_weights
 from fewstep.models.offload import check_offload, settle
-from fewstep.models.options import Compile, Engine, Offload, PainterOptions, check_int8
+from fewstep.models.options import Compile, Engine, Offload, Overrides, PainterOptions, check_int8, read_overrides
 from fewstep.models.recognising import recognise_family
-from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.start import Start
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.models.vocabulary import WORDS, find_vocabulary, read_taught
@@ -375,7 +373,7 @@ def with_loras(model: LatentModel, loras: Sequence[tuple[Path, float]]) -> Laten
     files = [read_lora(path, model.parts, model.family.lora) for path, _ in loras]
     hashes = {file.note("teacher_sha256") for file in files} - {None}
     whole = model.network.backbone.dtype == torch.float32  # hashes are of numbers in fp32
-    held = weights_sha256(model.network.backbone) if hashes and whole else None
+    held = hash_weights(model.network.backbone) if hashes and whole else None
     if hashes and not whole:
         logger.info("note: whether LoRAs were made for these very weights is looked at with --precision fp32 alone")
     told = find_told(files, model)

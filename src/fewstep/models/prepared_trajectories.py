@@ -18,7 +18,7 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.diffusion.schedule import Schedule
 from fewstep.models.encoded import encode_captions
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
+from fewstep.models.network import hash_weights
 
 
 class KeptTrajectories(StepSource):
@@ -106,8 +106,8 @@ def describe_teacher(model: LatentModel, resolution: int, stops: Tensor) -> dict
     """Returns what trajectories between these stops depend on of the model that walks."""
     encoders = model.conditioner.encoders.items()
     return {
-        "teacher_sha256": weights_sha256(model.network.backbone),
-        "encoders": {name: weights_sha256(module) for name, module in encoders},
+        "teacher_sha256": hash_weights(model.network.backbone),
+        "encoders": {name: hash_weights(module) for name, module in encoders},
         "prediction": model.network.parameterisation,
         "latent_shape": list(model.codec.shape(resolution)), "stops": stops.tolist(),
         "sigmas": _round_sigmas(model.schedule, stops),

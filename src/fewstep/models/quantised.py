@@ -36,7 +36,7 @@ def quantise(network: BackboneNetwork, quantisation: Quantisation, device: torch
 
 
 @cache
-def _functions() -> Any:
+def _import_functions() -> Any:
     import bitsandbytes.functional  # takes two seconds
 
     return bitsandbytes.functional
@@ -58,10 +58,10 @@ class _Quantised(nn.Module, ABC):
         self._shape, self._dtype, levels = weight.shape, weight.dtype, None
         match quantisation:
             case "int8":  # levels are even; bitsandbytes' own favour small numbers and are half as exact on weights
-                levels = _functions().create_linear_map(signed=True, total_bits=8).to(device)
-                packed, state = _functions().quantize_blockwise(weight, code=levels, blocksize=BLOCK)
+                levels = _import_functions().create_linear_map(signed=True, total_bits=8).to(device)
+                packed, state = _import_functions().quantize_blockwise(weight, code=levels, blocksize=BLOCK)
             case "nf4":
-                packed, state = _functions().quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+                packed, state = _import_functions().quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
             case _:
                 assert_never(quantisation)
         self.register_buffer("packed", packed)
@@ -76,7 +76,11 @@ class _Quantised(nn.Module, ABC):
 
     def put_together(self, dtype: torch.dtype) -> Tensor:
         """Returns the weight in `dtype`."""
-        functions, levels, made = _functions(), self.levels, dtype if dtype in _PUT_TOGETHER_AS else torch.float32
+        functions, levels, made = (
+            _import_functions(),
+            self.levels,
+            dtype if dtype in _PUT_TOGETHER_AS else torch.float32,
+        )
         settings = {"absmax": self.scales.view(torch.float32), "blocksize": BLOCK, "dtype": made}
         if levels is None:
             # As rows of a block each: its kernel for CPUs knows no odd rows, as those of a convolution are.

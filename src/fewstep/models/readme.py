@@ -57,11 +57,11 @@ def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
         f"| {_ORIGIN.get(card.method, 'teacher')} | {' + '.join((str(card.teacher), *(card.base_lora or ())))} |",
         f"| data | {card.data} |",
         f"| training | {training} |",
-        *([f"| guidance | {_guidance(card)} |"] if few_step else []),
+        *([f"| guidance | {_describe_guidance(card)} |"] if few_step else []),
         *([f"| rank, alpha | {card.lora_rank}, {card.lora_alpha:g} |"] if lora else []),
         "",
         "```python",
-        *(_lora_usage(card) if lora else _usage(card)),
+        *(_show_lora_usage(card) if lora else _show_usage(card)),
         "```",
     ]
     if few_step:
@@ -71,7 +71,7 @@ def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _guidance(card: StudentCard) -> str:
+def _describe_guidance(card: StudentCard) -> str:
     assert card.guidance_range is not None
     low, high = card.guidance_range
     scale, omega = f"{card.guidance_scale:g}", "ω" if card.stock_scale == 0 else "ω + 1"
@@ -88,19 +88,19 @@ def _is_built_in(card: StudentCard) -> bool:
     return card.shift is not None or card.stock_scale is not None
 
 
-def _usage(card: StudentCard) -> list[str]:
+def _show_usage(card: StudentCard) -> list[str]:
     own = read_method(card, "the card").told_end
     code = ', custom_pipeline="this folder", trust_remote_code=True' if own else ""
-    scale = _off(card) if _is_built_in(card) else f"{card.guidance_scale:g}"
+    scale = _ask_no_guidance(card) if _is_built_in(card) else f"{card.guidance_scale:g}"
     asked = f"{_ask_steps(card)}, {card.stock_guidance or 'guidance_scale'}={scale}"
     return [
         *_import_torch(card),
         "from diffusers import DiffusionPipeline",
         "",
-        f'pipe = DiffusionPipeline.from_pretrained("this folder"{code}{_dtype(card)})',
-        *_offload_lines(card),
-        *_seed_lines(card),
-        f"image = pipe({_name_prompt(card)}, {asked}{_eta(card)}).images[0]",
+        f'pipe = DiffusionPipeline.from_pretrained("this folder"{code}{_ask_dtype(card)})',
+        *_show_offload(card),
+        *_show_seed(card),
+        f"image = pipe({_name_prompt(card)}, {asked}{_ask_eta(card)}).images[0]",
     ]
 
 
@@ -118,7 +118,7 @@ def _ask_steps(card: StudentCard) -> str:
     return (f"num_inference_steps={steps}" if sigmas is None else f"sigmas={sigmas}") + size + more
 
 
-def _off(card: StudentCard) -> str:
+def _ask_no_guidance(card: StudentCard) -> str:
     """Returns the `guidance_scale` that a stock pipeline is to be given."""
     return f"{1 if card.stock_scale is None else card.stock_scale:g}"
 
@@ -127,17 +127,17 @@ def _import_torch(card: StudentCard) -> list[str]:
     return ["import torch"] if card.stock_large or _draws_from_torch(card) else []
 
 
-def _dtype(card: StudentCard) -> str:
+def _ask_dtype(card: StudentCard) -> str:
     return ", torch_dtype=torch.bfloat16" if card.stock_large else ""
 
 
-def _offload_lines(card: StudentCard) -> list[str]:
+def _show_offload(card: StudentCard) -> list[str]:
     """Returns what brings a large model's parts to a GPU one by one."""
     said = 'pipe.enable_model_cpu_offload()  # or pipe.to("cuda"), where all of it fits'
     return [said] if card.stock_large else []
 
 
-def _seed_lines(card: StudentCard) -> list[str]:
+def _show_seed(card: StudentCard) -> list[str]:
     """Returns what makes a picture of a flow the same again: its noise between steps is torch's own."""
     return ["torch.manual_seed(7)"] if _draws_from_torch(card) else []
 
@@ -146,20 +146,20 @@ def _draws_from_torch(card: StudentCard) -> bool:
     return card.shift is not None and card.method != STYLE_LORA and read_method(card, "the card").gamma == 1
 
 
-def _eta(card: StudentCard) -> str:
+def _ask_eta(card: StudentCard) -> str:
     """Returns the share of noise that a pipeline of diffusers must be told at each call, or nothing."""
     gamma = read_method(card, "the card").gamma
     return f", eta={gamma:g}" if 0 < gamma < 1 and card.shift is None else ""
 
 
-def _lora_usage(card: StudentCard) -> list[str]:
+def _show_lora_usage(card: StudentCard) -> list[str]:
     if card.method == LCM_LORA and read_method(card, "the card").told_end:
         return [
             "import fewstep  # which tells the network where each step lands: no other tool has a place for that", "",
             'pipe = fewstep.load("this folder")', 'image = pipe("a prompt", steps=4)[0]',
         ]  # fmt: skip
     if card.stock_loras is False:
-        return _merged_usage(card)
+        return _show_merged_usage(card)
     few_step = card.method == LCM_LORA
     method = read_method(card, "the card")
     kind = method.scheduler if card.shift is None else method.flow_scheduler
@@ -173,7 +173,7 @@ def _lora_usage(card: StudentCard) -> list[str]:
         f"{name} = dict({settings})", f"pipe.scheduler = {kind}.from_config(pipe.scheduler.config, **{name})",
     ]  # fmt: skip
     guidance = card.stock_guidance or "guidance_scale"
-    asked = f", {_ask_steps(card)}, {guidance}={_off(card)}{_eta(card)}" if few_step else ""
+    asked = f", {_ask_steps(card)}, {guidance}={_ask_no_guidance(card)}{_ask_eta(card)}" if few_step else ""
     bundled = card.teacher == assets.SCENES
     base = "assets.scenes_teacher()" if bundled else f'"{card.teacher}"'
     return [
@@ -181,25 +181,27 @@ def _lora_usage(card: StudentCard) -> list[str]:
         "from diffusers import DiffusionPipeline" + (f", {kind}" if few_step else ""),
         *(["from fewstep import assets"] if bundled else []),
         "",
-        f"pipe = DiffusionPipeline.from_pretrained({base}{_dtype(card)})",
+        f"pipe = DiffusionPipeline.from_pretrained({base}{_ask_dtype(card)})",
         *(scheduler if few_step else []),
         *_load_loras(card),
-        *_offload_lines(card),
-        *_seed_lines(card),
+        *_show_offload(card),
+        *_show_seed(card),
         f"image = pipe({_name_prompt(card)}{asked}).images[0]",
     ]
 
 
-def _merged_usage(card: StudentCard) -> list[str]:
+def _show_merged_usage(card: StudentCard) -> list[str]:
     """Returns the lines that paint with a LoRA where no pipeline of diffusers loads one."""
     loras = " ".join(f"--lora {each}" for each in (*(card.base_lora or ()), '"this folder"'))
     guidance = card.stock_guidance or "guidance_scale"
-    few_step = f", {_ask_steps(card)}, {guidance}={_off(card)}{_eta(card)}" if card.method == LCM_LORA else ""
+    few_step = (
+        f", {_ask_steps(card)}, {guidance}={_ask_no_guidance(card)}{_ask_eta(card)}" if card.method == LCM_LORA else ""
+    )
     return [
         "# diffusers' pipeline loads no LoRA here; this makes one model of it and its base:",
         f"# fewstep combine --base {card.teacher} {loras} --merged --out merged",
         *_import_torch(card), "from diffusers import DiffusionPipeline", "",
-        f'pipe = DiffusionPipeline.from_pretrained("merged"{_dtype(card)})', *_offload_lines(card),
+        f'pipe = DiffusionPipeline.from_pretrained("merged"{_ask_dtype(card)})', *_show_offload(card),
         f'image = pipe(prompt="a prompt"{few_step}).images[0]',
     ]  # fmt: skip
 

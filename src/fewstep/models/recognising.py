@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fewstep import assets
 from fewstep.models.card import LCM_LORA, StudentCard, read_card
-from fewstep.models.families import family_of_file, family_of_folder
+from fewstep.models.families import recognise_file, recognise_folder
 from fewstep.models.family import Family
 from fewstep.models.loading import find_files
 from fewstep.models.model_files import read_index, read_json
-from fewstep.models.scheduler import Overrides
+from fewstep.models.options import Overrides
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ def recognise_family(source: str | Path) -> Family:
     files are fetched."""
     path = Path(assets.find_folder(source))
     if path.is_file():
-        return family_of_file(path)
+        return recognise_file(path)
     folder = find_files(path if path.exists() else source, Overrides(), weights=False)
-    return family_of_folder(folder, read_index(folder, source), str(source))
+    return recognise_folder(folder, read_index(folder, source), str(source))
 
 
 def recognise(source: str | Path, base_config: str = "") -> Recognised:
@@ -50,13 +50,13 @@ def recognise(source: str | Path, base_config: str = "") -> Recognised:
     """
     path = Path(assets.find_folder(source))
     if path.is_file():
-        family, folder, card = family_of_file(path), Path(base_config), StudentCard()
+        family, folder, card = recognise_file(path), Path(base_config), StudentCard()
         if not (base_config and (folder / family.lora.part / "config.json").is_file()):
             return Recognised(family, family.released_side, few_step=False, parameterisation="", card=card)
     else:
         folder = find_files(path if path.exists() else source, Overrides(), weights=False)
         index = read_index(folder, source)
-        family, card = family_of_folder(folder, index, str(source)), read_card(folder)
+        family, card = recognise_folder(folder, index, str(source)), read_card(folder)
     network = read_json(folder / family.lora.part / "config.json", f"{source} is not a whole pipeline")
     codec = read_json(assets.find_part(folder, "vae") / "config.json", f"{source} is not a whole pipeline")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")

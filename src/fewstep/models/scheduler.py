@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-
-import tyro
+from typing import Any
 
 from fewstep.diffusion.prediction import Parameterisation
 from fewstep.diffusion.schedule import Schedule, ScheduleError, Tabulated
 from fewstep.errors import UserError
+from fewstep.models.options import OF_BETAS, Overrides
 
 logger = logging.getLogger(__name__)
 
@@ -28,63 +24,6 @@ _NOT_READ = {
     "use_flow_sigmas": "flow matching", "snr_shift_scale": "a shifted signal-to-noise ratio",
 }  # fmt: skip
 """Settings that make another schedule of the betas beside them."""
-
-
-_OF_BETAS = tuple(kind for kind in get_args(Parameterisation) if kind != "flow_prediction")
-NETWORK_OPTION = "unet"
-"""The option that names a repository which is a network alone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overrides:
-    """Says what holds of a model whatever its files say."""
-
-    prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = "auto"
-    """What the network predicts. `auto` is what the model's files say; any other decides over them."""
-    zero_snr: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """The model was trained on a schedule that ends in noise alone (zero-terminal SNR), whatever its files say."""
-    unet: Annotated[str, tyro.conf.arg(aliases=["--transformer"])] = ""
-    """Folder or Hub id of a repository that is a UNet or a transformer alone (config.json and its weights), used in
-    place of the model's own. Of a flow transformer it may be a single file too, in fp8 or bf16."""
-
-    base_lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["--teacher-lora"])] = ()
-    """A LoRA that is merged into the model before all else, as in `style.safetensors:0.9`: so a style, or several, is
-    distilled together with its base. May be given several times."""
-
-    @property
-    def network(self) -> str:
-        """Returns the repository or folder whose network stands in for the model's own, or empty."""
-        return self.unet
-
-    def stated(self, *, network: bool = True) -> dict[str, Any]:
-        """Returns what was given, for records; but for the network, if so asked."""
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(Overrides)}
-        return {
-            name: value
-            for name, value in values.items()
-            if value not in ("", "auto", False, ()) and (network or name != "unet")
-        }
-
-
-def read_overrides(record: Mapping[str, Any]) -> Overrides:
-    """Reads what `Overrides.stated` gave back from a record whose values may be text."""
-    kind: Any = record.get("prediction_type")
-    return Overrides(
-        prediction_type=kind if kind in _OF_BETAS else "auto", zero_snr=str(record.get("zero_snr", False)) == "True",
-        unet=str(record.get("unet") or ""), base_lora=_read_loras(record.get("base_lora")),
-    )  # fmt: skip
-
-
-def _read_loras(said: object) -> tuple[str, ...]:
-    held = said or []
-    if isinstance(held, str):
-        try:
-            held = json.loads(held)
-        except ValueError:
-            held = None
-    if not isinstance(held, list | tuple) or not all(isinstance(each, str) for each in held):
-        raise UserError(f"fewstep.base_lora is {said!r:.60} in the record of a model; expected a list of LoRAs")
-    return tuple(held)
 
 
 def settle_schedule(
@@ -158,8 +97,8 @@ def read_schedule(config: Mapping[str, Any], source: str | Path) -> tuple[Schedu
     """Reads a diffusers scheduler's configuration. Raises UserError where no model could be trained on it."""
     settings = resolve_schedule(config, source)
     parameterisation = settings["prediction_type"]
-    if parameterisation not in _OF_BETAS:
-        allowed = ", ".join(_OF_BETAS)
+    if parameterisation not in OF_BETAS:
+        allowed = ", ".join(OF_BETAS)
         raise UserError(f"{source} has prediction_type {parameterisation!r}; known: {allowed}")
     try:
         schedule = Tabulated.from_config(settings)

@@ -16,14 +16,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from fewstep.files import open_safetensors
-from fewstep.models.end import EndEmbedding
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import list_weights, update_hash
 from fewstep.models.loading import load_latent_model
-from fewstep.models.network import BackboneNetwork
-from fewstep.models.scheduler import Overrides
-from fewstep.parallel.sharding import count_local, find_mesh, find_plain_class, find_rows, gather_tensor, shard
-from fewstep.parallel.world import current_world
+from fewstep.models.network import BackboneNetwork, EndEmbedding, list_weights, update_hash
+from fewstep.models.options import Overrides
+from fewstep.parallel.world import (
+    count_local,
+    current_world,
+    find_mesh,
+    find_plain_class,
+    find_rows,
+    gather_tensor,
+    shard,
+)
 
 _STORED = "stored_in"
 """Is what a network that waits to be filled calls the files of its tensors, by their names."""
@@ -152,7 +157,7 @@ class _Asked(dict[str, Tensor]):
 
 
 def hash_spread(network: nn.Module) -> str:
-    """Hashes a spread network's weights, as `weights_sha256` does those of a whole one. All processes call it."""
+    """Hashes a spread network's weights, as `hash_weights` does those of a whole one. All processes call it."""
     total, main = hashlib.sha256(), current_world().main
     for name, value in list_weights(network):
         whole = gather_tensor(value.detach())

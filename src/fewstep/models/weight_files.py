@@ -95,13 +95,13 @@ def stage_weights(folder: Path, chosen: WeightFiles, stem: str, place: Path) -> 
         shard = f"{stem}-{number:05d}-of-{len(chosen.names):05d}.safetensors"
         file = find_file(folder, name)
         (place / shard).symlink_to(file)
-        map_ |= dict.fromkeys(_tensor_names(folder / name), shard)
+        map_ |= dict.fromkeys(_list_tensors(folder / name), shard)
         size += file.stat().st_size
     index: Mapping[str, object] = {"metadata": {"total_size": size}, "weight_map": map_}
     (place / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _tensor_names(file: Path) -> list[str]:
+def _list_tensors(file: Path) -> list[str]:
     from fewstep.files import read_safetensors_header
 
     return list(read_safetensors_header(file).shapes)

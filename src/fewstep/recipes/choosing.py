@@ -13,10 +13,10 @@ import torch
 
 from fewstep import assets
 from fewstep.errors import UserError
-from fewstep.models.hub import check_asked
 from fewstep.models.lora.source import source_of
+from fewstep.models.model_files import check_asked
+from fewstep.models.options import NETWORK_OPTION
 from fewstep.models.recognising import Recognised, recognise
-from fewstep.models.scheduler import NETWORK_OPTION
 from fewstep.recipes.named import MEMORY_GIB, RECIPES, RELEASED, find_recipe
 
 FETCHED = ("teacher", "model", NETWORK_OPTION, "base_config", "base_lora", "data", "mix")
@@ -52,11 +52,11 @@ def choose_recipe(
         return Choice(name, find_recipe(name, command))
     if seen and prediction:
         seen = dataclasses.replace(seen, parameterisation=prediction)
-    whole = min(_list_of_family(seen), key=lambda name: _distance(name, seen))
+    whole = min(_list_of_family(seen), key=lambda name: _measure_distance(name, seen))
     name = f"{whole}-lora" if lora else whole
     config = find_recipe(name, command)
     if command == "finetune" and seen.few_step:
-        config = dataclasses.replace(config, **_guidance(seen, find_recipe(whole, command)))
+        config = dataclasses.replace(config, **_pick_guidance(seen, find_recipe(whole, command)))
     return Choice(name, config, f"recipe {name}, since {model} is of {seen.family.title}{_say_memory(command, name)}")
 
 
@@ -86,13 +86,13 @@ def _list_of_family(seen: Recognised) -> list[str]:
     return [name for name in RELEASED if RECIPES["distill"][name]().family == seen.family.name]
 
 
-def _distance(name: str, seen: Recognised) -> tuple[bool, int]:
+def _measure_distance(name: str, seen: Recognised) -> tuple[bool, int]:
     """Returns how far a model is from the released one of a recipe: first what it predicts, then its pictures' side."""
     released = RELEASED[name]
     return seen.parameterisation not in ("", released.parameterisation), abs(released.side - seen.side)
 
 
-def _guidance(seen: Recognised, usual: Any) -> dict[str, Any]:
+def _pick_guidance(seen: Recognised, usual: Any) -> dict[str, Any]:
     """Returns the settings of guidance that a few-step model was trained with, or the papers' where it records none."""
     low, high = seen.card.guidance_range or usual.guidance_range
     scale = seen.card.guidance_scale or usual.guidance_scale

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from fewstep.data.worlds.scene import LOOKS
+from fewstep import assets
 from fewstep.errors import UserError
 from fewstep.method.distances import DistanceName
 from fewstep.method.named import METHODS, WALKED, MethodName, NamedMethod, StatesName
 from fewstep.method.times import Times
 from fewstep.method.weights import WeightName
 from fewstep.models.card import MAX_STEPS
-from fewstep.parallel.sharding import Distribution
+from fewstep.parallel.world import Distribution
 from fewstep.precision import Quantisation
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.train.config import check_between, check_not_negative
@@ -107,7 +107,8 @@ class ConsistencyConfig(TrainingConfig):
             raise UserError(f"lora_alpha is {self.lora_alpha:g} without adapters; give --lora-rank too")
         if self.eval_every and not (self.eval_steps and all(1 <= each <= MAX_STEPS for each in self.eval_steps)):
             raise UserError(f"eval_steps are {self.eval_steps}; expected numbers from 1 to {MAX_STEPS}")
-        if self.eval_every and self.data not in LOOKS and not (self.eval_data and self.eval_extractor):
+        drawn = self.data in (assets.SCENES, assets.SCENES_LEANING)
+        if self.eval_every and not drawn and not (self.eval_data and self.eval_extractor):
             raise UserError(
                 "evaluations along the way need pictures that training does not see and features to compare them by: "
                 "give --eval-data and --eval-extractor, or --eval-every 0"

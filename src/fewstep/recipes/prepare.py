@@ -12,8 +12,7 @@ from fewstep.data.draws import check_seed
 from fewstep.diffusion.solvers import SolverName
 from fewstep.errors import UserError
 from fewstep.models.card import MAX_STEPS
-from fewstep.models.options import DeviceOptions, ModelOptions
-from fewstep.models.scheduler import Overrides
+from fewstep.models.options import DeviceOptions, ModelOptions, Overrides
 from fewstep.parallel.options import ExecutorOptions, check_executor
 from fewstep.precision import Precision
 from fewstep.recipes.pictures import PictureOptions

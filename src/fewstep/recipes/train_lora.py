@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep import assets
-from fewstep.parallel.sharding import Distribution
+from fewstep.parallel.world import Distribution
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.train.config import check_at_least, check_not_negative
 

@@ -9,7 +9,7 @@ from fewstep.recipes.distill import Distill
 from fewstep.train.adversarial_task import AdversarialTask, Judge, make_heads
 from fewstep.train.config import Optimisation
 from fewstep.train.distill_task import DistillTask
-from fewstep.train.trainable import Trainable
+from fewstep.train.learner import Trainable
 
 
 def add_heads(config: Distill, task: DistillTask, student: Trainable, teacher: LatentModel) -> AdversarialTask:

@@ -10,7 +10,7 @@ from fewstep import assets
 from fewstep.files import read_safetensors_header
 from fewstep.models.card import LCM_LORA
 from fewstep.models.lora.file import DIFFUSERS_FILE
-from fewstep.models.scheduler import read_overrides
+from fewstep.models.options import read_overrides
 
 
 def advise_painting(model: Path) -> Iterator[str]:

@@ -12,11 +12,10 @@ from fewstep.errors import UserError
 from fewstep.method.named import HALVING, METHODS
 from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import find_exported
-from fewstep.models.network import BackboneNetwork
-from fewstep.parallel.sharding import find_mesh, is_spread
+from fewstep.models.network import BackboneNetwork, hash_weights
+from fewstep.parallel.world import find_mesh, is_spread
 from fewstep.recipes.distill import Distill
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def load_begun(config: Distill, teacher: LatentModel) -> Begun:
         begun: Begun = importlib.import_module("fewstep.runs.begun_adapters").read_adapters(config, teacher)
     else:
         begun = _load_network(config, teacher)
-    if begun.card.teacher_sha256 not in (None, weights_sha256(teacher.network.backbone)):
+    if begun.card.teacher_sha256 not in (None, hash_weights(teacher.network.backbone)):
         print(f"note: {config.start} was made from other weights than those of {config.teacher}", flush=True)
     was = read_method(begun.card, config.start)
     if METHODS[config.method].states == "own" and was.gamma:

@@ -5,16 +5,10 @@ from __future__ import annotations
 from fewstep.data.buckets import Sides, list_buckets
 from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
-from fewstep.recipes.pictures import PictureOptions
-from fewstep.runs.material import choose_resolution
 
 
-def choose_buckets(config: PictureOptions, model: LatentModel) -> tuple[Sides, ...]:
-    """Returns the shapes of the pictures; none where they are squares. Raises UserError where `model` has no places for
-    one of them."""
-    if config.buckets == "off":
-        return ()
-    resolution = choose_resolution(config, model)
+def choose_buckets(model: LatentModel, resolution: int) -> tuple[Sides, ...]:
+    """Returns the shapes of pictures of about that area. Raises UserError where `model` has no place for one."""
     buckets = list_buckets(resolution, model.codec.unit)
     longest = max(map(max, buckets))
     if longest > (most := model.family.largest_side(model.network.backbone.config, model.codec.multiple)):

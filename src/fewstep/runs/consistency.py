@@ -18,16 +18,14 @@ from fewstep.method.times import shrinking_gap
 from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
-from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, finished, refuse_others
+from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, refuse_others, tell_finished
 from fewstep.runs.learning import check_model
 from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.runs.reporting import publish_run
-from fewstep.train.config import LoopConfig
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
-from fewstep.train.latent_task import LatentTask
+from fewstep.train.learner import Trainable
 from fewstep.train.loop import fit
-from fewstep.train.task import Task
-from fewstep.train.trainable import Trainable
+from fewstep.train.task import LatentTask, Task
 
 SAMPLE_PROMPTS = 6
 _TASKS = {"walkers": "fewstep.runs.walkers_task", "trajectories": "fewstep.runs.trajectories_task"}
@@ -50,13 +48,13 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
     if config.dry_run:
         return material
     claim_run_folder(config.out, config)
-    if finished(config.out):
+    if tell_finished(config.out):
         forget_encoded(config.out)  # where the end of the run was cut short
         publish_run(config, config.out)  # which may be what failed, or is asked for only now
         return None
     keep = claim_data(config, material.account, material.identity)
     if config.ema_decay**config.steps > 0.1:
-        print(f"note: {slow_average(config)}", flush=True)
+        print(f"note: {describe_slow_average(config.ema_decay, config.steps)}", flush=True)
     return dataclasses.replace(material, keep=keep)
 
 
@@ -75,7 +73,7 @@ def make_task(
     method = Method(
         schedule=model.schedule,
         path=path,
-        distance=DISTANCES[named.choose_distance(config.distance)].make(config.huber_c),
+        distance=DISTANCES[named.choose_distance(config.distance)](config.huber_c),
         weight=WEIGHTS[named.choose_weight(config.loss_weight)](model.schedule),
         landing=named.landing,
         told_end=named.told_end,
@@ -110,12 +108,12 @@ def fit_and_save(
     publish_run(config, config.out)
 
 
-def slow_average(config: LoopConfig) -> str:
+def describe_slow_average(ema_decay: float, steps: int) -> str:
     """Says why the average of a short run is not worth exporting, and what to do."""
-    half_life = math.log(0.5) / math.log(config.ema_decay)
-    less = math.floor(100 * 0.05 ** (1 / config.steps)) / 100
+    half_life = math.log(0.5) / math.log(ema_decay)
+    less = math.floor(100 * 0.05 ** (1 / steps)) / 100
     return (
-        f"ema_decay {config.ema_decay:g} has a half-life of {half_life:,.0f} updates: after {config.steps} the "
-        f"exported average is still {config.ema_decay**config.steps:.0%} what it began as; for a run this short give "
+        f"ema_decay {ema_decay:g} has a half-life of {half_life:,.0f} updates: after {steps} the "
+        f"exported average is still {ema_decay**steps:.0%} what it began as; for a run this short give "
         f"--ema-decay {less:g}"
     )

@@ -11,7 +11,7 @@ from fewstep.data.kind import SourceRequest
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 from fewstep.evaluate.bench import Bench
-from fewstep.evaluate.benches import judges, make_bench, material
+from fewstep.evaluate.benches import make_bench, material, pick_judges
 from fewstep.evaluate.cell import Cell, Row, painter_of
 from fewstep.evaluate.columns import order_by_direction
 from fewstep.evaluate.metrics import list_columns
@@ -20,7 +20,7 @@ from fewstep.files import write_whole
 from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.world import current_world
 from fewstep.precision import choose_dtype
-from fewstep.runs.observers import Observed
+from fewstep.runs.reporting import Observed
 from fewstep.train.ledger import number_in, read_lines
 from fewstep.train.tracking import EVALUATIONS_FILE
 
@@ -40,7 +40,7 @@ class Evaluations:
                 )
             device = model.device
         data = config.eval_data or config.data
-        extractor, reader = judges(data, config.eval_extractor, device)
+        extractor, reader = pick_judges(data, config.eval_extractor, device)
         selection = Selection(follow_links=config.follow_links)
         pictures = SourceRequest(data=data, resolution=observed.material.resolution, selection=selection)
         found = material(pictures, n=config.eval_n, option="eval_n")

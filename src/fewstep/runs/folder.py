@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.files import is_vacant, remove_abandoned, write_whole
 from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
-from fewstep.models.run_folder import CONFIG_FILE, find_run, name_command
+from fewstep.models.model_files import CONFIG_FILE, find_run, name_command
 from fewstep.parallel.world import current_world
 from fewstep.recipes.plain import MADE_WITH, read_config_file, to_plain
 from fewstep.train.config import NOT_THE_RUN
@@ -133,7 +133,7 @@ def _name_values(settings: dict[str, Any]) -> None:
 
 def _write(file: Path, values: dict[str, Any]) -> None:
     with write_whole(file) as draft:
-        draft.write_text(yaml.safe_dump({**values, MADE_WITH: made_with()}, sort_keys=False, allow_unicode=True))
+        draft.write_text(yaml.safe_dump({**values, MADE_WITH: list_versions()}, sort_keys=False, allow_unicode=True))
 
 
 def _set_aside(out: Path) -> None:
@@ -145,7 +145,7 @@ def _set_aside(out: Path) -> None:
         (out / "model").rename(out / f"model-before-{number}")
 
 
-def finished(out: Path) -> bool:
+def tell_finished(out: Path) -> bool:
     """Returns whether the run there has written its model, which it does last and whole; says so."""
     done = (out / "model").exists()
     if done:
@@ -236,7 +236,7 @@ def _check_followed(config: Any, card: StudentCard, said: dict[str, Any]) -> Non
         )
 
 
-def made_with() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """Versions of what a run depends on, and the commit when fewstep runs from a checkout."""
     versions = {name: importlib.metadata.version(name) for name in ("fewstep", "torch", "diffusers", "transformers")}
     versions["python"] = platform.python_version()

@@ -11,14 +11,13 @@ from fewstep.errors import UserError
 from fewstep.method.paths import StudentPath
 from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import find_exported
-from fewstep.models.network import BackboneNetwork
+from fewstep.models.network import BackboneNetwork, hash_weights
 from fewstep.recipes.distill import Distill
 from fewstep.runs.begun import ROUNDING
 from fewstep.runs.learning import choose_frozen_dtype
-from fewstep.train.trainable import Trainable
+from fewstep.train.learner import Trainable
 
 
 def follow_student(config: Distill, student: Trainable, teacher: LatentModel) -> StudentPath:
@@ -39,7 +38,7 @@ def follow_student(config: Distill, student: Trainable, teacher: LatentModel) ->
 
 
 def _record(student: Trainable, followed: str, weights: nn.Module) -> None:
-    student.card = dataclasses.replace(student.card, followed=followed, followed_sha256=weights_sha256(weights))
+    student.card = dataclasses.replace(student.card, followed=followed, followed_sha256=hash_weights(weights))
 
 
 def _load_any_step(config: Distill, teacher: LatentModel, card: StudentCard) -> BackboneNetwork:

@@ -20,7 +20,7 @@ from fewstep.runs.material import Material
 
 def open_kind(config: TrainingConfig, model: LatentModel, resolution: int, *, captions: int, **_: object) -> Material:
     """Opens the latents of a folder. Raises UserError where they were made for another model."""
-    buckets = choose_buckets(config, model)
+    buckets = choose_buckets(model, resolution) if config.buckets == "on" else ()
     kind = BucketedShards if buckets else PreparedShards
     shards = kind(config.data, follow_links=config.follow_links, cache=CacheSettings(budget=config.cache_bytes))
     check_made_for(shards, model, resolution, buckets)

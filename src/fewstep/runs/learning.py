@@ -12,17 +12,16 @@ from fewstep.errors import UserError
 from fewstep.method.named import METHODS
 from fewstep.models.card import StudentCard
 from fewstep.models.family import Family, LatentModel
-from fewstep.models.hashes import weights_sha256
-from fewstep.models.hub import name_place
 from fewstep.models.loading import load_latent_model, pick_device
-from fewstep.parallel.sharding import make_mesh
-from fewstep.parallel.world import current_world
+from fewstep.models.model_files import name_place
+from fewstep.models.network import hash_weights
+from fewstep.parallel.world import current_world, make_mesh
 from fewstep.precision import FrozenPrecision, Precision, choose_dtype
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.pictures import TrainingConfig
 from fewstep.runs.material import choose_resolution
-from fewstep.train.trainable import Trainable
+from fewstep.train.learner import Trainable
 
 if TYPE_CHECKING:
     from fewstep.models.recognising import Recognised
@@ -52,7 +51,7 @@ def make_trainable(
         shrink=config.shrink, seed=config.seed, guidance_scale=config.guidance_scale,
         guidance_range=config.guidance_range, grid_size=model.schedule.grid_size(config.skip),
         resolution=None if model.network.says_side else resolution,
-        teacher_sha256=weights_sha256(model.network.backbone), base_config=config.base_config or None,
+        teacher_sha256=hash_weights(model.network.backbone), base_config=config.base_config or None,
         **config.stated(),
         method=method, teacher=name_place(teacher), solver=solver, guided_from=guided_from,
         consistency=None if consistency == "lcm" else consistency, refined_by=refined_by,
@@ -88,7 +87,8 @@ def make_trainable(
 def compile_if_wanted(config: TrainingConfig, trainable: Trainable) -> Trainable:
     """Returns it, compiled if the configuration says so."""
     if config.compile != "off":
-        importlib.import_module("fewstep.runs.compiling").compile_trainable(config, trainable)
+        compiling: Any = importlib.import_module("fewstep.runs.compiling")
+        compiling.compile_trainable(trainable, config.compile, config.precision)
     return trainable
 
 
@@ -158,7 +158,7 @@ def load_base(config: TrainingConfig, source: str) -> LatentModel:
     """
     device = pick_device(config.device)
     if config.compile != "off":
-        importlib.import_module("fewstep.runs.compiling").check_training(config, device)
+        importlib.import_module("fewstep.runs.compiling").check_training(config.compile, device)
     if spreads_base(config):
         spreading: Any = importlib.import_module("fewstep.models.spreading")
         mesh = make_mesh(getattr(config, "distribution", "ddp"))

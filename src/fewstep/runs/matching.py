@@ -11,8 +11,8 @@ from fewstep.models.family import LatentModel
 from fewstep.recipes.distill import Distill
 from fewstep.train.config import Optimisation
 from fewstep.train.fake_score import add_fake
+from fewstep.train.learner import Trainable
 from fewstep.train.matching_task import MatchingTask
-from fewstep.train.trainable import Trainable
 
 
 def make_matching_task(

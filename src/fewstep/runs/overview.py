@@ -111,14 +111,14 @@ def _draw_scores(runs: Sequence[RunRecord], names: Sequence[str], end: float) ->
         counts = sorted(found, key=lambda score: float(score.rpartition("/")[2]))
         if len(runs) == 1 and counts:
             curves = [Curve(_say_steps(score), runs[0].scores[score]) for score in counts]
-            yield draw_chart(_head(column), curves, end=end)
+            yield draw_chart(_begin_page(column), curves, end=end)
         elif counts:
             for score in counts:
                 curves = [Curve(name, run.scores.get(score, [])) for run, name in zip(runs, names, strict=True)]
-                yield draw_chart(f"{_head(column)} at {_say_steps(score)}", curves, end=end)
+                yield draw_chart(f"{_begin_page(column)} at {_say_steps(score)}", curves, end=end)
 
 
-def _head(column: Column) -> str:
+def _begin_page(column: Column) -> str:
     better = {"more": ", more is better", "less": ", less is better", None: ""}[column.better]
     return f"{column.curve_label[0].upper()}{column.curve_label[1:]}{better}"
 

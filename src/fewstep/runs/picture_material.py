@@ -58,23 +58,22 @@ def open_kind(
     given = [(config.data, 1.0), *map(split_weight, config.mix)]
     sources = [_open(config, data, resolution) for data, _ in given]
     count = sum(map(len, sources))
-    cut = CropSettings(
-        resolution=resolution, buckets=choose_buckets(config, model), crop=config.crop, flip=config.flip
-    )  # fmt: skip
+    shapes = choose_buckets(model, resolution) if config.buckets == "on" else ()
+    cut = CropSettings(resolution=resolution, buckets=shapes, crop=config.crop, flip=config.flip)
     options: Any = {"settings": cut, "seed": config.seed, "workers": config.read_ahead, "ahead": config.batch_size}
     reading = PictureReader(sources, [weight for _, weight in given], **options)
     buckets = describe_counts(reading.count_sides(), config.batch_size)
     if most:
         sources, given = [_First(sources[0], most)], given[:1]
         reading = PictureReader(sources, [1.0], **options)
-    words = [_caption(sources[0], i) for i in range(min(captions, len(sources[0])))]
+    words = [_read_caption(sources[0], i) for i in range(min(captions, len(sources[0])))]
     reports = [(data, source.report) for (data, _), source in zip(given, sources, strict=True)]
     account = {
         data: {"found": r.found, "used": r.used, "dropped": dict(r.dropped)}
         | ({"told": dict(r.told)} if r.told else {})
         for data, r in reports
     }
-    for line in (*_list_shortages(config, dict(reports)), *buckets):
+    for line in (*_list_shortages(dict(reports), config.batch_size), *buckets):
         print(line, flush=True)
     keeping = None if run is None else Keeping(run / ENCODED, describe_pictures(config))
     return Material(
@@ -98,7 +97,7 @@ def _read_squares(reading: PictureReader, most: int) -> list[Image.Image]:
 
 def _read_captions(sources: Sequence[Source], most: int) -> Iterator[str]:
     """Yields the captions of the first pictures of each source."""
-    return (_caption(source, i) for source in sources for i in range(min(most, len(source))))
+    return (_read_caption(source, i) for source in sources for i in range(min(most, len(source))))
 
 
 def _open(config: TrainingConfig, data: str, resolution: int) -> Source:
@@ -113,15 +112,15 @@ def _open(config: TrainingConfig, data: str, resolution: int) -> Source:
     return open_prompts(data, resolution)
 
 
-def _list_shortages(config: TrainingConfig, reports: Mapping[str, SourceReport]) -> Iterator[str]:
+def _list_shortages(reports: Mapping[str, SourceReport], batch_size: int) -> Iterator[str]:
     """Yields a warning for each source of which most is lost, and one where a batch holds pictures several times."""
     for data, report in reports.items():
         if (lost := sum(report.dropped.values())) > report.used:
             yield show(f"warning: {lost} of the {report.found} pictures of {data} are not used; see above why")
-    count, batch = sum(report.used for report in reports.values()), config.batch_size
-    if count < batch:
+    count = sum(report.used for report in reports.values())
+    if count < batch_size:
         yield (
-            f"warning: there are fewer pictures ({count}) than an update takes ({batch}), so it sees some several "
+            f"warning: there are fewer pictures ({count}) than an update takes ({batch_size}), so it sees some several "
             "times; give more pictures, or a smaller --batch-size"
         )
 
@@ -151,7 +150,7 @@ def _list_files(data: str, *, follow_links: bool) -> list[str]:
     return [data] if is_remote(data) or os.path.isfile(data) else expand_wildcards(data)
 
 
-def _caption(source: Source, index: int) -> str:
+def _read_caption(source: Source, index: int) -> str:
     try:
         return source.caption(index)
     except DroppedError:

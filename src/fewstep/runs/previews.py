@@ -8,7 +8,7 @@ from fewstep.evaluate.grid import labelled_grid
 from fewstep.files import write_whole
 from fewstep.models.pipeline import Pipeline
 from fewstep.parallel.world import current_world
-from fewstep.runs.observers import Observed
+from fewstep.runs.reporting import Observed
 
 PREVIEW_STEPS = (1, 2, 4, 8)
 

@@ -23,15 +23,12 @@ from fewstep.documents import parse_yaml, read_json
 from fewstep.errors import UserError, show
 from fewstep.files import DRAFT_MARK, LOCK_FILE, read_safetensors, read_safetensors_header
 from fewstep.models.card import StudentCard, read_card, split_scale
-from fewstep.models.hub import is_hub_id
 from fewstep.models.lora.file import DIFFUSERS_FILE
-from fewstep.models.model_files import INDEX, find_exported
+from fewstep.models.model_files import INDEX, find_exported, find_run, is_hub_id
 from fewstep.models.publishing import check_account, send
 from fewstep.models.readme import name_base
-from fewstep.models.run_folder import find_run
 from fewstep.parallel.world import current_world
-from fewstep.recipes.hub import check_license
-from fewstep.recipes.pictures import TrainingConfig
+from fewstep.recipes.pictures import TrainingConfig, check_license
 from fewstep.train.tracking import find_samples
 
 README = "README.md"

@@ -10,7 +10,7 @@ from typing import Any
 
 from fewstep.documents import parse_json
 from fewstep.errors import UserError
-from fewstep.models.run_folder import CONFIG_FILE
+from fewstep.models.model_files import CONFIG_FILE
 from fewstep.recipes.plain import read_config_file
 from fewstep.train.ledger import number_in, read_lines
 from fewstep.train.tracking import find_samples, read_evaluations

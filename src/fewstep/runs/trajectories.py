@@ -10,8 +10,8 @@ from fewstep.data.shards.manifest import TRAJECTORIES
 from fewstep.data.shards.trajectories import TrajectoryShards
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.errors import UserError
-from fewstep.method.ends import edges
 from fewstep.method.named import METHODS
+from fewstep.method.times import edges
 from fewstep.models.family import LatentModel
 from fewstep.models.prepared_trajectories import KeptTrajectories, describe_teacher
 from fewstep.recipes.distill import Distill

@@ -9,7 +9,7 @@ from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.trajectories import check_stops
 from fewstep.train.distill_task import TimeAndGuidance
 from fewstep.train.kept_task import KeptTask
-from fewstep.train.trainable import Trainable
+from fewstep.train.learner import Trainable
 
 
 def make_task(

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 
-from fewstep.parallel.sharding import is_spread
-from fewstep.parallel.world import current_world
+from fewstep.parallel.world import current_world, is_spread
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.train.config import LoopConfig
+from fewstep.train.learner import Trainable
 from fewstep.train.loop import fit
 from fewstep.train.task import Task
-from fewstep.train.trainable import Trainable
 
 
 def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures: int) -> None:
@@ -33,7 +32,7 @@ def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures:
         folder = current_world().gather(own)[0]  # where a state is spread all write into one
         run, model = Path(folder) / "run", Path(folder) / "model"
         fit(task, LoopConfig(**settings), run, "dry run", lambda _: moments.append(time.perf_counter()))
-        peak = peak_gib()  # before the reload, which a run does not do
+        peak = measure_peak()  # before the reload, which a run does not do
         learning = sum(p.numel() for p in student.learner.weights.parameters() if p.requires_grad)
         student.save(model)
         _release(student)
@@ -58,7 +57,7 @@ def _release(student: Trainable) -> None:
             model.network.backbone.to("meta")
 
 
-def peak_gib() -> float:
+def measure_peak() -> float:
     """Returns the most memory in use since the process began: the GPU's where there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30

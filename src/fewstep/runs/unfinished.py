@@ -14,22 +14,18 @@ from torch import Tensor
 from fewstep.documents import read_json
 from fewstep.errors import UserError
 from fewstep.files import explain_damage
-from fewstep.method.ends import PHASE
 from fewstep.method.named import NamedMethod
+from fewstep.method.times import PHASE
 from fewstep.models.card import LCD, LCM_LORA, MAX_STEPS, STYLE_LORA, StudentCard, is_number, read_method
-from fewstep.models.end import pick_end
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
-from fewstep.models.hub import check_asked
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.lora.source import source_of
-from fewstep.models.network import BackboneNetwork
-from fewstep.models.options import Engine, Offload, check_int8
+from fewstep.models.model_files import CHECKPOINTS, CONFIG_FILE, check_asked, find_run
+from fewstep.models.network import BackboneNetwork, hash_weights, pick_end
+from fewstep.models.options import Engine, Offload, Overrides, check_int8, read_overrides
 from fewstep.models.pipeline import Pipeline, check_painting, finish_pipeline, load_pipeline, pick_storage
-from fewstep.models.run_folder import CHECKPOINTS, CONFIG_FILE, find_run
-from fewstep.models.scheduler import Overrides, read_overrides
 from fewstep.models.vocabulary import parse_texts
 from fewstep.precision import PaintPrecision, Storage
 from fewstep.recipes.plain import read_config_file
@@ -162,7 +158,7 @@ def check_base(run: Path, model: LatentModel) -> None:
     held = read_json(file, f"{run} does not say which base it began with").get("sha256")
     if model.network.backbone.dtype != torch.float32:
         logger.info("note: whether the run began with this very base is looked at with --precision fp32 alone")
-    elif held != weights_sha256(model.network.backbone):
+    elif held != hash_weights(model.network.backbone):
         raise UserError(f"the weights of {model.source} are not those that {run} began with; put them back")
 
 

@@ -8,7 +8,7 @@ from fewstep.method.walks import make_walk
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.train.distill_task import TimeAndGuidance
-from fewstep.train.trainable import Trainable
+from fewstep.train.learner import Trainable
 from fewstep.train.walk_task import WalkTask
 
 

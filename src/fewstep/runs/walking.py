@@ -19,8 +19,7 @@ from fewstep.data.shards.store import open_store
 from fewstep.data.sources.base import escape_line
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UserError
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.paths import TeacherPath
+from fewstep.method.paths import TeacherPath, TrainingBatch
 from fewstep.method.walks import find_stops
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device

@@ -58,7 +58,7 @@ class Checkpoints:
         except Exception as error:
             shutil.rmtree(draft, ignore_errors=True)
             if isinstance(error, OSError):
-                raise UserError(self._refused(error)) from error
+                raise UserError(self._explain_refusal(error)) from error
             raise
         self._whole[final] = True
         self._purge(max(keep, LEAST_KEPT))
@@ -67,9 +67,9 @@ class Checkpoints:
         draft.mkdir()  # and not the run's folder, should somebody have removed that
         files = self._write_tensors(draft / TENSORS_FILE, tensors)
         (draft / NUMBERS_FILE).write_text(json.dumps(numbers))
-        files[NUMBERS_FILE] = _measured(draft / NUMBERS_FILE)
+        files[NUMBERS_FILE] = _measure(draft / NUMBERS_FILE)
         content = {"configuration": self._configuration, "counter": numbers["counter"], "files": files}
-        (draft / MANIFEST_FILE).write_text(_manifest(content))
+        (draft / MANIFEST_FILE).write_text(_format_manifest(content))
         for path in (*(draft / name for name in (*files, MANIFEST_FILE)), draft):
             sync(path)
         if final.exists():  # of an earlier attempt, and not whole, else the run would have gone on from it
@@ -79,9 +79,9 @@ class Checkpoints:
 
     def _write_tensors(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
         safetensors.torch.save_file(tensors, path)
-        return {path.name: _measured(path)}
+        return {path.name: _measure(path)}
 
-    def _refused(self, error: OSError) -> str:
+    def _explain_refusal(self, error: OSError) -> str:
         last = next((path.name for path in reversed(self.list()) if self.is_whole(path)), None)
         stands = f"{last} stands whole" if last else "there is none before it"
         return (
@@ -151,7 +151,7 @@ def why_spoilt(checkpoint: Path) -> str | None:
     try:
         text = load_bytes(checkpoint / MANIFEST_FILE).decode()
         content = parse_json(text)["content"]
-        if text != _manifest(content):
+        if text != _format_manifest(content):
             return f"{MANIFEST_FILE} is damaged"
         files = content["files"]
         parts = {*(path.name for path in list_parts(checkpoint / TENSORS_FILE)), *files} - {TENSORS_FILE, NUMBERS_FILE}
@@ -159,7 +159,7 @@ def why_spoilt(checkpoint: Path) -> str | None:
             if not (checkpoint / name).is_file():
                 return f"{name} is missing"
             size = (checkpoint / name).stat().st_size  # first, since it may be a terabyte of nothing
-            if size != files[name]["bytes"] or _measured(checkpoint / name) != files[name]:
+            if size != files[name]["bytes"] or _measure(checkpoint / name) != files[name]:
                 return f"{name} is damaged"
     except OSError as error:
         return f"{Path(error.filename or MANIFEST_FILE).name}: {error.strerror}"
@@ -189,13 +189,13 @@ def restore(state: RunState, checkpoint: Path) -> None:
         ) from error
 
 
-def _manifest(content: dict[str, Any]) -> str:
+def _format_manifest(content: dict[str, Any]) -> str:
     """Returns the text of the file, with its own hash, so that it vouches for itself too."""
     sha256 = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({"content": content, "sha256": sha256}, indent=2)
 
 
-def _measured(path: Path) -> dict[str, Any]:
+def _measure(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": sha256}

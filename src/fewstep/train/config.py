@@ -26,7 +26,7 @@ def check_values(config: Any) -> None:
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value, allowed = getattr(config, field.name), _choices(hints[field.name])
+        value, allowed = getattr(config, field.name), _list_choices(hints[field.name])
         for each in value if isinstance(value, tuple) else (value,):
             if isinstance(each, float) and not math.isfinite(each):
                 raise UserError(f"{field.name} is {each}; it must be a finite number")
@@ -34,7 +34,7 @@ def check_values(config: Any) -> None:
                 raise UserError(f"{field.name} is {each!r}; allowed: {', '.join(map(str, allowed))}")
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
+def _list_choices(hint: Any) -> tuple[Any, ...]:
     """Returns what a field's Literal, or its tuple of a Literal, offers; nothing for another type."""
     if typing.get_origin(hint) is tuple:
         hint = typing.get_args(hint)[0]
@@ -168,7 +168,7 @@ class LoopConfig(Optimisation):
         parts = next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= most)
         return dataclasses.replace(self, batch_size=batch_size, accumulation=parts)
 
-    def parts(self, share: int) -> int:
+    def count_parts(self, share: int) -> int:
         """Returns the parts in which a process computes its `share` of a batch: the fewest that are no larger than
         batch_size/accumulation."""
         most = self.batch_size // self.accumulation

@@ -8,9 +8,8 @@ from fewstep.data import draws
 from fewstep.data.latents import LatentSource
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_output
 from fewstep.diffusion.schedule import Schedule
-from fewstep.train.latent_task import LatentTask
 from fewstep.train.learner import Learner
-from fewstep.train.task import Loss, StudentTask
+from fewstep.train.task import LatentTask, Loss, StudentTask
 
 
 class DiffusionTuningTask(LatentTask, StudentTask):

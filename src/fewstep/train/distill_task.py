@@ -10,13 +10,11 @@ from torch import Tensor
 
 from fewstep.data import draws
 from fewstep.data.latents import LatentSource
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.ends import ZERO, End, edges, phase_lengths
+from fewstep.method.paths import TrainingBatch
 from fewstep.method.step import Method, TargetName, answer_both, compare
-from fewstep.method.times import Gap, Times, draw_times, step_back
-from fewstep.train.latent_task import LatentTask
+from fewstep.method.times import ZERO, End, Gap, Times, draw_times, edges, phase_lengths, step_back
 from fewstep.train.learner import TARGETS, Learner
-from fewstep.train.task import Loss, StudentTask
+from fewstep.train.task import LatentTask, Loss, StudentTask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fewstep.models.lora.adapters import AdaptedNetwork
 from fewstep.parallel.world import current_world
-from fewstep.train.learner import Learner, replicate
-from fewstep.train.trainable import Trainable
+from fewstep.train.learner import Learner, Trainable, replicate
 
 
 def add_fake(student: Trainable, rank: int) -> Learner:

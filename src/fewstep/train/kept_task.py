@@ -7,8 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.paths import kept_path
+from fewstep.method.paths import TrainingBatch, kept_path
 from fewstep.method.step import Method
 from fewstep.method.walks import find_stop
 from fewstep.models.prepared_trajectories import KeptTrajectories

@@ -1,19 +1,26 @@
-"""What learns: weights, their average, the networks that answer with each, spread over the processes of a run."""
+"""What learns: weights, their average, the networks that answer with each, spread over the processes of a run; and what
+a run knows of it, be it every weight of a few-step network or adapters on the base itself."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.diffusion.prediction import Network
 from fewstep.method.step import TargetName
+from fewstep.models.card import StudentCard
+from fewstep.models.family import LatentModel
+from fewstep.models.network import BackboneNetwork
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
 
@@ -109,3 +116,47 @@ def replicate_module(weights: nn.Module, network: Callable[..., Any]) -> Distrib
 def _sum(_, bucket):  # type: ignore[no-untyped-def]  # DDP takes no annotation that is a string
     work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
+
+
+class Trainable(Protocol):
+    """What learns in a run, on its base, and knows what the run exports."""
+
+    learner: Learner
+    base: Network
+    """The base as it was: the teacher of a distillation."""
+    model: LatentModel
+    """The base, with all that a student takes from it."""
+    frozen: torch.dtype
+    """What the base is stored in."""
+    card: StudentCard
+    """What is recorded beside the weights."""
+
+    @property
+    def is_spread(self) -> bool:
+        """Tells whether every process holds a part of the network that paints, so that all must paint together."""
+        ...
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """Lets the base's own network answer as `base` does, while it lasts."""
+
+    def freeze_copy(self) -> Network:
+        """Returns the student as it is now, which stays so: a copy of what learns, and of nothing else."""
+        ...
+
+    def exported(self) -> AbstractContextManager[LatentModel]:
+        """Gives the student, while it lasts, with the weights that would be exported now."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Exports the weights of now, once for all processes."""
+        ...
+
+    def reload(self, folder: Path) -> None:
+        """Loads into main memory what `save` wrote. Raises UserError where it cannot be."""
+        ...
+
+
+def as_student(model: LatentModel, card: StudentCard, network: BackboneNetwork) -> LatentModel:
+    """Returns the student as it would be loaded from disk."""
+    scheduler = {**model.scheduler_config, "original_inference_steps": card.grid_size}
+    return dataclasses.replace(model, network=network, scheduler_config=scheduler, card=card)

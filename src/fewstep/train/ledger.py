@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.data.latents import DroppedPicture
-from fewstep.data.sources.reasons import Reason
+from fewstep.data.sources.filters import Reason
 from fewstep.documents import parse_json
 from fewstep.errors import UserError
 from fewstep.files import append_lines, write_whole

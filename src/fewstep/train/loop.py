@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,15 +25,37 @@ from fewstep.train.checkpoint import Checkpoints, files_of, restore
 from fewstep.train.config import LoopConfig, fingerprint, list_settings
 from fewstep.train.ledger import Ledger
 from fewstep.train.log import RunLog
-from fewstep.train.optimisation import Batch, learning_rate, make_optimizer, update, update_averages
+from fewstep.train.optimisation import Batch, compute_learning_rate, make_optimizer, update, update_averages
 from fewstep.train.role import STUDENT, Role
 from fewstep.train.saving import Saving, wait_for_writer
-from fewstep.train.scaling import FIRST, LossScale
-from fewstep.train.skipping import Skipping
 from fewstep.train.soundness import why_unfit
-from fewstep.train.state import RoleState, RunState, mean_loss
-from fewstep.train.stopping import Stopping
+from fewstep.train.state import RoleState, RunState, compute_mean_loss
 from fewstep.train.task import Task
+from fewstep.train.vetoes import FIRST_SCALE, LossScale, Skipping
+
+
+class Stopping:
+    """Notes SIGTERM and the first Ctrl-C while it lasts, and does not obey them; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # a handler's signature
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
 
 
 class NonFiniteLossError(UserError):
@@ -99,7 +125,7 @@ class _Run:
         """Does one update, and what is due after it; the host waits for the device only when something is."""
         state, config = self.state, self.config
         self.saving.check()
-        counters = one_update(self.task, state, config, self.world)
+        counters = do_update(self.task, state, config, self.world)
         if self.ledger and config.record_samples:
             self.ledger.record_samples(state.step, counters, self.task.keys(counters))
         if self.log:
@@ -109,10 +135,10 @@ class _Run:
         saving = last or bool(stop) or state.step % config.checkpoint_every == 0
         logging = last or state.step % config.log_every == 0
         if logging or saving:
-            self._account()
+            self._settle_account()
         if logging:
             if self.log:
-                self.log.record(state.step, config.batch_size, _metrics(state))
+                self.log.record(state.step, config.batch_size, _list_metrics(state))
             for role in state.roles:
                 role.losses = []
         if saving:  # before anything of `at_step` can fail
@@ -123,7 +149,7 @@ class _Run:
             self.finish_saving()
             raise StoppedError(state.step, stop)
 
-    def _account(self) -> None:
+    def _settle_account(self) -> None:
         """Lists skipped updates and unreadable pictures; raises UserError where there are too many."""
         state, size = self.state, self.config.batch_size
         known = {each["step"] for each in state.skipped}
@@ -169,7 +195,7 @@ def begin(roles: Sequence[Role], config: LoopConfig) -> RunState:
     if len(set(learning)) < len(learning):
         raise ValueError(f"two of the roles {names} share a weight that learns; it can follow one loss only")
     device = learning[0].device
-    scaling = LossScale(device, FIRST) if choose_dtype(config.precision, device) == torch.float16 else None
+    scaling = LossScale(device, FIRST_SCALE) if choose_dtype(config.precision, device) == torch.float16 else None
     return RunState(states, config.steps, Skipping(config.steps, device), scaling=scaling)
 
 
@@ -177,7 +203,7 @@ Part = Callable[[str], AbstractContextManager[None]]
 """What is entered around a part of an update, by its name: gradients, optimiser, average."""
 
 
-def one_update(task: Task, state: RunState, config: LoopConfig, world: World, part: Part | None = None) -> range:
+def do_update(task: Task, state: RunState, config: LoopConfig, world: World, part: Part | None = None) -> range:
     """Applies the gradients of all roles that are due, or of none where something is not finite, and notes the losses.
 
     Returns the counters of the samples.
@@ -186,7 +212,7 @@ def one_update(task: Task, state: RunState, config: LoopConfig, world: World, pa
     due = [each for each in state.roles if each.role.is_due(state.step)]
     counters = range(state.counter, state.counter + config.batch_size)
     with part("gradients"):
-        batches = _gradients(task, state, due, config, world)
+        batches = _compute_gradients(task, state, due, config, world)
     with part("optimiser"):
         left_out = update(state, due, batches)
     with part("average"):
@@ -200,38 +226,40 @@ def one_update(task: Task, state: RunState, config: LoopConfig, world: World, pa
     return counters
 
 
-def _gradients(
+def _compute_gradients(
     task: Task, state: RunState, due: Sequence[RoleState], config: LoopConfig, world: World
 ) -> list[Batch]:  # fmt: skip
     """Leaves with the weights of every role that is `due` the gradient of its loss, computed in as many parts as the
     configuration says."""
     share = world.share(range(state.counter, state.counter + config.batch_size))
-    parts = config.parts(len(share))
+    parts = config.count_parts(len(share))
     part = len(share) // parts
     totals = torch.zeros(len(due), 2, device=state.device)
+    dtype = choose_dtype(config.precision, state.device)
     for i in range(parts):
         with contextlib.ExitStack() as stack:
             if i < parts - 1:
                 for each in due:
                     stack.enter_context(each.role.without_exchange())
-            totals += _add_gradients(task, state, due, config, share[i * part : (i + 1) * part])
+            totals += _add_gradients(task, state, due, share[i * part : (i + 1) * part], config.batch_size, dtype)
     return [Batch(total / valid, valid, config.batch_size / valid) for total, valid in world.sum(totals)]
 
 
 def _add_gradients(
-    task: Task, state: RunState, due: Sequence[RoleState], config: LoopConfig, counters: range
+    task: Task, state: RunState, due: Sequence[RoleState], counters: range, batch_size: int, dtype: torch.dtype
 ) -> Tensor:  # fmt: skip
-    """Adds those of some samples; returns the sum of their losses and the number of the valid ones, `[due, 2]`."""
+    """Adds those of some samples of a batch, computed in `dtype`; returns the sum of their losses and the number of the
+    valid ones, `[due, 2]`."""
     losses = task.losses(counters, {each.role.name for each in due})
     found = []
     for each in due:
         with _frozen([other for other in state.roles if other is not each]):
-            with autocast(state.device, choose_dtype(config.precision, state.device)):
+            with autocast(state.device, dtype):
                 name, loss = next(losses, (None, None))
             if loss is None or name != each.role.name:
                 raise ValueError(f"{type(task).__name__} gave the loss of {name} where {each.role.name} was due")
             total, valid = loss
-            share = total / config.batch_size
+            share = total / batch_size
             (share if state.scaling is None else share * state.scaling.scale).backward()
         found.append(torch.stack([total.detach().float(), valid.float()]))
     return torch.stack(found)
@@ -250,12 +278,12 @@ def _frozen(roles: Sequence[RoleState]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _metrics(state: RunState) -> dict[str, float]:
+def _list_metrics(state: RunState) -> dict[str, float]:
     """Returns what the log has of the updates since its last line: a role that was not due in them is not in it."""
     student = state.roles[0]
     values = {}
     for each in state.roles:
         if state.step // each.role.every > (state.step - len(each.losses)) // each.role.every:
-            values["loss" if each is student else f"loss_{each.role.name}"] = mean_loss(each.losses)
-    values["lr"] = learning_rate(student.optimisation, state.step - 1, state.steps)
+            values["loss" if each is student else f"loss_{each.role.name}"] = compute_mean_loss(each.losses)
+    values["lr"] = compute_learning_rate(student.optimisation, state.step - 1, state.steps)
     return values | ({"loss_scale": float(state.scaling.scale)} if state.scaling else {})

@@ -17,11 +17,9 @@ from fewstep.models.family import LatentModel
 from fewstep.models.lora.adapters import AdaptedNetwork, AdapterWeights
 from fewstep.models.lora.export import save_lora
 from fewstep.models.lora.file import LoraFile, list_written, read_lora
-from fewstep.parallel.sharding import is_spread
-from fewstep.parallel.world import current_world
+from fewstep.parallel.world import current_world, is_spread
 from fewstep.precision import Quantisation
-from fewstep.train.learner import Learner, replicate
-from fewstep.train.trainable import as_student
+from fewstep.train.learner import Learner, as_student, replicate
 
 
 class LoraWeights:

@@ -14,12 +14,11 @@ from fewstep.diffusion.prediction import Cond
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction
 from fewstep.method.matching import Renoised, draw_tau, fake_losses, matching_losses, noise_on
 from fewstep.method.paths import TeacherPath
-from fewstep.method.sampling import jump_times
+from fewstep.method.times import jump_times
 from fewstep.train.config import Optimisation
-from fewstep.train.latent_task import LatentTask
 from fewstep.train.learner import Learner
 from fewstep.train.role import STUDENT, Role
-from fewstep.train.task import Loss
+from fewstep.train.task import LatentTask, Loss
 
 FAKE = "fake"
 """Name of the role whose score is that of the student's answers."""

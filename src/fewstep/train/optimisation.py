@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import UserError
-from fewstep.parallel.sharding import gather_tensor
+from fewstep.parallel.world import gather_tensor
 from fewstep.train.config import Optimisation
-from fewstep.train.scaling import LossScale
 from fewstep.train.state import RoleState, RunState
+from fewstep.train.vetoes import LossScale
 
 
-def learning_rate(optimisation: Optimisation, step: int, steps: int) -> float:
+def compute_learning_rate(optimisation: Optimisation, step: int, steps: int) -> float:
     """Returns the learning rate of update number `step` of `steps`, counted from 0."""
     lr, warm_up = optimisation.lr, optimisation.warmup_steps
     if step < warm_up:
@@ -79,7 +79,7 @@ def update(state: RunState, due: Sequence[RoleState], batches: Sequence[Batch]) 
         state.scaling.follow(overflow, vetoed)
         left_out = vetoed + overflow
     for role, norm in zip(due, norms, strict=True):
-        _apply_gradients(role, learning_rate(role.optimisation, state.step, state.steps), norm, vetoed)
+        _apply_gradients(role, compute_learning_rate(role.optimisation, state.step, state.steps), norm, vetoed)
     return left_out
 
 

@@ -16,8 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from fewstep.errors import UserError
 from fewstep.files import explain_damage, open_safetensors, refusals_named, sync
-from fewstep.parallel.sharding import find_rows
-from fewstep.parallel.world import TIMEOUT, current_world
+from fewstep.parallel.world import TIMEOUT, current_world, find_rows
 from fewstep.train.checkpoint import TENSORS_FILE, Checkpoints
 from fewstep.train.soundness import list_parts
 from fewstep.train.state import RunState

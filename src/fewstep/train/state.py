@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fewstep.parallel.sharding import is_spread
+from fewstep.parallel.world import is_spread
 from fewstep.train.config import Optimisation
 from fewstep.train.role import STUDENT, Role
-from fewstep.train.scaling import LossScale
-from fewstep.train.skipping import Skipping
+from fewstep.train.vetoes import LossScale, Skipping
 
 _STUDENTS_NAMES = {"weights": "student", "average": "averaged"}
 EXPORTED = (_STUDENTS_NAMES["average"], _STUDENTS_NAMES["weights"])
@@ -66,15 +65,15 @@ class RoleState:
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """Takes over what `tensors` gave."""
         for begin, module in self.copies.items():
-            module.load_state_dict(_part(tensors, begin))
+            module.load_state_dict(_pick_part(tensors, begin))
         moments: dict[str, dict[str, Tensor]] = {}
-        for key, value in _part(tensors, self.file_name("optimizer")).items():
+        for key, value in _pick_part(tensors, self.file_name("optimizer")).items():
             moment, name = key.split(".", 1)
             moments.setdefault(name, {})[moment] = value
         self.optimizer.state.clear()
         for name, parameter in self.role.weights.named_parameters():
             if name in moments:
-                self.optimizer.state[parameter] = {m: _moment(parameter, v) for m, v in moments[name].items()}
+                self.optimizer.state[parameter] = {m: _fit_moment(parameter, v) for m, v in moments[name].items()}
         self.losses = list(tensors[self.file_name("losses")].to(device))
 
 
@@ -135,12 +134,12 @@ class RunState:
             self.scaling = LossScale(device, numbers["loss_scale"], numbers["updates_at_loss_scale"])
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _pick_part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Reads those whose names begin so, and no others."""
     return {name.removeprefix(f"{prefix}."): tensors[name] for name in tensors if name.startswith(f"{prefix}.")}
 
 
-def _moment(parameter: Tensor, saved: Tensor) -> Tensor | int:
+def _fit_moment(parameter: Tensor, saved: Tensor) -> Tensor | int:
     """Returns it as the optimiser holds it. AdamW's kernels walk memory, not strides: a moment must lie as its
     parameter does (channels last, say)."""
     if saved.dtype == torch.int64:
@@ -150,7 +149,7 @@ def _moment(parameter: Tensor, saved: Tensor) -> Tensor | int:
     return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)
 
 
-def mean_loss(losses: list[Tensor]) -> float:
+def compute_mean_loss(losses: list[Tensor]) -> float:
     """Returns the mean of those that are finite; NaN if none is."""
     values = [value for value in torch.stack(losses).tolist() if math.isfinite(value)]
     return sum(values) / len(values) if values else math.nan

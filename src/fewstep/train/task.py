@@ -1,4 +1,4 @@
-"""What the training loop wants of whatever is trained."""
+"""What the training loop wants of whatever is trained, and what tasks on latents share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from fewstep.data.latents import DroppedPicture
+from fewstep.data import draws
+from fewstep.data.latents import DroppedPicture, LatentSource
+from fewstep.train.learner import Learner
 from fewstep.train.role import STUDENT, Role
 
 
@@ -77,3 +79,28 @@ class StudentTask(Task):
 
     def losses(self, counters: range, due: Collection[str]) -> Iterator[tuple[str, Loss]]:  # noqa: ARG002  # always due
         yield STUDENT, self.loss(counters)
+
+
+class LatentTask(Task):
+    """Trains a learner on a source, whose names and losses these are; its noise is drawn by position."""
+
+    asks_teacher: bool = True
+    """Whether an update asks the teacher, who else can be let go."""
+
+    def __init__(self, learner: Learner, source: LatentSource, seed: int) -> None:
+        self.student, self.averaged = learner.weights, learner.averaged
+        self._learner, self._source, self._seed = learner, source, seed
+        self._device = next(learner.weights.parameters()).device
+
+    @property
+    def roles(self) -> Sequence[Role]:
+        return (self._learner.as_role(),)
+
+    def keys(self, counters: range) -> Sequence[str]:
+        return self._source.keys(counters)
+
+    def dropped(self) -> list[DroppedPicture]:
+        return self._source.dropped()
+
+    def _normal(self, stream: str, counters: range, shape: Sequence[int]) -> Tensor:
+        return draws.normal(self._seed, stream, counters, shape).to(self._device, non_blocking=True)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.latents import DroppedPicture, LatentSource
-from fewstep.method.batch import TrainingBatch
-from fewstep.method.paths import kept_path
+from fewstep.method.paths import TrainingBatch, kept_path
 from fewstep.method.step import Method
 from fewstep.method.walks import Walk, find_stop
 from fewstep.train.distill_task import Answers, DistillTask, TimeAndGuidance

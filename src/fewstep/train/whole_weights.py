@@ -18,10 +18,8 @@ from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.spreading import copy_spread, save_spread
-from fewstep.parallel.sharding import Distribution, is_spread, make_mesh, shard
-from fewstep.parallel.world import current_world
-from fewstep.train.learner import Learner, learn_every_weight, replicate
-from fewstep.train.trainable import as_student
+from fewstep.parallel.world import Distribution, current_world, is_spread, make_mesh, shard
+from fewstep.train.learner import Learner, as_student, learn_every_weight, replicate
 
 
 class WholeWeights:

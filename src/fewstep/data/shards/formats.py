@@ -15,11 +15,11 @@ from fewstep.data.shards.sidecar import read_sidecar
 from fewstep.data.shards.tables import ArrowTable, ParquetTable, Table
 from fewstep.data.shards.tar_index import index_tar
 from fewstep.data.sources.base import DroppedError
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.folder_files import read_local
 from fewstep.data.sources.lru_cache import LruCache
 from fewstep.data.sources.metadata import PictureMetadata
 from fewstep.data.sources.places import Place
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.remote import Shard, ShardCache
 from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.urls import find_folder, is_not_found, read_bytes, strip_query

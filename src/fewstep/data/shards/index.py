@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from fewstep.data.choices import CaptionLines
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import Tally
-from fewstep.data.sources.filters import SCORES
+from fewstep.data.sources.filters import SCORES, CaptionLines
 from fewstep.errors import UserError
 from fewstep.files import write_whole
 

@@ -13,9 +13,9 @@ from fewstep.data.shards.tables import MOST_BYTES, Table
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError
 from fewstep.data.sources.decoding import SUFFIXES
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.metadata import DOWNLOADED, PATHS, is_bytes, is_text, read_rows, read_texts, select_columns
 from fewstep.data.sources.places import Place
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError
 

@@ -227,7 +227,7 @@ class PreparedShards:
         return mean[:1] == (rows,) and std == mean
 
 
-def _sizes(numbers: Sequence[int]) -> Sizes:
+def _read_sizes(numbers: Sequence[int]) -> Sizes:
     """Returns the six numbers of a row. Raises TypeError or ValueError where they are none."""
     one, two, three, four, five, six = map(int, numbers)
     return one, two, three, four, five, six
@@ -245,7 +245,7 @@ def _read_rows(content: bytes, source: str) -> list[PreparedRow]:
         if not all(isinstance(each[name], str) for each in entries for name in ("key", "caption")):
             raise ValueError("it has rows without a key or a caption")
         return [
-            PreparedRow(each["key"], each["caption"], _sizes(each["sizes"]), others=tuple(each.get(_OTHERS) or ()))
+            PreparedRow(each["key"], each["caption"], _read_sizes(each["sizes"]), others=tuple(each.get(_OTHERS) or ()))
             for each in entries
         ]
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:

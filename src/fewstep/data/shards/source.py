@@ -21,10 +21,10 @@ from fewstep.data.shards.sizes import NO_SIZES, measure_pictures
 from fewstep.data.shards.summaries import ShardSummary, load_summaries, save_summaries, summary_path
 from fewstep.data.sources.base import DroppedError, Example, SourceReport, Tally, escape_line
 from fewstep.data.sources.decoding import decode_to_fit
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.folder_layouts import name_splits
 from fewstep.data.sources.lru_cache import LruCache
 from fewstep.data.sources.places import Place
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.remote import CacheSettings, Shard, ShardCache, hash_name
 from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.urls import FileVersion, find_folder, find_versions, redact, strip_query

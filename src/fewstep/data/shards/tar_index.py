@@ -13,10 +13,9 @@ from fewstep.data.shards.index import ABOUT_SHARD, Entry, IndexBuilder, ShardInd
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Tally
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
-from fewstep.data.sources.filters import NO_SCORES, read_scores
+from fewstep.data.sources.filters import NO_SCORES, Reason, read_scores
 from fewstep.data.sources.folder_files import is_hidden
 from fewstep.data.sources.metadata import DOWNLOADED, PictureMetadata
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.selection import Selection
 from fewstep.roots import leaves_folder
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewstep.data.sources.reasons import Reason
+from fewstep.data.sources.filters import Reason
 
 KEPT_NAMES = 20
 """Most names kept for each reason, where a source is too large to keep all."""

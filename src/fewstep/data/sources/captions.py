@@ -6,9 +6,8 @@ import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from fewstep.data.choices import CaptionLines
 from fewstep.data.sources.base import DroppedError
-from fewstep.data.sources.reasons import Reason
+from fewstep.data.sources.filters import CaptionLines, Reason
 
 MAX_CHARACTERS = 2_000
 """Longer captions are truncated; text encoders read less than a fifth of this."""

@@ -14,8 +14,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from fewstep.data.sources.base import DroppedError
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.fitting import PictureLimits
-from fewstep.data.sources.reasons import Reason
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tif", ".tiff")

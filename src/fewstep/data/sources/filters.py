@@ -1,16 +1,55 @@
-"""Filters on the scores in the metadata of pictures."""
+"""What a person may choose of pictures: how they are cut, what becomes of captions, which scores in their metadata
+pass; and the reasons why something that was found is not used."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.errors import UserError
+
+
+class Reason(StrEnum):
+    """Why something that was found is not used; whatever is found counts under one reason at most.
+
+    Filters add their own reasons, in words: `aesthetic score below 6`.
+    """
+
+    BROKEN = "broken picture"
+    TOO_LARGE = "too large"
+    UNREADABLE = "unreadable file"
+    UNSUPPORTED = "unsupported format"
+    NO_CAPTION = "without caption"
+    EMPTY_CAPTION = "empty caption"
+    CAPTION_NOT_UTF8 = "caption not UTF-8"
+    BAD_LINE = "bad metadata line"
+    REPEATED_LINE = "repeated metadata line"
+    BAD_METADATA = "unreadable metadata"
+    MISSING = "missing picture"
+    NOT_DOWNLOADED = "not downloaded"
+    OUTSIDE = "outside the folder"
+    LINKED_OUTSIDE = "linked outside the folder"
+    NOT_SEARCHED = "unsearched folder"
+    REPEATED_NAME = "repeated name"
+    NOT_A_FILE = "link or device"
+    DAMAGED_SHARD = "damaged shard"
+    MISSING_SHARD = "missing shard"
+    CHANGED_SHARD = "changed shard"
+
+
+Crop = Literal["middle", "random"]
+"""Which square of a picture that is not square is taken."""
+Buckets = Literal["off", "on"]
+"""Whether pictures become squares, or keep about the aspect that they have."""
+CaptionLines = Literal["join", "draw", "first"]
+"""What becomes of a caption of several lines: one line, one of them drawn at each position, or the first alone."""
+
 
 SCORES: dict[str, tuple[str, ...]] = {
     "aesthetic": ("aesthetic", "aesthetic_score", "aesthetic_score_laion_v2"),
@@ -106,10 +145,10 @@ def read_scores(fields: Mapping[str, object]) -> tuple[float, ...]:
     """Reads the scores of one picture in the order of `SCORES`; names in `fields` are in lower case."""
     if _NAMES.isdisjoint(fields):
         return NO_SCORES
-    return tuple(_first_number(fields, names) for names in SCORES.values())
+    return tuple(_read_first_number(fields, names) for names in SCORES.values())
 
 
-def _first_number(fields: Mapping[str, object], names: Sequence[str]) -> float:
+def _read_first_number(fields: Mapping[str, object], names: Sequence[str]) -> float:
     return next((value for name in names if not math.isnan(value := parse_number(fields.get(name)))), math.nan)
 
 

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Example, SourceReport, Tally, escape_line
 from fewstep.data.sources.decoding import decode_to_fit
-from fewstep.data.sources.filters import NO_SCORES, SCORES, read_scores
+from fewstep.data.sources.filters import NO_SCORES, SCORES, Reason, read_scores
 from fewstep.data.sources.folder_files import WANTED, FolderFiles, Listing, LocalFiles, RemoteFiles, open_files
 from fewstep.data.sources.folder_layouts import describe_repeats, find_repeats, find_unread_splits, name_splits
 from fewstep.data.sources.folder_metadata import FolderMetadata, read_metadata
 from fewstep.data.sources.inspection import KeptViews, View, Views, in_threads, look_at_picture
 from fewstep.data.sources.metadata import PictureMetadata
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.data.sources.urls import redact

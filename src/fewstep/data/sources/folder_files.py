@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Tally, escape_line
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.places import Place
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.urls import is_not_found, list_files, local_path, read_bytes, strip_query
 from fewstep.errors import UserError
 from fewstep.roots import Root, open_regular

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError, Tally, escape_line
-from fewstep.data.sources.filters import read_scores
+from fewstep.data.sources.filters import Reason, read_scores
 from fewstep.data.sources.folder_files import FolderFiles, Listing
 from fewstep.data.sources.metadata import PATHS, PictureMetadata
-from fewstep.data.sources.reasons import Reason
 from fewstep.errors import UserError
 from fewstep.roots import leaves_folder
 

@@ -22,9 +22,9 @@ from rich.progress import track
 
 from fewstep.data.sources.base import DroppedError
 from fewstep.data.sources.decoding import decode, find_reader, find_upright_size
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.fitting import MAX_BYTES, PictureLimits
 from fewstep.data.sources.folder_files import LocalFiles, read_local
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.remote import hash_name
 from fewstep.files import write_whole
 from fewstep.roots import open_regular

@@ -47,7 +47,7 @@ def read_rows(table: pa.Table, wanted: Sequence[str]) -> list[PictureMetadata]:
     statuses = read_texts(table[found[0]]) if found else [None] * len(table)
     return [
         PictureMetadata(text, tuple(scores), (status or b"").decode("utf-8", "replace"))
-        for text, scores, status in zip(texts, _scores(table).tolist(), statuses, strict=True)
+        for text, scores, status in zip(texts, _read_scores(table).tolist(), statuses, strict=True)
     ]
 
 
@@ -105,7 +105,7 @@ def is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _scores(table: pa.Table) -> NDArray[np.float64]:
+def _read_scores(table: pa.Table) -> NDArray[np.float64]:
     scores = np.full((len(table), len(NO_SCORES)), math.nan)
     for column, names in enumerate(SCORES.values()):
         for name in captions.find_columns(table.column_names, names):

@@ -16,11 +16,11 @@ from fewstep.data.shards.source import open_shards
 from fewstep.data.sources import captions, urls
 from fewstep.data.sources.base import DroppedError, Source
 from fewstep.data.sources.decoding import OTHER_SUFFIXES, SUFFIXES
+from fewstep.data.sources.filters import Reason
 from fewstep.data.sources.fitting import PictureLimits
 from fewstep.data.sources.folder import list_folder, open_folder
 from fewstep.data.sources.folder_files import METADATA, WANTED, FolderFiles, Listing, is_hidden
 from fewstep.data.sources.places import Place
-from fewstep.data.sources.reasons import Reason
 from fewstep.data.sources.remote import CacheSettings
 from fewstep.data.sources.selection import Selection
 from fewstep.data.worlds.scene import LOOKS
@@ -50,8 +50,8 @@ def open_picture_files(
         if places == [pattern]:
             _check_exists(pattern)
         found += [file for place in places for file in finder.find(place)]
-    tars, tables, arrows = ([file for file in found if _suffix(file) == suffix] for suffix in _SHARDS)
-    folders = [file for file in found if _suffix(file) not in _SHARDS]
+    tars, tables, arrows = ([file for file in found if _find_suffix(file) == suffix] for suffix in _SHARDS)
+    folders = [file for file in found if _find_suffix(file) not in _SHARDS]
     if tars:
         own = {TarShards().sidecar_url(tar) for tar in tars}
         tables = [table for table in tables if table not in own]
@@ -71,7 +71,7 @@ def open_picture_files(
     return open_shards(tars or tables or arrows, kind, selection, cache, left_out=finder.left_out)
 
 
-def _suffix(url: str) -> str:
+def _find_suffix(url: str) -> str:
     return PurePosixPath(urls.strip_query(url)).suffix.lower()
 
 
@@ -98,7 +98,7 @@ class _Finder:
             )
         path = urls.local_path(place)
         here = not urls.is_remote(place)
-        if _suffix(place) in _SHARDS and not (here and os.path.isdir(path)) and not _is_pattern(place):
+        if _find_suffix(place) in _SHARDS and not (here and os.path.isdir(path)) and not _is_pattern(place):
             return [place]
         if _is_pattern(place):
             return self._match(place)
@@ -117,7 +117,7 @@ class _Finder:
         else:
             names = {file: os.path.relpath(file, folder) for file in matched}
             shown = [file for file in matched if not is_hidden(names[file])]
-        shards = [file for file in shown if _suffix(file) in _SHARDS]
+        shards = [file for file in shown if _find_suffix(file) in _SHARDS]
         return self._keep_inside(folder, [names[file] for file in shards], shards) if shards else shown
 
     def _find_in_folder(self, folder: str) -> list[str]:

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from fewstep.data.sources import urls
 from fewstep.data.sources.base import DroppedError
-from fewstep.data.sources.reasons import Reason
+from fewstep.data.sources.filters import Reason
 from fewstep.roots import OutsideError, Root, leaves_folder
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewstep.data.sources.base import Example, SourceReport, Tally
 from fewstep.data.sources.captions import MAX_CHARACTERS
-from fewstep.data.sources.reasons import Reason
+from fewstep.data.sources.filters import Reason
 from fewstep.documents import load_bytes
 from fewstep.errors import UserError
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from fewstep.data.sources import urls
 from fewstep.data.sources.base import DroppedError
-from fewstep.data.sources.reasons import Reason
+from fewstep.data.sources.filters import Reason
 from fewstep.errors import UserError
 from fewstep.files import DRAFT_MARK, write_whole
 from fewstep.roots import open_regular

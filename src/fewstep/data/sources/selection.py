@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.data.choices import CaptionLines
 from fewstep.data.sources.base import Tally
-from fewstep.data.sources.filters import Filters
+from fewstep.data.sources.filters import CaptionLines, Filters
 from fewstep.data.sources.fitting import PictureLimits
 
 

@@ -90,7 +90,7 @@ def expand_braces(pattern: str) -> list[str]:
     if os.path.exists(local_path(pattern)):
         return [pattern]
     parts = _BRACES.split(pattern)
-    choices = [[part] if i % 2 == 0 else _choices(part) for i, part in enumerate(parts)]
+    choices = [[part] if i % 2 == 0 else _list_choices(part) for i, part in enumerate(parts)]
     count = 1
     for choice in choices:
         count *= len(choice)
@@ -99,7 +99,7 @@ def expand_braces(pattern: str) -> list[str]:
     return ["".join(names) for names in itertools.product(*choices)]
 
 
-def _choices(inside: str) -> list[str]:
+def _list_choices(inside: str) -> list[str]:
     match = _RANGE.fullmatch(inside)
     if not match:
         return inside.split(",") if "," in inside else [f"{{{inside}}}"]

@@ -1,4 +1,5 @@
-"""What a solver is: one memoryless step of the PF-ODE from t to an earlier s, which the paper calls Ψ."""
+"""What a solver is: one memoryless step of the PF-ODE from t to an earlier s, which the paper calls Ψ; and the first of
+them."""
 
 from __future__ import annotations
 
@@ -32,6 +33,15 @@ def to_time(schedule: Schedule, prediction: Prediction, z_t: Tensor, s: Tensor) 
     """Returns α_s·ẑ_0 + σ_s·ε̂, the first-order step."""
     alpha_s, sigma_s = schedule.coefficients(s, z_t)
     return alpha_s * prediction.z_0 + sigma_s * prediction.epsilon
+
+
+def step_ddim(schedule: Schedule, field: Field, z_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Returns z_s = α_s·ẑ_0 + σ_s·ε̂ (arXiv 2010.02502, eq. 12 with η = 0)."""
+    return to_time(schedule, field(z_t, t), z_t, s)
+
+
+DDIM = Solver("ddim", order=1, evaluations=1, step=step_ddim)
+"""Is first-order DPM-Solver and DPM-Solver++ too, and Euler's method on a flow."""
 
 
 def halfway_in_lambda(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,8 +29,8 @@ from fewstep.files import replace_folder
 from fewstep.models.codec import Codec
 from fewstep.models.engines.calibration import Calibration, Passes
 from fewstep.models.family import LatentModel
-from fewstep.models.hashes import weights_sha256
 from fewstep.models.lora.decomposed import merge_attached
+from fewstep.models.network import hash_weights
 from fewstep.precision import PaintPrecision
 
 _FORMAT = 1
@@ -201,7 +201,7 @@ class _Compiled:
     def __call__(self, *given: Tensor) -> Tensor:
         shape = tuple((each.dtype, each.shape) for each in given)
         if shape not in self._by_shape:
-            self._sha256 = self._sha256 or weights_sha256(self._hashed)
+            self._sha256 = self._sha256 or hash_weights(self._hashed)
             self._by_shape[shape] = self._compiler.compile(self._module, given, self._sha256)
         answer = self._by_shape[shape]([np.ascontiguousarray(each.numpy()) for each in given])
         return torch.from_numpy(answer[0].copy())

@@ -72,7 +72,7 @@ def list_parts() -> list[str]:
     return list(dict.fromkeys(part for family in list_families() for part in family.parts))
 
 
-def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Family:
+def recognise_folder(folder: Path, index: Mapping[str, Any], source: str) -> Family:
     """Finds the family of a diffusers folder with that model_index.json. Raises UserError naming what is there."""
     check_index(index, source)
     pipeline_class = str(index.get("_class_name"))
@@ -93,7 +93,7 @@ def family_of_folder(folder: Path, index: Mapping[str, Any], source: str) -> Fam
     )
 
 
-def family_of_file(path: Path) -> Family:
+def recognise_file(path: Path) -> Family:
     """Finds the family of a single file by its tensors' names. Raises UserError naming what is there."""
     keys = list(read_safetensors_header(path).shapes)
     for family in each_family():

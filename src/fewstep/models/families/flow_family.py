@@ -29,12 +29,12 @@ from fewstep.models.families.transformer import TransformerNetwork, refuse_engin
 from fewstep.models.families.transformer_checks import PATCH
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.flow_scheduler import CLASSES, read_flow
-from fewstep.models.hub import fetch_network, is_hub_id
+from fewstep.models.hub import fetch_network
 from fewstep.models.lora.end import read_end
-from fewstep.models.model_files import END_FILE, find_file, read_index, read_json
+from fewstep.models.model_files import END_FILE, find_file, is_hub_id, read_index, read_json
 from fewstep.models.network import BackboneNetwork
+from fewstep.models.options import NETWORK_OPTION, Overrides
 from fewstep.models.parts import check_tokenizer, keep_chat_template, load_tokenizer, load_weights, put
-from fewstep.models.scheduler import NETWORK_OPTION, Overrides
 from fewstep.precision import Storage
 
 logger = logging.getLogger(__name__)

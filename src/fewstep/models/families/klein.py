@@ -33,7 +33,7 @@ from fewstep.models.families.transformer_checks import (
 from fewstep.models.family import LatentModel
 from fewstep.models.flow_scheduler import read_flow
 from fewstep.models.network import BackboneNetwork
-from fewstep.models.scheduler import Overrides
+from fewstep.models.options import Overrides
 from fewstep.precision import Storage
 
 TOKENS = 512

@@ -40,16 +40,16 @@ def original_unet_names(modules: Iterable[str]) -> dict[str, str]:
     levels = [found for name in modules if (found := _BLOCK.fullmatch(name))]
     per_level = 2 + max((int(m[4]) for m in levels if m[1] == "down" and m[3] == "resnets"), default=0)
     with_attention = {m[2] for m in levels if m[1] == "up" and m[3] == "attentions"}
-    spelt = {name: _original(name, per_level, with_attention) for name in modules}
+    spelt = {name: _name_original(name, per_level, with_attention) for name in modules}
     return {name: theirs for name, theirs in spelt.items() if theirs}
 
 
-def _original(name: str, per_level: int, with_attention: set[str]) -> str | None:
+def _name_original(name: str, per_level: int, with_attention: set[str]) -> str | None:
     if name in _ENDS:
         return _ENDS[name]
     if found := _MIDDLE.fullmatch(name):
         kind, place, rest = found.groups()
-        return f"middle_block.{1 if kind == 'attentions' else 2 * int(place)}.{_inside(kind, rest)}"
+        return f"middle_block.{1 if kind == 'attentions' else 2 * int(place)}.{_name_inside(kind, rest)}"
     if not (found := _BLOCK.fullmatch(name)):
         return None
     side, level, kind, place, rest = found.groups()
@@ -59,11 +59,11 @@ def _original(name: str, per_level: int, with_attention: set[str]) -> str | None
     if kind == "upsamplers":
         return f"output_blocks.{(int(level) + 1) * per_level - 1}.{1 + (level in with_attention)}.{rest}"
     if side == "down":
-        return f"input_blocks.{number + 1}.{int(kind == 'attentions')}.{_inside(kind, rest)}"
-    return f"output_blocks.{number}.{int(kind == 'attentions')}.{_inside(kind, rest)}"
+        return f"input_blocks.{number + 1}.{int(kind == 'attentions')}.{_name_inside(kind, rest)}"
+    return f"output_blocks.{number}.{int(kind == 'attentions')}.{_name_inside(kind, rest)}"
 
 
-def _inside(kind: str, module: str) -> str:
+def _name_inside(kind: str, module: str) -> str:
     return module if kind == "attentions" else _RESNET.get(module, module)
 
 

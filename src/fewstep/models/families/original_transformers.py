@@ -144,18 +144,18 @@ _QKV = ("to_q", "to_k", "to_v")
 _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
-def _inside(attention: str, names: Sequence[str]) -> tuple[str, ...]:
+def _list_inside(attention: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{attention}.{name}" for name in names)
 
 
 SD3_NAMES = OriginalNames(
     blocks={
         ("joint_blocks", "transformer_blocks"): {
-            "x_block.attn.qkv": _inside("attn", _QKV), "x_block.attn.proj": ("attn.to_out.0",),
+            "x_block.attn.qkv": _list_inside("attn", _QKV), "x_block.attn.proj": ("attn.to_out.0",),
             "x_block.attn.ln_q": ("attn.norm_q",), "x_block.attn.ln_k": ("attn.norm_k",),
-            "x_block.attn2.qkv": _inside("attn2", _QKV), "x_block.attn2.proj": ("attn2.to_out.0",),
+            "x_block.attn2.qkv": _list_inside("attn2", _QKV), "x_block.attn2.proj": ("attn2.to_out.0",),
             "x_block.attn2.ln_q": ("attn2.norm_q",), "x_block.attn2.ln_k": ("attn2.norm_k",),
-            "context_block.attn.qkv": _inside("attn", _ADDED), "context_block.attn.proj": ("attn.to_add_out",),
+            "context_block.attn.qkv": _list_inside("attn", _ADDED), "context_block.attn.proj": ("attn.to_add_out",),
             "context_block.attn.ln_q": ("attn.norm_added_q",), "context_block.attn.ln_k": ("attn.norm_added_k",),
             "x_block.adaLN_modulation.1": ("norm1.linear",),
             "context_block.adaLN_modulation.1": ("norm1_context.linear",),
@@ -180,16 +180,16 @@ SD3_NAMES = OriginalNames(
 FLUX_NAMES = OriginalNames(
     blocks={
         ("double_blocks", "transformer_blocks"): {
-            "img_attn.qkv": _inside("attn", _QKV), "img_attn.proj": ("attn.to_out.0",),
+            "img_attn.qkv": _list_inside("attn", _QKV), "img_attn.proj": ("attn.to_out.0",),
             "img_attn.norm.query_norm": ("attn.norm_q",), "img_attn.norm.key_norm": ("attn.norm_k",),
-            "txt_attn.qkv": _inside("attn", _ADDED), "txt_attn.proj": ("attn.to_add_out",),
+            "txt_attn.qkv": _list_inside("attn", _ADDED), "txt_attn.proj": ("attn.to_add_out",),
             "txt_attn.norm.query_norm": ("attn.norm_added_q",), "txt_attn.norm.key_norm": ("attn.norm_added_k",),
             "img_mod.lin": ("norm1.linear",), "txt_mod.lin": ("norm1_context.linear",),
             "img_mlp.0": ("ff.net.0.proj",), "img_mlp.2": ("ff.net.2",),
             "txt_mlp.0": ("ff_context.net.0.proj",), "txt_mlp.2": ("ff_context.net.2",),
         },
         ("single_blocks", "single_transformer_blocks"): {
-            "linear1": (*_inside("attn", _QKV), "proj_mlp"), "linear2": ("proj_out",),
+            "linear1": (*_list_inside("attn", _QKV), "proj_mlp"), "linear2": ("proj_out",),
             "modulation.lin": ("norm.linear",),
             "norm.query_norm": ("attn.norm_q",), "norm.key_norm": ("attn.norm_k",),
         },
@@ -209,11 +209,11 @@ FLUX_NAMES = OriginalNames(
 XLABS_NAMES = OriginalNames(
     blocks={
         ("double_blocks", "transformer_blocks"): {
-            "processor.qkv_lora1": _inside("attn", _QKV), "processor.proj_lora1": ("attn.to_out.0",),
-            "processor.qkv_lora2": _inside("attn", _ADDED), "processor.proj_lora2": ("attn.to_add_out",),
+            "processor.qkv_lora1": _list_inside("attn", _QKV), "processor.proj_lora1": ("attn.to_out.0",),
+            "processor.qkv_lora2": _list_inside("attn", _ADDED), "processor.proj_lora2": ("attn.to_add_out",),
         },
         ("single_blocks", "single_transformer_blocks"): {
-            "processor.qkv_lora": _inside("attn", _QKV), "processor.proj_lora": ("proj_out",),
+            "processor.qkv_lora": _list_inside("attn", _QKV), "processor.proj_lora": ("proj_out",),
         },
     },
     outside={},

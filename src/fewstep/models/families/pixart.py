@@ -21,7 +21,8 @@ from fewstep.models.families.transformer import TransformerNetwork
 from fewstep.models.families.transformer_checks import PATCH, read_whole_side
 from fewstep.models.family import LatentModel
 from fewstep.models.network import BackboneNetwork
-from fewstep.models.scheduler import Overrides, read_schedule, settle_schedule
+from fewstep.models.options import Overrides
+from fewstep.models.scheduler import read_schedule, settle_schedule
 
 _BASE: dict[str, Any] = {
     "in_channels": 4, "out_channels": 8, "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72,

@@ -45,8 +45,9 @@ from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.model_files import read_index, read_json
 from fewstep.models.network import BackboneNetwork
+from fewstep.models.options import Overrides
 from fewstep.models.parts import put
-from fewstep.models.scheduler import Overrides, read_schedule, settle_schedule
+from fewstep.models.scheduler import read_schedule, settle_schedule
 from fewstep.precision import Storage
 
 logger = logging.getLogger(__name__)
@@ -240,10 +241,10 @@ class StableDiffusion(Family):
         with device:  # numbers for billions of weights are drawn in seconds there
             parts: dict[str, Any] = {
                 "unet": UNet2DConditionModel(**{**self.unet, **changes}), "vae": self.random_autoencoder(),
-                "text_encoder": CLIPTextModel(_clip(self.encoder)), "tokenizer": tokenizer,
+                "text_encoder": CLIPTextModel(_make_clip(self.encoder)), "tokenizer": tokenizer,
             }  # fmt: skip
             if self.encoder_2:
-                second = CLIPTextModelWithProjection(_clip(self.encoder_2))
+                second = CLIPTextModelWithProjection(_make_clip(self.encoder_2))
                 parts |= {"text_encoder_2": second, "tokenizer_2": tokenizer}
         for part in parts.values():
             if isinstance(part, nn.Module):
@@ -298,7 +299,7 @@ def _few_step(*, few_step: bool) -> dict[str, Any]:
     return {"time_cond_proj_dim": OMEGA_WIDTH} if few_step else {}
 
 
-def _clip(size: Mapping[str, Any]) -> CLIPTextConfig:
+def _make_clip(size: Mapping[str, Any]) -> CLIPTextConfig:
     return CLIPTextConfig(vocab_size=49408, max_position_embeddings=TOKENS, **size)
 
 

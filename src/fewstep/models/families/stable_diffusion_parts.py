@@ -35,8 +35,8 @@ from fewstep.models.families.single_file import (
 )
 from fewstep.models.families.unet import AS_TIMES
 from fewstep.models.family import Family
-from fewstep.models.hub import fetch_network, is_hub_id
-from fewstep.models.model_files import check_config, read_json, stage_configurations
+from fewstep.models.hub import fetch_network
+from fewstep.models.model_files import check_config, is_hub_id, read_json, stage_configurations
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 from fewstep.precision import Storage
 
@@ -130,8 +130,8 @@ def load_parts_of_file(
 
 def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]]:
     """Returns what a file's tensors should be called, as its configurations describe them, by how they begin."""
-    unet = _shaped(UNet2DConditionModel, folder / "unet")
-    vae = _shaped(AutoencoderKL, folder / "vae")
+    unet = _make_shaped(UNet2DConditionModel, folder / "unet")
+    vae = _make_shaped(AutoencoderKL, folder / "vae")
     originals = original_unet_names(name for name, _ in unet.named_modules())
     named = (name.rpartition(".") for name in unet.state_dict())
     wanted = {
@@ -145,11 +145,11 @@ def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]
         for begin, part in begins.items():
             held = [key for key in keys if key.startswith(begin)]
             if held and part in family.parts:
-                wanted[begin] = name_in(_text_tensors(part, folder), held)
+                wanted[begin] = name_in(_name_text_tensors(part, folder), held)
     return wanted
 
 
-def _shaped(kind: Any, folder: Path) -> Any:
+def _make_shaped(kind: Any, folder: Path) -> Any:
     """Makes the network that a folder's config.json describes, on no device. Raises UserError."""
     config = read_json(folder / "config.json", f"{folder} has no readable configuration")
     check_config(config, folder / "config.json")
@@ -162,7 +162,7 @@ def _shaped(kind: Any, folder: Path) -> Any:
         raise UserError(f"{folder}/config.json describes no {kind.__name__} ({reason})") from error
 
 
-def _text_tensors(part: str, folder: Path) -> list[str]:
+def _name_text_tensors(part: str, folder: Path) -> list[str]:
     check_layers(read_json(folder / part / "config.json", f"{folder / part} is not a text encoder"), folder / part)
     try:
         with tempfile.TemporaryDirectory() as place:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewstep.parallel.sharding import ask_spread, is_spread
+from fewstep.parallel.world import ask_spread, is_spread
 
 
 class _DeepEnoughError(Exception):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.models.end import EndEmbedding
+from fewstep.models.network import EndEmbedding
 
 
 def tell_end(embedding: Any) -> EndEmbedding:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.errors import UserError
-from fewstep.models.end import End, EndEmbedding, scaled
 from fewstep.models.families.tapping import tap
 from fewstep.models.families.told_time import name_first_layer, tell_end
-from fewstep.models.network import BackboneNetwork
-from fewstep.parallel.sharding import is_spread
+from fewstep.models.network import BackboneNetwork, End, EndEmbedding, scale_end
+from fewstep.parallel.world import is_spread
 
 _TAPS = 4
 """How many of a transformer's blocks are features that heads judge by."""
@@ -89,7 +88,7 @@ class TransformerNetwork(BackboneNetwork):
             return
         del self.time_embedding.end
         try:
-            yield scaled(end.state_dict(), end.scale)
+            yield scale_end(end.state_dict(), end.scale)
         finally:
             self.time_embedding.end = end
 

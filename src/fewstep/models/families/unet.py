@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from fewstep.diffusion.prediction import Cond, Parameterisation, Prediction, to_prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.method.omega_embedding import OMEGA_WIDTH, embed_omega
-from fewstep.models.end import EndEmbedding
 from fewstep.models.families.tapping import tap
-from fewstep.models.network import BackboneNetwork
-from fewstep.parallel.sharding import is_spread
+from fewstep.models.network import BackboneNetwork, EndEmbedding
+from fewstep.parallel.world import is_spread
 
 AS_TIMES = "timestep"
 """How diffusers' UNet calls a second input that is embedded as its time is: the end."""

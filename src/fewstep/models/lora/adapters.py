@@ -20,10 +20,9 @@ from torch.func import functional_call
 from fewstep.data import draws
 from fewstep.diffusion.prediction import Cond, Prediction
 from fewstep.errors import UserError
-from fewstep.models.end import End, EndEmbedding, find_end, pick_end
 from fewstep.models.lora.decomposed import Decomposed
 from fewstep.models.lora.pair import Lora, Pair
-from fewstep.models.network import BackboneNetwork
+from fewstep.models.network import BackboneNetwork, End, EndEmbedding, find_end, pick_end
 
 STUDENT = "default"
 """Name of the adapters that make a student of their base."""

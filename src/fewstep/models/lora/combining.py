@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from fewstep.errors import UserError
-from fewstep.models.lora.file import adaptable_modules
-from fewstep.models.lora.pair import Lora, Pair, first_dora
+from fewstep.models.lora.file import list_adaptable
+from fewstep.models.lora.pair import Lora, Pair, find_dora
 
 
-def combined(loras: Sequence[tuple[Lora, float]]) -> Lora:
+def combine_loras(loras: Sequence[tuple[Lora, float]]) -> Lora:
     """Makes one LoRA whose ΔW is Σ λ_i·alpha_i/rank_i·B_i·A_i, exactly: ranks side by side, never A's or B's added.
 
     Raises UserError for a DoRA, whose ΔW has no low rank.
     """
     for pairs, _ in loras:
-        if name := first_dora(pairs):
+        if name := find_dora(pairs):
             raise UserError(
                 f"a DoRA ({name}) cannot be part of one LoRA: merge it into the base instead, with --merged"
             )
@@ -34,7 +34,7 @@ def combined(loras: Sequence[tuple[Lora, float]]) -> Lora:
 @torch.no_grad()
 def merge(parts: Mapping[str, nn.Module], loras: Sequence[tuple[Lora, float]]) -> None:
     """Adds Σ λ_i·ΔW_i to the weights themselves, summed in float64."""
-    modules = adaptable_modules(parts)
+    modules = list_adaptable(parts)
     for name in dict.fromkeys(name for pairs, _ in loras for name in pairs):
         weight = modules[name].weight
         total = weight.double()

@@ -16,8 +16,8 @@ from fewstep.files import open_safetensors, replace_folder, write_whole
 from fewstep.models.family import LoraLayout
 from fewstep.models.lora.file import (
     LoraFile,
-    adaptable_modules,
     fold,
+    list_adaptable,
     measure_difference,
     pack_adapters,
     read_lora,
@@ -26,7 +26,7 @@ from fewstep.models.lora.file import (
     spell_groups,
 )
 from fewstep.models.lora.header import DIFFUSERS_ENTRY, PEFT_FILE
-from fewstep.models.lora.pair import Lora, first_dora
+from fewstep.models.lora.pair import Lora, find_dora
 from fewstep.models.lora.spelling import PEFT
 
 Spelling = Literal["diffusers", "peft", "kohya", "comfyui"]
@@ -74,7 +74,7 @@ def convert_lora(
 
 
 def _refuse(file: LoraFile, spelling: Spelling, layout: LoraLayout) -> None:
-    if dora := first_dora(file.pairs):
+    if dora := find_dora(file.pairs):
         raise UserError(f"{file.source} is a DoRA, at {dora}; LoRAs are converted: merge it with `fewstep combine`")
     if file.end:
         raise UserError(f"{file.source} tells its base where to land, for which no other spelling has a place")
@@ -102,7 +102,7 @@ def _list_groups(
 ) -> dict[str, tuple[str, ...]]:  # fmt: skip
     """Returns the network's modules as the spelling has them, with those that each of them is, by their whole names."""
     begin = f"{layout.part}."
-    own = [name.removeprefix(begin) for name in adaptable_modules(parts) if name.startswith(begin)]
+    own = [name.removeprefix(begin) for name in list_adaptable(parts) if name.startswith(begin)]
     if spelling == "kohya":
         assert layout.kohya_modules is not None
         groups = dict(layout.kohya_modules(own))

@@ -9,8 +9,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.models.end import EndEmbedding
 from fewstep.models.lora.pair import Pair
+from fewstep.models.network import EndEmbedding
 
 
 class Decomposed:

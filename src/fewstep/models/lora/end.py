@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.models.end import KEYS, End
 from fewstep.models.lora.fitting import read_values
+from fewstep.models.network import KEYS, End
 
 
 def read_end(path: Path, tensors: Mapping[str, Tensor], time_layers: Sequence[Any]) -> End:

@@ -13,14 +13,14 @@ import diffusers
 from fewstep.diffusion.flow import Flow
 from fewstep.files import replace_folder
 from fewstep.models.card import LCM_LORA, StudentCard, read_method
-from fewstep.models.end import End
 from fewstep.models.export import save_pipeline
 from fewstep.models.family import Family, LatentModel
 from fewstep.models.lora.comfyui import WORKFLOW_FILE, make_workflow
 from fewstep.models.lora.few_step import DEFAULT_STEPS, read_few_step
 from fewstep.models.lora.file import Lora, write_lora
+from fewstep.models.network import End
+from fewstep.models.options import read_overrides
 from fewstep.models.readme import write_model_card
-from fewstep.models.scheduler import read_overrides
 from fewstep.models.stock_scheduler import describe_sampling, make_scheduler, stock_scale
 from fewstep.models.vocabulary import WORDS
 

@@ -12,7 +12,7 @@ from fewstep.diffusion.flow import MOST_SHIFT
 from fewstep.errors import UserError
 from fewstep.models.card import LCM_LORA, MAX_STEPS, StudentCard, read_method
 from fewstep.models.family import Family, LatentModel
-from fewstep.models.lora.file import LoraFile, adaptable_modules
+from fewstep.models.lora.file import LoraFile, list_adaptable
 from fewstep.models.lora.source import name_of
 
 DEFAULT_STEPS = 4
@@ -55,7 +55,7 @@ def _why_few_step(file: LoraFile, model: LatentModel) -> str | None:
         return f"it is called {name}"
     layout, trained = model.family.lora, any(name.startswith("ss_") for name in file.header)
     ends = tuple(f".{target}" for target in layout.targets)
-    whole = {name for name in adaptable_modules({layout.part: model.network.backbone}) if name.endswith(ends)}
+    whole = {name for name in list_adaptable({layout.part: model.network.backbone}) if name.endswith(ends)}
     if not trained and file.pairs.keys() == whole:
         return "it adapts all the modules that the paper's do, and nothing else"
     return None

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.card import LORA_FILE
-from fewstep.models.end import KEYS, End
 from fewstep.models.family import LoraLayout
 from fewstep.models.lora.embeddings import Embeddings, read_embeddings
 from fewstep.models.lora.end import read_end
@@ -27,8 +26,9 @@ from fewstep.models.lora.fused import fuse, join_rows, take_apart
 from fewstep.models.lora.header import DIFFUSERS_ENTRY, PEFT_FILE, Adapter, read_adapters
 from fewstep.models.lora.pair import Lora, Pair
 from fewstep.models.lora.spelling import EMBEDDING, PEFT, list_spellings, refuse_others, split_key
+from fewstep.models.network import KEYS, End
 
-__all__ = ["DIFFUSERS_FILE", "KOHYA_FILE", "Lora", "LoraFile", "Pair", "adaptable_modules", "read_lora", "write_lora"]
+__all__ = ["DIFFUSERS_FILE", "KOHYA_FILE", "Lora", "LoraFile", "Pair", "list_adaptable", "read_lora", "write_lora"]
 
 DIFFUSERS_FILE = LORA_FILE
 KOHYA_FILE = "lora-kohya.safetensors"
@@ -71,7 +71,7 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module], layout: LoraLayout) ->
     tensors, header = read_safetensors(path, advice=_ADVICE), read_safetensors_header(path, advice=_ADVICE).metadata
     carried = {key: tensors.pop(key) for key in list(tensors) if key.startswith(EMBEDDING)}
     ends = {key: tensors.pop(key) for key in list(tensors) if key.startswith(KEYS)}
-    modules = adaptable_modules(parts)
+    modules = list_adaptable(parts)
     tensors = take_apart(path, tensors, modules, layout)
     halves = _sort_halves(path, tensors, list_spellings(modules, layout))
     is_peft = any(key.startswith(PEFT) for key in tensors)
@@ -159,7 +159,7 @@ class _Scales:
         return tuple(notes)
 
 
-def adaptable_modules(parts: Mapping[str, nn.Module]) -> dict[str, nn.Linear | nn.Conv2d]:
+def list_adaptable(parts: Mapping[str, nn.Module]) -> dict[str, nn.Linear | nn.Conv2d]:
     """Returns all linear and convolutional modules by their names in the pipeline, with adapters on them or not."""
     found: dict[str, nn.Linear | nn.Conv2d] = {}
     for part, network in parts.items():
@@ -213,7 +213,7 @@ def spell_as_kohya(
 ) -> tuple[dict[str, Tensor], Lora]:  # fmt: skip
     """Returns the tensors of kohya's file, and the pairs that it holds."""
     begin = f"{layout.part}."
-    own = [name.removeprefix(begin) for name in adaptable_modules(parts) if name.startswith(begin)]
+    own = [name.removeprefix(begin) for name in list_adaptable(parts) if name.startswith(begin)]
     assert layout.kohya_modules is not None
     groups = {
         f"{layout.prefixes[layout.part][0]}_{theirs.replace('.', '_')}": tuple(f"{begin}{module}" for module in ours)
@@ -228,7 +228,7 @@ def spell_groups(
     """Returns tensors in kohya's halves, of the network under the names of `groups` and of the text encoders under
     kohya's, and the pairs that they hold."""
     prefixes = {part: layout.prefixes[part][-1 if len(parts) > 2 else 0] for part in parts}
-    begin, modules = f"{layout.part}.", adaptable_modules(parts)
+    begin, modules = f"{layout.part}.", list_adaptable(parts)
     blocks = len({name.split(".")[2] for name in modules if name.startswith(f"{begin}transformer_blocks.")})
     fused = {spelt: ours for spelt, ours in groups.items() if len(ours) > 1}
     spelt = {ours[0]: name for name, ours in groups.items() if len(ours) == 1}

@@ -54,14 +54,14 @@ def read_values(path: Path, what: str, tensor: Tensor) -> Tensor:
         raise UserError(f"{path} is broken: {what} has {tensor.ndim} axes")
     if tensor.is_complex() or not tensor.dtype.is_floating_point:
         raise UserError(
-            f"{path} holds {what} as {_dtype(tensor)}, of which a LoRA cannot be read: quantised files have their "
+            f"{path} holds {what} as {_name_dtype(tensor)}, of which a LoRA cannot be read: quantised files have their "
             "scales elsewhere; take it in 16 or 32 bits"
         )
     try:
         values = tensor.to(torch.float32)
     except (RuntimeError, NotImplementedError, TypeError) as error:  # packed floats, which torch cannot cast
         raise UserError(
-            f"{path} holds {what} as {_dtype(tensor)}, which is not read; take it in 16 or 32 bits"
+            f"{path} holds {what} as {_name_dtype(tensor)}, which is not read; take it in 16 or 32 bits"
         ) from error
     if not values.isfinite().all():
         raise UserError(f"{path} is broken: NaN or infinity in {what}")
@@ -71,14 +71,14 @@ def read_values(path: Path, what: str, tensor: Tensor) -> Tensor:
 def read_number(path: Path, what: str, tensor: Tensor) -> float:
     """Returns the one number that a tensor of any shape holds. Raises UserError."""
     if tensor.numel() != 1 or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise UserError(f"{path} is broken: {what} is {_dtype(tensor)} {tuple(tensor.shape)}, not a number")
+        raise UserError(f"{path} is broken: {what} is {_name_dtype(tensor)} {tuple(tensor.shape)}, not a number")
     try:
         return float(tensor.to(torch.float64))
     except (RuntimeError, NotImplementedError, TypeError) as error:  # packed floats, which torch cannot cast
-        raise UserError(f"{path} is broken: {what} is {_dtype(tensor)}, not a number") from error
+        raise UserError(f"{path} is broken: {what} is {_name_dtype(tensor)}, not a number") from error
 
 
-def _dtype(tensor: Tensor) -> str:
+def _name_dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 

@@ -60,6 +60,6 @@ Lora = dict[str, Pair]
 """Pairs by the module's name in the pipeline, which begins with its part: `text_encoder.…`."""
 
 
-def first_dora(pairs: Lora) -> str | None:
+def find_dora(pairs: Lora) -> str | None:
     """Returns the name of a module that is adapted by a DoRA, if there is one."""
     return next((name for name, pair in pairs.items() if pair.magnitude is not None), None)

@@ -11,8 +11,7 @@ from fewstep.errors import UserError
 from fewstep.models.card import LORA_FILE, split_scale
 from fewstep.models.hub import fetch
 from fewstep.models.lora.header import PEFT_FILE
-from fewstep.models.model_files import find_file
-from fewstep.models.run_folder import find_run
+from fewstep.models.model_files import find_file, find_run
 
 _PREFERRED = (LORA_FILE, "adapter_model.safetensors")
 """Is what diffusers and peft call the file of a LoRA."""
