@@ -82,10 +82,10 @@ WIDTHS = (16, 32, 64, 128)
 """Of the autoencoder, from fine to coarse."""
 AUTOENCODER = {"first": _cycle(4000, 2e-3, precision="bf16"), "second": _cycle(3000, 1e-3, precision="bf16")}
 READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32)}
-TEXT = _cycle(2500, 2e-3, 64, precision="bf16", beta2=0.99)
+TEXT = _cycle(8500, 2e-3, 64, precision="bf16", beta2=0.99)
 UNET = {
-    "first": _cycle(2000, 1.5e-3, 64, precision="bf16", beta2=0.99),
-    "second": _cycle(12000, 1.5e-3, 64, precision="bf16", beta2=0.99),
+    "first": _cycle(9000, 1.5e-3, 64, precision="bf16", beta2=0.99),
+    "second": _cycle(12000, 1.2e-3, 64, precision="bf16", beta2=0.99),
 }
 
 
