@@ -169,9 +169,10 @@ def test_it_is_refused_where_every_weight_learns(kind):
         kind(frozen_precision="nf4")
 
 
-def test_it_is_refused_without_bitsandbytes_before_anything_is_loaded(monkeypatch):
+def test_it_is_refused_without_bitsandbytes_before_anything_is_loaded(random_teacher, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    config = Distill(**SETTINGS, frozen_precision="int8", teacher="not there")
+    monkeypatch.setattr("fewstep.runs.learning.load_latent_model", lambda *_, **__: pytest.fail("it was loaded"))
+    config = Distill(**SETTINGS, frozen_precision="int8", teacher=str(random_teacher))
     with pytest.raises(UserError, match=r"int8 needs bitsandbytes: pip install 'fewstep\[8bit\]'"):
         load_teacher(config)
 
