@@ -23,6 +23,9 @@ import tyro
 from torch import Tensor
 
 from fewstep import assets
+from fewstep.commands.distill import distill
+from fewstep.commands.finetune import finetune
+from fewstep.commands.train_lora import train_lora
 from fewstep.data.pictures import to_pixels
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.evaluate.cell import TEACHER_STEPS, Cell, painter_of
@@ -36,7 +39,10 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.pipeline import Pipeline, load_pipeline
-from fewstep.recipes import distill, finetune, named, train_lora
+from fewstep.recipes import named
+from fewstep.recipes.distill import Distill
+from fewstep.recipes.finetune import default_finetune
+from fewstep.recipes.train_lora import TrainLora, default_train_lora
 from fewstep.teacher.reader_task import ReaderTask
 from fewstep.train.config import LoopConfig
 from fewstep.train.loop import fit
@@ -108,10 +114,10 @@ def main(study: Study) -> None:
     study.out.mkdir(parents=True, exist_ok=True)
     data = {"data": assets.SCENES_LEANING, "pictures": study.pictures}
     lcm_lora = dataclasses.replace(named.find_recipe("scenes-lora"), out=study.runs / "lcm-lora")
-    style = dataclasses.replace(train_lora.default_train_lora(), out=study.runs / "style", **data)
+    style = dataclasses.replace(default_train_lora(), out=study.runs / "style", **data)
     lcm = dataclasses.replace(named.scenes(), guided_from=0, out=study.runs / "lcm")
     tuned = dataclasses.replace(
-        finetune.default_finetune(),
+        default_finetune(),
         model=str(lcm.out / "model"),
         out=study.runs / "tuned",
         guidance_range=lcm.guidance_range,
@@ -120,8 +126,8 @@ def main(study: Study) -> None:
     )
     papers = dataclasses.replace(tuned, out=study.runs / "tuned-fixed-gap", shrink=0.0)
     for train, config in (
-        (distill.distill, lcm_lora), (train_lora.train_lora, style), (distill.distill, lcm),
-        (finetune.finetune, papers), (finetune.finetune, tuned),
+        (distill, lcm_lora), (train_lora, style), (distill, lcm),
+        (finetune, papers), (finetune, tuned),
     ):  # fmt: skip
         if not (config.out / "model").exists():
             train(config)  # type: ignore[operator]
@@ -132,7 +138,7 @@ def main(study: Study) -> None:
         finetuning(study, judge, loras=(style, lcm_lora), lcms=(lcm, papers, tuned))
 
 
-def combining(study: Study, judge: Judge, lcm_lora: distill.Distill, style: train_lora.TrainLora) -> None:
+def combining(study: Study, judge: Judge, lcm_lora: Distill, style: TrainLora) -> None:
     """λ1·style + λ2·LCM-LoRA at 4 steps, beside each alone and the style at 50 steps."""
     files = [config.out / "model" / DIFFUSERS_FILE for config in (style, lcm_lora)]
     plain, styled = (load_latent_model(assets.scenes_teacher(), CPU) for _ in range(2))

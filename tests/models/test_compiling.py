@@ -121,7 +121,7 @@ def test_where_nothing_can_be_compiled_it_is_said(monkeypatch):
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr(training, "current_world", lambda: type("World", (), {"size": 2}))
     with pytest.raises(UserError, match="--compile is for one process"):
-        training.compile_trainable(None, "blocks", "fp32")
+        training.check_training("blocks", CPU)
 
 
 def test_attention_is_named_for_every_width_of_a_head(network):
