@@ -115,6 +115,8 @@ def measure_text(study: Study) -> dict[str, float]:
     tokens = tokenise(tokenizer, captions)
     said = torch.cat([encoder(part)[0][:, -expected.shape[1] :] for part in tokens.split(100)])
     said = torch.cat([said, torch.ones_like(said[..., :1])], dim=-1)
+    # In fp32 the solution is left to rounding: said holds a norm's outputs, which nearly depend on each other.
+    said, expected = said.double(), expected.double()
     read = torch.linalg.lstsq(said[:half].flatten(0, 1), expected[:half].flatten(0, 1)).solution
     found, wanted = said[half:] @ read, expected[half:]
 
@@ -125,7 +127,7 @@ def measure_text(study: Study) -> dict[str, float]:
     looks, waves = slice(0, LOOKS), slice(LOOKS, LOOKS + list_waves().shape[-1])
     there = wanted[..., -1].reshape(-1, PATCHES**2)[:, 0] == 1
     each = [x[..., looks].reshape(len(there), -1)[there] for x in (found, wanted)]
-    nearest = [torch.cdist(x, list_looks().flatten(1)).argmin(1) for x in each]
+    nearest = [torch.cdist(x, list_looks().flatten(1).double()).argmin(1) for x in each]
     names = float((nearest[0] == nearest[1]).float().mean())
     return {"missed of looks": miss(looks), "missed of where": miss(waves), "nearest is right": names}
 

@@ -309,7 +309,9 @@ def train_unet(out: Path, cycle: str) -> None:
     torch.manual_seed(3)
     seed = list(UNET).index(cycle)
     before = list(UNET)[seed - 1]
-    start: Any = build_gallery_unet() if seed == 0 else UNet2DConditionModel.from_pretrained(out / f"unet-{before}")
+    start: Any = (
+        build_gallery_unet() if seed == 0 else UNet2DConditionModel.from_pretrained(out / f"unet-{before}").float()
+    )
     text: Any = TextOnDemand(text_encoder, tokens)
     shown: Any = Shown(latents * scaling_factor, pictures)
     start = start.to(memory_format=torch.channels_last)
