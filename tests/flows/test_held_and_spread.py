@@ -68,12 +68,19 @@ def test_adapters_learn_on_a_base_in_4_bits(name, make_flow, flow_pictures, tmp_
         assert any(value.any() for key, value in learnt.items() if "lora_B" in key)
 
 
-RUNS = dict.fromkeys(TRANSFORMERS, ("whole",)) | {"sd3": ("whole", "lora", "any-step")}
+RUNS = dict.fromkeys(TRANSFORMERS, ("whole", "lora")) | {
+    "sd3": ("whole", "lora", "any-step", "judged"), "qwen": ("whole", "lora", "judged", "ddp")
+}  # fmt: skip
 """What is distilled of each family by two processes; one of them in full."""
 
 
+WHOLE_EACH = ("--distribution", "ddp")
+
+
 def options(kind):
-    return {"lora": LORA, "any-step": ("--method", "any-step", "--skip", 125)}.get(kind, ())
+    judged = (*LORA, "--adversarial", 0.5, "--gradient-checkpointing")
+    any_step = ("--method", "any-step", "--skip", 125)
+    return {"lora": LORA, "any-step": any_step, "judged": judged, "ddp": WHOLE_EACH}.get(kind, ())
 
 
 def distil_all(flows, pictures, folder):

@@ -168,6 +168,11 @@ class BackboneNetwork(nn.Module, ABC):
         """Returns the parts of few kinds that there are many of, which are compiled kind by kind."""
         return self.blocks
 
+    @property
+    def leaves_some_unused(self) -> bool:
+        """Tells whether it computes with weights of which nothing comes in the answer."""
+        return False
+
 
 def hash_weights(network: nn.Module) -> str:
     """Hashes a network's weights, whatever adapters hang on it. Of one that is spread all processes call it."""

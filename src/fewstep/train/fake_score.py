@@ -14,4 +14,6 @@ def add_fake(student: Trainable, rank: int) -> Learner:
     fake = AdaptedNetwork(network, rank, float(rank), targets, student.frozen, student.card.seed, name="fake")
     student.base = fake.teacher
     learner = Learner(weights=fake.weights, student=fake.student)
-    return replicate(learner) if current_world().size > 1 else learner
+    if current_world().size == 1:
+        return learner
+    return replicate(learner, some_unused=network.leaves_some_unused)

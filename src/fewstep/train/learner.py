@@ -97,16 +97,22 @@ class _AsModule(nn.Module):
         return self._network[0](*arguments)
 
 
-def replicate(learner: Learner) -> Learner:
-    """Returns the learner whole in every process: gradients are summed while the backward pass goes on (DDP)."""
-    network = replicate_module(learner.weights, learner.student)
+def replicate(learner: Learner, *, some_unused: bool = False) -> Learner:
+    """Returns the learner whole in every process: gradients are summed while the backward pass goes on (DDP).
+
+    `some_unused` says that some weights have no gradient, which is not waited for then.
+    """
+    network = replicate_module(learner.weights, learner.student, some_unused=some_unused)
     return dataclasses.replace(learner, student=network, student_without_exchange=learner.student)
 
 
-def replicate_module(weights: nn.Module, network: Callable[..., Any]) -> DistributedDataParallel:
+def replicate_module(
+    weights: nn.Module, network: Callable[..., Any], *, some_unused: bool = False
+) -> DistributedDataParallel:  # fmt: skip
     """Returns a network that exchanges the gradients of `weights`, which it answers with."""
     replicated = DistributedDataParallel(
-        _AsModule(weights, network), broadcast_buffers=False, gradient_as_bucket_view=True
+        _AsModule(weights, network), broadcast_buffers=False, gradient_as_bucket_view=True,
+        find_unused_parameters=some_unused,
     )  # fmt: skip
     # DDP itself divides by the number of processes. The loss is a share of the whole batch's, so a sum is right.
     replicated.register_comm_hook(None, _sum)

@@ -59,7 +59,7 @@ class LoraWeights:
             target_average=None if target_decay is None else self._target, target_decay=target_decay or 0.0,
         )  # fmt: skip
         if current_world().size > 1:
-            self.learner = replicate(self.learner)
+            self.learner = replicate(self.learner, some_unused=model.network.leaves_some_unused)
         self.model, self.card, self.frozen = model, card, frozen
 
     @property

@@ -83,7 +83,8 @@ def _spread(learner: Learner, distribution: Distribution) -> Learner:
     """Spreads what learns over the processes of this run."""
     match distribution:
         case "ddp":
-            return replicate(learner)
+            assert isinstance(learner.weights, BackboneNetwork)
+            return replicate(learner, some_unused=learner.weights.leaves_some_unused)
         case "fsdp" | "hybrid":
             mesh = make_mesh(distribution)
             for network in filter(None, (learner.weights, learner.averaged, learner.target_average)):

@@ -108,6 +108,10 @@ class QwenNetwork(TransformerNetwork):
     block_lists = ("transformer_blocks",)
 
     @property
+    def leaves_some_unused(self) -> bool:
+        return True  # the last block's text
+
+    @property
     def time_embedding(self) -> Any:
         return self.transformer.time_text_embed
 
