@@ -71,16 +71,16 @@ def test_adapters_learn_on_a_base_in_4_bits(name, make_flow, flow_pictures, tmp_
 RUNS = dict.fromkeys(TRANSFORMERS, ("whole", "lora")) | {
     "sd3": ("whole", "lora", "any-step", "judged"), "qwen": ("whole", "lora", "judged", "ddp")
 }  # fmt: skip
-"""What is distilled of each family by two processes; one of them in full."""
-
-
-WHOLE_EACH = ("--distribution", "ddp")
+"""What is distilled of each family by two processes: of sd3 all, and of qwen, some of whose weights have no gradient,
+what exchanges gradients by DDP."""
 
 
 def options(kind):
-    judged = (*LORA, "--adversarial", 0.5, "--gradient-checkpointing")
-    any_step = ("--method", "any-step", "--skip", 125)
-    return {"lora": LORA, "any-step": any_step, "judged": judged, "ddp": WHOLE_EACH}.get(kind, ())
+    return {
+        "whole": (), "lora": LORA, "any-step": ("--method", "any-step", "--skip", 125),
+        "judged": (*LORA, "--adversarial", 0.5, "--gradient-checkpointing"),
+        "ddp": ("--distribution", "ddp"),  # in place of that of ALIKE
+    }[kind]  # fmt: skip
 
 
 def distil_all(flows, pictures, folder):

@@ -108,7 +108,7 @@ def current_world() -> World:
 
 Distribution = Literal["ddp", "fsdp", "hybrid"]
 _ASK = "ask_spread"
-"""Is what a spread module calls its second way to be asked."""
+"""Names the attribute by which a spread module is asked for something in its midst."""
 
 
 def count_local() -> int:
@@ -144,11 +144,8 @@ def find_mesh(module: nn.Module) -> DeviceMesh:
 def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh | None = None) -> None:
     """Leaves each process of a mesh, or of all, a part of every weight; all of a block is put together while it
     computes (FSDP2). What rests in main memory comes to the process's device, a block at a time."""
-    from torch.distributed.fsdp import (
-        FSDPModule,
-        fully_shard,
-        register_fsdp_forward_method,
-    )  # seconds, of which a picture has no need
+    # It takes seconds, of which a picture has no need.
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise UserError(f"--distribution fsdp needs a newer torch than {torch.__version__}; take ddp, or a newer one")
