@@ -55,7 +55,7 @@ def test_python_names_unknown_words_with_the_nearest_and_what_can_be_asked(bundl
     (said,) = list_warnings(bundled, "a red cricle", "a CAT")
     assert said.startswith(
         'this model\'s text encoder never learnt the words "cricle" (did you mean "circle"?), "cat"; '
-        'it knows 38 others, which `fewstep inspect MODEL` lists; for example "a cyan star", "a '
+        'it knows 38 others, which `fewstep inspect scenes-lcm` lists; for example "a cyan star", "a '
     )
     assert "\n" not in said
     assert list_warnings(bundled, "A Red star, on white.", "a small pink heart") == []
@@ -112,9 +112,9 @@ def test_the_gallerys_tokenizer_lists_hundreds_which_a_message_does_not():
     captions = [Gallery(seed=1).prompt(i)[0] for i in range(3000)]
     vocabulary = parse_vocabulary(scenes_model.build_tokenizer(captions).init_kwargs)
     assert vocabulary.find_unknown(Gallery(seed=5).prompt(i)[0] for i in range(300)) == []
-    said = vocabulary.explain(["an elephantt and a sofa in a forest"])
+    said = vocabulary.explain(["an elephantt and a sofa in a forest"], "my model")
     assert 'the words "elephantt" (did you mean "elephant"?), "forest"; it knows 3' in said
-    assert "which `fewstep inspect MODEL` lists; for example " in said
+    assert "which `fewstep inspect 'my model'` lists; for example " in said
     assert len(said) < 300
 
 
@@ -133,12 +133,14 @@ def test_words_are_told_as_the_tokenizer_splits_them():
 
 
 def test_of_many_unknown_words_three_are_named():
-    said = Vocabulary(("cat",)).explain(["b c d e f g h"])
+    said = Vocabulary(("cat",)).explain(["b c d e f g h"], "cats")
     assert said == 'this model\'s text encoder never learnt the words "b", "c", "d" and 4 more; it knows: cat'
 
 
 def test_the_note_on_a_long_prompt_of_unknown_words_stays_short(bundled):
-    said = bundled.vocabulary.explain(["an astronaut riding a horse on mars, photorealistic, 8k, highly detailed"])
+    said = bundled.vocabulary.explain(
+        ["an astronaut riding a horse on mars, photorealistic, 8k, highly detailed"], "scenes-lcm"
+    )
     assert 'the words "astronaut", "riding" (did you mean "ring"?), "horse" and 5 more; it knows 38 others' in said
     assert said.count("for example") == 1
     assert len(said) < 260

@@ -134,7 +134,9 @@ class Pipeline:
                 warnings.warn(
                     f"the model reads the first {limit} tokens of {each!r} and ignores the rest", stacklevel=2
                 )
-        if self.vocabulary is not None and (said := self.vocabulary.explain(prompts)):
+        if self.vocabulary is not None and (
+            said := self.vocabulary.explain(prompts, assets.find_name(self.model.source))
+        ):
             warnings.warn(said, stacklevel=2)
         scale = self.guidance_scale if guidance_scale is None else guidance_scale
         low, high = self.model.card.guidance_range or (scale, scale)

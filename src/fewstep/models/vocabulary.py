@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,23 +62,23 @@ class Vocabulary:
         near = difflib.get_close_matches(word[:40], words, 1, _ALIKE)
         return near[0] if near else None
 
-    def explain(self, prompts: Iterable[str]) -> str | None:
+    def explain(self, prompts: Iterable[str], model: str) -> str | None:
         """Returns one line that names the unknown words of prompts and says what can be asked; None where all are
-        known."""
+        known. `model` is what a user types for the model whose words these are."""
         unknown = self.find_unknown(prompts)
         if not unknown:
             return None
         named = ", ".join(self._name(word) for word in unknown[:_MOST_NAMED])
         more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
         noun = "words" if len(unknown) > 1 else "word"
-        return f"this model's text encoder never learnt the {noun} {named}{more}; {self.describe()}"
+        return f"this model's text encoder never learnt the {noun} {named}{more}; {self.describe(model)}"
 
-    def describe(self) -> str:
-        """Says what can be asked: all words, where they are few, or how to see them, and examples."""
+    def describe(self, model: str) -> str:
+        """Says what can be asked of `model`: all words, where they are few, or how to see them, and examples."""
         if len(self.words) <= _MOST_LISTED:
             known = f"it knows: {', '.join(self.words)}"
         else:
-            known = f"it knows {len(self.words)} others, which `fewstep inspect MODEL` lists"
+            known = f"it knows {len(self.words)} others, which `fewstep inspect {shlex.quote(model)}` lists"
         examples = ", ".join(f'"{each}"' for each in self.examples[:_MOST_SHOWN])
         return f"{known}; for example {examples}" if examples else known
 

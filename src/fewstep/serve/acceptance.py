@@ -102,7 +102,7 @@ class Acceptance:
         notes = list[str]()
         self._check_texts(request, notes)
         vocabulary = self.pipeline.vocabulary
-        on_words = "" if vocabulary is None else vocabulary.explain([request.prompt]) or ""
+        on_words = "" if vocabulary is None else vocabulary.explain([request.prompt], self.pipeline.name) or ""
         if on_words:
             notes.append(on_words)
         check_between(request.name_of("n"), request.n, 1, self.settings.pictures)
