@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ from flow_miniatures import TRANSFORMERS
 from miniatures import save_miniature
 from peak import Peak
 from ranks import run_ranks
+from single_files import save_single_file
 
 CPU = torch.device("cpu")
 
@@ -137,6 +140,52 @@ def test_spread_networks_are_bit_for_bit_what_whole_ones_are(tokenizer, tmp_path
     folders = [save_miniature("sdxl", tokenizer, tmp_path / "sdxl")]
     folders += [TRANSFORMERS[name](tokenizer, tmp_path / name) for name in ("sd3", "qwen")]
     run_ranks(3, build, folders)
+
+
+def build_in_turn(source, base_config):
+    times, plain = [], spreading._load_parts
+
+    def load_parts(*given):
+        begun = time.monotonic()
+        model = plain(*given)
+        times.extend((begun, time.monotonic()))
+        return model
+
+    whole = load_latent_model(source, CPU, base_config)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(spreading, "_load_parts", load_parts)
+        model = spreading.load_spread(source, CPU, base_config)
+    assert is_spread(model.network)
+    assert not any(value.requires_grad for value in model.network.parameters())
+    held = sum(value.to_local().nbytes for value in model.network.parameters())
+    assert held < 0.6 * sum(value.nbytes for value in whole.network.parameters())
+    check_same(model.network, whole.network)
+    assert model.network.takes_end == whole.network.takes_end
+    assert dict(model.network.backbone.config) == dict(whole.network.backbone.config)
+    check_same(spreading.copy_spread(model.network), whole.network)
+    turns = sorted(current_world().gather(times))
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(turns))
+
+
+def test_what_is_not_read_in_rows_is_read_by_one_process_at_a_time(tokenizer, tmp_path):
+    """A single file, and a transformer that is told an end, which its class in diffusers has no place for."""
+    folder = save_miniature("sd15", tokenizer, tmp_path / "sd15")
+    run_ranks(2, build_in_turn, save_single_file("sd15", folder, tmp_path / "one.safetensors"), str(folder))
+    teacher = load_latent_model(TRANSFORMERS["sd3"](tokenizer, tmp_path / "sd3"), CPU)
+    told = teacher.network.to_student(8, told_end=True)
+    with replace_folder(tmp_path / "told") as draft:
+        save_pipeline(draft, teacher, told, make_scheduler(teacher, METHODS["any-step"], 50), few_step=True)
+    run_ranks(2, build_in_turn, tmp_path / "told", "")
+
+
+def refuse_to_build(source):
+    with pytest.raises(UserError, match="is neither a folder nor a file"):
+        spreading.load_spread(source, CPU)
+    current_world().wait()
+
+
+def test_what_cannot_be_loaded_is_refused_in_every_process(tmp_path):
+    run_ranks(2, refuse_to_build, tmp_path / "not-there")
 
 
 def measure(folder, out):

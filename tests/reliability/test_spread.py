@@ -212,6 +212,16 @@ def test_a_stage_that_follows_adapters_on_a_spread_base_learns_what_it_does_on_a
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
 
 
+def test_a_lora_follows_a_spread_model_as_it_does_a_whole_one(tiny, photos, tmp_path):
+    """The any-step model that is followed is spread beside the base."""
+    first = {"method": "any-step", "target_decay": None, "states": "data", "lora_rank": 0, "distribution": "ddp"}
+    run_ranks(1, learn_adapters, tiny, photos, tmp_path / "begun", 1, first)
+    second = {"method": "pcm", "phases": (4,), "target_decay": None, "follow": str(tmp_path / "begun/model")}
+    for size in (1, 2):
+        run_ranks(size, learn_adapters, tiny, photos, tmp_path / str(size), 3, second)
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+
+
 @pytest.mark.parametrize("rank", [2, 0])
 def test_heads_on_a_spread_teacher_judge_as_those_on_a_whole_one(tiny, photos, tmp_path, rank):
     """They read features in its midst, and the student's gradient goes back through what it computed on the way."""

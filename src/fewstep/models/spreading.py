@@ -4,6 +4,7 @@ from another network's parts. Nothing of them is ever whole anywhere."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from fewstep.errors import UserError
 from fewstep.files import open_safetensors
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
@@ -27,6 +29,7 @@ from fewstep.parallel.world import (
     find_plain_class,
     find_rows,
     gather_tensor,
+    make_mesh,
     shard,
 )
 
@@ -42,36 +45,62 @@ def load_spread(
     """Loads a model as `load_latent_model` does, in fp32, but of its network each process its own part alone: one of
     all, or of those that `mesh` says.
 
-    One whose weights do not lie in a folder of diffusers' own names (a single file, a LoRA merged into it) is read
-    whole by every process first. All processes call it together.
+    The processes of a machine load one after another. One whose network does not lie in files of diffusers' own names
+    (a single file, a LoRA merged into it) reads it whole and keeps its part, so that main memory holds it whole once.
+    All processes call it together. Raises UserError, in each, once all of them had their turn.
     """
-    model = _load_in_turn(source, home, base_config, overrides)
-    network = model.network
-    stored = network.backbone.__dict__.pop(_STORED, None)
-    shard(network.backbone, network.blocks, mesh)
-    if stored is not None:
-        _allocate(network.backbone, home)
-        _fill(network.backbone, stored)
-    network.backbone.to(home)
-    return model
-
-
-def _load_in_turn(
-    source: str | Path, home: torch.device, base_config: str, overrides: Overrides | None
-) -> LatentModel:  # fmt: skip
-    """Loads all but the network, which is shaped alone. Where text encoders go to a GPU the processes of a machine load
-    them one after another, so that its main memory holds those of one at a time."""
-    world, turns = current_world(), 1 if home.type == "cpu" else count_local()
-    own = int(os.environ.get("LOCAL_RANK", "0")) % turns
+    mesh = mesh or make_mesh("fsdp")
+    world, turns = current_world(), count_local()
+    own = int(os.environ.get("LOCAL_RANK", world.rank)) % turns
     model: LatentModel | None = None
+    failed: UserError | None = None
     for turn in range(turns):
         if turn == own:
-            model = load_latent_model(source, torch.device("cpu"), base_config, overrides, home=home, shaped=True)
-            model = model.settle_around(home)
+            try:
+                model = _load_parts(source, home, base_config, overrides, mesh)
+            except UserError as error:
+                failed = error
         if turns > 1:
             world.wait()
+    if failed:
+        raise failed
     assert model is not None
     return model
+
+
+def _load_parts(
+    source: str | Path, home: torch.device, base_config: str, overrides: Overrides | None, mesh: DeviceMesh
+) -> LatentModel:  # fmt: skip
+    """Loads a model with this process's part of its network, and waits for no other process."""
+    model = load_latent_model(source, torch.device("cpu"), base_config, overrides, home=home, shaped=True)
+    network = model.network
+    stored = network.backbone.__dict__.pop(_STORED, None)
+    if stored is None:
+        model = dataclasses.replace(model, network=_cut(network, mesh, home))
+    else:
+        shard(network.backbone, network.blocks, mesh)
+        _allocate(network.backbone, home)
+        _fill(network.backbone, stored)
+        network.backbone.to(home)
+    return model.settle_around(home)
+
+
+def _cut(network: _Network, mesh: DeviceMesh, home: torch.device) -> _Network:
+    """Returns this process's part of a network that is whole."""
+    given = network.backbone
+    part: Any = _shape_as(network, {})
+    shard(part.backbone, part.blocks, mesh)
+    _allocate(part.backbone, home)
+    part.requires_grad_(False)
+    held = {**dict(given.named_parameters()), **dict(given.named_buffers())}
+    with torch.no_grad():
+        for name, value in (*part.backbone.named_parameters(), *part.backbone.named_buffers()):
+            if not isinstance(value, DTensor):
+                value.copy_(held[name])
+            elif (local := value.to_local()).numel():
+                local.copy_(held[name][find_rows(value)])
+    cut: _Network = part
+    return cut
 
 
 def shape_network(kind: Any, folder: Path, files: Sequence[Path], dtype: torch.dtype) -> Any | None:
@@ -101,11 +130,7 @@ def copy_spread(
     tensors that `network` has not which of its own they begin as, or None for zeros.
     """
     given = network.backbone
-    copy: Any = network.with_backbone(_shape_like(given, settings or {}))
-    copy.schedule = network.schedule
-    if (told_end or network.takes_end) and not copy.takes_end:
-        with _parameters_on_meta():
-            copy.hang_end()
+    copy: Any = _shape_as(network, settings or {}, told_end=told_end)
     shard(copy.backbone, copy.blocks, find_mesh(given))
     _allocate(copy.backbone, next(given.parameters()).device)
     _copy_parts(copy.backbone, given, begins or {})
@@ -128,11 +153,7 @@ def save_spread(network: _Network, save: Callable[[_Network], None]) -> None:
 
 
 def _appear_whole(network: _Network, held: Mapping[str, Tensor]) -> _Network:
-    whole: Any = network.with_backbone(_shape_like(network.backbone, {}))
-    whole.schedule = network.schedule
-    if network.takes_end and not whole.takes_end:
-        with _parameters_on_meta():
-            whole.hang_end()
+    whole: Any = _shape_as(network, {})
     backbone = whole.backbone
     list_shapes = backbone.state_dict
     for begin, end in backbone.named_modules():
@@ -167,8 +188,18 @@ def hash_spread(network: nn.Module) -> str:
     return found
 
 
+def _shape_as(network: BackboneNetwork, settings: Mapping[str, Any], *, told_end: bool = False) -> BackboneNetwork:
+    """Makes a network like another one, but for `settings` of its module, with parameters on no device."""
+    shaped = network.with_backbone(_shape_like(network.backbone, settings))
+    shaped.schedule = network.schedule
+    if (told_end or network.takes_end) and not shaped.takes_end:
+        with _parameters_on_meta():
+            shaped.hang_end()
+    return shaped
+
+
 def _shape_like(given: Any, settings: Mapping[str, Any]) -> Any:
-    """Makes a network as large as a spread one, or of other settings, with parameters on no device."""
+    """Makes a module as large as a spread one, or of other settings, with parameters on no device."""
     # What an older config.json leaves out diffusers lists under this name, and would set to its default again.
     config = {name: value for name, value in given.config.items() if name != "_use_default_values"}
     kind: Any = find_plain_class(given)

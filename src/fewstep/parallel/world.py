@@ -116,21 +116,21 @@ def count_local() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or current_world().size
 
 
-def make_mesh(distribution: Distribution) -> DeviceMesh | None:
-    """Returns which processes hold the parts of a network: all of them together (None), or with `hybrid` those of each
+def make_mesh(distribution: Distribution) -> DeviceMesh:
+    """Returns which processes hold the parts of a network: all of them together, or with `hybrid` those of each
     machine, so that machines exchange gradients alone. All processes call it together.
 
     Raises UserError where machines have different numbers of processes.
     """
-    world = current_world()
-    here = count_local()
-    if distribution != "hybrid" or here == world.size:
-        return None
-    if len({*world.gather(here)}) > 1 or world.size % here:
-        raise UserError("--distribution hybrid needs as many processes on every machine; give fsdp, or start so many")
     from torch.distributed.device_mesh import init_device_mesh
 
+    world = current_world()
+    here = count_local()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if distribution != "hybrid" or here == world.size:
+        return init_device_mesh(device, (world.size,))
+    if len({*world.gather(here)}) > 1 or world.size % here:
+        raise UserError("--distribution hybrid needs as many processes on every machine; give fsdp, or start so many")
     return init_device_mesh(device, (world.size // here, here), mesh_dim_names=("machines", "parts"))
 
 

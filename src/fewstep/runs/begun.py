@@ -82,8 +82,8 @@ def _check_stage(config: Distill, card: StudentCard) -> None:
         )
 
 
-def _load_student(folder: Path, teacher: LatentModel) -> LatentModel:
-    """Loads it as the teacher is held."""
+def load_student_beside(folder: Path, teacher: LatentModel) -> LatentModel:
+    """Loads a student, of which each process holds what it does of the teacher: all, or its part."""
     if not is_spread(teacher.network):
         return load_latent_model(folder, teacher.device)
     mesh = find_mesh(teacher.network)
@@ -96,7 +96,7 @@ def _load_network(config: Distill, teacher: LatentModel) -> Begun:
     folder = Path(find_exported(config.start))
     if folder.suffix == ".safetensors" or (folder / LORA_FILE).is_file():
         raise UserError(f"{config.start} is a LoRA, which goes on as one; give its --lora-rank too")
-    model = _load_student(folder, teacher)
+    model = load_student_beside(folder, teacher)
     if not model.is_student:
         raise UserError(f"{config.start} is not a few-step model with an input for guidance; give one")
     if model.family is not teacher.family or model.network.parameterisation != teacher.network.parameterisation:

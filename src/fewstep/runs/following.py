@@ -11,11 +11,10 @@ from fewstep.errors import UserError
 from fewstep.method.paths import StudentPath
 from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.family import LatentModel
-from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork, hash_weights
 from fewstep.recipes.distill import Distill
-from fewstep.runs.begun import ROUNDING
+from fewstep.runs.begun import ROUNDING, load_student_beside
 from fewstep.runs.learning import choose_frozen_dtype
 from fewstep.train.learner import Trainable
 
@@ -47,7 +46,7 @@ def _load_any_step(config: Distill, teacher: LatentModel, card: StudentCard) -> 
     folder = Path(find_exported(config.follow))
     if folder.suffix == ".safetensors" or (folder / LORA_FILE).is_file():
         raise UserError(f"{config.follow} is a LoRA; give a whole model by any-step")
-    model = load_latent_model(folder, teacher.device)
+    model = load_student_beside(folder, teacher)
     if not model.network.takes_end:
         made = read_method(model.card, config.follow).name if model.is_few_step else "nobody as a few-step model"
         raise UserError(f"{config.follow} was made by {made}; give a model by any-step, which is told where to land")
