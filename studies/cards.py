@@ -68,7 +68,7 @@ def find_cards(recipe: str) -> dict[str, Any]:
 def show(row: dict[str, Any]) -> dict[str, Any]:
     """Returns a row of the table in docs/scale.md."""
     cards = f"{row['cards']} × {row['GB of each']:g}" if row["cards"] else "more than 8 × 141"
-    options = row["command"].partition(" --data PATH ")[2] or "none"
+    options = row["command"].partition(" --data PICTURES ")[2] or "none"
     return {
         "recipe": f"`{row['recipe']}`", "cards × GB": cards, "needed on each, GiB": row["needed, GiB"],
         "with": f"`{options}`",

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewstep import cli
+from fewstep import assets, cli
 from fewstep.commands.generate import read_picture
 from fewstep.commands.inspect import Inspect, describe, inspect
 from fewstep.data.infotext import Infotext, build_png_info, read_infotext
@@ -76,7 +76,7 @@ def test_a_run_and_its_model(random_student):
     assert folded
     other = folded[3].splitlines()
     assert int(folded[1]) + len(other) == int(folded[2]) == len(read_config_file(random_student / "config.yaml"))
-    assert {"steps: 3", "batch_size: 4", "pictures: 24"} <= {*other}
+    assert {"updates: 3", "batch_size: 4", "pictures: 24"} <= {*other}
     assert len(other) < 15
     assert "fewstep generate --model" in "\n".join(describe(random_student / "model"))
 
@@ -203,3 +203,17 @@ def test_a_style_is_painted_on_what_is_few_step(tmp_path):
     of_others = list(advise_lora(tmp_path / "a b.safetensors", {"fewstep.teacher": "some/base"}))
     assert "few-step model of some/base" in of_others[1]
     assert of_others[2].endswith(f"--model some/base --lora LCM-LORA --lora {file}:0.8")
+
+
+def test_an_lcm_lora_is_painted_by_its_folder_where_its_base_is_at_hand(tmp_path):
+    file, made = tmp_path / "model" / "pytorch_lora_weights.safetensors", {"fewstep.method": "LCM-LoRA"}
+    (painted,) = advise_lora(file, {**made, "fewstep.teacher": "scenes"})
+    assert painted == f'paint with it: fewstep generate --model {file.parent} --prompt "…"'
+    (named,) = advise_lora(file, {**made, "fewstep.teacher": "some/base"})
+    assert named == f'paint with it: fewstep generate --model some/base --lora {file} --prompt "…"'
+
+
+def test_updates_are_called_that():
+    lines = [*describe(assets.scenes_lcm())]
+    assert "updates: 120" in lines
+    assert not any(line.startswith("steps:") for line in lines)

@@ -9,14 +9,18 @@ import torch
 import yaml
 
 from fewstep.arguments import parse_arguments, suggest_option
-from fewstep.commands.generate import Generate
+from fewstep.commands.generate import Generate, _list_names
 from fewstep.errors import UserError, find_nearest
 from fewstep.evaluate.bootstrap import bootstrap_interval, share_interval
+from fewstep.models.loading import find_files
 from fewstep.models.lora.source import parse_lora
 from fewstep.models.model_files import find_run
+from fewstep.models.options import Overrides
+from fewstep.recipes.distill import Distill
 from fewstep.recipes.named import find_recipe
 from fewstep.recipes.plain import to_plain
 from fewstep.runs.folder import claim_run_folder, refuse_others
+from fewstep.runs.learning import note_short_warm_up
 
 
 def make_run(folder, command, *, step=0, ended=False, **settings):
@@ -136,3 +140,26 @@ def test_the_interval_of_pictures_that_are_all_alike_is_wilsons(right, wanted):
 def test_the_interval_of_any_other_share_is_the_bootstraps():
     right = torch.tensor(3 * [0.0] + 7 * [1.0])
     assert share_interval(right) == bootstrap_interval(right)
+
+
+def test_the_model_of_a_run_that_has_not_ended_is_said_to_come(tmp_path):
+    make_run(tmp_path / "half", "distill", step=5, steps=400)
+    with pytest.raises(
+        UserError, match=r"half/model is not there yet: .*half is a distill run that stopped at .*; pai"
+    ):
+        find_files(tmp_path / "half" / "model", Overrides())
+    with pytest.raises(UserError, match="elsewhere/model is neither a folder nor a file"):
+        find_files(tmp_path / "elsewhere" / "model", Overrides())
+
+
+def test_a_run_that_ends_in_its_warm_up_says_so(capsys):
+    note_short_warm_up(Distill(teacher="scenes", data="scenes", steps=40, warmup_steps=100, lr=1e-4))
+    assert "at 4e-05 of 0.0001; give fewer --warmup-steps" in capsys.readouterr().out
+    note_short_warm_up(Distill(teacher="scenes", data="scenes", steps=100, warmup_steps=100))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_long_prompt_names_its_picture_by_whole_words(tmp_path):
+    named = next(_list_names(tmp_path, "a small red star above a large blue ring on a black background", 3))
+    assert named.name == "a-small-red-star-above-a-large-blue-ring-on-a-black-seed3.png"
+    assert next(_list_names(tmp_path, "x" * 90, 3)).name == f"{'x' * 60}-seed3.png"

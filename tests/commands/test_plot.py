@@ -129,7 +129,18 @@ def test_the_commands_of_the_documents(tmp_path, monkeypatch):
     assert len(commands) == 2
     for command in commands:
         main(command.split())
-    assert {file.name for file in tmp_path.glob("*.html")} == {"plot.html", "compared.html"}
+    assert {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.html")} == {
+        "runs/mine/plot.html", "compared.html",
+    }  # fmt: skip
+
+
+def test_a_page_of_several_runs_lies_where_one_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "one")
+    make_run(tmp_path / "two")
+    main(["plot", "one", "two"])
+    assert capsys.readouterr().out == "page: plot.html\n"
+    assert [*tmp_path.rglob("*.html")] == [tmp_path / "plot.html"]
 
 
 @pytest.mark.parametrize(

@@ -198,5 +198,7 @@ def read_picture(path: Path, mode: Literal["RGB", "RGBA"] = "RGB") -> Image.Imag
 
 
 def _list_names(folder: Path, prompt: str, seed: int) -> Iterator[Path]:
-    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")
+    slug = words[:60] if len(words) <= 60 or "-" not in words[:61] else words[:61].rpartition("-")[0]
+    slug = slug or "picture"
     return (folder / f"{slug}-seed{seed}{'' if n == 1 else f'-{n}'}.png" for n in range(1, 1_000_000))

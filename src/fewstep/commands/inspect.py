@@ -149,7 +149,9 @@ def _describe_pipeline(folder: Path) -> Iterator[str]:
     if tokenizer.is_file() and (vocabulary := parse_vocabulary(read_json(tokenizer, otherwise))):
         yield f"words that it knows: {', '.join(vocabulary.words)}"
         yield f"prompts as it learnt them: {'; '.join(vocabulary.examples)}"
-    yield from _list_entries([(name, value) for name, value in card.to_json().items() if name != "resolution"])
+    yield from _list_entries(
+        _name_for_readers({name: value for name, value in card.to_json().items() if name != "resolution"})
+    )
     here = shlex.quote(assets.find_name(folder))
     is_few_step = family.is_few_step(network) or family.records_student(card) or card.method == LCM_LORA
     if is_few_step or scheduler.get("_class_name") == "LCMScheduler":
@@ -213,7 +215,7 @@ def _describe_run(folder: Path) -> Iterator[str]:
         yield f"repeat it: fewstep {command} {shlex.quote(str(folder / CONFIG_FILE))} --out ANOTHER"
         yield from _compare_settings(settings, command)
     else:
-        yield from _list_entries([*settings.items()])
+        yield from _list_entries(_name_for_readers(settings))
 
 
 def _compare_settings(settings: Mapping[str, object], command: str) -> Iterator[str]:
@@ -225,8 +227,16 @@ def _compare_settings(settings: Mapping[str, object], command: str) -> Iterator[
     nearest = min(others, key=lambda name: len(others[name]))
     alike = len(settings) - len(others[nearest])
     yield f"settings: as the recipe {nearest} has them, {alike} of {len(settings)}, but for"
-    yield from _list_entries(others[nearest])
+    yield from _list_entries(_name_for_readers(dict(others[nearest])))
     yield f"all of them: {CONFIG_FILE}"
+
+
+_NAMES = {"steps": "updates", "sampling_steps": "steps when none are asked for"}
+"""What a person reads for the names that files have."""
+
+
+def _name_for_readers(entries: Mapping[str, object]) -> list[tuple[str, object]]:
+    return [(_NAMES.get(name, name), value) for name, value in entries.items()]
 
 
 def _list_entries(entries: Sequence[tuple[str, object]]) -> Iterator[str]:

@@ -125,7 +125,7 @@ def plan(config: Plan) -> list[dict[str, Any]]:
     for line in _count_buckets(config, recipe, side, batch):
         print(line, flush=True)
     print(f"{config.recipe}, {side} pixels, updates of {batch}, {config.gpus} × {config.gpu_memory:g} GiB", flush=True)
-    print("counting, which takes a minute, or several for the largest models …", file=sys.stderr, flush=True)
+    print("counting memory, which takes a minute, or several for the largest models …", file=sys.stderr, flush=True)
     found = [(candidate, candidate.most(budget, share)) for candidate in list_plans(config, recipe)]
     rows = [
         {
@@ -337,5 +337,5 @@ def advise(config: Plan, recipe: Distill, found: list[tuple[MemoryPlan, int]]) -
     options += [f"--states {config.states}"] if config.states != "auto" else []
     options += [f"--adversarial {config.adversarial:g}"] if config.adversarial else []
     options += [] if config.target_decay is None else [f"--target-decay {config.target_decay:g}"]
-    data = config.data or "PATH"
-    return f"best: fewstep distill {config.recipe} --teacher PATH --data {data} {' '.join(options)}"
+    data = config.data or "PICTURES"
+    return f"best: fewstep distill {config.recipe} --teacher MODEL --data {data} {' '.join(options)}"

@@ -11,7 +11,7 @@ from fewstep.models.model_files import name_place
 from fewstep.models.network import hash_weights
 from fewstep.recipes.train_lora import TrainLora
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, refuse_others, tell_finished
-from fewstep.runs.learning import choose_frozen_dtype, compile_if_wanted, load_base
+from fewstep.runs.learning import choose_frozen_dtype, compile_if_wanted, load_base, note_short_warm_up
 from fewstep.runs.material import check_data, forget_encoded, open_material
 from fewstep.runs.own_pictures import find_taught, warn_of_autoencoder
 from fewstep.runs.reporting import publish_run, settle_reports
@@ -35,6 +35,7 @@ def train_lora(config: TrainLora) -> None:
         publish_run(config, config.out)  # which may be what failed, or is asked for only now
         return
     keep = claim_data(config, material.account, material.identity)
+    note_short_warm_up(config)
     warn_of_autoencoder(model, material, config.out)
     null_cond = model.conditioner.null()
     frozen = choose_frozen_dtype(config.frozen_precision, config.precision, model)

@@ -82,8 +82,8 @@ def pick_judges(
         raise UserError(f"reader {reader} reads a bundled world, which {data} is not; leave --reader out")
     if not name:
         raise UserError(
-            f"{data} is no bundled world, and readers judge nothing else: give --extractor, a folder of CLIP or DINOv2 "
-            "or the Inception file"
+            f"pictures of your own ({data}) are compared by the features of a network: give --extractor, a folder of "
+            "CLIP or DINOv2, or the Inception file"
         )
     if world is None:
         if name == READER:

@@ -13,7 +13,7 @@ from fewstep.errors import UserError
 from fewstep.models.codec import Codec
 from fewstep.models.families import list_families, list_parts, recognise_file, recognise_folder
 from fewstep.models.family import LatentModel
-from fewstep.models.model_files import MODEL_WANTED, is_hub_id, read_index
+from fewstep.models.model_files import MODEL_WANTED, find_run, is_hub_id, read_index
 from fewstep.models.options import Overrides
 from fewstep.precision import Storage
 
@@ -116,6 +116,8 @@ def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True
     folder = Path(source)
     if folder.is_dir():
         return folder
+    if folder.name == "model" and (run := find_run(folder.parent)) and not run.ended:
+        raise UserError(f"{source} is not there yet: {run.describe()}{run.offer_painting()}")
     if not is_hub_id(str(source)):
         raise UserError(f"{source} is neither a folder nor a file; {MODEL_WANTED}")
     if not weights:

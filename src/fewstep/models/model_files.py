@@ -51,13 +51,16 @@ class RunFolder:
             f"fewstep {self.command} {shlex.quote(str(self.folder / CONFIG_FILE))} --out {out}"
         )
 
+    def offer_painting(self) -> str:
+        """Says how to paint with it as it is, where it has not ended; empty before its first checkpoint."""
+        return f"; paint with it as it is by --model {self.folder}" if self.step and self.makes_few_step else ""
+
     def describe_as_lora(self) -> str:
         """Says why it holds no LoRA, and what it is good for."""
         if self.command == "evaluate":
             return f"{self.describe()} and holds no LoRA; give the folder of a run that made one"
-        paints = f"; paint with it as it is by --model {self.folder}" if self.step and self.makes_few_step else ""
         if not self.ended:
-            return f"{self.describe()}{paints}"
+            return f"{self.describe()}{self.offer_painting()}"
         return f"{self.describe()} and its model is whole, not a LoRA; give it with --model {self.folder}"
 
     @property

@@ -31,7 +31,9 @@ def advise_lora(lora: Path, metadata: Mapping[str, str]) -> Iterator[str]:
     for name, value in said.items():
         for each in value if isinstance(value, tuple) else (value,):
             model += f" --{name.replace('_', '-')}" + ("" if each is True else f" {shlex.quote(str(each))}")
-    if metadata.get("fewstep.method") == LCM_LORA:
+    if metadata.get("fewstep.method") == LCM_LORA and lora.name == DIFFUSERS_FILE and _is_here(base):
+        yield f'paint with it: fewstep generate --model {shlex.quote(str(lora.parent))} --prompt "…"'
+    elif metadata.get("fewstep.method") == LCM_LORA:
         yield f'paint with it: fewstep generate --model {model} --lora {here} --prompt "…"'
     elif base == assets.SCENES:
         yield f'paint with it: fewstep generate --model {assets.SCENES_LCM} --lora {here}:0.8 --prompt "…"'
@@ -39,3 +41,8 @@ def advise_lora(lora: Path, metadata: Mapping[str, str]) -> Iterator[str]:
         yield f'paint with it: fewstep generate --model FEW-STEP --lora {here}:0.8 --prompt "…"'
         yield f"  FEW-STEP: a few-step model of {shlex.quote(base)}, as `fewstep distill` makes"
         yield f"  or, with an LCM-LoRA of that base: --model {model} --lora LCM-LORA --lora {here}:0.8"
+
+
+def _is_here(base: str) -> bool:
+    """Says whether a base is taken from a LoRA's header without a question: one of the Hub is asked for first."""
+    return base in assets.MODELS or Path(base).exists()

@@ -19,7 +19,7 @@ from fewstep.method.weights import WEIGHTS
 from fewstep.models.family import LatentModel
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.runs.folder import claim_base, claim_data, claim_run_folder, refuse_others, tell_finished
-from fewstep.runs.learning import check_model
+from fewstep.runs.learning import check_model, note_short_warm_up
 from fewstep.runs.material import Material, forget_encoded, open_material
 from fewstep.runs.reporting import publish_run
 from fewstep.train.distill_task import DistillTask, TimeAndGuidance
@@ -53,6 +53,7 @@ def open_run(config: ConsistencyConfig, model: LatentModel) -> Material | None:
         publish_run(config, config.out)  # which may be what failed, or is asked for only now
         return None
     keep = claim_data(config, material.account, material.identity)
+    note_short_warm_up(config)
     if config.ema_decay**config.steps > 0.1:
         print(f"note: {describe_slow_average(config.ema_decay, config.steps)}", flush=True)
     return dataclasses.replace(material, keep=keep)

@@ -170,6 +170,17 @@ def load_base(config: TrainingConfig, source: str) -> LatentModel:
     return model.settle_around(device)
 
 
+def note_short_warm_up(config: TrainingConfig) -> None:
+    """Says where a run ends before its learning rate has risen to what it is given as."""
+    if config.steps < config.warmup_steps:
+        reached = config.lr * config.steps / config.warmup_steps
+        print(
+            f"note: the learning rate rises for {config.warmup_steps:,} updates and the run ends after "
+            f"{config.steps:,}, at {reached:.2g} of {config.lr:g}; give fewer --warmup-steps",
+            flush=True,
+        )
+
+
 def spreads_base(config: TrainingConfig) -> bool:
     """Returns whether the network that a training starts from is spread over the processes as it is loaded."""
     return current_world().size > 1 and getattr(config, "distribution", "ddp") != "ddp"

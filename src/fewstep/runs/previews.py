@@ -25,7 +25,7 @@ def make_observer(observed: Observed) -> Callable[[int], None]:
             return
         with observed.student.exported() as model:
             pipeline = Pipeline(model)
-            rows = [(f"{steps} steps", pipeline(captions, steps=steps)) for steps in counts]
+            rows = [(f"{steps} step{'' if steps == 1 else 's'}", pipeline(captions, steps=steps)) for steps in counts]
         if current_world().main:
             with write_whole(file) as draft:
                 labelled_grid(rows, captions).save(draft, format="png")
