@@ -92,7 +92,10 @@ class TransformerFamily(Family):
         return False
 
     def settings_of_file(self, keys: Iterable[str]) -> Mapping[str, Any]:
-        return {**self.released, "guidance_embeds": any("guidance_in." in key or "guidance_embedder." in key for key in keys)}
+        return {
+            **self.released,
+            "guidance_embeds": any("guidance_in." in key or "guidance_embedder." in key for key in keys),
+        }
 
     def recognises(self, network_config: Mapping[str, Any]) -> bool:
         known: str = self.transformer_class.__name__

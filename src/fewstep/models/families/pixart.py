@@ -130,7 +130,9 @@ class PixArtSigma(TransformerFamily):
 
     def recognises_keys(self, keys: Sequence[str], path: Path) -> bool:
         """Looks at the feed-forward layers too, or diffusers' name of the times, since SANA's attention is called alike."""
-        return super().recognises_keys(keys, path) and any(".mlp.fc1." in f".{key}" or "adaln_single." in key for key in keys)
+        return super().recognises_keys(keys, path) and any(
+            ".mlp.fc1." in f".{key}" or "adaln_single." in key for key in keys
+        )
 
     def describe(self, network_config: Mapping[str, Any]) -> str:
         return f"{self.title}, {network_config.get('num_layers')} blocks"
