@@ -120,7 +120,7 @@ def _find_refused(kind: type, arguments: Sequence[str]) -> str | None:
 
 
 def _name(option: str) -> str:
-    return option.split("=")[0].removeprefix("--").replace("-", "_")
+    return option.split("=", maxsplit=1)[0].removeprefix("--").replace("-", "_")
 
 
 def _list_names(kind: type, *, alone: bool) -> list[str]:
@@ -131,7 +131,7 @@ def _list_names(kind: type, *, alone: bool) -> list[str]:
 
 
 def _refuse_option(kind: type, program: str, option: str) -> UserError:
-    given = option.split("=")[0].replace("_", "-")
+    given = option.split("=", maxsplit=1)[0].replace("_", "-")
     if _name(option) in _list_names(kind, alone=True):
         return UserError(f"{given} of `{program}` is a word by itself: give it without {given} before it")
     names = _list_names(kind, alone=False)

@@ -53,7 +53,8 @@ def test_a_text_with_the_mark_of_utf_16_is_read_as_that(kind, tmp_path):
     assert captions.parse_json(encode('{"text": "café"}')) == {"text": "café"}
     assert reason(captions.parse_text, encode("café")[:-1]) == Reason.CAPTION_NOT_UTF8
     for name, text in (
-        ("metadata.csv", "file_name\ttext\r\na.png\tcafé\r\n"), ("metadata.jsonl", '{"file_name": "a.png", "text": "café"}'),
+        ("metadata.csv", "file_name\ttext\r\na.png\tcafé\r\n"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "café"}'),
     ):  # fmt: skip
         folder = tmp_path / name
         folder.mkdir()

@@ -70,7 +70,7 @@ def test_the_other_endings_of_safetensors_are_read(ending, models, tmp_path):
     other = shutil.copy(file, tmp_path / f"model.{ending}")
     one, two = (load_latent_model(each, CPU, str(config)).network.backbone.state_dict() for each in (file, other))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
-    assert [*describe(tmp_path / f"model.{ending}")][0].startswith("single-file checkpoint: Stable Diffusion 1.x")
+    assert next(describe(tmp_path / f"model.{ending}")).startswith("single-file checkpoint: Stable Diffusion 1.x")
 
 
 def test_families_and_their_names(models):

@@ -81,7 +81,8 @@ def parse_text(content: bytes) -> str:
 
 
 def decode_text(content: bytes) -> str:
-    """Decodes the first `MAX_TEXT_BYTES` bytes of a file in UTF-8, or in UTF-16 with its mark. Raises DroppedError where they are something else."""
+    """Decodes the first `MAX_TEXT_BYTES` bytes of a file in UTF-8, or in UTF-16 with its mark. Raises DroppedError
+    where they are something else."""
     whole = len(content) < MAX_TEXT_BYTES
     try:
         text = codecs.getincrementaldecoder(name_encoding(content))().decode(content[:MAX_TEXT_BYTES], final=whole)

@@ -129,7 +129,8 @@ class PixArtSigma(TransformerFamily):
         return former or super().recognises(network_config)
 
     def recognises_keys(self, keys: Sequence[str], path: Path) -> bool:
-        """Looks at the feed-forward layers too, or diffusers' name of the times, since SANA's attention is called alike."""
+        """Looks for more than `keys_begin`, as SANA's attention is called alike: for the feed-forward layers, or what
+        diffusers calls the times' layers."""
         return super().recognises_keys(keys, path) and any(
             ".mlp.fc1." in f".{key}" or "adaln_single." in key for key in keys
         )
