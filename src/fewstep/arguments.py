@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fewstep.errors import UserError, find_nearest
-from fewstep.helping import read_all_help, spell, write_help
+from fewstep.helping import is_positional, read_all_help, spell, write_help
 from fewstep.recipes.given import name_as_given
 
 if typing.TYPE_CHECKING:
@@ -92,6 +92,9 @@ def parse_arguments(
                 registry=registry, return_unknown_args=True,
             )  # fmt: skip
     except SystemExit as stop:
+        # First what is no option: its value stands where a word alone would, and was taken for that.
+        if (refused := _find_refused(type(default), arguments)) is not None:
+            raise _refuse_option(type(default), program, refused) from stop
         said = _join_lines(box.getvalue())
         for own, other in zip(arguments, written, strict=True):
             if own != other:  # as it was given
@@ -106,9 +109,33 @@ def parse_arguments(
         return dataclasses.replace(parsed, **{lone: (*getattr(parsed, lone), *texts)})
     if option is None:
         raise UserError(f"{unknown[0]!r:.60} belongs to no option; `{program} --help` lists the options")
-    names = [*getattr(type(default), "also_named", {}), *(field.name for field in dataclasses.fields(default))]
-    given = option.split("=")[0].replace("_", "-")
-    raise UserError(f"{given} is not an option of `{program}`{suggest_option(given, names)}")
+    raise _refuse_option(type(default), program, option)
+
+
+def _find_refused(kind: type, arguments: Sequence[str]) -> str | None:
+    """Returns the first word that looks like an option and is none of a command's."""
+    known = {name.removeprefix("no_") for name in _list_names(kind, alone=False)}
+    words = (word for word in arguments if re.match(r"--[a-z]", word))
+    return next((word for word in words if _name(word).removeprefix("no_") not in known), None)
+
+
+def _name(option: str) -> str:
+    return option.split("=", maxsplit=1)[0].removeprefix("--").replace("-", "_")
+
+
+def _list_names(kind: type, *, alone: bool) -> list[str]:
+    """Returns a command's options as Python has them, or those that stand alone, without their names."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in dataclasses.fields(kind) if is_positional(hints[field.name]) is alone]
+    return names if alone else [*getattr(kind, "also_named", {}), *names]
+
+
+def _refuse_option(kind: type, program: str, option: str) -> UserError:
+    given = option.split("=", maxsplit=1)[0].replace("_", "-")
+    if _name(option) in _list_names(kind, alone=True):
+        return UserError(f"{given} of `{program}` is a word by itself: give it without {given} before it")
+    names = _list_names(kind, alone=False)
+    return UserError(f"{given} is not an option of `{program}`{suggest_option(given, names)}")
 
 
 def _rename(kind: type, word: str) -> str:

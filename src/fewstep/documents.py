@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -19,6 +20,11 @@ _MOST_DIGITS = 40
 """Bounds a whole number: transformers writes 10^30 where it means that a tokenizer has no limit."""
 _NOT_CLIPPED = re.compile(rb'"lambda_min_clipped"\s*:\s*-Infinity\s*,')
 """What diffusers writes, its own default, into the configurations of DPM-Solvers, though JSON has no such number."""
+
+
+def name_encoding(content: bytes) -> str:
+    """Returns how a text is to be decoded: as the mark that it begins with says, else as UTF-8."""
+    return "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 class DocumentError(ValueError):

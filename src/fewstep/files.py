@@ -235,6 +235,11 @@ def read_safetensors(path: Path, *, advice: str = _ADVICE) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
 
 
+def has_suffix(path: Path) -> bool:
+    """Says whether a file is called as safetensors are; some are released with the short form."""
+    return path.suffix.lower() in (".safetensors", ".sft")
+
+
 def open_safetensors(path: Path, *, advice: str = _ADVICE) -> Any:
     """Opens a safetensors file, to read some of its tensors.
 
@@ -242,7 +247,7 @@ def open_safetensors(path: Path, *, advice: str = _ADVICE) -> Any:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file; {advice}")
-    if path.suffix != ".safetensors":
+    if not has_suffix(path):
         raise UserError(f"{path} is not a .safetensors file; no other kind is read, convert it first")
     import safetensors
 

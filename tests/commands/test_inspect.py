@@ -136,6 +136,16 @@ def test_what_is_no_lora_is_called_by_its_name(tmp_path):
         list(describe(tmp_path / "x.safetensors"))
 
 
+def test_of_several_files_in_a_folder_it_is_told_which_is_described(tmp_path):
+    for name in ("one", "two"):
+        halves = {"unet.x.lora_A.weight": torch.zeros(2, 4), "unet.x.lora_B.weight": torch.zeros(4, 2)}
+        safetensors.torch.save_file(halves, tmp_path / f"{name}.safetensors")
+    said = "file: two.safetensors, one of 2 in the folder; name another to see it: one.safetensors"
+    assert said in [*describe(tmp_path)]
+    (tmp_path / "one.safetensors").unlink()
+    assert not [line for line in describe(tmp_path) if line.startswith("file:")]
+
+
 def test_a_transformer_alone_is_no_lora(tmp_path):
     begin = ("double_blocks.0.img_attn.proj.bias", "single_blocks.0.linear1.weight", "vector_in.in_layer.weight")
     keys = (*begin, "guidance_in.in_layer.weight")  # without which it is schnell

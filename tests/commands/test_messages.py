@@ -10,6 +10,12 @@ import yaml
 
 from fewstep.arguments import parse_arguments, suggest_option
 from fewstep.commands.generate import Generate, _list_names
+
+
+from fewstep.commands.convert import Convert
+from fewstep.commands.generate import Generate
+from fewstep.commands.inspect import Inspect
+from fewstep.commands.publish import Publish
 from fewstep.errors import UserError, find_nearest
 from fewstep.evaluate.bootstrap import bootstrap_interval, share_interval
 from fewstep.models.loading import find_files
@@ -115,6 +121,21 @@ def test_words_that_belong_nowhere_are_refused():
         parse_arguments(Generate(), ["a star"], "fewstep other")
     with pytest.raises(UserError, match="--sede is not an option of `fewstep generate`; did you mean --seed"):
         parse_arguments(Generate(), ["a star", "--sede", "3"], "fewstep generate", lone="prompt")
+
+
+@pytest.mark.parametrize(
+    ("default", "words", "said"),
+    [
+        (Publish(), ["--model", "run", "--repo", "a/b", "--dry-run"], "--model is not an option of `fewstep x`"),
+        (Publish(), ["--source", "run"], "--source of `fewstep x` is a word by itself: give it without --source"),
+        (Inspect(), ["--lora", "file"], "--lora is not an option of `fewstep x`"),
+        (Convert(), ["--lora", "file"], "--lora of `fewstep x` is a word by itself: give it without --lora before it"),
+        (Inspect(), ["--path", "file"], "--path of `fewstep x` is a word by itself"),
+    ],
+)
+def test_an_option_that_is_none_is_named_where_words_stand_alone(default, words, said):
+    with pytest.raises(UserError, match=f"^{said}"):
+        parse_arguments(default, words, "fewstep x")
 
 
 def test_suggestions_go_by_meaning_and_only_to_options_that_are_there():

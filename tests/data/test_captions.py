@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from fewstep.data.sources import captions
 from fewstep.data.sources.base import DroppedError
 from fewstep.data.sources.filters import Reason
+from fewstep.data.sources.folder import open_folder
+from fewstep.data.sources.prompts import open_prompts
+from fewstep.models.engines.calibration import read_prompts
 
 
 def reason(action, *arguments: object) -> str:
@@ -36,6 +40,33 @@ def test_a_text_that_is_cut_inside_a_letter_is_still_text():
     for start in (b"", b"x"):
         assert captions.parse_text((start + text)[: captions.MAX_TEXT_BYTES]).endswith("é")
     assert captions.parse_text("\ufeffmarked".encode()) == "marked"
+
+
+@pytest.mark.parametrize("kind", ["utf-16", "utf-16-be"])
+def test_a_text_with_the_mark_of_utf_16_is_read_as_that(kind, tmp_path):
+    """As Windows' editors and shells write it."""
+
+    def encode(text):
+        return (text if kind == "utf-16" else f"\ufeff{text}").encode(kind)
+
+    assert captions.parse_text(encode("café\r\n")) == "café"
+    assert captions.parse_json(encode('{"text": "café"}')) == {"text": "café"}
+    assert reason(captions.parse_text, encode("café")[:-1]) == Reason.CAPTION_NOT_UTF8
+    for name, text in (
+        ("metadata.csv", "file_name\ttext\r\na.png\tcafé\r\n"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "café"}'),
+    ):  # fmt: skip
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+        (folder / name).write_bytes(encode(text))
+        assert open_folder(folder).samples == (("a.png", "café"),)
+    file = tmp_path / "prompts.txt"
+    for content in (encode("café\r\na star\r\n"), "\ufeffcafé\na star".encode()):
+        file.write_bytes(content)
+        prompts = open_prompts(str(file), 8)
+        assert [prompts.caption(i) for i in range(len(prompts))] == ["café", "a star"]
+        assert read_prompts(str(file)) == ["café", "a star"]
 
 
 def test_json_gives_its_fields_in_lower_case_or_is_unreadable():

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from fewstep.commands.inspect import describe
 from fewstep.errors import UserError
+from fewstep.models.families import recognise_file
 from fewstep.models.families.original_transformers import FLUX_NAMES
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import KOHYA_FILE, Pair, read_lora, write_lora
@@ -22,10 +23,14 @@ def original(flow):
     return to_original(copy_model(flow))
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-def test_a_transformer_alone_over_a_base(prefix, flow, original, tmp_path):
+@pytest.mark.parametrize("spelling", ["original", "diffusers"])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "transformer."])
+def test_a_transformer_alone_over_a_base(prefix, spelling, flow, original, tmp_path):
     base, file = copy_model(flow), tmp_path / "transformer.safetensors"
-    save_file({prefix + name: value for name, value in original.items()}, file)
+    tensors = original if spelling == "original" else base.network.backbone.state_dict()
+    save_file({prefix + name: value for name, value in tensors.items()}, file)
+    assert recognise_file(file).name == base.family.name
+    assert not [line for line in describe(file) if "not read" in line]
     for model in (
         load_latent_model(file, CPU, str(flow)), load_latent_model(flow, CPU, overrides=Overrides(unet=str(file))),
     ):  # fmt: skip
@@ -39,6 +44,15 @@ def test_a_transformer_alone_over_a_base(prefix, flow, original, tmp_path):
         same = base.network.with_backbone(model.network.backbone)
         with torch.no_grad():  # with what is no weight too, such as tables of places
             assert torch.allclose(same(z, t, cond, None).z_0, base.network(z, t, cond, None).z_0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_a_lora_of_all_modules_is_no_transformer(prefix, flow, original, tmp_path):
+    modules = {name.rpartition(".")[0] for name in (*original, *copy_model(flow).network.backbone.state_dict())}
+    keys = (f"{prefix}{module}.lora_{half}.weight" for module in modules for half in "AB")
+    save_file({key: torch.zeros(4, 4) for key in keys}, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match="is a LoRA, not a model"):
+        recognise_file(tmp_path / "lora.safetensors")
 
 
 def test_every_tensor_has_its_place(flow, original):
@@ -58,6 +72,7 @@ def test_fp8_is_read(scaled, flow, original, tmp_path):
         tensors[name] = (value / scale).to(torch.float8_e4m3fn)
         if scaled:
             tensors[name.replace("weight", "scale_weight")] = scale
+            tensors[name.replace("weight", "comfy_quant")] = torch.zeros(26, dtype=torch.uint8)  # JSON
     save_file(tensors, file)
     mine = load_latent_model(file, CPU, str(flow)).network.backbone.state_dict()
     for name, value in copy_model(flow).network.backbone.state_dict().items():

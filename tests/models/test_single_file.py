@@ -64,6 +64,15 @@ def test_a_single_file_is_the_same_model_as_its_folder(family, models):
     assert not any(p.requires_grad for part in other.parts.values() for p in part.parameters())
 
 
+@pytest.mark.parametrize("ending", ["sft", "SAFETENSORS"])
+def test_the_other_endings_of_safetensors_are_read(ending, models, tmp_path):
+    _, file, config = models["sd15"]
+    other = shutil.copy(file, tmp_path / f"model.{ending}")
+    one, two = (load_latent_model(each, CPU, str(config)).network.backbone.state_dict() for each in (file, other))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert next(describe(tmp_path / f"model.{ending}")).startswith("single-file checkpoint: Stable Diffusion 1.x")
+
+
 def test_families_and_their_names(models):
     found = {family: load_latent_model(models[family][0], CPU) for family in FAMILIES}
     assert [model.family.name for model in found.values()] == ["sd1", "sd2", "sd2", "sdxl"]

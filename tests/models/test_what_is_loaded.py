@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
 from loading_refused import refusal
 
+from fewstep import assets
 from fewstep.commands.distill import distill
 from fewstep.commands.finetune import finetune
 from fewstep.errors import UserError
@@ -63,6 +64,21 @@ def test_weights_that_are_not_the_parts_are_named(part, change, said, copy):
     assert str(folder / part) in message
     assert said in message
     assert "If you want" not in message  # advice for whoever writes code with diffusers
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_weights_that_are_not_finite_paint_no_black_picture(part):
+    pipeline = load_pipeline(assets.SCENES_LCM, "cpu")
+    parts = {**pipeline.model.parts, "vae": pipeline.model.codec.autoencoder}
+    *_, (name, value) = parts[part].named_parameters()
+    value.data.fill_(float("nan"))
+    with pytest.raises(UserError, match=rf"scenes-lcm paints no picture but NaN .* infinity in {part}\.{name}; fetch"):
+        pipeline(PROMPT, steps=1)
+
+
+def test_numbers_that_overflow_are_no_black_picture_either():
+    with pytest.raises(UserError, match=r"overflow in fp32; give --precision .* smaller scales"):
+        load_pipeline(assets.SCENES_LCM, "cpu").to_images(torch.full((1, 3, 8, 8), float("inf")))
 
 
 @pytest.mark.parametrize("name", ["text_model.embeddings.position_ids", "text_projection.weight"])

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from fewstep import assets
+from fewstep.errors import UserError
 from fewstep.models.pipeline import Pipeline, load_pipeline
 from fewstep.serve.engine import Engine
+from fewstep.serve.errors import to_refusal
 from fewstep.serve.jobs import (
     BusyError,
     CancelledError,
@@ -72,6 +74,23 @@ def test_from_a_picture_it_is_the_pipelines_too(engine, pipeline):
     (image,) = pipeline(PROMPTS[1], seed=3, init_image=start, strength=0.6)
     assert np.abs(found - levels(image)).max() <= 1
     assert np.abs(other - found).mean() > 0.5
+
+
+def test_a_picture_that_is_not_finite_is_told_of_and_costs_no_others(engine, pipeline, monkeypatch):
+    decode = type(pipeline.model.codec).decode
+
+    def overflow(codec, z_0):
+        pixels = decode(codec, z_0)
+        pixels[-1, 0, 0, 0] = float("nan")
+        return pixels
+
+    monkeypatch.setattr(type(pipeline.model.codec), "decode", overflow)
+    kept, lost = engine.submit([spec(steps=1), spec(steps=1, seed=4)])
+    with pytest.raises(UserError, match="scenes-lcm paints no picture but NaN"):
+        lost.future.result(30)
+    assert kept.future.result(30).size == (64, 64)
+    assert to_refusal(lost.future.exception()).status == 500
+    assert "numbers overflow in fp32" in str(to_refusal(lost.future.exception()))
 
 
 class Gate:

@@ -20,7 +20,7 @@ from fewstep.data.shards.manifest import MANIFEST, read_kind
 from fewstep.data.shards.prepared import PreparedShards
 from fewstep.data.shards.store import UrlStore, find_local, find_url
 from fewstep.errors import SCREEN, UserError, show
-from fewstep.files import SafetensorsHeader, read_safetensors_header
+from fewstep.files import SafetensorsHeader, has_suffix, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import recognise_file, recognise_folder
 from fewstep.models.families.single_file import read_statements
@@ -61,7 +61,7 @@ def describe(path: Path) -> Iterator[str]:
         raise UserError(f"{path} does not exist; {_WANTED}")
     if path.is_dir():
         yield from _describe_folder(path)
-    elif path.suffix == ".safetensors":
+    elif has_suffix(path):
         yield from _describe_tensors(path)
     else:
         yield from _describe_picture(path)
@@ -113,6 +113,9 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         yield from _describe_prepared(folder)
     elif files := sorted(folder.glob("*.safetensors")):
         find_file(folder, files[-1].name)  # refuses a link out of it
+        if files[1:]:
+            others = ", ".join(file.name for file in files[:-1][:_MOST_ENTRIES])
+            yield f"file: {files[-1].name}, one of {len(files)} in the folder; name another to see it: {others}"
         yield from _describe_tensors(files[-1])
     else:
         raise UserError(

@@ -163,9 +163,23 @@ class Pipeline:
             seeds = range(seed + start, seed + start + len(part))
             cond = self.model.conditioner.encode(part)
             z_0 = self.latents(cond, seeds, count, omega, start=begin, strength=strength, count=count_step)
-            painted = to_images(self.model.codec.decode(z_0))
+            painted = self.to_images(self.model.codec.decode(z_0))
             images += painted if begin is None else [begin.lay_over(image) for image in painted]
         return images
+
+    def to_images(self, pixels: Tensor) -> list[Image.Image]:
+        """Converts decoded pixels `[b, 3, h, w]` to pictures. Raises UserError where one is not finite, and would be
+        black: it names the weights that are not, or says that numbers overflow."""
+        if pixels.isfinite().all():
+            return to_images(pixels)
+        parts = {**self.model.parts, "vae": self.model.codec.tiny_decoder or self.model.codec.autoencoder}
+        weights = ((f"{part}.{name}", value) for part, each in parts.items() for name, value in each.named_parameters())
+        broken = next((name for name, value in weights if not value.isfinite().all()), None)
+        if broken:
+            why = f"its weights are broken: NaN or infinity in {broken}; fetch the model again, or export it anew"
+        else:
+            why = f"numbers overflow in {self.precision}; give --precision bf16 or fp32, or LoRAs at smaller scales"
+        raise UserError(f"{assets.find_name(self.model.source)} paints no picture but NaN or infinity: {why}")
 
     def compile(self, how: Compile) -> None:
         """Has torch.compile compute the network's repeated blocks from now on. Raises UserError where it cannot."""

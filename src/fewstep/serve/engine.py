@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.data.pictures import to_images
 from fewstep.data.sources.fitting import fit_cover
 from fewstep.diffusion.prediction import Cond
-from fewstep.errors import is_short_of_memory
+from fewstep.errors import UserError, is_short_of_memory
 from fewstep.method.sampling import Kept, advance, bring, find_clean
 from fewstep.models.lora.adapters import rescale
 from fewstep.models.pipeline import Pipeline, seeded_noise
@@ -187,7 +186,13 @@ class Engine:
         shown = [job for job in batch if job.step == len(job.times) or (job.spec.previews and job.on_step)]
         if not shown:
             return
-        for job, painted in zip(shown, to_images(self.pipeline.model.codec.decode(_join_seen(shown))), strict=True):
+        pixels = self.pipeline.model.codec.decode(_join_seen(shown))
+        for job, own in zip(shown, pixels.split(1), strict=True):
+            try:
+                (painted,) = self.pipeline.to_images(own)
+            except UserError as error:  # its picture is its own: the others go on
+                self._give_up([job], error, str(error))
+                continue
             image = painted if job.begin is None else job.begin.lay_over(painted)
             if job.step < len(job.times):
                 if job.on_step:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from fewstep.errors import show
+from fewstep.errors import UserError, show
 from fewstep.serve.jobs import BusyError, CancelledError, ClosedError, DeadlineError, ShortOfMemoryError
 
 _MOST_LETTERS = 1000
@@ -57,4 +57,6 @@ def to_refusal(error: Exception) -> RefusedError:
         return RefusedError(f"{error}; ask for fewer or smaller pictures", status=503, code="out_of_memory")
     if isinstance(error, ClosedError):
         return RefusedError(str(error), status=503, code="shutting_down", headers={"Retry-After": "5"})
+    if isinstance(error, UserError):  # of its model
+        return RefusedError(str(error), status=500, code="internal_error")
     return RefusedError("the server has failed; its log says how", status=500, code="internal_error")

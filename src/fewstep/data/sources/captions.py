@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fewstep.data.sources.base import DroppedError
 from fewstep.data.sources.filters import CaptionLines, Reason
+from fewstep.documents import name_encoding
 
 MAX_CHARACTERS = 2_000
 """Longer captions are truncated; text encoders read less than a fifth of this."""
@@ -80,10 +81,11 @@ def parse_text(content: bytes) -> str:
 
 
 def decode_text(content: bytes) -> str:
-    """Decodes the first `MAX_TEXT_BYTES` bytes of a UTF-8 file. Raises DroppedError where they are something else."""
+    """Decodes the first `MAX_TEXT_BYTES` bytes of a file in UTF-8, or in UTF-16 with its mark. Raises DroppedError
+    where they are something else."""
     whole = len(content) < MAX_TEXT_BYTES
     try:
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(content[:MAX_TEXT_BYTES], final=whole)
+        text = codecs.getincrementaldecoder(name_encoding(content))().decode(content[:MAX_TEXT_BYTES], final=whole)
     except UnicodeDecodeError as error:
         raise DroppedError(Reason.CAPTION_NOT_UTF8) from error
     return text
@@ -94,7 +96,7 @@ def parse_json(content: bytes) -> dict[str, object]:
     try:
         if len(content) > MAX_JSON_BYTES:
             raise ValueError("too long")
-        return lower_names(json.loads(content.decode("utf-8-sig")))
+        return lower_names(json.loads(content.decode(name_encoding(content))))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DroppedError(Reason.BAD_METADATA) from error
 

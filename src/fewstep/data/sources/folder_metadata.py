@@ -14,6 +14,7 @@ from fewstep.data.sources.base import DroppedError, Tally, escape_line
 from fewstep.data.sources.filters import Reason, read_scores
 from fewstep.data.sources.folder_files import FolderFiles, Listing
 from fewstep.data.sources.metadata import PATHS, PictureMetadata
+from fewstep.documents import name_encoding
 from fewstep.errors import UserError
 from fewstep.roots import leaves_folder
 
@@ -49,6 +50,8 @@ def read_metadata(files: FolderFiles, listing: Listing, tally: Tally, wanted: Se
                 f"{escape_line(f'{files.name}/{place}')} has more than {_MAX_METADATA:,} bytes; "
                 "split the pictures into folders with a file of metadata each, or into shards"
             )
+        if name_encoding(content) == "utf-16":  # as spreadsheets write what they call Unicode
+            content = content.decode("utf-16", "replace").encode()
         rows = _read_csv(content) if place.endswith(".csv") else _read_jsonl(content)
         for number, fields in rows:
             try:

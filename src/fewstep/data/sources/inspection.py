@@ -32,7 +32,7 @@ from fewstep.roots import open_regular
 K = TypeVar("K")
 T = TypeVar("T")
 
-VERSION = "2"
+VERSION = "3"
 """Part of the name of every file of views; increase it when what is seen changes."""
 _JPEG_END, _PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"
 _TAIL = 4096

@@ -12,7 +12,7 @@ from PIL import Image
 from fewstep.data.sources.base import Example, SourceReport, Tally
 from fewstep.data.sources.captions import MAX_CHARACTERS
 from fewstep.data.sources.filters import Reason
-from fewstep.documents import load_bytes
+from fewstep.documents import load_bytes, name_encoding
 from fewstep.errors import UserError
 
 SUFFIX = ".txt"
@@ -78,7 +78,8 @@ class PromptFile:
 def _read_lines(path: Path) -> list[str]:
     """Reads them. Raises UserError."""
     try:
-        return load_bytes(path, _MOST_BYTES).decode("utf-8-sig").removesuffix("\n").split("\n")
+        content = load_bytes(path, _MOST_BYTES)
+        return content.decode(name_encoding(content)).removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path} is not UTF-8 text (line {line}); save it as UTF-8") from error

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from fewstep.documents import name_encoding
 from fewstep.errors import UserError
 from fewstep.models.family import LatentModel
 from fewstep.roots import open_regular
@@ -110,7 +111,7 @@ def read_prompts(file: str) -> list[str]:
     try:
         with open_regular(file) as opened:
             content = opened.read(_MOST_LETTERS + 1)
-        text = content.decode() if len(content) <= _MOST_LETTERS else ""
+        text = content.decode(name_encoding(content)) if len(content) <= _MOST_LETTERS else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"calibration_prompts is {file}, which cannot be read as text ({error})") from error
     prompts = [line.strip() for line in text.splitlines() if line.strip()]

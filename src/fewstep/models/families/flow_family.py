@@ -31,6 +31,7 @@ from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.flow_scheduler import CLASSES, read_flow
 from fewstep.models.hub import fetch_network
 from fewstep.models.lora.end import read_end
+from fewstep.models.lora.spelling import split_key
 from fewstep.models.model_files import END_FILE, find_file, is_hub_id, read_index, read_json
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import NETWORK_OPTION, Overrides
@@ -39,8 +40,8 @@ from fewstep.precision import Storage
 
 logger = logging.getLogger(__name__)
 
-_WHOLE = "model.diffusion_model."
-"""Before the transformer's tensors in a file that holds more than that."""
+_BEFORE = ("model.diffusion_model.", "diffusion_model.", "transformer.", "")
+"""What stands before the transformer's tensors in single files, the first of them in one that holds more than that."""
 _LARGE = torch.bfloat16
 """What large text encoders are kept in on a GPU, as they were released: in fp32 one of them would fill a card."""
 
@@ -91,17 +92,29 @@ class TransformerFamily(Family):
         return False
 
     def settings_of_file(self, keys: Iterable[str]) -> Mapping[str, Any]:
-        return {**self.released, "guidance_embeds": any("guidance_in." in key for key in keys)}
+        return {
+            **self.released,
+            "guidance_embeds": any("guidance_in." in key or "guidance_embedder." in key for key in keys),
+        }
 
     def recognises(self, network_config: Mapping[str, Any]) -> bool:
         known: str = self.transformer_class.__name__
         return bool(network_config.get("_class_name") == known)
 
     def recognises_keys(self, keys: Sequence[str], path: Path) -> bool:  # noqa: ARG002  # names say it all
-        return any(key.startswith(self.keys_begin) for key in keys)
+        return self._find_prefix(keys) is not None
+
+    def _find_prefix(self, keys: Sequence[str]) -> str | None:
+        """Returns what stands before the transformer's tensors in a single file; None where it holds none."""
+        weights = [key for key in keys if split_key(key)[1] is None]  # and no LoRA of it
+        for prefix in _BEFORE:
+            held = [key.removeprefix(prefix) for key in weights if key.startswith(prefix)]
+            if any(key.startswith(self.keys_begin) for key in held) or self.original.is_diffusers(held):
+                return prefix
+        return None
 
     keys_begin: tuple[str, ...]
-    """How the tensors of the transformer begin in single files."""
+    """How tensors begin that no other family's first code has."""
     original: OriginalNames
     """What the first code calls the transformer's modules."""
 
@@ -196,13 +209,13 @@ class TransformerFamily(Family):
         path = Path(network)
         if path.is_file():
             keys = list(read_safetensors_header(path).shapes)
-            if not self.recognises_keys(keys, path):
+            prefix = self._find_prefix(keys)
+            if prefix is None or not self.recognises_keys(keys, path):
                 raise UserError(
-                    f"{path} holds no transformer of {self.title}, as its base is, by its first code's names; of "
-                    "diffusers' names give the folder, with its config.json"
+                    f"{path} holds no transformer of {self.title}, as its base is, by its first code's names or by "
+                    "diffusers'"
                 )
             self.refuse(read_json(own / "config.json", f"{own} is not a transformer"), network)
-            prefix = _WHOLE if any(key.startswith(_WHOLE) for key in keys) else ""
             return load_original(
                 path, self.transformer_class, own, self.original, prefix, dtype,
                 lambda wanted: check_tensors(path, self, keys, wanted),

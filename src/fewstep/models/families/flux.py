@@ -146,7 +146,7 @@ class Flux(FlowFamily):
         "text_encoder_2": (T5EncoderModel, T5TokenizerFast),
     }
     large = ("text_encoder_2",)
-    keys_begin = ("model.diffusion_model.vector_in.", "vector_in.")
+    keys_begin = ("vector_in.",)
     original = FLUX_NAMES
     released = _DEV
     released_shift = 3.16

@@ -190,7 +190,7 @@ class Klein(FlowFamily):
     patch = 1
     encoders: ClassVar[Mapping[str, Any]] = {"text_encoder": (Qwen3ForCausalLM, Qwen2Tokenizer)}
     large = ("text_encoder",)
-    keys_begin = tuple(f"{begin}double_stream_modulation_img." for begin in ("model.diffusion_model.", ""))
+    keys_begin = ("double_stream_modulation_img.",)
     original = NAMES
     released = _BASE
     released_shift = 7.55

@@ -17,8 +17,8 @@ from fewstep.models.model_files import check_config, read_json
 
 Modules = Mapping[str, tuple[str, ...]]
 """diffusers' modules by the original's, whose rows theirs are, one after the other."""
-_SCALED = ("scale_weight", "scale_input", "weight_scale", "input_scale")
-"""Ends of what stands beside weights in fp8 that were scaled to its range."""
+_SCALED = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
+"""Ends of what stands beside weights in fp8 that were scaled to its range; the last names the format."""
 _MARKS = ("scaled_fp8",)
 
 
@@ -49,6 +49,12 @@ class OriginalNames:
                     if held.issuperset(whole):
                         found[f"{theirs}.{i}.{original}"] = whole
         return found
+
+    def is_diffusers(self, keys: Iterable[str]) -> bool:
+        """Says whether tensors are called as diffusers calls them: all modules outside of the blocks are there."""
+        held = {key.rpartition(".")[0] for key in keys}
+        wanted = {name for ours in self.outside.values() for name in ours}
+        return bool(wanted) and held.issuperset(wanted)
 
     def convert(self, read: Callable[[str], Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """Returns diffusers' tensors of those `shapes`, of what `read` gives by the original's names."""
@@ -97,7 +103,8 @@ def load_original(
     shapes = {name: tuple(value.shape) for name, value in transformer.state_dict().items()}
     held = {key.removeprefix(prefix) for key in read_safetensors_header(path).shapes if key.startswith(prefix)}
     beside = {key for key in held if key.endswith(_SCALED) or key in (*_MARKS, *names.unread)}
-    check({prefix: names.list_tensors(shapes) | beside})
+    is_diffusers = names.is_diffusers(held)
+    check({prefix: (set(shapes) if is_diffusers else names.list_tensors(shapes)) | beside})
     with open_safetensors(path) as file, explain_damage(path):
 
         def read(name: str) -> Tensor:
@@ -117,7 +124,7 @@ def load_original(
             return value
 
         try:
-            state = names.convert(read, shapes)
+            state = {name: read(name) for name in shapes} if is_diffusers else names.convert(read, shapes)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{path} has tensors of other sizes than {config_folder} describes ({error})") from error
     wrong = [name for name, value in state.items() if tuple(value.shape) != shapes[name]]

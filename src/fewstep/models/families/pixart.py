@@ -116,7 +116,7 @@ class PixArtSigma(TransformerFamily):
     transformer_class = PixArtTransformer2DModel
     encoders: ClassVar[Mapping[str, Any]] = {"text_encoder": (T5EncoderModel, T5TokenizerFast)}
     large = ("text_encoder",)
-    keys_begin = ("model.diffusion_model.blocks.0.cross_attn.kv_linear.", "blocks.0.cross_attn.kv_linear.")
+    keys_begin = ("blocks.0.cross_attn.kv_linear.",)
     original = NAMES
     released = _BASE
     released_codec: ClassVar[Mapping[str, float]] = {"scaling_factor": 0.13025}
@@ -129,8 +129,11 @@ class PixArtSigma(TransformerFamily):
         return former or super().recognises(network_config)
 
     def recognises_keys(self, keys: Sequence[str], path: Path) -> bool:
-        """Says so too of the network's feed-forward layers, since SANA's attention is called alike."""
-        return super().recognises_keys(keys, path) and any(".mlp.fc1." in f".{key}" for key in keys)
+        """Looks for more than `keys_begin`, as SANA's attention is called alike: for the feed-forward layers, or what
+        diffusers calls the times' layers."""
+        return super().recognises_keys(keys, path) and any(
+            ".mlp.fc1." in f".{key}" or "adaln_single." in key for key in keys
+        )
 
     def describe(self, network_config: Mapping[str, Any]) -> str:
         return f"{self.title}, {network_config.get('num_layers')} blocks"

@@ -224,7 +224,7 @@ class QwenImage(FlowFamily):
     codec_class = QwenCodec
     encoders: ClassVar[Mapping[str, Any]] = {"text_encoder": (Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer)}
     large = ("text_encoder",)
-    keys_begin = tuple(f"{begin}transformer_blocks.0.img_mod." for begin in ("model.diffusion_model.", ""))
+    keys_begin = ("transformer_blocks.0.img_mod.",)
     original = NAMES
     released = _RELEASED
     released_shift = 1.99

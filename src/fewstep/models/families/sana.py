@@ -145,7 +145,7 @@ class Sana(FlowFamily):
     patch = 1
     encoders: ClassVar[Mapping[str, Any]] = {"text_encoder": (Gemma2Model, GemmaTokenizerFast)}
     large = ("text_encoder",)
-    keys_begin = tuple(f"{begin}{name}" for begin in ("model.diffusion_model.", "") for name in _FIRST)
+    keys_begin = _FIRST
     original = NAMES
     released = _BASE
     released_shift = 3.0

@@ -89,7 +89,7 @@ class StableDiffusion3(FlowFamily):
         **dict.fromkeys(_CLIPS, (CLIPTextModelWithProjection, CLIPTokenizer)), _T5: (T5EncoderModel, T5TokenizerFast),
     }  # fmt: skip
     optional = large = (_T5,)
-    keys_begin = ("model.diffusion_model.joint_blocks.", "joint_blocks.")
+    keys_begin = ("joint_blocks.",)
     original = SD3_NAMES
     released = _MEDIUM
     released_shift = 3.0

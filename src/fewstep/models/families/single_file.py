@@ -125,7 +125,7 @@ def load_pipeline_of_file(family: Family, path: Path, folder: Path, kind: Any, *
     try:
         with tempfile.TemporaryDirectory() as place:
             stage_configurations(folder, family.parts, Path(place))
-            pipeline = kind.from_single_file(str(path), config=place, local_files_only=True, **settings)
+            pipeline = kind.from_single_file(_link(path, Path(place)), config=place, local_files_only=True, **settings)
     except UserError:
         raise
     except Exception as error:  # diffusers, transformers and the Hub each raise their own
@@ -135,6 +135,15 @@ def load_pipeline_of_file(family: Family, path: Path, folder: Path, kind: Any, *
         if isinstance(part, nn.Module) and any(weight.is_meta for weight in part.parameters()):
             raise UserError(f"{path} is no whole {family.title} model: weights of {name} are missing")
     return pipeline
+
+
+def _link(path: Path, place: Path) -> str:
+    """Returns a file by a name that diffusers takes for safetensors: what ends otherwise it would unpickle."""
+    if path.suffix == ".safetensors":
+        return str(path)
+    link = place / "weights.safetensors"
+    link.symlink_to(path.resolve())
+    return str(link)
 
 
 def load_average_of_file(family: Family, path: Path, folder: Path, kind: Any, dtype: torch.dtype) -> Any:
@@ -151,7 +160,12 @@ def load_part_of_file(
         with tempfile.TemporaryDirectory() as place:
             stage_configurations(config.parent, (config.name,), Path(place))
             return kind.from_single_file(
-                str(path), config=place, subfolder=config.name, torch_dtype=dtype, local_files_only=True, **settings
+                _link(path, Path(place)),
+                config=place,
+                subfolder=config.name,
+                torch_dtype=dtype,
+                local_files_only=True,
+                **settings,
             )
     except UserError:
         raise

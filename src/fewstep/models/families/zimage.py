@@ -126,9 +126,7 @@ class ZImage(FlowFamily):
     network_class = ZImageNetwork
     encoders: ClassVar[Mapping[str, Any]] = {"text_encoder": (Qwen3Model, Qwen2Tokenizer)}
     large = ("text_encoder",)
-    keys_begin = tuple(
-        f"{begin}{name}" for begin in ("model.diffusion_model.", "") for name in ("cap_embedder.", "noise_refiner.")
-    )
+    keys_begin = ("cap_embedder.", "noise_refiner.")
     original = NAMES
     released = _BASE
     released_shift = 6.0
