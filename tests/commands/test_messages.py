@@ -9,11 +9,8 @@ import torch
 import yaml
 
 from fewstep.arguments import parse_arguments, suggest_option
-from fewstep.commands.generate import Generate, _list_names
-
-
 from fewstep.commands.convert import Convert
-from fewstep.commands.generate import Generate
+from fewstep.commands.generate import Generate, _list_names
 from fewstep.commands.inspect import Inspect
 from fewstep.commands.publish import Publish
 from fewstep.errors import UserError, find_nearest
