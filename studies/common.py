@@ -15,7 +15,7 @@ from fewstep.evaluate.report import markdown_table
 from fewstep.evaluate.roster import make_scenes_roster
 from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 from fewstep.train.config import fingerprint

@@ -50,7 +50,7 @@ from fewstep.files import read_safetensors, write_whole
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes import named
 from fewstep.teacher.tasks import StudentTask
 from fewstep.train.config import LoopConfig

@@ -29,7 +29,7 @@ from fewstep.measure.stopwatch import Stopwatch, matrix_rate, wait_for
 from fewstep.models.families import find_family
 from fewstep.models.family import Family, LatentModel
 from fewstep.models.loading import load_latent_model
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.precision import choose_dtype
 from fewstep.recipes import named
 from fewstep.runs import learning

@@ -30,7 +30,8 @@ from fewstep.evaluate.roster import make_scenes_roster
 from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.models.engines import openvino as engine
-from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 
 ARRANGEMENTS: dict[str, dict[str, Any]] = {
     "fp32 (torch)": {},

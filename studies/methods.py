@@ -32,7 +32,7 @@ from fewstep.evaluate.roster import make_scenes_roster
 from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
 from fewstep.models.loading import load_latent_model
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 
 ROWS: dict[str, dict[str, Any]] = {
     "LCM": {},

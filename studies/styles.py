@@ -38,7 +38,8 @@ from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
-from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes import named
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.finetune import default_finetune

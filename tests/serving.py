@@ -22,7 +22,7 @@ from fewstep.commands.serve import list_vocabulary
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.file import Pair
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.serve.app import make_app
 from fewstep.serve.engine import Engine
 from fewstep.serve.jobs import EngineLimits

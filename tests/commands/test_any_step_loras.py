@@ -23,7 +23,7 @@ from fewstep.models.card import LORA_FILE
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.comfyui import WORKFLOW_FILE
 from fewstep.models.lora.file import KOHYA_FILE, Pair, write_lora
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
 from fewstep.runs.unfinished import load_painter
 from fewstep.serve.engine import Engine

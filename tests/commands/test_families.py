@@ -16,7 +16,7 @@ from fewstep.method.paths import DataPath
 from fewstep.models import scenes_model
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes import distill, finetune
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material

@@ -14,7 +14,7 @@ from fewstep import assets
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.source import parse_lora
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.models.vocabulary import EXAMPLES, WORDS, read_taught
 from fewstep.runs.material import Material
 from fewstep.runs.own_pictures import MOST_TIMES, find_taught, pass_through, warn_of_autoencoder

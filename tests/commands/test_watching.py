@@ -11,7 +11,7 @@ from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.evaluate.roster import make_scenes_roster
 from fewstep.evaluate.scenes_bench import make_scenes_bench
 from fewstep.evaluate.scoring import score
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
 
 

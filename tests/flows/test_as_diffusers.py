@@ -20,7 +20,8 @@ from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.method.paths import TeacherPath
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE
-from fewstep.models.pipeline import load_pipeline, seeded_noise
+from fewstep.models.pipeline import seeded_noise
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
 from flow_miniatures import STOCK, copy_model, copy_stock
 from flow_runs import make_run

@@ -15,7 +15,7 @@ from fewstep.models.families import find_family
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import read_lora
 from fewstep.models.options import Overrides, read_overrides
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from flow_miniatures import FLOWS, FUSED, copy_model, to_original
 from flow_runs import run_here
 

@@ -23,7 +23,8 @@ from fewstep.errors import UserError
 from fewstep.method.paths import TeacherPath
 from fewstep.models.loading import load_latent_model
 from fewstep.models.options import Overrides
-from fewstep.models.pipeline import load_pipeline, seeded_noise
+from fewstep.models.pipeline import seeded_noise
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
 from flow_miniatures import copy_model, copy_stock, to_original
 from flow_runs import make_run, run_here

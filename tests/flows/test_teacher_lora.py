@@ -18,7 +18,7 @@ from fewstep.models.lora.file import write_lora
 from fewstep.models.lora.pair import Pair
 from fewstep.models.network import hash_weights
 from fewstep.models.options import Overrides, read_overrides
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
 from flow_miniatures import copy_model
 

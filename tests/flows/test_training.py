@@ -12,7 +12,7 @@ from fewstep.diffusion.solvers import SOLVERS
 from fewstep.method.landing import BY_DDIM, ConsistencyFunction
 from fewstep.models.family import LatentModel
 from fewstep.models.lora.adapters import AdaptedNetwork
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material

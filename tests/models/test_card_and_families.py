@@ -13,7 +13,7 @@ from fewstep.models.families import find_family, list_families, recognise_folder
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.export import save_merged
 from fewstep.models.lora.file import DIFFUSERS_FILE, Pair, write_lora
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 
 CPU = torch.device("cpu")
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -21,7 +21,7 @@ from fewstep.evaluate.studio import EvaluationStudio
 from fewstep.models import scenes_model
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import DIFFUSERS_FILE, Pair, write_lora
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.precision import Storage
 from miniatures import save_miniature
 from single_files import save_single_file

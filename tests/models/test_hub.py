@@ -19,7 +19,7 @@ from fewstep.models.hub import TRIES
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import INDEX, SMALL_FILES
 from fewstep.models.options import Overrides
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from miniatures import save_miniature
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from fewstep.models.engines import openvino as engine
 from fewstep.models.engines.calibration import PHOTOGRAPHS, SCENES, Calibration, Passes, read_prompts
 from fewstep.models.loading import load_latent_model
 from fewstep.models.options import PainterOptions
-from fewstep.models.pipeline import load_pipeline, make_calibration
+from fewstep.models.pipeline_loading import load_pipeline, make_calibration
 
 CPU = torch.device("cpu")
 PROMPTS = ["a small red star above a blue ring on a white background", "a pink heart"]

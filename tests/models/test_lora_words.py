@@ -18,7 +18,7 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import detach
 from fewstep.models.lora.file import list_adaptable, read_lora
 from fewstep.models.lora.source import name_of, parse_lora
-from fewstep.models.pipeline import with_loras
+from fewstep.models.pipeline_loading import with_loras
 
 CPU = torch.device("cpu")
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"

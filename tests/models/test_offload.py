@@ -12,7 +12,8 @@ from fewstep.models import offload, scenes_model
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.offload import count_bytes, settle, take_turns
-from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from miniatures import save_miniature
 
 CPU = torch.device("cpu")

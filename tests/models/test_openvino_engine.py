@@ -14,7 +14,8 @@ from fewstep.models.engines.openvino import on_openvino
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.file import Pair
-from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from miniatures import save_miniature
 

@@ -17,7 +17,7 @@ from fewstep.models import scenes_model
 from fewstep.models.families.original_names import original_unet_names
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import Pair, read_lora, write_lora
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.named import find_recipe
 from miniatures import FAMILIES, save_miniature

@@ -9,7 +9,7 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 
 from fewstep.errors import UserError
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.models.tiny_decoder import load_tiny_decoder
 
 CPU = torch.device("cpu")

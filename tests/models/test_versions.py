@@ -29,7 +29,7 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.export import save_merged
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.parts import load_tokenizer
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
 from miniatures import FAMILIES, save_miniature
 from oldest import oldest

@@ -16,7 +16,7 @@ from fewstep.errors import UserError
 from fewstep.models import scenes_model
 from fewstep.models.loading import load_latent_model
 from fewstep.models.model_files import stage_tokenizer
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.models.vocabulary import EXAMPLES, WORDS, Vocabulary, find_vocabulary, parse_vocabulary
 from miniatures import save_miniature
 

@@ -19,7 +19,8 @@ from fewstep.errors import UserError
 from fewstep.models.extractors import load_extractor
 from fewstep.models.loading import load_latent_model
 from fewstep.models.options import Overrides
-from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.models.weight_files import choose_weights
 from fewstep.recipes.distill import Distill

@@ -15,7 +15,7 @@ from fewstep.errors import UserError
 from fewstep.models.codec import Codec
 from fewstep.models.loading import load_latent_model
 from fewstep.models.options import Overrides
-from fewstep.models.pipeline import load_pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 
 CPU = torch.device("cpu")
 PROMPT = "a red star"

@@ -10,7 +10,8 @@ from PIL import Image
 
 from fewstep import assets
 from fewstep.errors import UserError
-from fewstep.models.pipeline import Pipeline, load_pipeline
+from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.serve.engine import Engine
 from fewstep.serve.errors import to_refusal
 from fewstep.serve.jobs import (

@@ -28,7 +28,8 @@ from fewstep.models.loading import pick_device
 from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.model_files import find_exported
 from fewstep.models.options import Compile, Engine
-from fewstep.models.pipeline import Pipeline, check_painting, load_pipeline
+from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline_loading import check_painting, load_pipeline
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.precision import Precision, choose_dtype
 from fewstep.runs.folder import list_versions

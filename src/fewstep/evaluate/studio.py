@@ -29,7 +29,8 @@ from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.source import parse_lora, source_of
 from fewstep.models.model_files import check_asked, find_run
 from fewstep.models.options import read_overrides
-from fewstep.models.pipeline import load_pipeline, read_sampler
+from fewstep.models.pipeline import read_sampler
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.precision import choose_dtype
 
 

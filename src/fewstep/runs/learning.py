@@ -172,13 +172,9 @@ def load_base(config: TrainingConfig, source: str) -> LatentModel:
 
 def note_short_warm_up(config: TrainingConfig) -> None:
     """Says where a run ends before its learning rate has risen to what it is given as."""
-    if config.steps < config.warmup_steps:
-        reached = config.lr * config.steps / config.warmup_steps
-        print(
-            f"note: the learning rate rises for {config.warmup_steps:,} updates and the run ends after "
-            f"{config.steps:,}, at {reached:.2g} of {config.lr:g}; give fewer --warmup-steps",
-            flush=True,
-        )
+    if (rise := config.warmup_steps) > config.steps:
+        lr = f"{config.lr * config.steps / rise:.2g} of {config.lr:g}"
+        print(f"note: the run ends within the {rise:,} updates of its warm-up, lr at {lr}; give fewer --warmup-steps")
 
 
 def spreads_base(config: TrainingConfig) -> bool:

@@ -25,7 +25,8 @@ from fewstep.models.lora.source import source_of
 from fewstep.models.model_files import CHECKPOINTS, CONFIG_FILE, check_asked, find_run
 from fewstep.models.network import BackboneNetwork, hash_weights, pick_end
 from fewstep.models.options import Engine, Offload, Overrides, check_int8, read_overrides
-from fewstep.models.pipeline import Pipeline, check_painting, finish_pipeline, load_pipeline, pick_storage
+from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline_loading import check_painting, finish_pipeline, load_pipeline, pick_storage
 from fewstep.models.vocabulary import parse_texts
 from fewstep.precision import PaintPrecision, Storage
 from fewstep.recipes.plain import read_config_file
