@@ -62,6 +62,30 @@ def test_metadata_goes_before_text_files_which_fill_its_gaps(tmp_path: Path, add
     assert data.report.names == {"without caption": ["d.png"]}
 
 
+def test_metadata_may_name_pictures_by_where_they_lie(tmp_path: Path, add: Callable[..., Path]):
+    (tmp_path / "real").mkdir()
+    folder = tmp_path / "linked"
+    folder.symlink_to("real")
+    for name in ("a.png", "sub/b.png", "c.png"):
+        add(folder, name, None)
+    real = tmp_path / "real"
+    write_metadata(folder, {"file_name": str(folder / "a.png"), "text": "by a link"},
+                   {"file_name": str(real / "sub/../c.png"), "text": "by way of another"})  # fmt: skip
+    write_metadata(folder / "sub", {"file_name": str(real / "sub/b.png"), "text": "for real"},
+                   {"file_name": str(real / "c.png"), "text": "of another folder"})  # fmt: skip
+    data = open_folder(folder)
+    assert dict(data.samples) == {"a.png": "by a link", "sub/b.png": "for real"}
+    assert data.report.names["outside the folder"] == ["metadata.jsonl line 2", "sub/metadata.jsonl line 2"]
+
+
+@pytest.mark.parametrize("name", ["METADATA.JSONL", "Metadata.Csv"])
+def test_metadata_in_capitals_is_read(tmp_path: Path, add: Callable[..., Path], name: str):
+    add(tmp_path, "a.png", None)
+    line = "file_name,text\na.png,a word\n" if name.endswith("Csv") else '{"file_name": "a.png", "text": "a word"}\n'
+    (tmp_path / name).write_text(line)
+    assert dict(open_folder(tmp_path).samples) == {"a.png": "a word"}
+
+
 def test_every_bad_metadata_line_is_counted_and_names_its_number(tmp_path: Path, add: Callable[..., Path]):
     for name in ("a.png", "b.png", "c.png"):
         add(tmp_path, name, None)
@@ -150,7 +174,7 @@ def test_every_picture_that_cannot_be_used_is_counted_once(
     add(tmp_path, "without and broken.png", None).write_bytes(b"")
     add(tmp_path, "empty.png", " \n")
     add(tmp_path, "latin.png", "café".encode("latin-1"))
-    add(tmp_path, "utf16.png", "café".encode("utf-16"))
+    add(tmp_path, "utf16.png", "café".encode("utf-16-le"))
     add(tmp_path, "bomb.png", "too large").write_bytes(png_that_claims(8001, 8000))
     (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "dangling.txt").write_text("a link to nothing")

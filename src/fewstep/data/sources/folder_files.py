@@ -89,10 +89,13 @@ class Listing:
         places: dict[str, list[str]] = {}
         for name in self._list([posixpath.splitext(base)[1] for base in METADATA]):
             folder, base = posixpath.split(name)
-            if base in METADATA:
+            if base.lower() in METADATA:
                 places.setdefault(folder, []).append(base)
         ordered = sorted(places, key=lambda folder: (folder.count("/") + bool(folder), folder))
-        return [posixpath.join(folder, min(places[folder], key=METADATA.index)) for folder in ordered]
+        return [
+            posixpath.join(folder, min(places[folder], key=lambda base: METADATA.index(base.lower())))
+            for folder in ordered
+        ]
 
     def describe_endings(self) -> str:
         """Returns the endings of files with their counts, the most frequent first, or `no files`."""
@@ -130,6 +133,15 @@ class LocalFiles:
     @property
     def name(self) -> str:
         return self.root.resolve().name
+
+    def shorten(self, name: str, below: str) -> str:
+        """Returns an absolute path of this computer to what lies in the folder `below` in this one as a path that
+        begins there, and any other as it is."""
+        for root in (os.path.abspath(self.root), str(self.root.resolve())):
+            start = os.path.join(root, below, "")
+            if name.startswith(start):
+                return name.removeprefix(start)
+        return name
 
     def list_all(self) -> Listing:
         """Lists the folder and those below."""
@@ -184,6 +196,9 @@ class RemoteFiles:
     @property
     def name(self) -> str:
         return PurePosixPath(strip_query(self._place.where).rstrip("/")).name
+
+    def shorten(self, name: str, below: str) -> str:  # noqa: ARG002  # a server's folders have no paths of this computer
+        return name
 
     def list_all(self) -> Listing:
         return self._listing

@@ -52,14 +52,15 @@ def read_metadata(files: FolderFiles, listing: Listing, tally: Tally, wanted: Se
             )
         if name_encoding(content) == "utf-16":  # as spreadsheets write what they call Unicode
             content = content.decode("utf-16", "replace").encode()
-        rows = _read_csv(content) if place.endswith(".csv") else _read_jsonl(content)
+        rows = _read_csv(content) if place.lower().endswith(".csv") else _read_jsonl(content)
         for number, fields in rows:
             try:
                 if fields is None:
                     raise DroppedError(Reason.BAD_LINE)
                 found.columns.setdefault(place, list(fields))
-                name, metadata = _read_line(fields, wanted)
-                name = names.find(posixpath.dirname(place), name)
+                below = posixpath.dirname(place)
+                name, metadata = _read_line(fields, wanted, files, below)
+                name = names.find(below, name)
                 if name in found.pictures:
                     raise DroppedError(Reason.REPEATED_LINE)
                 found.pictures[name] = metadata
@@ -118,7 +119,9 @@ def _read_csv(content: bytes) -> Iterator[tuple[int, Mapping[str, object] | None
         yield rows.line_num, None
 
 
-def _read_line(fields: Mapping[str, object], wanted: Sequence[str]) -> tuple[str, PictureMetadata]:
+def _read_line(
+    fields: Mapping[str, object], wanted: Sequence[str], files: FolderFiles, below: str
+) -> tuple[str, PictureMetadata]:
     name, text = next((fields[path] for path in PATHS if path in fields), None), captions.find_field(fields, wanted)
     if not isinstance(name, str) or not isinstance(text, str | list):
         raise DroppedError(Reason.BAD_LINE)
@@ -126,6 +129,7 @@ def _read_line(fields: Mapping[str, object], wanted: Sequence[str]) -> tuple[str
         f"{name}{text if isinstance(text, str) else ''}".encode()  # refuses halves of surrogate pairs
     except UnicodeEncodeError as error:
         raise DroppedError(Reason.BAD_LINE) from error
+    name = files.shorten(name, below)
     if leaves_folder(name):
         raise DroppedError(Reason.OUTSIDE)
     return posixpath.normpath(name), PictureMetadata(text, read_scores(fields))
