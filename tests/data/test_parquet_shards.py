@@ -108,7 +108,7 @@ def test_rows_are_counted_by_what_they_lack(tmp_path: Path, cache: CacheSettings
 
 
 def test_captions_in_strings_that_are_not_utf8_cost_their_row_alone(tmp_path: Path, cache: CacheSettings):
-    texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"good"], pa.binary()).buffers())
+    texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xe9\xfe", b"good"], pa.binary()).buffers())
     path = write_parquet(tmp_path / "0.parquet", image=[picture()] * 2, text=texts)
     source = open_picture_files(str(path), None, cache)
     assert captions_of(source) == {"0.parquet/1": "good"}
