@@ -39,7 +39,7 @@ def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
         tags = "lora, few-step" if card.lora_rank else "few-step"
         steps = str(card.sampling_steps or "1 to 8")
     lora, few_step = card.lora_rank is not None, card.method != STYLE_LORA
-    training = f"{card.steps} updates of {card.batch_size}"
+    training = f"{card.steps} steps of {card.batch_size}"
     training += f", solver {card.solver}, skip {card.skip}" if few_step else ""
     lines = [
         "---",
