@@ -226,7 +226,10 @@ def test_the_work_is_that_of_the_passes():
 
 def test_the_advice_follows_the_memory(capsys):
     roomy = best(Plan(gpu_memory=80), capsys)
-    assert roomy == "best: fewstep distill sd15 --teacher PATH --data PATH --accumulation 3 --no-gradient-checkpointing"
+    assert (
+        roomy
+        == "best: fewstep distill sd15 --teacher MODEL --data PICTURES --accumulation 3 --no-gradient-checkpointing"
+    )
     assert "--accumulation 6 --gradient-checkpointing" in best(Plan(gpu_memory=18.3), capsys)
     assert "--optimizer adamw8bit" in best(Plan(gpu_memory=12), capsys)
     assert best(Plan(gpu_memory=4), capsys).startswith("nothing fits: more GPUs")

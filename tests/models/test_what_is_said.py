@@ -14,6 +14,7 @@ from fewstep.commands.inspect import describe
 from fewstep.errors import UserError
 from fewstep.models.codec import Codec
 from fewstep.models.loading import load_latent_model
+from fewstep.models.lora.file import KOHYA_FILE
 from fewstep.models.options import Overrides
 from fewstep.models.pipeline_loading import load_pipeline
 
@@ -180,6 +181,8 @@ def test_what_was_said_of_a_teacher_is_said_of_it_again(miniatures, tmp_path, fe
     assert model.network.parameterisation == "v_prediction"
     assert model.schedule.has_zero_terminal_snr
     advice = fewstep_command("inspect", tmp_path / "run").stdout
+    assert f"generate --model {tmp_path / 'run' / 'model'} --prompt" in advice  # by its header, as above
+    advice = fewstep_command("inspect", tmp_path / "run" / "model" / KOHYA_FILE).stdout
     assert "--prediction-type v_prediction --zero-snr" in advice
     painted = fewstep_command(
         "generate", "--model", folder, "--unet", tmp_path / "alone", "--prompt", PROMPT, "--out", tmp_path / "out"
