@@ -38,7 +38,7 @@ from fewstep.models.loading import load_latent_model
 from fewstep.teacher.blocks import BlockCode
 from fewstep.teacher.gallery_tasks import LOOKS, PATCHES, expect_slots, list_looks, list_waves
 from gallery_pictures import HELD_OUT, load_photographs
-from gallery_teacher import CODE, load_tokenizer, tokenise
+from gallery_teacher import CODE, find_newest, load_tokenizer, tokenise
 
 Rebuild = Callable[[Tensor], Tensor]
 
@@ -95,12 +95,6 @@ def main(study: Study) -> None:
         teacher = load_latent_model(str(study.run / "pipeline"), torch.device("cpu"))
         scores["teacher"] = measure_teacher(study, reader, teacher)
     (study.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-
-
-def find_newest(run: Path, name: str) -> Path | None:
-    """Returns the folder of a part after its last cycle, if it has had one."""
-    folders = (run / each for each in (name, f"{name}-second", f"{name}-first"))
-    return next((folder for folder in folders if folder.exists()), None)
 
 
 @torch.no_grad()

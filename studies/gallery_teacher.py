@@ -81,12 +81,16 @@ def _cycle(steps: int, lr: float, batch_size: int = 16, **more: Any) -> LoopConf
 WIDTHS = (16, 32, 64, 128)
 """Of the autoencoder, from fine to coarse."""
 AUTOENCODER = {"first": _cycle(4000, 2e-3, precision="bf16"), "second": _cycle(3000, 1e-3, precision="bf16")}
-READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32)}
+READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32), "third": _cycle(6000, 1.2e-3, 32)}
 TEXT = _cycle(8500, 2e-3, 64, precision="bf16", beta2=0.99)
 UNET = {
     "first": _cycle(9000, 1.5e-3, 64, precision="bf16", beta2=0.99),
-    "second": _cycle(12000, 1.2e-3, 64, precision="bf16", beta2=0.99),
+    "second": _cycle(11000, 1.2e-3, 64, precision="bf16", beta2=0.99),
 }
+
+
+CYCLES = ("first", "second", "third")
+"""What a part's folders of weights are called after, in order."""
 
 
 def main(study: Study) -> None:
@@ -98,14 +102,32 @@ def main(study: Study) -> None:
         "latents": (LATENTS, lambda out: keep_latents(out, study.photographs)),
         "unet first": ("unet-first", lambda out: train_unet(out, "first")),
         "reader second": ("reader-second", lambda out: train_reader(out, "second")),
+        "reader third": ("reader-third", lambda out: train_reader(out, "third")),
         "unet second": ("unet-second", lambda out: train_unet(out, "second")),
+        "pipeline": ("pipeline", assemble_teacher),
     }
     if strangers := set(study.stages) - set(stages):
         raise SystemExit(f"--stages {' '.join(sorted(strangers))}: the stages are {', '.join(stages)}")
     for name in study.stages or stages:
         result, do = stages[name]
-        if not (study.out / result).exists():
+        part, _, cycle = result.rpartition("-")
+        results = [f"{part}-{each}" for each in CYCLES[CYCLES.index(cycle) :]] if cycle in CYCLES else [result]
+        if not any((study.out / each).exists() for each in results):
             do(study.out)
+
+
+def find_newest(run: Path, name: str) -> Path | None:
+    """Returns the folder of a part after its last cycle, if it has had one."""
+    folders = (run / each for each in (name, *(f"{name}-{cycle}" for cycle in reversed(CYCLES))))
+    return next((folder for folder in folders if folder.exists()), None)
+
+
+def get_newest(run: Path, name: str) -> Path:
+    """Returns the same, and ends the study where there is none."""
+    folder = find_newest(run, name)
+    if folder is None:
+        raise SystemExit(f"{run} holds no {name}-{CYCLES[0]} yet: --stages does it before this")
+    return folder
 
 
 def load_code(out: Path, photographs: Path) -> BlockCode:
@@ -127,7 +149,7 @@ def train_autoencoder(out: Path, cycle: str, photographs: Path) -> None:
     start, features = build_gallery_autoencoder(), None
     if cycle == "second":
         start, seed = AutoencoderKL.from_pretrained(out / "vae-first"), 1
-        features = load_gallery_reader(out / "reader-first").grid
+        features = load_gallery_reader(get_newest(out, "reader")).grid
     task = BlockAutoencoderTask(start.to(memory_format=torch.channels_last), code, pixels, seed, features)
     fit(task, AUTOENCODER[cycle], out / f"autoencoder-{cycle}", f"autoencoder, {cycle}")
     plain = scenes_model.build_autoencoder(LATENT_CHANNELS, WIDTHS)
@@ -142,8 +164,8 @@ def train_reader(out: Path, cycle: str) -> None:
     if seed == 0:
         task = GalleryReaderTask(GalleryReader(), seed)
     else:
-        start = load_gallery_reader(out / "reader-first").requires_grad_(True).train()
-        autoencoder = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
+        start = load_gallery_reader(out / f"reader-{CYCLES[seed - 1]}").requires_grad_(True).train()
+        autoencoder = AutoencoderKL.from_pretrained(get_newest(out, "vae")).to(memory_format=torch.channels_last)
         task = GalleryReaderTask(start, seed, rebuild=functools.partial(rebuild, autoencoder))
     fit(task, READER[cycle], out / f"reading-{cycle}", f"reader, {cycle}")
     for name in (f"reader-{cycle}", "reader"):
@@ -299,8 +321,7 @@ class UNetTask(ByMuon, DiffusionTask):
 
 
 def train_unet(out: Path, cycle: str) -> None:
-    latents = read_safetensors(out / LATENTS)["mean"].float()
-    scaling_factor = float(1 / latents.std())
+    latents = load_latents(out)
     tokenizer = load_tokenizer(out)
     text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder").float()
     pictures, captions = list_examples()
@@ -308,12 +329,13 @@ def train_unet(out: Path, cycle: str) -> None:
     scheduler = scenes_model.build_scheduler()
     torch.manual_seed(3)
     seed = list(UNET).index(cycle)
-    before = list(UNET)[seed - 1]
     start: Any = (
-        build_gallery_unet() if seed == 0 else UNet2DConditionModel.from_pretrained(out / f"unet-{before}").float()
+        build_gallery_unet()
+        if seed == 0
+        else UNet2DConditionModel.from_pretrained(out / f"unet-{CYCLES[seed - 1]}").float()
     )
     text: Any = TextOnDemand(text_encoder, tokens)
-    shown: Any = Shown(latents * scaling_factor, pictures)
+    shown: Any = Shown(latents * find_scaling_factor(latents), pictures)
     start = start.to(memory_format=torch.channels_last)
     task = UNetTask(start, Tabulated.from_config(scheduler.config), shown, text, seed)
     normalise_in_fp32(task.student)
@@ -321,11 +343,25 @@ def train_unet(out: Path, cycle: str) -> None:
     task.student.compile()  # a quarter sooner
     fit(task, UNET[cycle], out / f"diffusion-{cycle}", f"unet, {cycle}")
     task.averaged.save_pretrained(out / f"unet-{cycle}")
-    if not (out / "vae").exists():  # not yet
-        return
-    autoencoder = AutoencoderKL.from_pretrained(out / "vae")
-    trained = scenes_model.Trained(autoencoder, text_encoder, task.averaged, scaling_factor)
-    scenes_model.save_teacher(out / "pipeline", trained, tokenizer, scheduler)
+    if find_newest(out, "vae"):
+        assemble_teacher(out)
+
+
+def assemble_teacher(out: Path) -> None:
+    """Saves the newest autoencoder and UNet with the text encoder as a pipeline."""
+    text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder").float()
+    unet = UNet2DConditionModel.from_pretrained(get_newest(out, "unet")).float()
+    autoencoder = AutoencoderKL.from_pretrained(get_newest(out, "vae")).float()
+    trained = scenes_model.Trained(autoencoder, text_encoder, unet, find_scaling_factor(load_latents(out)))
+    scenes_model.save_teacher(out / "pipeline", trained, load_tokenizer(out), scenes_model.build_scheduler())
+
+
+def load_latents(out: Path) -> Tensor:
+    return read_safetensors(out / LATENTS)["mean"].float()
+
+
+def find_scaling_factor(latents: Tensor) -> float:
+    return float(1 / latents.std())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from fewstep import assets
 from fewstep.files import read_safetensors_header
 from fewstep.models.card import LCM_LORA
 from fewstep.models.lora.file import DIFFUSERS_FILE
+from fewstep.models.lora.source import source_of
 from fewstep.models.options import read_overrides
 
 
@@ -27,11 +28,12 @@ def advise_lora(lora: Path, metadata: Mapping[str, str]) -> Iterator[str]:
     model = shlex.quote(base)
     if "fewstep.base_config" in metadata:
         model += f" --base-config {shlex.quote(metadata['fewstep.base_config'])}"
-    said = read_overrides({name.removeprefix("fewstep."): value for name, value in metadata.items()}).stated()
-    for name, value in said.items():
+    overrides = read_overrides({name.removeprefix("fewstep."): value for name, value in metadata.items()})
+    for name, value in overrides.stated().items():
         for each in value if isinstance(value, tuple) else (value,):
             model += f" --{name.replace('_', '-')}" + ("" if each is True else f" {shlex.quote(str(each))}")
-    if metadata.get("fewstep.method") == LCM_LORA and lora.name == DIFFUSERS_FILE and _is_here(base):
+    named = (base, metadata.get("fewstep.base_config", ""), overrides.network, *map(source_of, overrides.base_lora))
+    if metadata.get("fewstep.method") == LCM_LORA and lora.name == DIFFUSERS_FILE and all(map(_is_here, named)):
         yield f'paint with it: fewstep generate --model {shlex.quote(str(lora.parent))} --prompt "…"'
     elif metadata.get("fewstep.method") == LCM_LORA:
         yield f'paint with it: fewstep generate --model {model} --lora {here} --prompt "…"'
@@ -43,6 +45,6 @@ def advise_lora(lora: Path, metadata: Mapping[str, str]) -> Iterator[str]:
         yield f"  or, with an LCM-LoRA of that base: --model {model} --lora LCM-LORA --lora {here}:0.8"
 
 
-def _is_here(base: str) -> bool:
-    """Says whether a base is taken from a LoRA's header without a question: one of the Hub is asked for first."""
-    return base in assets.MODELS or Path(base).exists()
+def _is_here(named: str) -> bool:
+    """Says whether what a LoRA's header names is taken without a question: what is on the Hub is asked for first."""
+    return not named or named in assets.MODELS or Path(named).exists()

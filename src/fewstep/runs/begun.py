@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import UserError
+from fewstep.files import has_suffix
 from fewstep.method.named import HALVING, METHODS
 from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.family import LatentModel
@@ -94,7 +95,7 @@ def load_student_beside(folder: Path, teacher: LatentModel) -> LatentModel:
 
 def _load_network(config: Distill, teacher: LatentModel) -> Begun:
     folder = Path(find_exported(config.start))
-    if folder.suffix == ".safetensors" or (folder / LORA_FILE).is_file():
+    if has_suffix(folder) or (folder / LORA_FILE).is_file():
         raise UserError(f"{config.start} is a LoRA, which goes on as one; give its --lora-rank too")
     model = load_student_beside(folder, teacher)
     if not model.is_student:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from fewstep.errors import UserError
+from fewstep.files import has_suffix
 from fewstep.method.paths import StudentPath
 from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.family import LatentModel
@@ -44,7 +45,7 @@ def _load_any_step(config: Distill, teacher: LatentModel, card: StudentCard) -> 
     """Loads the network that `--follow` names. Raises UserError for one that is not any-step, of another kind than the
     teacher, or not made for this guidance."""
     folder = Path(find_exported(config.follow))
-    if folder.suffix == ".safetensors" or (folder / LORA_FILE).is_file():
+    if has_suffix(folder) or (folder / LORA_FILE).is_file():
         raise UserError(f"{config.follow} is a LoRA; give a whole model by any-step")
     model = load_student_beside(folder, teacher)
     if not model.network.takes_end:

@@ -127,6 +127,10 @@ class LocalFiles:
         return Path(local_path(self.place.where))
 
     @functools.cached_property
+    def _roots(self) -> tuple[str, ...]:
+        return os.path.abspath(self.root), str(self.root.resolve())
+
+    @functools.cached_property
     def _start(self) -> str:
         return os.path.join(self.root, "")
 
@@ -137,10 +141,11 @@ class LocalFiles:
     def shorten(self, name: str, below: str) -> str:
         """Returns an absolute path of this computer to what lies in the folder `below` in this one as a path that
         begins there, and any other as it is."""
-        for root in (os.path.abspath(self.root), str(self.root.resolve())):
-            start = os.path.join(root, below, "")
-            if name.startswith(start):
-                return name.removeprefix(start)
+        if os.path.isabs(name):
+            for root in self._roots:
+                start = os.path.join(root, below, "")
+                if name.startswith(start):
+                    return name.removeprefix(start)
         return name
 
     def list_all(self) -> Listing:

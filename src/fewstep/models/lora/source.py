@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from fewstep.errors import UserError
+from fewstep.files import has_suffix
 from fewstep.models.card import LORA_FILE, split_scale
 from fewstep.models.hub import fetch
 from fewstep.models.lora.header import PEFT_FILE
@@ -93,7 +94,7 @@ def _fetch(repository: str, file: str | None) -> Path:
 
     def choose(names: Sequence[str]) -> list[str]:
         nonlocal chosen
-        whole = [name for name in names if name.endswith(".safetensors")]
+        whole = [name for name in names if has_suffix(Path(name))]
         chosen = file or _choose([name for name in whole if "/" not in name], repository)
         if chosen not in names:
             raise UserError(
