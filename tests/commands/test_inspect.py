@@ -222,7 +222,7 @@ def test_an_lcm_lora_is_painted_by_its_folder_where_its_base_is_at_hand(tmp_path
     (named,) = advise_lora(file, {**made, "fewstep.teacher": "some/base"})
     assert named == f'paint with it: fewstep generate --model some/base --lora {file} --prompt "…"'
     (styled,) = advise_lora(file, {**made, "fewstep.teacher": "scenes", "fewstep.base_lora": '["some/style:0.8"]'})
-    assert styled.endswith(f"--model scenes --base-lora some/style:0.8 --lora {file} --prompt \"…\"")
+    assert styled.endswith(f'--model scenes --base-lora some/style:0.8 --lora {file} --prompt "…"')
 
 
 def test_updates_are_called_that():
