@@ -156,8 +156,21 @@ def test_a_transformer_alone_is_no_lora(tmp_path):
 
 
 def test_a_part_of_a_pipeline_is_told_so(random_teacher):
-    with pytest.raises(UserError, match="is a part of a pipeline, of class UNet2DConditionModel"):
-        list(describe(random_teacher / "unet"))
+    with pytest.raises(UserError, match="is a part of a pipeline, of class AutoencoderKL"):
+        list(describe(random_teacher / "vae"))
+
+
+def test_a_unet_alone_is_told_with_what_can_be_done_with_it(random_teacher, tmp_path):
+    lines = [*describe(random_teacher / "unet")]
+    assert lines[0] == "UNet alone"
+    assert lines[2].startswith("make it few-step: fewstep distill --teacher BASE --unet ")
+    tensors = safetensors.torch.load_file(random_teacher / "unet" / "diffusion_pytorch_model.safetensors")
+    told = {**tensors, "time_embedding.cond_proj.weight": torch.zeros(8, 4), "v_pred": torch.zeros(1)}
+    safetensors.torch.save_file(told, tmp_path / "lcm.safetensors")
+    lines = [*describe(tmp_path / "lcm.safetensors")]
+    assert lines[0] == "UNet alone, few-step: it is told its guidance"
+    assert "prediction_type v_prediction" in lines[2]
+    assert lines[3].startswith("paint with it: fewstep generate --model BASE --unet ")
 
 
 @pytest.mark.parametrize("piece", ["a", "a ", "\t", 'a: "', '"\\"', "a: ", ", ", " -/"])
@@ -201,7 +214,10 @@ def test_a_model_in_the_hubs_cache_is_described(random_teacher, tmp_path):
     for i, file in enumerate(sorted(each for each in snapshot.rglob("*") if each.is_file())):
         file.rename(blobs / str(i))
         file.symlink_to(blobs / str(i))
-    assert [*describe(snapshot)][:-1] == [*describe(random_teacher)][:-1]
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    for place in (snapshot, snapshot.parent.parent):
+        assert [*describe(place)][:-1] == [*describe(random_teacher)][:-1]
 
 
 def test_a_style_is_painted_on_what_is_few_step(tmp_path):

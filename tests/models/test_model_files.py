@@ -158,6 +158,9 @@ def test_links_in_the_folder_and_in_the_hubs_cache_are_followed(copied, models):
         model = load_latent_model(place, CPU)
         check_parts(model, wanted)
         assert str(place) in model.network.backbone.config["_name_or_path"]
+    (cached.parent.parent / "refs").mkdir()
+    (cached.parent.parent / "refs" / "main").write_text("abc\n")
+    check_parts(load_latent_model(cached.parent.parent, CPU), wanted)
 
 
 def check_parts(model, wanted):

@@ -260,6 +260,17 @@ def test_a_refiner_is_refused(copy, edit_json):
     assert "is a refiner" in refusal(folder)
 
 
+def test_a_key_of_another_familys_makes_no_file_of_it(miniatures, tmp_path):
+    folder, whole = miniatures["sdxl"]
+    stray = {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.zeros(1, 77)}
+    safetensors.torch.save_file(safetensors.torch.load_file(whole) | stray, tmp_path / "x.safetensors")
+    found, wanted = (load_latent_model(each, CPU, str(folder)) for each in (tmp_path / "x.safetensors", whole))
+    assert found.family.name == wanted.family.name == "sdxl"
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        held = found.parts[part].state_dict()
+        assert all(torch.equal(held[name], value) for name, value in wanted.parts[part].state_dict().items())
+
+
 # Averaged weights
 
 
@@ -327,7 +338,53 @@ def test_a_unet_of_its_own_takes_its_bases_place(copy, miniatures, tmp_path):
         assert all(torch.equal(held[name], value) for name, value in student.state_dict().items())
     other = miniatures["sdxl"][0]
     assert "holds no UNet of Stable Diffusion XL" in refusal(other, overrides=Overrides(unet=str(tmp_path / "alone")))
-    assert "is neither a folder nor a Hub id" in refusal(base, overrides=Overrides(unet="gone"))
+    assert "is neither a file nor a folder nor a Hub id" in refusal(base, overrides=Overrides(unet="gone"))
+
+
+@pytest.mark.parametrize("prefix", ["", "unet.", "model.diffusion_model."])
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
+def test_a_unet_that_is_a_file_takes_its_bases_place(family, prefix, miniatures, tmp_path):
+    base, whole = miniatures[family]
+    wanted = load_latent_model(base, CPU).network.backbone.state_dict()
+    begin = "model.diffusion_model."
+    spelt = {
+        "original": {
+            name.removeprefix(begin): value
+            for name, value in safetensors.torch.load_file(whole).items()
+            if name.startswith(begin)
+        },
+        "diffusers": {name: value.half() for name, value in wanted.items()},
+    }
+    for spelling, tensors in spelt.items():
+        file = tmp_path / f"{spelling}.safetensors"
+        safetensors.torch.save_file({prefix + name: value for name, value in tensors.items()}, file)
+        for place, config in ((base, ""), (whole, str(base))):
+            model = load_latent_model(place, CPU, config, Overrides(unet=str(file)))
+            held = model.network.backbone.state_dict()
+            exact = wanted if spelling == "original" else {name: value.half() for name, value in wanted.items()}
+            assert held.keys() == wanted.keys()
+            assert all(torch.equal(held[name], value.float()) for name, value in exact.items())
+        assert f"is a UNet alone, without text encoders and autoencoder; {_ADVICE}" in refusal(file)
+    tensors.popitem()
+    safetensors.torch.save_file(tensors, file)
+    assert "it lacks " in refusal(base, overrides=Overrides(unet=str(file)))
+
+
+_ADVICE = "give its base as the model, and with it --unet "
+
+
+def test_a_unets_file_says_what_it_was_trained_on(miniatures, tmp_path):
+    base = miniatures["sd15"][0]
+    student = load_latent_model(base, CPU).network.to_student(8).backbone
+    file = tmp_path / "lcm.safetensors"
+    student = {name: value.contiguous() for name, value in student.state_dict().items()}
+    for tensors, said in (({"v_pred": torch.zeros(1)}, None), ({}, {"modelspec.prediction_type": "v"})):
+        safetensors.torch.save_file({**student, **tensors}, file, said)
+        model = load_latent_model(base, CPU, overrides=Overrides(unet=str(file)))
+        assert Pipeline(model).takes_guidance
+        assert model.network.parameterisation == "v_prediction"
+    safetensors.torch.save_file({"x.weight": torch.zeros(1)}, file)
+    assert "holds no UNet, by diffusers' names or" in refusal(base, overrides=Overrides(unet=str(file)))
 
 
 # What stands beside a model

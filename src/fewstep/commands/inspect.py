@@ -23,10 +23,13 @@ from fewstep.errors import SCREEN, UserError, show
 from fewstep.files import SafetensorsHeader, has_suffix, read_safetensors_header
 from fewstep.models.card import LCM_LORA, read_card
 from fewstep.models.families import recognise_file, recognise_folder
+from fewstep.models.families.original_names import OMEGA, find_unet_prefix, is_unet_alone
 from fewstep.models.families.single_file import read_statements
+from fewstep.models.loading import find_files
 from fewstep.models.lora.spelling import EMBEDDING, refuse_others, split_key
 from fewstep.models.model_files import CHECKPOINTS, CONFIG_FILE, INDEX, TOKENIZER_CONFIG, find_file, read_json
 from fewstep.models.network import KEYS
+from fewstep.models.options import Overrides
 from fewstep.models.vocabulary import parse_vocabulary
 from fewstep.recipes.named import RECIPES
 from fewstep.recipes.plain import read_config_file, to_plain
@@ -60,7 +63,7 @@ def describe(path: Path) -> Iterator[str]:
     if not path.exists():
         raise UserError(f"{path} does not exist; {_WANTED}")
     if path.is_dir():
-        yield from _describe_folder(path)
+        yield from _describe_folder(find_files(path, Overrides()))
     elif has_suffix(path):
         yield from _describe_tensors(path)
     else:
@@ -82,6 +85,9 @@ def _describe_url(url: str) -> Iterator[str]:
 
 def _describe_tensors(path: Path) -> Iterator[str]:
     header = read_safetensors_header(path)
+    if is_unet_alone(header.shapes):
+        yield from _describe_unet(path, header)
+        return
     yield from _describe_single_file(path, header) if _is_model(path, header) else _describe_lora(path, header)
 
 
@@ -188,6 +194,20 @@ def _describe_single_file(path: Path, header: SafetensorsHeader) -> Iterator[str
     yield f"make it few-step: fewstep distill --teacher {shlex.quote(str(path))}{base} --data PICTURES --out RUN"
     if alone:
         yield f"  BASE: a diffusers folder of {family.title}, for its text encoders and autoencoder"
+
+
+def _describe_unet(path: Path, header: SafetensorsHeader) -> Iterator[str]:
+    is_few_step = f"{find_unet_prefix(header.shapes)}{OMEGA}" in header.shapes
+    yield f"UNet alone{', few-step: it is told its guidance' if is_few_step else ''}"
+    yield f"parameters: {header.parameters:,} in {len(header.shapes)} tensors"
+    if said := read_statements(header):
+        yield f"the file says: {', '.join(f'{name} {value}' for name, value in said.items())}"
+    here = shlex.quote(str(path))
+    if is_few_step:
+        yield f'paint with it: fewstep generate --model BASE --unet {here} --prompt "…"'
+    else:
+        yield f"make it few-step: fewstep distill --teacher BASE --unet {here} --data PICTURES --out RUN"
+    yield "  BASE: the model whose text encoders and autoencoder go with it"
 
 
 def _describe_prepared(place: str | Path) -> Iterator[str]:

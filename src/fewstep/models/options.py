@@ -35,8 +35,8 @@ class Overrides:
     zero_snr: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """The model was trained on a schedule that ends in noise alone (zero-terminal SNR), whatever its files say."""
     unet: Annotated[str, tyro.conf.arg(aliases=["--transformer"])] = ""
-    """Folder or Hub id of a repository that is a UNet or a transformer alone (config.json and its weights), used in
-    place of the model's own. Of a flow transformer it may be a single file too, in fp8 or bf16."""
+    """A UNet or a transformer alone, used in place of the model's own: the folder or Hub id of a repository
+    (config.json and its weights), or a single file, in fp8, bf16, fp16 or fp32."""
 
     base_lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(aliases=["--teacher-lora"])] = ()
     """A LoRA that is merged into the model before all else, as in `style.safetensors:0.9`: so a style, or several, is

@@ -23,7 +23,7 @@ from fewstep.models.card import CARD_FILE, StudentCard, read_card
 from fewstep.models.codec import Codec
 from fewstep.models.conditioner import Conditioner
 from fewstep.models.families import any_step_flow
-from fewstep.models.families.original_transformers import OriginalNames, load_original
+from fewstep.models.families.original_transformers import OriginalNames, load_original, make_shaped
 from fewstep.models.families.single_file import check_tensors, find_configurations
 from fewstep.models.families.transformer import TransformerNetwork, refuse_engine
 from fewstep.models.families.transformer_checks import PATCH
@@ -215,9 +215,11 @@ class TransformerFamily(Family):
                     f"{path} holds no transformer of {self.title}, as its base is, by its first code's names or by "
                     "diffusers'"
                 )
-            self.refuse(read_json(own / "config.json", f"{own} is not a transformer"), network)
+            config = read_json(own / "config.json", f"{own} is not a transformer")
+            self.refuse(config, network)
+            shaped_as = make_shaped(self.transformer_class, config, own / "config.json")
             return load_original(
-                path, self.transformer_class, own, self.original, prefix, dtype,
+                path, shaped_as, own, self.original, prefix, dtype,
                 lambda wanted: check_tensors(path, self, keys, wanted),
             )  # fmt: skip
         if not path.is_dir():

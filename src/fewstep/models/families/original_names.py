@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
@@ -65,6 +65,27 @@ def _name_original(name: str, per_level: int, with_attention: set[str]) -> str |
 
 def _name_inside(kind: str, module: str) -> str:
     return module if kind == "attentions" else _RESNET.get(module, module)
+
+
+_FIRST_AND_LAST = (("time_embedding.linear_1.weight", "conv_out.weight"), ("time_embed.0.weight", "out.2.weight"))
+OMEGA = "time_embedding.cond_proj.weight"
+"""The layer by which a few-step UNet is told its guidance, by diffusers' name."""
+
+
+def find_unet_prefix(keys: Collection[str]) -> str | None:
+    """Returns what stands before a UNet's tensors in a single file; None where it holds none."""
+    for first, last in _FIRST_AND_LAST:
+        for key in keys:
+            if key.endswith(first) and (prefix := key.removesuffix(first)) + last in keys:
+                return prefix
+    return None
+
+
+def is_unet_alone(keys: Iterable[str]) -> bool:
+    """Says whether a single file holds a UNet and no other part of a model."""
+    keys = set(keys)
+    others = ("first_stage_model.", "cond_stage_model.", "conditioner.")
+    return find_unet_prefix(keys) is not None and not any(key.startswith(others) for key in keys)
 
 
 _VAE_ENDS = {

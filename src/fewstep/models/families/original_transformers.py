@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.files import explain_damage, open_safetensors, read_safetensors_header
-from fewstep.models.model_files import check_config, read_json
+from fewstep.models.config_sizes import check_layers
+from fewstep.models.model_files import check_config
 
 Modules = Mapping[str, tuple[str, ...]]
 """diffusers' modules by the original's, whose rows theirs are, one after the other."""
@@ -88,19 +89,29 @@ def _number(name: str, blocks: str) -> int:
     return int(begin) if name.startswith(f"{blocks}.") and rest and begin.isdigit() else -1
 
 
+def make_shaped(kind: Any, config: Mapping[str, Any], place: Path) -> Any:
+    """Makes the network that a configuration, read from `place`, describes, with weights on no device. Raises
+    UserError."""
+    check_config(config, place)
+    check_layers(config, place.parent)
+    try:
+        with init_empty_weights(include_buffers=False):  # no file has tables that are no weights
+            return kind.from_config(config)
+    except Exception as error:  # diffusers raises nearly anything where a configuration is odd
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{place} describes no {kind.__name__} ({reason})") from error
+
+
 def load_original(
-    path: Path, kind: Any, config_folder: Path, names: OriginalNames, prefix: str, dtype: torch.dtype,
+    path: Path, network: Any, place: Path, names: OriginalNames, prefix: str, dtype: torch.dtype,
     check: Callable[[Mapping[str, Collection[str]]], None],
 ) -> Any:  # fmt: skip
-    """Loads the transformer of a single file, whose keys begin with `prefix`, frozen, in `dtype`.
+    """Fills a network, on no device as `place` describes it, from a single file, whose keys begin with `prefix`, and
+    returns it, frozen, in `dtype`.
 
     `check` is given the names that the file should hold, by that prefix. Weights in fp8 are scaled back.
     """
-    config = read_json(config_folder / "config.json", f"{config_folder} is not a transformer")
-    check_config(config, config_folder / "config.json")
-    with init_empty_weights(include_buffers=False):  # no file has tables that are no weights
-        transformer = kind.from_config(config)
-    shapes = {name: tuple(value.shape) for name, value in transformer.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     held = {key.removeprefix(prefix) for key in read_safetensors_header(path).shapes if key.startswith(prefix)}
     beside = {key for key in held if key.endswith(_SCALED) or key in (*_MARKS, *names.unread)}
     is_diffusers = names.is_diffusers(held)
@@ -126,12 +137,12 @@ def load_original(
         try:
             state = {name: read(name) for name in shapes} if is_diffusers else names.convert(read, shapes)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{path} has tensors of other sizes than {config_folder} describes ({error})") from error
+            raise UserError(f"{path} has tensors of other sizes than {place} describes ({error})") from error
     wrong = [name for name, value in state.items() if tuple(value.shape) != shapes[name]]
     if wrong:
-        raise UserError(f"{path} has tensors of other sizes than {config_folder} describes, such as {wrong[0]}")
-    transformer.load_state_dict(state, assign=True)
-    return transformer.eval().requires_grad_(False)
+        raise UserError(f"{path} has tensors of other sizes than {place} describes, such as {wrong[0]}")
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def _spread_scale(path: Path, name: str, scale: Tensor, weight: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ _AVERAGED = "model_ema."
 """Before the averaged weights of a training that kept both, whose names have no dots."""
 _SPEC_PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
 
+MARKS = ("v_pred", "ztsnr")
+"""Tensors whose names alone say how a network was trained: to predict v, and on a schedule that ends in noise."""
+
 
 def check_keys(family: Family, keys: Sequence[str], path: Path) -> None:
     """Raises UserError where a file lacks the network or the autoencoder."""
@@ -103,9 +106,9 @@ def read_statements(header: SafetensorsHeader) -> dict[str, Any]:
         said["prediction_type"] = _SPEC_PREDICTIONS[kind]
     elif header.metadata.get("modelspec.architecture", "").endswith("-v"):
         said["prediction_type"] = "v_prediction"
-    if "v_pred" in header.shapes:
+    if MARKS[0] in header.shapes:
         said["prediction_type"] = "v_prediction"
-    if "ztsnr" in header.shapes:
+    if MARKS[1] in header.shapes:
         said["rescale_betas_zero_snr"] = True
     return said
 

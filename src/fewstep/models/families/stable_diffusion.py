@@ -33,7 +33,7 @@ from fewstep.models.codec import Codec
 from fewstep.models.conditioner import TextEncoder
 from fewstep.models.families import any_step_pipeline
 from fewstep.models.families.clip import ClipConditioner
-from fewstep.models.families.original_names import former_names, original_unet_names
+from fewstep.models.families.original_names import former_names, is_unet_alone, original_unet_names
 from fewstep.models.families.single_file import check_keys, read_statements
 from fewstep.models.families.stable_diffusion_parts import (
     check_parts,
@@ -78,6 +78,8 @@ _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TOKENS = 77
 """Tokens that the released models read."""
 _POOLED = 1280
+_OF_TWO = "conditioner.embedders."
+"""How the tensors of text encoders begin in the single files of models that have two."""
 _MOST_LEVELS = 16
 _SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _BLOCKS = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "sample_size": 64}
@@ -124,7 +126,13 @@ class StableDiffusion(Family):
         )
 
     def recognises_keys(self, keys: Sequence[str], path: Path) -> bool:
-        if not any(key.startswith(self.keys_begin) for key in keys):
+        if is_unet_alone(keys):
+            raise UserError(
+                f"{path} is a UNet alone, without text encoders and autoencoder; give its base as the model, and with "
+                f"it --unet {path}"
+            )
+        has_two = any(key.startswith(_OF_TWO) for key in keys)
+        if has_two != bool(self.encoder_2) or not any(key.startswith(self.keys_begin) for key in keys):
             return False
         check_keys(self, keys, path)
         return True
@@ -153,9 +161,11 @@ class StableDiffusion(Family):
         config = read_json(folder / "scheduler" / "scheduler_config.json", f"{source} has no scheduler")
         named = index.get("scheduler") or [None, None]
         config = {"_class_name": named[-1], **config} if isinstance(named, list) and named[-1] else config
-        config = settle_schedule(config, source, overrides)
+        network = Path(overrides.network)
+        held = read_statements(read_safetensors_header(network)) if network.is_file() else None
+        config = settle_schedule(config, source, overrides, held)
         read_schedule(config, source)  # before the weights, which take their time
-        card = StudentCard(name=Path(overrides.network).name) if overrides.network else read_card(folder)
+        card = StudentCard(name=network.name) if overrides.network else read_card(folder)
         parts = load_parts_of_folder(self, folder, source, overrides.network, storage)
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
         model = self.assemble(source, parts, config, storage.device, zero_null=zero_null, card=card)

@@ -23,6 +23,7 @@ from fewstep.models.families.original_names import (
     original_unet_names,
     original_vae_names,
 )
+from fewstep.models.families.original_transformers import make_shaped
 from fewstep.models.families.single_file import (
     AUTOENCODER,
     NETWORK,
@@ -34,9 +35,10 @@ from fewstep.models.families.single_file import (
     load_pipeline_of_file,
 )
 from fewstep.models.families.unet import AS_TIMES
+from fewstep.models.families.unet_file import load_unet_of_file
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_network
-from fewstep.models.model_files import check_config, is_hub_id, read_json, stage_configurations
+from fewstep.models.model_files import is_hub_id, read_json, stage_configurations
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 from fewstep.precision import Storage
 
@@ -54,7 +56,7 @@ def load_parts_of_folder(family: Family, folder: Path, source: str, network: str
         if not place.is_dir():
             raise UserError(f"{source} is not a whole pipeline: it has no folder {part}/")
     parts: dict[str, Any] = {
-        "unet": load_network(family, network, storage)
+        "unet": load_network(family, network, folder, storage)
         if network
         else load_weights(UNet2DConditionModel, places["unet"], storage.dtype, shaped=storage.shaped),
         "vae": load_weights(AutoencoderKL, places["vae"], choose_codec_dtype(places["vae"], storage)),
@@ -86,12 +88,15 @@ def load_autoencoder(family: Family, place: Path, base_config: str) -> tuple[Any
     return vae, folder
 
 
-def load_network(family: Family, source: str, storage: Storage) -> Any:
-    """Loads a UNet that is a repository of its own, a folder or a Hub id. Raises UserError."""
+def load_network(family: Family, source: str, base: Path, storage: Storage) -> Any:
+    """Loads a UNet that is a repository of its own, a folder, a Hub id, or a file that the folder `base` describes.
+    Raises UserError."""
     folder = Path(source)
+    if folder.is_file():
+        return load_unet_of_file(family, folder, base, storage)
     if not folder.is_dir():
         if not is_hub_id(source):
-            raise UserError(f"{source} is neither a folder nor a Hub id; --unet wants one with a UNet's config.json")
+            raise UserError(f"{source} is neither a file nor a folder nor a Hub id; --unet wants one that holds a UNet")
         folder = fetch_network(source)
     folder = folder if (folder / "config.json").is_file() else folder / "unet"
     config = read_json(folder / "config.json", f"{source} holds no UNet")
@@ -112,7 +117,7 @@ def load_parts_of_file(
     kind: Any = StableDiffusionXLPipeline if has_two else StableDiffusionPipeline
     given: dict[str, Any] = {} if has_two else {"safety_checker": None, "feature_extractor": None}
     if network:
-        given["unet"] = load_network(family, network, storage)
+        given["unet"] = load_network(family, network, folder, storage)
     elif holds_average(header):
         given["unet"] = load_average_of_file(family, path, folder, UNet2DConditionModel, storage.dtype)
     if (dtype := choose_codec_dtype(folder / "vae", storage)) != storage.dtype:
@@ -141,25 +146,18 @@ def _wanted(family: Family, folder: Path, keys: list[str]) -> dict[str, set[str]
     spelt: list[tuple[Mapping[str, str], Callable[[list[str], list[str]], set[str]]]] = [
         (_CLIP, original_clip_names), (_OPEN_CLIP, lambda tensors, _: open_clip_names(tensors)),
     ]  # fmt: skip
+    has_two = "text_encoder_2" in family.parts
     for begins, name_in in spelt:
         for begin, part in begins.items():
             held = [key for key in keys if key.startswith(begin)]
-            if held and part in family.parts:
+            if held and part in family.parts and begin.startswith("conditioner.") == has_two:
                 wanted[begin] = name_in(_name_text_tensors(part, folder), held)
     return wanted
 
 
 def _make_shaped(kind: Any, folder: Path) -> Any:
-    """Makes the network that a folder's config.json describes, on no device. Raises UserError."""
-    config = read_json(folder / "config.json", f"{folder} has no readable configuration")
-    check_config(config, folder / "config.json")
-    check_layers(config, folder)
-    try:
-        with torch.device("meta"):
-            return kind.from_config(config)
-    except Exception as error:  # diffusers raises nearly anything where a configuration is odd
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{folder}/config.json describes no {kind.__name__} ({reason})") from error
+    place = folder / "config.json"
+    return make_shaped(kind, read_json(place, f"{folder} has no readable configuration"), place)
 
 
 def _name_text_tensors(part: str, folder: Path) -> list[str]:
