@@ -187,4 +187,4 @@ def test_what_was_said_of_a_teacher_is_said_of_it_again(miniatures, tmp_path, fe
     painted = fewstep_command(
         "generate", "--model", folder, "--unet", tmp_path / "alone", "--prompt", PROMPT, "--out", tmp_path / "out"
     )
-    assert (painted.returncode, "is neither a folder nor a Hub id" in painted.stderr) == (2, True)
+    assert (painted.returncode, "is neither a file nor a folder nor a Hub id" in painted.stderr) == (2, True)
