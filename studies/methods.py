@@ -12,7 +12,7 @@ stays within a few points from 1 to 8 steps; no student is nearer to its teacher
 
 The study is not complete: of its rows any-step and LCM have been run for 600 and 800 updates and three seeds at
 guidance 5; PCM with 4 phases, TCD and guided-distill for 600 updates and one seed; at guidance 1.5 any-step, LCM and
-any-step, then TDM for 600 updates and one seed.
+any-step, then TDM, and at 8.5 any-step and LCM, for 600 updates and one seed.
 """
 
 from __future__ import annotations
