@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -70,11 +70,14 @@ class Study:
     """Guidance scales (ω + 1) to choose from, by a quarter of the exact captions."""
     few_steps: tuple[int, ...] = (4,)
     """Numbers of steps at which the solvers that need no training are tried."""
+    parts: tuple[Literal["psnr", "reader", "text", "teacher"], ...] = ("psnr", "reader", "text", "teacher")
+    """What is measured; of the others scores.json keeps what it holds."""
 
 
 def main(study: Study) -> None:
     study.out.mkdir(parents=True, exist_ok=True)
-    scores: dict[str, Any] = {}
+    file = study.out / "scores.json"
+    scores: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     reader_folder, autoencoder_folder = (find_newest(study.run, name) for name in ("reader", "vae"))
     reader = load_gallery_reader(reader_folder) if reader_folder else None
     rebuilders: dict[str, Rebuild] = {}
@@ -84,17 +87,17 @@ def main(study: Study) -> None:
     if (study.run / CODE).exists():
         code = BlockCode.load(study.run / CODE)
         rebuilders["components alone"] = lambda pixels: code.decode(code.encode(pixels)).clamp(-1, 1)
-    if rebuilders:
+    if rebuilders and "psnr" in study.parts:
         scores["psnr"] = measure_psnr(study, rebuilders)
-    if reader:
+    if reader and "reader" in study.parts:
         scores["reader"] = measure_reader(reader, rebuilders, study.n)
-    if (study.run / "text_encoder").exists():
+    if "text" in study.parts and (study.run / "text_encoder").exists():
         scores["text"] = measure_text(study)
     print(json.dumps(scores, indent=2), flush=True)
-    if reader and (study.run / "pipeline").exists():
+    if reader and "teacher" in study.parts and (study.run / "pipeline").exists():
         teacher = load_latent_model(str(study.run / "pipeline"), torch.device("cpu"))
         scores["teacher"] = measure_teacher(study, reader, teacher)
-    (study.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    file.write_text(json.dumps(scores, indent=2) + "\n")
 
 
 @torch.no_grad()
@@ -211,7 +214,7 @@ def measure_teacher(study: Study, reader: GalleryReader, teacher: LatentModel) -
     read_real = [read_gallery(reader, pixels) for pixels in drawn]
     of_real = measure_coverage([prompt for _, prompt in OPEN_PROMPTS], [scenes for scenes, _ in read_real])
     reference = Moments.of(torch.cat([features for _, features in read_real]))
-    rows = [{"sampler": "real pictures", **describe(of_real)}]
+    rows = [{"sampler": "real pictures", "each": study.each, **describe(of_real)}]
     print(rows[0], flush=True)
     few = [(name, steps) for steps in study.few_steps for name in ("dpm++", "unipc", "ddim")]
     for sampler, steps in [("teacher", TEACHER_STEPS), *few]:
@@ -228,7 +231,7 @@ def measure_teacher(study: Study, reader: GalleryReader, teacher: LatentModel) -
         coverage = measure_coverage([prompt for _, prompt in OPEN_PROMPTS], [scenes for scenes, _ in found])
         rows.append(
             {
-                "sampler": sampler, "steps": steps, "guidance_scale": best,
+                "sampler": sampler, "steps": steps, "guidance_scale": best, "exact_captions": study.n,
                 "exact_right": count_right(reader, exact, prompts),
                 "coverage_against_real": coverage.mean / of_real.mean,
                 "fd": frechet_distance(reference, Moments.of(torch.cat([features for _, features in found]))),

@@ -84,8 +84,8 @@ AUTOENCODER = {"first": _cycle(4000, 2e-3, precision="bf16"), "second": _cycle(3
 READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32), "third": _cycle(6000, 1.2e-3, 32)}
 TEXT = _cycle(8500, 2e-3, 64, precision="bf16", beta2=0.99)
 UNET = {
-    "first": _cycle(9000, 1.5e-3, 64, precision="bf16", beta2=0.99),
-    "second": _cycle(11000, 1.2e-3, 64, precision="bf16", beta2=0.99),
+    "first": _cycle(6400, 1.5e-3, 64, precision="bf16", beta2=0.99),
+    "second": _cycle(9000, 1e-3, 64, precision="bf16", beta2=0.99),
 }
 
 
@@ -245,15 +245,15 @@ def build_gallery_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_gallery_unet() -> UNet2DConditionModel:
-    """A v-network on 32×8×8 latents."""
+    """A v-network on 32×8×8 latents, all of whose layers are at 8×8, where everything is drawn."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(128, 160),
+        block_out_channels=(192,),
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,

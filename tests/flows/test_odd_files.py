@@ -11,7 +11,7 @@ from fewstep.commands.inspect import describe
 from fewstep.errors import UserError
 from fewstep.models.card import CARD_FILE
 from fewstep.models.engines import with_engine
-from fewstep.models.families import find_family
+from fewstep.models.families import find_family, original_transformers
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import read_lora
 from fewstep.models.options import Overrides, read_overrides
@@ -141,6 +141,21 @@ def test_a_scale_of_fp8_is_a_number_or_one_for_each_row(scale, make_flow, tmp_pa
         return
     with pytest.raises(UserError, match="one number is read, or one for each row"):
         load_latent_model(tmp_path / "file.safetensors", CPU, str(folder))
+
+
+def test_a_scale_for_each_block_is_read(make_flow, tmp_path, monkeypatch):
+    monkeypatch.setattr(original_transformers, "_BLOCK", 10)
+    folder = make_flow("sd3")
+    tensors = to_original(copy_model(folder))
+    name = "joint_blocks.0.x_block.mlp.fc1"
+    weight = tensors[f"{name}.weight"]
+    rows, columns = (torch.arange(side) // 10 for side in weight.shape)
+    scale = torch.rand(int(rows[-1]) + 1, int(columns[-1]) + 1) + 0.5
+    tensors[f"{name}.weight_scale_inv"] = scale
+    save_file(tensors, tmp_path / "file.safetensors")
+    found = load_latent_model(tmp_path / "file.safetensors", CPU, str(folder)).network.backbone
+    wanted = weight * scale[rows][:, columns]
+    assert torch.equal(found.transformer_blocks[0].ff.net[0].proj.weight, wanted)
 
 
 def test_two_transformers_are_one_too_many(flow, tmp_path):

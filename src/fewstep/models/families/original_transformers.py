@@ -18,8 +18,12 @@ from fewstep.models.model_files import check_config
 
 Modules = Mapping[str, tuple[str, ...]]
 """diffusers' modules by the original's, whose rows theirs are, one after the other."""
-_SCALED = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant")
-"""Ends of what stands beside weights in fp8 that were scaled to its range; the last names the format."""
+_SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
+"""Ends of what weights in fp8 are multiplied by, if they were scaled to its range."""
+_SCALED = (*_SCALES, "scale_input", "input_scale", "comfy_quant")
+"""Ends of what stands beside such weights; the last names the format."""
+_BLOCK = 128
+"""Side of the blocks of a weight that have a scale each, where it is neither one number nor one for each row."""
 _MARKS = ("scaled_fp8",)
 
 
@@ -126,7 +130,7 @@ def load_original(
                     "in fp8, bf16 or fp32"
                 )
             module, _, end = name.rpartition(".")
-            for scale in (f"{module}.{each}" for each in ("scale_weight", "weight_scale")):
+            for scale in (f"{module}.{each}" for each in _SCALES):
                 if end == "weight" and scale in held:
                     value = value.float() * _spread_scale(path, prefix + scale, file.get_tensor(prefix + scale), value)
             value = value.to(dtype)
@@ -146,15 +150,21 @@ def load_original(
 
 
 def _spread_scale(path: Path, name: str, scale: Tensor, weight: Tensor) -> Tensor:
-    """Returns a weight's scale so that it multiplies it: one number, or one for each row. Raises UserError."""
+    """Returns a weight's scale so that it multiplies it: one number, one for each row, or one for each block. Raises
+    UserError."""
     if scale.is_floating_point() and scale.float().isfinite().all():
         if scale.numel() == 1:
             return scale.float().reshape(())
         if scale.numel() == len(weight) == len(scale):
             return scale.float().reshape(-1, *[1] * (weight.ndim - 1))
+        if weight.ndim == 2 and scale.shape == tuple(-(-side // _BLOCK) for side in weight.shape):
+            rows, columns = weight.shape
+            spread = scale.float().repeat_interleave(_BLOCK, dim=0).repeat_interleave(_BLOCK, dim=1)
+            return spread[:rows, :columns]
     raise UserError(
         f"{path} has {name} of {str(scale.dtype).removeprefix('torch.')} {tuple(scale.shape)}, for a weight of "
-        f"{tuple(weight.shape)}; one number is read, or one for each row: take the file in bf16"
+        f"{tuple(weight.shape)}; one number is read, or one for each row or block of {_BLOCK}×{_BLOCK}: take the file in "
+        "bf16"
     )
 
 
