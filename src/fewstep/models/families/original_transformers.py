@@ -163,8 +163,8 @@ def _spread_scale(path: Path, name: str, scale: Tensor, weight: Tensor) -> Tenso
             return spread[:rows, :columns]
     raise UserError(
         f"{path} has {name} of {str(scale.dtype).removeprefix('torch.')} {tuple(scale.shape)}, for a weight of "
-        f"{tuple(weight.shape)}; one number is read, or one for each row or block of {_BLOCK}×{_BLOCK}: take the file in "
-        "bf16"
+        f"{tuple(weight.shape)}; one number is read, or one for each row or block of {_BLOCK}×{_BLOCK}: take the "
+        "file in bf16"
     )
 
 
