@@ -38,6 +38,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "LCM": {},
     "LCM, guided from 500": {"guided_from": 500},
     "LCM, walkers": {"states": "walkers"},
+    "LCM, judged": {"adversarial": 0.2, "adversarial_real": "pictures"},
     "PCM, 2 phases": {"method": "pcm", "phases": (2,)},
     "PCM, 4 phases": {"method": "pcm", "phases": (4,)},
     "PCM, 8 phases": {"method": "pcm", "phases": (8,)},

@@ -73,7 +73,7 @@ class Judge:
 
     def __init__(self, folder: Path, roster: Roster) -> None:
         torch.manual_seed(0)
-        task = ReaderTask(load_reader(assets.scenes_reader()).requires_grad_(True), 3, LOOKS)
+        task = ReaderTask(load_reader(assets.SCENES_READER).requires_grad_(True), 3, LOOKS)
         loop = LoopConfig(steps=1000, batch_size=64, lr=1e-3, lr_decay="cosine", warmup_steps=50, ema_decay=0.99)
         fit(task, loop, folder, "reader of both looks")
         self.reader: Reader = task.averaged

@@ -54,7 +54,7 @@ def describe(scene: Scene | None) -> str:
 def main(study: Study) -> None:
     study.out.mkdir(parents=True, exist_ok=True)
     reader, teacher = (
-        load_reader(assets.scenes_reader()),
+        load_reader(assets.SCENES_READER),
         load_latent_model(assets.scenes_teacher(), torch.device("cpu")),
     )
     scenes = Scenes(seed=424242, split="all")

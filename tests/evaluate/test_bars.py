@@ -36,7 +36,7 @@ def test_the_teacher_obeys_in_stable_diffusion_pipeline():
     pairs = [Scenes(seed=6, split="seen").prompt(i) for i in range(8)]
     generators = [torch.Generator().manual_seed(i) for i in range(8)]
     images = pipe([text for text, _ in pairs], num_inference_steps=25, guidance_scale=3.0, generator=generators).images
-    found, _ = read(load_reader(assets.scenes_reader()), to_pixels(images))
+    found, _ = read(load_reader(assets.SCENES_READER), to_pixels(images))
     assert sum(s is not None and s.agrees_with(p) for s, (_, p) in zip(found, pairs, strict=True)) >= 6
 
 

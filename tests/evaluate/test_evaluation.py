@@ -45,7 +45,7 @@ OBSERVERS = list_observers()
 
 @pytest.fixture(scope="module")
 def bench():
-    reader = ScenesReader(load_reader(assets.scenes_reader()))
+    reader = ScenesReader(load_reader(assets.SCENES_READER))
     extractor = reader.extractor
     real = Scenes(71, "seen")
     reference = extractor.features(to_levels(to_pixels([real[i].image for i in range(512)])))

@@ -14,7 +14,7 @@ from fewstep.teacher.reader_task import spoil
 
 @pytest.fixture(scope="module")
 def reader():
-    return load_reader(assets.scenes_reader())
+    return load_reader(assets.SCENES_READER)
 
 
 def test_reads_at_least_99_percent_of_held_out_pictures(reader):
@@ -48,4 +48,4 @@ def test_a_wrong_prompt_does_not_agree(reader):
 
 
 def test_is_small():
-    assert (assets.scenes_reader() / "reader.safetensors").stat().st_size < 2_000_000
+    assert (assets.SCENES_READER / "reader.safetensors").stat().st_size < 2_000_000

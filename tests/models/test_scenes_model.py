@@ -98,7 +98,7 @@ def test_the_bundled_student_was_made_from_the_bundled_teacher_and_obeys():
     assert pipe.name == assets.SCENES_LCM
     assert pipe.model.schedule.alphas.equal(teacher.schedule.alphas)
     pairs = [Scenes(seed=6, split="seen").prompt(i) for i in range(24)]
-    reader = load_reader(assets.scenes_reader())
+    reader = load_reader(assets.SCENES_READER)
     for steps in (1, 2, 4):
         found, _ = read(reader, to_pixels(pipe([text for text, _ in pairs], steps=steps)))
         assert sum(s is not None and s.agrees_with(p) for s, (_, p) in zip(found, pairs, strict=True)) >= 20

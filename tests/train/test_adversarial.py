@@ -207,6 +207,23 @@ def test_the_students_loss_is_consistency_and_so_much_of_the_other(family, rank,
     assert 0.2 < float(judged.mean()) < 3
 
 
+@pytest.mark.parametrize("method", ["lcm", "pcm"])
+def test_what_is_real_are_the_pictures_if_so_asked(method, settings):
+    """With the noise that they have where answers land, and at τ no other than the answers'."""
+    task, teacher, plain = make(settings(method=method, adversarial_real="pictures"))
+    found = gradients(task, HEADS)[HEADS]
+    heads, answers = task.roles[1].weights, plain.answer(range(4))
+    batch, renoising = answers.batch, task._draw_renoising(answers, range(4))
+    real = plain.method.schedule.diffuse(batch.z_0, batch.epsilon, batch.e)
+    fake, real = (
+        teacher.network.features(renoising(each.detach()), renoising.tau, batch.cond) for each in (answers.from_t, real)
+    )
+    heads.zero_grad()
+    heads_losses(heads, fake, real).sum().backward()
+    for mine, wanted in zip(found, heads.parameters(), strict=True):
+        torch.testing.assert_close(mine, wanted.grad, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_checkpointing_finds_the_adapters_that_a_pass_had(rank, settings):
     one, other = (
@@ -328,6 +345,8 @@ def test_without_a_weight_there_are_no_heads(settings):
         ({"adversarial": float("nan")}, "adversarial is nan; it must be a finite number"),
         ({"adversarial_lr": -1.0}, "adversarial_lr is -1.0; it must not be negative"),
         ({"adversarial": 0.0, "adversarial_lr": 0.1}, "adversarial_lr is 0.1 without heads; give --adversarial too"),
+        ({"adversarial": 0.0, "adversarial_real": "pictures"}, "adversarial_real is pictures without heads"),
+        ({"method": "any-step", "adversarial_real": "pictures"}, "and walkers show none; give --states data"),
         ({"states": "trajectories"}, "trajectories give up the teacher, whose features are judged"),
     ],
 )
@@ -340,6 +359,8 @@ def test_trajectories_found_in_the_data_are_refused_before_the_run_begins(settin
     config = settings(method="pcm", data=kept)
     with pytest.raises(UserError, match="trajectories give up the teacher"):
         distill(config)
+    with pytest.raises(UserError, match="adversarial_real is pictures, and trajectories show none"):
+        distill(settings(method="pcm", data=kept, adversarial_real="pictures", **LORA))
     assert not (config.out / "config.yaml").exists()
 
 

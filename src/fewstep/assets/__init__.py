@@ -24,6 +24,12 @@ MODELS = (SCENES_LCM, SCENES)
 
 _HERE = Path(__file__).parent
 
+SCENES_READER, GALLERY_READER = _HERE / "scenes-reader", _HERE / "gallery-reader"
+"""The folders of the worlds' readers; that of the gallery may not be there."""
+
+GALLERY_ART = _HERE / "gallery"
+"""The folder of the artwork of the gallery world."""
+
 
 def scenes_teacher() -> Path:
     """Returns the folder of the bundled teacher, in diffusers' layout."""
@@ -49,18 +55,3 @@ def find_folder(source: str | Path) -> str | Path:
 def find_name(source: str | Path) -> str:
     """Returns the name of a bundled model by its folder; any other source unchanged."""
     return {scenes_teacher(): SCENES, scenes_lcm(): SCENES_LCM}.get(Path(source), str(source))
-
-
-def scenes_reader() -> Path:
-    """Returns the folder of the bundled reader."""
-    return _HERE / "scenes-reader"
-
-
-def gallery_reader() -> Path:
-    """Returns the folder of the reader of the gallery, which may not be there."""
-    return _HERE / "gallery-reader"
-
-
-def gallery() -> Path:
-    """Returns the folder of the artwork of the gallery world."""
-    return _HERE / "gallery"

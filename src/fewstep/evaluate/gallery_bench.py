@@ -101,10 +101,10 @@ class GalleryWorld(BenchWorld):
         return None if self.data == assets.GALLERY else draw_reference("noto")
 
     def has_reader(self) -> bool:
-        return (assets.gallery_reader() / READER_FILE).is_file()
+        return (assets.GALLERY_READER / READER_FILE).is_file()
 
     def load_reader(self, folder: str) -> GalleryJudge:
-        place = Path(folder) if folder else assets.gallery_reader()
+        place = Path(folder) if folder else assets.GALLERY_READER
         if not folder and not self.has_reader():
             raise UserError(
                 f"no reader of {self.data} is bundled yet: give --reader, a folder that studies/gallery_teacher.py "

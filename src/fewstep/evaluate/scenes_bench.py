@@ -57,7 +57,7 @@ class ScenesWorld(BenchWorld):
         return None if self.obeys() else draw_references()
 
     def load_reader(self, folder: str) -> WorldReader:
-        return ScenesReader(load_reader(Path(folder) if folder else assets.scenes_reader()))
+        return ScenesReader(load_reader(Path(folder) if folder else assets.SCENES_READER))
 
     def obeys(self) -> bool:  # the reader has learnt one look alone
         return self.data == assets.SCENES
@@ -70,7 +70,7 @@ def draw_references(look: Look = "plain") -> SquarePictures:
 
 def make_scenes_bench(roster: Roster, reader: Reader | None = None) -> Bench:
     """Makes a bench for scores outside `fewstep evaluate`, with the bundled reader where none is given."""
-    read_by = ScenesReader(reader or load_reader(assets.scenes_reader()))
+    read_by = ScenesReader(reader or load_reader(assets.SCENES_READER))
     return Bench(roster, read_by.extractor, compute_real_features(read_by.extractor, draw_references())[0], read_by)
 
 

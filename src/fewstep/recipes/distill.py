@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from fewstep import assets
 from fewstep.diffusion.solvers import SolverName
@@ -14,9 +15,10 @@ from fewstep.models.families import FamilyChoice
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.train.config import check_at_least, check_between, check_not_negative
 
-_OF_STEPS = ("solver", "times", "shrink", "distance", "loss_weight", "adversarial", "adversarial_lr")
+_OF_JUDGED = ("adversarial_real", "adversarial_lr")
+_OF_STEPS = ("solver", "times", "shrink", "distance", "loss_weight", "adversarial", *_OF_JUDGED)
 _OF_MATCHING = ("fake_rank", "fake_lr")
-"""Settings of what compares two steps of a teacher's, and of what matches distributions."""
+"""Settings of heads, of what compares two steps of a teacher's, and of what matches distributions."""
 _OF_TEACHERS = ("solver", "skip", "times", "shrink", "target", "target_decay", "adversarial")
 """Settings of what a student has no use for that follows another student."""
 
@@ -51,8 +53,11 @@ class Distill(ConsistencyConfig):
 
     adversarial: float = 0.0
     """Weight of an adversarial loss beside the consistency loss; 0 adds none. Small heads on the teacher's features
-    learn to tell the student's answers from its target's, and the student to be taken for it. PCM's authors take 0.1,
-    for fewer than 4 steps; on the bundled world it has not helped (docs/methods.md)."""
+    learn to tell the student's answers from real ones, and the student to be taken for real. PCM's authors take 0.1,
+    for fewer than 4 steps."""
+    adversarial_real: Literal["target", "pictures"] = "target"
+    """Which answers are real to the heads: the target's, as in PCM, or the pictures that are learnt from, which makes
+    one and two steps better on the bundled world (docs/methods.md)."""
     adversarial_lr: float = 0.0
     """Learning rate of these heads; 0 takes twice --lr. Lower it when the loss of the heads falls to 0."""
     fake_rank: int = 64
@@ -84,14 +89,14 @@ class Distill(ConsistencyConfig):
                 why = "compares no steps of a teacher" if matches else "learns no fake score"
                 option = field.name.replace("_", "-")
                 raise UserError(f"{field.name} is {value} and {self.method} {why}; leave --{option} out")
-        if self.adversarial_lr and not self.adversarial:
-            raise UserError(f"adversarial_lr is {self.adversarial_lr:g} without heads; give --adversarial too")
-        if self.states == "trajectories":
-            self.check_judged()
+            if field.name in _OF_JUDGED and value != field.default and not self.adversarial:
+                raise UserError(f"{field.name} is {value} without heads; give --adversarial too")
 
-    def check_judged(self) -> None:
-        """Raises UserError where heads are to read the features of a teacher that trajectories let go."""
-        if self.adversarial and not self.lora_rank:
+    def check_walked(self, states: str) -> None:
+        super().check_walked(states)
+        if self.adversarial_real == "pictures":
+            raise UserError(f"adversarial_real is pictures, and {states} show none; give --states data")
+        if states == "trajectories" and self.adversarial and not self.lora_rank:
             raise UserError(
                 f"adversarial is {self.adversarial:g} and trajectories give up the teacher, whose features are judged; "
                 "give other --data and --states walkers, or --lora-rank"

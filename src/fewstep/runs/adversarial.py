@@ -22,4 +22,6 @@ def add_heads(config: Distill, task: DistillTask, student: Trainable, teacher: L
     lr = config.adversarial_lr or 2 * config.lr
     optimisation = Optimisation(**{**own, "lr": lr, "lr_decay": "constant", "ema_decay": 0.0})
     student.card = dataclasses.replace(student.card, adversarial=config.adversarial)
-    return AdversarialTask(task, judge, config.seed, weight=config.adversarial, optimisation=optimisation)
+    return AdversarialTask(
+        task, judge, config.seed, weight=config.adversarial, optimisation=optimisation, real=config.adversarial_real
+    )

@@ -43,7 +43,6 @@ def open_trajectories(config: TrainingConfig, model: LatentModel, resolution: in
     if config.follows_student:
         raise UserError(f"{folder} holds trajectories of a teacher, and a student is followed; give other --data")
     config.check_walked(TRAJECTORIES)
-    config.check_judged()
     shards = TrajectoryShards(folder, follow_links=config.follow_links, cache=CacheSettings(budget=config.cache_bytes))
     _check_settings(shards, config)
     _check_teacher(shards, config, model, resolution)

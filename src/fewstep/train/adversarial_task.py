@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -85,14 +85,16 @@ class Judge:
 
 
 class AdversarialTask(Task):
-    """Adds to a distillation's loss that of answers which heads tell from the target's; both learn at every update."""
+    """Adds to a distillation's loss that of answers which heads tell from real ones; both learn at every update."""
 
     def __init__(
-        self, task: DistillTask, judge: Judge, seed: int, *, weight: float, optimisation: Optimisation
+        self, task: DistillTask, judge: Judge, seed: int, *, weight: float, optimisation: Optimisation,
+        real: Literal["target", "pictures"] = "target",
     ) -> None:  # fmt: skip
-        """`optimisation` is that of the heads, `weight` that of the student's added loss."""
+        """`optimisation` is that of the heads, `weight` that of the student's added loss, and `real` says what the
+        heads take for real: the target's answers, or the batch's pictures."""
         self._task, self._judge, self._seed = task, judge, seed
-        self._weight, self._optimisation = weight, optimisation
+        self._weight, self._optimisation, self._real = weight, optimisation, real
         alone = current_world().size == 1
         self._heads = judge.heads if alone else replicate_module(judge.heads, judge.heads)
 
@@ -113,8 +115,19 @@ class AdversarialTask(Task):
         if HEADS in due:
             with torch.no_grad():
                 fake = fake or self._judge.read(answers.from_t, renoising, cond)
-                real = self._judge.read(answers.from_s, renoising, cond)
+                real = self._judge.read(self._find_real(answers), renoising, cond)
             yield HEADS, Loss.of_valid(heads_losses(self._heads, fake, real), answers.valid)
+
+    def _find_real(self, answers: Answers) -> Tensor:
+        """Returns what is real at e: of pictures, those with the noise that they have there."""
+        batch = answers.batch
+        match self._real:
+            case "target":
+                return answers.from_s
+            case "pictures":
+                return self._task.method.schedule.diffuse(batch.z_0, batch.epsilon, batch.e)
+            case _:
+                assert_never(self._real)
 
     def keys(self, counters: range) -> Sequence[str]:
         return self._task.keys(counters)

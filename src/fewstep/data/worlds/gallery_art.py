@@ -12,7 +12,7 @@ from PIL import Image
 
 from fewstep import assets
 
-FOLDER = assets.gallery()
+FOLDER = assets.GALLERY_ART
 CELL = 64
 """Side in pixels of a thing in an atlas, which its longer side fills."""
 COLUMNS = 16
