@@ -38,3 +38,11 @@ def test_a_model_is_large_by_its_weights_with_its_text_encoders(name, make_flow,
     assert "stock_large" not in describe_sampling(model, card)
     monkeypatch.setattr(stock_scheduler, "_LARGE", count - 1)
     assert describe_sampling(model, card)["stock_large"] is True
+
+
+def test_a_network_of_its_own_stands_beside_its_base():
+    card = StudentCard(
+        name="x", method=LCD, teacher="org/base", unet="my unet.safetensors", base_lora=("style.safetensors:0.9",),
+        guidance_range=(8.0, 8.0), guidance_scale=8.0,
+    )  # fmt: skip
+    assert "| teacher | org/base + the network of my unet.safetensors + style.safetensors:0.9 |" in model_card(card)

@@ -100,6 +100,11 @@ def test_where_a_lora_is_looked_for(tmp_path):
     save(several / "b.safetensors", one_module())
     assert parse_lora(f"{peft}:0.5") == (peft / "adapter_model.safetensors", 0.5)
     assert parse_lora(str(other)) == (other / "my style.safetensors", 1.0)
+    cached = tmp_path / "models--org--name"  # as the Hub's cache has it
+    save(cached / "snapshots" / "abc" / "a.safetensors", one_module())
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    assert parse_lora(f"{cached}:0.5") == (cached / "snapshots" / "abc" / "a.safetensors", 0.5)
     with pytest.raises(UserError, match=r"several has 2 .safetensors files \(a.safetensors, b.safetensors\); name the"):
         parse_lora(str(several))
     assert parse_lora(str(several / "b.safetensors:-1"))[1] == -1

@@ -21,6 +21,7 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.options import Overrides
 from fewstep.models.pipeline import Pipeline
 from fewstep.models.pipeline_loading import load_pipeline
+from fewstep.models.recognising import recognise
 from fewstep.models.tiny_decoder import load_tiny_decoder
 from fewstep.models.weight_files import choose_weights
 from fewstep.recipes.distill import Distill
@@ -260,13 +261,16 @@ def test_a_refiner_is_refused(copy, edit_json):
     assert "is a refiner" in refusal(folder)
 
 
-def test_a_key_of_another_familys_makes_no_file_of_it(miniatures, tmp_path):
-    folder, whole = miniatures["sdxl"]
-    stray = {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.zeros(1, 77)}
+@pytest.mark.parametrize(
+    ("family", "begin"), [("sdxl", "cond_stage_model.transformer."), ("sd15", "conditioner.embedders.0.transformer.")]
+)
+def test_a_key_of_another_familys_makes_no_file_of_it(family, begin, miniatures, tmp_path):
+    folder, whole = miniatures[family]
+    stray = {f"{begin}text_model.embeddings.position_ids": torch.zeros(1, 77)}
     safetensors.torch.save_file(safetensors.torch.load_file(whole) | stray, tmp_path / "x.safetensors")
     found, wanted = (load_latent_model(each, CPU, str(folder)) for each in (tmp_path / "x.safetensors", whole))
-    assert found.family.name == wanted.family.name == "sdxl"
-    for part in ("unet", "text_encoder", "text_encoder_2"):
+    assert found.family is wanted.family
+    for part in wanted.parts.keys() & {"unet", "text_encoder", "text_encoder_2"}:
         held = found.parts[part].state_dict()
         assert all(torch.equal(held[name], value) for name, value in wanted.parts[part].state_dict().items())
 
@@ -385,6 +389,61 @@ def test_a_unets_file_says_what_it_was_trained_on(miniatures, tmp_path):
         assert model.network.parameterisation == "v_prediction"
     safetensors.torch.save_file({"x.weight": torch.zeros(1)}, file)
     assert "holds no UNet, by diffusers' names or" in refusal(base, overrides=Overrides(unet=str(file)))
+
+
+def test_a_unets_file_says_it_over_a_base_that_is_a_file_too(miniatures, tmp_path):
+    base, whole = miniatures["sd15"]
+    tensors = load_latent_model(base, CPU).network.backbone.state_dict()
+    file = tmp_path / "v.safetensors"
+    safetensors.torch.save_file({**tensors, "v_pred": torch.zeros(1)}, file)
+    model = load_latent_model(whole, CPU, str(base), Overrides(unet=str(file)))
+    assert model.network.parameterisation == "v_prediction"
+
+
+def test_what_a_unets_file_lacks_is_named_as_the_file_would(miniatures, tmp_path):
+    base = miniatures["sd15"][0]
+    tensors = load_latent_model(base, CPU).network.backbone.state_dict()
+    held = {name: value for name, value in tensors.items() if not name.startswith("conv_norm_out.")}
+    safetensors.torch.save_file(held, tmp_path / "x.safetensors")
+    said = refusal(base, overrides=Overrides(unet=str(tmp_path / "x.safetensors")))
+    assert "it lacks conv_norm_out.bias, conv_norm_out.weight; fetch the file again, or give the base or" in said
+
+
+# The Hub's cache
+
+
+@pytest.fixture
+def cached(copy, tmp_path):
+    """The copy of a repository as the Hub's cache has it."""
+    folder = tmp_path / "models--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots").mkdir()
+    copy().rename(folder / "snapshots" / "abc")
+    return folder
+
+
+def test_a_copy_in_the_hubs_cache_stands_for_its_newest_files(cached, miniatures):
+    base, whole = miniatures["sd15"]
+    wanted = load_latent_model(base, CPU).network.backbone.state_dict()
+    for model in (
+        load_latent_model(base, CPU, overrides=Overrides(unet=str(cached))),
+        load_latent_model(whole, CPU, str(cached)),
+    ):
+        held = model.network.backbone.state_dict()
+        assert all(torch.equal(held[name], value) for name, value in wanted.items())
+    assert recognise(whole, str(cached)) == recognise(whole, str(base))
+
+
+@pytest.mark.parametrize("said", [b"", b"gone", b"../../other", b"..", b"\xff\xfe\x80", b"a\0b", None])
+def test_a_copy_that_names_no_files_of_its_own_is_refused(said, cached, miniatures):
+    shutil.copytree(miniatures["sd15"][0], cached.parent / "other")
+    (cached / "refs" / "main").unlink()
+    if said is None:
+        (cached / "refs" / "main").mkdir()
+    else:
+        (cached / "refs" / "main").write_bytes(said)
+    assert "refs/main names no folder in snapshots/" in refusal(cached)
 
 
 # What stands beside a model

@@ -115,8 +115,7 @@ def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True
     """Returns the folder of a model, fetched where `source` is a Hub id: all of it, or what it needs but `weights`."""
     folder = Path(source)
     if folder.is_dir():
-        newest = folder / "refs" / "main"  # of a repository's copy in the Hub's cache
-        return folder / "snapshots" / newest.read_text().strip() if newest.is_file() else folder
+        return Path(_open_hub().find_snapshot(folder)) if (folder / "refs").is_dir() else folder
     if folder.name == "model" and (run := find_run(folder.parent)) and not run.ended:
         raise UserError(f"{source} is not there yet: {run.describe()}{run.offer_painting()}")
     if not is_hub_id(str(source)):

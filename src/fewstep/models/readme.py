@@ -10,6 +10,7 @@ from pathlib import Path
 from fewstep import assets
 from fewstep.files import write_whole
 from fewstep.models.card import LCD, LCF, LCM_LORA, LORA_FILE, STYLE_LORA, StudentCard, read_method, split_scale
+from fewstep.models.options import read_overrides
 
 _KINDS = {
     LCD: (
@@ -54,7 +55,7 @@ def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| {_ORIGIN.get(card.method, 'teacher')} | {' + '.join((str(card.teacher), *(card.base_lora or ())))} |",
+        f"| {_ORIGIN.get(card.method, 'teacher')} | {' + '.join(_list_origins(card))} |",
         f"| data | {card.data} |",
         f"| training | {training} |",
         *([f"| guidance | {_describe_guidance(card)} |"] if few_step else []),
@@ -69,6 +70,12 @@ def model_card(card: StudentCard, scores: Sequence[str] = ()) -> str:
     if scores:
         lines += ["", "## Scores", "", *scores]
     return "\n".join(lines) + "\n"
+
+
+def _list_origins(card: StudentCard) -> list[str]:
+    said = read_overrides(vars(card))
+    network = [f"the network of {said.network}"] if said.network else []
+    return [str(card.teacher), *network, *said.base_lora]
 
 
 def _describe_guidance(card: StudentCard) -> str:

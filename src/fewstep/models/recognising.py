@@ -51,6 +51,7 @@ def recognise(source: str | Path, base_config: str = "") -> Recognised:
     path = Path(assets.find_folder(source))
     if path.is_file():
         family, folder, card = recognise_file(path), Path(base_config), StudentCard()
+        folder = find_files(folder, Overrides()) if folder.is_dir() else folder
         if not (base_config and (folder / family.lora.part / "config.json").is_file()):
             return Recognised(family, family.released_side, few_step=False, parameterisation="", card=card)
     else:

@@ -29,7 +29,7 @@ from fewstep.models.families.transformer import TransformerNetwork, refuse_engin
 from fewstep.models.families.transformer_checks import PATCH
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.flow_scheduler import CLASSES, read_flow
-from fewstep.models.hub import fetch_network
+from fewstep.models.hub import fetch_network, find_snapshot
 from fewstep.models.lora.end import read_end
 from fewstep.models.lora.spelling import split_key
 from fewstep.models.model_files import END_FILE, find_file, is_hub_id, read_index, read_json
@@ -226,6 +226,7 @@ class TransformerFamily(Family):
             if not is_hub_id(network):
                 raise UserError(f"{network} is neither a file nor a folder nor a Hub id; --transformer wants one")
             path = fetch_network(network)
+        path = find_snapshot(path)
         path = path if (path / "config.json").is_file() else path / self.lora.part
         config = read_json(path / "config.json", f"{network} holds no transformer")
         if not self.recognises(config):

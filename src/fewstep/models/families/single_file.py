@@ -15,7 +15,7 @@ from fewstep.errors import UserError
 from fewstep.files import SafetensorsHeader
 from fewstep.models.families import list_families
 from fewstep.models.family import Family
-from fewstep.models.hub import fetch_configurations
+from fewstep.models.hub import fetch_configurations, find_snapshot
 from fewstep.models.model_files import check_index, read_index, read_json, stage_configurations
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def check_keys(family: Family, keys: Sequence[str], path: Path) -> None:
 def find_configurations(family: Family, base_config: str, header: SafetensorsHeader, path: Path) -> Path:
     """Returns the folder with a file's configurations and tokenizers: `base_config`, or the Hub's for what diffusers
     takes the file for. Raises UserError where it is not there, or another family's."""
-    folder = Path(base_config) if base_config else _fetch_by_kind(family, header, path)
+    folder = find_snapshot(Path(base_config)) if base_config else _fetch_by_kind(family, header, path)
     part = family.lora.part
     config = read_json(
         folder / part / "config.json",
@@ -82,7 +82,7 @@ def check_tensors(path: Path, family: Family, keys: Iterable[str], wanted: Mappi
                 count = f"{len(found)} tensors, such as {some}" if len(found) > 3 else some
                 raise UserError(
                     f"{path} does not hold the weights of the {family.title} model that its configuration describes: "
-                    f"it {what} {count}; fetch the file again, or give the --base-config that it was made with"
+                    f"it {what} {count}; fetch the file again, or give the base or --base-config it was made with"
                 )
 
 

@@ -78,8 +78,8 @@ _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 TOKENS = 77
 """Tokens that the released models read."""
 _POOLED = 1280
-_OF_TWO = "conditioner.embedders."
-"""How the tensors of text encoders begin in the single files of models that have two."""
+_OF_TWO = "conditioner.embedders.1.model."
+"""How the tensors of the second text encoder begin in single files; a stray one of the first makes no other family."""
 _MOST_LEVELS = 16
 _SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _BLOCKS = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "sample_size": 64}
@@ -162,8 +162,7 @@ class StableDiffusion(Family):
         named = index.get("scheduler") or [None, None]
         config = {"_class_name": named[-1], **config} if isinstance(named, list) and named[-1] else config
         network = Path(overrides.network)
-        held = read_statements(read_safetensors_header(network)) if network.is_file() else None
-        config = settle_schedule(config, source, overrides, held)
+        config = settle_schedule(config, source, overrides, _read_held(network))
         read_schedule(config, source)  # before the weights, which take their time
         card = StudentCard(name=network.name) if overrides.network else read_card(folder)
         parts = load_parts_of_folder(self, folder, source, overrides.network, storage)
@@ -174,7 +173,7 @@ class StableDiffusion(Family):
     def load_single_file(self, path: Path, base_config: str, storage: Storage, overrides: Overrides) -> LatentModel:
         parts, folder = load_parts_of_file(self, path, base_config, overrides.network, storage)
         config = read_json(folder / "scheduler" / "scheduler_config.json", f"{folder} has no scheduler")
-        config = settle_schedule(config, path, overrides, read_statements(read_safetensors_header(path)))
+        config = settle_schedule(config, path, overrides, _read_held(path, Path(overrides.network)))
         index = read_index(folder, folder)
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
         return self.assemble(str(path), parts, config, storage.device, zero_null=zero_null)
@@ -296,6 +295,14 @@ def _recognise_merged(model: LatentModel) -> LatentModel:
     return dataclasses.replace(model, card=dataclasses.replace(model.card, method=LCM_LORA, guidance_scale=scale))
 
 
+def _read_held(*paths: Path) -> dict[str, Any]:
+    """Returns what the files among these say of their training, a later one over those before it."""
+    said: dict[str, Any] = {}
+    for path in paths:
+        said |= read_statements(read_safetensors_header(path)) if path.is_file() else {}
+    return said
+
+
 def _read_whole(value: object) -> int:
     """Returns a whole number of a configuration; −1 for anything else."""
     return value if type(value) is int else -1
@@ -326,7 +333,7 @@ SD2 = StableDiffusion(
 )  # fmt: skip
 SDXL = StableDiffusion(
     name="sdxl", title="Stable Diffusion XL", encoder=_LARGE, encoder_2=_GIANT,
-    keys_begin="conditioner.embedders.1.model.", scaling_factor=0.13025, pipeline_classes=(XL_CLASS,),
+    keys_begin=_OF_TWO, scaling_factor=0.13025, pipeline_classes=(XL_CLASS,),
     parts=(*_PARTS, "text_encoder_2", "tokenizer_2"),
     unet={
         "block_out_channels": (320, 640, 1280), "layers_per_block": 2, "sample_size": 128, "cross_attention_dim": 2048,

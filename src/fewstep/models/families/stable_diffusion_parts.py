@@ -37,7 +37,7 @@ from fewstep.models.families.single_file import (
 from fewstep.models.families.unet import AS_TIMES
 from fewstep.models.families.unet_file import load_unet_of_file
 from fewstep.models.family import Family
-from fewstep.models.hub import fetch_network
+from fewstep.models.hub import fetch_network, find_snapshot
 from fewstep.models.model_files import is_hub_id, read_json, stage_configurations
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 from fewstep.precision import Storage
@@ -98,6 +98,7 @@ def load_network(family: Family, source: str, base: Path, storage: Storage) -> A
         if not is_hub_id(source):
             raise UserError(f"{source} is neither a file nor a folder nor a Hub id; --unet wants one that holds a UNet")
         folder = fetch_network(source)
+    folder = find_snapshot(folder)
     folder = folder if (folder / "config.json").is_file() else folder / "unet"
     config = read_json(folder / "config.json", f"{source} holds no UNet")
     if not family.recognises(config):

@@ -32,7 +32,10 @@ def load_unet_of_file(family: Family, path: Path, base: Path, storage: Storage) 
     shaped = make_shaped(UNet2DConditionModel, config, place)
     originals = original_unet_names(name for name, _ in shaped.named_modules())
     held = {name.rpartition(".")[0] for name in shaped.state_dict()}
-    names = OriginalNames(blocks={}, outside={originals[ours]: (ours,) for ours in held & originals.keys()})
+    first = "time_embedding.linear_1"
+    # By diffusers' names where the first layer is, so that what else is missing is named as the file would name it.
+    spelt = {first} if f"{prefix}{first}.weight" in header.shapes else held & originals.keys()
+    names = OriginalNames(blocks={}, outside={originals[ours]: (ours,) for ours in spelt})
     keys = set(header.shapes).difference(MARKS)
     return load_original(
         path, shaped, place, names, prefix, storage.dtype,

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from fewstep.errors import UserError
 from fewstep.files import has_suffix
 from fewstep.models.card import LORA_FILE, split_scale
-from fewstep.models.hub import fetch
+from fewstep.models.hub import fetch, find_snapshot
 from fewstep.models.lora.header import PEFT_FILE
 from fewstep.models.model_files import find_file, find_run
 
@@ -58,6 +58,7 @@ def _find(given: str) -> Path:
         raise UserError("--lora is empty; give a file, a folder or a Hub id")
     path = Path(given)
     if path.is_dir():
+        path = find_snapshot(path)
         folder = path / "model" if (path / "model").is_dir() else path  # of a run folder
         names = [file.name for file in folder.glob("*.safetensors")]
         if not names and (run := find_run(path)):
