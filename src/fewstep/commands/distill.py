@@ -24,9 +24,6 @@ def distill(config: Distill) -> None:
     """Trains and exports to `config.out / "model"`."""
     config = settle_reports(config)
     teacher = load_teacher(config)
-    if config.follow:
-        # imported only where a run wants it, and asked before the run folder is claimed: a mistake leaves none behind
-        importlib.import_module("fewstep.runs.following").check_followed(config.follow)
     material = open_run(config, teacher)
     if material is None:
         return None
