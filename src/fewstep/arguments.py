@@ -13,10 +13,11 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from fewstep.errors import UserError, find_nearest
-from fewstep.helping import is_positional, read_all_help, spell, write_help
+from fewstep.helping import is_positional, read_all_help, read_summary, spell, write_help
 from fewstep.recipes.given import name_as_given
 
 if typing.TYPE_CHECKING:
@@ -78,7 +79,8 @@ def parse_arguments(
     import tyro
 
     if asked := {"-h", "--help", "--help-all"} & set(arguments):
-        print(write_help(default, program, description or str(type(default).__doc__), whole="--help-all" in asked))
+        head = description or read_summary(type(default))
+        print(write_help(default, program, head, whole="--help-all" in asked))
         raise SystemExit(0)
     written = arguments
     arguments = [_rename(type(default), word) for word in written]
@@ -108,7 +110,10 @@ def parse_arguments(
         texts = unknown if any(" " in word for word in unknown) else [" ".join(unknown)]
         return dataclasses.replace(parsed, **{lone: (*getattr(parsed, lone), *texts)})
     if option is None:
-        raise UserError(f"{unknown[0]!r:.60} belongs to no option; `{program} --help` lists the options")
+        # A folder or file that stands alone is meant as the model, as `inspect` and `publish` take it.
+        takes_model = "model" in _list_names(type(default), alone=False)
+        hint = f"did you mean --model {unknown[0]}? " if takes_model and Path(unknown[0]).exists() else ""
+        raise UserError(f"{unknown[0]!r:.60} belongs to no option; {hint}`{program} --help` lists the options")
     raise _refuse_option(type(default), program, option)
 
 

@@ -75,6 +75,13 @@ def read_all_help(kind: type) -> dict[str, str]:
     return texts
 
 
+def read_summary(kind: type) -> str:
+    """Returns what a configuration is for: its docstring, whose paragraphs are laid out anew for the terminal."""
+    width = min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
+    paragraphs = inspect.cleandoc(str(kind.__doc__)).split("\n\n")
+    return "\n\n".join(textwrap.fill(each, max(width, 30), break_on_hyphens=False) for each in paragraphs)
+
+
 def write_help(config: Any, program: str, description: str, *, whole: bool) -> str:
     """Returns the help of a command with these defaults: all options, or those that people need first.
 

@@ -85,6 +85,14 @@ def test_help_shows_ten_and_help_all_every_option_in_groups(capsys):
     assert "--filters.min-side" in whole
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_command_is_for_begins_each_line_at_the_margin_and_fits(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    summary = read_shown(capsys, *name.split(), "--help").split("\n\n", 1)[1]
+    summary = re.split(r"\n\n(?:The recipes, |[A-Z][^\n]*:\n)", summary)[0]
+    assert [line for line in summary.splitlines() if line.startswith(" ") or len(line) > 100] == []
+
+
 @pytest.mark.parametrize(("command", "words"), [("plot", "RUNS"), ("publish", "SOURCE REPO"), ("convert", "LORA")])
 def test_the_usage_has_the_words_that_stand_alone(command, words, capsys):
     assert read_shown(capsys, command, "--help").startswith(f"usage: fewstep {command} {words}")

@@ -10,6 +10,7 @@ import yaml
 
 from fewstep.arguments import parse_arguments, suggest_option
 from fewstep.commands.convert import Convert
+from fewstep.commands.export import Export
 from fewstep.commands.generate import Generate, _list_names
 from fewstep.commands.inspect import Inspect
 from fewstep.commands.publish import Publish
@@ -118,6 +119,13 @@ def test_words_that_belong_nowhere_are_refused():
         parse_arguments(Generate(), ["a star"], "fewstep other")
     with pytest.raises(UserError, match="--sede is not an option of `fewstep generate`; did you mean --seed"):
         parse_arguments(Generate(), ["a star", "--sede", "3"], "fewstep generate", lone="prompt")
+
+
+def test_a_folder_that_stands_alone_is_told_the_option_of_the_model(tmp_path):
+    with pytest.raises(UserError, match=r"belongs to no option; did you mean --model /"):
+        parse_arguments(Export(), [str(tmp_path)], "fewstep export")
+    with pytest.raises(UserError, match="belongs to no option; `fewstep export --help`"):
+        parse_arguments(Export(), [str(tmp_path / "nothing")], "fewstep export")
 
 
 @pytest.mark.parametrize(

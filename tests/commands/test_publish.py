@@ -215,7 +215,9 @@ def test_a_dry_run_asks_nobody_and_lists_all(hub, run, capsys):
     assert f"to {REPO} (private): " in said
     assert "unet/diffusion_pytorch_model.safetensors" in said
     assert "pipeline_tag: text-to-image" in said
-    assert said.endswith("nothing was sent\n")
+    assert said.endswith("nothing was sent; to send it, a license is needed: --license, as apache-2.0 or openrail++\n")
+    main(["publish", str(run), REPO, "--dry-run", "--license", "mit"])
+    assert capsys.readouterr().out.endswith("nothing was sent\n")
 
 
 def test_public_is_asked_for_by_name(hub, run, capsys):

@@ -365,6 +365,13 @@ def test_what_is_no_lora_of_an_any_step_model_is_refused(changes, said, first, t
         export(make_export(first, **changes, out=tmp_path / "run"))
 
 
+@pytest.mark.parametrize("name", ["0", "2"])
+def test_a_model_that_cannot_be_followed_leaves_no_run_folder_in_the_way(name, first, tmp_path):
+    with pytest.raises(UserError, match="by any-step"):
+        export(make_export(first, model=str(first / name), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("card", "said"),
     [

@@ -56,7 +56,8 @@ def publish(config: Publish) -> None:
     if config.dry_run:
         card = files["README.md"]
         assert isinstance(card, bytes)
-        print("", show(card.decode(), 20_000), "nothing was sent", sep="\n", flush=True)
+        missing = "" if license_name else "; to send it, a license is needed: --license, as apache-2.0 or openrail++"
+        print("", show(card.decode(), 20_000), f"nothing was sent{missing}", sep="\n", flush=True)
         return
     address = send(config.repo, files, public=config.public, message="fewstep publish")
     print(f"published: {address}", flush=True)

@@ -10,7 +10,7 @@ from torch import nn
 from fewstep.errors import UserError
 from fewstep.files import has_suffix
 from fewstep.method.paths import StudentPath
-from fewstep.models.card import LORA_FILE, StudentCard, read_method
+from fewstep.models.card import LCD, LCF, LORA_FILE, StudentCard, read_card, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.model_files import find_exported
 from fewstep.models.network import BackboneNetwork, hash_weights
@@ -41,16 +41,29 @@ def _record(student: Trainable, followed: str, weights: nn.Module) -> None:
     student.card = dataclasses.replace(student.card, followed=followed, followed_sha256=hash_weights(weights))
 
 
+def check_followed(follow: str) -> None:
+    """Raises UserError for what `--follow` names where its files say already that it is no whole any-step model."""
+    folder = Path(find_exported(follow))
+    if has_suffix(folder) or (folder / LORA_FILE).is_file():
+        raise UserError(f"{follow} is a LoRA; give a whole model by any-step")
+    card = read_card(folder) if folder.is_dir() else StudentCard()
+    by_us = card.consistency is not None or card.method in (LCD, LCF)
+    if by_us and not (method := read_method(card, follow)).told_end:
+        raise _refuse_method(follow, method.name)
+
+
+def _refuse_method(follow: str, made: str) -> UserError:
+    return UserError(f"{follow} was made by {made}; give a model by any-step, which is told where to land")
+
+
 def _load_any_step(config: Distill, teacher: LatentModel, card: StudentCard) -> BackboneNetwork:
     """Loads the network that `--follow` names. Raises UserError for one that is not any-step, of another kind than the
     teacher, or not made for this guidance."""
     folder = Path(find_exported(config.follow))
-    if has_suffix(folder) or (folder / LORA_FILE).is_file():
-        raise UserError(f"{config.follow} is a LoRA; give a whole model by any-step")
     model = load_student_beside(folder, teacher)
     if not model.network.takes_end:
         made = read_method(model.card, config.follow).name if model.is_few_step else "nobody as a few-step model"
-        raise UserError(f"{config.follow} was made by {made}; give a model by any-step, which is told where to land")
+        raise _refuse_method(config.follow, made)
     if model.family is not teacher.family or model.network.parameterisation != teacher.network.parameterisation:
         raise UserError(
             f"{config.follow} is of another kind than {config.teacher}; give the base that it was made from"
