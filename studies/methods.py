@@ -11,8 +11,8 @@ PCM is at its best at its own number of phases and useless below it; TCD lies be
 stays within a few points from 1 to 8 steps; no student is nearer to its teacher in 8 steps than DDIM's 8.
 
 The study is not complete: of its rows any-step and LCM have been run for 600 and 800 updates and three seeds at
-guidance 5; PCM with 4 phases, TCD and guided-distill for 600 updates and one seed; at guidance 1.5 any-step, LCM and
-any-step, then TDM, and at 8.5 any-step and LCM, for 600 updates and one seed.
+guidance 5; PCM with 2 and with 4 phases, TCD, guided-distill and LCM, judged for 600 updates and one seed; at guidance
+1.5 any-step, LCM and any-step, then TDM, and at 8.5 any-step and LCM, for 600 updates and one seed.
 """
 
 from __future__ import annotations
