@@ -295,12 +295,11 @@ def _recognise_merged(model: LatentModel) -> LatentModel:
     return dataclasses.replace(model, card=dataclasses.replace(model.card, method=LCM_LORA, guidance_scale=scale))
 
 
-def _read_held(*paths: Path) -> dict[str, Any]:
-    """Returns what the files among these say of their training, a later one over those before it."""
-    said: dict[str, Any] = {}
-    for path in paths:
-        said |= read_statements(read_safetensors_header(path)) if path.is_file() else {}
-    return said
+def _read_held(*paths: Path) -> dict[str, Any] | None:
+    """Returns what those of these that are files say of a schedule, the last over the others; None of no file."""
+    files = [path for path in paths if path.is_file()]
+    said = (read_statements(read_safetensors_header(path)) for path in files)
+    return {name: value for each in said for name, value in each.items()} if files else None
 
 
 def _read_whole(value: object) -> int:
