@@ -27,7 +27,7 @@ from fewstep.method.landing import BY_DDIM, CLEAN, solve_clean
 from fewstep.method.named import METHODS
 from fewstep.method.paths import StudentPath, TrainingBatch
 from fewstep.method.times import jump_times
-from fewstep.models.card import StudentCard
+from fewstep.models.card import StudentCard, read_card
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.prepare import Prepare
 from fewstep.runs.consistency import make_task
@@ -369,6 +369,9 @@ def test_what_is_no_lora_of_an_any_step_model_is_refused(changes, said, first, t
 def test_a_model_that_cannot_be_followed_leaves_no_run_folder_in_the_way(name, first, tmp_path):
     with pytest.raises(UserError, match="by any-step"):
         export(make_export(first, model=str(first / name), out=tmp_path / "run"))
+    meant = as_distillation(make_export(first, out=tmp_path / "run"), read_card(first / "any" / "model"))
+    with pytest.raises(UserError, match="by any-step"):
+        distill(dataclasses.replace(meant, follow=str(first / name)))
     assert not (tmp_path / "run").exists()
 
 

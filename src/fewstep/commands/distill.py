@@ -49,6 +49,9 @@ def load_teacher(config: Distill) -> LatentModel:
     check_given(config, "teacher", "data")
     check_data(config)
     check_teacher(config)
+    if config.follow:
+        # imported only where a run wants it
+        importlib.import_module("fewstep.runs.following").check_followed(config.follow)
     teacher = load_base(config, config.teacher)
     if teacher.is_few_step:  # by a network that stands in for its own
         raise _refuse_few_step(config)

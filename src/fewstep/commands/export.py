@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +73,7 @@ def export(config: Export) -> None:
     folder = Path(find_exported(config.model))
     if not folder.is_dir():
         raise UserError(f"{config.model} is not a folder of a run or of a model; give one by any-step")
-    distillation = as_distillation(config, read_card(folder))
-    # imported only where it is wanted, and asked before the run folder is claimed: a mistake leaves none behind
-    importlib.import_module("fewstep.runs.following").check_followed(config.model)
-    distill(distillation)
+    distill(as_distillation(config, read_card(folder)))
 
 
 def as_distillation(config: Export, card: StudentCard) -> Distill:

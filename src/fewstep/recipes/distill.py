@@ -15,8 +15,8 @@ from fewstep.models.families import FamilyChoice
 from fewstep.recipes.consistency import ConsistencyConfig
 from fewstep.train.config import check_at_least, check_between, check_not_negative
 
-_OF_JUDGED = ("adversarial_real", "adversarial_lr")
-_OF_STEPS = ("solver", "times", "shrink", "distance", "loss_weight", "adversarial", *_OF_JUDGED)
+_OF_HEADS = ("adversarial_real", "adversarial_lr")
+_OF_STEPS = ("solver", "times", "shrink", "distance", "loss_weight", "adversarial", *_OF_HEADS)
 _OF_MATCHING = ("fake_rank", "fake_lr")
 """Settings of heads, of what compares two steps of a teacher's, and of what matches distributions."""
 _OF_TEACHERS = ("solver", "skip", "times", "shrink", "target", "target_decay", "adversarial")
@@ -56,8 +56,8 @@ class Distill(ConsistencyConfig):
     learn to tell the student's answers from real ones, and the student to be taken for real. PCM's authors take 0.1,
     for fewer than 4 steps."""
     adversarial_real: Literal["target", "pictures"] = "target"
-    """Which answers are real to the heads: the target's, as in PCM, or the pictures that are learnt from, which makes
-    one and two steps better on the bundled world (docs/methods.md)."""
+    """What is real to the heads: the target's answers, as in PCM, or the pictures that are learnt from, which was
+    better at every number of steps on the bundled world (docs/methods.md)."""
     adversarial_lr: float = 0.0
     """Learning rate of these heads; 0 takes twice --lr. Lower it when the loss of the heads falls to 0."""
     fake_rank: int = 64
@@ -89,7 +89,7 @@ class Distill(ConsistencyConfig):
                 why = "compares no steps of a teacher" if matches else "learns no fake score"
                 option = field.name.replace("_", "-")
                 raise UserError(f"{field.name} is {value} and {self.method} {why}; leave --{option} out")
-            if field.name in _OF_JUDGED and value != field.default and not self.adversarial:
+            if field.name in _OF_HEADS and value != field.default and not self.adversarial:
                 raise UserError(f"{field.name} is {value} without heads; give --adversarial too")
 
     def check_walked(self, states: str) -> None:

@@ -25,8 +25,11 @@ _AVERAGED = "model_ema."
 """Before the averaged weights of a training that kept both, whose names have no dots."""
 _SPEC_PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
 
-MARKS = ("v_pred", "ztsnr")
-"""Tensors whose names alone say how a network was trained: to predict v, and on a schedule that ends in noise."""
+MARKS: Mapping[str, Mapping[str, Any]] = {
+    "v_pred": {"prediction_type": "v_prediction"},
+    "ztsnr": {"rescale_betas_zero_snr": True},
+}
+"""What tensors that are no weights say by their names alone, as a scheduler's configuration says it."""
 
 
 def check_keys(family: Family, keys: Sequence[str], path: Path) -> None:
@@ -106,10 +109,8 @@ def read_statements(header: SafetensorsHeader) -> dict[str, Any]:
         said["prediction_type"] = _SPEC_PREDICTIONS[kind]
     elif header.metadata.get("modelspec.architecture", "").endswith("-v"):
         said["prediction_type"] = "v_prediction"
-    if MARKS[0] in header.shapes:
-        said["prediction_type"] = "v_prediction"
-    if MARKS[1] in header.shapes:
-        said["rescale_betas_zero_snr"] = True
+    for mark in header.shapes.keys() & MARKS:
+        said |= MARKS[mark]
     return said
 
 

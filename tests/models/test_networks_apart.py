@@ -1,0 +1,134 @@
+"""A UNet that stands apart from its model, as a repository or a file, and models that lie in the Hub's cache."""
+
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from loading_refused import refusal
+
+from fewstep.models.loading import load_latent_model
+from fewstep.models.options import Overrides
+from fewstep.models.pipeline import Pipeline
+from fewstep.models.recognising import recognise
+
+CPU = torch.device("cpu")
+
+
+def test_a_unet_of_its_own_takes_its_bases_place(copy, miniatures, tmp_path):
+    base = miniatures["sd15"][0]
+    student = load_latent_model(base, CPU).network.to_student(8).backbone
+    student.save_pretrained(tmp_path / "alone", variant="fp16")
+    without = copy()
+    (without / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    model = load_latent_model(without, CPU, overrides=Overrides(unet=str(tmp_path / "alone")))
+    assert Pipeline(model).takes_guidance
+    assert model.card.name == "alone"
+    again = load_latent_model(miniatures["sd15"][1], CPU, str(base), Overrides(unet=str(tmp_path / "alone")))
+    for found in (model, again):
+        held = found.network.backbone.state_dict()
+        assert all(torch.equal(held[name], value) for name, value in student.state_dict().items())
+    other = miniatures["sdxl"][0]
+    assert "holds no UNet of Stable Diffusion XL" in refusal(other, overrides=Overrides(unet=str(tmp_path / "alone")))
+    assert "is neither a file nor a folder nor a Hub id" in refusal(base, overrides=Overrides(unet="gone"))
+
+
+@pytest.mark.parametrize("prefix", ["", "unet.", "model.diffusion_model."])
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
+def test_a_unet_that_is_a_file_takes_its_bases_place(family, prefix, miniatures, tmp_path):
+    base, whole = miniatures[family]
+    wanted = load_latent_model(base, CPU).network.backbone.state_dict()
+    begin = "model.diffusion_model."
+    spelt = {
+        "original": {
+            name.removeprefix(begin): value
+            for name, value in safetensors.torch.load_file(whole).items()
+            if name.startswith(begin)
+        },
+        "diffusers": {name: value.half() for name, value in wanted.items()},
+    }
+    for spelling, tensors in spelt.items():
+        file = tmp_path / f"{spelling}.safetensors"
+        safetensors.torch.save_file({prefix + name: value for name, value in tensors.items()}, file)
+        for place, config in ((base, ""), (whole, str(base))):
+            model = load_latent_model(place, CPU, config, Overrides(unet=str(file)))
+            held = model.network.backbone.state_dict()
+            exact = wanted if spelling == "original" else {name: value.half() for name, value in wanted.items()}
+            assert held.keys() == wanted.keys()
+            assert all(torch.equal(held[name], value.float()) for name, value in exact.items())
+        assert f"is a UNet alone, without text encoders and autoencoder; {_ADVICE}" in refusal(file)
+    tensors.popitem()
+    safetensors.torch.save_file(tensors, file)
+    assert "it lacks " in refusal(base, overrides=Overrides(unet=str(file)))
+
+
+_ADVICE = "give its base as the model, and with it --unet "
+
+
+def test_a_unets_file_says_what_it_was_trained_on(miniatures, tmp_path):
+    base = miniatures["sd15"][0]
+    student = load_latent_model(base, CPU).network.to_student(8).backbone
+    file = tmp_path / "lcm.safetensors"
+    student = {name: value.contiguous() for name, value in student.state_dict().items()}
+    for tensors, said in (({"v_pred": torch.zeros(1)}, None), ({}, {"modelspec.prediction_type": "v"})):
+        safetensors.torch.save_file({**student, **tensors}, file, said)
+        model = load_latent_model(base, CPU, overrides=Overrides(unet=str(file)))
+        assert Pipeline(model).takes_guidance
+        assert model.network.parameterisation == "v_prediction"
+    safetensors.torch.save_file({"x.weight": torch.zeros(1)}, file)
+    assert "holds no UNet, by diffusers' names or" in refusal(base, overrides=Overrides(unet=str(file)))
+
+
+def test_a_unets_file_says_it_over_a_base_that_is_a_file_too(miniatures, tmp_path):
+    base, whole = miniatures["sd15"]
+    tensors = load_latent_model(base, CPU).network.backbone.state_dict()
+    file = tmp_path / "v.safetensors"
+    safetensors.torch.save_file({**tensors, "v_pred": torch.zeros(1)}, file)
+    model = load_latent_model(whole, CPU, str(base), Overrides(unet=str(file)))
+    assert model.network.parameterisation == "v_prediction"
+
+
+def test_what_a_unets_file_lacks_is_named_as_the_file_would(miniatures, tmp_path):
+    base = miniatures["sd15"][0]
+    tensors = load_latent_model(base, CPU).network.backbone.state_dict()
+    held = {name: value for name, value in tensors.items() if not name.startswith("conv_norm_out.")}
+    safetensors.torch.save_file(held, tmp_path / "x.safetensors")
+    said = refusal(base, overrides=Overrides(unet=str(tmp_path / "x.safetensors")))
+    assert "it lacks conv_norm_out.bias, conv_norm_out.weight; fetch the file again, or give the base or" in said
+
+
+# The Hub's cache
+
+
+@pytest.fixture
+def cached(copy, tmp_path):
+    """The copy of a repository as the Hub's cache has it."""
+    folder = tmp_path / "models--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots").mkdir()
+    copy().rename(folder / "snapshots" / "abc")
+    return folder
+
+
+def test_a_copy_in_the_hubs_cache_stands_for_its_newest_files(cached, miniatures):
+    base, whole = miniatures["sd15"]
+    wanted = load_latent_model(base, CPU).network.backbone.state_dict()
+    for model in (
+        load_latent_model(base, CPU, overrides=Overrides(unet=str(cached))),
+        load_latent_model(whole, CPU, str(cached)),
+    ):
+        held = model.network.backbone.state_dict()
+        assert all(torch.equal(held[name], value) for name, value in wanted.items())
+    assert recognise(whole, str(cached)) == recognise(whole, str(base))
+
+
+@pytest.mark.parametrize("said", [b"", b"gone", b"../../other", b"..", b"\xff\xfe\x80", b"a\0b", None])
+def test_a_copy_that_names_no_files_of_its_own_is_refused(said, cached, miniatures):
+    shutil.copytree(miniatures["sd15"][0], cached.parent / "other")
+    (cached / "refs" / "main").unlink()
+    if said is None:
+        (cached / "refs" / "main").mkdir()
+    else:
+        (cached / "refs" / "main").write_bytes(said)
+    assert "refs/main names no folder in snapshots/" in refusal(cached)
