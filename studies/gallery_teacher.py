@@ -85,7 +85,7 @@ READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32), "
 TEXT = _cycle(8500, 2e-3, 64, precision="bf16", beta2=0.99)
 UNET = {
     "first": _cycle(6400, 1.5e-3, 64, precision="bf16", beta2=0.99),
-    "second": _cycle(9000, 1e-3, 64, precision="bf16", beta2=0.99),
+    "second": _cycle(6600, 1e-3, 64, precision="bf16", beta2=0.99),
 }
 
 
