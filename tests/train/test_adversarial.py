@@ -272,13 +272,16 @@ def test_a_broken_head_leaves_out_the_update_of_both(settings):
     assert all(bool(torch.isnan(role.losses[0])) for role in state.roles)
 
 
-@pytest.mark.parametrize("changes", [{"method": "any-step"}, {"method": "pcm", **LORA}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"method": "any-step"}, {"method": "pcm", **LORA}, {"adversarial_real": "pictures"}], ids=str
+)
 def test_it_goes_on_bit_for_bit_and_exports_no_heads(changes, settings):
     config = settings(**changes, checkpoint_every=1, steps=2)
     distill(config)
     exported = {path: load_file(path) for path in (config.out / "model").rglob("*.safetensors")}
     assert not any("levels" in name for tensors in exported.values() for name in tensors)
-    assert json.loads((config.out / "model/fewstep.json").read_text())["adversarial"] == 0.5
+    card = json.loads((config.out / "model/fewstep.json").read_text())
+    assert (card["adversarial"], card["adversarial_real"]) == (0.5, config.adversarial_real)
     assert fewstep.load(config.out, "cpu")("x", steps=1)
     lines = [json.loads(line) for line in (config.out / "metrics.jsonl").open()]
     assert [list(line)[:4] for line in lines] == [["step", "loss", "loss_heads", "lr"]] * 2

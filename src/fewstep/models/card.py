@@ -76,6 +76,8 @@ class StudentCard:
     guided_from: int | None = None
     adversarial: float | None = None
     """Weighs the loss by which heads judged it, where some did."""
+    adversarial_real: str | None = None
+    """Says what these heads took for real: target or pictures."""
     sampling_steps: int | None = None
     """Counts the steps that it paints in when none are asked for."""
     resolution: int | None = None

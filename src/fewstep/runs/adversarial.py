@@ -21,7 +21,9 @@ def add_heads(config: Distill, task: DistillTask, student: Trainable, teacher: L
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(Optimisation)}
     lr = config.adversarial_lr or 2 * config.lr
     optimisation = Optimisation(**{**own, "lr": lr, "lr_decay": "constant", "ema_decay": 0.0})
-    student.card = dataclasses.replace(student.card, adversarial=config.adversarial)
+    student.card = dataclasses.replace(
+        student.card, adversarial=config.adversarial, adversarial_real=config.adversarial_real
+    )
     return AdversarialTask(
         task, judge, config.seed, weight=config.adversarial, optimisation=optimisation, real=config.adversarial_real
     )
