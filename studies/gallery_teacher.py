@@ -85,7 +85,7 @@ READER = {"first": _cycle(4000, 2e-3, 32), "second": _cycle(6000, 1.5e-3, 32), "
 TEXT = _cycle(8500, 2e-3, 64, precision="bf16", beta2=0.99)
 UNET = {
     "first": _cycle(6400, 1.5e-3, 64, precision="bf16", beta2=0.99),
-    "second": _cycle(6600, 1e-3, 64, precision="bf16", beta2=0.99),
+    "second": _cycle(5800, 1e-3, 64, precision="bf16", beta2=0.99),
 }
 
 
@@ -298,18 +298,20 @@ class Shown:
         return self.latents[self.pictures[index]]
 
 
-def list_examples() -> tuple[Tensor, list[str]]:
+def list_examples(cycle: str) -> tuple[Tensor, list[str]]:
     """Returns pictures by number, and what is said of each: every one with its own caption, which often names nothing,
-    and with an exact one; those of a single thing, from which names are learnt soonest, exactly twice more.
+    and with an exact one. In the first cycle those of a single thing, from which names are learnt soonest, are shown
+    exactly twice more; later all are once more, since it is several things that a UNet which knows names confuses.
 
     What a caption leaves open is as open as before: an exact one says how many things there are.
     """
     own, exact = Gallery(), Gallery(level="exact")
     told = [exact.prompt(i) for i in range(PICTURES)]
     single = [i for i, (_, prompt) in enumerate(told) if prompt.things is not None and len(prompt.things) == 1]
+    more = single * 2 if cycle == "first" else [*range(PICTURES)]
     captions = [*(own.prompt(i)[0] for i in range(PICTURES)), *(caption for caption, _ in told)]
-    pictures = [*range(PICTURES), *range(PICTURES), *single * 2]
-    return torch.tensor(pictures), [*captions, *(told[i][0] for i in single * 2)]
+    pictures = [*range(PICTURES), *range(PICTURES), *more]
+    return torch.tensor(pictures), [*captions, *(told[i][0] for i in more)]
 
 
 NOT_MATRICES = ("conv_in", "conv_out", "time_embedding")
@@ -324,7 +326,7 @@ def train_unet(out: Path, cycle: str) -> None:
     latents = load_latents(out)
     tokenizer = load_tokenizer(out)
     text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder").float()
-    pictures, captions = list_examples()
+    pictures, captions = list_examples(cycle)
     tokens = tokenise(tokenizer, [*captions, ""])
     scheduler = scenes_model.build_scheduler()
     torch.manual_seed(3)
