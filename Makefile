@@ -6,7 +6,7 @@ BIN := .venv/bin
 PINNED := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 	--only-binary :all:
 
-.PHONY: install demo docs test test-oldest check audit sbom pins clean
+.PHONY: install demo docs test test-oldest check audit wheel sbom pins clean
 
 install: .venv/installed
 
@@ -51,6 +51,10 @@ check: .venv/installed
 # Which pins have known vulnerabilities, by a database on this disk: make audit ADVISORIES=FOLDER
 audit: .venv/installed
 	$(BIN)/python tools/audit.py $(ADVISORIES)
+
+# The wheel and the source of a release, into dist/.
+wheel: .venv/installed
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 # What a release is made of, in CycloneDX's JSON.
 sbom: .venv/installed
