@@ -122,7 +122,7 @@ class Command:
     def wait(self):
         """Returns its status, what it said after it began, and what it said of errors."""
         said, wrong = self.process.communicate(timeout=60)
-        return self.process.returncode, said, wrong
+        return self.process.returncode, said, leave_out_loading(wrong)
 
     def end(self, number=signal.SIGTERM):
         self.send_signal(number)
@@ -142,7 +142,14 @@ class WarmCommand(Command):
 
     def wait(self):
         done = self._warm.wait(60)
-        return done.returncode, done.stdout.partition("\n")[2], done.stderr
+        return done.returncode, done.stdout.partition("\n")[2], leave_out_loading(done.stderr)
+
+
+def leave_out_loading(said):
+    """Returns what was said on stderr after the line that tells what is loaded."""
+    first, _, rest = said.partition("\n")
+    assert first.startswith("loading "), said
+    return rest
 
 
 def read_answer(message):

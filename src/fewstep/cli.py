@@ -20,6 +20,7 @@ from fewstep import __version__
 from fewstep.arguments import find_option, parse_arguments, suggest_nearest
 from fewstep.errors import ShownFormatter, StoppedError, UserError, show
 from fewstep.importing import uncollected
+from fewstep.parallel.termination import told_at_termination
 from fewstep.recipes.given import name_as_given
 
 _SIGNS_OF_A_LOST_PROCESS = (
@@ -28,6 +29,7 @@ _SIGNS_OF_A_LOST_PROCESS = (
 )  # fmt: skip
 """Parts of what gloo, NCCL and torch's store say in a process where another one is no more."""
 _RESUMES = "; the same command goes on from the last checkpoint, if there is one"
+_LOST = "; a measurement that is stopped leaves nothing"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Command:
     help: str
     """What it does, for the list of commands."""
     interrupted: str = ""
-    """What is said of its work after Ctrl-C, if some of it is kept."""
+    """What is said after Ctrl-C and SIGTERM of what becomes of its work."""
     processes: Literal["one", "together", "apart"] = "one"
     """Whether several processes can do its work: together, as torchrun starts them, or each a part of its own."""
     owns_out: bool = False
@@ -64,12 +66,12 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "commands.evaluate:evaluate", "evaluate.config:default_evaluate",
-        "score a few-step model against its teacher's samplers", "; the same command goes on, and paints nothing twice",
-        owns_out=True,
+        "score a few-step model against its teacher's samplers",
+        "; what is painted so far is kept, and the same command goes on from there", owns_out=True,
     ),
     "generate": Command(
         "commands.generate:generate", "commands.generate:Generate", "paint pictures with a few-step model",
-        lone="prompt",
+        "; the pictures that it has named are kept", lone="prompt",
     ),
     "combine": Command(
         "commands.combine:combine", "commands.combine:Combine", "combine LoRAs into one, or merge them into their base",
@@ -96,10 +98,11 @@ COMMANDS = {
     "prepare": Command(
         "commands.prepare:prepare", "recipes.prepare:default_prepare",
         "encode pictures, or walk a teacher, for many runs",
-        "; the same command goes on, and makes nothing twice", "apart",
+        "; the shards written so far are kept, and the same command goes on from there", "apart",
     ),
     "publish": Command(
-        "commands.publish:publish", "commands.publish:Publish", "send a model to the Hub, with a card of its own"
+        "commands.publish:publish", "commands.publish:Publish", "send a model to the Hub, with a card of its own",
+        "; all files are published together or none is, and the same command sends them",
     ),
     "serve": Command("commands.serve:serve", "commands.serve:Serve", "serve a web page and an HTTP API that paint"),
     "train-lora": Command(
@@ -112,15 +115,15 @@ COMMANDS = {
     ),
     "bench generate": Command(
         "commands.bench_generate:bench_generate", "commands.bench_generate:BenchGenerate",
-        "time painting on this machine, part by part",
+        "time painting on this machine, part by part", _LOST,
     ),
     "bench methods": Command(
         "commands.bench_methods:bench_methods", "commands.bench_methods:BenchMethods",
-        "measure every method on a world whose guided ODE is known",
+        "measure every method on a world whose guided ODE is known", _LOST,
     ),
     "bench train": Command(
         "commands.bench_train:bench_train", "commands.bench_train:BenchTrain",
-        "time a recipe's training on this machine, part by part",
+        "time a recipe's training on this machine, part by part", _LOST,
     ),
 }  # fmt: skip
 QUIET = {
@@ -131,7 +134,7 @@ QUIET = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; exits with status 2 on bad input and 130 when interrupted."""
+    """Runs the command; exits with status 2 on bad input, 130 after Ctrl-C and 143 after SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
@@ -139,24 +142,29 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[0] == "--version":
         print(f"fewstep {__version__}")
         return
+    command = COMMANDS.get(arguments[0]) or COMMANDS.get(" ".join(arguments[:2]))
     try:
-        _run(arguments[0], arguments[1:])
+        with told_at_termination(_describe_stop(command)):
+            _run(arguments[0], arguments[1:])
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        _fail(_describe_refusal(error, COMMANDS.get(arguments[0])))
+        _fail(_describe_refusal(error, command))
     except StoppedError as stopped:
         print(f"\nfewstep: {stopped}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is to say so
-        command = COMMANDS.get(arguments[0])
-        advice = command.interrupted if command else ""
-        print(f"\nfewstep: stopped{advice}", file=sys.stderr)
+        print(f"\n{_describe_stop(command)}", file=sys.stderr)
         sys.exit(130)
+
+
+def _describe_stop(command: Command | None) -> str:
+    """Says what becomes of the work of a command that is stopped."""
+    return f"fewstep: stopped{command.interrupted if command else ''}"
 
 
 def _help() -> str:
@@ -322,6 +330,7 @@ def _explain_end(error: BaseException, command: Command) -> int:
         print(f"fewstep: error: {' '.join(_describe_refusal(error, command).split())}", file=sys.stderr)
         return 2
     if isinstance(error, KeyboardInterrupt):
+        print(f"\n{_describe_stop(command)}", file=sys.stderr)
         return 130
     between = isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL"))
     if between or isinstance(error, dist.DistError):

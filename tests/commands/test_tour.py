@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 import safetensors.torch
 from PIL import Image
 
+from fewstep.commands.distill import distill
 from fewstep.models.card import read_card
 from fewstep.models.lora.file import DIFFUSERS_FILE, KOHYA_FILE
 from fewstep.models.readme import model_card
+from fewstep.recipes.distill import Distill
 
 SMALL = ("--steps", 2, "--batch-size", 2, "--pictures", 8, "--log-every", 1)
 
@@ -177,6 +180,24 @@ def test_a_dry_run_leaves_nothing_and_says_the_plan(recipe, tour, fewstep_comman
     for said in ("plan: ", "updates of 2", "time: ", "GiB a checkpoint", "peak memory: "):
         assert said in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("keep_gib", "said"),
+    [
+        (4, r"encoding: about \d+:\d\d:\d\d before the first update, once, for 100,000 pictures and their captions, "),
+        (0.001, r"encoding: in every update anew, which the time below has in it"),
+    ],
+)
+def test_a_dry_run_says_how_long_all_pictures_take_to_encode(random_teacher, capsys, tmp_path, keep_gib, said):
+    config = Distill(
+        teacher=str(random_teacher), data="scenes", pictures=100_000, batch_size=2, dry_run=True, keep_gib=keep_gib,
+        out=tmp_path / "run", device="cpu",
+    )  # fmt: skip
+    distill(config)
+    told = capsys.readouterr().out
+    assert re.search(said, told)
+    assert told.index("encoding: ") < told.index("time: ")
 
 
 def test_a_family_recipe_asks_for_teacher_and_data(fewstep_command, tmp_path):

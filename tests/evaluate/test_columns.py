@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fewstep import assets
 from fewstep.commands.distill import distill
-from fewstep.commands.evaluate import evaluate
+from fewstep.commands.evaluate import evaluate, show
 from fewstep.evaluate import metrics
 from fewstep.evaluate.baselines import SAMPLERS, SamplerName
 from fewstep.evaluate.cell import COLUMNS, TITLES, Cell
@@ -122,6 +122,18 @@ def test_a_column_that_could_not_do_what_it_says_is_refused():
 def test_every_published_column_is_known(file):
     rows = json.loads((DOCS / file).read_text())["rows"]
     assert {name for row in rows for name in list_columns_of([row])} <= set(index_columns())
+
+
+def test_each_heading_on_the_terminal_is_explained_below_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    show(json.loads((DOCS / "demo/results.json").read_text()))
+    headings, *lines = capsys.readouterr().out.splitlines()[1:]
+    legend = dict(line.split(maxsplit=1) for line in lines[lines.index("") + 1 :] if not line.startswith("to T"))
+    assert "unseen" in legend
+    assert legend["unseen"].rstrip() == "The same for prompts of a kind that no training picture shows."
+    (to_teacher,) = (line for line in lines if line.startswith("to T"))
+    assert "Distance of a picture's latent from the teacher's own" in to_teacher
+    assert set(headings.split()) == {*legend, "steps", "to", "T"}
 
 
 def test_no_two_columns_share_a_name_or_a_heading():

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import time
 
 import pytest
@@ -298,13 +300,19 @@ def test_killed_and_started_again_in_two_processes_it_gives_the_same_results(ran
 
     done = start(tmp_path / "whole", 1).wait()
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^about \d+ s in all, as the first pictures took \d+ s$", done.stderr, re.M)) == 1
-    cut = start(tmp_path / "cut", 2)
-    until = time.monotonic() + 300
-    while not list((tmp_path / "cut").glob("cells/teacher-*/part-00001.*")) and time.monotonic() < until:
-        time.sleep(0.05)
-    cut.process.kill()
-    cut.wait()
+    told = re.findall(r"^about \d+ (?:s|min) in all, as the first pictures took \d+ (?:s|min)$", done.stderr, re.M)
+    assert len(told) == 1
+    for part, number in (("00000", signal.SIGTERM), ("00001", signal.SIGKILL)):
+        cut = start(tmp_path / "cut", 2)
+        until = time.monotonic() + 300
+        while not list((tmp_path / "cut").glob(f"cells/teacher-*/part-{part}.*")) and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(cut.process.pid, number)
+        done = cut.wait()
+        if number == signal.SIGTERM:
+            assert done.returncode == 128 + number
+            last = done.stderr.splitlines()[-1]
+            assert last == ("fewstep: stopped; what is painted so far is kept, and the same command goes on from there")
     assert not (tmp_path / "cut" / "results.json").exists()
     for name, value in fewer.items():
         monkeypatch.setattr(name, value)

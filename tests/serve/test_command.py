@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 import attacks
+from fewstep.commands.serve import Serve, make_service
 from serving import Command, WarmCommand
 
 PROMPT = "a small red star above a blue ring on a white background"
@@ -131,8 +132,34 @@ def test_a_made_up_token_is_printed_and_needed():
 )
 def test_what_cannot_be_served_is_refused(fewstep_command, options, message):
     done = fewstep_command("serve", *options)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert message in done.stderr
+    *before, last = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert all(line.startswith("loading ") for line in before), done.stderr
+    assert message in last
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "loading scenes-lcm …"),
+        ({"lora": ("a=x.safetensors:0.8", "y.safetensors")}, "loading scenes-lcm with a, y …"),
+        ({"compile": "blocks"}, "loading scenes-lcm …; the first pictures of each size will wait while it is compiled"),
+        (
+            {"engine": "openvino"},
+            "loading scenes-lcm …; the first pictures of each size will wait while it is compiled",
+        ),
+    ],
+)
+def test_what_is_loaded_is_said_before_it_is(monkeypatch, capsys, tmp_path, options, said):
+    monkeypatch.chdir(tmp_path)
+    for name in "xy":
+        (tmp_path / f"{name}.safetensors").touch()
+    monkeypatch.setattr("fewstep.commands.serve.check_options", lambda _: None)
+    monkeypatch.setattr("fewstep.commands.serve.load_painter", lambda *_, **__: pytest.fail("loads"))
+    with pytest.raises(pytest.fail.Exception, match="loads"):
+        make_service(Serve(**options))
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_a_port_in_use_is_said(fewstep_command):

@@ -222,7 +222,7 @@ def _summarise(row: Row) -> str:
 
 
 def show(results: dict[str, Any]) -> None:
-    """Prints the table on the terminal, without intervals."""
+    """Prints the table on the terminal, without intervals, and below it what its columns say."""
     rows, known = results["rows"], index_columns()
     several = len({row["model"] for row in rows if row["sampler"] == "lcm"}) > 1
     columns = [known.get(name, Column(name)) for name in list_columns_of(rows) if several or name != MODEL.name]
@@ -233,7 +233,12 @@ def show(results: dict[str, Any]) -> None:
         table.add_column(column.heading or column.name, justify="left" if words else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(_shorten(row.get(column.name))) for column in columns))
-    Console().print(table)
+    legend = Table(show_header=False, padding=(0, 1, 0, 0), box=None)
+    legend.add_column(no_wrap=True)
+    for column in columns:
+        if column.meaning:
+            legend.add_row(column.heading or column.name, Text(column.meaning))
+    Console().print(table, Text(), legend)
 
 
 def _shorten(value: object) -> str:

@@ -8,6 +8,7 @@ import logging
 import re
 import secrets
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,7 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
         raise UserError(f"two LoRAs have one name ({', '.join(names)}); give --lora NAME=FILE:SCALE")
     loras = [parse_lora(given) for _, given in named]
     check_options(config)
+    print(describe_loading(config, names), file=sys.stderr, flush=True)  # stdout begins with the address
     pipeline = load_painter(
         config.model,
         config.device,
@@ -172,6 +174,14 @@ def _make_engine(config: Serve) -> tuple[Pipeline, Any, dict[str, float], dict[s
     limits = EngineLimits(batch=config.batch, waiting=config.waiting, deadline=config.deadline)
     other_names = _list_other_names({name: path for name, (path, _) in zip(names, loras, strict=True)})
     return pipeline, Engine(pipeline, sliders, limits), scales, {} if config.engine == "openvino" else other_names
+
+
+def describe_loading(config: Serve, loras: Sequence[str]) -> str:
+    """Says what is loaded before anybody can be served, and what the first clients will wait for."""
+    beside = f" with {', '.join(loras)}" if loras else ""
+    compiles = config.engine == "openvino" or config.compile != "off"
+    later = "; the first pictures of each size will wait while it is compiled" if compiles else ""
+    return show(f"loading {config.model}{beside} …{later}", 400)
 
 
 def _list_other_names(paths: Mapping[str, Path]) -> dict[str, str]:

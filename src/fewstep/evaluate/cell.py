@@ -26,7 +26,7 @@ TITLES: dict[str, str] = {
 }  # fmt: skip
 """Names of all who may paint a cell, as people write them."""
 COLUMNS = (
-    Column("sampler"),
+    Column("sampler", "Who paints: the teacher in many steps, or by a solver in few; lcm is the few-step model."),
     Column("steps"),
     Column(
         "network_evaluations",
@@ -34,7 +34,9 @@ COLUMNS = (
         heading="calls",
     ),
     Column("spacing", "Where in the schedule a baseline's steps stand: the best of those tried, as its guidance is."),
-    Column("guidance_scale", heading="guid."),
+    Column(
+        "guidance_scale", "How strictly prompts are followed: diffusers' guidance_scale, 1 is none.", heading="guid."
+    ),
 )
 
 

@@ -15,7 +15,7 @@ class Column:
     """Is its key in results.json. The ends of an interval are kept beside it as `name_low` and `name_high`, a standard
     error as `name_error`."""
     meaning: str = ""
-    """Explains it on the report's page, which lists only columns that have one."""
+    """Explains it below the table, on the report's page and on a terminal; some need no explanation."""
     heading: str = ""
     """Heads it on a terminal, where there is little room; by default the name."""
     on_terminal: bool = True

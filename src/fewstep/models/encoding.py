@@ -92,13 +92,13 @@ def _valid(reasons: Sequence[str], device: torch.device) -> Tensor:
 
 
 def encode(
-    model: LatentModel, reading: PictureReader, keep_gib: float, keeping: Keeping | None = None
+    model: LatentModel, reading: PictureReader, keep_gib: float, keeping: Keeping | None = None, count: int = 0
 ) -> KeptLatents | FreshLatents:
     """Keeps the latents and texts when they need at most `keep_gib` GiB and no picture is cut in several ways; on
-    the disk too, if `keeping` says where."""
+    the disk too, if `keeping` says where. `count` is that of all pictures where `reading` has the first of them."""
     channels, height, width = model.codec.shape(reading.crop_settings.resolution)
     text = sum(value.numel() for value in model.conditioner.encode([""]).values())
-    needed = len(reading) * 4 * (2 * channels * height * width + text) / 2**30
+    needed = (count or len(reading)) * 4 * (2 * channels * height * width + text) / 2**30
     if needed <= keep_gib and reading.crop_settings.is_fixed:
         return KeptLatents(model, reading, keeping)
     return FreshLatents(model, reading)

@@ -69,6 +69,9 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):  # somebody waits for the end, not for the jobs
+            for process in [*(self._pool._processes or {}).values()]:
+                process.kill()
         self._pool.shutdown(cancel_futures=True)
 
 

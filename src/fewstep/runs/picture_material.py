@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from PIL import Image
 
 from fewstep.data.buckets import describe_counts
 from fewstep.data.kind import SourceRequest
+from fewstep.data.latents import LatentSource
 from fewstep.data.opening import check_pictures, open_pictures
 from fewstep.data.reading import CropSettings, PictureReader
 from fewstep.data.sources.base import DroppedError, Source, SourceReport, list_sizes
@@ -22,7 +26,7 @@ from fewstep.data.sources.prompts import is_prompt_file, open_prompts
 from fewstep.data.sources.selection import Selection
 from fewstep.errors import UserError, show
 from fewstep.models.encoded import Keeping
-from fewstep.models.encoding import encode
+from fewstep.models.encoding import KeptLatents, encode
 from fewstep.models.family import LatentModel
 from fewstep.recipes.pictures import PictureOptions, TrainingConfig, split_weight
 from fewstep.recipes.plain import to_plain
@@ -77,7 +81,11 @@ def open_kind(
         print(line, flush=True)
     keeping = None if run is None else Keeping(run / ENCODED, describe_pictures(config))
     return Material(
-        latents=lambda: encode(model, reading, config.keep_gib, keeping),
+        latents=lambda: (
+            _encode_first(model, reading, config.keep_gib, count)
+            if most
+            else encode(model, reading, config.keep_gib, keeping)
+        ),
         count=count,
         resolution=resolution,
         captions=words,
@@ -86,6 +94,23 @@ def open_kind(
         read_squares=lambda most: _read_squares(reading, most),
         read_captions=lambda most: _read_captions(sources, most),
     )
+
+
+def _encode_first(model: LatentModel, reading: PictureReader, keep_gib: float, count: int) -> LatentSource:
+    """Encodes as a run of `count` pictures would, of which `reading` has the first, and foretells how long that takes
+    for all."""
+    begun = time.perf_counter()
+    latents = encode(model, reading, keep_gib, count=count)
+    seconds = (time.perf_counter() - begun) * count / len(reading)
+    if isinstance(latents, KeptLatents):
+        print(
+            f"encoding: about {timedelta(seconds=math.ceil(seconds))} before the first update, once, for {count:,} "
+            f"pictures and their captions, judged by {len(reading)} of them; it comes on top of the time below",
+            flush=True,
+        )
+    else:
+        print("encoding: in every update anew, which the time below has in it", flush=True)
+    return latents
 
 
 def _read_squares(reading: PictureReader, most: int) -> list[Image.Image]:

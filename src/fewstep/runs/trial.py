@@ -45,7 +45,8 @@ def try_out(config: ConsistencyConfig, student: Trainable, task: Task, pictures:
     print(
         f"plan: {config.steps} updates of {config.batch_size}, {config.steps * config.batch_size / pictures:.1f} epochs"
     )
-    print(f"time: {timedelta(seconds=round((moments[1] - moments[0]) * config.steps))}, judged by the second update")
+    seconds = round((moments[1] - moments[0]) * config.steps)
+    print(f"time: {timedelta(seconds=seconds)} of updates, judged by the second")
     print(f"disk: {size / 2**30:.2f} GiB a checkpoint; {config.keep_checkpoints} are kept (--keep-checkpoints)")
     print(f"peak memory: {peak:.2f} GiB")
 
