@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from loading_refused import refusal
 
+from fewstep.models.families.original_names import original_unet_names
 from fewstep.models.loading import load_latent_model
 from fewstep.models.options import Overrides
 from fewstep.models.pipeline import Pipeline
@@ -77,6 +78,25 @@ def test_a_unets_file_says_what_it_was_trained_on(miniatures, tmp_path):
         assert model.network.parameterisation == "v_prediction"
     safetensors.torch.save_file({"x.weight": torch.zeros(1)}, file)
     assert "holds no UNet, by diffusers' names or" in refusal(base, overrides=Overrides(unet=str(file)))
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_few_step_unet_by_the_original_names_keeps_its_guidance(family, miniatures, tmp_path):
+    base = miniatures[family][0]
+    student = load_latent_model(base, CPU).network.to_student(8).backbone
+    torch.nn.init.normal_(student.time_embedding.cond_proj.weight)
+    originals = original_unet_names(name for name, _ in student.named_modules())
+    wanted, spelt = student.state_dict(), {}
+    for name, value in wanted.items():
+        module, _, end = name.rpartition(".")
+        spelt[f"model.diffusion_model.{originals.get(module, module)}.{end}"] = value.contiguous()
+    file = tmp_path / "lcm.safetensors"
+    safetensors.torch.save_file(spelt, file)
+    model = load_latent_model(base, CPU, overrides=Overrides(unet=str(file)))
+    assert Pipeline(model).takes_guidance
+    held = model.network.backbone.state_dict()
+    assert held.keys() == wanted.keys()
+    assert all(torch.equal(held[name], value) for name, value in wanted.items())
 
 
 def test_a_unets_file_says_it_over_a_base_that_is_a_file_too(miniatures, tmp_path):
