@@ -11,7 +11,9 @@ from fewstep.models.families.original_names import original_unet_names
 from fewstep.models.loading import load_latent_model
 from fewstep.models.options import Overrides
 from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.models.recognising import recognise
+from hub_cache import put_in_cache
 
 CPU = torch.device("cpu")
 
@@ -123,19 +125,16 @@ def test_what_a_unets_file_lacks_is_named_as_the_file_would(miniatures, tmp_path
 @pytest.fixture
 def cached(copy, tmp_path):
     """The copy of a repository as the Hub's cache has it."""
-    folder = tmp_path / "models--org--name"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("abc")
-    (folder / "snapshots").mkdir()
-    copy().rename(folder / "snapshots" / "abc")
-    return folder
+    return put_in_cache(copy(), tmp_path)
 
 
 def test_a_copy_in_the_hubs_cache_stands_for_its_newest_files(cached, miniatures):
     base, whole = miniatures["sd15"]
     wanted = load_latent_model(base, CPU).network.backbone.state_dict()
+    alone = load_latent_model(base, CPU, overrides=Overrides(unet=str(cached)))
+    assert alone.card.name == "name"
     for model in (
-        load_latent_model(base, CPU, overrides=Overrides(unet=str(cached))),
+        alone,
         load_latent_model(whole, CPU, str(cached)),
     ):
         held = model.network.backbone.state_dict()
@@ -152,3 +151,26 @@ def test_a_copy_that_names_no_files_of_its_own_is_refused(said, cached, miniatur
     else:
         (cached / "refs" / "main").write_bytes(said)
     assert "refs/main names no folder in snapshots/" in refusal(cached)
+
+
+def test_of_a_copy_that_says_nothing_the_only_files_are_read(cached, miniatures):
+    wanted = load_latent_model(miniatures["sd15"][0], CPU).network.backbone.state_dict()
+    (cached / "refs" / "main").unlink()  # as where another branch was fetched
+    for _ in range(2):
+        held = load_latent_model(cached, CPU).network.backbone.state_dict()
+        assert all(torch.equal(held[name], value) for name, value in wanted.items())
+        shutil.rmtree(cached / "refs", ignore_errors=True)  # as where the files alone were copied
+    shutil.copytree(cached / "snapshots" / "abc", cached / "snapshots" / "def", symlinks=True)
+    said = refusal(cached)
+    assert "has abc, def in snapshots/, of which no refs/main names the newest; fetch the model again, or give" in said
+    shutil.rmtree(cached / "snapshots")
+    (cached / "snapshots").mkdir()
+    assert "its snapshots/ are empty" in refusal(cached)
+
+
+def test_a_few_step_model_in_the_hubs_cache_has_its_repositorys_name(random_student, tmp_path):
+    (tmp_path / "model").mkdir()
+    cached = put_in_cache(random_student / "model", tmp_path)
+    (cached / "snapshots" / "abc" / "fewstep.json").unlink()  # which has a name of its own
+    for place in (cached, cached / "snapshots" / "abc"):
+        assert load_pipeline(place, "cpu").name == "name"

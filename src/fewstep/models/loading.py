@@ -13,7 +13,7 @@ from fewstep.errors import UserError
 from fewstep.models.codec import Codec
 from fewstep.models.families import list_families, list_parts, recognise_file, recognise_folder
 from fewstep.models.family import LatentModel
-from fewstep.models.model_files import MODEL_WANTED, find_run, is_hub_id, read_index
+from fewstep.models.model_files import MODEL_WANTED, find_run, find_snapshot, is_hub_id, read_index
 from fewstep.models.options import Overrides
 from fewstep.precision import Storage
 
@@ -115,7 +115,7 @@ def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True
     """Returns the folder of a model, fetched where `source` is a Hub id: all of it, or what it needs but `weights`."""
     folder = Path(source)
     if folder.is_dir():
-        return Path(_open_hub().find_snapshot(folder)) if (folder / "refs").is_dir() else folder
+        return find_snapshot(folder)
     if folder.name == "model" and (run := find_run(folder.parent)) and not run.ended:
         raise UserError(f"{source} is not there yet: {run.describe()}{run.offer_painting()}")
     if not is_hub_id(str(source)):
