@@ -27,7 +27,8 @@ from fewstep.models.extractors import load_extractor
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.source import parse_lora, source_of
-from fewstep.models.model_files import check_asked, find_exported, find_run
+from fewstep.models.model_files import check_asked, find_run
+from fewstep.models.model_places import find_exported
 from fewstep.models.options import read_overrides
 from fewstep.models.pipeline import read_sampler
 from fewstep.models.pipeline_loading import load_pipeline

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.models.model_files import find_file, find_snapshot, name_model, read_json
+from fewstep.models.model_files import find_file, read_json
+from fewstep.models.model_places import find_snapshot, name_model
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 
 logger = logging.getLogger(__name__)

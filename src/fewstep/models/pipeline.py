@@ -27,7 +27,7 @@ from fewstep.models.card import CARD_FILE, MAX_STEPS, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import pick_device
 from fewstep.models.lora.few_step import DEFAULT_STEPS
-from fewstep.models.model_files import name_model
+from fewstep.models.model_places import name_model
 from fewstep.models.options import Compile, PainterOptions
 from fewstep.models.start import Start
 from fewstep.models.vocabulary import find_vocabulary

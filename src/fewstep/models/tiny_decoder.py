@@ -9,7 +9,7 @@ from diffusers import AutoencoderTiny
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors
-from fewstep.models.model_files import find_snapshot
+from fewstep.models.model_places import find_snapshot
 from fewstep.models.parts import load_weights
 
 _DIFFUSERS = "decoder.layers."

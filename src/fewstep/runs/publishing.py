@@ -24,7 +24,8 @@ from fewstep.errors import UserError, show
 from fewstep.files import DRAFT_MARK, LOCK_FILE, read_safetensors, read_safetensors_header
 from fewstep.models.card import StudentCard, read_card, split_scale
 from fewstep.models.lora.file import DIFFUSERS_FILE
-from fewstep.models.model_files import INDEX, find_exported, find_run, is_hub_id
+from fewstep.models.model_files import INDEX, find_run, is_hub_id
+from fewstep.models.model_places import find_exported
 from fewstep.models.publishing import check_account, send
 from fewstep.models.readme import name_base
 from fewstep.parallel.world import current_world

@@ -32,7 +32,8 @@ from fewstep.models.flow_scheduler import CLASSES, read_flow
 from fewstep.models.hub import fetch_network
 from fewstep.models.lora.end import read_end
 from fewstep.models.lora.spelling import split_key
-from fewstep.models.model_files import END_FILE, find_file, find_snapshot, is_hub_id, name_model, read_index, read_json
+from fewstep.models.model_files import END_FILE, find_file, is_hub_id, read_index, read_json
+from fewstep.models.model_places import find_snapshot, name_model
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import NETWORK_OPTION, Overrides
 from fewstep.models.parts import check_tokenizer, keep_chat_template, load_tokenizer, load_weights, put

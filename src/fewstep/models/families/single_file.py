@@ -16,7 +16,8 @@ from fewstep.files import SafetensorsHeader
 from fewstep.models.families import list_families
 from fewstep.models.family import Family
 from fewstep.models.hub import fetch_configurations
-from fewstep.models.model_files import check_index, find_snapshot, read_index, read_json, stage_configurations
+from fewstep.models.model_files import check_index, read_index, read_json, stage_configurations
+from fewstep.models.model_places import find_snapshot
 
 logger = logging.getLogger(__name__)
 

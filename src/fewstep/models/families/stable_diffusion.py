@@ -43,7 +43,8 @@ from fewstep.models.families.stable_diffusion_parts import (
 )
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
-from fewstep.models.model_files import name_model, read_index, read_json
+from fewstep.models.model_files import read_index, read_json
+from fewstep.models.model_places import name_model
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import Overrides
 from fewstep.models.parts import put

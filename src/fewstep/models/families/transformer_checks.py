@@ -9,7 +9,7 @@ from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.models.card import MOST_SIDE
-from fewstep.models.model_files import drop_commit
+from fewstep.models.model_places import drop_commit
 
 _MOST_LATENTS = 2**12
 PATCH = 2

@@ -12,7 +12,8 @@ from fewstep.files import has_suffix
 from fewstep.models.card import LORA_FILE, split_scale
 from fewstep.models.hub import fetch
 from fewstep.models.lora.header import PEFT_FILE
-from fewstep.models.model_files import drop_commit, find_file, find_run, find_snapshot
+from fewstep.models.model_files import find_file, find_run
+from fewstep.models.model_places import drop_commit, find_snapshot
 
 _PREFERRED = (LORA_FILE, "adapter_model.safetensors")
 """Is what diffusers and peft call the file of a LoRA."""
