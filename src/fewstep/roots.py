@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import BinaryIO, Literal
 
 EntryKind = Literal["file", "folder", "unsearched"]
-_CACHED = re.compile(r"(models|datasets|spaces)--.+")
+CACHED = re.compile(r"(models|datasets|spaces)--.+")
 """Matches what the Hub's cache calls the folder of a repository."""
 
 
@@ -96,7 +96,7 @@ class Root:
         for place in (real, *real.parents):
             repository = place.parent.parent
             blobs = repository / "blobs"
-            if place.parent.name == "snapshots" and _CACHED.fullmatch(repository.name) and not os.path.islink(blobs):
+            if place.parent.name == "snapshots" and CACHED.fullmatch(repository.name) and not os.path.islink(blobs):
                 homes.append(str(blobs))
         return tuple(homes)
 

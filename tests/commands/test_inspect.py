@@ -4,9 +4,7 @@ import io
 import os
 import re
 import shlex
-import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ from fewstep.errors import UserError
 from fewstep.models.families import recognise_file
 from fewstep.recipes.plain import read_config_file
 from fewstep.runs.advice import advise_lora
+from hub_cache import put_in_cache
 
 NAMES = st.from_regex(r"[A-Z][a-z ]{0,8}[a-z]", fullmatch=True)
 
@@ -208,15 +207,8 @@ def test_a_picture_starts_no_program(tmp_path, monkeypatch):
 
 
 def test_a_model_in_the_hubs_cache_is_described(random_teacher, tmp_path):
-    snapshot = Path(shutil.copytree(random_teacher, tmp_path / "models--a--b" / "snapshots" / "abc"))
-    blobs = tmp_path / "models--a--b" / "blobs"
-    blobs.mkdir()
-    for i, file in enumerate(sorted(each for each in snapshot.rglob("*") if each.is_file())):
-        file.rename(blobs / str(i))
-        file.symlink_to(blobs / str(i))
-    (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs" / "main").write_text("abc")
-    for place in (snapshot, snapshot.parent.parent):
+    repository = put_in_cache(random_teacher, tmp_path)
+    for place in (repository / "snapshots" / "abc", repository):
         assert [*describe(place)][:-1] == [*describe(random_teacher)][:-1]
 
 

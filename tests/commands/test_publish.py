@@ -21,6 +21,7 @@ from fewstep.files import read_safetensors, read_safetensors_header
 from fewstep.models.card import read_card
 from fewstep.recipes.distill import Distill
 from fewstep.recipes.train_lora import TrainLora
+from hub_cache import put_in_cache
 from hub_to_write import serve_writable_hub
 
 ROOT = Path(__file__).parents[2]
@@ -284,6 +285,20 @@ def test_who_is_not_logged_in_is_told_before_anything_is_done(hub, run, monkeypa
         main(["publish", str(run), REPO, "--license", "mit"])
     assert "`hf auth login`, or set HF_TOKEN" in capsys.readouterr().err
     assert hub.asked == ["GET /api/whoami-v2"]
+
+
+def test_a_copy_in_the_hubs_cache_is_sent_as_its_newest_files(hub, run, lora, tmp_path):
+    for model in (run / "model", lora / "model"):
+        main(["publish", str(model), REPO, "--license", "mit"])
+        wanted = dict(hub.files[REPO])
+        hub.files.clear()
+        cached = put_in_cache(model, tmp_path, f"models--org--{model.parent.name}")
+        main(["publish", str(cached), REPO, "--license", "mit"])
+        # A header's words have no order.
+        assert {name: len(held) for name, held in hub.files[REPO].items()} == {
+            name: len(held) for name, held in wanted.items()
+        }
+        hub.files.clear()
 
 
 def test_a_link_out_of_the_folder_is_not_followed(hub, run, tmp_path, capsys):

@@ -37,6 +37,7 @@ from fewstep.evaluate.style import fit_probe
 from fewstep.evaluate.tuning import find_best_cell
 from fewstep.models.loading import load_latent_model
 from fewstep.parallel.workers import use_one_thread
+from hub_cache import put_in_cache
 from warm_command import Warm
 from written_shards import shard
 
@@ -281,10 +282,11 @@ def test_the_demos_options_reach_its_scores(tmp_path):
 
 
 def test_too_few_pictures_are_refused_before_the_folder_is_claimed(random_student, tmp_path, fewstep_command):
-    done = fewstep_command("evaluate", "--model", random_student, "--n", 127, "--out", tmp_path / "out")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "n is 127; the scenes reader has 64 features" in done.stderr
-    assert not (tmp_path / "out").exists()
+    for model in (random_student, put_in_cache(random_student / "model", tmp_path)):
+        done = fewstep_command("evaluate", "--model", model, "--n", 127, "--out", tmp_path / "out")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "n is 127; the scenes reader has 64 features" in done.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_killed_and_started_again_in_two_processes_it_gives_the_same_results(random_student, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from transformers import CLIPModel, Dinov2Config, Dinov2Model
 
 from fewstep.errors import UserError
 from fewstep.models.extractors import load_extractor, resized
+from hub_cache import put_in_cache
 from miniatures import MEAN, STD, say_preprocessing
 
 CPU = torch.device("cpu")
@@ -35,6 +36,14 @@ def test_clip_is_transformers_own(clip, pictures):
     assert torch.equal(texts[0], texts[2])
     assert not torch.equal(texts[0], texts[1])
     assert (len(extractor.sha256), extractor.resize) == (64, "middle square to 28")
+
+
+def test_a_copy_in_the_hubs_cache_stands_for_its_newest_files(clip, pictures, tmp_path):
+    cached, own = put_in_cache(clip, tmp_path), load_extractor(clip, CPU)
+    for place in (cached, cached / "snapshots" / "abc"):
+        extractor = load_extractor(place, CPU)
+        assert (extractor.name, extractor.sha256) == ("CLIP name", own.sha256)
+        torch.testing.assert_close(extractor.features(pictures), own.features(pictures))
 
 
 def test_dinov2_is_transformers_own(tmp_path, pictures):

@@ -7,10 +7,13 @@ import safetensors.torch
 import torch
 from loading_refused import refusal
 
+from fewstep.models.families.original_names import original_unet_names
 from fewstep.models.loading import load_latent_model
 from fewstep.models.options import Overrides
 from fewstep.models.pipeline import Pipeline
+from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.models.recognising import recognise
+from hub_cache import put_in_cache
 
 CPU = torch.device("cpu")
 
@@ -79,6 +82,25 @@ def test_a_unets_file_says_what_it_was_trained_on(miniatures, tmp_path):
     assert "holds no UNet, by diffusers' names or" in refusal(base, overrides=Overrides(unet=str(file)))
 
 
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_few_step_unet_by_the_original_names_keeps_its_guidance(family, miniatures, tmp_path):
+    base = miniatures[family][0]
+    student = load_latent_model(base, CPU).network.to_student(8).backbone
+    torch.nn.init.normal_(student.time_embedding.cond_proj.weight)
+    originals = original_unet_names(name for name, _ in student.named_modules())
+    wanted, spelt = student.state_dict(), {}
+    for name, value in wanted.items():
+        module, _, end = name.rpartition(".")
+        spelt[f"model.diffusion_model.{originals.get(module, module)}.{end}"] = value.contiguous()
+    file = tmp_path / "lcm.safetensors"
+    safetensors.torch.save_file(spelt, file)
+    model = load_latent_model(base, CPU, overrides=Overrides(unet=str(file)))
+    assert Pipeline(model).takes_guidance
+    held = model.network.backbone.state_dict()
+    assert held.keys() == wanted.keys()
+    assert all(torch.equal(held[name], value) for name, value in wanted.items())
+
+
 def test_a_unets_file_says_it_over_a_base_that_is_a_file_too(miniatures, tmp_path):
     base, whole = miniatures["sd15"]
     tensors = load_latent_model(base, CPU).network.backbone.state_dict()
@@ -103,19 +125,16 @@ def test_what_a_unets_file_lacks_is_named_as_the_file_would(miniatures, tmp_path
 @pytest.fixture
 def cached(copy, tmp_path):
     """The copy of a repository as the Hub's cache has it."""
-    folder = tmp_path / "models--org--name"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("abc")
-    (folder / "snapshots").mkdir()
-    copy().rename(folder / "snapshots" / "abc")
-    return folder
+    return put_in_cache(copy(), tmp_path)
 
 
 def test_a_copy_in_the_hubs_cache_stands_for_its_newest_files(cached, miniatures):
     base, whole = miniatures["sd15"]
     wanted = load_latent_model(base, CPU).network.backbone.state_dict()
+    alone = load_latent_model(base, CPU, overrides=Overrides(unet=str(cached)))
+    assert alone.card.name == "name"
     for model in (
-        load_latent_model(base, CPU, overrides=Overrides(unet=str(cached))),
+        alone,
         load_latent_model(whole, CPU, str(cached)),
     ):
         held = model.network.backbone.state_dict()
@@ -132,3 +151,26 @@ def test_a_copy_that_names_no_files_of_its_own_is_refused(said, cached, miniatur
     else:
         (cached / "refs" / "main").write_bytes(said)
     assert "refs/main names no folder in snapshots/" in refusal(cached)
+
+
+def test_of_a_copy_that_says_nothing_the_only_files_are_read(cached, miniatures):
+    wanted = load_latent_model(miniatures["sd15"][0], CPU).network.backbone.state_dict()
+    (cached / "refs" / "main").unlink()  # as where another branch was fetched
+    for _ in range(2):
+        held = load_latent_model(cached, CPU).network.backbone.state_dict()
+        assert all(torch.equal(held[name], value) for name, value in wanted.items())
+        shutil.rmtree(cached / "refs", ignore_errors=True)  # as where the files alone were copied
+    shutil.copytree(cached / "snapshots" / "abc", cached / "snapshots" / "def", symlinks=True)
+    said = refusal(cached)
+    assert "has abc, def in snapshots/, of which no refs/main names the newest; fetch the model again, or give" in said
+    shutil.rmtree(cached / "snapshots")
+    (cached / "snapshots").mkdir()
+    assert "its snapshots/ are empty" in refusal(cached)
+
+
+def test_a_few_step_model_in_the_hubs_cache_has_its_repositorys_name(random_student, tmp_path):
+    (tmp_path / "model").mkdir()
+    cached = put_in_cache(random_student / "model", tmp_path)
+    (cached / "snapshots" / "abc" / "fewstep.json").unlink()  # which has a name of its own
+    for place in (cached, cached / "snapshots" / "abc"):
+        assert load_pipeline(place, "cpu").name == "name"

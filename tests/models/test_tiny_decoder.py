@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from fewstep.errors import UserError
 from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.models.tiny_decoder import load_tiny_decoder
+from hub_cache import put_in_cache
 
 CPU = torch.device("cpu")
 
@@ -26,7 +27,8 @@ def test_every_spelling_is_the_same_decoder(tmp_path):
     with torch.no_grad():
         wanted = tiny.decode(z).sample
     whole = tmp_path / "folder" / "diffusion_pytorch_model.safetensors"
-    for source in (tmp_path / "folder", tmp_path / "taesd_decoder.safetensors", whole):
+    cached = put_in_cache(tmp_path / "folder", tmp_path)
+    for source in (tmp_path / "folder", cached, tmp_path / "taesd_decoder.safetensors", whole):
         torch.testing.assert_close(load_tiny_decoder(source, CPU).decode(z).sample, wanted)
     assert wanted.shape == (1, 3, 32, 32)
 

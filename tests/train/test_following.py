@@ -34,6 +34,7 @@ from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
 from fewstep.runs.unfinished import load_painter
 from fewstep.train.checkpoint import TENSORS_FILE
+from hub_cache import put_in_cache
 from miniatures import save_miniature
 
 COMMON = {
@@ -373,6 +374,29 @@ def test_a_model_that_cannot_be_followed_leaves_no_run_folder_in_the_way(name, f
     with pytest.raises(UserError, match="by any-step"):
         distill(dataclasses.replace(meant, follow=str(first / name)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_in_the_hubs_cache_is_gone_on_from_and_followed(first, teacher, tmp_path):
+    base, begun, adapters, any_step = (
+        put_in_cache(model, tmp_path, f"models--org--{name}")
+        for name, model in (
+            ("base", teacher), ("begun", first / "0/model"), ("lora", first / "2/model"), ("any", first / "any/model"),
+        )
+    )  # fmt: skip
+    meant = as_distillation(
+        make_export(first, model=str(any_step), base=str(base), out=tmp_path / "run"),
+        read_card(first / "any" / "model"),
+    )
+    student, path, _ = make(meant)
+    assert (path.told_end, student.card.followed) == (True, str(any_step))
+    for rank, start in ((0, begun), (2, adapters)):
+        again = dataclasses.replace(second_of(first, teacher, rank, start=str(start)), teacher=str(base))
+        assert make(again)[0].card.phases == (4,)
+    for refused, said in ((begun, "was made by guided-distill; give a model by any"), (adapters, "LoRA; give a whole")):
+        with pytest.raises(UserError, match=said):
+            distill(dataclasses.replace(meant, follow=str(refused)))
+    with pytest.raises(UserError, match="models--org--lora is a LoRA, which goes on as one; give its --lora-rank"):
+        make(second_of(first, teacher, 0, start=str(adapters)))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from fewstep.models.engines import with_engine
 from fewstep.models.families import find_family
 from fewstep.models.loading import pick_device
 from fewstep.models.lora.file import DIFFUSERS_FILE
-from fewstep.models.model_files import find_exported
+from fewstep.models.model_places import find_exported
 from fewstep.models.options import Compile, Engine
 from fewstep.models.pipeline import Pipeline
 from fewstep.models.pipeline_loading import check_painting, load_pipeline

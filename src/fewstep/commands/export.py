@@ -14,7 +14,8 @@ from fewstep.data.draws import check_seed
 from fewstep.data.worlds.scene import LOOKS
 from fewstep.errors import UserError
 from fewstep.models.card import MAX_STEPS, StudentCard, read_card
-from fewstep.models.model_files import check_asked, find_exported, find_run
+from fewstep.models.model_files import check_asked, find_run
+from fewstep.models.model_places import find_exported
 from fewstep.models.options import DeviceOptions, ModelOptions, read_overrides
 from fewstep.recipes.choosing import choose_recipe
 from fewstep.recipes.distill import Distill

@@ -28,6 +28,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model, pick_device
 from fewstep.models.lora.source import parse_lora, source_of
 from fewstep.models.model_files import check_asked, find_run
+from fewstep.models.model_places import find_exported
 from fewstep.models.options import read_overrides
 from fewstep.models.pipeline import read_sampler
 from fewstep.models.pipeline_loading import load_pipeline
@@ -134,9 +135,7 @@ class EvaluationStudio:
 
 def _find_card(model: str) -> StudentCard:
     """Returns what fewstep recorded of a model, in its folder or its run's; an empty card for others."""
-    folder = Path(assets.find_folder(model))
-    own = read_card(folder)
-    return read_card(folder / "model") if own == StudentCard() else own
+    return read_card(Path(find_exported(assets.find_folder(model))))
 
 
 def _check_same_latents(student: LatentModel, teacher: LatentModel) -> None:

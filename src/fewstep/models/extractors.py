@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.models.model_files import find_file, read_json
+from fewstep.models.model_places import find_snapshot, name_model
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Extractor:
 
 def load_extractor(source: str | Path, device: torch.device) -> Extractor:
     """Loads a folder of CLIP or DINOv2 in transformers' layout, or Inception's TorchScript file. Nothing is fetched."""
-    path = Path(source)
+    path = find_snapshot(Path(source))
     if path.is_file():
         return _load_inception(path, device)
     config = path / "config.json"
@@ -76,7 +77,7 @@ def _load_clip(folder: Path, device: torch.device) -> Extractor:
         return projected
 
     return Extractor(
-        f"CLIP {folder.name}", _hash_files(folder), f"middle square to {side}",
+        f"CLIP {name_model(folder)}", _hash_files(folder), f"middle square to {side}",
         _in_parts(side, _normalised(folder, images, device), device), texts,
     )  # fmt: skip
 
@@ -88,7 +89,7 @@ def _load_dinov2(folder: Path, device: torch.device) -> Extractor:
     side = _read_preprocessor(folder).get("crop_size", {}).get("height", 224)
     network = _normalised(folder, lambda pixels: model(pixel_values=pixels).pooler_output, device)
     features = _in_parts(side, network, device)
-    return Extractor(f"DINOv2 {folder.name}", _hash_files(folder), f"middle square to {side}", features)
+    return Extractor(f"DINOv2 {name_model(folder)}", _hash_files(folder), f"middle square to {side}", features)
 
 
 def _load_inception(file: Path, device: torch.device) -> Extractor:

@@ -95,24 +95,6 @@ def fetch(source: str, choose: Choose) -> Path:
         raise UserError(_explain(source, error)) from error
 
 
-def find_snapshot(folder: Path) -> Path:
-    """Returns the newest files of a repository's copy in the Hub's cache, and any other folder as it is. Raises
-    UserError where such a copy names none of its own."""
-    if not ((folder / "refs").is_dir() and (folder / "snapshots").is_dir()):
-        return folder
-    try:
-        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        revision = ""
-    place = folder / "snapshots" / revision
-    if not re.fullmatch(r"[\w-]+", revision) or not place.is_dir():
-        raise UserError(
-            f"{folder} is a copy in the Hub's cache, and its refs/main names no folder in snapshots/; fetch the model "
-            "again, or give the folder in snapshots/ that is meant"
-        )
-    return place
-
-
 def _fetched_before(source: str, error: Exception) -> Path | None:
     """Returns what lies here of a repository where the Hub does not answer; None where it says no, or nothing lies."""
     from huggingface_hub import constants

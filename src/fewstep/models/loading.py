@@ -105,7 +105,7 @@ def load_codec(source: str | Path, device: torch.device, base_config: str = "") 
         return recognise_file(place).load_codec(place, base_config, device)
     if not place.is_dir() and is_hub_id(str(source)):
         codecs = {family.codec_part for family in list_families()}
-        place = Path(_open_hub().fetch_pipeline(str(source), list_parts(), without=set(list_parts()) - codecs))
+        place = Path(_open("hub").fetch_pipeline(str(source), list_parts(), without=set(list_parts()) - codecs))
     folder = find_files(place if place.is_dir() else source, Overrides())
     index = read_index(folder, source)
     return recognise_folder(folder, index, str(source)).load_codec(folder, base_config, device)
@@ -115,16 +115,16 @@ def find_files(source: str | Path, overrides: Overrides, *, weights: bool = True
     """Returns the folder of a model, fetched where `source` is a Hub id: all of it, or what it needs but `weights`."""
     folder = Path(source)
     if folder.is_dir():
-        return Path(_open_hub().find_snapshot(folder)) if (folder / "refs").is_dir() else folder
+        return Path(_open("model_places").find_snapshot(folder)) if (folder / "snapshots").is_dir() else folder
     if folder.name == "model" and (run := find_run(folder.parent)) and not run.ended:
         raise UserError(f"{source} is not there yet: {run.describe()}{run.offer_painting()}")
     if not is_hub_id(str(source)):
         raise UserError(f"{source} is neither a folder nor a file; {MODEL_WANTED}")
     if not weights:
-        return Path(_open_hub().fetch_configurations(str(source), list_parts()))
+        return Path(_open("hub").fetch_configurations(str(source), list_parts()))
     networks = {family.lora.part for family in list_families()} if overrides.network else set()
-    return Path(_open_hub().fetch_pipeline(str(source), list_parts(), without=networks))
+    return Path(_open("hub").fetch_pipeline(str(source), list_parts(), without=networks))
 
 
-def _open_hub() -> Any:  # which is imported only where something is fetched
-    return importlib.import_module("fewstep.models.hub")
+def _open(name: str) -> Any:  # which is imported only where something is fetched, or was
+    return importlib.import_module(f"fewstep.models.{name}")

@@ -163,12 +163,6 @@ def read_index(folder: Path, source: str | Path) -> dict[str, Any]:
     return read_json(folder / INDEX, f"{source} is not a pipeline")
 
 
-def find_exported(source: str | Path) -> str | Path:
-    """Returns the model of a run folder, and anything else as it is."""
-    exported = Path(source) / "model"
-    return exported if exported.is_dir() and not (Path(source) / INDEX).exists() else source
-
-
 def check_config(config: Mapping[str, Any], where: Path) -> None:
     """Raises UserError where a configuration asks for code of its own, or for networks that are not plain."""
     waiting: list[Any] = [config]

@@ -7,7 +7,6 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from fewstep.models.card import CARD_FILE, MAX_STEPS, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import pick_device
 from fewstep.models.lora.few_step import DEFAULT_STEPS
+from fewstep.models.model_places import name_model
 from fewstep.models.options import Compile, PainterOptions
 from fewstep.models.start import Start
 from fewstep.models.vocabulary import find_vocabulary
@@ -64,7 +64,7 @@ class Pipeline:
                 f"{assets.SCENES_LCM}), or make one with `fewstep distill --teacher`"
             )
         self.model = model
-        self.name = model.card.name or Path(model.source).name
+        self.name = model.card.name or name_model(model.source)
         self.method = read_method(model.card, model.source)
         """The consistency method that made it, whose sampler paints it."""
         if self.method.told_end != model.network.takes_end:

@@ -22,7 +22,8 @@ from fewstep.models.lora.adapters import attach
 from fewstep.models.lora.few_step import DEFAULT_STEPS, check_told, find_few_step, find_told, read_few_step
 from fewstep.models.lora.file import DIFFUSERS_FILE, read_lora
 from fewstep.models.lora.source import name_of, source_of
-from fewstep.models.model_files import check_asked, find_exported
+from fewstep.models.model_files import check_asked
+from fewstep.models.model_places import find_exported
 from fewstep.models.network import hash_weights
 from fewstep.models.offload import check_offload, settle
 from fewstep.models.options import Engine, Offload, Overrides, check_int8, read_overrides

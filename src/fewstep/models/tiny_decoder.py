@@ -9,6 +9,7 @@ from diffusers import AutoencoderTiny
 
 from fewstep.errors import UserError
 from fewstep.files import read_safetensors
+from fewstep.models.model_places import find_snapshot
 from fewstep.models.parts import load_weights
 
 _DIFFUSERS = "decoder.layers."
@@ -17,7 +18,7 @@ _DIFFUSERS = "decoder.layers."
 def load_tiny_decoder(source: str | Path, device: torch.device) -> AutoencoderTiny:
     """Loads a diffusers folder of an AutoencoderTiny, or a safetensors file that TAESD's author or diffusers wrote,
     frozen, in fp32. Raises UserError naming what does not fit."""
-    place = Path(source)
+    place = find_snapshot(Path(source))
     try:
         tiny = _from_folder(place) if place.is_dir() else _from_file(place)
     except UserError:

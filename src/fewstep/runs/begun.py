@@ -14,7 +14,7 @@ from fewstep.method.named import HALVING, METHODS
 from fewstep.models.card import LORA_FILE, StudentCard, read_method
 from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
-from fewstep.models.model_files import find_exported
+from fewstep.models.model_places import find_exported
 from fewstep.models.network import BackboneNetwork, hash_weights
 from fewstep.parallel.world import find_mesh, is_spread
 from fewstep.recipes.distill import Distill

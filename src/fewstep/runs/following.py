@@ -12,7 +12,7 @@ from fewstep.files import has_suffix
 from fewstep.method.paths import StudentPath
 from fewstep.models.card import LCD, LCF, LORA_FILE, StudentCard, read_card, read_method
 from fewstep.models.family import LatentModel
-from fewstep.models.model_files import find_exported
+from fewstep.models.model_places import find_exported
 from fewstep.models.network import BackboneNetwork, hash_weights
 from fewstep.recipes.distill import Distill
 from fewstep.runs.begun import ROUNDING, load_student_beside

@@ -24,11 +24,13 @@ from fewstep.errors import UserError, show
 from fewstep.files import DRAFT_MARK, LOCK_FILE, read_safetensors, read_safetensors_header
 from fewstep.models.card import StudentCard, read_card, split_scale
 from fewstep.models.lora.file import DIFFUSERS_FILE
-from fewstep.models.model_files import INDEX, find_exported, find_run, is_hub_id
+from fewstep.models.model_files import INDEX, find_run, is_hub_id
+from fewstep.models.model_places import find_exported
 from fewstep.models.publishing import check_account, send
 from fewstep.models.readme import name_base
 from fewstep.parallel.world import current_world
 from fewstep.recipes.pictures import TrainingConfig, check_license
+from fewstep.roots import OutsideError, Root
 from fewstep.train.tracking import find_samples
 
 README = "README.md"
@@ -94,12 +96,16 @@ def gather(asked: Publication) -> Files:
 
 
 def _list_files(folder: Path) -> Iterator[Path]:
+    root = Root(str(folder))
     for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        below = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in below.parts)
         if hidden or DRAFT_MARK in path.name or path.name == LOCK_FILE or not path.is_file():
             continue
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{path} leads out of the folder that is published; put the file itself there")
+        try:
+            root.resolve(str(below))
+        except OutsideError as error:
+            raise UserError(f"{path} leads out of the folder that is published; put the file itself there") from error
         yield path
 
 

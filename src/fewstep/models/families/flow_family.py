@@ -29,10 +29,11 @@ from fewstep.models.families.transformer import TransformerNetwork, refuse_engin
 from fewstep.models.families.transformer_checks import PATCH
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.flow_scheduler import CLASSES, read_flow
-from fewstep.models.hub import fetch_network, find_snapshot
+from fewstep.models.hub import fetch_network
 from fewstep.models.lora.end import read_end
 from fewstep.models.lora.spelling import split_key
 from fewstep.models.model_files import END_FILE, find_file, is_hub_id, read_index, read_json
+from fewstep.models.model_places import find_snapshot, name_model
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import NETWORK_OPTION, Overrides
 from fewstep.models.parts import check_tokenizer, keep_chat_template, load_tokenizer, load_weights, put
@@ -148,7 +149,7 @@ class TransformerFamily(Family):
         part = self.lora.part
         card = read_card(folder)
         if network:  # of which the base's card knows the size of its pictures alone
-            card = StudentCard(name=Path(network).stem, resolution=card.resolution)
+            card = StudentCard(name=name_model(network), resolution=card.resolution)
         # What was made few-step here may be called whatever its maker likes.
         known = "the model" if card.method else source
         self.refuse(read_json(folder / part / "config.json", f"{source} is not a whole pipeline"), known)

@@ -15,8 +15,9 @@ from fewstep.errors import UserError
 from fewstep.files import SafetensorsHeader
 from fewstep.models.families import list_families
 from fewstep.models.family import Family
-from fewstep.models.hub import fetch_configurations, find_snapshot
+from fewstep.models.hub import fetch_configurations
 from fewstep.models.model_files import check_index, read_index, read_json, stage_configurations
+from fewstep.models.model_places import find_snapshot
 
 logger = logging.getLogger(__name__)
 

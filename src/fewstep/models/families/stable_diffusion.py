@@ -44,6 +44,7 @@ from fewstep.models.families.stable_diffusion_parts import (
 from fewstep.models.families.unet import UNetNetwork
 from fewstep.models.family import Family, LatentModel, LoraLayout
 from fewstep.models.model_files import read_index, read_json
+from fewstep.models.model_places import name_model
 from fewstep.models.network import BackboneNetwork
 from fewstep.models.options import Overrides
 from fewstep.models.parts import put
@@ -164,7 +165,7 @@ class StableDiffusion(Family):
         network = Path(overrides.network)
         config = settle_schedule(config, source, overrides, _read_held(network))
         read_schedule(config, source)  # before the weights, which take their time
-        card = StudentCard(name=network.name) if overrides.network else read_card(folder)
+        card = StudentCard(name=name_model(network)) if overrides.network else read_card(folder)
         parts = load_parts_of_folder(self, folder, source, overrides.network, storage)
         zero_null = bool(self.encoder_2) and bool(index.get("force_zeros_for_empty_prompt", True))
         model = self.assemble(source, parts, config, storage.device, zero_null=zero_null, card=card)

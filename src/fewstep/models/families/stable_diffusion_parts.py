@@ -37,8 +37,9 @@ from fewstep.models.families.single_file import (
 from fewstep.models.families.unet import AS_TIMES
 from fewstep.models.families.unet_file import load_unet_of_file
 from fewstep.models.family import Family
-from fewstep.models.hub import fetch_network, find_snapshot
+from fewstep.models.hub import fetch_network
 from fewstep.models.model_files import is_hub_id, read_json, stage_configurations
+from fewstep.models.model_places import find_snapshot
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
 from fewstep.precision import Storage
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.models.card import MOST_SIDE
+from fewstep.models.model_places import drop_commit
 
 _MOST_LATENTS = 2**12
 PATCH = 2
@@ -20,9 +21,7 @@ def find_released_name(source: str) -> str:
     copy of one in the Hub's cache, or the transformer's folder in any of them."""
     place = Path(os.path.abspath(source))  # links are kept: in a cache they lead to files that are called by a hash
     place = place.parent if place.name == "transformer" else place
-    if place.parent.name == "snapshots":  # what is called by a commit
-        place = place.parent.parent
-    return place.name.lower()
+    return drop_commit(place).name.lower()
 
 
 def read_whole_side(value: object, blocks: object, source: str) -> int:

@@ -34,8 +34,9 @@ def load_unet_of_file(family: Family, path: Path, base: Path, storage: Storage) 
     held = {name.rpartition(".")[0] for name in shaped.state_dict()}
     first = "time_embedding.linear_1"
     # By diffusers' names where the first layer is, so that what else is missing is named as the file would name it.
-    spelt = {first} if f"{prefix}{first}.weight" in header.shapes else held & originals.keys()
-    names = OriginalNames(blocks={}, outside={originals[ours]: (ours,) for ours in spelt})
+    spelt = {first} if f"{prefix}{first}.weight" in header.shapes else held
+    # What the original has no name for, as a few-step model's guidance, stands among its names by diffusers'.
+    names = OriginalNames(blocks={}, outside={originals.get(ours, ours): (ours,) for ours in spelt})
     keys = set(header.shapes).difference(MARKS)
     return load_original(
         path, shaped, place, names, prefix, storage.dtype,

@@ -10,14 +10,14 @@ from pathlib import Path, PurePath
 from fewstep.errors import UserError
 from fewstep.files import has_suffix
 from fewstep.models.card import LORA_FILE, split_scale
-from fewstep.models.hub import fetch, find_snapshot
+from fewstep.models.hub import fetch
 from fewstep.models.lora.header import PEFT_FILE
 from fewstep.models.model_files import find_file, find_run
+from fewstep.models.model_places import drop_commit, find_snapshot
 
 _PREFERRED = (LORA_FILE, "adapter_model.safetensors")
 """Is what diffusers and peft call the file of a LoRA."""
 _HUB = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(?:/(?P<file>.+))?")
-_CACHED = re.compile(r"models--(?P<repository>.+)")
 _NAMELESS = ("model", "pytorch_lora_weights", "adapter_model", "lora-kohya")
 
 
@@ -44,11 +44,7 @@ def source_of(given: str) -> str:
 
 def name_of(path: PurePath) -> str:
     """Returns what people call a LoRA: its file, its folder where every such file has that name, or its repository."""
-    parts = list(path.with_suffix("").parts)
-    for place, part in enumerate(parts):
-        if cached := _CACHED.fullmatch(part):
-            parts[place : place + 3] = [cached["repository"].rpartition("--")[2]]  # with snapshots/REVISION
-            break
+    parts = drop_commit(path.with_suffix("")).parts
     named = [part for part in parts if part not in (*_NAMELESS, path.anchor)]
     return named[-1] if named else path.stem
 
