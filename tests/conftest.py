@@ -1,10 +1,13 @@
 """Fixtures that several folders of tests share: small random models in the real layout."""
 
+import getpass
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,21 @@ from warm_command import Warm, start_server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.update(QUIET)  # as the command sets it, before transformers is imported by any test
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_folder(tmp_path_factory):
+    """Has every process keep its temporary files among those of the tests, with which they go, whoever was killed.
+
+    In a run of many processes, starts the server of warm ones before any test, so that no other takes its place.
+    """
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"  # which serves the next run, too
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    own = str(tmp_path_factory.mktemp("t"))
+    if len(own) < 70:  # sockets stand there, too, and no name of theirs may be longer than 107 letters
+        os.environ["TMPDIR"] = tempfile.tempdir = own
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        start_server()
 
 
 @pytest.fixture(scope="session")
@@ -108,9 +126,3 @@ def random_student(random_teacher, tmp_path_factory, fewstep_command):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out
-
-
-def pytest_sessionstart():
-    """Starts the server of warm processes before any test, in a run of many, so that no other takes its place."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        start_server()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +11,6 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
-    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -56,9 +50,6 @@ from transformers import (
 )
 
 from fewstep.models.families.sana import INSTRUCTION
-from fewstep.models.family import LatentModel
-from fewstep.models.loading import load_latent_model
-from fewstep.models.parts import load_weights
 
 WORDS = ("a", "red", "blue", "green", "yellow", "small", "large", "star", "circle", "square", "and", "of", "on")
 
@@ -314,69 +305,6 @@ def _settle(parts: dict[str, Any]) -> None:
                         value.normal_(std=0.05)
 
 
-@dataclass(frozen=True)
-class Stock:
-    """How a stock pipeline is asked for latents of 64 pixels, and what it makes of them; most as they are."""
-
-    shape: tuple[int, int, int] = (16, 8, 8)
-    pack: Callable[[Any, torch.Tensor], torch.Tensor] = lambda _pipe, latents: latents
-    unpack: Callable[[Any, torch.Tensor], torch.Tensor] = lambda _pipe, latents: latents
-    pack_noise: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
-    """For noise between the steps, where that is packed otherwise than what is given at first."""
-    encode: Callable[[Any, torch.Tensor], torch.Tensor] = lambda pipe, pixels: pipe.vae.encode(pixels).latent_dist.mean
-    decode: Callable[[Any, torch.Tensor], torch.Tensor] = lambda pipe, own: pipe.vae.decode(own).sample
-    scale: Callable[[Any, torch.Tensor], torch.Tensor] = lambda pipe, own: (
-        (own - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
-    )
-    """Of what the autoencoder itself makes of pixels."""
-    shifts_by_steps: bool = False
-    """Whether its times depend on how many they are by more than their share."""
-    guide: Callable[[float], dict[str, Any]] = lambda scale: {"guidance_scale": scale}
-
-
-def _normalise(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Undoes what FLUX.2's pipeline does to latents before it returns them."""
-    norm = pipe.vae.bn
-    std = (norm.running_var + pipe.vae.config.batch_norm_eps).sqrt()
-    return (latents - norm.running_mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
-
-
-STOCK = {
-    "StableDiffusion3Pipeline": Stock(),
-    "ZImagePipeline": Stock(),
-    "FluxPipeline": Stock(
-        pack=lambda pipe, latents: pipe._pack_latents(latents, 1, 16, 8, 8),
-        unpack=lambda pipe, latents: pipe._unpack_latents(latents, 64, 64, 8),
-    ),
-    "QwenImagePipeline": Stock(
-        pack=lambda pipe, latents: pipe._pack_latents(latents, 1, 16, 8, 8),
-        unpack=lambda pipe, latents: pipe._unpack_latents(latents, 64, 64, 8).squeeze(2),
-        encode=lambda pipe, pixels: pipe.vae.encode(pixels.unsqueeze(2)).latent_dist.mean,
-        decode=lambda pipe, own: pipe.vae.decode(own).sample.squeeze(2),
-        scale=lambda pipe, own: (
-            (own.squeeze(2) - torch.tensor(pipe.vae.config.latents_mean).view(1, -1, 1, 1))
-            / torch.tensor(pipe.vae.config.latents_std).view(1, -1, 1, 1)
-        ),
-        guide=lambda scale: {"true_cfg_scale": scale, "negative_prompt": " "},
-        shifts_by_steps=True,
-    ),
-    "Flux2KleinPipeline": Stock(
-        shape=(32, 4, 4),
-        pack_noise=lambda pipe, noise: pipe._pack_latents(noise),
-        unpack=lambda pipe, latents: _normalise(pipe, pipe._patchify_latents(latents)),
-        scale=lambda pipe, own: _normalise(pipe, pipe._patchify_latents(own)),
-        shifts_by_steps=True,
-    ),
-    "PixArtSigmaPipeline": Stock(scale=lambda pipe, own: own * pipe.vae.config.scaling_factor, shape=(4, 8, 8)),
-    "SanaPipeline": Stock(
-        shape=(32, 2, 2),
-        encode=lambda pipe, pixels: pipe.vae.encode(pixels).latent,
-        scale=lambda pipe, own: own * pipe.vae.config.scaling_factor,
-        shifts_by_steps=True,
-        guide=lambda scale: {"guidance_scale": scale, "use_resolution_binning": False},
-    ),
-}
-"""By the class of the pipeline."""
 FLOWS = {
     "sd3": save_sd3, "flux": save_flux, "zimage": save_zimage, "qwen": save_qwen, "klein": save_klein,
     "sana": save_sana,
@@ -402,53 +330,3 @@ def to_original(model: Any) -> dict[str, torch.Tensor]:
                 ]
                 result[f"{theirs}.{names._kind(ours[0], kind)}"] = torch.cat(said)
     return {name: value.contiguous().clone() for name, value in result.items()}
-
-
-_SHARED: dict[tuple[object, ...], torch.nn.Module] = {}
-
-
-def load_shared(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, **how: Any) -> Any:
-    """Loads a network as `load_weights` does; what is no transformer is the same object for the same files."""
-    if kind in _TRANSFORMERS:
-        return load_weights(kind, folder, dtype, **how)
-    assert not any(how.values()), "transformers alone are shaped"
-    held = tuple((file.name, hashlib.sha256(file.read_bytes()).digest()) for file in sorted(folder.iterdir()))
-    key = (kind, dtype, *held)
-    if key not in _SHARED:
-        _SHARED[key] = load_weights(kind, folder, dtype)
-    return _SHARED[key]
-
-
-_TRANSFORMERS = (
-    Flux2Transformer2DModel, FluxTransformer2DModel, PixArtTransformer2DModel, QwenImageTransformer2DModel,
-    SanaTransformer2DModel, SD3Transformer2DModel, ZImageTransformer2DModel,
-)  # fmt: skip
-
-
-@functools.cache
-def _load(folder: Path) -> LatentModel:
-    return load_latent_model(folder, torch.device("cpu"))
-
-
-@functools.cache
-def _load_stock(folder: Path) -> DiffusionPipeline:
-    return DiffusionPipeline.from_pretrained(folder)
-
-
-def copy_model(given: Path | LatentModel) -> LatentModel:
-    """Returns a model of one's own, of a folder that is read once in a run of the tests or as another; its text
-    encoders and autoencoder, which are frozen, are the other's."""
-    model = given if isinstance(given, LatentModel) else _load(given)
-    return copy.deepcopy(model, _keep([model.codec.autoencoder, *model.conditioner.encoders.values()]))
-
-
-def copy_stock(folder: Path) -> DiffusionPipeline:
-    """Returns a stock pipeline of one's own, which is read once too, but for the same parts."""
-    pipe = _load_stock(folder)
-    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    return copy.deepcopy(pipe, _keep([part for name, part in parts.items() if name != "transformer"]))
-
-
-def _keep(parts: list[torch.nn.Module]) -> dict[int, Any]:
-    """Makes a memory for deepcopy, by which it takes these parts for copied."""
-    return {id(part): part for part in parts}

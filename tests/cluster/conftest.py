@@ -57,7 +57,7 @@ def machines(tmp_path_factory):
     fsspec.register_implementation("bucket", bucket.BucketFileSystem, clobber=True)
     (folder / "bucket").mkdir()
     path = [str(known.parent), str(Path(__file__).parents[1]), *(each for each in sys.path if each)]
-    before, sockets = dict(os.environ), tempfile.mkdtemp(prefix="r")  # a socket's name must be short
+    before, sockets = dict(os.environ), tempfile.mkdtemp(prefix="r", dir="/tmp")  # a socket's name must be short
     os.environ |= {
         "PYTHONPATH": os.pathsep.join(path), bucket.ROOT: str(folder / "bucket"), bucket.DELAY: "0.3",
         "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0",

@@ -5,11 +5,13 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import Qwen3Model
 
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.models import scenes_model
 from fewstep.models.families import flow_family
-from flow_miniatures import FLOWS, TRANSFORMERS, load_shared
+from flow_loading import load_shared, read_once
+from flow_miniatures import FLOWS, TRANSFORMERS
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +54,9 @@ def _copy_or_link(source, target):
 @pytest.fixture(autouse=True)
 def _read_frozen_parts_once(monkeypatch):
     """Has the text encoders and autoencoders of the same files be the same: they are frozen, and most of all work of
-    loading a miniature."""
+    loading a miniature; and Qwen3 read a prompt once."""
     monkeypatch.setattr(flow_family, "load_weights", load_shared)
+    monkeypatch.setattr(Qwen3Model, "forward", read_once)
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,9 @@ from fewstep.models.lora.file import DIFFUSERS_FILE
 from fewstep.models.pipeline import seeded_noise
 from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
-from flow_miniatures import STOCK, copy_model, copy_stock
+from flow_loading import copy_model, copy_stock
 from flow_runs import make_run
+from flow_stock import STOCK
 
 CPU, PROMPT, SEED = torch.device("cpu"), "a red star", 5
 

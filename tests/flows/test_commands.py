@@ -14,7 +14,7 @@ from fewstep.errors import UserError
 from fewstep.models.card import LORA_FILE
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import KOHYA_FILE
-from flow_miniatures import copy_model
+from flow_loading import copy_model
 from flow_runs import GUIDED, fill_loras, make_run, run_here
 
 EVERYWHERE = ("--guided-from", 0)

@@ -7,7 +7,7 @@ import torch
 from fewstep.errors import UserError
 from fewstep.models.lora.converting import convert_lora
 from fewstep.models.lora.file import list_adaptable, read_lora
-from flow_miniatures import copy_model
+from flow_loading import copy_model
 
 
 @pytest.fixture

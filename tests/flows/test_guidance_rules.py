@@ -10,7 +10,7 @@ from fewstep.method.paths import TeacherPath
 from fewstep.models.families.packing import pack, unpack
 from fewstep.models.pipeline import seeded_noise
 from fewstep.recipes.distill import Distill
-from flow_miniatures import copy_model
+from flow_loading import copy_model
 
 CPU, OMEGA = torch.device("cpu"), 3.0
 

@@ -15,7 +15,8 @@ from fewstep.models.compiling import compile_blocks
 from fewstep.models.families import flow_family
 from fewstep.models.quantised import QuantisedConv2d, QuantisedLinear, quantise
 from fewstep.parallel import world
-from flow_miniatures import TRANSFORMERS, copy_model, load_shared
+from flow_loading import copy_model, load_shared
+from flow_miniatures import TRANSFORMERS
 from flow_runs import distil, make_run, run_here
 from ranks import run_ranks
 

@@ -11,7 +11,7 @@ from fewstep.models import stock_scheduler
 from fewstep.models.card import LCD, StudentCard, read_card
 from fewstep.models.readme import model_card
 from fewstep.models.stock_scheduler import describe_sampling
-from flow_miniatures import copy_model
+from flow_loading import copy_model
 from flow_runs import make_run
 
 

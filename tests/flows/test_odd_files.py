@@ -16,7 +16,8 @@ from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import read_lora
 from fewstep.models.options import Overrides, read_overrides
 from fewstep.models.pipeline_loading import load_pipeline
-from flow_miniatures import FLOWS, FUSED, copy_model, to_original
+from flow_loading import copy_model
+from flow_miniatures import FLOWS, FUSED, to_original
 from flow_runs import run_here
 
 CPU = torch.device("cpu")

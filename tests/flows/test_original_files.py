@@ -13,7 +13,8 @@ from fewstep.models.families.original_transformers import FLUX_NAMES
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import KOHYA_FILE, Pair, read_lora, write_lora
 from fewstep.models.options import Overrides
-from flow_miniatures import copy_model, copy_stock, save_sd3, to_original
+from flow_loading import copy_model, copy_stock
+from flow_miniatures import save_sd3, to_original
 
 CPU = torch.device("cpu")
 

@@ -26,7 +26,8 @@ from fewstep.models.options import Overrides
 from fewstep.models.pipeline import seeded_noise
 from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
-from flow_miniatures import copy_model, copy_stock, to_original
+from flow_loading import copy_model, copy_stock
+from flow_miniatures import to_original
 from flow_runs import make_run, run_here
 
 CPU, PROMPT, SEED = torch.device("cpu"), "a red star", 5

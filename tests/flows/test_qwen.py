@@ -14,7 +14,7 @@ from fewstep.evaluate.cell import Cell, painter_of
 from fewstep.models.flow_scheduler import read_flow
 from fewstep.models.loading import load_latent_model
 from fewstep.models.options import Overrides
-from flow_miniatures import copy_model
+from flow_loading import copy_model
 
 CPU = torch.device("cpu")
 

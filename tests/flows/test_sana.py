@@ -14,7 +14,7 @@ from fewstep.models.flow_scheduler import read_flow
 from fewstep.models.loading import load_latent_model
 from fewstep.models.options import Overrides
 from fewstep.recipes.distill import Distill
-from flow_miniatures import copy_model, copy_stock
+from flow_loading import copy_model, copy_stock
 
 CPU = torch.device("cpu")
 

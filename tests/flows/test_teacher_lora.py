@@ -20,7 +20,7 @@ from fewstep.models.network import hash_weights
 from fewstep.models.options import Overrides, read_overrides
 from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
-from flow_miniatures import copy_model
+from flow_loading import copy_model
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from fewstep.models.pipeline_loading import load_pipeline
 from fewstep.recipes.distill import Distill
 from fewstep.runs.consistency import make_task
 from fewstep.runs.material import open_material
-from flow_miniatures import copy_model
+from flow_loading import copy_model
 from flow_runs import make_run
 
 CPU = torch.device("cpu")

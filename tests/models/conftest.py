@@ -3,10 +3,13 @@
 import shutil
 
 import pytest
+import safetensors.torch
+import torch
 from transformers import CLIPTokenizer
 
 from fewstep.data.worlds.scenes import Scenes
 from fewstep.models import scenes_model
+from fewstep.models.loading import load_latent_model
 from miniatures import save_miniature
 from single_files import save_single_file
 
@@ -29,9 +32,32 @@ def copy(miniatures, tmp_path):
     return lambda family="sd15": shutil.copytree(miniatures[family][0], tmp_path / family)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def bases(random_teacher, tmp_path_factory):
-    """Saves Stable Diffusion 1.x and XL with the tokenizer of the bundled teacher; do not write into them."""
+    """Saves Stable Diffusion 1.x, 2.x and XL with the tokenizer of the bundled teacher; do not write into them."""
     tokenizer = CLIPTokenizer.from_pretrained(random_teacher / "tokenizer")
     folder = tmp_path_factory.mktemp("bases")
-    return {family: save_miniature(family, tokenizer, folder / family) for family in ("sd15", "sdxl")}
+    return {family: save_miniature(family, tokenizer, folder / family) for family in ("sd15", "sd21-base", "sdxl")}
+
+
+@pytest.fixture(scope="package")
+def base_models(bases):
+    """Each is as it was after a test."""
+    return {family: load_latent_model(folder, torch.device("cpu")) for family, folder in bases.items()}
+
+
+@pytest.fixture
+def model(base_models):
+    return base_models["sd15"]
+
+
+@pytest.fixture
+def write_lora(tmp_path):
+    """Writes a LoRA file of these tensors."""
+
+    def write(tensors, header=None, name="x"):
+        path = tmp_path / f"{name}.safetensors"
+        safetensors.torch.save_file({key: value.contiguous() for key, value in tensors.items()}, path, header)
+        return path
+
+    return write

@@ -1,25 +1,17 @@
-"""A student that is followed in place of a teacher: guided-distill's second stage, and an any-step model's LoRA."""
+"""The second stage of guided-distill: a student learns in one step what two of another say, which it follows."""
 
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
-from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import CLIPTokenizer
 
 import fewstep
-from fewstep import assets
-from fewstep.commands.combine import Combine, combine
-from fewstep.commands.distill import distill, load_teacher, make_path, make_student
-from fewstep.commands.export import Export, as_distillation, export
-from fewstep.commands.prepare import prepare
+from fewstep.commands.distill import distill
 from fewstep.diffusion.flow import Flow
 from fewstep.diffusion.prediction import Prediction, to_prediction
 from fewstep.errors import UserError
@@ -27,63 +19,9 @@ from fewstep.method.landing import BY_DDIM, CLEAN, solve_clean
 from fewstep.method.named import METHODS
 from fewstep.method.paths import StudentPath, TrainingBatch
 from fewstep.method.times import jump_times
-from fewstep.models.card import StudentCard, read_card
-from fewstep.recipes.distill import Distill
-from fewstep.recipes.prepare import Prepare
-from fewstep.runs.consistency import make_task
-from fewstep.runs.material import open_material
 from fewstep.runs.unfinished import load_painter
 from fewstep.train.checkpoint import TENSORS_FILE
-from hub_cache import put_in_cache
-from miniatures import save_miniature
-
-COMMON = {
-    "method": "guided-distill", "steps": 2, "batch_size": 4, "guidance_range": (2.0, 9.0), "lr": 1e-2,
-    "ema_decay": 0.5, "device": "cpu", "sample_every": 0, "log_every": 1,
-}  # fmt: skip
-PROMPT = "a red star"
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """A miniature, with pictures beside it."""
-    folder = tmp_path_factory.mktemp("teacher")
-    (folder / "photos").mkdir()
-    for i in range(4):
-        Image.new("RGB", (16, 16), (60 * i, 90, 120)).save(folder / "photos" / f"{i}.png")
-        (folder / "photos" / f"{i}.txt").write_text(f"a red star {i}")
-    (folder / "prompts.txt").write_text("a red star\na blue ring\n")
-    tokenizer = CLIPTokenizer.from_pretrained(assets.scenes_teacher() / "tokenizer")
-    return save_miniature("sd15", tokenizer, folder / "sd15")
-
-
-@pytest.fixture(scope="module")
-def first(teacher, tmp_path_factory):
-    """Run folders of students to follow, by the rank of their adapters, and of an any-step model."""
-    folder = tmp_path_factory.mktemp("first")
-    common = {**COMMON, "teacher": str(teacher), "data": str(teacher.parent / "photos")}
-    distill(Distill(**common, out=folder / "0"))
-    distill(Distill(**{**common, "guidance_range": (5.0, 5.0)}, lora_rank=2, out=folder / "2"))
-    distill(Distill(**{**common, "method": "any-step", "lr": 3e-3}, skip=125, out=folder / "any"))
-    return folder
-
-
-def second_of(first, teacher, rank, **changes):
-    guidance = (5.0, 5.0) if rank else COMMON["guidance_range"]
-    settings = {**COMMON, "guidance_range": guidance, "start": str(first / str(rank)), "lora_rank": rank, "to_steps": 4}
-    return Distill(**{**settings, **changes}, teacher=str(teacher), data=str(teacher.parent / "photos"))
-
-
-def make(config):
-    """Everything of a run up to its task."""
-    teacher = load_teacher(config)
-    student = make_student(config, teacher)
-    path = make_path(config, student, teacher)
-    return student, path, make_task(config, student, path, teacher, open_material(config, teacher).latents())
-
-
-def paint(pipeline, steps, **more):
-    return np.asarray(pipeline(PROMPT, steps=steps, seed=3, **more)[0], dtype=int)
+from followed import PROMPT, make, paint, second_of
 
 
 def bend(schedule, kind):
@@ -123,8 +61,8 @@ def test_a_clean_target_is_the_networks_own_where_one_step_has_led(sd_schedule):
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_it_learns_at_the_times_of_its_sampler_alone_what_two_frozen_steps_say(rank, first, teacher, tmp_path):
-    config = second_of(first, teacher, rank, out=tmp_path)
+def test_it_learns_at_the_times_of_its_sampler_alone_what_two_frozen_steps_say(rank, followed, teacher, tmp_path):
+    config = second_of(followed, teacher, rank, out=tmp_path)
     student, path, task = make(config)
     times, ends = jump_times(task.method.schedule, 4)
     batch, _ = task.draw_batch(range(64))
@@ -149,20 +87,20 @@ def test_it_learns_at_the_times_of_its_sampler_alone_what_two_frozen_steps_say(r
     assert task.loss(range(4)).total != loss
 
 
-def test_adapters_are_hung_beside_others_without_a_word(first, teacher, tmp_path, recwarn):
-    make(second_of(first, teacher, 2, out=tmp_path))
+def test_adapters_are_hung_beside_others_without_a_word(followed, teacher, tmp_path, recwarn):
+    make(second_of(followed, teacher, 2, out=tmp_path))
     assert not [each for each in recwarn if "peft_config" in str(each.message)]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_it_begins_as_what_it_follows_and_paints_in_half_as_many_steps(rank, first, teacher, tmp_path):
-    config = second_of(first, teacher, rank, lr=1e-12, out=tmp_path / "still")
+def test_it_begins_as_what_it_follows_and_paints_in_half_as_many_steps(rank, followed, teacher, tmp_path):
+    config = second_of(followed, teacher, rank, lr=1e-12, out=tmp_path / "still")
     distill(config)
-    still, was = fewstep.load(config.out, "cpu"), fewstep.load(first / str(rank), "cpu")
+    still, was = fewstep.load(config.out, "cpu"), fewstep.load(followed / str(rank), "cpu")
     assert np.abs(paint(still, 4) - paint(was, 4)).max() <= 1
     card = json.loads((config.out / "model/fewstep.json").read_text())
     assert (card["consistency"], card["phases"], card["sampling_steps"]) == ("guided-distill", [4], 4)
-    assert card["followed"] == str(first / str(rank))
+    assert card["followed"] == str(followed / str(rank))
     assert "refined_by" not in card
     again = dataclasses.replace(config, start=str(config.out), to_steps=2, lr=1e-2, out=tmp_path / "again")
     distill(again)
@@ -180,8 +118,8 @@ def test_it_begins_as_what_it_follows_and_paints_in_half_as_many_steps(rank, fir
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_stock_diffusers_paints_a_second_stage_the_same(rank, first, teacher, tmp_path):
-    distill(second_of(first, teacher, rank, out=tmp_path / "run"))
+def test_stock_diffusers_paints_a_second_stage_the_same(rank, followed, teacher, tmp_path):
+    distill(second_of(followed, teacher, rank, out=tmp_path / "run"))
     model = tmp_path / "run" / "model"
     stock = DiffusionPipeline.from_pretrained(teacher if rank else model)
     stock.set_progress_bar_config(disable=True)
@@ -196,13 +134,13 @@ def test_stock_diffusers_paints_a_second_stage_the_same(rank, first, teacher, tm
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_it_goes_on_bit_for_bit_and_paints_before_its_end(rank, first, teacher, tmp_path):
-    start = shutil.copytree(first / str(rank), tmp_path / "start")
-    before = second_of(first, teacher, rank, to_steps=0, steps=1, seed=1, out=tmp_path / "before")
+def test_it_goes_on_bit_for_bit_and_paints_before_its_end(rank, followed, teacher, tmp_path):
+    start = shutil.copytree(followed / str(rank), tmp_path / "start")
+    before = second_of(followed, teacher, rank, to_steps=0, steps=1, seed=1, out=tmp_path / "before")
     distill(before)  # goes on in the first stage
     assert "phases" not in json.loads((before.out / "model/fewstep.json").read_text())
     config = second_of(
-        first, teacher, rank, start=str(start), steps=3, checkpoint_every=1, keep_checkpoints=3,
+        followed, teacher, rank, start=str(start), steps=3, checkpoint_every=1, keep_checkpoints=3,
         out=tmp_path / "run",
     )  # fmt: skip
     distill(config)
@@ -241,191 +179,8 @@ def test_it_goes_on_bit_for_bit_and_paints_before_its_end(rank, first, teacher, 
         ({"follow": "x"}, "follow is x, whose steps a fresh LoRA learns"),
     ],
 )
-def test_what_makes_no_second_stage_is_refused(settings, said, first, teacher, tmp_path):
+def test_what_makes_no_second_stage_is_refused(settings, said, followed, teacher, tmp_path):
     if settings.get("start"):
-        settings = {"start": str(first / settings["start"])}
+        settings = {"start": str(followed / settings["start"])}
     with pytest.raises(UserError, match=said):
-        distill(second_of(first, teacher, 0, **settings, out=tmp_path / "run"))
-
-
-def make_export(first, **changes):
-    settings = {
-        "model": str(first / "any"), "lora_rank": 4, "steps": 2, "batch_size": 4, "device": "cpu",
-        "data": str(Path(json.loads((first / "any/model/fewstep.json").read_text())["teacher"]).parent / "prompts.txt"),
-    }  # fmt: skip
-    return Export(**{**settings, **changes})
-
-
-def test_a_lora_of_an_any_step_model_through_the_command_line(first, teacher, tmp_path, fewstep_command):
-    out = tmp_path / "lora"
-    done = fewstep_command(
-        "export", "--model", first / "any", "--phases", 2, "--data", teacher.parent / "prompts.txt", "--steps", 2,
-        "--lora-rank", 4, "--batch-size", 2, "--lr", 1e-3, "--device", "cpu", "--out", out,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    card = json.loads((out / "model/fewstep.json").read_text())
-    assert (card["consistency"], card["phases"], card["teacher"]) == ("pcm", [2], str(teacher))
-    assert (card["followed"], card["guidance_scale"], card["lora_rank"]) == (str(first / "any"), 5.0, 4)
-    with safe_open(out / "model/pytorch_lora_weights.safetensors", "pt") as file:
-        assert file.metadata()["modelspec.usage_hint"].startswith("Euler with the schedule Simple, or DDIM with")
-    assert len(list((out / "model").glob("*.safetensors"))) == 2  # both spellings
-    nodes = {
-        node["type"]: node["widgets_values"] for node in json.loads((out / "model/comfyui.json").read_text())["nodes"]
-    }
-    assert nodes["KSampler"][2:6] == [2, 1, "euler", "simple"]
-    assert nodes["CheckpointLoaderSimple"] == [f"{teacher.name}.safetensors"]
-    stock = DiffusionPipeline.from_pretrained(teacher)
-    stock.set_progress_bar_config(disable=True)
-    settings = {"timestep_spacing": "trailing", "clip_sample": False}
-    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config, **settings)
-    stock.load_lora_weights(out / "model", weight_name="pytorch_lora_weights.safetensors")
-    theirs = stock(PROMPT, num_inference_steps=2, guidance_scale=1, generator=torch.Generator().manual_seed(3))
-    ours = fewstep.load(out, "cpu")
-    assert ours.steps == 2
-    assert np.abs(np.asarray(theirs.images[0], dtype=int) - paint(ours, 2)).max() <= 1
-
-
-def test_a_lora_learns_to_paint_as_the_model_does(first, tmp_path):
-    model = fewstep.load(first / "any", "cpu")
-
-    def distance(updates, lr):
-        config = make_export(
-            first,
-            steps=updates,
-            lr=lr,
-            batch_size=4,
-            lora_rank=16,
-            phases=4,
-            out=tmp_path / str(updates),
-        )
-        export(config)
-        lora, seeds = fewstep.load(config.out, "cpu"), range(8)
-        cond = model.model.conditioner.encode([PROMPT, "a blue ring"] * 4)
-        painted = [each.latents(cond, seeds, 4, omega=4.0) for each in (model, lora)]
-        return float((painted[0] - painted[1]).square().mean().sqrt())
-
-    assert distance(24, 1e-2) < 0.6 * distance(1, 1e-12)
-
-
-def test_walkers_of_a_followed_model_go_its_own_steps(first, teacher, tmp_path):
-    config = as_distillation(
-        make_export(first, phases=2, out=tmp_path),
-        StudentCard(teacher=str(teacher), guidance_scale=4.0),
-    )
-    assert (config.method, config.guidance_range, config.reads_captions_alone) == ("pcm", (4.0, 4.0), True)
-    _, path, task = make(dataclasses.replace(config))
-    batch, _ = task.draw_batch(range(4))
-    assert set(batch.t.tolist()) <= {999, 499}
-    assert torch.equal(batch.s, batch.e)
-    model = fewstep.load(first / "any", "cpu")
-    f = model.consistency_function(batch.cond, batch.omega)
-    assert torch.equal(path(batch.z_t, batch), f(batch.z_t, batch.t, batch.e))
-    task.loss(range(4)).total.backward()
-    assert all(p.grad is None for p in path.student.parameters())
-    noisy = make(dataclasses.replace(config, states="data", data=str(teacher.parent / "photos")))[2]
-    assert set(noisy.draw_batch(range(64))[0].t.tolist()) == {999, 499}
-
-
-def test_a_merged_model_is_followed_at_the_guidance_that_is_in_it(first, teacher, tmp_path):
-    lora = {**COMMON, "method": "any-step", "guidance_range": (5.0, 5.0), "skip": 125, "lora_rank": 2, "steps": 1}
-    prompts = str(teacher.parent / "prompts.txt")
-    distill(Distill(**lora, teacher=str(teacher), data=prompts, out=tmp_path / "lora"))
-    combine(Combine(lora=(str(tmp_path / "lora"),), base=str(teacher), merged=True, out=tmp_path / "merged"))
-    config = make_export(first, model=str(tmp_path / "merged"), base=str(teacher), out=tmp_path / "run")
-    with pytest.raises(UserError, match=r"guidance_scale is 7 and .*merged was made for 5 to 5"):
-        export(dataclasses.replace(config, guidance_scale=7.0, out=tmp_path / "other"))
-    export(config)
-    assert fewstep.load(tmp_path / "run", "cpu").guidance_scale == 5.0
-
-
-def test_no_trajectories_are_taken_for_what_a_followed_model_does(first, teacher, tmp_path):
-    kept = tmp_path / "kept"
-    prompts = str(teacher.parent / "prompts.txt")
-    walk = {"skip": 20, "guidance_range": (5.0, 5.0), "phases": (4,), "device": "cpu", "trajectories": 2}
-    prepare(Prepare(model=str(teacher), data=prompts, out=kept, **walk))
-    config = make_export(first, data=str(kept), out=tmp_path / "run")
-    with pytest.raises(UserError, match="kept holds trajectories of a teacher, and a student is followed"):
-        export(config)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"model": "nowhere"}, "nowhere is not a folder of a run or of a model"),
-        ({"model": "0"}, "was made by guided-distill; give a model by any-step"),
-        ({"model": "2"}, "is a LoRA; give a whole model by any-step"),
-        ({"guidance_scale": 12.0}, "guidance_scale is 12 and .* was made for 2 to 9"),
-        ({"phases": 51}, "phases is 51; allowed: 1 to 50"),
-        ({"lora_rank": 0}, "lora_rank is 0"),
-    ],
-)
-def test_what_is_no_lora_of_an_any_step_model_is_refused(changes, said, first, tmp_path):
-    if changes.get("model") in ("0", "2"):
-        changes = {**changes, "model": str(first / changes["model"])}
-    with pytest.raises(UserError, match=said):
-        export(make_export(first, **changes, out=tmp_path / "run"))
-
-
-@pytest.mark.parametrize("name", ["0", "2"])
-def test_a_model_that_cannot_be_followed_leaves_no_run_folder_in_the_way(name, first, tmp_path):
-    with pytest.raises(UserError, match="by any-step"):
-        export(make_export(first, model=str(first / name), out=tmp_path / "run"))
-    meant = as_distillation(make_export(first, out=tmp_path / "run"), read_card(first / "any" / "model"))
-    with pytest.raises(UserError, match="by any-step"):
-        distill(dataclasses.replace(meant, follow=str(first / name)))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_student_in_the_hubs_cache_is_gone_on_from_and_followed(first, teacher, tmp_path):
-    base, begun, adapters, any_step = (
-        put_in_cache(model, tmp_path, f"models--org--{name}")
-        for name, model in (
-            ("base", teacher), ("begun", first / "0/model"), ("lora", first / "2/model"), ("any", first / "any/model"),
-        )
-    )  # fmt: skip
-    meant = as_distillation(
-        make_export(first, model=str(any_step), base=str(base), out=tmp_path / "run"),
-        read_card(first / "any" / "model"),
-    )
-    student, path, _ = make(meant)
-    assert (path.told_end, student.card.followed) == (True, str(any_step))
-    for rank, start in ((0, begun), (2, adapters)):
-        again = dataclasses.replace(second_of(first, teacher, rank, start=str(start)), teacher=str(base))
-        assert make(again)[0].card.phases == (4,)
-    for refused, said in ((begun, "was made by guided-distill; give a model by any"), (adapters, "LoRA; give a whole")):
-        with pytest.raises(UserError, match=said):
-            distill(dataclasses.replace(meant, follow=str(refused)))
-    with pytest.raises(UserError, match="models--org--lora is a LoRA, which goes on as one; give its --lora-rank"):
-        make(second_of(first, teacher, 0, start=str(adapters)))
-
-
-@pytest.mark.parametrize(
-    ("card", "said"),
-    [
-        (StudentCard(guidance_scale=5.0), "does not say which base it was made from; give it with --base"),
-        (StudentCard(teacher="scenes"), "learnt from None; give captions to make the LoRA by, with --data"),
-        (StudentCard(teacher="scenes", data="scenes"), "at which guidance it paints; give --guidance-scale"),
-        (StudentCard(teacher="some/one", data="scenes", guidance_scale=5.0), "would be fetched; name it yourself"),
-    ],
-)
-def test_what_a_record_leaves_open_is_asked_for(card, said, first):
-    with pytest.raises(UserError, match=said):
-        as_distillation(make_export(first, data=""), card)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"lora_rank": 0}, "give --method pcm and --lora-rank"),
-        ({"start": "x"}, "neither --start nor --guided-from"),
-        ({"method": "lcm"}, "give --method pcm"),
-        ({"target": "itself"}, "where walkers lead is known, and no target is asked; leave --target out"),
-        ({"target_decay": 0.9}, "leave --target-decay out"),
-        ({"adversarial": 0.1}, "adversarial is 0.1 and no teacher is followed"),
-        ({"states": "trajectories"}, "trajectories are a teacher's"),
-    ],
-)
-def test_settings_that_do_not_go_with_a_followed_model_are_refused(settings, said):
-    given = {"method": "pcm", "lora_rank": 2, "guidance_range": (5.0, 5.0), "follow": "any", "ema_decay": 0.9}
-    with pytest.raises(UserError, match=said):
-        Distill(**{**given, **settings})
+        distill(second_of(followed, teacher, 0, **settings, out=tmp_path / "run"))
