@@ -46,19 +46,40 @@ def zero_terminal_schedule() -> Tabulated:
     return Tabulated.from_config(SD_CONFIG | {"rescale_betas_zero_snr": True})
 
 
-@pytest.fixture(scope="session")
-def random_teacher(tmp_path_factory):
-    """The bundled teacher's architecture with random weights, as a diffusers folder; do not write into it."""
+def _save_random_teacher(folder, unet, autoencoder):
     from fewstep.data.worlds.scenes import Scenes
     from fewstep.models import scenes_model
 
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "random-teacher"
     tokenizer = scenes_model.build_tokenizer(Scenes().prompt(i)[0] for i in range(300))
-    unet, text_encoder = scenes_model.build_unet(), scenes_model.build_text_encoder(tokenizer)
-    trained = scenes_model.Trained(scenes_model.build_autoencoder(), text_encoder, unet, scaling_factor=0.7)
+    trained = scenes_model.Trained(autoencoder, scenes_model.build_text_encoder(tokenizer), unet, scaling_factor=0.7)
     scenes_model.save_teacher(folder, trained, tokenizer, scenes_model.build_scheduler())
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_teacher(tmp_path_factory):
+    """The bundled teacher's parts, a quarter and a half as wide, with random weights; do not write into it."""
+    from diffusers import UNet2DConditionModel
+
+    from fewstep.models import scenes_model
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        config = dict(scenes_model.build_unet().config)
+    unet = UNet2DConditionModel.from_config(config | {"block_out_channels": (16, 32)})
+    autoencoder = scenes_model.build_autoencoder(widths=(8, 16, 32, 32))
+    return _save_random_teacher(tmp_path_factory.mktemp("models") / "random-teacher", unet, autoencoder)
+
+
+@pytest.fixture(scope="session")
+def wide_teacher(tmp_path_factory):
+    """The bundled teacher's very architecture with random weights, where its size decides what is done or counted;
+    do not write into it."""
+    from fewstep.models import scenes_model
+
+    torch.manual_seed(0)
+    unet, autoencoder = scenes_model.build_unet(), scenes_model.build_autoencoder()
+    return _save_random_teacher(tmp_path_factory.mktemp("models") / "wide-teacher", unet, autoencoder)
 
 
 @pytest.fixture(scope="session")

@@ -37,14 +37,14 @@ def plain_arrangement():
     ],
     ids=["whole", "parts", "lora", "lora added first"],
 )
-def test_both_arrangements_learn_the_same(random_teacher, tmp_path, changes):
+def test_both_arrangements_learn_the_same(wide_teacher, tmp_path, changes):
     """And what is measured is the run: its losses are those of `distill`."""
     config = Distill(
-        teacher=str(random_teacher), steps=3, pictures=16, lr=1e-3, sample_every=0, log_every=1,
+        teacher=str(wide_teacher), steps=3, pictures=16, lr=1e-3, sample_every=0, log_every=1,
         out=tmp_path / "run", device="cpu", **{"batch_size": 4, **changes},
     )  # fmt: skip
-    plain = plain_arrangement()(config, load_latent_model(random_teacher, CPU), Stopwatch(CPU))
-    ours = Ours(config, load_latent_model(random_teacher, CPU), Stopwatch(CPU))
+    plain = plain_arrangement()(config, load_latent_model(wide_teacher, CPU), Stopwatch(CPU))
+    ours = Ours(config, load_latent_model(wide_teacher, CPU), Stopwatch(CPU))
     for _ in range(config.steps):
         plain.update()
         ours.update()
@@ -56,8 +56,8 @@ def test_both_arrangements_learn_the_same(random_teacher, tmp_path, changes):
     assert losses == pytest.approx(logged, rel=1e-6)
 
 
-def test_the_figures_of_a_comparison(random_teacher, tmp_path, monkeypatch, capsys):
-    config = Distill(teacher=str(random_teacher), batch_size=2, ema_decay=0.9, lr=1e-3)
+def test_the_figures_of_a_comparison(wide_teacher, tmp_path, monkeypatch, capsys):
+    config = Distill(teacher=str(wide_teacher), batch_size=2, ema_decay=0.9, lr=1e-3)
     monkeypatch.setattr(module.named, "find_recipe", lambda _: config)
     earlier = tmp_path / "earlier.json"
     earlier.write_text(json.dumps({"ratio": 1e-3}))
@@ -78,8 +78,8 @@ def test_the_figures_of_a_comparison(random_teacher, tmp_path, monkeypatch, caps
     assert f"no slower than {earlier}: scenes {results['ratio']:.2f} (0.00)" in said
 
 
-def test_what_is_changed_for_a_measurement_is_changed(random_teacher, monkeypatch):
-    config = Distill(teacher=str(random_teacher), batch_size=2)
+def test_what_is_changed_for_a_measurement_is_changed(wide_teacher, monkeypatch):
+    config = Distill(teacher=str(wide_teacher), batch_size=2)
     monkeypatch.setattr(module.named, "find_recipe", lambda _: config)
     asked = BenchTrain(batch_size=4, accumulation=2, gradient_checkpointing=True, rounds=1, warm_up=1, device="cpu")
     settings = bench_train(asked)["settings"]

@@ -59,8 +59,8 @@ def test_a_forged_count_of_lines_is_no_count(told):
     assert (said.prompt, said.negative_prompt) == ("a\nb", "c")
 
 
-def test_a_pipeline(random_teacher):
-    said = "\n".join(describe(random_teacher))
+def test_a_pipeline(wide_teacher):
+    said = "\n".join(describe(wide_teacher))
     for line in ("StableDiffusionPipeline", "parameterisation: v_prediction", "resolution: 64×64", "fewstep distill"):
         assert line in said
     assert "unet: 4,2" in said

@@ -30,9 +30,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def miniature(random_teacher, monkeypatch):
+def miniature(wide_teacher, monkeypatch):
     """Returns the model and its family, as `plan` would count it."""
-    model = load_latent_model(random_teacher, CPU)
+    model = load_latent_model(wide_teacher, CPU)
     own = {name: value for name, value in model.network.backbone.config.items() if not name.startswith("_")}
     family = dataclasses.replace(SD1, unet=own, released_latent_channels=model.codec.channels)
     tokens = model.conditioner.first.tokenizer.model_max_length
@@ -42,10 +42,10 @@ def miniature(random_teacher, monkeypatch):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("rank", [0, 8])
-def test_what_is_counted_without_contents_is_what_an_update_takes(random_teacher, miniature, rank, checkpointing):
+def test_what_is_counted_without_contents_is_what_an_update_takes(wide_teacher, miniature, rank, checkpointing):
     model, family = miniature
     config = Distill(
-        teacher=str(random_teacher), batch_size=16, pictures=16, lora_rank=rank, guidance_range=(5.0, 5.0),
+        teacher=str(wide_teacher), batch_size=16, pictures=16, lora_rank=rank, guidance_range=(5.0, 5.0),
         ema_decay=0.0 if rank else 0.9, target_decay=None if rank else 0.5, gradient_checkpointing=checkpointing,
         frozen_precision="bf16", precision="bf16", device="cpu",
     )  # fmt: skip
@@ -85,11 +85,11 @@ def test_a_base_that_is_split_under_adapters_is_counted():
 
 
 @pytest.mark.parametrize("bits", ["int8", "nf4"])
-def test_a_base_in_few_bits_is_counted(random_teacher, miniature, bits):
+def test_a_base_in_few_bits_is_counted(wide_teacher, miniature, bits):
     """With what is put together of it while a layer computes."""
     model, family = miniature
     config = Distill(
-        teacher=str(random_teacher), batch_size=2, pictures=8, lora_rank=8, guidance_range=(5.0, 5.0),
+        teacher=str(wide_teacher), batch_size=2, pictures=8, lora_rank=8, guidance_range=(5.0, 5.0),
         gradient_checkpointing=True, frozen_precision=bits, precision="bf16", device="cpu",
     )  # fmt: skip
     counted, in_bf16 = (
@@ -109,10 +109,10 @@ def test_a_base_in_few_bits_is_counted(random_teacher, miniature, bits):
     assert counted.peak == pytest.approx(measured, rel=0.2)
 
 
-def test_heads_and_what_they_read_are_counted(random_teacher, miniature):
+def test_heads_and_what_they_read_are_counted(wide_teacher, miniature):
     model, family = miniature
     config = Distill(
-        teacher=str(random_teacher), batch_size=8, pictures=8, lora_rank=8, guidance_range=(5.0, 5.0),
+        teacher=str(wide_teacher), batch_size=8, pictures=8, lora_rank=8, guidance_range=(5.0, 5.0),
         adversarial=0.1, gradient_checkpointing=True, frozen_precision="bf16", precision="bf16", device="cpu",
     )  # fmt: skip
     counted, base = count_need(config, family, 8), sum(p.numel() for p in model.network.parameters())

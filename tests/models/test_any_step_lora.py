@@ -28,8 +28,8 @@ def landing(e):
 
 
 @pytest.fixture
-def network(random_teacher):
-    return load_latent_model(random_teacher, CPU).network
+def network(wide_teacher):
+    return load_latent_model(wide_teacher, CPU).network
 
 
 def adapt(network, rank=4, name="default", frozen=torch.float32):
@@ -137,11 +137,11 @@ def test_the_file_holds_it_under_keys_of_its_own_and_nothing_else_is_written(net
     assert read_lora(tmp_path / DIFFUSERS_FILE, parts).end == {}
 
 
-def test_a_file_is_hung_on_at_its_scale(network, random_teacher):
+def test_a_file_is_hung_on_at_its_scale(network, wide_teacher):
     """Half the scale is half of what it adds to the time's embedding; merged, it is the same."""
     adapted = adapt(network)
     end = adapted.end(adapted.weights)
-    hung = load_latent_model(random_teacher, CPU).network
+    hung = load_latent_model(wide_teacher, CPU).network
     features = torch.randn(2, hung.unet.time_embedding.linear_1.in_features)
     added = []
     for scale in (1.0, 0.5, 0.0):

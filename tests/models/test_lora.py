@@ -26,8 +26,8 @@ read_lora, write_lora = partial(read_lora, layout=LORA), partial(write_lora, lay
 
 
 @pytest.fixture
-def network(random_teacher):
-    return load_latent_model(random_teacher, CPU).network
+def network(wide_teacher):
+    return load_latent_model(wide_teacher, CPU).network
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def files(adapted, tmp_path):
     return tmp_path
 
 
-def test_fresh_adapters_change_nothing_and_alone_learn(random_teacher, network):
-    plain = load_latent_model(random_teacher, CPU).network
+def test_fresh_adapters_change_nothing_and_alone_learn(wide_teacher, network):
+    plain = load_latent_model(wide_teacher, CPU).network
     adapted = AdaptedNetwork(network, 4, 4.0, LORA.targets)
     assert torch.equal(adapted.student(Z, T, COND, None).z_0, plain(Z, T, COND, None).z_0)
     learning = {name for name, p in network.named_parameters() if p.requires_grad}
@@ -58,8 +58,8 @@ def test_fresh_adapters_change_nothing_and_alone_learn(random_teacher, network):
     assert any(float(p.grad.abs().max()) > 0 for p in adapted.weights.parameters())
 
 
-def test_the_teacher_is_the_base_bit_for_bit(random_teacher, adapted):
-    plain = load_latent_model(random_teacher, CPU).network(Z, T, COND, None)
+def test_the_teacher_is_the_base_bit_for_bit(wide_teacher, adapted):
+    plain = load_latent_model(wide_teacher, CPU).network(Z, T, COND, None)
     assert torch.equal(adapted.teacher(Z, T, COND, None).z_0, plain.z_0)
     assert not torch.allclose(adapted.student(Z, T, COND, None).z_0, plain.z_0, atol=1e-3)
     assert all(p.requires_grad for p in adapted.weights.parameters())
@@ -121,8 +121,8 @@ def test_the_average_answers_with_its_own_weights(adapted):
 
 
 @pytest.mark.parametrize("file", [DIFFUSERS_FILE, KOHYA_FILE])
-def test_what_was_written_is_read_and_hung_on_again(file, files, adapted, random_teacher):
-    fresh = load_latent_model(random_teacher, CPU).network
+def test_what_was_written_is_read_and_hung_on_again(file, files, adapted, wide_teacher):
+    fresh = load_latent_model(wide_teacher, CPU).network
     before = fresh(Z, T, COND, None).z_0
     state = copy.deepcopy(fresh.unet.state_dict())
     attach({"unet": fresh.unet}, read_lora(files / file, {"unet": fresh.unet}).pairs, "one", 1.0)
@@ -137,16 +137,16 @@ def test_what_was_written_is_read_and_hung_on_again(file, files, adapted, random
 
 
 @pytest.mark.parametrize("file", [DIFFUSERS_FILE, KOHYA_FILE])
-def test_diffusers_loads_it_at_the_right_scale(file, files, adapted, random_teacher):
-    pipe = StableDiffusionPipeline.from_pretrained(random_teacher)
+def test_diffusers_loads_it_at_the_right_scale(file, files, adapted, wide_teacher):
+    pipe = StableDiffusionPipeline.from_pretrained(wide_teacher)
     pipe.load_lora_weights(files, weight_name=file)
     theirs = pipe.unet(Z, T, encoder_hidden_states=COND["text"]).sample
     mine = adapted.network.backbone(Z, T, encoder_hidden_states=COND["text"]).sample
     torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-5)
 
 
-def test_scales_act_and_adapters_add(files, random_teacher):
-    network = load_latent_model(random_teacher, CPU).network
+def test_scales_act_and_adapters_add(files, wide_teacher):
+    network = load_latent_model(wide_teacher, CPU).network
     parts = {"unet": network.backbone}
     pairs = read_lora(files / DIFFUSERS_FILE, parts).pairs
     name = "unet.down_blocks.0.attentions.0.proj_in"
@@ -189,8 +189,8 @@ def test_spellings_from_elsewhere(spelling, network, tmp_path):
 
 
 @pytest.mark.parametrize("end", ["lora_te_", "lora_te1_", "text_encoder."])
-def test_adapters_of_the_text_encoder(end, random_teacher, tmp_path):
-    model = load_latent_model(random_teacher, CPU)
+def test_adapters_of_the_text_encoder(end, wide_teacher, tmp_path):
+    model = load_latent_model(wide_teacher, CPU)
     parts = {"unet": model.network.backbone, **model.conditioner.encoders}
     module = "text_model.encoder.layers.0.self_attn.q_proj"
     key = f"{end}{module.replace('.', '_')}.lora_" if end.startswith("lora") else f"{end}{module}.lora_"
@@ -310,11 +310,11 @@ def test_the_papers_number_of_parameters_on_stable_diffusion_15(sd_schedule):
     assert len(list(weights.parameters())) == 2 * 278
 
 
-def test_adapters_begin_as_the_seed_says_whatever_was_drawn_before(random_teacher):
+def test_adapters_begin_as_the_seed_says_whatever_was_drawn_before(wide_teacher):
     begun = []
     for before, seed in ((0, 3), (1, 3), (0, 4)):
         torch.manual_seed(before)
-        network = load_latent_model(random_teacher, CPU).network
+        network = load_latent_model(wide_teacher, CPU).network
         begun.append(AdaptedNetwork(network, 4, 4.0, LORA.targets, seed=seed).weights.by_name())
     same, other = begun[1:]
     for name, value in begun[0].items():

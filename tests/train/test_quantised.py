@@ -83,8 +83,8 @@ def test_a_weight_is_not_kept_for_the_backward_pass(bits):
 
 
 @pytest.mark.parametrize(("bits", "bytes_each"), [("int8", 1 + 4 / BLOCK), ("nf4", 0.5 + 4 / BLOCK)])
-def test_the_blocks_of_a_network_are_held_in_few_bits(random_teacher, bits, bytes_each):
-    network = load_latent_model(random_teacher, CPU).network
+def test_the_blocks_of_a_network_are_held_in_few_bits(wide_teacher, bits, bytes_each):
+    network = load_latent_model(wide_teacher, CPU).network
     before = [module for block in network.blocks for module in block.modules()]
     weights = sum(m.weight.numel() for m in before if type(m) in (nn.Linear, nn.Conv2d))
     rest = sum(p.nbytes for p in network.parameters()) - 4 * weights
