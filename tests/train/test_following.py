@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 import fewstep
@@ -373,6 +373,25 @@ def test_a_model_that_cannot_be_followed_leaves_no_run_folder_in_the_way(name, f
     meant = as_distillation(make_export(first, out=tmp_path / "run"), read_card(first / "any" / "model"))
     with pytest.raises(UserError, match="by any-step"):
         distill(dataclasses.replace(meant, follow=str(first / name)))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_weights_that_are_no_numbers_are_named_before_anything_is_learnt(part, first, teacher, tmp_path):
+    broken = {}
+    for model in (teacher, first / "0" / "model"):
+        folder = broken[model] = shutil.copytree(model, tmp_path / model.parent.name)
+        (file,) = (folder / part).glob("*.safetensors")
+        tensors = load_file(file)
+        name = next(name for name in tensors if name.endswith(("conv_in.weight", "final_layer_norm.weight")))
+        tensors[name].view(-1)[-1] = float("nan")
+        save_file(tensors, file, {"format": "pt"})
+    run = dataclasses.replace(second_of(first, teacher, 0), dry_run=True, out=tmp_path / "run")
+    for changes in ({"teacher": str(broken[teacher])}, {"start": str(broken[first / "0" / "model"])}):
+        with pytest.raises(
+            UserError, match=rf"is broken: NaN or infinity in {part}.*(conv_in|final_layer_norm)\.weight"
+        ):
+            distill(dataclasses.replace(run, **changes))
     assert not (tmp_path / "run").exists()
 
 
