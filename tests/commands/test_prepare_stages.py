@@ -5,9 +5,11 @@ import threading
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fewstep.cli import main
 from fewstep.commands.prepare import EncodingStudio, Prepare
+from fewstep.errors import UserError
 from fewstep.models import loading
 from fewstep.models.families import stable_diffusion_parts
 from fewstep.models.loading import load_codec, load_latent_model, pick_device
@@ -120,3 +122,12 @@ def test_of_processes_that_torchrun_started_the_first_alone_speaks(tmp_path, cap
         monkeypatch.setenv("RANK", rank)
         main(command)
         assert len(re.findall("prepared: 8 pictures", capsys.readouterr().out)) == says
+
+
+def test_an_autoencoder_that_is_no_number_encodes_nothing(teacher_copy, tmp_path):
+    file = teacher_copy / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["encoder.conv_in.weight"].view(-1)[-1] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"is broken: NaN or infinity in vae.encoder.conv_in.weight; fetch the model"):
+        EncodingStudio(Prepare(model=str(teacher_copy), data="scenes", pictures=4, out=tmp_path / "out", device="cpu"))

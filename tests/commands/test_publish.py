@@ -287,6 +287,16 @@ def test_who_is_not_logged_in_is_told_before_anything_is_done(hub, run, monkeypa
     assert hub.asked == ["GET /api/whoami-v2"]
 
 
+def test_damaged_weights_are_not_sent(hub, run, tmp_path, capsys):
+    model = shutil.copytree(run / "model", tmp_path / "model")
+    file = model / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(SystemExit):
+        main(["publish", str(model), REPO, "--license", "mit"])
+    assert f"{file} is damaged or not a safetensors file" in capsys.readouterr().err
+    assert REPO not in hub.files
+
+
 def test_a_copy_in_the_hubs_cache_is_sent_as_its_newest_files(hub, run, lora, tmp_path):
     for model in (run / "model", lora / "model"):
         main(["publish", str(model), REPO, "--license", "mit"])

@@ -7,8 +7,9 @@ import safetensors.torch
 import torch
 from loading_refused import refusal
 
+from fewstep.errors import UserError
 from fewstep.models.families.original_names import original_unet_names
-from fewstep.models.loading import load_latent_model
+from fewstep.models.loading import load_codec, load_latent_model
 from fewstep.models.options import Overrides
 from fewstep.models.pipeline import Pipeline
 from fewstep.models.pipeline_loading import load_pipeline
@@ -119,6 +120,22 @@ def test_what_a_unets_file_lacks_is_named_as_the_file_would(miniatures, tmp_path
     assert "it lacks conv_norm_out.bias, conv_norm_out.weight; fetch the file again, or give the base or" in said
 
 
+def test_weights_in_whole_numbers_are_refused_and_not_read_as_they_are(copy, miniatures, tmp_path):
+    folder, whole = copy(), tmp_path / "whole.safetensors"
+    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        file = folder / part / f"{name}.safetensors"
+        held = safetensors.torch.load_file(file)
+        safetensors.torch.save_file({key: value.to(torch.int8) for key, value in held.items()}, file, {"format": "pt"})
+        assert f"{name}.safetensors holds " in refusal(folder)
+        safetensors.torch.save_file(held, file, {"format": "pt"})
+    held = safetensors.torch.load_file(miniatures["sd15"][1])
+    safetensors.torch.save_file({key: value.to(torch.int32) for key, value in held.items()}, whole)
+    said = "in whole numbers, which are no weights by themselves; take the model in bf16, fp16 or fp32"
+    assert said in refusal(whole, base_config=str(folder))
+    with pytest.raises(UserError, match=said):
+        load_codec(whole, CPU, str(folder))
+
+
 # The Hub's cache
 
 
@@ -139,6 +156,8 @@ def test_a_copy_in_the_hubs_cache_stands_for_its_newest_files(cached, miniatures
     ):
         held = model.network.backbone.state_dict()
         assert all(torch.equal(held[name], value) for name, value in wanted.items())
+    waiting = load_latent_model(cached, CPU, shaped=True).network.backbone  # as where it is spread over processes
+    assert all(value.is_meta for value in waiting.parameters())
     assert recognise(whole, str(cached)) == recognise(whole, str(base))
 
 

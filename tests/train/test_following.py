@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import fewstep
 from fewstep.commands.distill import distill
@@ -184,3 +184,22 @@ def test_what_makes_no_second_stage_is_refused(settings, said, followed, teacher
         settings = {"start": str(followed / settings["start"])}
     with pytest.raises(UserError, match=said):
         distill(second_of(followed, teacher, 0, **settings, out=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_weights_that_are_no_numbers_are_named_before_anything_is_learnt(part, followed, teacher, tmp_path):
+    broken = {}
+    for model in (teacher, followed / "0" / "model"):
+        folder = broken[model] = shutil.copytree(model, tmp_path / model.parent.name)
+        (file,) = (folder / part).glob("*.safetensors")
+        tensors = load_file(file)
+        name = next(name for name in tensors if name.endswith(("conv_in.weight", "final_layer_norm.weight")))
+        tensors[name].view(-1)[-1] = float("nan")
+        save_file(tensors, file, {"format": "pt"})
+    run = dataclasses.replace(second_of(followed, teacher, 0), dry_run=True, out=tmp_path / "run")
+    for changes in ({"teacher": str(broken[teacher])}, {"start": str(broken[followed / "0" / "model"])}):
+        with pytest.raises(
+            UserError, match=rf"is broken: NaN or infinity in {part}.*(conv_in|final_layer_norm)\.weight"
+        ):
+            distill(dataclasses.replace(run, **changes))
+    assert not (tmp_path / "run").exists()

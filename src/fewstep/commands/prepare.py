@@ -20,6 +20,7 @@ from fewstep.data.reading import CropSettings, hash_sources
 from fewstep.data.shards.prepared import PreparedRow, is_written, write_shard
 from fewstep.data.shards.store import FolderStore, UrlStore, open_store
 from fewstep.data.sources.base import Source, list_repeats
+from fewstep.errors import UserError
 from fewstep.models.loading import load_codec, pick_device
 from fewstep.models.prepared_latents import made_of
 from fewstep.recipes.prepare import Prepare
@@ -89,6 +90,9 @@ class EncodingStudio:
         own = int(os.environ.get("LOCAL_RANK", "0")) * max(1, config.workers) + number
         device = pick_device(config.device, own)
         self._codec, side = load_codec(config.model, device, config.base_config)
+        weights = self._codec.autoencoder.named_parameters()
+        if broken := next((name for name, value in weights if not value.isfinite().all()), None):
+            raise UserError(f"{config.model} is broken: NaN or infinity in vae.{broken}; fetch the model again")
         self.on_cpu = device.type == "cpu"
         self.gpus = 1 if "LOCAL_RANK" in os.environ or device.type != "cuda" else torch.cuda.device_count()
         threads = 0 if self.on_cpu else config.read_ahead  # on a CPU there are as many processes as cores

@@ -67,6 +67,13 @@ class LatentModel:
         """Returns what LoRA files may adapt, under the names that they use."""
         return {self.family.lora.part: self.network.backbone, **self.conditioner.encoders}
 
+    def find_broken(self) -> str | None:
+        """Returns the name of a tensor of the weights that holds NaN or infinity; None where none does."""
+        parts = {**self.parts, "vae": self.codec.tiny_decoder or self.codec.autoencoder}
+        weights = ((f"{part}.{name}", value) for part, each in parts.items() for name, value in each.named_parameters())
+        # A sum takes no memory beside the weights, and is neither where all of them are numbers.
+        return next((name for name, value in weights if not value.sum(dtype=torch.float32).isfinite()), None)
+
     @property
     def schedule(self) -> Schedule:
         return self.network.schedule

@@ -20,7 +20,7 @@ from fewstep.errors import UserError, show
 from fewstep.files import read_safetensors, write_whole
 from fewstep.models.config_sizes import check_sizes
 from fewstep.models.model_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, find_file, read_json, stage_tokenizer
-from fewstep.models.weight_files import choose_weights, stage_weights
+from fewstep.models.weight_files import check_floats, choose_weights, stage_weights
 
 _NAMES_OF_VERSION_5 = {r"^(embeddings|encoder|final_layer_norm)\.": r"text_model.\1."}
 """transformers 5 writes a CLIPTextModel's tensors without the prefix that transformers 4 looks for; itself, it reads
@@ -44,7 +44,7 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, *,
         with tempfile.TemporaryDirectory() as draft:
             stage_weights(folder, chosen, "model" if of_transformers else "diffusion_pytorch_model", Path(draft))
             check_sizes(kind, Path(draft), folder)
-            files = [find_file(folder, name) for name in chosen.names] if shaped else []
+            files = [folder / name for name in chosen.names] if shaped else []  # by names that say what they are
             if files and (waiting := _leave_empty(kind, Path(draft), files, dtype)) is not None:
                 waiting.register_to_config(_name_or_path=str(folder))
                 _check_norms(waiting, folder)
@@ -62,6 +62,8 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, *,
         part.register_to_config(_name_or_path=str(folder))
     check_report(report, str(folder), kind.__name__)
     _check_norms(part, folder)
+    for name in chosen.names:
+        check_floats(folder / name)
     return part.eval().requires_grad_(False)
 
 

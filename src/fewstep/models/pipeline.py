@@ -159,10 +159,7 @@ class Pipeline:
         black: it names the weights that are not, or says that numbers overflow."""
         if pixels.isfinite().all():
             return to_images(pixels)
-        parts = {**self.model.parts, "vae": self.model.codec.tiny_decoder or self.model.codec.autoencoder}
-        weights = ((f"{part}.{name}", value) for part, each in parts.items() for name, value in each.named_parameters())
-        broken = next((name for name, value in weights if not value.isfinite().all()), None)
-        if broken:
+        if broken := self.model.find_broken():
             why = f"its weights are broken: NaN or infinity in {broken}; fetch the model again, or export it anew"
         else:
             why = f"numbers overflow in {self.precision}; give --precision bf16 or fp32, or LoRAs at smaller scales"

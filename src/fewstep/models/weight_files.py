@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.errors import UserError
+from fewstep.files import explain_damage, open_safetensors
 from fewstep.models.model_files import check_config, find_file, read_json
 
 _NAME = re.compile(
@@ -31,6 +32,18 @@ class WeightFiles:
     """Is fp16 in `model.fp16.safetensors`; empty for the plain one."""
     names: tuple[str, ...]
     """Holds one file, or all shards in their order."""
+
+
+def check_floats(file: Path) -> None:
+    """Raises UserError where weights are whole numbers, which would be read as if they were not scaled."""
+    with explain_damage(file), open_safetensors(file) as opened:
+        for name in opened.keys():  # noqa: SIM118  # not a mapping
+            kind = opened.get_slice(name).get_dtype()
+            if name.endswith((".weight", ".bias")) and kind.startswith(("I", "U", "BOOL")):
+                raise UserError(
+                    f"{file} holds {name} in whole numbers, which are no weights by themselves; take the model in "
+                    "bf16, fp16 or fp32"
+                )
 
 
 def choose_weights(names: Iterable[str], where: str) -> WeightFiles:

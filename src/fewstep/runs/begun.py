@@ -86,7 +86,10 @@ def _check_stage(config: Distill, card: StudentCard) -> None:
 def load_student_beside(folder: Path, teacher: LatentModel) -> LatentModel:
     """Loads a student, of which each process holds what it does of the teacher: all, or its part."""
     if not is_spread(teacher.network):
-        return load_latent_model(folder, teacher.device)
+        model = load_latent_model(folder, teacher.device)
+        if broken := model.find_broken():
+            raise UserError(f"{folder} is broken: NaN or infinity in {broken}; export it anew")
+        return model
     mesh = find_mesh(teacher.network)
     spreading: Any = importlib.import_module("fewstep.models.spreading")  # imported only where a run wants it
     spread: LatentModel = spreading.load_spread(folder, teacher.device, mesh=mesh)

@@ -151,7 +151,7 @@ def choose_phases(config: ConsistencyConfig, model: LatentModel, begun: Begun | 
 
 
 def load_base(config: TrainingConfig, source: str) -> LatentModel:
-    """Loads the model that a training starts from.
+    """Loads the model that a training starts from. Raises UserError where its weights hold NaN.
 
     The network of one that will be held in fewer bits rests in main memory till then: the card may not hold it whole.
     Of one that is spread each process has its part alone, from the first.
@@ -164,10 +164,12 @@ def load_base(config: TrainingConfig, source: str) -> LatentModel:
         mesh = make_mesh(getattr(config, "distribution", "ddp"))
         spread: LatentModel = spreading.load_spread(source, device, config.base_config, config, mesh=mesh)
         return spread
-    if config.quantisation is None or device.type == "cpu":
-        return load_latent_model(source, device, config.base_config, config)
-    model = load_latent_model(source, torch.device("cpu"), config.base_config, config, home=device)
-    return model.settle_around(device)
+    rests = config.quantisation is not None and device.type != "cpu"
+    place, home = (torch.device("cpu"), device) if rests else (device, None)
+    model = load_latent_model(source, place, config.base_config, config, home=home)
+    if broken := model.find_broken():
+        raise UserError(f"{source} is broken: NaN or infinity in {broken}; fetch the model again, or export it anew")
+    return model.settle_around(device) if rests else model
 
 
 def note_short_warm_up(config: TrainingConfig) -> None:

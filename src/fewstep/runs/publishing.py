@@ -73,6 +73,8 @@ def gather(asked: Publication) -> Files:
     hidden = _hide_paths(named, {made_of: asked.base_model})
     base = asked.base_model or ("" if made_of in hidden else made_of)
     for name, path in list(files.items()):
+        if name.endswith(".safetensors"):
+            read_safetensors_header(folder / name)  # refuses one that is damaged
         if name.endswith(".safetensors") and "/" not in name and (changed := _restate(folder / name, hidden, asked)):
             files[name] = changed
         elif _is_text(name, path) and isinstance(path, Path):

@@ -41,6 +41,7 @@ from fewstep.models.hub import fetch_network
 from fewstep.models.model_files import is_hub_id, read_json, stage_configurations
 from fewstep.models.model_places import find_snapshot
 from fewstep.models.parts import check_tokenizer, load_tokenizer, load_weights
+from fewstep.models.weight_files import check_floats
 from fewstep.precision import Storage
 
 _CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder"}
@@ -81,6 +82,7 @@ def load_autoencoder(family: Family, place: Path, base_config: str) -> tuple[Any
     """Loads an autoencoder alone, in fp32, and returns the folder of the model's configurations with it."""
     if place.is_file():
         folder = find_configurations(family, base_config, read_safetensors_header(place), place)
+        check_floats(place)
         vae = load_part_of_file(family, place, folder / "vae", AutoencoderKL, torch.float32)
         vae.eval().requires_grad_(False)
     else:
@@ -115,6 +117,7 @@ def load_parts_of_file(
     folder = find_configurations(family, base_config, header, path)
     wanted = _wanted(family, folder, list(header.shapes))
     check_tensors(path, family, header.shapes, wanted)
+    check_floats(path)
     has_two = "text_encoder_2" in family.parts
     kind: Any = StableDiffusionXLPipeline if has_two else StableDiffusionPipeline
     given: dict[str, Any] = {} if has_two else {"safety_checker": None, "feature_extractor": None}
