@@ -103,6 +103,18 @@ def test_several_runs_stand_side_by_side_and_one_may_go_on(tmp_path):
     assert "<th>out</th>" not in page
 
 
+def test_settings_that_one_command_alone_has_are_named_apart(tmp_path):
+    style, tuned = make_run(tmp_path / "style"), make_run(tmp_path / "tuned", lr=3e-4)
+    settings = yaml.safe_load((tuned / "config.yaml").read_text())
+    (tuned / "config.yaml").write_text(yaml.safe_dump({**settings, "skip": 20, "shrink": 0.5}))
+    main(["plot", str(style), str(tuned), "--out", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    assert "<tr><th>lr</th><td>0.0001</td><td>0.0003</td></tr>" in page
+    assert "<th>skip</th>" not in page
+    assert "Only some of the runs have these settings, as runs of different commands or versions do: " in page
+    assert ": shrink, skip. Losses of different commands measure different things.</p>" in page
+
+
 def test_a_run_that_has_only_begun_and_one_that_is_spoilt_are_drawn(tmp_path):
     begun = tmp_path / "begun"
     begun.mkdir()

@@ -149,11 +149,20 @@ def _show_samples(run: RunRecord) -> Iterator[str]:
 
 
 def _tabulate_differing(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
+    """Writes the settings that all have and not alike, and below them names those that only some have."""
     settings = dict.fromkeys(each for run in runs for each in run.settings if each not in NOT_THE_RUN)
-    rows = []
+    rows, apart = [], []
     for each in settings:
-        values = [show(run.settings.get(each, ""), 200) for run in runs]
+        if any(each not in run.settings for run in runs):
+            apart.append(show(each, 200))
+            continue
+        values = [show(run.settings[each], 200) for run in runs]
         if len(set(values)) > 1:
             rows.append(f"<tr><th>{escape(each)}</th>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>")
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>" if rows else ""
+    table = f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>" if rows else ""
+    note = (
+        "<p>Only some of the runs have these settings, as runs of different commands or versions do: "
+        f"{escape(', '.join(apart))}. Losses of different commands measure different things.</p>"
+    )
+    return table + (note if apart else "")
