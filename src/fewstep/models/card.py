@@ -75,9 +75,8 @@ class StudentCard:
     followed_sha256: str | None = None
     guided_from: int | None = None
     adversarial: float | None = None
-    """Weighs the loss by which heads judged it, where some did."""
     adversarial_real: str | None = None
-    """Says what these heads took for real: target or pictures."""
+    """Says what heads took for real, target or pictures, where some judged it; the last weighs their loss."""
     sampling_steps: int | None = None
     """Counts the steps that it paints in when none are asked for."""
     resolution: int | None = None

@@ -164,12 +164,11 @@ def load_base(config: TrainingConfig, source: str) -> LatentModel:
         mesh = make_mesh(getattr(config, "distribution", "ddp"))
         spread: LatentModel = spreading.load_spread(source, device, config.base_config, config, mesh=mesh)
         return spread
-    rests = config.quantisation is not None and device.type != "cpu"
-    place, home = (torch.device("cpu"), device) if rests else (device, None)
-    model = load_latent_model(source, place, config.base_config, config, home=home)
+    place = device if config.quantisation is None else torch.device("cpu")
+    model = load_latent_model(source, place, config.base_config, config, home=None if place == device else device)
     if broken := model.find_broken():
         raise UserError(f"{source} is broken: NaN or infinity in {broken}; fetch the model again, or export it anew")
-    return model.settle_around(device) if rests else model
+    return model if place == device else model.settle_around(device)
 
 
 def note_short_warm_up(config: TrainingConfig) -> None:
