@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fewstep.commands.distill import distill
 from fewstep.commands.train_lora import train_lora
@@ -22,6 +22,7 @@ from fewstep.models import scenes_model, spreading
 from fewstep.models.export import save_pipeline
 from fewstep.models.loading import load_latent_model
 from fewstep.models.network import hash_weights
+from fewstep.models.options import Overrides
 from fewstep.models.stock_scheduler import make_scheduler
 from fewstep.parallel.world import current_world, gather_tensor, is_spread
 from fewstep.recipes.distill import Distill
@@ -186,6 +187,27 @@ def refuse_to_build(source):
 
 def test_what_cannot_be_loaded_is_refused_in_every_process(tmp_path):
     run_ranks(2, refuse_to_build, tmp_path / "not-there")
+
+
+def refuse_what_is_broken(source, network, said):
+    with pytest.raises(UserError, match=said):
+        spreading.load_spread(source, CPU, overrides=Overrides(unet=network))
+    current_world().wait()
+
+
+@pytest.mark.parametrize(("part", "row"), [("unet", 0), ("unet", -1), ("vae", 0)])
+def test_weights_that_are_no_numbers_are_named_in_every_process(tokenizer, tmp_path, part, row):
+    """Whichever of them holds the row of the network in which they are."""
+    plain, broken = (save_miniature("sd15", tokenizer, tmp_path / name) for name in ("plain", "broken"))
+    (file,) = (broken / part).glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("conv_in.weight"))
+    tensors[name][row] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    said = rf"broken is broken: NaN or infinity in {part}\.\S*conv_in\.weight; fetch the model"
+    run_ranks(2, refuse_what_is_broken, broken, "", said)
+    if part == "unet":
+        run_ranks(2, refuse_what_is_broken, plain, str(broken), said)
 
 
 def measure(folder, out):

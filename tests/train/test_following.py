@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -19,6 +20,7 @@ from fewstep.method.landing import BY_DDIM, CLEAN, solve_clean
 from fewstep.method.named import METHODS
 from fewstep.method.paths import StudentPath, TrainingBatch
 from fewstep.method.times import jump_times
+from fewstep.runs.learning import load_base
 from fewstep.runs.unfinished import load_painter
 from fewstep.train.checkpoint import TENSORS_FILE
 from followed import PROMPT, make, paint, second_of
@@ -203,3 +205,7 @@ def test_weights_that_are_no_numbers_are_named_before_anything_is_learnt(part, f
         ):
             distill(dataclasses.replace(run, **changes))
     assert not (tmp_path / "run").exists()
+    if part == "unet":
+        apart = str(broken[teacher] / part)
+        with pytest.raises(UserError, match=f"^{re.escape(apart)} is broken: NaN or infinity in unet"):
+            load_base(dataclasses.replace(run, unet=apart), str(teacher))

@@ -68,11 +68,12 @@ class LatentModel:
         return {self.family.lora.part: self.network.backbone, **self.conditioner.encoders}
 
     def find_broken(self) -> str | None:
-        """Returns the name of a tensor of the weights that holds NaN or infinity; None where none does."""
+        """Returns the name of one of the weights whose tensor, as far as it is here, holds NaN or infinity, if any."""
         parts = {**self.parts, "vae": self.codec.tiny_decoder or self.codec.autoencoder}
         weights = ((f"{part}.{name}", value) for part, each in parts.items() for name, value in each.named_parameters())
+        own = ((name, value.to_local() if hasattr(value, "to_local") else value) for name, value in weights)
         # A sum takes no memory beside the weights, and is neither where all of them are numbers.
-        return next((name for name, value in weights if not value.sum(dtype=torch.float32).isfinite()), None)
+        return next((name for name, value in own if not value.sum(dtype=torch.float32).isfinite()), None)
 
     @property
     def schedule(self) -> Schedule:
@@ -200,9 +201,7 @@ class LoraLayout:
 
     def in_files(self, part: str, module: str) -> str:
         """Returns a module's name as files have it: transformers' own prefix comes and goes with its version."""
-        if (
-            part in (self.part, *self.bare_parts) or module == "text_projection"
-        ):  # which has never been within the prefix
+        if part in (self.part, *self.bare_parts) or module == "text_projection":  # which was never within the prefix
             return module
         return f"text_model.{module.removeprefix('text_model.')}"
 

@@ -22,6 +22,7 @@ from fewstep.models.family import LatentModel
 from fewstep.models.loading import load_latent_model
 from fewstep.models.network import BackboneNetwork, EndEmbedding, list_weights, update_hash
 from fewstep.models.options import Overrides
+from fewstep.models.weight_files import check_floats
 from fewstep.parallel.world import (
     count_local,
     current_world,
@@ -47,7 +48,7 @@ def load_spread(
 
     The processes of a machine load one after another. One whose network does not lie in files of diffusers' own names
     (a single file, a LoRA merged into it) reads it whole and keeps its part, so that main memory holds it whole once.
-    All processes call it together. Raises UserError, in each, once all of them had their turn.
+    All processes call it together. Raises UserError, in each, once all of them had their turn, for NaN too.
     """
     mesh = mesh or make_mesh("fsdp")
     world, turns = current_world(), count_local()
@@ -65,6 +66,10 @@ def load_spread(
     if failed:
         raise failed
     assert model is not None
+    if broken := next(filter(None, world.gather(model.find_broken())), None):
+        network = overrides.network if overrides and broken.startswith(f"{model.family.lora.part}.") else ""
+        held = network or source
+        raise UserError(f"{held} is broken: NaN or infinity in {broken}; fetch the model again, or export it anew")
     return model
 
 
@@ -112,6 +117,7 @@ def shape_network(kind: Any, folder: Path, files: Sequence[Path], dtype: torch.d
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     held: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for path in files:
+        check_floats(path)
         with open_safetensors(path) as file:
             held |= {key: (path, tuple(file.get_slice(key).get_shape())) for key in file.keys()}  # noqa: SIM118
     if {name: shape for name, (_, shape) in held.items()} != wanted:

@@ -90,9 +90,8 @@ def load_student_beside(folder: Path, teacher: LatentModel) -> LatentModel:
         if broken := model.find_broken():
             raise UserError(f"{folder} is broken: NaN or infinity in {broken}; export it anew")
         return model
-    mesh = find_mesh(teacher.network)
     spreading: Any = importlib.import_module("fewstep.models.spreading")  # imported only where a run wants it
-    spread: LatentModel = spreading.load_spread(folder, teacher.device, mesh=mesh)
+    spread: LatentModel = spreading.load_spread(folder, teacher.device, mesh=find_mesh(teacher.network))
     return spread
 
 

@@ -167,7 +167,8 @@ def load_base(config: TrainingConfig, source: str) -> LatentModel:
     place = device if config.quantisation is None else torch.device("cpu")
     model = load_latent_model(source, place, config.base_config, config, home=None if place == device else device)
     if broken := model.find_broken():
-        raise UserError(f"{source} is broken: NaN or infinity in {broken}; fetch the model again, or export it anew")
+        held = config.network if config.network and broken.startswith(f"{model.family.lora.part}.") else source
+        raise UserError(f"{held} is broken: NaN or infinity in {broken}; fetch the model again, or export it anew")
     return model if place == device else model.settle_around(device)
 
 
