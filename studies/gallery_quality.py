@@ -214,6 +214,7 @@ def measure_teacher(study: Study, reader: GalleryReader, teacher: LatentModel) -
     read_real = [read_gallery(reader, pixels) for pixels in drawn]
     of_real = measure_coverage([prompt for _, prompt in OPEN_PROMPTS], [scenes for scenes, _ in read_real])
     reference = Moments.of(torch.cat([features for _, features in read_real]))
+    frechet_distance(reference, reference)  # which refuses too few pictures before any is painted
     rows = [{"sampler": "real pictures", "each": study.each, **describe(of_real)}]
     print(rows[0], flush=True)
     few = [(name, steps) for steps in study.few_steps for name in ("dpm++", "unipc", "ddim")]

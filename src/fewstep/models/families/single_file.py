@@ -110,7 +110,7 @@ def read_statements(header: SafetensorsHeader) -> dict[str, Any]:
         said["prediction_type"] = _SPEC_PREDICTIONS[kind]
     elif header.metadata.get("modelspec.architecture", "").endswith("-v"):
         said["prediction_type"] = "v_prediction"
-    for mark in header.shapes.keys() & MARKS:
+    for mark in filter(header.shapes.__contains__, MARKS):  # in one order, as a set has none
         said |= MARKS[mark]
     return said
 
