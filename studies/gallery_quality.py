@@ -70,8 +70,8 @@ class Study:
     """Guidance scales (ω + 1) to choose from, by a quarter of the exact captions."""
     few_steps: tuple[int, ...] = (4,)
     """Numbers of steps at which the solvers that need no training are tried."""
-    parts: tuple[Literal["psnr", "reader", "text", "teacher"], ...] = ("psnr", "reader", "text", "teacher")
-    """What is measured; of the others scores.json keeps what it holds."""
+    parts: tuple[Literal["psnr", "reader", "text", "exact", "teacher"], ...] = ("psnr", "reader", "text", "teacher")
+    """What is measured; of the others scores.json keeps what it holds. `exact` is a quick look at the teacher."""
 
 
 def main(study: Study) -> None:
@@ -97,6 +97,10 @@ def main(study: Study) -> None:
     if reader and "teacher" in study.parts and (study.run / "pipeline").exists():
         teacher = load_latent_model(str(study.run / "pipeline"), torch.device("cpu"))
         scores["teacher"] = measure_teacher(study, reader, teacher)
+    if reader and "exact" in study.parts and (study.run / "pipeline").exists():
+        teacher = load_latent_model(str(study.run / "pipeline"), torch.device("cpu"))
+        scores["exact"] = {scale: look_at_exact(reader, teacher, scale) for scale in study.scales}
+        print(scores["exact"], flush=True)
     file.write_text(json.dumps(scores, indent=2) + "\n")
 
 
@@ -244,6 +248,18 @@ def measure_teacher(study: Study, reader: GalleryReader, teacher: LatentModel) -
         if sampler == "teacher":
             save_sheet(study.out / "paintings.png", reader, exact[:60])
     return rows
+
+
+def look_at_exact(reader: GalleryReader, teacher: LatentModel, scale: float, n: int = 200) -> dict[str, str]:
+    """Says how many of `n` exact captions are right in 25 steps, of one, two and three things: minutes on one core."""
+    captions, prompts = zip(*(Gallery(seed=7, split="test", level="exact").prompt(i) for i in range(n)), strict=True)
+    found, _ = read_gallery(reader, paint(teacher, Cell("teacher", 25, "trailing", scale), list(captions), 0))
+    counts: dict[str, list[bool]] = {"all": []}
+    for prompt, scene in zip(prompts, found, strict=True):
+        right = scene is not None and prompt.agrees_with(scene)
+        counts["all"].append(right)
+        counts.setdefault(str(len(prompt.things or ())), []).append(right)
+    return {name: f"{sum(each)} of {len(each)}" for name, each in sorted(counts.items())}
 
 
 def describe(coverage: Coverage) -> dict[str, Any]:
