@@ -12,6 +12,7 @@ from fewstep.errors import UserError
 from fewstep.models.card import CARD_FILE
 from fewstep.models.engines import with_engine
 from fewstep.models.families import find_family, original_transformers
+from fewstep.models.families.transformer_checks import find_released_name
 from fewstep.models.loading import load_latent_model
 from fewstep.models.lora.file import read_lora
 from fewstep.models.options import Overrides, read_overrides
@@ -315,3 +316,9 @@ def test_a_record_of_styles_that_is_none_is_shown(said):
     with pytest.raises(UserError, match="expected a list of LoRAs") as caught:
         read_overrides({"base_lora": said})
     assert said in str(caught.value)
+
+
+def test_a_renamed_copy_in_the_hubs_cache_has_the_name_that_it_was_given():
+    for place in ("my-turbo", "models--owner--my-turbo"):
+        for part in ("", "/transformer"):
+            assert find_released_name(f"/cache/{place}/snapshots/0a1b{part}") == "my-turbo"

@@ -21,6 +21,8 @@ def find_released_name(source: str) -> str:
     copy of one in the Hub's cache, or the transformer's folder in any of them."""
     place = Path(os.path.abspath(source))  # links are kept: in a cache they lead to files that are called by a hash
     place = place.parent if place.name == "transformer" else place
+    if place.parent.name == "snapshots":  # of a copy that may have been renamed
+        place = place.parent.parent
     return drop_commit(place).name.lower()
 
 
